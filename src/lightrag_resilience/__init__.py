@@ -1,0 +1,85 @@
+"""Circuit breakers, retries, limits and timeouts for LightRAG's external calls.
+
+>>> @resilient("llm.openai")
+... async def complete(prompt: str) -> str: ...
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+from .breakers import State
+from .decorators import resilient
+from .errors import (
+    AttemptTimeoutError,
+    CallRejected,
+    CircuitOpenError,
+    DeadlineExceededError,
+    DependencyError,
+    PolicyError,
+    QueueFullError,
+    RateLimitedError,
+    ResilienceError,
+    SettingsError,
+    UnsupportedCallError,
+)
+from .failures import Failure, FailureKind
+from .guard import Guard
+from .policy import (
+    BreakerPolicy,
+    ConcurrencyPolicy,
+    LimitPolicy,
+    Policy,
+    RetryPolicy,
+    TimeoutPolicy,
+)
+from .registry import Guards, guard, guards
+
+if TYPE_CHECKING:
+    from .integrations.lightrag import QueryFailedError, protect, unprotect
+
+__all__ = [
+    "AttemptTimeoutError",
+    "BreakerPolicy",
+    "CallRejected",
+    "CircuitOpenError",
+    "ConcurrencyPolicy",
+    "DeadlineExceededError",
+    "DependencyError",
+    "Failure",
+    "FailureKind",
+    "Guard",
+    "Guards",
+    "LimitPolicy",
+    "Policy",
+    "PolicyError",
+    "QueryFailedError",
+    "QueueFullError",
+    "RateLimitedError",
+    "ResilienceError",
+    "RetryPolicy",
+    "SettingsError",
+    "State",
+    "TimeoutPolicy",
+    "UnsupportedCallError",
+    "__version__",
+    "guard",
+    "guards",
+    "protect",
+    "resilient",
+    "unprotect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs LightRAG is imported when it is first asked for."""
+    if name not in {"QueryFailedError", "protect", "unprotect"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from .integrations import lightrag  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name != "lightrag":
+            raise
+        raise ImportError(
+            f"{name} needs LightRAG: pip install 'lightrag-resilience[lightrag]'", name="lightrag"
+        ) from error
+    return getattr(lightrag, name)

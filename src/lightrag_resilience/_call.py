@@ -1,0 +1,76 @@
+"""One call under way, and which calls the present code runs inside of."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+from ._loops import LoopParts
+from .breakers import Admission
+from .failures import Failure
+from .timeouts import Timed, Timer
+
+__all__ = ["Call", "current_call", "owned_by_a_guard"]
+
+
+class Call(Timed):
+    """What a guard knows of one call. Plain slots: one is made for every call.
+
+    Attributes:
+        guard: Whose call it is; None once it has ended, for tasks that were begun inside it.
+        parent: The guarded call inside of which this one is made.
+        parts: The limits and timers of the event loop it runs on.
+        admission: The breaker's leave for the attempt under way.
+        began: Monotonic seconds at which the call began.
+        started: Monotonic seconds at which its present attempt was sent.
+        deadline: Monotonic seconds at which it ends for good; None before it is needed.
+        failure: The class of the last attempt's failure; None where it was refused.
+        timer: What ends it, for a block.
+        is_pass_through: Whether a block stands inside a call of the same guard.
+    """
+
+    __slots__ = (
+        "admission",
+        "began",
+        "deadline",
+        "failure",
+        "guard",
+        "is_pass_through",
+        "parent",
+        "parts",
+        "started",
+        "timer",
+    )
+
+    guard: Any
+    parent: Call | None
+    parts: LoopParts
+    admission: Admission
+    began: float
+    started: float
+    deadline: float | None
+    failure: Failure | None
+    timer: Timer | None
+    is_pass_through: bool
+
+    def is_within(self, guard: object) -> bool:
+        """Whether this call, or one around it, belongs to `guard`."""
+        call: Call | None = self
+        while call is not None:
+            if call.guard is guard:
+                return True
+            call = call.parent
+        return False
+
+
+current_call: ContextVar[Call | None] = ContextVar("lightrag_resilience_call", default=None)
+
+
+def owned_by_a_guard() -> bool:
+    """Whether the present code runs inside a guarded call, whose guard does the retrying."""
+    call = current_call.get()
+    while call is not None:
+        if call.guard is not None:
+            return True
+        call = call.parent
+    return False

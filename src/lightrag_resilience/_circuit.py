@@ -1,0 +1,246 @@
+"""The decisions of a circuit breaker: no clock, no lock, no I/O.
+
+`now` is any clock that does not step back, in seconds. Every admission carries the generation it
+was given in, and each change of state begins a new one: an outcome of an older generation is
+dropped, so a late success cannot close a circuit and a late failure cannot prolong a break.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+
+from ._windows import make_window
+from .policy import BreakerPolicy, Mode
+
+__all__ = ["Admission", "Circuit", "Snapshot", "State"]
+
+_LATER = 1.0  # seconds: while probes are out, their verdict is near but nobody knows when
+
+
+class State(enum.Enum):
+    """The states of a circuit, by pybreaker's words."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+class Admission:
+    """Leave to make one call. All callers of a closed circuit share one; each probe has its own."""
+
+    __slots__ = ("generation",)
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A circuit at one moment.
+
+    Attributes:
+        state: Where the circuit stands.
+        mode: The policy's mode in force.
+        reason: Why it came to this state, as a clause.
+        generation: Grows with each change of state.
+        calls: Calls in the window.
+        failed: How many of them failed.
+        slow: How many of them were slow.
+        opens: Breaks in a row with no recovery between.
+        retry_after: Seconds to the next probe, None while closed.
+        probes: Probes under way.
+        since: Seconds since the last change of state.
+    """
+
+    state: State
+    mode: str
+    reason: str
+    generation: int
+    calls: int
+    failed: int
+    slow: int
+    opens: int
+    retry_after: float | None
+    probes: int
+    since: float
+
+
+class Circuit:
+    """Decides who is admitted, and when the state changes."""
+
+    __slots__ = (
+        "_entered",
+        "_leases",
+        "generation",
+        "mode",
+        "open_until",
+        "opens",
+        "policy",
+        "proven",
+        "reason",
+        "slow_after",
+        "standing",
+        "state",
+        "streak",
+        "window",
+    )
+
+    def __init__(self, policy: BreakerPolicy, now: float) -> None:
+        self.policy = policy
+        self.mode: Mode = policy.mode
+        self.slow_after = math.inf if policy.slow_call is None else policy.slow_call
+        self.generation = 0
+        self.opens = 0
+        self.standing: Admission | None = None
+        """What any caller may use without asking; None unless the circuit is closed."""
+        self.open_until = -math.inf
+        """When an open circuit may be tried; every call before that is refused."""
+        self._leases: dict[Admission, float] = {}
+        self.set_mode(policy.mode, now, "since the start")
+
+    # ------------------------------------------------------------------ before a call
+
+    def admit(self, now: float) -> Admission | None:
+        """Leave for one call, or None where it is refused."""
+        if self.standing is not None:
+            return self.standing
+        if self.state is State.OPEN:
+            if now < self.open_until:
+                return None
+            self._enter(State.HALF_OPEN, now, "while probes are under way")
+        return self._admit_probe(now)
+
+    def _admit_probe(self, now: float) -> Admission | None:
+        for probe in [probe for probe, expiry in self._leases.items() if expiry <= now]:
+            del self._leases[probe]
+        if len(self._leases) + self.proven >= self.policy.probes:
+            return None
+        probe = Admission(self.generation)
+        self._leases[probe] = now + self.policy.probe_lease
+        return probe
+
+    def honours(self, admission: Admission) -> bool:
+        """Whether an admission that waited elsewhere is still good."""
+        return admission is self.standing or admission in self._leases
+
+    def retry_after(self, now: float) -> float | None:
+        """Seconds after which asking again makes sense; None where nobody knows."""
+        if self.standing is not None or self.open_until == math.inf:
+            return None
+        return max(self.open_until - now, 0.0) if self.state is State.OPEN else _LATER
+
+    # ------------------------------------------------------------------ after a call
+
+    def succeed(self, admission: Admission, duration: float, now: float) -> None:
+        """A call succeeded after `duration` seconds."""
+        if admission.generation != self.generation:
+            return
+        slow = duration >= self.slow_after
+        if self.state is State.HALF_OPEN:
+            self._prove(admission, now, good=not slow)
+        else:
+            self.streak = 0
+            self._remember(now, failed=False, slow=slow)
+
+    def fail(self, admission: Admission, duration: float, now: float) -> None:
+        """A call failed after `duration` seconds, and the dependency is to blame."""
+        if admission.generation != self.generation:
+            return
+        if self.state is State.HALF_OPEN:
+            self._prove(admission, now, good=False)
+        else:
+            self.streak += 1
+            self._remember(now, failed=True, slow=duration >= self.slow_after)
+
+    def release(self, admission: Admission) -> None:
+        """A call ended with no verdict: cancelled, refused later, or the caller's own fault."""
+        self._leases.pop(admission, None)
+
+    def _prove(self, probe: Admission, now: float, *, good: bool) -> None:
+        if self._leases.pop(probe, None) is None:
+            return
+        if not good:
+            self.open(now, "after a probe failed")
+            return
+        self.proven += 1
+        if self.proven >= self.policy.probes:
+            self.close(now, "after its probes succeeded")
+
+    def _remember(self, now: float, *, failed: bool, slow: bool) -> None:
+        if self.mode == "disabled":
+            return
+        window = self.window
+        window.record(now, failed=failed, slow=slow)
+        if (window.failed or window.slow) and self.mode == "enforce" and (why := self._verdict()):
+            self.open(now, why)
+
+    def _verdict(self) -> str | None:
+        policy, window = self.policy, self.window
+        if policy.consecutive_failures is not None and self.streak >= policy.consecutive_failures:
+            return f"after {self.streak} failures in a row"
+        if window.calls < policy.min_calls:
+            return None
+        if window.failed >= policy.failure_rate * window.calls:
+            return f"after {window.failed} of {window.calls} calls failed"
+        if window.slow >= policy.slow_rate * window.calls:
+            return f"after {window.slow} of {window.calls} calls were slow"
+        return None
+
+    # ------------------------------------------------------------------ changes of state
+
+    def open(self, now: float, reason: str) -> None:
+        """Refuse calls, each time in a row for longer, up to the policy's cap."""
+        policy = self.policy
+        growth = policy.open_growth ** min(self.opens, 64)
+        self.opens += 1
+        self._enter(State.OPEN, now, reason)
+        self.open_until = now + min(policy.open_for * growth, policy.open_max)
+
+    def half_open(self, now: float, reason: str) -> None:
+        """Let probes through."""
+        self._enter(State.HALF_OPEN, now, reason)
+
+    def close(self, now: float, reason: str) -> None:
+        """Let everybody through, with nothing remembered."""
+        self.opens = 0
+        self._enter(State.CLOSED, now, reason)
+
+    def set_mode(self, mode: Mode, now: float, reason: str) -> None:
+        """Force open, disable, only measure, or enforce again (from a closed circuit)."""
+        self.mode = mode
+        if mode == "forced-open":
+            self._enter(State.OPEN, now, reason)
+            self.open_until = math.inf
+        else:
+            self.close(now, reason)
+
+    def _enter(self, state: State, now: float, reason: str) -> None:
+        self._entered = now
+        self.state = state
+        self.reason = reason
+        self.open_until = -math.inf
+        self.generation += 1
+        self.window = make_window(self.policy, now)
+        self.streak = 0
+        self.proven = 0
+        self._leases.clear()
+        self.standing = Admission(self.generation) if state is State.CLOSED else None
+
+    def snapshot(self, now: float) -> Snapshot:
+        """What an operator wants to see."""
+        self.window.advance(now)
+        return Snapshot(
+            state=self.state,
+            mode=self.mode,
+            reason=self.reason,
+            generation=self.generation,
+            calls=self.window.calls,
+            failed=self.window.failed,
+            slow=self.window.slow,
+            opens=self.opens,
+            retry_after=self.retry_after(now),
+            probes=len(self._leases),
+            since=now - self._entered,
+        )

@@ -1,0 +1,77 @@
+"""What kind of callable a function is, and how to call any kind as a coroutine function."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+import typing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import anyio.to_thread
+
+__all__ = ["Kind", "as_coroutine_function", "is_stream", "kind_of"]
+
+
+class Kind(enum.Enum):
+    """How a callable gives its result."""
+
+    COROUTINE = "coroutine function"
+    ASYNC_GENERATOR = "async generator function"
+    STREAM = "function that returns an async iterator"
+    SYNC = "function"
+
+
+def kind_of(function: Callable[..., Any]) -> Kind:
+    """The kind of a function, a partial, a bound method or an object with ``__call__``."""
+    inner: Any = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if not inspect.isroutine(inner) and not inspect.isclass(inner):
+        inner = type(inner).__call__
+    if inspect.iscoroutinefunction(inner):
+        return Kind.COROUTINE
+    if inspect.isasyncgenfunction(inner):
+        return Kind.ASYNC_GENERATOR
+    return Kind.STREAM if _says_async_iterator(inner) else Kind.SYNC
+
+
+def _says_async_iterator(function: Any) -> bool:
+    try:
+        result = typing.get_type_hints(function).get("return")
+    except Exception:  # noqa: BLE001 - annotations may name what exists for type checkers only
+        return False
+    origin = typing.get_origin(result) or result
+    return origin in {AsyncIterator, AsyncIterable, AsyncGenerator}
+
+
+def as_coroutine_function(
+    function: Callable[..., Any],
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """The same function, to be awaited. A sync one runs in a thread, with the caller's context."""
+    match kind_of(function):
+        case Kind.COROUTINE:
+            return function
+        case Kind.SYNC:
+            return functools.partial(_call_in_thread, function)
+        case _:
+            return functools.partial(_call, function)
+
+
+async def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+async def _call_in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # A thread cannot be stopped: on a timeout it is left to end by itself, its result unused.
+    result = await anyio.to_thread.run_sync(
+        functools.partial(function, *args, **kwargs), abandon_on_cancel=True
+    )
+    return await result if inspect.isawaitable(result) else result
+
+
+@functools.lru_cache(maxsize=256)
+def is_stream(cls: type) -> bool:
+    """Whether the instances of a class are iterated over asynchronously."""
+    return hasattr(cls, "__aiter__")

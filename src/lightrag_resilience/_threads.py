@@ -1,0 +1,53 @@
+"""An event loop in a thread, for sync functions that are called where no loop runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["BackgroundLoop"]
+
+R = TypeVar("R")
+
+
+class BackgroundLoop:
+    """Runs coroutines for threads that wait for them. Starts on first use, again after a fork."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
+
+    def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
+        """The result of a coroutine, in the caller's context; interrupting the wait cancels it."""
+        outcome = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+        try:
+            return outcome.result()
+        except BaseException:
+            outcome.cancel()
+            raise
+
+    def close(self) -> None:
+        """End the loop and its thread; the next `run` starts anew."""
+        with self._lock:
+            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+            if loop is None or thread is None or self._pid != os.getpid():
+                return
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None or self._pid != os.getpid():
+                self._pid = os.getpid()
+                self._loop = loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=loop.run_forever, name="lightrag-resilience", daemon=True
+                )
+                self._thread.start()
+            return self._loop

@@ -1,0 +1,104 @@
+"""What a breaker remembers: the last calls, or the calls of the last seconds.
+
+No clock and no lock in here: `now` is given, and the breaker's shell holds the lock.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .policy import BreakerPolicy
+
+__all__ = ["CountWindow", "TimeWindow", "Window", "make_window"]
+
+_FAILED = 1
+_SLOW = 2
+_SLICES = 10
+
+
+class Window(Protocol):
+    """Counts of the calls that are remembered."""
+
+    calls: int
+    failed: int
+    slow: int
+    spotless: bool
+    """Full of quick successes, so that one more changes nothing."""
+
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:
+        """Remember one call."""
+        ...
+
+    def advance(self, now: float) -> None:
+        """Forget what is too old."""
+        ...
+
+
+class CountWindow:
+    """The last `size` calls, in a ring of one byte each."""
+
+    __slots__ = ("_next", "_ring", "calls", "failed", "slow", "spotless")
+
+    def __init__(self, size: int) -> None:
+        self._ring = bytearray(size)
+        self._next = 0
+        self.calls = self.failed = self.slow = 0
+        self.spotless = False
+
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:
+        """Remember one call, in place of the oldest."""
+        del now
+        ring, at = self._ring, self._next
+        before, code = ring[at], failed * _FAILED | slow * _SLOW
+        ring[at] = code
+        self._next = at + 1 if at + 1 < len(ring) else 0
+        if self.calls < len(ring):
+            self.calls += 1
+        self.failed += (code & _FAILED) - (before & _FAILED)
+        self.slow += (code >> 1) - (before >> 1)
+        self.spotless = self.calls == len(ring) and not self.failed and not self.slow
+
+    def advance(self, now: float) -> None:
+        """Nothing: a count window forgets by calls alone."""
+
+
+class TimeWindow:
+    """The calls of the last `seconds`, in ten slices; forgetting is as coarse as a slice."""
+
+    __slots__ = ("_current", "_slice", "_slices", "calls", "failed", "slow", "spotless")
+
+    def __init__(self, seconds: float, now: float) -> None:
+        self._slice = seconds / _SLICES
+        self._slices = [[0, 0, 0] for _ in range(_SLICES)]
+        self._current = int(now // self._slice)
+        self.calls = self.failed = self.slow = 0
+        self.spotless = False
+
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:
+        """Remember one call in the present slice."""
+        self.advance(now)
+        present = self._slices[self._current % _SLICES]
+        present[0] += 1
+        present[1] += failed
+        present[2] += slow
+        self.calls += 1
+        self.failed += failed
+        self.slow += slow
+
+    def advance(self, now: float) -> None:
+        """Empty the slices that have passed; a clock that stands still or steps back frees none."""
+        index = int(now // self._slice)
+        for passed in range(max(self._current + 1, index - _SLICES + 1), index + 1):
+            old = self._slices[passed % _SLICES]
+            self.calls -= old[0]
+            self.failed -= old[1]
+            self.slow -= old[2]
+            old[:] = (0, 0, 0)
+        self._current = max(self._current, index)
+
+
+def make_window(policy: BreakerPolicy, now: float) -> Window:
+    """The empty window that a policy asks for."""
+    if policy.window == "count":
+        return CountWindow(policy.window_calls)
+    return TimeWindow(policy.window_seconds, now)

@@ -1,0 +1,219 @@
+"""The circuit breaker of one dependency: a `Circuit`, a clock, a lock, and pybreaker's face.
+
+pybreaker gives the vocabulary, the listeners and the error type, and every change of state goes
+through it. It never runs the call itself: it knows no neutral outcome and no limit on probes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+
+import pybreaker
+
+from ._circuit import Admission, Circuit, Snapshot, State
+from .errors import CircuitOpenError, UnsupportedCallError
+from .events import Events, StateChanged
+from .policy import BreakerPolicy, Mode
+
+__all__ = ["Admission", "Breaker", "Snapshot", "State"]
+
+
+class Breaker:
+    """Admits calls of one dependency and learns from how they end. Safe to use from threads.
+
+    Args:
+        name: The dependency.
+        policy: When to open, and for how long.
+        events: Where changes of state are announced.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        policy: BreakerPolicy,
+        *,
+        events: Events | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.circuit = Circuit(policy, clock())
+        self.pybreaker = _PyBreaker(self)
+        self._clock = clock
+        self._events = events or Events()
+        self._lock = threading.Lock()
+        self._told = (self.circuit.state, self.circuit.generation)
+
+    @property
+    def state(self) -> State:
+        """Where the circuit stands."""
+        return self.circuit.state
+
+    def snapshot(self) -> Snapshot:
+        """What an operator wants to see, at this moment."""
+        with self._lock:
+            return self.circuit.snapshot(self._clock())
+
+    # ------------------------------------------------------------------ the three moments
+
+    def admit(self) -> Admission:
+        """Leave for one call.
+
+        Raises:
+            CircuitOpenError: The circuit is open, or half-open with all probes taken.
+        """
+        with self._lock:
+            admission = self.circuit.admit(self._clock())
+        self._announce()
+        if admission is None:
+            raise self.refusal()
+        return admission
+
+    def refusal(self) -> CircuitOpenError:
+        """The error for a call that is refused now."""
+        circuit = self.circuit
+        wait = circuit.retry_after(self._clock())
+        return CircuitOpenError(self.name, wait, circuit.reason, circuit.state.value)
+
+    def succeeded(self, admission: Admission, duration: float) -> None:
+        """A call succeeded after `duration` seconds."""
+        circuit = self.circuit
+        # A window full of quick successes is not changed by one more: no lock, no clock.
+        if circuit.window.spotless and duration < circuit.slow_after:
+            return
+        with self._lock:
+            circuit.succeed(admission, duration, self._clock())
+        self._announce()
+
+    def failed(self, admission: Admission, duration: float) -> None:
+        """A call failed after `duration` seconds, and the dependency is to blame."""
+        with self._lock:
+            self.circuit.fail(admission, duration, self._clock())
+        self._announce()
+
+    def released(self, admission: Admission) -> None:
+        """A call ended with no verdict; a probe's place is free again at once."""
+        with self._lock:
+            self.circuit.release(admission)
+
+    # ------------------------------------------------------------------ by hand
+
+    def open(self, reason: str = "by hand") -> None:
+        """Open the circuit for the time its policy gives, as if it had tripped."""
+        with self._lock:
+            self.circuit.open(self._clock(), reason)
+        self._announce()
+
+    def half_open(self, reason: str = "by hand") -> None:
+        """Let probes through now."""
+        with self._lock:
+            self.circuit.half_open(self._clock(), reason)
+        self._announce()
+
+    def close(self, reason: str = "by hand") -> None:
+        """Close the circuit and forget what led here."""
+        with self._lock:
+            self.circuit.close(self._clock(), reason)
+        self._announce()
+
+    def set_mode(self, mode: Mode, reason: str = "by hand") -> None:
+        """Enforce, only measure, disable, or force open, whatever the policy says."""
+        with self._lock:
+            self.circuit.set_mode(mode, self._clock(), reason)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Carry a change of state to pybreaker and to the listeners, each change once."""
+        if self.circuit.generation == self._told[1]:
+            return
+        with self._lock:
+            (old, told), new = self._told, self.circuit.state
+            generation, reason = self.circuit.generation, self.circuit.reason
+            self._told = (new, generation)
+        if generation == told:
+            return
+        self.pybreaker.show(new)
+        self._events.emit(StateChanged(self.name, old.value, new.value, reason, generation))
+
+
+class _PyBreaker(pybreaker.CircuitBreaker):
+    """pybreaker's view of a `Breaker`: listen here, look here, open and close here."""
+
+    def __init__(self, breaker: Breaker) -> None:
+        self._owner = breaker
+        policy = breaker.circuit.policy
+        super().__init__(
+            name=breaker.name,
+            fail_max=policy.consecutive_failures or policy.min_calls,
+            reset_timeout=policy.open_for,
+            success_threshold=policy.probes,
+            state_storage=_Storage(breaker),
+        )
+
+    def show(self, state: State) -> None:
+        """Make a transition that the circuit has already decided."""
+        {State.OPEN: super().open, State.HALF_OPEN: super().half_open, State.CLOSED: super().close}[
+            state
+        ]()
+
+    def open(self) -> bool:
+        self._owner.open("through pybreaker")
+        return False
+
+    def half_open(self) -> None:
+        self._owner.half_open("through pybreaker")
+
+    def close(self) -> None:
+        self._owner.close("through pybreaker")
+
+    def call(self, func: Callable[..., Any], *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Refuse: two ways of counting one dependency's calls would contradict each other."""
+        raise UnsupportedCallError(
+            f"Call {getattr(func, '__qualname__', func)!r} through guard({self._owner.name!r}); "
+            "this pybreaker object shows and steers the circuit, it does not run calls"
+        )
+
+    call_async = call
+
+    def calling(self) -> NoReturn:
+        """Refuse, as `call` does."""
+        self.call(self.calling)
+
+
+class _Storage(pybreaker.CircuitBreakerStorage):
+    """The state of a circuit, as pybreaker reads it."""
+
+    def __init__(self, breaker: Breaker) -> None:
+        super().__init__(breaker.name)
+        self._breaker = breaker
+
+    @property
+    def state(self) -> str:
+        return self._breaker.circuit.state.value
+
+    @state.setter
+    def state(self, state: str) -> None:
+        """Nothing: the circuit has decided already."""
+
+    @property
+    def counter(self) -> int:
+        return self._breaker.circuit.streak
+
+    @property
+    def success_counter(self) -> int:
+        return self._breaker.circuit.proven
+
+    @property
+    def opened_at(self) -> datetime | None:
+        snapshot = self._breaker.snapshot()
+        if snapshot.state is not State.OPEN:
+            return None
+        return datetime.now(UTC) - timedelta(seconds=snapshot.since)
+
+    @opened_at.setter
+    def opened_at(self, when: datetime) -> None:
+        """Nothing, as above."""

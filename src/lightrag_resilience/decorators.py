@@ -1,0 +1,104 @@
+"""`resilient`: put a guard around a function and keep what the function is."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from ._kinds import Kind, as_coroutine_function, kind_of
+from .errors import UnsupportedCallError
+from .guard import Guard
+from .policy import Policy
+from .registry import Guards, guards
+
+__all__ = ["resilient"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def resilient(
+    name: str, policy: Policy | None = None, *, registry: Guards | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Call a function through the guard of a dependency.
+
+    Coroutine functions, async generators, functions annotated to return an async iterator, and
+    sync functions stay what they are. A sync function runs in a thread of its own while its caller
+    waits, and may not be called on an event loop, which it would block.
+
+    Args:
+        name: The dependency; the same name is the same guard.
+        policy: What to do, where the family's defaults do not fit.
+        registry: The guards to use; those of the process by default.
+
+    Raises:
+        CallRejected: On a call: it was not sent.
+        AttemptTimeoutError: On a call: the last attempt took too long.
+        DeadlineExceededError: On a call: all attempts together took too long.
+        SettingsError: On the first call: a ``RESILIENCE_*`` variable is wrong.
+        PolicyError: On the first call: the guard exists with another policy.
+    """
+    owner = guards() if registry is None else registry
+
+    def find() -> Guard:
+        return owner.get(name, policy)
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        match kind_of(function):
+            case Kind.COROUTINE:
+                wrapper: Any = _coroutine(function, find)
+            case Kind.SYNC:
+                wrapper = _sync(function, find, owner)
+            case _:
+                wrapper = _stream(function, find)
+        return cast("Callable[P, R]", functools.update_wrapper(wrapper, function))
+
+    return decorate
+
+
+def _coroutine(function: Callable[..., Any], find: Callable[[], Guard]) -> Callable[..., Any]:
+    run: Any = None
+
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        nonlocal run
+        if run is None:
+            run = find().run
+        return await run(function, args, kwargs)
+
+    return guarded
+
+
+def _stream(function: Callable[..., Any], find: Callable[[], Guard]) -> Callable[..., Any]:
+    begin = as_coroutine_function(function)
+
+    async def guarded(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        stream = await find().run(begin, args, kwargs)
+        try:
+            async for item in stream:
+                yield item
+        finally:
+            if hasattr(stream, "aclose"):
+                await stream.aclose()
+
+    return guarded
+
+
+def _sync(
+    function: Callable[..., Any], find: Callable[[], Guard], owner: Guards
+) -> Callable[..., Any]:
+    begin = as_coroutine_function(function)
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return owner.threads.run(find().run(begin, args, kwargs))
+        name = getattr(function, "__qualname__", repr(function))
+        raise UnsupportedCallError(
+            f"{name} is a sync function and would block the event loop: "
+            f"use 'await guard(…).call({name}, …)', or call it from a thread"
+        )
+
+    return guarded

@@ -1,0 +1,97 @@
+"""What happens in a guard, as plain data, and where to listen for it.
+
+An event carries no arguments, prompts, results or error texts: names, numbers and classes only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = [
+    "AttemptFailed",
+    "CallRefused",
+    "CallSucceeded",
+    "Event",
+    "Events",
+    "Listener",
+    "RetryScheduled",
+    "StateChanged",
+]
+
+_log = logging.getLogger("lightrag_resilience")
+
+
+@dataclass(frozen=True, slots=True)
+class CallSucceeded:
+    """An attempt, and with it the call, succeeded after `duration` seconds."""
+
+    dependency: str
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """An attempt failed after `duration` seconds; `kind` is a `FailureKind` value."""
+
+    dependency: str
+    kind: str
+    error: str
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class RetryScheduled:
+    """Attempt number `attempt` follows in `wait` seconds."""
+
+    dependency: str
+    attempt: int
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallRefused:
+    """A call was refused before it was sent; `error` is the name of the refusal's class."""
+
+    dependency: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """A circuit went from one state to another; `generation` grows with each change."""
+
+    dependency: str
+    old: str
+    new: str
+    reason: str
+    generation: int
+
+
+Event = CallSucceeded | AttemptFailed | RetryScheduled | CallRefused | StateChanged
+Listener = Callable[[Event], None]
+
+
+class Events:
+    """Hands each event to every listener; one that raises is reported once and dropped."""
+
+    def __init__(self) -> None:
+        self.listeners: tuple[Listener, ...] = ()
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with every event from now on; returns what ends that."""
+        self.listeners += (listener,)
+        return lambda: self._drop(listener)
+
+    def emit(self, event: Event) -> None:
+        """Tell all listeners. Never raises for one of theirs."""
+        for listener in self.listeners:
+            try:
+                listener(event)
+            except Exception:  # noqa: BLE001 - whatever it is, the call goes on
+                self._drop(listener)
+                _log.exception("A listener of lightrag_resilience failed and is dropped")
+
+    def _drop(self, listener: Listener) -> None:
+        self.listeners = tuple(other for other in self.listeners if other != listener)

@@ -1,0 +1,393 @@
+"""The guard of one dependency: the order of the policies around a call, and nothing else.
+
+A call goes through these steps; each policy is a file of its own and knows none of the others::
+
+    deadline ─▶ ┌ retry ──────────────────────────────────────────────────────┐
+                │ breaker ─▶ rate limit ─▶ place ─▶ breaker ─▶ timeout ─▶ call │
+                └──────────────── outcome ◀── class of failure ◀──────────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, overload
+from weakref import WeakKeyDictionary
+
+from ._call import Call, current_call
+from ._kinds import as_coroutine_function, is_stream
+from ._loops import LoopParts
+from .breakers import Admission, Breaker
+from .budget import RetryBudget
+from .errors import AttemptTimeoutError, CallRejected, CircuitOpenError, DeadlineExceededError
+from .events import AttemptFailed, CallRefused, CallSucceeded, Events, RetryScheduled
+from .failures import Failure, FailureKind, classify, root_cause
+from .policy import Policy
+from .retry import Retries, is_retryable
+from .streams import GuardedStream
+from .timeouts import Timer
+
+__all__ = ["Guard"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_TIMEOUTS = (AttemptTimeoutError, DeadlineExceededError)
+_TIMED_OUT = Failure(FailureKind.UNKNOWN_OUTCOME)
+
+
+class Guard:
+    """Breaker, retry, limits and timeouts of one dependency, for every kind of callable.
+
+    As a context manager (``async with guard:``) it does all but retry: a block cannot be run
+    again. Calls made inside a call of the same guard pass straight through.
+
+    Args:
+        name: The dependency, such as ``llm.openai``.
+        policy: What to do; durations are seconds.
+        events: Where each step is announced.
+        clock: Monotonic seconds.
+        sleep: Waits so many seconds between attempts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        *,
+        events: Events | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.events = events or Events()
+        self.breaker = Breaker(name, policy.breaker, events=self.events, clock=clock)
+        self.budget = RetryBudget(policy.retry.budget)
+        self._circuit = self.breaker.circuit
+        self.clock = clock
+        self.sleep = sleep
+        self._parts: LoopParts | None = None
+        self._parts_of: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopParts] = (
+            WeakKeyDictionary()
+        )
+
+    def __repr__(self) -> str:
+        return f"<Guard {self.name!r}: {self.breaker.state.value}>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A guard stands for the dependency in this process: its copy is itself."""
+        del memo
+        return self
+
+    @overload
+    def call(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def call(
+        self, function: Callable[P, AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, GuardedStream[R]]: ...
+    @overload
+    def call(
+        self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, R]: ...
+    async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function of any kind under this guard; a sync one runs in a thread.
+
+        Raises:
+            CallRejected: It was not sent: circuit open, rate limit used up, or queue full.
+            AttemptTimeoutError: The last attempt took too long.
+            DeadlineExceededError: All attempts together took too long.
+            Exception: What the function raised in its last attempt.
+        """
+        return await self.run(as_coroutine_function(function), args, kwargs)
+
+    def refuse_if_open(self) -> None:
+        """Raise what a call would get at once, without making one.
+
+        Raises:
+            CircuitOpenError: The circuit is open and its next probe is not due.
+        """
+        if (wait := self._circuit.open_until - self.clock()) > 0:
+            raise self._refusal(wait)
+
+    # ------------------------------------------------------------------ the way of one call
+
+    async def run(
+        self,
+        function: Callable[..., Coroutine[Any, Any, R]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> R:
+        """As `call`, for a coroutine function only: the decorators come here."""
+        parent = current_call.get()
+        if parent is not None and parent.is_within(self):
+            return await function(*args, **kwargs)
+        now = self.clock()
+        if (wait := self._circuit.open_until - now) > 0:
+            raise self._refusal(wait)
+        call = self._new_call(parent, now)
+        token = current_call.set(call)
+        try:
+            return await self._attempt(call, function, args, kwargs)
+        except Exception as error:
+            if call.failure is None or not is_retryable(call.failure, self.policy.retry):
+                raise
+            return await self._retry(call, error, function, args, kwargs)
+        finally:
+            call.guard = None
+            try:  # noqa: SIM105 - suppress() costs more than all of this
+                current_call.reset(token)
+            except ValueError:
+                pass  # ended by the garbage collector, in the context of other code
+
+    async def _attempt(
+        self,
+        call: Call,
+        function: Callable[..., Coroutine[Any, Any, R]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> R:
+        parts = self._admit(call)
+        if parts.queued:
+            await self._wait_in_line(call, parts)
+        timer = self._start(call, parts)
+        try:
+            result: Any = await function(*args, **kwargs)
+            if is_stream(result.__class__):
+                return await self._open_stream(call, timer, result)  # type: ignore[no-any-return]
+        except BaseException as error:
+            timed_out = timer is not None and timer.stop(call)
+            if timed_out and isinstance(error, asyncio.CancelledError):
+                timeout = self.timeout_error(call)
+                self.settle_error(call, timeout)
+                raise timeout from error
+            self.settle_error(call, error)
+            raise
+        if timer is not None:
+            timer.stop(call)
+        self.settle_success(call)
+        return result  # type: ignore[no-any-return]
+
+    async def _open_stream(self, call: Call, timer: Timer | None, source: Any) -> Any:
+        stream: GuardedStream[Any] = await GuardedStream(self, call, source).open()
+        if timer is not None:
+            timer.stop(call)
+        return stream
+
+    async def _retry(
+        self,
+        call: Call,
+        first: Exception,
+        function: Callable[..., Coroutine[Any, Any, R]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> R:
+        total = self.policy.timeout.total
+        call.deadline = None if total is None else call.began + total
+        retries = Retries(
+            dependency=self.name,
+            policy=self.policy.retry,
+            budget=self.budget,
+            deadline=call.deadline,
+            clock=self.clock,
+            sleep=self.sleep,
+            scheduled=self._emit_retry,
+            last_failure=lambda: call.failure,
+        )
+        return await retries.after(first, lambda: self._attempt(call, function, args, kwargs))
+
+    # ------------------------------------------------------------------ before an attempt
+
+    def _admit(self, call: Call) -> LoopParts:
+        """Ask the breaker, and find the limits and timers of the running loop."""
+        parts = self._parts
+        if parts is None or parts.loop is not asyncio.get_running_loop():
+            parts = self._enter_loop()
+        call.parts = parts
+        call.failure = None
+        call.admission = self._circuit.standing or self._ask_breaker()
+        return parts
+
+    def _refusal(self, wait: float) -> CircuitOpenError:
+        if self.events.listeners:
+            self.events.emit(CallRefused(self.name, CircuitOpenError.__name__))
+        return CircuitOpenError(self.name, None if wait == math.inf else wait, self._circuit.reason)
+
+    def _ask_breaker(self) -> Admission:
+        try:
+            return self.breaker.admit()
+        except CallRejected as refusal:
+            self.events.emit(CallRefused(self.name, type(refusal).__name__))
+            raise
+
+    async def _wait_in_line(self, call: Call, parts: LoopParts) -> None:
+        """Wait for the rate limit and for a place, then ask the breaker again."""
+        waited = False
+        try:
+            if parts.rate is not None:
+                waited = await parts.rate.acquire(self._remaining(call))
+            if parts.places is not None:
+                waited |= await parts.places.acquire(self._remaining(call))
+        except BaseException as refusal:
+            self.breaker.released(call.admission)
+            if isinstance(refusal, CallRejected):
+                self.events.emit(CallRefused(self.name, type(refusal).__name__))
+            raise
+        if waited and not self._circuit.honours(call.admission):
+            try:
+                call.admission = self._ask_breaker()
+            except CallRejected:
+                if parts.places is not None:
+                    parts.places.release()
+                raise
+
+    def _start(self, call: Call, parts: LoopParts) -> Timer | None:
+        """Let the time of an attempt run."""
+        call.started = now = self.clock()
+        timer = parts.timer
+        if timer is not None:
+            if parts.queued or call.deadline is not None:
+                timer = self._timer_within(timer, self._remaining(call))
+            timer.start(call, now)
+        return timer
+
+    def _timer_within(self, timer: Timer, remaining: float) -> Timer:
+        """The shared timer, or one of its own for an attempt that the deadline cuts short."""
+        if timer.seconds <= remaining:
+            return timer
+        return Timer(max(remaining, 0.0), timer.loop, self.clock)
+
+    def _remaining(self, call: Call) -> float:
+        """Seconds to the deadline of a call."""
+        total = self.policy.timeout.total
+        return math.inf if total is None else call.began + total - self.clock()
+
+    # ------------------------------------------------------------------ after an attempt
+
+    def settle_success(self, call: Call, duration: float | None = None) -> None:
+        """An attempt succeeded, to its end; `duration` is a stream's wait for its first item."""
+        if call.parts.places is not None:
+            call.parts.places.release()
+        if duration is None:
+            duration = self.clock() - call.started
+        self.breaker.succeeded(call.admission, duration)
+        if self.budget.tokens < self.budget.capacity:
+            self.budget.earn()
+        if self.events.listeners:
+            self.events.emit(CallSucceeded(self.name, duration))
+
+    def settle_error(self, call: Call, error: BaseException) -> None:
+        """An attempt raised: the breaker learns of it where the dependency is to blame."""
+        if not isinstance(error, Exception) or isinstance(error, CallRejected):
+            self.settle_without_verdict(call)
+            return
+        if call.parts.places is not None:
+            call.parts.places.release()
+        failure = _TIMED_OUT if isinstance(error, _TIMEOUTS) else classify(error)
+        duration = self.clock() - call.started
+        if failure.counts and not self._was_cut_short(call, error, duration):
+            self.breaker.failed(call.admission, duration)
+        else:
+            self.breaker.released(call.admission)
+        # Past the deadline there is nothing left to retry in.
+        call.failure = None if isinstance(error, DeadlineExceededError) else failure
+        if self.events.listeners:
+            name = type(root_cause(error)).__name__
+            self.events.emit(AttemptFailed(self.name, failure.kind.value, name, duration))
+
+    def settle_without_verdict(self, call: Call) -> None:
+        """An attempt was given up by its caller, or never reached the dependency."""
+        if call.parts.places is not None:
+            call.parts.places.release()
+        self.breaker.released(call.admission)
+
+    def timeout_error(self, call: Call) -> Exception:
+        """The error for a call whose own time is up."""
+        timeout = self.policy.timeout
+        if self._remaining(call) <= 0:
+            return DeadlineExceededError(self.name, None, f"after {timeout.total:g} s")
+        return AttemptTimeoutError(self.name, None, f"after {timeout.attempt:g} s")
+
+    def stall_error(self) -> Exception:
+        """The error for a stream whose next item takes too long."""
+        seconds = self.policy.timeout.attempt
+        return AttemptTimeoutError(self.name, None, f"waiting {seconds:g} s for the next item")
+
+    def _was_cut_short(self, call: Call, error: Exception, duration: float) -> bool:
+        """Whether the deadline gave an attempt less time than the policy gives attempts."""
+        timer = call.parts.timer
+        return isinstance(error, DeadlineExceededError) and (
+            timer is not None and duration < timer.seconds
+        )
+
+    # ------------------------------------------------------------------ as a block
+
+    async def __aenter__(self) -> Self:
+        parent = current_call.get()
+        call = self._new_call(parent, self.clock())
+        call.is_pass_through = parent is not None and parent.is_within(self)
+        current_call.set(call)
+        if call.is_pass_through:
+            return self
+        try:
+            parts = self._admit(call)
+            if parts.queued:
+                await self._wait_in_line(call, parts)
+        except BaseException:
+            self._leave(call)
+            raise
+        call.timer = self._start(call, parts)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        call = current_call.get()
+        if call is None or call.guard is not self:
+            raise RuntimeError(f"The block of guard({self.name!r}) ended in another context")
+        self._leave(call)
+        if call.is_pass_through:
+            return
+        timed_out = call.timer is not None and call.timer.stop(call)
+        if timed_out and isinstance(error, asyncio.CancelledError):
+            timeout = self.timeout_error(call)
+            self.settle_error(call, timeout)
+            raise timeout from error
+        if error is None:
+            self.settle_success(call)
+        else:
+            self.settle_error(call, error)
+
+    # ------------------------------------------------------------------ small things
+
+    def _leave(self, call: Call) -> None:
+        current_call.set(call.parent)
+        call.guard = None
+
+    def _enter_loop(self) -> LoopParts:
+        """The parts of the running loop, made on its first call."""
+        loop = asyncio.get_running_loop()
+        parts = self._parts_of.get(loop)
+        if parts is None:
+            parts = self._parts_of[loop] = LoopParts(self.name, self.policy, loop, self.clock)
+        self._parts = parts
+        return parts
+
+    def _new_call(self, parent: Call | None, now: float) -> Call:
+        call = Call()
+        call.guard = self
+        call.parent = parent
+        call.deadline = None
+        call.began = now
+        return call
+
+    def _emit_retry(self, attempt: int, wait: float) -> None:
+        self.events.emit(RetryScheduled(self.name, attempt, wait))

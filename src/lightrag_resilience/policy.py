@@ -1,0 +1,277 @@
+"""Policies: what a guard shall do, as frozen data. Durations are seconds.
+
+The bounds of a field stand in its type, once: policies made in code are checked against them here,
+and those made from environment variables in ``settings.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
+
+from annotated_types import Ge, Gt, Le
+
+from ._bounds import field_hints, problem_with
+from .errors import PolicyError
+
+__all__ = [
+    "FAMILIES",
+    "BreakerPolicy",
+    "ConcurrencyPolicy",
+    "LimitPolicy",
+    "Policy",
+    "RetryPolicy",
+    "TimeoutPolicy",
+]
+
+FAMILIES = ("llm", "embedding", "rerank", "storage")
+
+Share = Annotated[float, Gt(0), Le(1)]
+Seconds = Annotated[float, Gt(0), Le(86_400)]
+Wait = Annotated[float, Ge(0), Le(86_400)]
+Growth = Annotated[float, Ge(1), Le(10)]
+Mode = Literal["enforce", "metrics-only", "disabled", "forced-open"]
+Count = Annotated[int, Ge(1), Le(100_000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    def __post_init__(self) -> None:
+        cls: Any = type(self)
+        for name, hint in field_hints(cls).items():
+            if problem := problem_with(getattr(self, name), hint):
+                raise PolicyError(f"{cls.__name__}.{name} {problem}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerPolicy(_Checked):
+    """When a circuit opens, for how long, and how it is tried again.
+
+    Sources of the defaults: failure rate, slow-call rate and window of resilience4j; a minimum of
+    10 calls, since LLM traffic is thin; five failures in a row as in pybreaker; one probe as in
+    Polly; a break of 5 s as LiteLLM's cool-down, growing as Envoy's ejection time does.
+
+    Attributes:
+        mode: ``enforce``; ``metrics-only`` records and never refuses; ``disabled`` does neither;
+            ``forced-open`` refuses everything.
+        failure_rate: Share of failed calls in the window that opens the circuit.
+        slow_rate: Share of slow calls in the window that opens the circuit.
+        slow_call: Seconds from which a call, or a stream's first item, counts as slow; None counts
+            none: what is slow for one model is usual for another.
+        window: ``count`` looks at the last `window_calls`, ``time`` at the last `window_seconds`.
+        window_calls: Calls in a count window.
+        window_seconds: Length of a time window, in seconds.
+        min_calls: Rates are not looked at before the window holds as many calls.
+        consecutive_failures: Failures in a row that open the circuit; None turns that off.
+        open_for: Seconds of the first break.
+        open_growth: Factor for each further break with no recovery between.
+        open_max: Longest break, in seconds.
+        probes: Calls let through half-open; all must succeed.
+        probe_lease: Seconds after which a probe that has not reported loses its place.
+    """
+
+    mode: Mode = "enforce"
+    failure_rate: Share = 0.5
+    slow_rate: Share = 1.0
+    slow_call: Seconds | None = None
+    window: Literal["count", "time"] = "count"
+    window_calls: Count = 100
+    window_seconds: Seconds = 60.0
+    min_calls: Count = 10
+    consecutive_failures: Count | None = 5
+    open_for: Seconds = 5.0
+    open_growth: Growth = 2.0
+    open_max: Seconds = 60.0
+    probes: Count = 1
+    probe_lease: Seconds = 60.0
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.window == "count" and self.min_calls > self.window_calls:
+            raise PolicyError(
+                f"BreakerPolicy.min_calls is {self.min_calls}, more than window_calls "
+                f"({self.window_calls}) can ever hold"
+            )
+        if self.open_max < self.open_for:
+            raise PolicyError(
+                f"BreakerPolicy.open_max is {self.open_max:g} s, less than open_for "
+                f"({self.open_for:g} s)"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy(_Checked):
+    """Which failures are tried again, how often, and how long to wait between.
+
+    Full jitter is AWS's ("Exponential Backoff And Jitter", 2015). The budget is the retry quota of
+    AWS SDKs' standard mode: 500 tokens, 5 a retry, 10 after a timeout, 1 back for each success;
+    a retry that succeeds gives back what it cost.
+
+    Attributes:
+        attempts: Calls at the most, the first included; 1 turns retries off.
+        initial_backoff: Seconds before the second attempt, before jitter.
+        backoff_growth: Factor for each further attempt.
+        max_backoff: Longest wait of our own choice, in seconds.
+        jitter: ``full``, ``decorrelated``, or ``none``.
+        max_retry_after: Longest wait a provider may ask for, in seconds; beyond it the call fails.
+        idempotent: Whether a call of unknown outcome may be repeated.
+        budget: Tokens of the retry budget; 0 turns the budget off.
+    """
+
+    attempts: Annotated[int, Ge(1), Le(20)] = 3
+    initial_backoff: Seconds = 0.5
+    backoff_growth: Growth = 2.0
+    max_backoff: Seconds = 30.0
+    jitter: Literal["full", "decorrelated", "none"] = "full"
+    max_retry_after: Wait = 60.0
+    idempotent: bool = True
+    budget: Annotated[int, Ge(0), Le(100_000)] = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitPolicy(_Checked):
+    """How many requests a minute may be sent by this process.
+
+    Attributes:
+        rpm: Requests a minute; None sets no limit.
+        burst: Requests that may go at once; None is a tenth of `rpm`, at least 1.
+        max_wait: Seconds a call may wait for its turn before it is refused.
+    """
+
+    rpm: Annotated[float, Gt(0), Le(10_000_000)] | None = None
+    burst: Count | None = None
+    max_wait: Wait = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeoutPolicy(_Checked):
+    """How long an attempt, and a call as a whole, may take.
+
+    Attributes:
+        attempt: Seconds for one attempt; for a stream, for each wait for its next item.
+        total: Seconds for all attempts and waits together; for a stream, up to its first item.
+    """
+
+    attempt: Seconds | None = 30.0
+    total: Seconds | None = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConcurrencyPolicy(_Checked):
+    """How many calls may be under way at once.
+
+    Attributes:
+        max_concurrent: Calls at once; None sets no limit.
+        max_queue: Calls that may wait for a place; further ones are refused at once.
+        max_wait: Seconds a call may wait for a place before it is refused.
+    """
+
+    max_concurrent: Count | None = None
+    max_queue: Annotated[int, Ge(0), Le(100_000)] = 1000
+    max_wait: Wait = 30.0
+
+
+class Changes(TypedDict, total=False):
+    """What `Policy.with_changes` and the presets take: whole parts, or the fields tuned most."""
+
+    breaker: BreakerPolicy
+    retry: RetryPolicy
+    limit: LimitPolicy
+    timeout: TimeoutPolicy
+    concurrency: ConcurrencyPolicy
+    attempt_timeout: float | None
+    total_timeout: float | None
+    attempts: int
+    idempotent: bool
+    failure_rate: float
+    consecutive_failures: int | None
+    open_for: float
+    rpm: float | None
+    max_concurrent: int | None
+
+
+_SHORTHANDS = {
+    "attempt_timeout": ("timeout", "attempt"),
+    "total_timeout": ("timeout", "total"),
+    "attempts": ("retry", "attempts"),
+    "idempotent": ("retry", "idempotent"),
+    "failure_rate": ("breaker", "failure_rate"),
+    "consecutive_failures": ("breaker", "consecutive_failures"),
+    "open_for": ("breaker", "open_for"),
+    "rpm": ("limit", "rpm"),
+    "max_concurrent": ("concurrency", "max_concurrent"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Everything about one dependency. Start from a preset and change what differs."""
+
+    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    limit: LimitPolicy = field(default_factory=LimitPolicy)
+    timeout: TimeoutPolicy = field(default_factory=TimeoutPolicy)
+    concurrency: ConcurrencyPolicy = field(default_factory=ConcurrencyPolicy)
+
+    @classmethod
+    def llm(cls, **changes: Unpack[Changes]) -> Policy:
+        """Completions. The total stays below the 480 s at which LightRAG's queue gives up."""
+        timeout = TimeoutPolicy(attempt=120.0, total=300.0)
+        return cls(timeout=timeout, retry=RetryPolicy(attempts=4)).with_changes(**changes)
+
+    @classmethod
+    def embedding(cls, **changes: Unpack[Changes]) -> Policy:
+        """Embeddings. The total stays below the 60 s at which LightRAG's queue gives up."""
+        return cls(
+            timeout=TimeoutPolicy(attempt=20.0, total=50.0),
+            retry=RetryPolicy(attempts=4, max_backoff=10.0),
+        ).with_changes(**changes)
+
+    @classmethod
+    def rerank(cls, **changes: Unpack[Changes]) -> Policy:
+        """Reranking: LightRAG can answer without it, so it gives up sooner."""
+        return cls(
+            timeout=TimeoutPolicy(attempt=15.0, total=30.0),
+            retry=RetryPolicy(attempts=3, max_backoff=5.0),
+        ).with_changes(**changes)
+
+    @classmethod
+    def storage(cls, **changes: Unpack[Changes]) -> Policy:
+        """Databases: quick, and not repeated unless said to be idempotent."""
+        return cls(
+            timeout=TimeoutPolicy(attempt=10.0, total=30.0),
+            retry=RetryPolicy(attempts=3, initial_backoff=0.1, max_backoff=2.0, idempotent=False),
+        ).with_changes(**changes)
+
+    @classmethod
+    def for_name(cls, name: str) -> Policy:
+        """The preset of the family that a dependency's name begins with, or plain defaults."""
+        family = name.partition(".")[0]
+        preset = getattr(cls, family) if family in FAMILIES else cls
+        policy: Policy = preset()
+        return policy
+
+    def with_changes(self, **changes: Unpack[Changes]) -> Self:
+        """A copy with whole parts, or single fields by their shorthands, changed.
+
+        Raises:
+            PolicyError: A name is unknown or a value out of bounds.
+        """
+        parts: dict[str, Any] = {}
+        for name, value in changes.items():
+            part, attribute = _SHORTHANDS.get(name, (name, ""))
+            if part not in PARTS:
+                known = ", ".join([*PARTS, *_SHORTHANDS])
+                raise PolicyError(f"A policy has no {name!r}; it has {known}")
+            before = parts.get(part, getattr(self, part))
+            parts[part] = replace(before, **{attribute: value}) if attribute else value
+        return replace(self, **parts)
+
+
+PARTS: dict[str, type[_Checked]] = {
+    "breaker": BreakerPolicy,
+    "retry": RetryPolicy,
+    "limit": LimitPolicy,
+    "timeout": TimeoutPolicy,
+    "concurrency": ConcurrencyPolicy,
+}

@@ -1,0 +1,114 @@
+"""One guard for each named dependency of this process, made when it is first needed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ._threads import BackgroundLoop
+from .errors import PolicyError
+from .events import Events
+from .guard import Guard
+from .policy import Policy
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+__all__ = ["Guards", "guard", "guards"]
+
+
+class Guards:
+    """The guards of a process. The same name is the same guard.
+
+    Args:
+        settings: What the environment says; None reads it when the first guard is made.
+        clock: Monotonic seconds.
+        sleep: Waits so many seconds between attempts.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.events = Events()
+        self.threads = BackgroundLoop()
+        self._settings = settings
+        self._clock = clock
+        self._sleep = sleep
+        self._guards: dict[str, tuple[Guard, Policy | None]] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def settings(self) -> Settings:
+        """What the environment said when it was first asked.
+
+        Raises:
+            SettingsError: A ``RESILIENCE_*`` variable is wrong.
+        """
+        with self._lock:
+            if self._settings is None:
+                # pydantic-settings takes longer to import than all the rest.
+                from .settings import load_settings  # noqa: PLC0415
+
+                self._settings = load_settings()
+            return self._settings
+
+    def get(self, name: str, policy: Policy | None = None) -> Guard:
+        """The guard of `name`; a policy given in code is the ground that variables change.
+
+        Raises:
+            PolicyError: The guard exists with another policy.
+            SettingsError: A ``RESILIENCE_*`` variable is wrong.
+        """
+        with self._lock:
+            guard, base = self._guards.get(name, (None, None))
+            if guard is None:
+                guard = self._make(name, policy)
+                self._guards[name] = (guard, policy)
+            elif policy is not None and policy != base:
+                raise PolicyError(
+                    f"The guard {name!r} exists with another policy; give the policy once, "
+                    "where the guard is used first"
+                )
+            return guard
+
+    def _make(self, name: str, policy: Policy | None) -> Guard:
+        effective = self.settings.policy_for(name, policy)
+        return Guard(name, effective, events=self.events, clock=self._clock, sleep=self._sleep)
+
+    def __iter__(self) -> Iterator[Guard]:
+        """All guards made so far, by name."""
+        with self._lock:
+            return iter([self._guards[name][0] for name in sorted(self._guards)])
+
+
+_process_guards = Guards()
+
+
+def guards() -> Guards:
+    """The guards of this process."""
+    return _process_guards
+
+
+def guard(name: str, policy: Policy | None = None) -> Guard:
+    """The guard of one dependency in this process, made on first use.
+
+    ``async with guard("llm.openai"):`` guards a block with all but retry, and
+    ``await guard("llm.openai").call(function, …)`` a single call with everything.
+
+    Args:
+        name: The dependency; its first part is the family whose defaults it gets: ``llm``,
+            ``embedding``, ``rerank``, ``storage``.
+        policy: What to do, where the defaults do not fit. ``RESILIENCE_*`` variables win over it.
+
+    Raises:
+        PolicyError: The guard exists with another policy.
+        SettingsError: A ``RESILIENCE_*`` variable is wrong.
+    """
+    return _process_guards.get(name, policy)

@@ -1,0 +1,146 @@
+"""What follows a first failure: tenacity decides whether, when and how often to call again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import tenacity
+
+from .budget import RETRY_COST, TIMEOUT_RETRY_COST, RetryBudget
+from .errors import CallRejected
+from .failures import Failure, FailureKind
+from .policy import RetryPolicy
+
+__all__ = ["Retries", "is_retryable"]
+
+R = TypeVar("R")
+
+
+def is_retryable(failure: Failure, policy: RetryPolicy) -> bool:
+    """Whether calling again can help, and can do no harm."""
+    if failure.kind is FailureKind.UNKNOWN_OUTCOME:
+        return policy.idempotent
+    return failure.kind is not FailureKind.FATAL
+
+
+@dataclass(slots=True, kw_only=True)
+class Retries:
+    """The retries of one call.
+
+    Attributes:
+        dependency: Whose call it is.
+        policy: How often, and how long to wait.
+        budget: Shared by all calls of the dependency.
+        deadline: Monotonic seconds at which the call as a whole ends, or None.
+        clock: Monotonic seconds.
+        sleep: Waits so many seconds.
+        scheduled: Told the number of the next attempt and the wait before it.
+        last_failure: The class of the last attempt's failure; None where it was refused.
+    """
+
+    dependency: str
+    policy: RetryPolicy
+    budget: RetryBudget
+    deadline: float | None
+    clock: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+    scheduled: Callable[[int, float], None]
+    last_failure: Callable[[], Failure | None]
+    _spent: int = 0
+    _why: str = ""
+
+    async def after(self, first: Exception, attempt: Callable[[], Awaitable[R]]) -> R:
+        """Go on after a first failure until an attempt succeeds or there is no point.
+
+        Raises:
+            Exception: What the last attempt raised, with a note that says why it was the last.
+        """
+        last: Exception = first
+        replayed = False
+
+        async def next_attempt() -> R:
+            nonlocal last, replayed
+            if not replayed:
+                replayed = True
+                raise first
+            try:
+                return await attempt()
+            except CallRejected as refusal:
+                raise refusal from last
+            except Exception as error:
+                last = error
+                raise
+
+        # One controller a call: a shared one keeps the state of calls, and mixes them up.
+        controller = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(self._worth_it),
+            wait=self._backoff,
+            stop=self._must_stop,
+            before_sleep=self._announce,
+            sleep=self.sleep,
+            reraise=True,
+        )
+        try:
+            result: R = await controller(next_attempt)
+        except Exception as error:
+            if self._why:
+                error.add_note(f"lightrag_resilience: {self.dependency!r} {self._why}")
+            raise
+        self.budget.earn(self._spent)
+        return result
+
+    def _worth_it(self, error: BaseException) -> bool:
+        failure = self.last_failure()
+        return (
+            isinstance(error, Exception)
+            and failure is not None
+            and is_retryable(failure, self.policy)
+        )
+
+    def _must_stop(self, state: tenacity.RetryCallState) -> bool:
+        self._why = self._reason_to_stop(state)
+        return bool(self._why)
+
+    def _reason_to_stop(self, state: tenacity.RetryCallState) -> str:
+        wait, policy = state.upcoming_sleep, self.policy
+        failure = self._failure()
+        if state.attempt_number >= policy.attempts:
+            return f"gave up after {state.attempt_number} attempts"
+        if failure.retry_after is not None and failure.retry_after > policy.max_retry_after:
+            return f"asks to wait {failure.retry_after:g} s, more than {policy.max_retry_after:g} s"
+        if self.deadline is not None and self.clock() + wait >= self.deadline:
+            return f"would be called again only in {wait:.1f} s, after the call's deadline"
+        cost = TIMEOUT_RETRY_COST if failure.kind is FailureKind.UNKNOWN_OUTCOME else RETRY_COST
+        if not self.budget.spend(cost):
+            return "is not called again: the retry budget is used up"
+        self._spent = cost
+        return ""
+
+    def _announce(self, state: tenacity.RetryCallState) -> None:
+        self.scheduled(state.attempt_number + 1, state.upcoming_sleep)
+
+    def _failure(self) -> Failure:
+        failure = self.last_failure()
+        assert failure is not None  # noqa: S101 - tenacity asks only after _worth_it said yes
+        return failure
+
+    def _backoff(self, state: tenacity.RetryCallState) -> float:
+        """Seconds before the next attempt: what the provider asks for, or our own choice."""
+        hint = self._failure().retry_after
+        if hint is not None:
+            # A little later than told, and not all callers at once.
+            return hint + random.uniform(0.0, min(0.25 * hint, 0.5))  # noqa: S311
+        return self._own_backoff(state)
+
+    def _own_backoff(self, state: tenacity.RetryCallState) -> float:
+        policy = self.policy
+        grown = policy.initial_backoff * policy.backoff_growth ** (state.attempt_number - 1)
+        if policy.jitter == "none":
+            return min(grown, policy.max_backoff)
+        if policy.jitter == "full":
+            return random.uniform(0.0, min(grown, policy.max_backoff))  # noqa: S311
+        before = max(state.next_action.sleep if state.next_action else 0, policy.initial_backoff)
+        return min(random.uniform(policy.initial_backoff, before * 3), policy.max_backoff)  # noqa: S311

@@ -1,0 +1,84 @@
+"""Timeouts for many calls with one armed timer.
+
+All calls of one policy may take equally long, so the order in which they begin is the order in
+which they are due: a dict and a single timer serve them all, where `asyncio.timeout` would arm and
+cancel a timer for each call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+__all__ = ["Timed", "Timer"]
+
+
+class Timed:
+    """Something whose task is cancelled when its time is up."""
+
+    __slots__ = ("cancelling", "due", "expired", "task")
+
+    task: asyncio.Task[object]
+    cancelling: int
+    """Cancellations the task already had when the time began to run."""
+    due: float
+    expired: bool
+
+
+class Timer:
+    """Ends what is still running `seconds` after it began. For one event loop.
+
+    Args:
+        seconds: How long each may take.
+        loop: The loop on which they run.
+        clock: Monotonic seconds, by which `Timed.due` is set.
+    """
+
+    __slots__ = ("_armed", "_running", "clock", "loop", "seconds")
+
+    def __init__(
+        self, seconds: float, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]
+    ) -> None:
+        self.seconds = seconds
+        self.loop = loop
+        self.clock = clock
+        self._running: dict[Timed, None] = {}
+        self._armed = False
+
+    def start(self, timed: Timed, now: float) -> None:
+        """Let the time of `timed` run from `now`, in the task that calls this."""
+        timed.task = task = asyncio.current_task(self.loop)  # type: ignore[assignment]
+        timed.cancelling = task.cancelling()  # type: ignore[union-attr]
+        timed.expired = False
+        timed.due = now + self.seconds
+        self._running[timed] = None
+        if not self._armed:
+            self._arm(self.seconds)
+
+    def stop(self, timed: Timed) -> bool:
+        """The time no longer matters. True if it was up, and nobody else cancelled the task."""
+        if timed.expired:
+            timed.expired = False
+            return timed.task.uncancel() <= timed.cancelling
+        self._running.pop(timed, None)
+        return False
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def _arm(self, delay: float) -> None:
+        self.loop.call_later(max(delay, 0.0), self._ring)
+        self._armed = True
+
+    def _ring(self) -> None:
+        """End what is due; arm again for the next, if any is left."""
+        self._armed = False
+        now = self.clock()
+        while self._running:
+            first = next(iter(self._running))
+            if first.due > now:
+                self._arm(first.due - now)
+                return
+            del self._running[first]
+            first.expired = True
+            first.task.cancel()
