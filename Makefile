@@ -1,0 +1,51 @@
+# Needs only Python 3.11 or later and make: each target brings its own virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test test-all lint types format bench docs clean
+
+help: ## Show what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(INSTALLED) ## A real LightRAG lives through an outage, beside an unprotected one
+	$(BIN)/lightrag-resilience demo
+
+test: $(INSTALLED) ## Run all tests, with branch coverage
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+test-all: ## Run all tests on every Python from 3.12 that is here
+	@scripts/test-other-pythons $(ARGS)
+
+lint: $(INSTALLED) ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## Check types
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+format: $(INSTALLED) ## Put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## Cost of a call beside the peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(INSTALLED) ## Write docs/variables.md anew from the code
+	$(BIN)/python -m lightrag_resilience._variables > docs/variables.md
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .venv-* demo-output .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev --editable '.[demo]'
+	@touch $@

@@ -1,0 +1,93 @@
+"""The command line: ``lightrag-resilience demo`` and ``doctor``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import typing
+from pathlib import Path
+from typing import Annotated
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py runs it apart
+    sys.exit(f"The command line needs {error.name}: pip install 'lightrag-resilience[cli]'")
+
+from .errors import SettingsError
+from .policy import FAMILIES, PARTS, Policy
+from .settings import Settings, load_settings
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+def main() -> None:
+    """Entry point of the ``lightrag-resilience`` command."""
+    app()
+
+
+@app.callback()
+def _about() -> None:
+    """Circuit breakers, retries, limits and timeouts for LightRAG."""
+
+
+@app.command()
+def demo(
+    *,
+    seed: Annotated[int, typer.Option(help="The same seed fails the same calls.")] = 1,
+    output: Annotated[Path, typer.Option(help="Folder for the figures and the picture.")] = Path(
+        "demo-output"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """A real LightRAG lives through an outage, beside an unprotected one. Takes about 80 s."""
+    try:
+        from .demo.run import run_demo  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        _fail(f"The demo needs {error.name}: pip install 'lightrag-resilience[demo]'")
+    _settings_or_exit()
+    report = run_demo(seed=seed, output=output, quiet=as_json, console=Console())
+    if as_json:
+        typer.echo(json.dumps(report))
+
+
+@app.command()
+def doctor(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Dependencies, such as llm.openai.")
+    ] = None,
+) -> None:
+    """Check the RESILIENCE_* variables, and show the policies they lead to."""
+    settings = _settings_or_exit()
+    Console().print(_policies(settings, names or list(FAMILIES)))
+
+
+def _policies(settings: Settings, names: list[str]) -> Table:
+    """Each field of the policies; what a variable changed is marked."""
+    table = Table("variable", *names, title="Policies in force (* set by a variable)")
+    for part, kind in PARTS.items():
+        table.add_section()
+        for name in kind.__dataclass_fields__:
+            cells = []
+            for dependency in names:
+                value = getattr(getattr(settings.policy_for(dependency), part), name)
+                default = getattr(getattr(Policy.for_name(dependency), part), name)
+                shown = "none" if value is None else str(value)
+                cells.append(shown if value == default else f"[bold]{shown} *[/]")
+            table.add_row(f"…__{part.upper()}__{name.upper()}", *cells)
+    return table
+
+
+def _settings_or_exit() -> Settings:
+    try:
+        return load_settings()
+    except SettingsError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> typing.NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(2)

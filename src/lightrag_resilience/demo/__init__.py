@@ -1,0 +1,1 @@
+"""Two real LightRAG instances beside each other, one of them protected, through trouble."""

@@ -1,0 +1,159 @@
+"""The three experiments. Each runs the same script on an instance, protected or not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightrag_resilience.testing import Fault
+
+from .corpus import document, facts
+from .figures import ANSWERED, Measured, Queries
+from .rig import Rig, build_rig
+
+__all__ = ["EXPERIMENTS", "OUTAGE", "Experiment", "Watch"]
+
+DOCUMENTS = 20
+WARM_UP_DOCUMENTS = 4
+BURST = 20
+OUTAGE = (5.0, 25.0)  # seconds since the experiment's beginning
+LONGEST = 75.0  # seconds for one experiment: what is not done then is counted as it stands
+QUERY_EVERY = 1.0  # seconds
+
+
+@dataclass(slots=True)
+class Watch:
+    """What the live view may look at while an experiment runs."""
+
+    rig: Rig | None = None
+    queries: Queries = field(default_factory=Queries)
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A script, and what it shows."""
+
+    name: str
+    title: str
+    script: Callable[[Rig, Watch], Coroutine[Any, Any, Measured]]
+
+    async def run(self, *, protected: bool, seed: int, watch: Watch) -> Measured:
+        """Run the script on a fresh instance."""
+        async with build_rig(protected=protected, seed=seed) as rig:
+            watch.rig = rig
+            started = time.monotonic()
+            measured = await self.script(rig, watch)
+            measured.took = time.monotonic() - started
+            watch.rig, watch.done = None, True
+            return measured
+
+
+async def _flaky(rig: Rig, watch: Watch) -> Measured:
+    """Ingest while 30 % of all calls answer 500."""
+    del watch
+    rig.provider.set_faults([Fault.status(500, share=0.3)])
+    _begin(rig)
+    await _within(LONGEST, _ingest(rig, DOCUMENTS))
+    measured = Measured(documents=await rig.documents_by_status())
+    measured.take_calls(rig.provider.calls)
+    return measured
+
+
+async def _outage(rig: Rig, watch: Watch) -> Measured:
+    """Ingest and answer through 20 s in which the provider is down."""
+    queries = watch.queries
+    await _ingest(rig, WARM_UP_DOCUMENTS)
+    start, end = OUTAGE
+    rig.provider.set_faults(
+        [
+            Fault.reset(start=start, end=start + 3),
+            Fault.status(503, start=start + 3, end=end),
+            Fault.throttle(retry_after=1, share=0.3, start=end, end=end + 2),
+        ]
+    )
+    _begin(rig)
+    queries.begin()
+    asking = asyncio.create_task(_ask_steadily(rig, queries, until=end + 15))
+    try:
+        await _within(LONGEST, _ingest(rig, DOCUMENTS))
+        await asking
+    finally:
+        asking.cancel()
+    measured = Measured(documents=await rig.documents_by_status())
+    measured.take_queries(queries)
+    measured.take_calls(rig.provider.calls)
+    answered = [asked.at + asked.took for asked in queries.asked if asked.outcome == ANSWERED]
+    measured.recovery = min((at - end for at in answered if at > end), default=None)
+    return measured
+
+
+async def _dead(rig: Rig, watch: Watch) -> Measured:
+    """20 queries at once while every call fails, then one more."""
+    queries = watch.queries
+    await _ingest(rig, WARM_UP_DOCUMENTS)
+    rig.provider.set_faults([Fault.status(500)])
+    _begin(rig)
+    queries.begin()
+    asked = [facts(WARM_UP_DOCUMENTS)[number % WARM_UP_DOCUMENTS] for number in range(BURST)]
+    await asyncio.gather(
+        *(
+            queries.ask(lambda q=fact.question(number): rig.ask(q), fact.founder)
+            for number, fact in enumerate(asked)
+        )
+    )
+    measured = Measured(documents=await rig.documents_by_status())
+    measured.take_queries(queries)
+    measured.take_calls(rig.provider.calls)
+    fact = asked[0]
+    refused = await queries.ask(lambda: rig.ask(fact.question(BURST)), fact.founder)
+    measured.refusal, measured.refusal_retry_after = refused.took, refused.retry_after
+    return measured
+
+
+EXPERIMENTS = (
+    Experiment("flaky", "30 % of all calls answer 500", _flaky),
+    Experiment("outage", "the provider is down for 20 s", _outage),
+    Experiment("dead", "20 queries at once, every call fails", _dead),
+)
+
+
+def _begin(rig: Rig) -> None:
+    rig.provider.reset_calls()
+    rig.provider.begin()
+
+
+async def _ingest(rig: Rig, count: int) -> None:
+    """Hand documents over the way an application does; LightRAG itself notes which of them fail."""
+    chosen = facts(count)
+    await rig.rag.ainsert(
+        [document(fact) for fact in chosen], file_paths=[f"{fact.town}.txt" for fact in chosen]
+    )
+
+
+async def _ask_steadily(rig: Rig, queries: Queries, until: float) -> None:
+    """One query a second, each in a task of its own, as users ask."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    known = facts(WARM_UP_DOCUMENTS)
+    async with asyncio.TaskGroup() as group:
+        number = 0
+        while loop.time() - began < until:
+            fact = known[number % len(known)]
+            group.create_task(
+                queries.ask(lambda q=fact.question(number): rig.ask(q), fact.founder)  # type: ignore[misc]
+            )
+            number += 1
+            await asyncio.sleep(QUERY_EVERY)
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """Give work so many seconds; what it has not done then is left."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        return

@@ -1,0 +1,77 @@
+"""The demo's results: as JSON for machines, as a table for people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from .experiments import Experiment
+from .figures import Measured
+
+__all__ = ["Result", "as_json", "as_table"]
+
+Result = dict[str, tuple[Measured, Measured]]
+"""For each experiment's name: unprotected, protected."""
+
+
+def as_json(result: Result, *, seed: int, took: float) -> dict[str, Any]:
+    """Everything that was measured, with the timelines; durations are seconds."""
+    return {
+        "seed": seed,
+        "took": round(took, 1),
+        "experiments": {
+            name: {"unprotected": _figures(plain), "protected": _figures(protected)}
+            for name, (plain, protected) in result.items()
+        },
+    }
+
+
+def _figures(measured: Measured) -> dict[str, Any]:
+    return asdict(measured) | {
+        "processed_documents": measured.processed,
+        "failed_documents": measured.failed_documents,
+    }
+
+
+def as_table(experiments: tuple[Experiment, ...], result: Result) -> Table:
+    """Unprotected and protected side by side."""
+    table = Table(title="LightRAG through trouble", title_justify="left", show_lines=False)
+    table.add_column("")
+    table.add_column("unprotected", justify="right")
+    table.add_column("protected", justify="right")
+    for experiment in experiments:
+        plain, protected = result[experiment.name]
+        table.add_section()
+        table.add_row(f"[bold]{experiment.title}[/]", "", "")
+        for (label, left), (_, right) in zip(_rows(plain), _rows(protected), strict=True):
+            if left or right:
+                table.add_row(f"  {label}", left or "–", right or "–")
+    return table
+
+
+def _rows(measured: Measured) -> list[tuple[str, str]]:
+    total = sum(measured.documents.values())
+    asked = bool(measured.queries)
+    return [
+        ("documents processed", f"{measured.processed} of {total}"),
+        ("documents failed for good", str(measured.failed_documents)),
+        ("queries answered", str(measured.answered) if asked else ""),
+        ("queries refused with a clear error", str(measured.refused) if asked else ""),
+        ("queries silently empty", str(measured.empty) if asked else ""),
+        ("queries failed otherwise", str(measured.failed) if measured.failed else ""),
+        ("HTTP calls made", str(measured.http_calls)),
+        ("query p50", _seconds(measured.query_p50)),
+        ("query p95", _seconds(measured.query_p95)),
+        ("recovery to first answer", _seconds(measured.recovery)),
+        ("one more query comes back after", _seconds(measured.refusal)),
+        ("  and says when to come back", _seconds(measured.refusal_retry_after)),
+        ("the whole took", _seconds(measured.took)),
+    ]
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"

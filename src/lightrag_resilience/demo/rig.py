@@ -1,0 +1,129 @@
+"""A real LightRAG with embedded storages, on a provider simulator of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lightrag import LightRAG, QueryParam
+from lightrag.llm.openai import openai_complete_if_cache, openai_embed
+from lightrag.rerank import jina_rerank
+from lightrag.utils import EmbeddingFunc, Tokenizer
+
+from lightrag_resilience.integrations.lightrag import protect, unprotect
+from lightrag_resilience.registry import Guards
+from lightrag_resilience.testing import Simulator
+
+__all__ = ["Rig", "build_rig"]
+
+_DIMENSIONS = 64
+_KEY = "not-a-secret"
+_names = itertools.count()
+
+
+class _Characters:
+    """A tokenizer without downloads or state: a token is a character."""
+
+    def encode(self, content: str) -> list[int]:
+        return [ord(character) for character in content]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(map(chr, tokens))
+
+
+@dataclass(slots=True)
+class Rig:
+    """One LightRAG, its provider, and its guards where it is protected."""
+
+    rag: Any
+    provider: Simulator
+    guards: Guards | None
+
+    async def ask(self, question: str) -> str | None:
+        """A real query, by knowledge graph and vectors."""
+        answer: str | None = await self.rag.aquery(question, QueryParam(mode="mix"))
+        return answer
+
+    async def documents_by_status(self) -> dict[str, int]:
+        """How many documents stand where in LightRAG's pipeline."""
+        counts: dict[str, int] = await self.rag.doc_status.get_status_counts()
+        return {status: count for status, count in counts.items() if count}
+
+
+@contextlib.asynccontextmanager
+async def build_rig(*, protected: bool, seed: int, latency: float = 0.02) -> AsyncIterator[Rig]:
+    """A fresh LightRAG on a fresh provider, ended in full afterwards.
+
+    Args:
+        protected: Whether to `protect` it, with guards of its own.
+        seed: For the provider's faults.
+        latency: Seconds the provider takes to answer.
+    """
+    async with Simulator(seed=seed, latency=latency) as provider:
+        with tempfile.TemporaryDirectory(prefix="lightrag-resilience-") as folder:
+            rag = _make_rag(provider.base_url, folder)
+            await rag.initialize_storages()
+            registry = Guards() if protected else None
+            if registry is not None:
+                await protect(rag, registry=registry)
+            try:
+                yield Rig(rag, provider, registry)
+            finally:
+                await _end(rag)
+
+
+def _make_rag(base_url: str, folder: str) -> Any:
+    async def complete(
+        prompt: str,
+        system_prompt: str | None = None,
+        history_messages: list[dict[str, Any]] | None = None,
+        **options: Any,
+    ) -> Any:
+        return await openai_complete_if_cache(
+            "simulated",
+            prompt,
+            system_prompt=system_prompt,
+            history_messages=history_messages or [],
+            base_url=base_url,
+            api_key=_KEY,
+            **options,
+        )
+
+    async def embed(texts: list[str]) -> np.ndarray[Any, Any]:
+        vectors: np.ndarray[Any, Any] = await openai_embed.func(
+            texts, model="simulated", base_url=base_url, api_key=_KEY, embedding_dim=_DIMENSIONS
+        )
+        return vectors
+
+    async def rerank(query: str, documents: list[str], top_n: int | None = None) -> Any:
+        return await jina_rerank(
+            query, documents, top_n=top_n, api_key=_KEY, base_url=f"{base_url}/rerank"
+        )
+
+    return LightRAG(
+        working_dir=folder,
+        workspace=f"demo{next(_names)}",
+        llm_model_func=complete,
+        embedding_func=EmbeddingFunc(embedding_dim=_DIMENSIONS, func=embed),
+        rerank_model_func=rerank,
+        tokenizer=Tokenizer("characters", _Characters()),
+        entity_extract_max_gleaning=0,
+    )
+
+
+async def _end(rag: Any) -> None:
+    """End an instance's storages and queues; LightRAG leaves the queues to the process's end."""
+    await unprotect(rag)
+    queues: list[Callable[..., Any]] = [
+        *rag.role_llm_funcs.values(),
+        rag.embedding_func.func,
+        rag.rerank_model_func,
+    ]
+    await asyncio.gather(*(queue.shutdown(graceful=False) for queue in queues))  # type: ignore[attr-defined]
+    await rag.finalize_storages()

@@ -1,0 +1,97 @@
+"""Runs all experiments at once, protected and not, and shows what happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from .experiments import EXPERIMENTS, Watch
+from .figures import Measured
+from .live import live_table
+from .picture import draw
+from .report import Result, as_json, as_table
+
+__all__ = ["run_demo"]
+
+_REFRESH = 0.5  # seconds
+
+
+def run_demo(*, seed: int, output: Path, quiet: bool, console: Console) -> dict[str, Any]:
+    """Run the demo; writes ``demo.json`` and ``demo.svg`` into `output`.
+
+    Args:
+        seed: Of the providers' faults: the same seed fails the same calls.
+        output: Folder for the results; made where it is missing.
+        quiet: Whether to leave the live view and the table out.
+        console: Where to show them.
+    """
+    started = time.monotonic()
+    watches = {(e.name, protected): Watch() for e in EXPERIMENTS for protected in (False, True)}
+    with _silent_lightrag(), _live(quiet, console, watches, started) as refresh:
+        result = asyncio.run(_run_all(seed, watches, refresh))
+    report = as_json(result, seed=seed, took=time.monotonic() - started)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
+    (output / "demo.svg").write_text(draw(*result["outage"]))
+    if not quiet:
+        console.print(as_table(EXPERIMENTS, result))
+        console.print(f"Took {report['took']} s. Figures and picture: {output}/demo.json, demo.svg")
+    return report
+
+
+async def _run_all(
+    seed: int, watches: dict[tuple[str, bool], Watch], refresh: Callable[[], None]
+) -> Result:
+    async def show() -> None:
+        while True:
+            refresh()
+            await asyncio.sleep(_REFRESH)
+
+    runs: dict[tuple[str, bool], asyncio.Task[Measured]] = {}
+    showing = asyncio.create_task(show())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for experiment in EXPERIMENTS:
+                for protected in (False, True):
+                    watch = watches[experiment.name, protected]
+                    runs[experiment.name, protected] = group.create_task(
+                        experiment.run(protected=protected, seed=seed, watch=watch)
+                    )
+    finally:
+        showing.cancel()
+    return {e.name: (runs[e.name, False].result(), runs[e.name, True].result()) for e in EXPERIMENTS}
+
+
+@contextlib.contextmanager
+def _live(
+    quiet: bool,  # noqa: FBT001 - private, and called in one place
+    console: Console,
+    watches: dict[tuple[str, bool], Watch],
+    started: float,
+) -> Iterator[Callable[[], None]]:
+    if quiet:
+        yield lambda: None
+        return
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        yield lambda: live.update(live_table(EXPERIMENTS, watches, started), refresh=True)
+
+
+@contextlib.contextmanager
+def _silent_lightrag() -> Iterator[None]:
+    """LightRAG logs each failed call; the demo shows them in its own way."""
+    logger = logging.getLogger("lightrag")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
