@@ -165,7 +165,7 @@ STATUSES = [
     *((status, {}, FATAL) for status in (400, 401, 402, 403, 404, 405, 413, 422)),
     (429, {}, THROTTLED),
     (429, {"retry-after": "20"}, Failure(FailureKind.THROTTLED, 20.0)),
-    (429, {"x-ratelimit-reset-tokens": "6m0s"}, Failure(FailureKind.THROTTLED, 360.0)),
+    (429, {"x-ratelimit-reset-tokens": "6m0s"}, Failure(FailureKind.THROTTLED, 30.0)),
     (503, {"retry-after": "7"}, Failure(FailureKind.TRANSIENT, 7.0)),
     (503, {"x-ratelimit-reset-tokens": "6m0s"}, TRANSIENT),
     (404, {"retry-after": "7"}, FATAL),

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from ._hints import advice, asked_wait, longest_reset
 
-__all__ = ["Classifier", "Failure", "FailureKind", "classify", "root_cause"]
+__all__ = ["Failure", "FailureKind", "classify", "root_cause"]
 
 
 class FailureKind(enum.Enum):
@@ -53,9 +53,6 @@ class Failure:
         """Whether the dependency is to blame, so that its breaker counts it."""
         return self.kind is FailureKind.TRANSIENT or self.kind is FailureKind.UNKNOWN_OUTCOME
 
-
-Classifier = Callable[[BaseException], Failure | None]
-"""A verdict of the user's own; None leaves it to `classify`."""
 
 _Rule = Failure | Callable[[Any], Failure]
 
@@ -128,6 +125,7 @@ def _is_from(cls: type, package: str) -> bool:
 
 _PASSING = frozenset({408, 409, 425})
 _TOO_MANY = 429
+_LONGEST_RESET = 30.0  # seconds: a full refill takes longer than room for one call
 
 
 def _status(exc: BaseException) -> int | None:
@@ -156,7 +154,8 @@ def _by_status(exc: BaseException, status: int) -> Failure:
     if status == _TOO_MANY:
         if should != "true" and _is_spent(exc, found):
             return _FATAL
-        wait = longest_reset(headers, now_wall=now) if wait is None else wait
+        if wait is None and (reset := longest_reset(headers, now_wall=now)) is not None:
+            wait = min(reset, _LONGEST_RESET)
         return _with_wait(_THROTTLED, wait)
     verdict = _TRANSIENT if should == "true" else _of_status(status)
     return verdict if verdict is _FATAL else _with_wait(verdict, wait)

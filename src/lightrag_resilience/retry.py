@@ -130,7 +130,7 @@ class Retries:
     def _backoff(self, state: tenacity.RetryCallState) -> float:
         """Seconds before the next attempt: what the provider asks for, or our own choice."""
         hint = self._failure().retry_after
-        if hint is not None:
+        if hint:
             # A little later than told, and not all callers at once.
             return hint + random.uniform(0.0, min(0.25 * hint, 0.5))  # noqa: S311
         return self._own_backoff(state)
