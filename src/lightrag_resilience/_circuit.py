@@ -113,8 +113,10 @@ class Circuit:
         return self._admit_probe(now)
 
     def _admit_probe(self, now: float) -> Admission | None:
-        for probe in [probe for probe, expiry in self._leases.items() if expiry <= now]:
-            del self._leases[probe]
+        # The collector may end an abandoned call right here, and so release its probe.
+        for probe in list(self._leases):
+            if self._leases.get(probe, math.inf) <= now:
+                self._leases.pop(probe, None)
         if len(self._leases) + self.proven >= self.policy.probes:
             return None
         probe = Admission(self.generation)
@@ -182,9 +184,9 @@ class Circuit:
             return f"after {self.streak} failures in a row"
         if window.calls < policy.min_calls:
             return None
-        if window.failed >= policy.failure_rate * window.calls:
+        if window.failed / window.calls >= policy.failure_rate:
             return f"after {window.failed} of {window.calls} calls failed"
-        if window.slow >= policy.slow_rate * window.calls:
+        if window.slow / window.calls >= policy.slow_rate:
             return f"after {window.slow} of {window.calls} calls were slow"
         return None
 
@@ -196,14 +198,19 @@ class Circuit:
         growth = policy.open_growth ** min(self.opens, 64)
         self.opens += 1
         self._enter(State.OPEN, now, reason)
-        self.open_until = now + min(policy.open_for * growth, policy.open_max)
+        forced = self.mode == "forced-open"
+        self.open_until = (
+            math.inf if forced else now + min(policy.open_for * growth, policy.open_max)
+        )
 
     def half_open(self, now: float, reason: str) -> None:
-        """Let probes through."""
+        """Let probes through. A circuit that was forced open is enforced again."""
+        self._lift_force()
         self._enter(State.HALF_OPEN, now, reason)
 
     def close(self, now: float, reason: str) -> None:
-        """Let everybody through, with nothing remembered."""
+        """Let everybody through, with nothing remembered, and as `half_open` does, unforced."""
+        self._lift_force()
         self.opens = 0
         self._enter(State.CLOSED, now, reason)
 
@@ -215,6 +222,10 @@ class Circuit:
             self.open_until = math.inf
         else:
             self.close(now, reason)
+
+    def _lift_force(self) -> None:
+        if self.mode == "forced-open":
+            self.mode = "enforce"
 
     def _enter(self, state: State, now: float, reason: str) -> None:
         self._entered = now

@@ -6,8 +6,10 @@ through it. It never runs the call itself: it knows no neutral outcome and no li
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
@@ -20,6 +22,8 @@ from .events import Events, StateChanged
 from .policy import BreakerPolicy, Mode
 
 __all__ = ["Admission", "Breaker", "Snapshot", "State"]
+
+_log = logging.getLogger("lightrag_resilience")
 
 
 class Breaker:
@@ -45,8 +49,11 @@ class Breaker:
         self.pybreaker = _PyBreaker(self)
         self._clock = clock
         self._events = events or Events()
-        self._lock = threading.Lock()
-        self._told = (self.circuit.state, self.circuit.generation)
+        # Reentrant: the garbage collector may end an abandoned call while the lock is held.
+        self._lock = threading.RLock()
+        self._noted = (self.circuit.state, self.circuit.generation)
+        self._changes: deque[StateChanged] = deque()
+        self._telling = threading.Lock()
 
     @property
     def state(self) -> State:
@@ -66,18 +73,16 @@ class Breaker:
         Raises:
             CircuitOpenError: The circuit is open, or half-open with all probes taken.
         """
+        circuit = self.circuit
         with self._lock:
-            admission = self.circuit.admit(self._clock())
+            now = self._clock()
+            admission = circuit.admit(now)
+            wait, reason, state = circuit.retry_after(now), circuit.reason, circuit.state
+            self._note()
         self._announce()
         if admission is None:
-            raise self.refusal()
+            raise CircuitOpenError(self.name, wait, reason, state.value)
         return admission
-
-    def refusal(self) -> CircuitOpenError:
-        """The error for a call that is refused now."""
-        circuit = self.circuit
-        wait = circuit.retry_after(self._clock())
-        return CircuitOpenError(self.name, wait, circuit.reason, circuit.state.value)
 
     def succeeded(self, admission: Admission, duration: float) -> None:
         """A call succeeded after `duration` seconds."""
@@ -87,12 +92,14 @@ class Breaker:
             return
         with self._lock:
             circuit.succeed(admission, duration, self._clock())
+            self._note()
         self._announce()
 
     def failed(self, admission: Admission, duration: float) -> None:
         """A call failed after `duration` seconds, and the dependency is to blame."""
         with self._lock:
             self.circuit.fail(admission, duration, self._clock())
+            self._note()
         self._announce()
 
     def released(self, admission: Admission) -> None:
@@ -106,38 +113,52 @@ class Breaker:
         """Open the circuit for the time its policy gives, as if it had tripped."""
         with self._lock:
             self.circuit.open(self._clock(), reason)
+            self._note()
         self._announce()
 
     def half_open(self, reason: str = "by hand") -> None:
         """Let probes through now."""
         with self._lock:
             self.circuit.half_open(self._clock(), reason)
+            self._note()
         self._announce()
 
     def close(self, reason: str = "by hand") -> None:
         """Close the circuit and forget what led here."""
         with self._lock:
             self.circuit.close(self._clock(), reason)
+            self._note()
         self._announce()
 
     def set_mode(self, mode: Mode, reason: str = "by hand") -> None:
         """Enforce, only measure, disable, or force open, whatever the policy says."""
         with self._lock:
             self.circuit.set_mode(mode, self._clock(), reason)
+            self._note()
         self._announce()
 
+    def _note(self) -> None:
+        """Keep a change of state for `_announce`; the caller holds the lock."""
+        (old, noted), new = self._noted, self.circuit.state
+        generation = self.circuit.generation
+        if generation != noted:
+            self._noted = (new, generation)
+            change = StateChanged(self.name, old.value, new.value, self.circuit.reason, generation)
+            self._changes.append(change)
+
     def _announce(self) -> None:
-        """Carry a change of state to pybreaker and to the listeners, each change once."""
-        if self.circuit.generation == self._told[1]:
-            return
-        with self._lock:
-            (old, told), new = self._told, self.circuit.state
-            generation, reason = self.circuit.generation, self.circuit.reason
-            self._told = (new, generation)
-        if generation == told:
-            return
-        self.pybreaker.show(new)
-        self._events.emit(StateChanged(self.name, old.value, new.value, reason, generation))
+        """Carry changes of state to pybreaker and to the listeners: each once, in their order.
+
+        What changes meanwhile, in another thread or by a listener, is left to who is telling.
+        """
+        while self._changes and self._telling.acquire(blocking=False):
+            try:
+                while self._changes:
+                    change = self._changes.popleft()
+                    self.pybreaker.show(State(change.new))
+                    self._events.emit(change)
+            finally:
+                self._telling.release()
 
 
 class _PyBreaker(pybreaker.CircuitBreaker):
@@ -154,11 +175,20 @@ class _PyBreaker(pybreaker.CircuitBreaker):
             state_storage=_Storage(breaker),
         )
 
+    @property  # type: ignore[misc] # steered by open(), half_open() and close(), not by assignment
+    def state(self) -> Any:
+        """The state that the listeners were told last, as pybreaker's object."""
+        return self._state
+
     def show(self, state: State) -> None:
-        """Make a transition that the circuit has already decided."""
-        {State.OPEN: super().open, State.HALF_OPEN: super().half_open, State.CLOSED: super().close}[
-            state
-        ]()
+        """Tell a transition that the circuit has made; a listener that raises is dropped."""
+        old, self._state = self._state, self._create_new_state(state.value)
+        for listener in self.listeners:
+            try:
+                listener.state_change(self, old, self._state)
+            except Exception:  # noqa: BLE001 - whatever it is, the call goes on
+                self.remove_listener(listener)
+                _log.exception("A pybreaker listener of %r failed and is dropped", self._owner.name)
 
     def open(self) -> bool:
         self._owner.open("through pybreaker")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiolimiter import AsyncLimiter
 
 from .errors import RateLimitedError
@@ -24,7 +26,8 @@ class RateLimit:
         self._name = name
         self._max_wait = policy.max_wait
         self._interval = 60.0 / rpm
-        self._bucket = AsyncLimiter(burst, time_period=burst * self._interval)
+        self._bucket = _Bucket(burst, time_period=burst * self._interval)
+        self._line = asyncio.Lock()  # alone, the bucket lets who comes overtake who just woke up
         self._waiting = 0
 
     async def acquire(self, longest: float) -> bool:
@@ -33,16 +36,27 @@ class RateLimit:
         Raises:
             RateLimitedError: The turn would come later than that, or than the policy allows.
         """
-        if not self._waiting and self._bucket.has_capacity():
+        wait = self._bucket.wait() + self._waiting * self._interval
+        if not wait:
             await self._bucket.acquire()
             return False
-        wait = (self._waiting + 1) * self._interval
         if wait > min(self._max_wait, longest):
             reason = f"with {self._waiting} calls waiting"
             raise RateLimitedError(self._name, wait, reason)
         self._waiting += 1
         try:
-            await self._bucket.acquire()
+            async with self._line:
+                await self._bucket.acquire()
         finally:
             self._waiting -= 1
         return True
+
+
+class _Bucket(AsyncLimiter):
+    __slots__ = ()
+
+    def wait(self) -> float:
+        """Seconds until one more request fits in."""
+        if self.has_capacity():
+            return 0.0
+        return (self._level + 1 - self.max_rate) / self._rate_per_sec

@@ -91,9 +91,7 @@ def _summary(measured: Measured) -> str:
 
 
 def _per_second(measured: Measured, *, answered: bool = False) -> Counter[int]:
-    return Counter(
-        int(at) for at, outcome in measured.calls if not answered or outcome == "200"
-    )
+    return Counter(int(at) for at, outcome in measured.calls if not answered or outcome == "200")
 
 
 def _bar(x: float, floor: int, scale: float, height: float, colour: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,11 +119,11 @@ def _make_rag(base_url: str, folder: str) -> Any:
 
 async def _end(rag: Any) -> None:
     """End an instance's storages and queues; LightRAG leaves the queues to the process's end."""
+    await rag.finalize_storages()
     await unprotect(rag)
-    queues: list[Callable[..., Any]] = [
+    queues: list[Any] = [
         *rag.role_llm_funcs.values(),
         rag.embedding_func.func,
         rag.rerank_model_func,
     ]
-    await asyncio.gather(*(queue.shutdown(graceful=False) for queue in queues))  # type: ignore[attr-defined]
-    await rag.finalize_storages()
+    await asyncio.gather(*(queue.shutdown(graceful=False) for queue in queues))

@@ -68,7 +68,9 @@ async def _run_all(
                     )
     finally:
         showing.cancel()
-    return {e.name: (runs[e.name, False].result(), runs[e.name, True].result()) for e in EXPERIMENTS}
+    return {
+        e.name: (runs[e.name, False].result(), runs[e.name, True].result()) for e in EXPERIMENTS
+    }
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from lightrag.llm_roles import ROLES
 from lightrag.utils import priority_limit_async_func_call
@@ -40,8 +41,8 @@ class QueryFailedError(DependencyError):
         return f"The query was not answered: {self.dependency!r} failed"
 
 
-class _Query:
-    """A query under way, and the last failure of a guarded call in it."""
+class _Errand:
+    """Work that must not wait, such as a query, and the last failure of a guarded call in it."""
 
     __slots__ = ("dependency", "failure")
 
@@ -50,7 +51,7 @@ class _Query:
         self.dependency = ""
 
 
-_current_query: ContextVar[_Query | None] = ContextVar("lightrag_resilience_query", default=None)
+_current_errand: ContextVar[_Errand | None] = ContextVar("lightrag_resilience_errand", default=None)
 
 
 async def protect(rag: Any, *, registry: Guards | None = None) -> None:
@@ -67,12 +68,12 @@ async def protect(rag: Any, *, registry: Guards | None = None) -> None:
         SettingsError: A ``RESILIENCE_*`` variable is wrong. Nothing is changed then.
         UnsupportedCallError: `rag` is no LightRAG that can be protected.
     """
-    if is_protected(rag):
-        return
     if not hasattr(rag, "_wrap_llm_role_func"):
         raise UnsupportedCallError(
             f"protect() takes a LightRAG of version 1.5.7 or later, not {type(rag).__name__}"
         )
+    if is_protected(rag):
+        return
     protection = _Protection(rag, guards() if registry is None else registry)
     setattr(rag, _ATTRIBUTE, protection)
     await protection.apply()
@@ -91,37 +92,46 @@ def is_protected(rag: Any) -> bool:
 
 
 class _Protection:
-    """What `protect` changed on one instance, and how to change it back."""
+    """What `protect` changed on one instance, and how to change it back.
+
+    `_queues` holds the queue in force for each role, ``embedding`` and ``rerank``: a call that
+    waits for its provider goes on in the present queue, not in one that was retired meanwhile.
+    """
 
     def __init__(self, rag: Any, registry: Guards) -> None:
         self._rag = rag
         self._registry = registry
         self._patience = registry.settings.ingest_patience
-        self._original_embedding: Any = None
-        self._original_rerank: Any = None
+        self._queues: dict[str, Callable[..., Any]] = {}
+        self._originals: dict[_Slot, Callable[..., Any]] = {}
 
     async def apply(self) -> None:
+        rag = self._rag
         make_inner_retries_yield()
-        self._rag._wrap_llm_role_func = self._wrap_role  # noqa: SLF001 - the one place roles are built
+        rag._wrap_llm_role_func = self._wrap_role  # noqa: SLF001 - the one place roles are built
         await self._rebuild_roles()
-        await self._replace_queues()
+        if rag.embedding_func is not None:
+            await self._replace(_EMBEDDING, rag.embedding_func.func, for_queries=False)
+        if rag.rerank_model_func is not None:
+            await self._replace(_RERANK, rag.rerank_model_func, for_queries=True)
         for name in _QUERIES:
-            setattr(self._rag, name, _honest(getattr(self._rag, name)))
+            setattr(rag, name, _honest(getattr(rag, name)))
+        rag.finalize_storages = _without_patience(rag.finalize_storages)
 
     async def undo(self) -> None:
         rag = self._rag
-        for name in (*_QUERIES, "_wrap_llm_role_func"):
+        for name in (*_QUERIES, "finalize_storages", "_wrap_llm_role_func"):
             vars(rag).pop(name, None)
         await self._rebuild_roles()
-        if self._original_embedding is not None:
-            await _retire(rag.embedding_func.func)
-            rag.embedding_func.func = _new_embedding_queue(rag, self._original_embedding)
-        if self._original_rerank is not None:
-            await _retire(rag.rerank_model_func)
-            rag.rerank_model_func = _new_rerank_queue(rag, self._original_rerank)
+        self._queues |= rag.role_llm_funcs
+        for slot, original in self._originals.items():
+            retired = self._queues[slot.name]
+            self._queues[slot.name] = queued = slot.new_queue(rag, original)
+            slot.put(rag, queued)
+            await _retire(retired)
         restore_inner_retries()
 
-    # ------------------------------------------------------------------ the three kinds of function
+    # ------------------------------------------------------------------ what is put where
 
     async def _rebuild_roles(self) -> None:
         # An update that changes nothing builds the role's function anew and ends its old queue.
@@ -139,31 +149,100 @@ class _Protection:
         guard = self._guard_of("llm", function, binding)
         build = type(self._rag)._wrap_llm_role_func  # noqa: SLF001
         queued = build(self._rag, role, _guarded(function, guard), max_async, timeout, model_kwargs)
-        return _gated(queued, guard, self._patience, for_queries=role in _QUERY_ROLES)
+        return self._gated(role, queued, guard, for_queries=role in _QUERY_ROLES)
 
-    async def _replace_queues(self) -> None:
-        rag = self._rag
-        if rag.embedding_func is not None:
-            # All storages share this object, so that changing its function reaches each of them.
-            old = rag.embedding_func.func
-            self._original_embedding = function = inspect.unwrap(old, stop=_is_not_queue)
-            guard = self._guard_of("embedding", function)
-            queued = _new_embedding_queue(rag, _guarded(function, guard))
-            rag.embedding_func.func = _gated(queued, guard, self._patience)
-            await _retire(old)
-        if rag.rerank_model_func is not None:
-            old = rag.rerank_model_func
-            self._original_rerank = function = inspect.unwrap(old, stop=_is_not_queue)
-            guard = self._guard_of("rerank", function)
-            queued = _new_rerank_queue(rag, _guarded(function, guard))
-            rag.rerank_model_func = _gated(queued, guard, self._patience, for_queries=True)
-            await _retire(old)
+    async def _replace(self, slot: _Slot, old: Any, *, for_queries: bool) -> None:
+        original = inspect.unwrap(old, stop=lambda layer: not hasattr(layer, "get_queue_stats"))
+        self._originals[slot] = original
+        guard = self._guard_of(slot.name, original)
+        queued = slot.new_queue(self._rag, _guarded(original, guard))
+        slot.put(self._rag, self._gated(slot.name, queued, guard, for_queries=for_queries))
+        await _retire(old)
 
     def _guard_of(
         self, family: str, function: Callable[..., Any], binding: str | None = None
     ) -> Guard:
         provider = binding or _provider(function)
         return self._registry.get(f"{family}.{provider}" if provider else family)
+
+    def _gated(
+        self, name: str, queued: Callable[..., Any], guard: Guard, *, for_queries: bool
+    ) -> Callable[..., Any]:
+        """Around a queue: queries are refused before they queue, ingest waits outside of it.
+
+        A wait inside would hold one of the queue's few workers, and end at the queue's timeout.
+        """
+        queues = self._queues
+        queues[name] = queued
+
+        @functools.wraps(queued)
+        async def gated(*args: Any, **kwargs: Any) -> Any:
+            errand = _current_errand.get()
+            if errand is None and not for_queries:
+                return await patiently(
+                    guard, lambda: queues[name](*args, **kwargs), patience=self._patience
+                )
+            try:
+                guard.refuse_if_open()
+                return await queues[name](*args, **kwargs)
+            except Exception as error:
+                if errand is not None:
+                    errand.failure, errand.dependency = error, guard.name
+                raise
+
+        return gated
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where LightRAG keeps a function that is no role's, and how it queues it."""
+
+    name: str
+    new_queue: Callable[[Any, Callable[..., Any]], Callable[..., Any]]
+    put: Callable[[Any, Callable[..., Any]], None]
+
+
+def _queue_embedding(rag: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    queue = priority_limit_async_func_call(
+        rag.embedding_func_max_async,
+        llm_timeout=rag.default_embedding_timeout,
+        queue_name="Embedding func",
+        concurrency_group="embedding",
+    )
+    return cast("Callable[..., Any]", queue(function))
+
+
+def _put_embedding(rag: Any, function: Callable[..., Any]) -> None:
+    # All storages share this object, so that changing its function reaches each of them.
+    rag.embedding_func.func = function
+
+
+def _queue_rerank(rag: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    queue = priority_limit_async_func_call(
+        rag.rerank_model_max_async,
+        llm_timeout=rag.default_rerank_timeout,
+        queue_name="Rerank func",
+        concurrency_group="rerank",
+    )
+    return cast("Callable[..., Any]", queue(function))
+
+
+def _put_rerank(rag: Any, function: Callable[..., Any]) -> None:
+    rag.rerank_model_func = function
+    # Queries take it from the configuration that the storages were made with.
+    for storage in vars(rag).values():
+        config = getattr(storage, "global_config", None)
+        if isinstance(config, dict) and "rerank_model_func" in config:
+            config["rerank_model_func"] = function
+
+
+_EMBEDDING = _Slot("embedding", _queue_embedding, _put_embedding)
+_RERANK = _Slot("rerank", _queue_rerank, _put_rerank)
+
+
+async def _retire(queued: Any) -> None:
+    """End a queue that nothing calls any more, after the work it holds."""
+    await queued.shutdown(graceful=True)
 
 
 def _provider(function: Any) -> str | None:
@@ -172,37 +251,6 @@ def _provider(function: Any) -> str | None:
         function = function.func
     package, _, module = getattr(function, "__module__", "").rpartition(".")
     return module if package == "lightrag.llm" else None
-
-
-def _is_not_queue(function: Any) -> bool:
-    return not hasattr(function, "get_queue_stats")
-
-
-def _new_embedding_queue(rag: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    queue = priority_limit_async_func_call(
-        rag.embedding_func_max_async,
-        llm_timeout=rag.default_embedding_timeout,
-        queue_name="Embedding func",
-        concurrency_group="embedding",
-    )
-    queued: Callable[..., Any] = queue(function)
-    return queued
-
-
-def _new_rerank_queue(rag: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    queue = priority_limit_async_func_call(
-        rag.rerank_model_max_async,
-        llm_timeout=rag.default_rerank_timeout,
-        queue_name="Rerank func",
-        concurrency_group="rerank",
-    )
-    queued: Callable[..., Any] = queue(function)
-    return queued
-
-
-async def _retire(queued: Any) -> None:
-    """End a queue that nothing calls any more, after the work it holds."""
-    await queued.shutdown(graceful=True)
 
 
 # ---------------------------------------------------------------------- around one function
@@ -222,41 +270,17 @@ def _guarded(function: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
     return guarded
 
 
-def _gated(
-    queued: Callable[..., Any], guard: Guard, patience: float, *, for_queries: bool = False
-) -> Callable[..., Any]:
-    """Around LightRAG's queue: queries are refused before they queue, ingest waits outside of it.
-
-    A wait inside the queue would hold one of its few workers, and end at the queue's own timeout.
-    """
-
-    @functools.wraps(queued)
-    async def gated(*args: Any, **kwargs: Any) -> Any:
-        query = _current_query.get()
-        if query is None and not for_queries:
-            return await patiently(guard, lambda: queued(*args, **kwargs), patience=patience)
-        try:
-            guard.refuse_if_open()
-            return await queued(*args, **kwargs)
-        except Exception as error:
-            if query is not None:
-                query.failure, query.dependency = error, guard.name
-            raise
-
-    return gated
-
-
 def _honest(method: Callable[..., Awaitable[dict[str, Any]]]) -> Callable[..., Any]:
     """A query method that raises where a dependency failed, instead of finding nothing."""
 
     @functools.wraps(method)
     async def honest(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        query = _Query()
-        token = _current_query.set(query)
+        query = _Errand()
+        token = _current_errand.set(query)
         try:
             answer = await method(*args, **kwargs)
         finally:
-            _current_query.reset(token)
+            _current_errand.reset(token)
         if query.failure is not None and answer.get("status") == "failure":
             raise _query_error(query.failure, query.dependency)
         return answer
@@ -264,12 +288,25 @@ def _honest(method: Callable[..., Awaitable[dict[str, Any]]]) -> Callable[..., A
     return honest
 
 
+def _without_patience(method: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """A method whose calls fail as they would without `protect`: the end must not wait."""
+
+    @functools.wraps(method)
+    async def hasty(*args: Any, **kwargs: Any) -> Any:
+        token = _current_errand.set(_Errand())
+        try:
+            return await method(*args, **kwargs)
+        finally:
+            _current_errand.reset(token)
+
+    return hasty
+
+
 def _query_error(error: Exception, dependency: str) -> Exception:
     if isinstance(error, ResilienceError):
         return error
-    cause = root_cause(error)
     failure = classify(error)
-    reason = f"with {type(cause).__name__} ({failure.kind.value})"
+    reason = f"with {type(root_cause(error)).__name__} ({failure.kind.value})"
     failed = QueryFailedError(dependency, failure.retry_after, reason)
     failed.__cause__ = error
     return failed

@@ -1,0 +1,44 @@
+"""The functions that the stacks protect."""
+
+from __future__ import annotations
+
+import asyncio
+
+from benchmarks.stack import Call, Stack
+
+__all__ = ["answer", "hang", "outcome", "reject", "trip", "unreachable"]
+
+
+async def answer(number: int) -> int:
+    return number
+
+
+async def reject(number: int) -> int:
+    """An error that no stack retries or counts."""
+    raise ValueError(number)
+
+
+async def unreachable(number: int) -> int:
+    """An error that every stack retries and counts."""
+    raise ConnectionError(number)
+
+
+async def hang(number: int) -> int:
+    await asyncio.sleep(60)
+    return number
+
+
+async def trip(stack: Stack, call: Call) -> None:
+    """Let a protected `unreachable` fail until its breaker refuses."""
+    for _ in range(20):
+        if isinstance(await outcome(call), stack.refusal or ()):
+            return
+    raise AssertionError(f"{stack.name}: the breaker never opened")
+
+
+async def outcome(call: Call) -> object:
+    """What a call returns or raises."""
+    try:
+        return await call(1)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome
+        return error

@@ -1,0 +1,46 @@
+"""The stack people write by hand: tenacity, asyncio.timeout, aiolimiter and pybreaker.
+
+The order is retry(timeout(limiter(breaker(call)))). pybreaker's ``call`` would count a coroutine
+that was made as a success, and its ``call_async`` needs Tornado, so the form that is both usual and
+right is ``with breaker.calling()`` around the ``await``: it asks before, and records after. Its
+errors still are pybreaker's (a cancellation counts as a failure, half-open lets all through).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiolimiter import AsyncLimiter
+from pybreaker import CircuitBreaker, CircuitBreakerError
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from benchmarks.stack import TRANSIENT, Call, Setup, Stack
+
+
+def protect(function: Call, setup: Setup) -> Call:
+    breaker = CircuitBreaker(fail_max=5, reset_timeout=setup.open_for, exclude=[ValueError])
+    limiter = AsyncLimiter(100_000, time_period=0.6)
+
+    @retry(
+        retry=retry_if_exception_type(TRANSIENT),
+        stop=stop_after_attempt(4),
+        wait=wait_exponential_jitter(initial=0.001, max=0.002, jitter=0.001),
+        reraise=True,
+    )
+    async def call(number: int) -> int:
+        async with asyncio.timeout(setup.timeout), limiter:
+            with breaker.calling():
+                return await function(number)
+
+    return call
+
+
+STACKS = [
+    Stack(
+        name="composed by hand",
+        protect=protect,
+        refusal=CircuitBreakerError,
+        timeout=TimeoutError,
+        imports="tenacity, aiolimiter, pybreaker",
+    )
+]

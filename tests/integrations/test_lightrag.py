@@ -1,0 +1,230 @@
+"""`protect` on a real LightRAG with embedded storages; only its providers are made up."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+from typing import Any
+
+import pytest
+from lightrag import QueryParam
+from support.lightrag_rig import ANSWER, Provider, lightrag_on
+
+from lightrag_resilience import CircuitOpenError, Guards, State, UnsupportedCallError
+from lightrag_resilience.integrations.lightrag import (
+    QueryFailedError,
+    is_protected,
+    protect,
+    unprotect,
+)
+from lightrag_resilience.settings import load_settings
+
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
+
+DOWN = ConnectionRefusedError("the provider is down")
+QUICK = {
+    "RESILIENCE_DEFAULT__RETRY__INITIAL_BACKOFF": "0.001",
+    "RESILIENCE_DEFAULT__RETRY__MAX_BACKOFF": "0.002",
+    "RESILIENCE_DEFAULT__BREAKER__OPEN_FOR": "0.2",
+}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def registry(**variables: str) -> Guards:
+    return Guards(settings=load_settings(QUICK | variables))
+
+
+async def ask(rag: Any, question: str = "Who founded Alderwick?", mode: str = "mix") -> Any:
+    return await rag.aquery(question, QueryParam(mode=mode))
+
+
+async def test_a_protected_instance_ingests_and_answers() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        guards = registry()
+        await protect(rag, registry=guards)
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        assert await ask(rag) == ANSWER
+        assert [guard.name for guard in guards] == ["embedding", "llm", "rerank"]
+        assert provider.count("llm") == 3  # extraction, keywords, answer
+        assert provider.count("rerank") == 1
+
+
+async def test_ingest_survives_errors_that_lightrag_alone_would_give_up_on() -> None:
+    provider = Provider()
+    failures = {"llm": 9, "embedding": 9}
+
+    def fail(kind: str) -> Exception | None:
+        failures[kind] = failures.get(kind, 0) - 1
+        return DOWN if failures[kind] >= 0 else None
+
+    async with lightrag_on(provider) as rag:
+        await protect(rag, registry=registry())
+        provider.fail = fail
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        assert (await rag.doc_status.get_status_counts())["processed"] == 1
+
+
+async def test_ingest_gives_up_after_its_patience() -> None:
+    provider = Provider(fail=lambda kind: DOWN if kind == "llm" else None)
+    async with lightrag_on(provider) as rag:
+        await protect(rag, registry=registry(RESILIENCE_INGEST_PATIENCE="0.3"))
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        assert (await rag.doc_status.get_status_counts())["failed"] == 1
+
+
+async def test_an_ingest_error_that_waiting_cannot_mend_ends_at_once() -> None:
+    provider = Provider(fail=lambda kind: ValueError("bad key") if kind == "llm" else None)
+    async with lightrag_on(provider) as rag:
+        await protect(rag, registry=registry())
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        assert (await rag.doc_status.get_status_counts())["failed"] == 1
+        assert provider.count("llm") == 1
+
+
+async def test_a_query_is_refused_with_the_time_to_come_back() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        guards = registry(RESILIENCE_LLM__BREAKER__OPEN_FOR="30")
+        await protect(rag, registry=guards)
+        guards.get("llm").breaker.open()
+        with pytest.raises(CircuitOpenError) as refusal:
+            await ask(rag)
+        assert refusal.value.retry_after == pytest.approx(30, abs=1)
+        assert provider.calls == []
+
+
+async def test_queries_at_once_against_a_dead_provider_make_few_calls() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        guards = registry(RESILIENCE_LLM__BREAKER__OPEN_FOR="30")
+        await protect(rag, registry=guards)
+        provider.fail = lambda _: DOWN
+        asked = (ask(rag, f"Who founded town {n}?") for n in range(20))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(answer) for answer in answers} <= {CircuitOpenError, QueryFailedError}
+        assert len(provider.calls) <= 10
+        assert guards.get("llm").breaker.state is State.OPEN
+
+
+async def test_a_query_whose_provider_fails_raises_instead_of_answering_nothing() -> None:
+    provider = Provider(fail=lambda kind: ValueError("bad key") if kind == "llm" else None)
+    async with lightrag_on(provider) as rag:
+        await protect(rag, registry=registry())
+        with pytest.raises(QueryFailedError) as failed:
+            await ask(rag)
+        assert failed.value.dependency == "llm"
+        assert isinstance(failed.value.__cause__, ValueError)
+        assert "bad key" not in str(failed.value)
+        with pytest.raises(QueryFailedError):
+            await rag.aquery_data("Who founded Alderwick?", QueryParam(mode="mix"))
+
+
+async def test_a_query_with_nothing_to_find_answers_as_lightrag_does() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        unprotected = await ask(rag, mode="naive")
+        await protect(rag, registry=registry())
+        assert await ask(rag, mode="naive") == unprotected
+
+
+async def test_a_failing_rerank_leaves_the_answer_in_its_original_order() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        await protect(rag, registry=registry())
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        provider.fail = lambda kind: DOWN if kind == "rerank" else None
+        assert await ask(rag) == ANSWER
+
+
+async def test_protecting_twice_is_protecting_once() -> None:
+    async with lightrag_on(Provider()) as rag:
+        await protect(rag, registry=registry())
+        function = rag.embedding_func.func
+        await protect(rag, registry=registry())
+        assert rag.embedding_func.func is function
+        assert is_protected(rag)
+
+
+async def test_unprotecting_gives_back_what_was_there() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        guards = registry()
+        await protect(rag, registry=guards)
+        await unprotect(rag)
+        await unprotect(rag)
+        assert not is_protected(rag)
+        guards.get("llm").breaker.open()
+        guards.get("embedding").breaker.open()
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        assert await ask(rag) == ANSWER
+        assert inspect.unwrap(rag.embedding_func.func) == provider.embed
+        assert "aquery_llm" not in vars(rag)
+
+
+async def test_a_role_that_is_changed_later_stays_protected() -> None:
+    provider, other = Provider(), Provider()
+    async with lightrag_on(provider) as rag:
+        guards = registry()
+        await protect(rag, registry=guards)
+        await rag.aupdate_llm_role_config("query", model_func=other.complete)
+        guards.get("llm").breaker.open()
+        with pytest.raises(CircuitOpenError):
+            await rag.role_llm_funcs["query"]("Who founded Alderwick?")
+        assert other.calls == []
+
+
+async def test_the_guarded_functions_survive_a_deep_copy() -> None:
+    async with lightrag_on(Provider()) as rag:
+        await protect(rag, registry=registry())
+        assert copy.deepcopy(rag.rerank_model_func) is rag.rerank_model_func
+        assert rag._build_global_config()["role_llm_funcs"]["query"] is not None
+
+
+async def test_all_storages_embed_through_the_guard() -> None:
+    async with lightrag_on(Provider()) as rag:
+        await protect(rag, registry=registry())
+        for storage in (rag.entities_vdb, rag.relationships_vdb, rag.chunks_vdb):
+            assert storage.embedding_func is rag.embedding_func
+
+
+async def test_an_instance_without_rerank_is_protected_too() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        queue, rag.rerank_model_func = rag.rerank_model_func, None
+        await protect(rag, registry=registry())
+        assert await ask(rag, mode="naive") is not None
+        await unprotect(rag)
+        rag.rerank_model_func = queue
+
+
+async def test_a_streaming_answer_is_one_guarded_call() -> None:
+    provider = Provider()
+
+    async def complete(prompt: str, **options: Any) -> Any:
+        if options.get("stream"):
+            return words()
+        return await provider.complete(prompt)
+
+    async def words() -> Any:
+        for word in ("Ada ", "founded ", "Alderwick."):
+            yield word
+
+    async with lightrag_on(provider, llm_model_func=complete) as rag:
+        guards = registry()
+        await protect(rag, registry=guards)
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        before = guards.get("llm").breaker.snapshot().calls
+        stream = await rag.aquery("Who founded it?", QueryParam(mode="mix", stream=True))
+        assert "".join([word async for word in stream]) == ANSWER
+        assert guards.get("llm").breaker.snapshot().calls == before + 2  # keywords, answer
+
+
+async def test_something_else_than_lightrag_is_refused_with_a_clear_error() -> None:
+    with pytest.raises(UnsupportedCallError, match=r"LightRAG of version 1\.5\.7 or later"):
+        await protect(object())

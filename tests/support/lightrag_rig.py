@@ -1,0 +1,101 @@
+"""A real LightRAG whose providers are functions of the test, to fail as it pleases."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from lightrag import LightRAG
+from lightrag.utils import EmbeddingFunc, Tokenizer
+
+DIMENSIONS = 8
+EXTRACTED = "\n".join(
+    (
+        "entity<|#|>Ada<|#|>Person<|#|>Ada founded Alderwick.",
+        "entity<|#|>Alderwick<|#|>Location<|#|>A town beside the river.",
+        "relation<|#|>Ada<|#|>Alderwick<|#|>founder<|#|>Ada founded Alderwick.",
+        "<|COMPLETE|>",
+    )
+)
+KEYWORDS = json.dumps({"high_level_keywords": ["founder"], "low_level_keywords": ["Alderwick"]})
+ANSWER = "Ada founded Alderwick."
+
+
+class Characters:
+    """A tokenizer without downloads."""
+
+    def encode(self, content: str) -> list[int]:
+        return [ord(character) for character in content]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(map(chr, tokens))
+
+
+@dataclass
+class Provider:
+    """Counts what is called, and fails where a test says so.
+
+    `fail` is asked before each call with ``llm``, ``embedding`` or ``rerank``; what it returns is
+    raised.
+    """
+
+    fail: Callable[[str], Exception | None] = lambda _: None
+    calls: list[str] = field(default_factory=list)
+
+    def count(self, kind: str) -> int:
+        return self.calls.count(kind)
+
+    def _called(self, kind: str) -> None:
+        self.calls.append(kind)
+        if (error := self.fail(kind)) is not None:
+            raise error
+
+    async def complete(self, prompt: str, **_: Any) -> str:
+        await asyncio.sleep(0)
+        self._called("llm")
+        if "---Input Text---" in prompt:
+            return EXTRACTED
+        return KEYWORDS if "keyword extractor" in prompt else ANSWER
+
+    async def embed(self, texts: list[str]) -> np.ndarray[Any, Any]:
+        await asyncio.sleep(0)
+        self._called("embedding")
+        return np.ones((len(texts), DIMENSIONS), dtype=np.float32)
+
+    async def rerank(self, query: str, documents: list[str], top_n: int | None = None) -> Any:
+        del query, top_n
+        await asyncio.sleep(0)
+        self._called("rerank")
+        return [{"index": i, "relevance_score": 1.0} for i in range(len(documents))]
+
+
+@contextlib.asynccontextmanager
+async def lightrag_on(provider: Provider, **changes: Any) -> AsyncIterator[Any]:
+    """A fresh LightRAG with embedded storages in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {
+            "llm_model_func": provider.complete,
+            "embedding_func": EmbeddingFunc(embedding_dim=DIMENSIONS, func=provider.embed),
+            "rerank_model_func": provider.rerank,
+        }
+        rag = LightRAG(
+            working_dir=folder,
+            workspace=folder.rsplit("/", 1)[-1],
+            tokenizer=Tokenizer("characters", Characters()),
+            entity_extract_max_gleaning=0,
+            **(options | changes),
+        )
+        await rag.initialize_storages()
+        try:
+            yield rag
+        finally:
+            await rag.finalize_storages()
+            queues = [*rag.role_llm_funcs.values(), rag.embedding_func.func, rag.rerank_model_func]
+            for queue in queues:
+                await queue.shutdown(graceful=False)
