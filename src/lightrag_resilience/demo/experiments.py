@@ -10,8 +10,8 @@ from typing import Any
 
 from lightrag_resilience.testing import Fault
 
-from .corpus import document, facts
-from .figures import ANSWERED, Measured, Queries
+from .corpus import Fact, document, facts
+from .figures import ANSWERED, Asked, Measured, Queries
 from .rig import Rig, build_rig
 
 __all__ = ["EXPERIMENTS", "OUTAGE", "Experiment", "Watch"]
@@ -99,17 +99,12 @@ async def _dead(rig: Rig, watch: Watch) -> Measured:
     _begin(rig)
     queries.begin()
     asked = [facts(WARM_UP_DOCUMENTS)[number % WARM_UP_DOCUMENTS] for number in range(BURST)]
-    await asyncio.gather(
-        *(
-            queries.ask(lambda q=fact.question(number): rig.ask(q), fact.founder)
-            for number, fact in enumerate(asked)
-        )
-    )
+    await asyncio.gather(*(_ask(rig, queries, fact, number) for number, fact in enumerate(asked)))
     measured = Measured(documents=await rig.documents_by_status())
     measured.take_queries(queries)
     measured.take_calls(rig.provider.calls)
     fact = asked[0]
-    refused = await queries.ask(lambda: rig.ask(fact.question(BURST)), fact.founder)
+    refused = await _ask(rig, queries, fact, BURST)
     measured.refusal, measured.refusal_retry_after = refused.took, refused.retry_after
     return measured
 
@@ -134,6 +129,10 @@ async def _ingest(rig: Rig, count: int) -> None:
     )
 
 
+async def _ask(rig: Rig, queries: Queries, fact: Fact, number: int) -> Asked:
+    return await queries.ask(lambda: rig.ask(fact.question(number)), fact.founder)
+
+
 async def _ask_steadily(rig: Rig, queries: Queries, until: float) -> None:
     """One query a second, each in a task of its own, as users ask."""
     loop = asyncio.get_running_loop()
@@ -143,9 +142,7 @@ async def _ask_steadily(rig: Rig, queries: Queries, until: float) -> None:
         number = 0
         while loop.time() - began < until:
             fact = known[number % len(known)]
-            group.create_task(
-                queries.ask(lambda q=fact.question(number): rig.ask(q), fact.founder)  # type: ignore[misc]
-            )
+            group.create_task(_ask(rig, queries, fact, number))
             number += 1
             await asyncio.sleep(QUERY_EVERY)
 

@@ -47,7 +47,7 @@ def as_table(experiments: tuple[Experiment, ...], result: Result) -> Table:
         table.add_row(f"[bold]{experiment.title}[/]", "", "")
         for (label, left), (_, right) in zip(_rows(plain), _rows(protected), strict=True):
             if left or right:
-                table.add_row(f"  {label}", left or "–", right or "–")
+                table.add_row(f"  {label}", left or "-", right or "-")
     return table
 
 

@@ -1,0 +1,182 @@
+"""The names of all ``RESILIENCE_*`` variables, and the page that describes them.
+
+``python -m lightrag_resilience._variables`` prints the page.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from ._bounds import describe, field_hints
+from .policy import FAMILIES, PARTS, Policy
+
+__all__ = [
+    "DEFAULT",
+    "PLAIN",
+    "PREFIX",
+    "Plain",
+    "describe_variables",
+    "nearest",
+    "section_of",
+    "variable",
+]
+
+PREFIX = "RESILIENCE_"
+DEFAULT = "DEFAULT"
+_KNOWN = (DEFAULT, *(family.upper() for family in FAMILIES))
+_ALIKE = 0.6  # difflib's own cutoff
+_NEARLY = 0.85  # from here on, a dependency's name is taken for a misspelt family
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A variable that belongs to no dependency."""
+
+    name: str
+    default: str
+    allowed: str
+    meaning: str
+
+
+PLAIN = (
+    Plain(
+        f"{PREFIX}REDIS_URL",
+        "none",
+        "a redis://, rediss:// or unix:// address",
+        "Where breaker state is shared. Read and checked; sharing itself comes with a later "
+        "release.",
+    ),
+    Plain(
+        f"{PREFIX}INGEST_PATIENCE",
+        "600",
+        "a number at least 0 and at most 86400",
+        "Seconds that a protected LightRAG's ingest waits for a dependency that is away.",
+    ),
+)
+
+
+def section_of(name: str) -> str:
+    """The part of a variable's name that stands for a dependency: ``LLM_OPENAI``."""
+    return re.sub(r"[^A-Z0-9]+", "_", name.upper())
+
+
+def variable(section: str, part: str, name: str) -> str:
+    """The variable of one field: ``RESILIENCE_LLM__RETRY__ATTEMPTS``."""
+    return f"{PREFIX}{section}__{part}__{name}".upper()
+
+
+def is_misspelt(section: str) -> bool:
+    """Whether a dependency's name begins with what is nearly, and not quite, a family's."""
+    word = section.partition("_")[0]
+    return word not in _KNOWN and bool(get_close_matches(word, _KNOWN, n=1, cutoff=_NEARLY))
+
+
+def nearest(unknown: str) -> str | None:
+    """The variable that was probably meant."""
+    sections = {*_KNOWN, *_sections_in(unknown)}
+    names = [plain.name for plain in PLAIN]
+    for part, policy in PARTS.items():
+        names += (variable(s, part, entry.name) for s in sections for entry in fields(policy))
+    by_letters = {_letters(name): name for name in sorted(names)}
+    found = get_close_matches(_letters(unknown), by_letters, n=1, cutoff=_ALIKE)
+    return by_letters[found[0]] if found else None
+
+
+def _letters(name: str) -> str:
+    """A name without what all share, and without the likeliest slip: one underscore for two."""
+    return name.removeprefix(PREFIX).replace("__", "_")
+
+
+def _sections_in(unknown: str) -> Iterator[str]:
+    """What may be the dependency in an unknown name."""
+    rest = unknown.removeprefix(PREFIX)
+    section, double, _ = rest.partition("__")
+    guesses = [section] if double else []
+    guesses += (rest.partition(f"_{part.upper()}_")[0].rstrip("_") for part in PARTS)
+    return (guess for guess in guesses if guess and guess != rest and not is_misspelt(guess))
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def describe_variables() -> str:
+    """All variables as a Markdown page, from the policies' types and docstrings."""
+    return "\n".join(_page())
+
+
+def _page() -> Iterator[str]:
+    yield "# Variables"
+    yield ""
+    yield "<!-- Written by `make docs` from the code. -->"
+    yield ""
+    yield "`RESILIENCE_<DEPENDENCY>__<PART>__<FIELD>`, with two underscores between. The dependency"
+    yield "is the guard's name in capitals, with one underscore for whatever is no letter or digit:"
+    yield "`llm.openai` is `LLM_OPENAI`. The more exact name wins: `LLM_OPENAI` over `LLM` over"
+    yield "`DEFAULT`, and any of them over what the code says. `none` turns a field off where that"
+    yield "is allowed; an empty variable is as good as none at all. Durations are seconds."
+    yield ""
+    yield "Everything wrong is reported at once, by `lightrag-resilience doctor` or when the first"
+    yield "guard is made."
+    yield ""
+    yield "| variable | default | allowed | meaning |"
+    yield "|---|---|---|---|"
+    for plain in PLAIN:
+        yield f"| `{plain.name}` | {plain.default} | {plain.allowed} | {plain.meaning} |"
+    for part, policy in PARTS.items():
+        yield from _part(part, policy)
+    yield ""
+
+
+def _part(part: str, policy: Any) -> Iterator[str]:
+    yield ""
+    yield f"## `…__{part.upper()}__…`"
+    yield ""
+    yield " ".join(_paragraphs(policy))
+    yield ""
+    yield "| field | default | allowed | meaning |"
+    yield "|---|---|---|---|"
+    meanings, hints = _meanings(policy), field_hints(policy)
+    for entry in fields(policy):
+        default = _default(part, entry.name, entry.default)
+        yield (
+            f"| `{entry.name.upper()}` | {default} | {describe(hints[entry.name])} "
+            f"| {meanings[entry.name]} |"
+        )
+
+
+def _default(part: str, name: str, default: Any) -> str:
+    """The default, and where families differ from it, theirs."""
+    assert default is not MISSING  # noqa: S101 - every field of a policy has a default
+    shown = [_shown(default)]
+    for family in FAMILIES:
+        own = getattr(getattr(Policy.for_name(family), part), name)
+        if own != default:
+            shown.append(f"{family} {_shown(own)}")
+    return ", ".join(shown)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _paragraphs(policy: Any) -> list[str]:
+    return (inspect.getdoc(policy) or "").partition("\nAttributes:")[0].split()
+
+
+def _meanings(policy: Any) -> dict[str, str]:
+    """What each field means, out of the docstring's list of attributes."""
+    listed = (inspect.getdoc(policy) or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
+    return {name: re.sub(r"``", "`", " ".join(text.split())) for name, text in found}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(describe_variables())

@@ -1,0 +1,244 @@
+"""Environment variables become policies. No other module reads the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SecretStr,
+    ValidationError,
+    create_model,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from ._bounds import describe, field_hints
+from ._variables import DEFAULT, PLAIN, PREFIX, is_misspelt, nearest, section_of, variable
+from .errors import PolicyError, SettingsError
+from .policy import FAMILIES, PARTS, Policy, Wait
+
+__all__ = ["Settings", "load_settings"]
+
+_LONGEST_SHOWN = 60  # characters
+_PLAIN_NAMES = frozenset(plain.name for plain in PLAIN)
+
+Section = Mapping[str, Mapping[str, Any]]
+"""For each part of a policy, the fields that are set and their values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says.
+
+    Attributes:
+        redis_url: Where breaker state is shared, or None.
+        ingest_patience: Seconds that a protected LightRAG's ingest waits for a dependency.
+        sections: For each dependency that variables name, what they set.
+    """
+
+    redis_url: SecretStr | None = None
+    ingest_patience: float = 600.0
+    sections: Mapping[str, Section] = field(default_factory=dict)
+
+    def policy_for(self, name: str, base: Policy | None = None) -> Policy:
+        """The policy of a dependency: `base`, or its family's preset, changed by the variables.
+
+        Raises:
+            SettingsError: The variables, each right, contradict each other or `base`.
+        """
+        parts = name.split(".")
+        prefixes = [section_of(".".join(parts[:end])) for end in range(1, len(parts) + 1)]
+        problems: list[str] = []
+        policy = self._layer(base or Policy.for_name(name), [DEFAULT, *prefixes], problems)
+        if problems:
+            raise SettingsError(*problems)
+        return policy
+
+    def contradictions(self) -> Iterator[str]:
+        """A sentence for each pair of variables that cannot both hold."""
+        for section in {DEFAULT, *map(str.upper, FAMILIES), *self.sections}:
+            words = section.split("_")
+            prefixes = ["_".join(words[:end]) for end in range(1, len(words) + 1)]
+            problems: list[str] = []
+            self._layer(Policy.for_name(words[0].lower()), [DEFAULT, *prefixes], problems)
+            yield from problems
+
+    def _layer(self, policy: Policy, names: list[str], problems: list[str]) -> Policy:
+        """Lay sections over a policy, the last on top."""
+        for part in PARTS:
+            changes: dict[str, Any] = {}
+            origin: dict[str, str] = {}
+            for name in names:
+                for key, value in self.sections.get(name, {}).get(part, {}).items():
+                    changes[key] = value
+                    origin[key] = variable(name, part, key)
+            try:
+                changed: Any = replace(getattr(policy, part), **changes)
+            except PolicyError as error:
+                involved = sorted(name for key, name in origin.items() if key in str(error))
+                problems.append(f"{' and '.join(involved)}: {error}")
+            else:
+                policy = replace(policy, **{part: changed})
+        return policy
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and check all ``RESILIENCE_*`` variables.
+
+    Args:
+        environ: Where they stand; the process's environment by default.
+
+    Raises:
+        SettingsError: Some are wrong or unknown; it names all of them.
+    """
+    source = os.environ if environ is None else environ
+    found = {
+        name.upper(): value.strip()
+        for name, value in source.items()
+        if name.upper().startswith(PREFIX) and value.strip()
+    }
+    try:
+        variables = _Variables(found)
+    except ValidationError as error:
+        raise SettingsError(*sorted(set(_problems(error, found)))) from None
+    settings = Settings(
+        redis_url=variables.redis_url,
+        ingest_patience=variables.ingest_patience,
+        sections=variables.model_dump(exclude_unset=True)["sections"],
+    )
+    if problems := sorted(set(settings.contradictions())):
+        raise SettingsError(*problems)
+    return settings
+
+
+# ---------------------------------------------------------------------- what pydantic checks
+
+
+def _reader(hint: Any) -> Callable[[str], str | None]:
+    """How the text of a variable is prepared for its type."""
+    has_none = NoneType in get_args(hint)
+    has_words = get_origin(hint) is Literal
+
+    def read(text: str) -> str | None:
+        if has_none and text.lower() == "none":
+            return None
+        return text.lower() if has_words else text
+
+    return read
+
+
+def _model_of(policy: Any) -> type[BaseModel]:
+    """A model with a policy's fields and bounds, none of them required."""
+    types: dict[str, Any] = {
+        name: (Annotated[hint, BeforeValidator(_reader(hint))], None)
+        for name, hint in field_hints(policy).items()
+    }
+    return create_model(policy.__name__, __config__=ConfigDict(extra="forbid"), **types)
+
+
+_PARTS: dict[str, Any] = {part: (_model_of(policy), None) for part, policy in PARTS.items()}
+_Section = create_model("_Section", __config__=ConfigDict(extra="forbid"), **_PARTS)
+
+
+def _redis_address(text: str) -> str:
+    if not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("no address of a Redis")
+    return text
+
+
+class _Variables(BaseSettings):
+    model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
+
+    redis_url: Annotated[SecretStr, BeforeValidator(_redis_address)] | None = None
+    ingest_patience: Wait = 600.0
+    sections: dict[str, _Section] = {}  # type: ignore[valid-type]
+
+    def __init__(self, found: Mapping[str, str]) -> None:
+        super().__init__(_found=found)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: Any,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del env_settings, dotenv_settings, file_secret_settings
+        return (_Environment(settings_cls, init_settings.init_kwargs["_found"]),)
+
+
+class _Environment(PydanticBaseSettingsSource):
+    """Sorts variables by the two underscores in their names."""
+
+    def __init__(self, settings_cls: type[BaseSettings], found: Mapping[str, str]) -> None:
+        super().__init__(settings_cls)
+        self._found = found
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # __call__ gives all fields at once
+
+    def __call__(self) -> dict[str, Any]:
+        tree: dict[str, Any] = {"sections": {}}
+        for name, value in self._found.items():
+            section, *rest = name.removeprefix(PREFIX).split("__")
+            if len(rest) == 2 and not is_misspelt(section):  # noqa: PLR2004 - part and field
+                part, key = map(str.lower, rest)
+                tree["sections"].setdefault(section, {}).setdefault(part, {})[key] = value
+            elif name in _PLAIN_NAMES:
+                tree[section.lower()] = value
+            else:
+                tree[name] = value
+        return tree
+
+
+# ---------------------------------------------------------------------- errors for people
+
+
+def _problems(error: ValidationError, found: Mapping[str, str]) -> Iterator[str]:
+    for detail in error.errors():
+        place = [str(step) for step in detail["loc"]]
+        if place[0] == "sections":
+            section, part, *field_of_part = place[1:]
+            name = variable(section, part, field_of_part[0]) if field_of_part else ""
+        else:
+            name = place[0] if place[0].startswith(PREFIX) else PREFIX + place[0].upper()
+        if detail["type"] == "extra_forbidden":
+            # An unknown part stands for all the variables below it.
+            names = [name] if name else _below(place, found)
+            yield from map(_unknown, names)
+        else:
+            yield f"{name} is {_shown(name, found)}, but must be {_allowed(name, place)}"
+
+
+def _below(place: list[str], found: Mapping[str, str]) -> list[str]:
+    start = variable(place[1], place[2], "")
+    return [name for name in found if name.startswith(start)]
+
+
+def _unknown(name: str) -> str:
+    meant = nearest(name)
+    return f"{name} is not known" + (f"; did you mean {meant}?" if meant else "")
+
+
+def _shown(name: str, found: Mapping[str, str]) -> str:
+    if name == f"{PREFIX}REDIS_URL":
+        return "something else"  # it may hold a password
+    value = found[name]
+    return repr(value if len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]}…")
+
+
+def _allowed(name: str, place: list[str]) -> str:
+    for plain in PLAIN:
+        if plain.name == name:
+            return plain.allowed
+    policy: Any = PARTS[place[2]]
+    return describe(field_hints(policy)[place[3]])
