@@ -1,0 +1,380 @@
+"""A provider of the OpenAI kind, on a real socket, that fails as it is told.
+
+``python -m lightrag_resilience.testing.simulator --help`` runs it by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import asyncio
+import base64
+import hmac
+import json
+import secrets
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from aiohttp import web
+
+from .answers import complete, embed, relevance
+from .faults import Fault, Script
+
+__all__ = ["SeenCall", "Simulator"]
+
+_DIMENSIONS = 64
+_LARGEST_BODY = 32 * 1024 * 1024  # bytes
+_REMEMBERED = 100_000  # calls
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass(slots=True)
+class SeenCall:
+    """A call that reached the provider.
+
+    Attributes:
+        at: Seconds since `Simulator.begin`.
+        path: The path that was called, such as ``/v1/chat/completions``.
+        outcome: The HTTP status, or ``hang``, ``reset``, ``truncate``; ``gone`` if the caller left.
+        duration: Seconds until that.
+    """
+
+    at: float
+    path: str
+    outcome: str = "pending"
+    duration: float = 0.0
+
+
+class Simulator:
+    """Chat (plain and streaming), embeddings, rerank and models, on a free port of 127.0.0.1.
+
+    ``async with Simulator(seed=1) as provider:`` serves at ``provider.base_url`` until the end.
+
+    Args:
+        seed: For the faults' shares: the same seed fails the same calls.
+        latency: Seconds before any answer.
+        faults: What goes wrong, from the beginning.
+        port: Where to listen; 0 takes a free one.
+        control_token: Turns on control over HTTP (``/_sim/…``) for who sends it as a bearer token.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        latency: float = 0.0,
+        faults: Sequence[Fault] = (),
+        port: int = 0,
+        control_token: str | None = None,
+    ) -> None:
+        self.latency = latency
+        self.port = port
+        self._script = Script(seed, faults)
+        self._token = control_token
+        self._seen: deque[SeenCall] = deque(maxlen=_REMEMBERED)
+        self._began = time.monotonic()
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def base_url(self) -> str:
+        """What to give an OpenAI client as its base URL."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def calls(self) -> list[SeenCall]:
+        """The last calls, oldest first; at most 100 000."""
+        return list(self._seen)
+
+    def count(self, outcome: str | None = None) -> int:
+        """How many calls came, or ended so."""
+        return sum(outcome in {None, call.outcome} for call in self._seen)
+
+    def set_faults(self, faults: Sequence[Fault]) -> None:
+        """From now on, these go wrong and no others."""
+        self._script.faults = tuple(faults)
+
+    def begin(self) -> None:
+        """Count the seconds of faults and calls from now on."""
+        self._began = time.monotonic()
+
+    def reset_calls(self) -> None:
+        """Forget the calls, also for the faults' draws."""
+        self._seen.clear()
+        self._script.reset()
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=_LARGEST_BODY)
+        app.add_routes(
+            [
+                web.post("/v1/chat/completions", self._guarded(_chat)),
+                web.post("/v1/embeddings", self._guarded(_embeddings)),
+                web.post("/v1/rerank", self._guarded(_rerank)),
+                web.get("/v1/models", self._guarded(_models)),
+                web.get("/_sim/calls", self._control_calls),
+                web.put("/_sim/faults", self._control_faults),
+                web.post("/_sim/reset", self._control_reset),
+            ]
+        )
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05
+        )
+        await self._runner.setup()
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        await web.SockSite(self._runner, listener).start()
+        self.begin()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    # ------------------------------------------------------------------ one call
+
+    def _guarded(
+        self, answer: Callable[[Any], _Answer]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            arrived = time.monotonic()
+            seen = SeenCall(round(arrived - self._began, 6), request.path)
+            self._seen.append(seen)
+            try:
+                return await self._respond(request, answer, seen)
+            except (asyncio.CancelledError, ConnectionError):
+                if seen.outcome == "pending":
+                    seen.outcome = "gone"
+                raise
+            finally:
+                seen.duration = time.monotonic() - arrived
+
+        return handle
+
+    async def _respond(
+        self, request: web.Request, answer: Callable[[Any], _Answer], seen: SeenCall
+    ) -> web.StreamResponse:
+        body = await request.read()
+        fault = self._script.fault_for(request.path, body, seen.at)
+        await asyncio.sleep(self.latency)
+        match fault:
+            case Fault(action="status"):
+                seen.outcome = str(fault.code)
+                return _failure(fault)
+            case Fault(action="hang"):
+                seen.outcome = "hang"
+                await asyncio.Event().wait()
+            case Fault(action="reset"):
+                seen.outcome = "reset"
+                _reset(request)
+                return web.Response()
+            case Fault(action="slow"):
+                await asyncio.sleep(fault.seconds)
+        try:
+            given = answer(json.loads(body) if body else {})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            seen.outcome = "400"
+            return _error(400, f"This request makes no sense: {type(error).__name__}")
+        pieces = fault.pieces if fault and fault.action == "truncate" else None
+        return await _send(request, given, seen, pieces)
+
+    # ------------------------------------------------------------------ control over HTTP
+
+    def _check(self, request: web.Request) -> None:
+        if self._token is None:
+            raise web.HTTPNotFound(text="Control over HTTP is off: give Simulator a control_token")
+        sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(sent.encode(), self._token.encode()):
+            raise web.HTTPUnauthorized(text="Send the control token: Authorization: Bearer …")
+
+    async def _control_calls(self, request: web.Request) -> web.Response:
+        self._check(request)
+        return web.json_response([asdict(call) for call in self._seen])
+
+    async def _control_faults(self, request: web.Request) -> web.Response:
+        self._check(request)
+        try:
+            faults = Fault.from_json(await request.read())
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
+        self.set_faults(faults)
+        self.begin()
+        return web.json_response({"faults": len(faults)})
+
+    async def _control_reset(self, request: web.Request) -> web.Response:
+        self._check(request)
+        self.set_faults([])
+        self.reset_calls()
+        self.begin()
+        return web.json_response({"faults": 0})
+
+
+# ---------------------------------------------------------------------- answers as HTTP
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A JSON body, or the events of a stream."""
+
+    body: Any = None
+    events: tuple[str, ...] = ()
+
+
+def _chat(asked: Any) -> _Answer:
+    as_json = (asked.get("response_format") or {}).get("type") in {"json_object", "json_schema"}
+    text = complete(asked["messages"], as_json=as_json)
+    frame = {"id": "chatcmpl-simulated", "created": 0, "model": str(asked.get("model", ""))}
+    usage = _usage(json.dumps(asked["messages"]), text)
+    if asked.get("stream"):
+        with_usage = (asked.get("stream_options") or {}).get("include_usage")
+        return _Answer(events=tuple(_events(frame, text, usage if with_usage else None)))
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    frame |= {"object": "chat.completion", "choices": [choice], "usage": usage}
+    return _Answer(frame)
+
+
+def _events(frame: Any, text: str, usage: Any) -> list[str]:
+    """A stream's events: a role, a word each, an end, and the usage if it is asked for."""
+    deltas: list[dict[str, str]] = [{"role": "assistant", "content": ""}]
+    deltas += [{"content": word} for word in text.replace(" ", " \0").split("\0")]
+    frame = frame | {"object": "chat.completion.chunk"}
+    chunks = [
+        frame | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+        for delta in deltas
+    ]
+    chunks.append(frame | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    if usage is not None:
+        chunks.append(frame | {"choices": [], "usage": usage})
+    return [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
+
+
+def _embeddings(asked: Any) -> _Answer:
+    texts = [asked["input"]] if isinstance(asked["input"], str) else list(asked["input"])
+    vectors = [embed(text, int(asked.get("dimensions") or _DIMENSIONS)) for text in texts]
+    as_bytes = asked.get("encoding_format") == "base64"
+    data = [
+        {"object": "embedding", "index": index, "embedding": _packed(v) if as_bytes else v}
+        for index, v in enumerate(vectors)
+    ]
+    usage = _usage("".join(texts), "")
+    return _Answer({"object": "list", "data": data, "model": asked.get("model"), "usage": usage})
+
+
+def _packed(vector: list[float]) -> str:
+    numbers = array.array("f", vector)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode()
+
+
+def _rerank(asked: Any) -> _Answer:
+    scores = [relevance(asked["query"], document) for document in asked["documents"]]
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    best = order[: asked.get("top_n") or len(order)]
+    return _Answer({"results": [{"index": i, "relevance_score": scores[i]} for i in best]})
+
+
+def _models(_: Any) -> _Answer:
+    return _Answer({"object": "list", "data": [{"id": "simulated", "object": "model"}]})
+
+
+def _usage(asked: str, answered: str) -> dict[str, int]:
+    """Tokens, at four characters each."""
+    prompt, completion = len(asked) // 4 + 1, len(answered) // 4
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+async def _send(
+    request: web.Request, answer: _Answer, seen: SeenCall, pieces: int | None
+) -> web.StreamResponse:
+    """Send an answer, or, where `pieces` is given, as much of it before the connection is lost."""
+    if not answer.events and pieces is None:
+        seen.outcome = "200"
+        return web.json_response(answer.body)
+    parts = answer.events or _cut(json.dumps(answer.body))
+    response = web.StreamResponse()
+    response.content_type = "text/event-stream" if answer.events else "application/json"
+    await response.prepare(request)
+    for part in parts[:pieces]:
+        await response.write(part.encode())
+    if pieces is not None and pieces < len(parts):
+        seen.outcome = "truncate"
+        _reset(request)
+        return response
+    await response.write_eof()
+    seen.outcome = "200"
+    return response
+
+
+def _cut(text: str) -> tuple[str, ...]:
+    length = max(len(text) // 4, 1)
+    return tuple(text[at : at + length] for at in range(0, len(text), length))
+
+
+def _failure(fault: Fault) -> web.Response:
+    response = _error(fault.code, "simulated failure")
+    if fault.retry_after is not None:
+        response.headers["Retry-After"] = f"{fault.retry_after:g}"
+    return response
+
+
+def _error(code: int, message: str) -> web.Response:
+    kind = "rate_limit_exceeded" if code == 429 else "simulated"  # noqa: PLR2004
+    body = {"error": {"message": message, "type": kind, "code": kind}}
+    return web.json_response(body, status=code)
+
+
+def _reset(request: web.Request) -> None:
+    """Lose the connection as a crashing peer does: what is written to it now goes nowhere."""
+    if request.transport is not None:
+        link = request.transport.get_extra_info("socket")
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        request.transport.abort()
+
+
+# ---------------------------------------------------------------------- by itself
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    token = secrets.token_urlsafe(16)
+    async with Simulator(
+        seed=options.seed,
+        latency=options.latency,
+        faults=Fault.from_json(options.faults),
+        port=options.port,
+        control_token=token,
+    ) as provider:
+        print(f"Serving {provider.base_url} until interrupted; control token: {token}", flush=True)  # noqa: T201
+        await asyncio.Event().wait()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until interrupted."""
+    parser = argparse.ArgumentParser(description="A simulated provider of the OpenAI kind.")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free port")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed fails the same calls")
+    parser.add_argument("--latency", type=float, default=0.02, help="seconds before any answer")
+    parser.add_argument(
+        "--faults", default="[]", help='JSON: [{"action": "status", "code": 503, "share": 0.3}]'
+    )
+    options = parser.parse_args(arguments)
+    try:
+        asyncio.run(_serve(options))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return
+
+
+if __name__ == "__main__":
+    main()
