@@ -49,7 +49,8 @@ class BreakerPolicy(_Checked):
 
     Sources of the defaults: failure rate, slow-call rate and window of resilience4j; a minimum of
     10 calls, since LLM traffic is thin; five failures in a row as in pybreaker; one probe as in
-    Polly; a break of 5 s as LiteLLM's cool-down, growing as Envoy's ejection time does.
+    Polly; a break of 5 s as LiteLLM's cool-down, growing as Envoy's ejection time does, but
+    less: one probe costs little, and users wait until the recovery is seen.
 
     Attributes:
         mode: ``enforce``; ``metrics-only`` records and never refuses; ``disabled`` does neither;
@@ -80,8 +81,8 @@ class BreakerPolicy(_Checked):
     min_calls: Count = 10
     consecutive_failures: Count | None = 5
     open_for: Seconds = 5.0
-    open_growth: Growth = 2.0
-    open_max: Seconds = 60.0
+    open_growth: Growth = 1.5
+    open_max: Seconds = 30.0
     probes: Count = 1
     probe_lease: Seconds = 60.0
 

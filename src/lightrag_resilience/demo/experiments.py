@@ -17,7 +17,7 @@ from .rig import Rig, build_rig
 __all__ = ["EXPERIMENTS", "OUTAGE", "Experiment", "Watch"]
 
 DOCUMENTS = 20
-WARM_UP_DOCUMENTS = 4
+WARM_UP = 4
 BURST = 20
 OUTAGE = (5.0, 25.0)  # seconds since the experiment's beginning
 LONGEST = 75.0  # seconds for one experiment: what is not done then is counted as it stands
@@ -57,7 +57,7 @@ async def _flaky(rig: Rig, watch: Watch) -> Measured:
     del watch
     rig.provider.set_faults([Fault.status(500, share=0.3)])
     _begin(rig)
-    await _within(LONGEST, _ingest(rig, DOCUMENTS))
+    await _within(LONGEST, _ingest(rig, facts(DOCUMENTS)))
     measured = Measured(documents=await rig.documents_by_status())
     measured.take_calls(rig.provider.calls)
     return measured
@@ -66,7 +66,8 @@ async def _flaky(rig: Rig, watch: Watch) -> Measured:
 async def _outage(rig: Rig, watch: Watch) -> Measured:
     """Ingest and answer through 20 s in which the provider is down."""
     queries = watch.queries
-    await _ingest(rig, WARM_UP_DOCUMENTS)
+    known, rest = facts(DOCUMENTS)[:WARM_UP], facts(DOCUMENTS)[WARM_UP:]
+    await _ingest(rig, known)
     start, end = OUTAGE
     rig.provider.set_faults(
         [
@@ -77,9 +78,10 @@ async def _outage(rig: Rig, watch: Watch) -> Measured:
     )
     _begin(rig)
     queries.begin()
-    asking = asyncio.create_task(_ask_steadily(rig, queries, until=end + 15))
+    asking = asyncio.create_task(_ask_steadily(rig, queries, known, until=end + 15))
     try:
-        await _within(LONGEST, _ingest(rig, DOCUMENTS))
+        await asyncio.sleep(start - 1)
+        await _within(LONGEST, _ingest(rig, rest))
         await asking
     finally:
         asking.cancel()
@@ -94,17 +96,18 @@ async def _outage(rig: Rig, watch: Watch) -> Measured:
 async def _dead(rig: Rig, watch: Watch) -> Measured:
     """20 queries at once while every call fails, then one more."""
     queries = watch.queries
-    await _ingest(rig, WARM_UP_DOCUMENTS)
+    known = facts(WARM_UP)
+    await _ingest(rig, known)
     rig.provider.set_faults([Fault.status(500)])
     _begin(rig)
     queries.begin()
-    asked = [facts(WARM_UP_DOCUMENTS)[number % WARM_UP_DOCUMENTS] for number in range(BURST)]
-    await asyncio.gather(*(_ask(rig, queries, fact, number) for number, fact in enumerate(asked)))
+    await asyncio.gather(
+        *(_ask(rig, queries, known[number % WARM_UP], number) for number in range(BURST))
+    )
     measured = Measured(documents=await rig.documents_by_status())
     measured.take_queries(queries)
     measured.take_calls(rig.provider.calls)
-    fact = asked[0]
-    refused = await _ask(rig, queries, fact, BURST)
+    refused = await _ask(rig, queries, known[0], BURST)
     measured.refusal, measured.refusal_retry_after = refused.took, refused.retry_after
     return measured
 
@@ -121,9 +124,8 @@ def _begin(rig: Rig) -> None:
     rig.provider.begin()
 
 
-async def _ingest(rig: Rig, count: int) -> None:
+async def _ingest(rig: Rig, chosen: list[Fact]) -> None:
     """Hand documents over the way an application does; LightRAG itself notes which of them fail."""
-    chosen = facts(count)
     await rig.rag.ainsert(
         [document(fact) for fact in chosen], file_paths=[f"{fact.town}.txt" for fact in chosen]
     )
@@ -133,11 +135,10 @@ async def _ask(rig: Rig, queries: Queries, fact: Fact, number: int) -> Asked:
     return await queries.ask(lambda: rig.ask(fact.question(number)), fact.founder)
 
 
-async def _ask_steadily(rig: Rig, queries: Queries, until: float) -> None:
+async def _ask_steadily(rig: Rig, queries: Queries, known: list[Fact], until: float) -> None:
     """One query a second, each in a task of its own, as users ask."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    known = facts(WARM_UP_DOCUMENTS)
     async with asyncio.TaskGroup() as group:
         number = 0
         while loop.time() - began < until:

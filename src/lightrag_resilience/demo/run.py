@@ -36,7 +36,7 @@ def run_demo(*, seed: int, output: Path, quiet: bool, console: Console) -> dict[
     """
     started = time.monotonic()
     watches = {(e.name, protected): Watch() for e in EXPERIMENTS for protected in (False, True)}
-    with _silent_lightrag(), _live(quiet, console, watches, started) as refresh:
+    with _silence(), _live(quiet, console, watches, started) as refresh:
         result = asyncio.run(_run_all(seed, watches, refresh))
     report = as_json(result, seed=seed, took=time.monotonic() - started)
     output.mkdir(parents=True, exist_ok=True)
@@ -88,12 +88,11 @@ def _live(
 
 
 @contextlib.contextmanager
-def _silent_lightrag() -> Iterator[None]:
-    """LightRAG logs each failed call; the demo shows them in its own way."""
-    logger = logging.getLogger("lightrag")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _silence() -> Iterator[None]:
+    """LightRAG and its clients log each call and each failure; the demo shows them in its way."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logging.disable(before)
