@@ -83,6 +83,9 @@ def nearest(unknown: str) -> str | None:
     names = [plain.name for plain in PLAIN]
     for part, policy in PARTS.items():
         names += (variable(s, part, entry.name) for s in sections for entry in fields(policy))
+    # A field that exists, under the wrong part or dependency, is likelier than another field.
+    end = "__" + unknown.rpartition("__")[2]
+    names = [name for name in names if name.endswith(end)] or names
     by_letters = {_letters(name): name for name in sorted(names)}
     found = get_close_matches(_letters(unknown), by_letters, n=1, cutoff=_ALIKE)
     return by_letters[found[0]] if found else None

@@ -279,6 +279,10 @@ def _honest(method: Callable[..., Awaitable[dict[str, Any]]]) -> Callable[..., A
         token = _current_errand.set(query)
         try:
             answer = await method(*args, **kwargs)
+        except Exception as error:
+            if error is not query.failure:
+                raise
+            answer = {"status": "failure"}
         finally:
             _current_errand.reset(token)
         if query.failure is not None and answer.get("status") == "failure":

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from typing import Any
 
 __all__ = ["complete", "embed", "relevance"]
@@ -70,20 +70,18 @@ def _names(sentence: str) -> list[str]:
     """The proper names in a sentence, in their order, each once."""
     names: dict[str, None] = {}
     for found in _NAME.finditer(sentence):
-        words = found.group().split()
-        while words and words[0] in _LITTLE_WORDS:
-            del words[0]
+        capitals = found.group().split()
+        words = list(dropwhile(_LITTLE_WORDS.__contains__, capitals))
         # A single capital at the beginning is how any sentence begins.
-        if len(words) > 1 or (words and found.start() > 0):
+        is_beginning = found.start() == 0 and len(capitals) == 1
+        if words and not (is_beginning and not _begins_with_name(sentence, words[0])):
             names[" ".join(words)] = None
-        elif words and _starts_with_name(sentence, words[0]):
-            names[words[0]] = None
     return list(names)
 
 
-def _starts_with_name(sentence: str, word: str) -> bool:
+def _begins_with_name(sentence: str, word: str) -> bool:
     """Whether a sentence's first word is a name after all: only names are followed so."""
-    return bool(re.match(rf"(?:\w+ )?{re.escape(word)}(?:'s| (?:is|was|founded|built)) ", sentence))
+    return bool(re.match(rf"{re.escape(word)}(?:'s| is| was| founded| built) ", sentence))
 
 
 def _extract(text: str, *, as_json: bool) -> str:

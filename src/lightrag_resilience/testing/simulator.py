@@ -370,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         asyncio.run(_serve(options))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         return

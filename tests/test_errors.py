@@ -1,0 +1,166 @@
+"""Errors: sentences for a person, data for a program, and no mistaken relatives."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pybreaker
+import pytest
+
+from lightrag_resilience import errors
+from lightrag_resilience.errors import (
+    AttemptTimeoutError,
+    CallRejected,
+    CircuitOpenError,
+    DeadlineExceededError,
+    DependencyError,
+    PolicyError,
+    QueueFullError,
+    RateLimitedError,
+    ResilienceError,
+    SettingsError,
+    UnsupportedCallError,
+)
+
+SENTENCES: list[tuple[ResilienceError, str]] = [
+    (ResilienceError("All is lost"), "All is lost"),
+    (PolicyError("Too large"), "Too large"),
+    (UnsupportedCallError("f is a sync function"), "f is a sync function"),
+    (SettingsError("A is 1"), "1 setting is wrong:\n  A is 1"),
+    (SettingsError("A is 1", "B is 2"), "2 settings are wrong:\n  A is 1\n  B is 2"),
+    (DependencyError("llm"), "'llm' failed"),
+    (DependencyError("llm", 1.25, "for once"), "'llm' failed for once; try again in 1.2 s"),
+    (CallRejected("llm", 3), "'llm' failed; try again in 3.0 s"),
+    (
+        CircuitOpenError("llm.openai", 4.2, "after 5 failures in a row"),
+        "Circuit 'llm.openai' is open after 5 failures in a row; next probe in 4.2 s",
+    ),
+    (CircuitOpenError("llm", None, "by hand"), "Circuit 'llm' is open by hand"),
+    (
+        CircuitOpenError("llm", 0.5, "with its probe taken", "half-open"),
+        "Circuit 'llm' is half-open with its probe taken; try again in 0.5 s",
+    ),
+    (CircuitOpenError("llm", None, "", "half-open"), "Circuit 'llm' is half-open"),
+    (
+        RateLimitedError("llm", 2.0, "for the next 2 s"),
+        "Rate limit of 'llm' is used up for the next 2 s; try again in 2.0 s",
+    ),
+    (
+        QueueFullError("llm", None, "with 9 waiting"),
+        "Too many calls of 'llm' at once with 9 waiting",
+    ),
+    (AttemptTimeoutError("llm", None, "after 30 s"), "An attempt of 'llm' timed out after 30 s"),
+    (
+        DeadlineExceededError("llm", None, "after 60 s"),
+        "The deadline of 'llm' has passed after 60 s",
+    ),
+]
+PUBLIC: list[type[ResilienceError]] = [getattr(errors, name) for name in errors.__all__]
+COPIES: list[Callable[[Any], Any]] = [
+    copy.copy,
+    copy.deepcopy,
+    lambda error: pickle.loads(pickle.dumps(error)),  # noqa: S301 - made in the line itself
+]
+
+
+def state_of(error: ResilienceError) -> tuple[Any, ...]:
+    notes = getattr(error, "__notes__", None)
+    return type(error), error.args, str(error), notes
+
+
+def is_of_pybreaker(error: type) -> bool:
+    return issubclass(error, pybreaker.CircuitBreakerError)
+
+
+def test_every_public_error_is_tested_here() -> None:
+    assert {type(error) for error, _ in SENTENCES} == set(PUBLIC)
+
+
+@pytest.mark.parametrize(("error", "sentence"), SENTENCES, ids=lambda value: type(value).__name__)
+def test_an_error_is_a_sentence_for_a_person(error: ResilienceError, sentence: str) -> None:
+    assert str(error) == sentence
+
+
+@pytest.mark.parametrize("duplicate", COPIES)
+@pytest.mark.parametrize("error", [error for error, _ in SENTENCES], ids=repr)
+def test_an_error_can_be_copied_and_pickled(
+    error: ResilienceError, duplicate: Callable[[Any], Any]
+) -> None:
+    error = type(error)(*error.args)
+    error.add_note("seen by a test")
+    assert duplicate(error) is not error
+    assert state_of(duplicate(error)) == state_of(error)
+
+
+@pytest.mark.parametrize("error", PUBLIC)
+def test_no_error_is_one_that_callers_retry(error: type[ResilienceError]) -> None:
+    assert issubclass(error, ResilienceError)
+    assert not issubclass(error, OSError)
+    assert not issubclass(error, (TimeoutError, ConnectionError))
+
+
+def test_an_open_circuit_is_an_error_of_pybreaker_too() -> None:
+    relatives = [name for name in errors.__all__ if is_of_pybreaker(getattr(errors, name))]
+    assert relatives == ["CircuitOpenError"]
+
+
+def test_only_what_was_never_sent_is_a_refusal() -> None:
+    refusals = {error for error in PUBLIC if issubclass(error, CallRejected)}
+    assert refusals == {CallRejected, CircuitOpenError, RateLimitedError, QueueFullError}
+
+
+def test_what_concerns_a_dependency_is_a_dependency_error() -> None:
+    others = {error for error in PUBLIC if not issubclass(error, DependencyError)}
+    assert others == {ResilienceError, PolicyError, SettingsError, UnsupportedCallError}
+
+
+def test_mistakes_of_the_program_are_the_errors_python_has_for_them() -> None:
+    assert issubclass(PolicyError, ValueError)
+    assert issubclass(SettingsError, ValueError)
+    assert issubclass(UnsupportedCallError, TypeError)
+    assert not issubclass(DependencyError, (ValueError, TypeError))
+
+
+def test_the_data_of_an_error_is_in_its_args() -> None:
+    error = CircuitOpenError("llm.openai", 4, "after 5 failures", "half-open")
+    assert error.args == ("llm.openai", 4, "after 5 failures", "half-open")
+    assert (error.dependency, error.retry_after) == ("llm.openai", 4.0)
+    assert isinstance(error.retry_after, float)
+    assert (error.reason, error.state) == ("after 5 failures", "half-open")
+
+
+def test_data_that_nobody_gave_has_plain_defaults() -> None:
+    error = CircuitOpenError("llm")
+    assert (error.dependency, error.retry_after, error.reason) == ("llm", None, "")
+    assert error.state == "open"
+
+
+def test_zero_seconds_are_not_unknown_seconds() -> None:
+    error = RateLimitedError("llm", 0)
+    assert error.retry_after == 0.0
+    assert str(error).endswith("; try again in 0.0 s")
+
+
+def test_making_an_error_runs_no_python_code() -> None:
+    for error in PUBLIC:
+        assert not inspect.isfunction(error.__init__)
+        assert not inspect.isfunction(error.__new__)
+
+
+def test_a_settings_error_lists_all_problems() -> None:
+    error = SettingsError("RESILIENCE_A is 1", "RESILIENCE_B is 2", "RESILIENCE_C is 3")
+    assert error.problems == ("RESILIENCE_A is 1", "RESILIENCE_B is 2", "RESILIENCE_C is 3")
+    assert [line.strip() for line in str(error).splitlines()[1:]] == list(error.problems)
+
+
+def test_the_public_names_are_the_errors_of_the_module() -> None:
+    defined = [
+        name
+        for name, member in vars(errors).items()
+        if inspect.isclass(member) and member.__module__ == errors.__name__
+    ]
+    assert errors.__all__ == sorted(defined)

@@ -1,0 +1,169 @@
+"""Events: who hears them, for how long, and how little they carry."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import typing
+
+import pytest
+
+from lightrag_resilience import BreakerPolicy, Policy, RetryPolicy
+from lightrag_resilience.events import (
+    AttemptFailed,
+    CallRefused,
+    CallSucceeded,
+    Event,
+    Events,
+    RetryScheduled,
+    StateChanged,
+)
+from lightrag_resilience.guard import Guard
+
+EVENT = CallSucceeded("llm.openai", 0.25)
+OTHER = CallRefused("llm.openai", "CircuitOpenError")
+
+
+async def no_sleep(seconds: float) -> None:
+    """Waits no time."""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def events() -> Events:
+    return Events()
+
+
+def test_every_listener_hears_every_event_in_order(events: Events) -> None:
+    first: list[Event] = []
+    second: list[Event] = []
+    events.listen(first.append)
+    events.listen(second.append)
+    events.emit(EVENT)
+    events.emit(OTHER)
+    assert first == second == [EVENT, OTHER]
+
+
+def test_listeners_are_called_in_the_order_they_came(events: Events) -> None:
+    calls: list[str] = []
+    events.listen(lambda _: calls.append("first"))
+    events.listen(lambda _: calls.append("second"))
+    events.emit(EVENT)
+    assert calls == ["first", "second"]
+
+
+def test_a_listener_hears_nothing_from_before_or_after_its_time(events: Events) -> None:
+    heard: list[Event] = []
+    events.emit(EVENT)
+    unsubscribe = events.listen(heard.append)
+    events.emit(OTHER)
+    unsubscribe()
+    events.emit(EVENT)
+    assert heard == [OTHER]
+    assert events.listeners == ()
+
+
+def test_unsubscribing_leaves_the_others_and_may_be_repeated(events: Events) -> None:
+    heard: list[Event] = []
+    unsubscribe = events.listen(lambda _: None)
+    events.listen(heard.append)
+    unsubscribe()
+    unsubscribe()
+    events.emit(EVENT)
+    assert heard == [EVENT]
+
+
+def test_a_listener_that_raises_is_dropped_and_reported_once(
+    events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[str] = []
+    heard: list[Event] = []
+
+    def broken(_: Event) -> None:
+        calls.append("broken")
+        raise ZeroDivisionError("a bug in a listener")
+
+    events.listen(heard.append)
+    events.listen(broken)
+    events.listen(heard.append)
+    with caplog.at_level(logging.DEBUG):
+        events.emit(EVENT)
+        events.emit(OTHER)
+    assert calls == ["broken"]
+    assert heard == [EVENT, EVENT, OTHER, OTHER]
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("lightrag_resilience", "ERROR")
+    assert record.getMessage() == "A listener of lightrag_resilience failed and is dropped"
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_an_interruption_inside_a_listener_is_not_swallowed(events: Events) -> None:
+    def interrupted(_: Event) -> None:
+        raise KeyboardInterrupt
+
+    events.listen(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        events.emit(EVENT)
+    assert events.listeners == (interrupted,)
+
+
+def test_a_listener_may_unsubscribe_itself_while_it_listens(events: Events) -> None:
+    heard: list[Event] = []
+    calls: list[Event] = []
+
+    def once(event: Event) -> None:
+        calls.append(event)
+        unsubscribe()
+
+    unsubscribe = events.listen(once)
+    events.listen(heard.append)
+    events.emit(EVENT)
+    events.emit(OTHER)
+    assert (calls, heard) == ([EVENT], [EVENT, OTHER])
+
+
+@pytest.mark.parametrize("event", typing.get_args(Event))
+def test_an_event_is_frozen_and_holds_names_and_numbers_only(event: type) -> None:
+    fields = typing.get_type_hints(event)
+    assert set(fields.values()) <= {str, int, float}
+    assert next(iter(fields)) == "dependency"
+    made = event(*(kind() for kind in fields.values()))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.dependency = "other"
+    assert not hasattr(made, "__dict__")
+
+
+@pytest.mark.anyio
+async def test_no_event_of_a_guard_repeats_what_was_sent_or_received(events: Events) -> None:
+    heard: list[Event] = []
+    events.listen(heard.append)
+    policy = Policy(
+        retry=RetryPolicy(attempts=2, jitter="none"),
+        breaker=BreakerPolicy(consecutive_failures=2),
+    )
+    guard = Guard("llm.openai", policy, events=events, sleep=no_sleep)
+
+    async def answer(prompt: str) -> str:
+        return f"secret answer to {prompt}"
+
+    async def fail(prompt: str) -> str:
+        raise ConnectionError(f"secret detail of {prompt}")
+
+    await guard.call(answer, "secret prompt")
+    with pytest.raises(ConnectionError):
+        await guard.call(fail, "secret prompt")
+    with pytest.raises(Exception, match="is open"):
+        await guard.call(answer, "secret prompt")
+    assert [type(event) for event in heard] == [
+        CallSucceeded,
+        AttemptFailed,
+        RetryScheduled,
+        *(StateChanged, AttemptFailed),
+        CallRefused,
+    ]
+    assert "secret" not in repr(heard)

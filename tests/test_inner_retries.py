@@ -1,0 +1,190 @@
+"""Inner retries: a provider function's own tenacity loop yields while a guard owns the call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import tenacity
+
+from lightrag_resilience import Guards, Policy, resilient
+from lightrag_resilience.integrations._inner_retries import (
+    _Yielding,
+    make_inner_retries_yield,
+    restore_inner_retries,
+)
+from lightrag_resilience.settings import load_settings
+
+pytestmark = pytest.mark.anyio
+ATTEMPTS = 4
+
+
+async def no_sleep(seconds: float) -> None:
+    """Waits no time."""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Provider:
+    """A provider whose function fails always, and retries by itself."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.stop = tenacity.stop_after_attempt(ATTEMPTS)
+
+        @tenacity.retry(stop=self.stop, sleep=no_sleep, reraise=True)
+        async def complete() -> None:
+            self.calls += 1
+            raise ConnectionError("down")
+
+        self.complete: Any = complete
+
+    async def calls_of(self, function: Any) -> int:
+        """How often the provider is called by one call of a function."""
+        before = self.calls
+        with pytest.raises(ConnectionError):
+            await function()
+        return self.calls - before
+
+
+@pytest.fixture
+def provider() -> Provider:
+    return Provider()
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch, provider: Provider) -> Iterator[ModuleType]:
+    """A module of LightRAG's that holds the provider's function; afterwards nothing yields."""
+    made = ModuleType("lightrag.llm.fake")
+    vars(made)["complete"] = provider.complete
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    yield made
+    restore_inner_retries()
+    assert not isinstance(provider.complete.retry.stop, _Yielding)
+
+
+def guarded(function: Any, **changes: Any) -> Any:
+    owner = Guards(settings=load_settings({}), sleep=no_sleep)
+    policy = Policy.llm(consecutive_failures=None, **changes)
+    return resilient("llm.inner", policy, registry=owner)(function)
+
+
+async def test_inside_a_guarded_call_there_is_one_attempt_only(
+    module: ModuleType, provider: Provider
+) -> None:
+    call = guarded(provider.complete, attempts=1)
+    assert await provider.calls_of(call) == ATTEMPTS
+    make_inner_retries_yield()
+    assert await provider.calls_of(call) == 1
+
+
+async def test_the_guards_own_attempts_are_the_only_ones(
+    module: ModuleType, provider: Provider
+) -> None:
+    make_inner_retries_yield()
+    assert await provider.calls_of(guarded(provider.complete, attempts=3)) == 3
+
+
+async def test_outside_of_a_guarded_call_all_is_as_before(
+    module: ModuleType, provider: Provider
+) -> None:
+    make_inner_retries_yield()
+    assert await provider.calls_of(provider.complete) == ATTEMPTS
+
+
+async def test_restoring_brings_the_original_back(module: ModuleType, provider: Provider) -> None:
+    make_inner_retries_yield()
+    assert provider.complete.retry.stop is not provider.stop
+    restore_inner_retries()
+    assert provider.complete.retry.stop is provider.stop
+    assert await provider.calls_of(guarded(provider.complete, attempts=1)) == ATTEMPTS
+
+
+async def test_it_yields_until_the_last_of_two_users_restores(
+    module: ModuleType, provider: Provider
+) -> None:
+    call = guarded(provider.complete, attempts=1)
+    make_inner_retries_yield()
+    make_inner_retries_yield()
+    restore_inner_retries()
+    assert await provider.calls_of(call) == 1
+    restore_inner_retries()
+    assert provider.complete.retry.stop is provider.stop
+
+
+async def test_restoring_more_often_than_needed_does_nothing(
+    module: ModuleType, provider: Provider
+) -> None:
+    restore_inner_retries()
+    make_inner_retries_yield()
+    restore_inner_retries()
+    restore_inner_retries()
+    assert provider.complete.retry.stop is provider.stop
+
+
+async def test_an_object_that_holds_the_function_is_found(
+    module: ModuleType, provider: Provider
+) -> None:
+    vars(module)["complete"] = None
+    vars(module)["embed"] = SimpleNamespace(func=provider.complete)
+    make_inner_retries_yield()
+    assert await provider.calls_of(guarded(provider.complete, attempts=1)) == 1
+
+
+async def test_a_function_under_two_names_counts_once(
+    module: ModuleType, provider: Provider
+) -> None:
+    vars(module)["again"] = provider.complete
+    vars(module)["embed"] = SimpleNamespace(func=provider.complete)
+    make_inner_retries_yield()
+    assert provider.complete.retry.stop.users == 1
+    assert provider.complete.retry.stop.original is provider.stop
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("lightrag.llm.fake", True),
+        ("lightrag.rerank", True),
+        ("lightrag.kg.fake", False),
+        ("lightrag.utils", False),
+        ("other.lightrag.llm.fake", False),
+    ],
+)
+async def test_only_provider_modules_are_changed(
+    name: str,
+    found: bool,  # noqa: FBT001 - a parameter of the test
+    module: ModuleType,
+    provider: Provider,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "lightrag.llm.fake")
+    monkeypatch.setitem(sys.modules, name, module)
+    make_inner_retries_yield()
+    assert (provider.complete.retry.stop is not provider.stop) == found
+
+
+async def test_what_is_no_tenacity_controller_is_left_alone(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = SimpleNamespace(retry=SimpleNamespace(stop="untouched"), func=42)
+    vars(module)["other"] = other
+    no_module: Any = SimpleNamespace(other=module)
+    monkeypatch.setitem(sys.modules, "lightrag.llm.strange", no_module)
+    make_inner_retries_yield()
+    assert other.retry.stop == "untouched"
+
+
+async def test_the_next_call_outside_retries_after_a_guarded_one(
+    module: ModuleType, provider: Provider
+) -> None:
+    make_inner_retries_yield()
+    call = guarded(provider.complete, attempts=1)
+    counts = [await provider.calls_of(one) for one in (call, provider.complete, call)]
+    assert counts == [1, ATTEMPTS, 1]

@@ -1,0 +1,319 @@
+"""Kinds: how a callable gives its result, whatever it is wrapped in."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import typing
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+)
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lightrag_resilience._kinds import Kind, as_coroutine_function, is_stream, kind_of
+
+if TYPE_CHECKING:
+    from nowhere import Nowhere  # type: ignore[import-not-found]
+
+pytestmark = pytest.mark.anyio
+who = ContextVar("who", default="nobody")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def coroutine(word: str, *, end: str = "!") -> str:
+    return word + end
+
+
+async def coroutine_of_iterator() -> AsyncIterator[str]:
+    return generator("x")
+
+
+async def generator(word: str, *, end: str = "!") -> AsyncGenerator[str, None]:
+    yield word
+    yield end
+
+
+def iterator(word: str, *, end: str = "!") -> AsyncIterator[str]:
+    return generator(word, end=end)
+
+
+def iterable() -> AsyncIterable[str]:
+    return generator("x")
+
+
+def generator_maker() -> AsyncGenerator[str, None]:
+    return generator("x")
+
+
+def old_iterator() -> typing.AsyncIterator[str]:
+    return generator("x")
+
+
+def bare_iterator() -> AsyncIterator:  # type: ignore[type-arg]
+    return generator("x")
+
+
+def sync(word: str, *, end: str = "!") -> str:
+    return word + end
+
+
+def unresolvable() -> Nowhere:
+    return None
+
+
+def sync_iterator() -> Iterator[str]:
+    return iter("x")
+
+
+def maybe_iterator() -> AsyncIterator[str] | str:
+    return "x"
+
+
+def unannotated(word):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    return word
+
+
+def takes_iterator(words: AsyncIterator[str]) -> None:
+    del words
+
+
+def awaitable(word: str) -> Coroutine[Any, Any, str]:
+    return coroutine(word)
+
+
+def failing() -> None:
+    raise LookupError("of the function")
+
+
+class Plain:
+    async def coroutine(self, word: str) -> str:
+        return word
+
+    async def generator(self, word: str) -> AsyncIterator[str]:
+        yield word
+
+    def iterator(self, word: str) -> AsyncIterator[str]:
+        return self.generator(word)
+
+    def sync(self, word: str) -> str:
+        return word
+
+    @classmethod
+    async def of_class(cls) -> None: ...
+
+    @staticmethod
+    async def static(word: str) -> str:
+        return word
+
+    @staticmethod
+    def static_iterator() -> AsyncIterator[str]:
+        return generator("x")
+
+    @classmethod
+    def sync_of_class(cls) -> None: ...
+
+
+class CallsCoroutine:
+    async def __call__(self, word: str) -> str:
+        return word
+
+
+class CallsGenerator:
+    async def __call__(self, word: str) -> AsyncIterator[str]:
+        yield word
+
+
+class CallsIterator:
+    def __call__(self, word: str) -> AsyncIterator[str]:
+        return generator(word)
+
+
+class CallsSync:
+    def __call__(self, word: str) -> str:
+        return word
+
+
+class Child(CallsCoroutine):
+    async def __aiter__(self) -> AsyncIterator[str]:
+        yield "x"
+
+
+def passing_on(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def awaiting(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return await function(*args, **kwargs)
+
+    return wrapper
+
+
+KINDS: list[tuple[Callable[..., Any], Kind]] = [
+    (coroutine, Kind.COROUTINE),
+    (coroutine_of_iterator, Kind.COROUTINE),
+    (generator, Kind.ASYNC_GENERATOR),
+    (iterator, Kind.STREAM),
+    (iterable, Kind.STREAM),
+    (generator_maker, Kind.STREAM),
+    (old_iterator, Kind.STREAM),
+    (bare_iterator, Kind.STREAM),
+    (sync, Kind.SYNC),
+    (unresolvable, Kind.SYNC),
+    (sync_iterator, Kind.SYNC),
+    (maybe_iterator, Kind.SYNC),
+    (unannotated, Kind.SYNC),
+    (takes_iterator, Kind.SYNC),
+    (awaitable, Kind.SYNC),
+    (lambda: None, Kind.SYNC),
+    (len, Kind.SYNC),
+    ("x".join, Kind.SYNC),
+    (dict, Kind.SYNC),
+    (Plain, Kind.SYNC),
+    (CallsCoroutine, Kind.SYNC),
+    (Plain().coroutine, Kind.COROUTINE),
+    (Plain().generator, Kind.ASYNC_GENERATOR),
+    (Plain().iterator, Kind.STREAM),
+    (Plain().sync, Kind.SYNC),
+    (Plain.coroutine, Kind.COROUTINE),
+    (Plain.of_class, Kind.COROUTINE),
+    (Plain.static, Kind.COROUTINE),
+    (Plain().static, Kind.COROUTINE),
+    (Plain.static_iterator, Kind.STREAM),
+    (Plain.sync_of_class, Kind.SYNC),
+    (CallsCoroutine(), Kind.COROUTINE),
+    (CallsGenerator(), Kind.ASYNC_GENERATOR),
+    (CallsIterator(), Kind.STREAM),
+    (CallsSync(), Kind.SYNC),
+    (Child(), Kind.COROUTINE),
+    (passing_on(iterator), Kind.STREAM),
+    (passing_on(sync), Kind.SYNC),
+    (passing_on(coroutine), Kind.SYNC),
+    (awaiting(coroutine), Kind.COROUTINE),
+    (awaiting(awaiting(coroutine)), Kind.COROUTINE),
+]
+
+
+@pytest.mark.parametrize(("function", "kind"), KINDS, ids=lambda value: repr(value)[:40])
+def test_the_kind_of_a_callable_is_known(function: Callable[..., Any], kind: Kind) -> None:
+    assert kind_of(function) is kind
+
+
+@pytest.mark.parametrize(("function", "kind"), KINDS, ids=lambda value: repr(value)[:40])
+def test_a_partial_is_of_the_kind_it_is_a_partial_of(
+    function: Callable[..., Any], kind: Kind
+) -> None:
+    assert kind_of(functools.partial(function)) is kind
+    assert kind_of(functools.partial(functools.partial(function), end="?")) is kind
+
+
+def test_annotations_that_are_objects_are_understood_like_strings() -> None:
+    def annotated() -> None: ...
+
+    annotated.__annotations__["return"] = AsyncIterator[str]
+    assert kind_of(annotated) is Kind.STREAM
+
+
+def test_a_coroutine_function_is_its_own_coroutine_function() -> None:
+    assert as_coroutine_function(coroutine) is coroutine
+    assert as_coroutine_function(awaiting(coroutine)) is not coroutine
+
+
+@pytest.mark.parametrize(
+    "function", [coroutine, sync, functools.partial(sync), passing_on(coroutine)]
+)
+async def test_any_function_can_be_awaited_with_its_arguments(
+    function: Callable[..., Any],
+) -> None:
+    assert await as_coroutine_function(function)("word", end="?") == "word?"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [generator, iterator, functools.partial(generator), passing_on(generator)],
+    ids=["generator", "iterator", "partial", "wrapped"],
+)
+async def test_a_stream_is_handed_over_unstarted(function: Callable[..., Any]) -> None:
+    stream = await as_coroutine_function(function)("word", end="?")
+    assert [item async for item in stream] == ["word", "?"]
+
+
+async def test_a_function_that_returns_an_awaitable_is_awaited_to_the_end() -> None:
+    assert await as_coroutine_function(awaitable)("word") == "word!"
+
+
+async def test_a_sync_function_runs_in_a_thread_of_its_own_with_the_callers_context() -> None:
+    token = who.set("caller")
+    try:
+        place, seen = await as_coroutine_function(lambda: (threading.get_ident(), who.get()))()
+    finally:
+        who.reset(token)
+    assert (place != threading.get_ident(), seen) == (True, "caller")
+
+
+async def test_a_stream_is_made_on_the_event_loop() -> None:
+    def make() -> AsyncIterator[str]:
+        asyncio.get_running_loop()
+        return generator("x")
+
+    assert is_stream((await as_coroutine_function(make)()).__class__)
+
+
+async def test_what_a_sync_function_raises_comes_through() -> None:
+    with pytest.raises(LookupError, match="of the function"):
+        await as_coroutine_function(failing)()
+
+
+async def test_a_cancelled_call_does_not_wait_for_its_thread() -> None:
+    started, released, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def block() -> None:
+        started.set()
+        released.wait(10)
+        ended.set()
+
+    task = asyncio.ensure_future(as_coroutine_function(block)())
+    try:
+        while not started.is_set():  # noqa: ASYNC110 - a thread sets it
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not ended.is_set()
+    finally:
+        released.set()
+    assert ended.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("cls", "streams"), [(Child, True), (AsyncGenerator, True), (str, False), (Plain, False)]
+)
+def test_what_can_be_iterated_over_asynchronously_is_a_stream(cls: Any, streams: bool) -> None:  # noqa: FBT001
+    assert is_stream(cls) is streams
+
+
+@pytest.mark.xfail(raises=TypeError, reason="an unhashable annotation escapes kind_of")
+@pytest.mark.parametrize("annotation", [[str], {"a": int}])
+def test_an_annotation_that_is_no_type_is_no_stream(annotation: Any) -> None:
+    def annotated() -> None: ...
+
+    annotated.__annotations__["return"] = annotation
+    assert kind_of(annotated) is Kind.SYNC

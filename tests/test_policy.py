@@ -1,0 +1,341 @@
+"""Policies: defaults per family, changes by name, and refusal of what makes no sense."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightrag_resilience import (
+    BreakerPolicy,
+    ConcurrencyPolicy,
+    LimitPolicy,
+    Policy,
+    PolicyError,
+    RetryPolicy,
+    TimeoutPolicy,
+)
+from lightrag_resilience._bounds import describe, field_hints
+from lightrag_resilience.policy import _SHORTHANDS, FAMILIES, PARTS, Changes
+
+DAY = 86_400
+BOUNDS: dict[tuple[type, str], tuple[float, float, bool]] = {
+    (BreakerPolicy, "failure_rate"): (0, 1, False),
+    (BreakerPolicy, "slow_rate"): (0, 1, False),
+    (BreakerPolicy, "slow_call"): (0, DAY, False),
+    (BreakerPolicy, "window_seconds"): (0, DAY, False),
+    (BreakerPolicy, "open_growth"): (1, 10, True),
+    (BreakerPolicy, "probe_lease"): (0, DAY, False),
+    (RetryPolicy, "initial_backoff"): (0, DAY, False),
+    (RetryPolicy, "backoff_growth"): (1, 10, True),
+    (RetryPolicy, "max_backoff"): (0, DAY, False),
+    (RetryPolicy, "max_retry_after"): (0, DAY, True),
+    (LimitPolicy, "rpm"): (0, 10_000_000, False),
+    (LimitPolicy, "max_wait"): (0, DAY, True),
+    (TimeoutPolicy, "attempt"): (0, DAY, False),
+    (TimeoutPolicy, "total"): (0, DAY, False),
+    (ConcurrencyPolicy, "max_wait"): (0, DAY, True),
+}
+WHOLE: dict[tuple[type, str], tuple[int, int]] = {
+    (BreakerPolicy, "window_calls"): (10, 100_000),
+    (BreakerPolicy, "min_calls"): (1, 100),
+    (BreakerPolicy, "consecutive_failures"): (1, 100_000),
+    (BreakerPolicy, "probes"): (1, 100_000),
+    (RetryPolicy, "attempts"): (1, 20),
+    (RetryPolicy, "budget"): (0, 100_000),
+    (LimitPolicy, "burst"): (1, 100_000),
+    (ConcurrencyPolicy, "max_concurrent"): (1, 100_000),
+    (ConcurrencyPolicy, "max_queue"): (0, 100_000),
+}
+OTHERS = {
+    (BreakerPolicy, "mode"),
+    (BreakerPolicy, "window"),
+    (BreakerPolicy, "open_for"),
+    (BreakerPolicy, "open_max"),
+    (RetryPolicy, "jitter"),
+    (RetryPolicy, "idempotent"),
+}
+POLICY_TYPES: list[Any] = list(PARTS.values())
+ALL_FIELDS: list[tuple[type, str]] = [
+    (part, name) for part in POLICY_TYPES for name in field_hints(part)
+]
+
+
+def accepts(part: Any, name: str, value: object) -> bool:
+    try:
+        made = part(**{name: value})
+    except PolicyError:
+        return False
+    return bool(getattr(made, name) == value)
+
+
+def test_each_family_has_its_defaults() -> None:
+    assert Policy.llm() == Policy(
+        timeout=TimeoutPolicy(attempt=120.0, total=300.0), retry=RetryPolicy(attempts=4)
+    )
+    assert Policy.embedding() == Policy(
+        timeout=TimeoutPolicy(attempt=20.0, total=50.0),
+        retry=RetryPolicy(attempts=4, max_backoff=10.0),
+    )
+    assert Policy.rerank() == Policy(
+        timeout=TimeoutPolicy(attempt=15.0, total=30.0),
+        retry=RetryPolicy(attempts=3, max_backoff=5.0),
+    )
+    assert Policy.storage() == Policy(
+        timeout=TimeoutPolicy(attempt=10.0, total=30.0),
+        retry=RetryPolicy(attempts=3, initial_backoff=0.1, max_backoff=2.0, idempotent=False),
+    )
+
+
+def test_the_plain_defaults_are_those_the_documentation_names() -> None:
+    breaker, retry = BreakerPolicy(), RetryPolicy()
+    assert (breaker.failure_rate, breaker.slow_rate, breaker.slow_call) == (0.5, 1.0, None)
+    assert (breaker.window, breaker.window_calls, breaker.min_calls) == ("count", 100, 10)
+    assert (breaker.window_seconds, breaker.consecutive_failures) == (60.0, 5)
+    assert (breaker.open_for, breaker.open_growth, breaker.open_max) == (5.0, 1.5, 30.0)
+    assert (breaker.mode, breaker.probes, breaker.probe_lease) == ("enforce", 1, 60.0)
+    assert (retry.attempts, retry.initial_backoff, retry.backoff_growth) == (3, 0.5, 2.0)
+    assert (retry.max_backoff, retry.jitter, retry.max_retry_after) == (30.0, "full", 60.0)
+    assert (retry.idempotent, retry.budget) == (True, 500)
+    assert LimitPolicy() == LimitPolicy(rpm=None, burst=None, max_wait=30.0)
+    assert TimeoutPolicy() == TimeoutPolicy(attempt=30.0, total=60.0)
+    assert ConcurrencyPolicy() == ConcurrencyPolicy(
+        max_concurrent=None, max_queue=1000, max_wait=30.0
+    )
+
+
+@pytest.mark.parametrize(("family", "limit"), [("llm", 480.0), ("embedding", 60.0)])
+def test_the_total_stays_below_what_lightrag_waits_for(family: str, limit: float) -> None:
+    total = Policy.for_name(family).timeout.total
+    assert total is not None
+    assert total < limit
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_part_of_a_name_is_its_family(family: str) -> None:
+    preset = getattr(Policy, family)()
+    assert preset != Policy()
+    assert Policy.for_name(family) == preset
+    assert Policy.for_name(f"{family}.openai.eu") == preset
+
+
+@pytest.mark.parametrize("name", ["", "llmx", "LLM", "orders", "my.llm", "with_changes", ".llm"])
+def test_a_name_of_no_family_gets_the_plain_defaults(name: str) -> None:
+    assert Policy.for_name(name) == Policy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_preset_takes_changes(family: str) -> None:
+    preset = getattr(Policy, family)
+    changed = preset(attempts=7, rpm=60.0)
+    assert changed == preset().with_changes(attempts=7, rpm=60.0)
+    assert (changed.retry.attempts, changed.limit.rpm) == (7, 60.0)
+    assert changed.timeout == preset().timeout
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_whole_part_can_be_changed(part: str) -> None:
+    other: Any = {
+        "breaker": BreakerPolicy(probes=3),
+        "retry": RetryPolicy(attempts=9),
+        "limit": LimitPolicy(rpm=5.0),
+        "timeout": TimeoutPolicy(attempt=None),
+        "concurrency": ConcurrencyPolicy(max_concurrent=2),
+    }[part]
+    changes: Any = {part: other}
+    assert Policy.llm().with_changes(**changes) == dataclasses.replace(Policy.llm(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("shorthand", "part", "field", "value"),
+    [
+        ("attempt_timeout", "timeout", "attempt", 2.5),
+        ("attempt_timeout", "timeout", "attempt", None),
+        ("total_timeout", "timeout", "total", 9.5),
+        ("attempts", "retry", "attempts", 11),
+        ("idempotent", "retry", "idempotent", False),
+        ("failure_rate", "breaker", "failure_rate", 0.125),
+        ("consecutive_failures", "breaker", "consecutive_failures", None),
+        ("open_for", "breaker", "open_for", 7.5),
+        ("rpm", "limit", "rpm", 120.0),
+        ("max_concurrent", "concurrency", "max_concurrent", 8),
+    ],
+)
+def test_a_shorthand_changes_one_field(shorthand: str, part: str, field: str, value: Any) -> None:
+    before = Policy.rerank()
+    changes: Any = {shorthand: value}
+    changed = before.with_changes(**changes)
+    expected: Any = {part: dataclasses.replace(getattr(before, part), **{field: value})}
+    assert changed == dataclasses.replace(before, **expected)
+    assert changed != before
+
+
+def test_several_shorthands_of_one_part_all_count() -> None:
+    changed = Policy().with_changes(attempt_timeout=1.0, total_timeout=2.0)
+    assert changed.timeout == TimeoutPolicy(attempt=1.0, total=2.0)
+
+
+def test_a_shorthand_after_a_part_changes_the_new_part() -> None:
+    changed = Policy().with_changes(retry=RetryPolicy(max_backoff=1.0), attempts=6)
+    assert changed.retry == RetryPolicy(max_backoff=1.0, attempts=6)
+
+
+def test_no_change_is_the_same_policy() -> None:
+    assert Policy.storage().with_changes() == Policy.storage()
+
+
+def test_an_unknown_name_is_answered_with_those_that_exist() -> None:
+    changes: Any = {"atempts": 3}
+    with pytest.raises(PolicyError) as caught:
+        Policy().with_changes(**changes)
+    assert str(caught.value) == (
+        "A policy has no 'atempts'; it has breaker, retry, limit, timeout, concurrency, "
+        "attempt_timeout, total_timeout, attempts, idempotent, failure_rate, "
+        "consecutive_failures, open_for, rpm, max_concurrent"
+    )
+
+
+def test_the_types_name_exactly_what_can_be_changed() -> None:
+    assert set(Changes.__annotations__) == {*PARTS, *_SHORTHANDS}
+    assert [field.name for field in dataclasses.fields(Policy)] == list(PARTS)
+
+
+def test_the_bounds_of_every_field_are_tested_here() -> None:
+    assert {*BOUNDS, *WHOLE, *OTHERS} == set(ALL_FIELDS)
+
+
+@pytest.mark.parametrize(("part", "name"), BOUNDS)
+@given(st.floats(allow_nan=True, allow_infinity=True) | st.integers() | st.floats(-1, 11))
+def test_a_number_is_accepted_exactly_inside_its_bounds(
+    part: type, name: str, value: float
+) -> None:
+    low, high, closed = BOUNDS[part, name]
+    inside = (low <= value if closed else low < value) and value <= high
+    assert accepts(part, name, value) == inside
+
+
+@pytest.mark.parametrize(("part", "name"), WHOLE)
+@given(st.integers() | st.integers(-3, 120) | st.floats(0, 100))
+def test_a_count_is_accepted_exactly_inside_its_bounds(part: type, name: str, value: float) -> None:
+    low, high = WHOLE[part, name]
+    assert accepts(part, name, value) == (isinstance(value, int) and low <= value <= high)
+
+
+@pytest.mark.parametrize(("part", "name"), [*BOUNDS, *WHOLE])
+@pytest.mark.parametrize("value", [True, False, math.nan, math.inf, -math.inf, "5"])
+def test_what_is_no_finite_number_is_refused(part: type, name: str, value: object) -> None:
+    assert not accepts(part, name, value)
+
+
+@pytest.mark.parametrize(("part", "name"), [*BOUNDS, *WHOLE])
+def test_the_ends_of_the_bounds_are_accepted_where_they_belong(part: type, name: str) -> None:
+    low, high, closed = BOUNDS.get((part, name)) or (*WHOLE[part, name], True)
+    assert accepts(part, name, high)
+    assert accepts(part, name, low) == closed
+
+
+@pytest.mark.parametrize(("part", "name"), ALL_FIELDS)
+def test_a_refusal_names_class_field_value_and_what_is_allowed(part: Any, name: str) -> None:
+    nonsense: Any = object()
+    with pytest.raises(PolicyError) as caught:
+        part(**{name: nonsense})
+    allowed = describe(field_hints(part)[name])
+    assert str(caught.value) == f"{part.__name__}.{name} must be {allowed}, not {nonsense!r}"
+
+
+def test_a_refusal_reads_like_a_sentence() -> None:
+    with pytest.raises(PolicyError) as caught:
+        Policy.llm(failure_rate=1.5)
+    assert str(caught.value) == (
+        "BreakerPolicy.failure_rate must be a number above 0 and at most 1, not 1.5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (BreakerPolicy, "slow_call"),
+        (BreakerPolicy, "consecutive_failures"),
+        (LimitPolicy, "rpm"),
+        (LimitPolicy, "burst"),
+        (TimeoutPolicy, "attempt"),
+        (TimeoutPolicy, "total"),
+        (ConcurrencyPolicy, "max_concurrent"),
+    ],
+)
+def test_none_turns_off_what_can_be_turned_off(part: type, name: str) -> None:
+    assert accepts(part, name, None)
+
+
+def test_none_is_refused_where_there_is_nothing_to_turn_off() -> None:
+    optional = {key for key in ALL_FIELDS if accepts(*key, None)}
+    assert len(optional) == 7
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "words"),
+    [
+        (BreakerPolicy, "mode", ["enforce", "metrics-only", "disabled", "forced-open"]),
+        (BreakerPolicy, "window", ["count", "time"]),
+        (RetryPolicy, "jitter", ["full", "decorrelated", "none"]),
+    ],
+)
+def test_a_choice_takes_each_of_its_words(part: type, name: str, words: list[str]) -> None:
+    assert [word for word in words if not accepts(part, name, word)] == []
+    assert not accepts(part, name, words[0].upper())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"min_calls": 101},
+            "BreakerPolicy.min_calls is 101, more than window_calls (100) can ever hold",
+        ),
+        (
+            {"open_for": 31.0},
+            "BreakerPolicy.open_max is 30 s, less than open_for (31 s)",
+        ),
+        (
+            {"open_for": 5.5, "open_max": 5.25},
+            "BreakerPolicy.open_max is 5.25 s, less than open_for (5.5 s)",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(fields: Any, message: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        BreakerPolicy(**fields)
+    assert str(caught.value) == message
+
+
+def test_fields_that_just_agree_are_accepted() -> None:
+    assert BreakerPolicy(min_calls=100).min_calls == 100
+    assert BreakerPolicy(open_for=30.0).open_max == 30.0
+    assert BreakerPolicy(min_calls=500, window="time").window_calls == 100
+
+
+@pytest.mark.parametrize("part", [Policy, *POLICY_TYPES])
+def test_a_policy_is_frozen_and_takes_no_other_names(part: Any) -> None:
+    policy = part()
+    name = dataclasses.fields(part)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(policy, name, getattr(policy, name))
+    with pytest.raises(TypeError):
+        part(nonsense=1)
+    with pytest.raises(TypeError):
+        part(getattr(policy, name))
+    assert not hasattr(policy, "__dict__")
+
+
+def test_policies_are_values() -> None:
+    policy = Policy.llm(rpm=60.0)
+    assert pickle.loads(pickle.dumps(policy)) == policy  # noqa: S301 - made in the line itself
+    assert copy.deepcopy(policy) == policy
+    assert hash(policy) == hash(Policy.llm(rpm=60.0))
+    assert policy != Policy.llm()

@@ -1,0 +1,162 @@
+"""The background loop: begun when needed, shared by threads, ended when told, new after a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import pytest
+
+from lightrag_resilience._threads import BackgroundLoop
+from support.scripts import output_of
+
+WAIT = 10.0  # seconds, a bound that is never reached
+THREADS = 16
+NAME = "lightrag-resilience"
+who = ContextVar("who", default="nobody")
+
+
+@pytest.fixture
+def loop() -> Iterator[BackgroundLoop]:
+    made = BackgroundLoop()
+    yield made
+    made.close()
+
+
+async def place() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+    return asyncio.get_running_loop(), threading.current_thread()
+
+
+def ours() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == NAME}
+
+
+def test_nothing_begins_before_the_first_use(loop: BackgroundLoop) -> None:
+    before = ours()
+    assert (loop._loop, loop._thread) == (None, None)
+    _, thread = loop.run(place())
+    assert ours() - before == {thread}
+
+
+def test_all_uses_share_one_loop_in_one_daemon_thread(loop: BackgroundLoop) -> None:
+    first, thread = loop.run(place())
+    assert loop.run(place()) == (first, thread)
+    assert (thread.daemon, thread.name) == (True, NAME)
+    assert thread is not threading.current_thread()
+
+
+def test_two_background_loops_are_apart(loop: BackgroundLoop) -> None:
+    other = BackgroundLoop()
+    try:
+        assert other.run(place())[0] is not loop.run(place())[0]
+    finally:
+        other.close()
+
+
+def test_a_coroutine_sees_the_context_of_its_caller(loop: BackgroundLoop) -> None:
+    async def seen() -> str:
+        before = who.get()
+        who.set("callee")
+        return before
+
+    token = who.set("caller")
+    try:
+        assert (loop.run(seen()), who.get()) == ("caller", "caller")
+    finally:
+        who.reset(token)
+
+
+def test_what_a_coroutine_raises_comes_through(loop: BackgroundLoop) -> None:
+    original = LookupError("of the coroutine")
+
+    async def fail() -> None:
+        raise original
+
+    with pytest.raises(LookupError) as caught:
+        loop.run(fail())
+    assert caught.value is original
+    assert loop.run(place())
+
+
+def test_many_threads_begin_it_at_once_and_get_the_same_loop(loop: BackgroundLoop) -> None:
+    barrier = threading.Barrier(THREADS)
+    meeting: list[None] = []
+
+    async def meet() -> asyncio.AbstractEventLoop:
+        meeting.append(None)
+        while len(meeting) < THREADS:  # noqa: ASYNC110 - all run on this loop
+            await asyncio.sleep(0)
+        return asyncio.get_running_loop()
+
+    def enter() -> asyncio.AbstractEventLoop:
+        barrier.wait(WAIT)
+        return loop.run(meet())
+
+    before = ours()
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        outcomes = [pool.submit(enter) for _ in range(THREADS)]
+        found = {outcome.result(WAIT) for outcome in outcomes}
+    assert len(found) == 1
+    assert len(ours() - before) == 1
+
+
+def test_closing_ends_the_thread_and_the_loop(loop: BackgroundLoop) -> None:
+    running, thread = loop.run(place())
+    loop.close()
+    assert not thread.is_alive()
+    assert running.is_closed()
+
+
+def test_closing_twice_or_before_any_use_does_nothing(loop: BackgroundLoop) -> None:
+    loop.close()
+    loop.run(place())
+    loop.close()
+    loop.close()
+
+
+def test_it_begins_anew_after_closing(loop: BackgroundLoop) -> None:
+    first, thread = loop.run(place())
+    loop.close()
+    second, other_thread = loop.run(place())
+    assert second is not first
+    assert other_thread is not thread
+    assert loop.run(place()) == (second, other_thread)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("body", ["assert answer() == 'child'", "threads.close()"])
+def test_it_begins_anew_after_a_fork(body: str) -> None:
+    script = f"""
+import os, sys, warnings
+from lightrag_resilience._threads import BackgroundLoop
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking while threads run
+threads = BackgroundLoop()
+role = "parent"
+
+def answer():
+    async def say():
+        return role
+    return threads.run(say())
+
+assert answer() == "parent"
+sys.stdout.flush()
+pid = os.fork()
+if pid == 0:
+    role = "child"
+    try:
+        {body}
+        assert answer() == "child"
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+assert answer() == "parent"
+threads.close()
+print("child", os.waitstatus_to_exitcode(status))
+"""
+    assert output_of(script) == ("child 0\n", "")

@@ -1,0 +1,113 @@
+"""What type checkers make of the public functions; `mypy` and `pyright` read it, nothing runs it.
+
+A line with an error that is expected says so: an ignore that is not needed is an error itself.
+"""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, assert_type
+
+from lightrag_resilience import Guard, Guards, Policy, guard, guards, protect, resilient, unprotect
+from lightrag_resilience.streams import GuardedStream
+
+
+@resilient("llm")
+async def complete(prompt: str, *, times: int = 1) -> list[str]:
+    return [prompt] * times
+
+
+@resilient("llm", Policy.llm(attempts=2), registry=Guards())
+async def stream(prompt: str) -> AsyncIterator[str]:
+    yield prompt
+
+
+@resilient("llm")
+def iterate(prompt: str) -> AsyncIterator[str]:
+    return stream(prompt)
+
+
+@resilient("llm")
+def count(prompt: str, /) -> int:
+    return len(prompt)
+
+
+class Client:
+    @resilient("llm")
+    async def complete(self, prompt: str) -> str:
+        return prompt
+
+    @resilient("llm")
+    async def stream(self) -> AsyncIterator[int]:
+        yield 1
+
+
+async def plain_complete(prompt: str, *, times: int = 1) -> list[str]:
+    return [prompt] * times
+
+
+async def plain_stream(prompt: str) -> AsyncIterator[str]:
+    yield prompt
+
+
+def plain_count(prompt: str, /) -> int:
+    return len(prompt)
+
+
+async def decorated_functions_keep_their_types() -> None:
+    assert_type(await complete("a", times=2), list[str])
+    assert_type(stream("a"), AsyncIterator[str])
+    assert_type(iterate("a"), AsyncIterator[str])
+    assert_type(count("a"), int)
+    assert_type(await Client().complete("a"), str)
+    assert_type(Client().stream(), AsyncIterator[int])
+    async for item in stream("a"):
+        assert_type(item, str)
+    coroutine: Coroutine[Any, Any, list[str]] = complete("a")
+    same: Callable[[str], int] = count
+    del coroutine, same
+
+
+async def decorated_functions_refuse_wrong_arguments() -> None:
+    await complete(1)  # type: ignore[arg-type]
+    await complete("a", time=1)  # type: ignore[call-arg]
+    count(prompt="a")  # type: ignore[call-arg]
+    await Client().complete()  # type: ignore[call-arg]
+
+
+async def a_call_gives_what_the_function_gives() -> None:
+    assert_type(await guard("llm").call(plain_complete, "a", times=2), list[str])
+    assert_type(await guard("llm").call(plain_stream, "a"), GuardedStream[str])
+    assert_type(await guard("llm").call(iterate, "a"), GuardedStream[str])
+    assert_type(await guard("llm").call(plain_count, "a"), int)
+    async for item in await guard("llm").call(plain_stream, "a"):
+        assert_type(item, str)
+
+
+async def a_call_refuses_wrong_arguments() -> None:
+    call = guard("llm").call
+    await call(plain_count, 1)  # type: ignore[call-overload]
+    await call(plain_complete, "a", time=1)  # type: ignore[call-arg]
+    await call(plain_stream)  # type: ignore[call-overload]
+
+
+async def a_block_gives_its_guard() -> None:
+    async with guard("llm", Policy()) as inside:
+        assert_type(inside, Guard)
+    assert_type(guards(), Guards)
+    assert_type(guards().get("llm"), Guard)
+
+
+def an_instance_is_protected_in_place() -> None:
+    protecting: Callable[[Any], Coroutine[Any, Any, None]] = protect
+    unprotecting: Callable[[Any], Coroutine[Any, Any, None]] = unprotect
+    del protecting, unprotecting
+
+
+async def protection_takes_a_registry(rag: object) -> None:
+    await protect(rag, registry=Guards())
+    await protect(rag, Guards())  # type: ignore[call-arg]
+    await protect()  # type: ignore[call-arg]
+    await unprotect(rag)
