@@ -46,15 +46,18 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the figures and the picture.")] = Path(
         "demo-output"
     ),
+    quick: Annotated[bool, typer.Option(help="A smaller demo, in about 20 s.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    """A real LightRAG lives through an outage, beside an unprotected one. Takes about 80 s."""
+    """A real LightRAG lives through an outage, beside an unprotected one. Takes about a minute."""
     try:
+        from .demo.experiments import FULL, QUICK  # noqa: PLC0415
         from .demo.run import run_demo  # noqa: PLC0415
     except ModuleNotFoundError as error:
         _fail(f"The demo needs {error.name}: pip install 'lightrag-resilience[demo]'")
     _settings_or_exit()
-    report = run_demo(seed=seed, output=output, quiet=as_json, console=Console())
+    scale = QUICK if quick else FULL
+    report = run_demo(seed=seed, scale=scale, output=output, quiet=as_json, console=Console())
     if as_json:
         typer.echo(json.dumps(report))
 

@@ -14,14 +14,33 @@ from .corpus import Fact, document, facts
 from .figures import ANSWERED, Asked, Measured, Queries
 from .rig import Rig, build_rig
 
-__all__ = ["EXPERIMENTS", "OUTAGE", "Experiment", "Watch"]
+__all__ = ["EXPERIMENTS", "FULL", "QUICK", "Experiment", "Scale", "Watch"]
 
-DOCUMENTS = 20
-WARM_UP = 4
-BURST = 20
-OUTAGE = (5.0, 25.0)  # seconds since the experiment's beginning
-LONGEST = 75.0  # seconds for one experiment: what is not done then is counted as it stands
-QUERY_EVERY = 1.0  # seconds
+_LONGEST = 75.0  # seconds for an ingest: what is not done then is counted as it stands
+_QUERY_EVERY = 1.0  # seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How large the experiments are.
+
+    Attributes:
+        documents: Documents to ingest.
+        known: How many of them queries ask about.
+        burst: Queries at once.
+        outage: Seconds at which the outage begins and ends.
+        afterwards: Seconds for which queries go on then.
+    """
+
+    documents: int
+    known: int
+    burst: int
+    outage: tuple[float, float]
+    afterwards: float
+
+
+FULL = Scale(documents=20, known=4, burst=20, outage=(5.0, 25.0), afterwards=15.0)
+QUICK = Scale(documents=6, known=2, burst=4, outage=(2.0, 8.0), afterwards=6.0)
 
 
 @dataclass(slots=True)
@@ -39,36 +58,36 @@ class Experiment:
 
     name: str
     title: str
-    script: Callable[[Rig, Watch], Coroutine[Any, Any, Measured]]
+    script: Callable[[Rig, Watch, Scale], Coroutine[Any, Any, Measured]]
 
-    async def run(self, *, protected: bool, seed: int, watch: Watch) -> Measured:
+    async def run(self, *, protected: bool, seed: int, scale: Scale, watch: Watch) -> Measured:
         """Run the script on a fresh instance."""
         async with build_rig(protected=protected, seed=seed) as rig:
             watch.rig = rig
             started = time.monotonic()
-            measured = await self.script(rig, watch)
+            measured = await self.script(rig, watch, scale)
             measured.took = time.monotonic() - started
             watch.rig, watch.done = None, True
             return measured
 
 
-async def _flaky(rig: Rig, watch: Watch) -> Measured:
+async def _flaky(rig: Rig, watch: Watch, scale: Scale) -> Measured:
     """Ingest while 30 % of all calls answer 500."""
     del watch
     rig.provider.set_faults([Fault.status(500, share=0.3)])
     _begin(rig)
-    await _within(LONGEST, _ingest(rig, facts(DOCUMENTS)))
+    await _within(_LONGEST, _ingest(rig, facts(scale.documents)))
     measured = Measured(documents=await rig.documents_by_status())
     measured.take_calls(rig.provider.calls)
     return measured
 
 
-async def _outage(rig: Rig, watch: Watch) -> Measured:
-    """Ingest and answer through 20 s in which the provider is down."""
+async def _outage(rig: Rig, watch: Watch, scale: Scale) -> Measured:
+    """Ingest and answer through a time in which the provider is down."""
     queries = watch.queries
-    known, rest = facts(DOCUMENTS)[:WARM_UP], facts(DOCUMENTS)[WARM_UP:]
+    known, rest = facts(scale.documents)[: scale.known], facts(scale.documents)[scale.known :]
     await _ingest(rig, known)
-    start, end = OUTAGE
+    start, end = scale.outage
     rig.provider.set_faults(
         [
             Fault.reset(start=start, end=start + 3),
@@ -78,10 +97,10 @@ async def _outage(rig: Rig, watch: Watch) -> Measured:
     )
     _begin(rig)
     queries.begin()
-    asking = asyncio.create_task(_ask_steadily(rig, queries, known, until=end + 15))
+    asking = asyncio.create_task(_ask_steadily(rig, queries, known, until=end + scale.afterwards))
     try:
         await asyncio.sleep(start - 1)
-        await _within(LONGEST, _ingest(rig, rest))
+        await _within(_LONGEST, _ingest(rig, rest))
         await asking
     finally:
         asking.cancel()
@@ -93,29 +112,29 @@ async def _outage(rig: Rig, watch: Watch) -> Measured:
     return measured
 
 
-async def _dead(rig: Rig, watch: Watch) -> Measured:
-    """20 queries at once while every call fails, then one more."""
+async def _dead(rig: Rig, watch: Watch, scale: Scale) -> Measured:
+    """Queries at once while every call fails, then one more."""
     queries = watch.queries
-    known = facts(WARM_UP)
+    known = facts(scale.known)
     await _ingest(rig, known)
     rig.provider.set_faults([Fault.status(500)])
     _begin(rig)
     queries.begin()
     await asyncio.gather(
-        *(_ask(rig, queries, known[number % WARM_UP], number) for number in range(BURST))
+        *(_ask(rig, queries, known[number % scale.known], number) for number in range(scale.burst))
     )
     measured = Measured(documents=await rig.documents_by_status())
     measured.take_queries(queries)
     measured.take_calls(rig.provider.calls)
-    refused = await _ask(rig, queries, known[0], BURST)
+    refused = await _ask(rig, queries, known[0], scale.burst)
     measured.refusal, measured.refusal_retry_after = refused.took, refused.retry_after
     return measured
 
 
 EXPERIMENTS = (
     Experiment("flaky", "30 % of all calls answer 500", _flaky),
-    Experiment("outage", "the provider is down for 20 s", _outage),
-    Experiment("dead", "20 queries at once, every call fails", _dead),
+    Experiment("outage", "the provider is down", _outage),
+    Experiment("dead", "queries at once, every call fails", _dead),
 )
 
 
@@ -145,7 +164,7 @@ async def _ask_steadily(rig: Rig, queries: Queries, known: list[Fact], until: fl
             fact = known[number % len(known)]
             group.create_task(_ask(rig, queries, fact, number))
             number += 1
-            await asyncio.sleep(QUERY_EVERY)
+            await asyncio.sleep(_QUERY_EVERY)
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import ceil
 from xml.sax.saxutils import escape
 
-from .experiments import OUTAGE
 from .figures import ANSWERED, EMPTY, REFUSED, Measured
 
 __all__ = ["draw"]
@@ -23,18 +23,32 @@ _LEGEND = (
 )
 
 
-def draw(plain: Measured, protected: Measured) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frame:
+    """What both panels share: seconds shown, most calls a second, begin and end of the outage."""
+
+    seconds: int
+    tallest: int
+    outage: tuple[float, float]
+
+
+def draw(plain: Measured, protected: Measured, outage: tuple[float, float]) -> str:
     """The outage experiment: HTTP calls a second as bars, queries as dots, the outage shaded."""
-    last = max((at for m in (plain, protected) for at, _ in m.calls), default=1.0)
-    seconds = ceil(last) + 1
-    tallest = max(max(_per_second(m).values(), default=1) for m in (plain, protected))
+    both = (plain, protected)
+    frame = _Frame(
+        seconds=ceil(max((at for m in both for at, _ in m.calls), default=1.0)) + 1,
+        tallest=max(max(_per_second(m).values(), default=1) for m in both),
+        outage=outage,
+    )
     height = _TOP + 2 * _PANEL
     body = [
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        _text(_LEFT, 26, "HTTP calls a second through a 20 s outage", size=17),
+        _text(
+            _LEFT, 26, f"HTTP calls a second through {outage[1] - outage[0]:g} s of outage", size=17
+        ),
         *_legend(),
-        *_panel(plain, "unprotected", _TOP, seconds, tallest),
-        *_panel(protected, "protected", _TOP + _PANEL, seconds, tallest),
+        *_panel(plain, "unprotected", _TOP, frame),
+        *_panel(protected, "protected", _TOP + _PANEL, frame),
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
@@ -52,14 +66,14 @@ def _legend() -> Iterator[str]:
         x += 40 + 7 * len(label)
 
 
-def _panel(measured: Measured, label: str, top: int, seconds: int, tallest: int) -> Iterator[str]:
+def _panel(measured: Measured, label: str, top: int, frame: _Frame) -> Iterator[str]:
     floor = top + 30 + _PLOT
-    scale = (_WIDTH - _LEFT - 20) / seconds
+    scale = (_WIDTH - _LEFT - 20) / frame.seconds
 
     def x(second: float) -> float:
         return round(_LEFT + second * scale, 1)
 
-    start, end = OUTAGE
+    start, end = frame.outage
     yield (
         f'<rect x="{x(start)}" y="{top + 30}" width="{round((end - start) * scale, 1)}" '
         f'height="{_PLOT}" fill="#f3dedb"/>'
@@ -67,18 +81,18 @@ def _panel(measured: Measured, label: str, top: int, seconds: int, tallest: int)
     yield _text(_LEFT, top + 18, f"{label}: {_summary(measured)}", size=13)
     good = _per_second(measured, answered=True)
     for second, count in sorted(_per_second(measured).items()):
-        tall, answered = (_PLOT * n / tallest for n in (count, good[second]))
+        tall, answered = (_PLOT * n / frame.tallest for n in (count, good[second]))
         yield _bar(x(second), floor, scale, tall, _BAD)
         yield _bar(x(second), floor, scale, answered, _GOOD)
     for asked in measured.queries:
         colour = _QUERY_COLOURS.get(asked.outcome, _BAD)
         ended = asked.at + asked.took
-        if ended <= seconds:
+        if ended <= frame.seconds:
             yield f'<circle cx="{x(ended)}" cy="{top + 38}" r="4" fill="{colour}"/>'
     yield f'<line x1="{_LEFT}" y1="{floor}" x2="{_WIDTH - 20}" y2="{floor}" stroke="#5c6470"/>'
     yield _text(_LEFT - 8, floor, "0", size=11, anchor="end")
-    yield _text(_LEFT - 8, floor - _PLOT + 10, str(tallest), size=11, anchor="end")
-    for second in range(0, seconds, 10):
+    yield _text(_LEFT - 8, floor - _PLOT + 10, str(frame.tallest), size=11, anchor="end")
+    for second in range(0, frame.seconds, 10):
         yield _text(x(second), floor + 15, f"{second} s", size=11, anchor="middle")
 
 

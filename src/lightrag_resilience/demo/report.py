@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .experiments import Experiment
+from .experiments import Experiment, Scale
 from .figures import Measured
 
 __all__ = ["Result", "as_json", "as_table"]
@@ -16,10 +16,11 @@ Result = dict[str, tuple[Measured, Measured]]
 """For each experiment's name: unprotected, protected."""
 
 
-def as_json(result: Result, *, seed: int, took: float) -> dict[str, Any]:
+def as_json(result: Result, *, seed: int, scale: Scale, took: float) -> dict[str, Any]:
     """Everything that was measured, with the timelines; durations are seconds."""
     return {
         "seed": seed,
+        "scale": asdict(scale),
         "took": round(took, 1),
         "experiments": {
             name: {"unprotected": _figures(plain), "protected": _figures(protected)}

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from .experiments import EXPERIMENTS, Watch
+from .experiments import EXPERIMENTS, Scale, Watch
 from .figures import Measured
 from .live import live_table
 from .picture import draw
@@ -25,11 +25,14 @@ __all__ = ["run_demo"]
 _REFRESH = 0.5  # seconds
 
 
-def run_demo(*, seed: int, output: Path, quiet: bool, console: Console) -> dict[str, Any]:
+def run_demo(
+    *, seed: int, scale: Scale, output: Path, quiet: bool, console: Console
+) -> dict[str, Any]:
     """Run the demo; writes ``demo.json`` and ``demo.svg`` into `output`.
 
     Args:
         seed: Of the providers' faults: the same seed fails the same calls.
+        scale: How large the experiments are.
         output: Folder for the results; made where it is missing.
         quiet: Whether to leave the live view and the table out.
         console: Where to show them.
@@ -37,11 +40,11 @@ def run_demo(*, seed: int, output: Path, quiet: bool, console: Console) -> dict[
     started = time.monotonic()
     watches = {(e.name, protected): Watch() for e in EXPERIMENTS for protected in (False, True)}
     with _silence(), _live(quiet, console, watches, started) as refresh:
-        result = asyncio.run(_run_all(seed, watches, refresh))
-    report = as_json(result, seed=seed, took=time.monotonic() - started)
+        result = asyncio.run(_run_all(seed, scale, watches, refresh))
+    report = as_json(result, seed=seed, scale=scale, took=time.monotonic() - started)
     output.mkdir(parents=True, exist_ok=True)
     (output / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
-    (output / "demo.svg").write_text(draw(*result["outage"]))
+    (output / "demo.svg").write_text(draw(*result["outage"], scale.outage))
     if not quiet:
         console.print(as_table(EXPERIMENTS, result))
         console.print(f"Took {report['took']} s. Figures and picture: {output}/demo.json, demo.svg")
@@ -49,7 +52,10 @@ def run_demo(*, seed: int, output: Path, quiet: bool, console: Console) -> dict[
 
 
 async def _run_all(
-    seed: int, watches: dict[tuple[str, bool], Watch], refresh: Callable[[], None]
+    seed: int,
+    scale: Scale,
+    watches: dict[tuple[str, bool], Watch],
+    refresh: Callable[[], None],
 ) -> Result:
     async def show() -> None:
         while True:
@@ -64,7 +70,7 @@ async def _run_all(
                 for protected in (False, True):
                     watch = watches[experiment.name, protected]
                     runs[experiment.name, protected] = group.create_task(
-                        experiment.run(protected=protected, seed=seed, watch=watch)
+                        experiment.run(protected=protected, seed=seed, scale=scale, watch=watch)
                     )
     finally:
         showing.cancel()
