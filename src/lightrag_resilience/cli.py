@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py runs it apart
     sys.exit(f"The command line needs {error.name}: pip install 'lightrag-resilience[cli]'")
 
+from ._version import __version__
 from .errors import SettingsError
 from .policy import FAMILIES, PARTS, Policy
 from .settings import Settings, load_settings
@@ -34,8 +35,19 @@ def main() -> None:
     app()
 
 
+def _tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way of calling it
+    if wanted:
+        typer.echo(f"lightrag-resilience {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _about() -> None:
+def _about(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell it.")
+    ] = False,
+) -> None:
     """Circuit breakers, retries, limits and timeouts for LightRAG."""
 
 
@@ -56,6 +68,10 @@ def demo(
     except ModuleNotFoundError as error:
         _fail(f"The demo needs {error.name}: pip install 'lightrag-resilience[demo]'")
     _settings_or_exit()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _fail(f"The output folder cannot be made: {error}")
     scale = QUICK if quick else FULL
     report = run_demo(seed=seed, scale=scale, output=output, quiet=as_json, console=Console())
     if as_json:

@@ -40,7 +40,7 @@ class Scale:
 
 
 FULL = Scale(documents=20, known=4, burst=20, outage=(5.0, 25.0), afterwards=15.0)
-QUICK = Scale(documents=6, known=2, burst=4, outage=(2.0, 8.0), afterwards=6.0)
+QUICK = Scale(documents=6, known=2, burst=4, outage=(2.0, 6.0), afterwards=8.0)
 
 
 @dataclass(slots=True)

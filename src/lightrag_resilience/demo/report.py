@@ -75,4 +75,6 @@ def _rows(measured: Measured) -> list[tuple[str, str]]:
 def _seconds(value: float | None) -> str:
     if value is None:
         return ""
+    if value < 0.001:  # noqa: PLR2004
+        return "< 1 ms"
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"

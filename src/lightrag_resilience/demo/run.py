@@ -33,7 +33,7 @@ def run_demo(
     Args:
         seed: Of the providers' faults: the same seed fails the same calls.
         scale: How large the experiments are.
-        output: Folder for the results; made where it is missing.
+        output: Folder for the results.
         quiet: Whether to leave the live view and the table out.
         console: Where to show them.
     """
@@ -42,7 +42,6 @@ def run_demo(
     with _silence(), _live(quiet, console, watches, started) as refresh:
         result = asyncio.run(_run_all(seed, scale, watches, refresh))
     report = as_json(result, seed=seed, scale=scale, took=time.monotonic() - started)
-    output.mkdir(parents=True, exist_ok=True)
     (output / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
     (output / "demo.svg").write_text(draw(*result["outage"], scale.outage))
     if not quiet:

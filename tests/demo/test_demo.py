@@ -1,0 +1,193 @@
+"""The demo, run as users run it, and what it makes of what it measured."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from lightrag_resilience import CircuitOpenError, Guards
+from lightrag_resilience.cli import app
+from lightrag_resilience.demo.corpus import document, facts
+from lightrag_resilience.demo.experiments import EXPERIMENTS, FULL, QUICK, Watch
+from lightrag_resilience.demo.figures import Asked, Measured, Queries, percentile
+from lightrag_resilience.demo.live import live_table
+from lightrag_resilience.demo.picture import draw
+from lightrag_resilience.demo.report import as_json, as_table
+from lightrag_resilience.settings import Settings
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def measured(**changes: Any) -> Measured:
+    figures = Measured(
+        documents={"processed": 18, "failed": 2},
+        http_calls=3,
+        calls=[(0.5, "200"), (1.5, "503"), (2.5, "200")],
+        queries=[Asked(0.1, 0.2, "answered"), Asked(1.0, 0.1, "refused", 4.0)],
+        answered=1,
+        refused=1,
+        query_p50=0.1,
+        query_p95=2.0,
+        took=3.0,
+    )
+    for name, value in changes.items():
+        setattr(figures, name, value)
+    return figures
+
+
+def shown(renderable: Any) -> str:
+    console = Console(file=StringIO(), width=140)
+    console.print(renderable)
+    output = console.file
+    assert isinstance(output, StringIO)
+    return output.getvalue()
+
+
+# ---------------------------------------------------------------------- the whole
+
+
+@pytest.mark.lightrag
+def test_the_demo_shows_what_protection_does(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "down"
+    ran = CliRunner().invoke(app, ["demo", "--quick", "--json", "--output", str(output)])
+    assert ran.exit_code == 0, ran.output
+    report = json.loads(ran.stdout)
+    assert report == json.loads((output / "demo.json").read_text())
+    flaky, outage, dead = (report["experiments"][e.name]["protected"] for e in EXPERIMENTS)
+    assert flaky["processed_documents"] == outage["processed_documents"] == QUICK.documents
+    assert flaky["failed_documents"] == outage["failed_documents"] == 0
+    assert outage["empty"] == 0
+    assert outage["answered"] > 0
+    assert outage["recovery"] > 0
+    assert dead["refused"] == QUICK.burst
+    assert dead["http_calls"] <= 10
+    assert dead["refusal_retry_after"] > 0
+    unprotected = report["experiments"]["dead"]["unprotected"]
+    assert unprotected["empty"] == QUICK.burst
+    assert dead["refusal"] < unprotected["refusal"] / 10
+    assert ET.parse(output / "demo.svg").getroot().tag == f"{SVG}svg"  # noqa: S314
+
+
+# ---------------------------------------------------------------------- what it measures
+
+
+async def answer() -> str:
+    return "Ada founded it."
+
+
+async def nothing() -> None:
+    return None
+
+
+async def refusal() -> str:
+    raise CircuitOpenError("llm", 4.0, "after 5 failures in a row")
+
+
+async def crash() -> str:
+    raise ValueError("no")
+
+
+@pytest.mark.anyio
+async def test_each_end_of_a_query_is_told_apart() -> None:
+    queries = Queries(clock=iter(range(100)).__next__)
+    queries.begin()
+    for query in (answer, nothing, refusal, crash):
+        await queries.ask(query, "Ada")
+    assert [asked.outcome for asked in queries.asked] == ["answered", "empty", "refused", "failed"]
+    assert [asked.retry_after for asked in queries.asked] == [None, None, 4.0, None]
+    assert [asked.at for asked in queries.asked] == [1, 3, 5, 7]
+    assert {asked.took for asked in queries.asked} == {1}
+    figures = Measured()
+    figures.take_queries(queries)
+    counts = (figures.answered, figures.refused, figures.empty, figures.failed)
+    assert counts == (1, 1, 1, 1)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "value"),
+    [
+        ([], 0.5, None),
+        ([3.0], 0.95, 3.0),
+        ([4.0, 1.0, 3.0, 2.0], 0.5, 2.0),
+        ([1.0, 2.0], 0.95, 2.0),
+    ],
+)
+def test_percentiles_are_of_the_nearest_rank(
+    values: list[float], share: float, value: float | None
+) -> None:
+    assert percentile(values, share) == value
+
+
+def test_every_document_states_what_is_asked_about_it() -> None:
+    assert len(facts(FULL.documents)) == FULL.documents
+    for fact in facts(FULL.documents):
+        assert f"{fact.founder} founded {fact.town}" in document(fact)
+
+
+# ---------------------------------------------------------------------- what it shows
+
+
+def test_the_table_stands_both_beside_each_other() -> None:
+    plain = measured(failed=1, recovery=12.0, refusal=0.0004, refusal_retry_after=4.0)
+    result = {e.name: (plain, measured(queries=[], query_p50=None)) for e in EXPERIMENTS}
+    table = shown(as_table(EXPERIMENTS, result))
+    for text in ("18 of 20", "100 ms", "12.0 s", "4.0 s", "queries failed otherwise", "< 1 ms"):
+        assert text in table
+    assert table.count(EXPERIMENTS[0].title) == 1
+
+
+def test_the_figures_are_plain_json() -> None:
+    result = {e.name: (measured(), measured()) for e in EXPERIMENTS}
+    report = json.loads(json.dumps(as_json(result, seed=3, scale=FULL, took=51.23)))
+    assert report["seed"] == 3
+    assert report["took"] == 51.2
+    assert report["scale"]["documents"] == 20
+    assert report["experiments"]["dead"]["protected"]["failed_documents"] == 2
+
+
+def test_the_picture_shows_calls_and_queries_and_the_outage() -> None:
+    drawn = ET.fromstring(draw(measured(), measured(recovery=1.0), (1.0, 2.0)))  # noqa: S314
+    assert len(drawn.findall(f"{SVG}circle")) == 4
+    texts = [text.text or "" for text in drawn.iter(f"{SVG}text")]
+    assert any("first answer after recovery: none" in text for text in texts)
+    assert any("first answer after recovery: 1.0 s" in text for text in texts)
+
+
+def test_the_picture_of_nothing_is_a_picture() -> None:
+    empty = Measured()
+    assert ET.fromstring(draw(empty, empty, (1.0, 2.0))).tag == f"{SVG}svg"  # noqa: S314
+
+
+def test_the_live_view_shows_each_instance() -> None:
+    watches = {(e.name, protected): Watch() for e in EXPERIMENTS for protected in (False, True)}
+    registry = Guards(settings=Settings())
+    registry.get("llm").breaker.open()
+
+    class Running:
+        guards = registry
+
+        class provider:  # noqa: N801
+            count = staticmethod(lambda: 42)
+
+    class Bare(Running):
+        guards = None  # type: ignore[assignment]
+
+    watches["flaky", False].rig = Bare()  # type: ignore[assignment]
+    watches["flaky", True].rig = Running()  # type: ignore[assignment]
+    watches["dead", True].done = True
+    watches["dead", True].queries.asked.append(Asked(0.0, 1.0, "refused"))
+    table = shown(live_table(EXPERIMENTS, watches, started=0.0))
+    for text in ("42", "llm open", "0/1/0", "starting", "done", "none"):
+        assert text in table
