@@ -112,6 +112,7 @@ async def test_it_yields_until_the_last_of_two_users_restores(
     call = guarded(provider.complete, attempts=1)
     make_inner_retries_yield()
     make_inner_retries_yield()
+    assert provider.complete.retry.stop.original is provider.stop
     restore_inner_retries()
     assert await provider.calls_of(call) == 1
     restore_inner_retries()
@@ -175,10 +176,12 @@ async def test_what_is_no_tenacity_controller_is_left_alone(
 ) -> None:
     other = SimpleNamespace(retry=SimpleNamespace(stop="untouched"), func=42)
     vars(module)["other"] = other
-    no_module: Any = SimpleNamespace(other=module)
+    unseen = Provider()
+    no_module: Any = SimpleNamespace(complete=unseen.complete)
     monkeypatch.setitem(sys.modules, "lightrag.llm.strange", no_module)
     make_inner_retries_yield()
     assert other.retry.stop == "untouched"
+    assert unseen.complete.retry.stop is unseen.stop
 
 
 async def test_the_next_call_outside_retries_after_a_guarded_one(

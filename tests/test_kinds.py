@@ -17,6 +17,7 @@ from collections.abc import (
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from lightrag_resilience._kinds import Kind, as_coroutine_function, is_stream, kind_of
@@ -225,6 +226,12 @@ def test_a_partial_is_of_the_kind_it_is_a_partial_of(
     assert kind_of(functools.partial(functools.partial(function), end="?")) is kind
 
 
+def test_a_partial_of_a_partial_with_attributes_is_of_the_inner_kind() -> None:
+    inner = functools.partial(generator)
+    vars(inner)["embedding_dim"] = 8
+    assert kind_of(functools.partial(inner, "word")) is Kind.ASYNC_GENERATOR
+
+
 def test_annotations_that_are_objects_are_understood_like_strings() -> None:
     def annotated() -> None: ...
 
@@ -283,20 +290,18 @@ async def test_what_a_sync_function_raises_comes_through() -> None:
 
 
 async def test_a_cancelled_call_does_not_wait_for_its_thread() -> None:
-    started, released, ended = threading.Event(), threading.Event(), threading.Event()
+    loop, released, ended = asyncio.get_running_loop(), threading.Event(), threading.Event()
+    scope = anyio.CancelScope()
 
     def block() -> None:
-        started.set()
+        loop.call_soon_threadsafe(scope.cancel)
         released.wait(10)
         ended.set()
 
-    task = asyncio.ensure_future(as_coroutine_function(block)())
     try:
-        while not started.is_set():  # noqa: ASYNC110 - a thread sets it
-            await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        with scope:
+            await as_coroutine_function(block)()
+        assert scope.cancelled_caught
         assert not ended.is_set()
     finally:
         released.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -171,6 +172,21 @@ async def test_sockets_work_and_take_only_virtual_time(
         answer, passed = await taking(ask(server, b"hello\n"))
     assert answer == b"HELLO\n"
     assert passed == pytest.approx(seconds, abs=1e-3)
+
+
+async def test_time_does_not_jump_while_something_can_be_read() -> None:
+    loop = asyncio.get_running_loop()
+    read, began = loop.create_future(), loop.time()
+    near, far = socket.socketpair()
+    with near, far:
+        timer = loop.call_later(HOUR, read.set_exception, TimeoutError("time jumped"))
+        far.send(b"x")
+        loop.add_reader(near, lambda: read.set_result(loop.time()))
+        try:
+            assert await read == began
+        finally:
+            loop.remove_reader(near)
+            timer.cancel()
 
 
 async def test_a_thread_can_wake_a_loop_that_waits_for_nothing_else() -> None:

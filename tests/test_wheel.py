@@ -1,0 +1,103 @@
+"""What a stranger installs, and what is missing without the extras."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from email.parser import Parser
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+from support.scripts import run_script
+
+ROOT = Path(__file__).parent.parent
+WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)  # noqa: S603
+    return ZipFile(next(folder.glob("*.whl")))
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: ZipFile) -> None:
+    names = [name for name in wheel.namelist() if ".dist-info/" not in name]
+    modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
+    assert set(names) == modules | {"lightrag_resilience/py.typed"}
+
+
+def test_the_wheel_says_what_it_needs(wheel: ZipFile) -> None:
+    (metadata,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
+    fields = Parser().parsestr(wheel.read(metadata).decode())
+    needed = [line for line in fields.get_all("Requires-Dist", []) if "extra ==" not in line]
+    for library in ("tenacity", "pybreaker", "aiolimiter", "httpx", "redis", "anyio"):
+        assert any(line.startswith(library) for line in needed)
+    extras = set(fields.get_all("Provides-Extra", []))
+    assert extras >= {"lightrag", "prometheus", "otel", "gunicorn", "cli", "embedded", "demo"}
+    assert fields["License-Expression"] == "MIT"
+    assert fields["Description-Content-Type"] == "text/markdown"
+
+
+def without(*missing: str, then: str) -> subprocess.CompletedProcess[str]:
+    return run_script(WITHOUT.format(missing=set(missing)) + then)
+
+
+def test_the_core_works_without_any_extra() -> None:
+    script = """
+import asyncio
+from lightrag_resilience import Policy, guard, resilient
+
+@resilient("llm", Policy.llm(attempts=2))
+async def complete() -> str:
+    return "fine"
+
+print(asyncio.run(complete()))
+"""
+    extras = ("lightrag", "openai", "aiohttp", "typer", "rich", "prometheus_client", "numpy")
+    assert without(*extras, then=script).stdout == "fine\n"
+
+
+@pytest.mark.parametrize(
+    ("missing", "script", "extra"),
+    [
+        ("lightrag", "from lightrag_resilience import protect", "lightrag"),
+        ("aiohttp", "import lightrag_resilience.testing", "testing"),
+        ("typer", "import lightrag_resilience.cli", "cli"),
+        ("rich", "import lightrag_resilience.cli", "cli"),
+        (
+            "lightrag",
+            "sys.argv[1:] = ['demo']\nfrom lightrag_resilience.cli import main\nmain()",
+            "demo",
+        ),
+    ],
+)
+def test_a_missing_extra_is_named(missing: str, script: str, extra: str) -> None:
+    ran = without(missing, then=script)
+    assert ran.returncode != 0
+    assert f"pip install 'lightrag-resilience[{extra}]'" in ran.stderr
+
+
+def test_something_else_missing_is_not_mistaken_for_an_extra() -> None:
+    ran = without("numpy", then="from lightrag_resilience import protect")
+    assert "No module named 'numpy'" in ran.stderr
+    assert "pip install" not in ran.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import lightrag_resilience  # noqa: PLC0415
+
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = lightrag_resilience.nothing
