@@ -631,3 +631,20 @@ assert asyncio.run(complete("a")) + sync("b") == "ab"
 print("fine")
 """
     assert output_of(script) == ("fine\n", "")
+
+
+def test_sync_functions_inside_each_other_never_run_out_of_threads(owner: Guards) -> None:
+    depth = 60  # more than anyio's shared threads
+
+    def descend(level: int) -> int:
+        inner = resilient(f"level.{level}", registry=owner)(descend)
+        return 1 + inner(level + 1) if level < depth else 1
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(descend, 1).result(60) == depth
+
+
+@pytest.mark.parametrize("wrapped", [staticmethod(in_thread), classmethod(in_thread), 7, None])
+def test_what_is_no_function_is_refused_when_it_is_decorated(wrapped: Any) -> None:
+    with pytest.raises(UnsupportedCallError, match=f"not a {type(wrapped).__name__}"):
+        resilient("llm")(wrapped)

@@ -82,6 +82,7 @@ def test_a_listener_that_raises_is_dropped_and_reported_once(
 ) -> None:
     calls: list[str] = []
     heard: list[Event] = []
+    also: list[Event] = []
 
     def broken(_: Event) -> None:
         calls.append("broken")
@@ -89,12 +90,12 @@ def test_a_listener_that_raises_is_dropped_and_reported_once(
 
     events.listen(heard.append)
     events.listen(broken)
-    events.listen(heard.append)
+    events.listen(also.append)
     with caplog.at_level(logging.DEBUG):
         events.emit(EVENT)
         events.emit(OTHER)
     assert calls == ["broken"]
-    assert heard == [EVENT, EVENT, OTHER, OTHER]
+    assert heard == also == [EVENT, OTHER]
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("lightrag_resilience", "ERROR")
     assert record.getMessage() == "A listener of lightrag_resilience failed and is dropped"
@@ -167,3 +168,13 @@ async def test_no_event_of_a_guard_repeats_what_was_sent_or_received(events: Eve
         CallRefused,
     ]
     assert "secret" not in repr(heard)
+
+
+def test_a_listener_that_listens_already_is_called_once(events: Events) -> None:
+    heard: list[Event] = []
+    first, second = events.listen(heard.append), events.listen(heard.append)
+    events.emit(CallSucceeded("llm", 1.0))
+    assert len(heard) == 1
+    first()
+    second()
+    assert events.listeners == ()

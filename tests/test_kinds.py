@@ -315,10 +315,43 @@ def test_what_can_be_iterated_over_asynchronously_is_a_stream(cls: Any, streams:
     assert is_stream(cls) is streams
 
 
-@pytest.mark.xfail(raises=TypeError, reason="an unhashable annotation escapes kind_of")
 @pytest.mark.parametrize("annotation", [[str], {"a": int}])
 def test_an_annotation_that_is_no_type_is_no_stream(annotation: Any) -> None:
     def annotated() -> None: ...
 
     annotated.__annotations__["return"] = annotation
     assert kind_of(annotated) is Kind.SYNC
+
+
+def test_a_stream_is_known_by_a_name_that_exists_for_type_checkers_only() -> None:
+    def annotated() -> None: ...
+
+    for text in ("AsyncIterator[str]", "typing.AsyncGenerator[Missing, None]", "abc.AsyncIterable"):
+        annotated.__annotations__["return"] = text
+        assert kind_of(annotated) is Kind.STREAM
+    annotated.__annotations__["return"] = "Missing[AsyncIterator[str]]"
+    assert kind_of(annotated) is Kind.SYNC
+
+
+@pytest.mark.anyio
+async def test_a_coroutine_that_leads_to_a_stream_is_awaited() -> None:
+    async def words() -> AsyncIterator[str]:
+        yield "word"
+
+    async def connect() -> AsyncIterator[str]:
+        return words()
+
+    def begin() -> AsyncIterator[str]:
+        return connect()  # type: ignore[return-value]
+
+    stream = await as_coroutine_function(begin)()
+    assert [word async for word in stream] == ["word"]
+
+
+@pytest.mark.anyio
+async def test_a_function_may_have_arguments_of_any_name() -> None:
+    def named(**kwargs: int) -> dict[str, int]:
+        return kwargs
+
+    arguments = {"function": 1, "in_shared_threads": 2, "self": 3}
+    assert await as_coroutine_function(named)(**arguments) == arguments

@@ -339,3 +339,16 @@ def test_policies_are_values() -> None:
     assert copy.deepcopy(policy) == policy
     assert hash(policy) == hash(Policy.llm(rpm=60.0))
     assert policy != Policy.llm()
+
+
+def test_a_part_must_be_of_its_kind() -> None:
+    with pytest.raises(PolicyError, match=r"Policy\.timeout must be a TimeoutPolicy, not 5\.0"):
+        Policy.llm(timeout=5.0)  # type: ignore[arg-type]
+
+
+def test_single_fields_win_over_whole_parts_in_any_order() -> None:
+    for policy in (
+        Policy.llm(attempts=7, retry=RetryPolicy(budget=1)),
+        Policy.llm(retry=RetryPolicy(budget=1), attempts=7),
+    ):
+        assert policy.retry == RetryPolicy(budget=1, attempts=7)

@@ -160,3 +160,36 @@ threads.close()
 print("child", os.waitstatus_to_exitcode(status))
 """
     assert output_of(script) == ("child 0\n", "")
+
+
+def test_closing_ends_what_other_threads_wait_for(loop: BackgroundLoop) -> None:
+    running = threading.Event()
+
+    async def wait() -> None:
+        running.set()
+        await asyncio.Event().wait()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(loop.run, wait())
+        assert running.wait(WAIT)
+        loop.close()
+        with pytest.raises(concurrent.futures.CancelledError):
+            outcome.result(WAIT)
+
+
+def test_closing_while_threads_begin_leaves_nobody_waiting(loop: BackgroundLoop) -> None:
+    async def brief() -> int:
+        await asyncio.sleep(0)
+        return 1
+
+    def use() -> int:
+        try:
+            return loop.run(brief())
+        except concurrent.futures.CancelledError:
+            return 0
+
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        outcomes = [pool.submit(use) for _ in range(200)]
+        for _ in range(20):
+            loop.close()
+        assert {outcome.result(WAIT) for outcome in outcomes} <= {0, 1}

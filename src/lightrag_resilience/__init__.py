@@ -77,9 +77,10 @@ def __getattr__(name: str) -> Any:
     try:
         from .integrations import lightrag  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        if error.name != "lightrag":
+        if (error.name or "").partition(".")[0] != "lightrag":
             raise
         raise ImportError(
-            f"{name} needs LightRAG: pip install 'lightrag-resilience[lightrag]'", name="lightrag"
+            f"{name} needs LightRAG 1.5.7 or later: pip install 'lightrag-resilience[lightrag]'",
+            name=error.name,
         ) from error
     return getattr(lightrag, name)

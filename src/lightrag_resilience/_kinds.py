@@ -9,9 +9,13 @@ import typing
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
 from typing import Any
 
+import anyio
 import anyio.to_thread
 
 __all__ = ["Kind", "as_coroutine_function", "is_stream", "kind_of"]
+
+_STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
+_STREAM_NAMES = frozenset(stream.__name__ for stream in _STREAMS)
 
 
 class Kind(enum.Enum):
@@ -41,33 +45,55 @@ def _says_async_iterator(function: Any) -> bool:
     try:
         result = typing.get_type_hints(function).get("return")
     except Exception:  # noqa: BLE001 - annotations may name what exists for type checkers only
-        return False
+        result = getattr(function, "__annotations__", {}).get("return")
+    if isinstance(result, str):
+        return result.partition("[")[0].rpartition(".")[2].strip() in _STREAM_NAMES
+    # By identity: an annotation may be anything, hashable or not.
     origin = typing.get_origin(result) or result
-    return origin in {AsyncIterator, AsyncIterable, AsyncGenerator}
+    return any(origin is stream for stream in _STREAMS)
 
 
 def as_coroutine_function(
-    function: Callable[..., Any],
+    function: Callable[..., Any], *, in_shared_threads: bool = True
 ) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """The same function, to be awaited. A sync one runs in a thread, with the caller's context."""
+    """The same function, to be awaited. A sync one runs in a thread, with the caller's context.
+
+    Args:
+        function: A function of any kind.
+        in_shared_threads: Whether a sync one takes one of the event loop's few shared threads.
+            Who waits in a thread already must not: callers inside each other could use them up.
+    """
     match kind_of(function):
         case Kind.COROUTINE:
             return function
         case Kind.SYNC:
-            return functools.partial(_call_in_thread, function)
+            return functools.partial(_call_in_thread, function, in_shared_threads)
         case _:
             return functools.partial(_call, function)
 
 
-async def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return function(*args, **kwargs)
+async def _call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    result = function(*args, **kwargs)
+    return result if is_stream(result.__class__) else await _awaited(result)
 
 
-async def _call_in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def _call_in_thread(
+    function: Callable[..., Any],
+    in_shared_threads: bool,  # noqa: FBT001 - beside the caller's own arguments
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     # A thread cannot be stopped: on a timeout it is left to end by itself, its result unused.
     result = await anyio.to_thread.run_sync(
-        functools.partial(function, *args, **kwargs), abandon_on_cancel=True
+        functools.partial(function, *args, **kwargs),
+        abandon_on_cancel=True,
+        limiter=None if in_shared_threads else anyio.CapacityLimiter(1),
     )
+    return await _awaited(result)
+
+
+async def _awaited(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 

@@ -12,6 +12,8 @@ __all__ = ["BackgroundLoop"]
 
 R = TypeVar("R")
 
+_LAST_WORDS = 5.0  # seconds that cancelled tasks get to end
+
 
 class BackgroundLoop:
     """Runs coroutines for threads that wait for them. Starts on first use, again after a fork."""
@@ -24,7 +26,8 @@ class BackgroundLoop:
 
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """The result of a coroutine, in the caller's context; interrupting the wait cancels it."""
-        outcome = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+        with self._lock:  # so that `close` finds either nothing or a task that it can cancel
+            outcome = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
         try:
             return outcome.result()
         except BaseException:
@@ -32,22 +35,31 @@ class BackgroundLoop:
             raise
 
     def close(self) -> None:
-        """End the loop and its thread; the next `run` starts anew."""
+        """Cancel what runs, end the loop and its thread; the next `run` starts anew."""
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
             if loop is None or thread is None or self._pid != os.getpid():
                 return
             loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
+        thread.join()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None or self._pid != os.getpid():
-                self._pid = os.getpid()
-                self._loop = loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=loop.run_forever, name="lightrag-resilience", daemon=True
-                )
-                self._thread.start()
-            return self._loop
+        if self._loop is None or self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=_serve, args=(self._loop,), name="lightrag-resilience", daemon=True
+            )
+            self._thread.start()
+        return self._loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop until it is stopped, then end in order what it still does."""
+    loop.run_forever()
+    if tasks := asyncio.all_tasks(loop):
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(tasks, timeout=_LAST_WORDS))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()

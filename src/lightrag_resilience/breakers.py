@@ -175,10 +175,17 @@ class _PyBreaker(pybreaker.CircuitBreaker):
             state_storage=_Storage(breaker),
         )
 
-    @property  # type: ignore[misc] # steered by open(), half_open() and close(), not by assignment
+    @property
     def state(self) -> Any:
         """The state that the listeners were told last, as pybreaker's object."""
         return self._state
+
+    @state.setter
+    def state(self, state_str: Any) -> NoReturn:
+        del state_str
+        raise UnsupportedCallError(
+            f"The state of {self._owner.name!r} is not assigned: use open(), half_open() or close()"
+        )
 
     def show(self, state: State) -> None:
         """Tell a transition that the circuit has made; a listener that raises is dropped."""
@@ -245,5 +252,5 @@ class _Storage(pybreaker.CircuitBreakerStorage):
         return datetime.now(UTC) - timedelta(seconds=snapshot.since)
 
     @opened_at.setter
-    def opened_at(self, when: datetime) -> None:
+    def opened_at(self, datetime: datetime) -> None:
         """Nothing, as above."""

@@ -37,6 +37,7 @@ def resilient(
         CallRejected: On a call: it was not sent.
         AttemptTimeoutError: On a call: the last attempt took too long.
         DeadlineExceededError: On a call: all attempts together took too long.
+        UnsupportedCallError: What is decorated is no function, or a sync one is called on a loop.
         SettingsError: On the first call: a ``RESILIENCE_*`` variable is wrong.
         PolicyError: On the first call: the guard exists with another policy.
     """
@@ -46,6 +47,11 @@ def resilient(
         return owner.get(name, policy)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        if isinstance(function, staticmethod | classmethod) or not callable(function):
+            raise UnsupportedCallError(
+                f"@resilient({name!r}) needs a function, not a {type(function).__name__}; "
+                "put it below @staticmethod, @classmethod and the like"
+            )
         match kind_of(function):
             case Kind.COROUTINE:
                 wrapper: Any = _coroutine(function, find)
@@ -88,7 +94,7 @@ def _stream(function: Callable[..., Any], find: Callable[[], Guard]) -> Callable
 def _sync(
     function: Callable[..., Any], find: Callable[[], Guard], owner: Guards
 ) -> Callable[..., Any]:
-    begin = as_coroutine_function(function)
+    begin = as_coroutine_function(function, in_shared_threads=False)
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:

@@ -80,8 +80,9 @@ class Events:
         self.listeners: tuple[Listener, ...] = ()
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with every event from now on; returns what ends that."""
-        self.listeners += (listener,)
+        """Call `listener` with every event from now on, once each; returns what ends that."""
+        if listener not in self.listeners:
+            self.listeners += (listener,)
         return lambda: self._drop(listener)
 
     def emit(self, event: Event) -> None:

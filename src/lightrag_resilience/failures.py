@@ -90,8 +90,9 @@ def root_cause(exc: BaseException) -> BaseException:
             break
         attempt: Any = getattr(exc, "last_attempt", None)
         # An unfinished attempt would block here, and a cancelled one has no verdict.
-        settled = attempt is not None and attempt.done() and not attempt.cancelled()
-        inner = attempt.exception() if settled else None
+        if attempt is None or not attempt.done() or attempt.cancelled():
+            break
+        inner = attempt.exception()
         if not isinstance(inner, Exception):
             break
         exc = inner

@@ -84,17 +84,15 @@ class Guard:
         return self
 
     @overload
-    def call(
+    async def call(
         self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, R]: ...
+    ) -> R: ...
     @overload
-    def call(
+    async def call(
         self, function: Callable[P, AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, GuardedStream[R]]: ...
+    ) -> GuardedStream[R]: ...
     @overload
-    def call(
-        self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, R]: ...
+    async def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     async def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function of any kind under this guard; a sync one runs in a thread.
 

@@ -214,6 +214,12 @@ class Policy:
     timeout: TimeoutPolicy = field(default_factory=TimeoutPolicy)
     concurrency: ConcurrencyPolicy = field(default_factory=ConcurrencyPolicy)
 
+    def __post_init__(self) -> None:
+        for name, kind in PARTS.items():
+            part = getattr(self, name)
+            if not isinstance(part, kind):
+                raise PolicyError(f"Policy.{name} must be a {kind.__name__}, not {part!r}")
+
     @classmethod
     def llm(cls, **changes: Unpack[Changes]) -> Policy:
         """Completions. The total stays below the 480 s at which LightRAG's queue gives up."""
@@ -259,7 +265,8 @@ class Policy:
             PolicyError: A name is unknown or a value out of bounds.
         """
         parts: dict[str, Any] = {}
-        for name, value in changes.items():
+        for name in sorted(changes, key=_SHORTHANDS.__contains__):  # whole parts first
+            value = changes[name]  # type: ignore[literal-required]
             part, attribute = _SHORTHANDS.get(name, (name, ""))
             if part not in PARTS:
                 known = ", ".join([*PARTS, *_SHORTHANDS])

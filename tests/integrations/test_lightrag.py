@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from lightrag import QueryParam
-from support.lightrag_rig import ANSWER, Provider, lightrag_on
 
 from lightrag_resilience import CircuitOpenError, Guards, State, UnsupportedCallError
 from lightrag_resilience.integrations.lightrag import (
@@ -19,6 +18,7 @@ from lightrag_resilience.integrations.lightrag import (
     unprotect,
 )
 from lightrag_resilience.settings import load_settings
+from support.lightrag_rig import ANSWER, Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 

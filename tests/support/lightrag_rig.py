@@ -15,14 +15,11 @@ from lightrag import LightRAG
 from lightrag.utils import EmbeddingFunc, Tokenizer
 
 DIMENSIONS = 8
-EXTRACTED = "\n".join(
-    (
-        "entity<|#|>Ada<|#|>Person<|#|>Ada founded Alderwick.",
-        "entity<|#|>Alderwick<|#|>Location<|#|>A town beside the river.",
-        "relation<|#|>Ada<|#|>Alderwick<|#|>founder<|#|>Ada founded Alderwick.",
-        "<|COMPLETE|>",
-    )
-)
+EXTRACTED = """\
+entity<|#|>Ada<|#|>Person<|#|>Ada founded Alderwick.
+entity<|#|>Alderwick<|#|>Location<|#|>A town beside the river.
+relation<|#|>Ada<|#|>Alderwick<|#|>founder<|#|>Ada founded Alderwick.
+<|COMPLETE|>"""
 KEYWORDS = json.dumps({"high_level_keywords": ["founder"], "low_level_keywords": ["Alderwick"]})
 ANSWER = "Ada founded Alderwick."
 

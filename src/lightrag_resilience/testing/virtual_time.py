@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 from typing import Any
 
@@ -53,5 +54,5 @@ class _JumpingSelector(selectors.DefaultSelector):
         elif self._rounds < _STANDSTILL:
             self._rounds += 1
         else:
-            self.now += _NANOSECOND
+            self.now = max(self.now + _NANOSECOND, math.nextafter(self.now, math.inf))
         return ready
