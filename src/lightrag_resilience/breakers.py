@@ -155,10 +155,17 @@ class Breaker:
             try:
                 while self._changes:
                     change = self._changes.popleft()
+                    _log_change(change)
                     self.pybreaker.show(State(change.new))
                     self._events.emit(change)
             finally:
                 self._telling.release()
+
+
+def _log_change(change: StateChanged) -> None:
+    """One line a change: a warning where calls begin to be refused."""
+    level = logging.WARNING if change.new == State.OPEN.value else logging.INFO
+    _log.log(level, "Circuit %r is %s %s", change.dependency, change.new, change.reason)
 
 
 class _PyBreaker(pybreaker.CircuitBreaker):
