@@ -1,0 +1,310 @@
+"""The decisions of a circuit, moment by moment."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from lightrag_resilience import BreakerPolicy, State
+from lightrag_resilience._circuit import Admission, Circuit
+
+
+def circuit(**changes: Any) -> Circuit:
+    fields = {"consecutive_failures": None, "min_calls": 4, "window_calls": 10} | changes
+    return Circuit(BreakerPolicy(**fields), now=0.0)
+
+
+def admitted(circuit: Circuit, now: float = 0.0) -> Admission:
+    admission = circuit.admit(now)
+    assert admission is not None
+    return admission
+
+
+def stands(circuit: Circuit) -> State:
+    return circuit.state
+
+
+def record(circuit: Circuit, results: str, *, now: float = 0.0, duration: float = 0.0) -> None:
+    """Calls one after the other: ``F`` fails, ``S`` succeeds."""
+    for result in results:
+        admission = admitted(circuit, now)
+        (circuit.fail if result == "F" else circuit.succeed)(admission, duration, now)
+
+
+def opened(now: float = 0.0, **changes: Any) -> Circuit:
+    made = circuit(**changes)
+    made.open(now, "for a test")
+    return made
+
+
+# ---------------------------------------------------------------------- closed
+
+
+def test_a_new_circuit_admits_everybody_with_one_leave() -> None:
+    made = circuit()
+    assert stands(made) is State.CLOSED
+    assert made.admit(0.0) is made.admit(0.0) is made.standing
+    assert made.retry_after(0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("results", "state"),
+    [
+        ("FFF", State.CLOSED),  # fewer than min_calls
+        ("FFFF", State.OPEN),
+        ("SFSF", State.OPEN),
+        ("FSSS", State.CLOSED),
+        ("SSSFF", State.CLOSED),  # 40 %
+        ("SSSSSSSSSSFFFF", State.CLOSED),  # 4 of the last 10
+        ("SSSSSSSSSSFFFFF", State.OPEN),
+    ],
+)
+def test_a_failure_rate_over_enough_calls_opens_it(results: str, state: State) -> None:
+    made = circuit()
+    record(made, results)
+    assert stands(made) is state
+
+
+def test_successes_between_do_not_hide_that_most_calls_fail() -> None:
+    made = circuit(failure_rate=0.7, min_calls=8, window_calls=20)
+    record(made, "FFFSFFFS")
+    assert stands(made) is State.OPEN
+    assert made.reason == "after 6 of 8 calls failed"
+
+
+def test_failures_in_a_row_open_it_before_there_is_a_rate() -> None:
+    made = circuit(consecutive_failures=3, min_calls=10)
+    record(made, "FFSFF")
+    assert stands(made) is State.CLOSED
+    record(made, "F")
+    assert stands(made) is State.OPEN
+    assert made.reason == "after 3 failures in a row"
+
+
+def test_without_that_a_row_alone_opens_nothing() -> None:
+    made = circuit(min_calls=10)
+    record(made, "F" * 9)
+    assert stands(made) is State.CLOSED
+
+
+def test_slow_calls_open_it_too() -> None:
+    made = circuit(slow_call=2.0, slow_rate=0.5)
+    record(made, "SS", duration=1.9)
+    record(made, "S", duration=2.0)
+    assert stands(made) is State.CLOSED
+    record(made, "S", duration=9.0)
+    assert stands(made) is State.OPEN
+    assert made.reason == "after 2 of 4 calls were slow"
+
+
+def test_a_slow_failure_is_both() -> None:
+    made = circuit(slow_call=1.0, failure_rate=1.0, slow_rate=0.5)
+    record(made, "SSS")
+    record(made, "FF", duration=1.0)
+    assert made.window.slow == made.window.failed == 2
+
+
+def test_what_has_no_verdict_changes_nothing() -> None:
+    made = circuit()
+    for _ in range(100):
+        made.release(admitted(made))
+    assert made.window.calls == 0
+    assert stands(made) is State.CLOSED
+
+
+def test_a_time_window_trips_on_what_is_recent() -> None:
+    made = circuit(window="time", window_seconds=10.0)
+    record(made, "FF", now=1.0)
+    record(made, "FF", now=15.0)
+    assert stands(made) is State.CLOSED
+    record(made, "FF", now=16.0)
+    assert stands(made) is State.OPEN
+
+
+# ---------------------------------------------------------------------- open
+
+
+def test_an_open_circuit_refuses_until_its_time_is_over() -> None:
+    made = opened(open_for=5.0)
+    assert made.admit(4.999) is None
+    assert made.retry_after(1.0) == 4.0
+    assert made.admit(5.0) is not None
+    assert stands(made) is State.HALF_OPEN
+
+
+def test_breaks_grow_up_to_a_cap_and_begin_anew_after_a_recovery() -> None:
+    made = circuit(open_for=2.0, open_growth=2.0, open_max=10.0)
+    now, breaks = 0.0, []
+    made.open(now, "first")
+    for _ in range(5):
+        breaks.append(made.open_until - now)
+        now = made.open_until
+        made.fail(admitted(made, now), 0.0, now)
+    assert breaks == [2.0, 4.0, 8.0, 10.0, 10.0]
+    now = made.open_until
+    made.succeed(admitted(made, now), 0.0, now)
+    assert stands(made) is State.CLOSED
+    made.open(now, "again")
+    assert made.open_until - now == 2.0
+
+
+def test_growth_without_end_stays_a_number() -> None:
+    made = circuit(open_growth=10.0, open_max=86_400.0)
+    for _ in range(1000):
+        made.open(0.0, "again")
+    assert made.open_until == 86_400.0
+
+
+# ---------------------------------------------------------------------- half-open
+
+
+@pytest.mark.parametrize("quota", [1, 3])
+def test_half_open_lets_exactly_its_quota_through(quota: int) -> None:
+    made = opened(probes=quota, open_for=5.0)
+    probes = [made.admit(5.0) for _ in range(50)]
+    assert sum(probe is not None for probe in probes) == quota
+    assert made.retry_after(5.0) == 1.0
+
+
+def test_all_probes_must_succeed() -> None:
+    made = opened(probes=2)
+    first, second = admitted(made, 9.0), admitted(made, 9.0)
+    made.succeed(first, 0.0, 9.0)
+    assert stands(made) is State.HALF_OPEN
+    assert made.admit(9.0) is None  # proven ones count against the quota
+    made.succeed(second, 0.0, 9.0)
+    assert stands(made) is State.CLOSED
+    assert made.window.calls == 0
+
+
+def test_one_failed_probe_opens_it_again_and_the_others_count_no_more() -> None:
+    made = opened(probes=3)
+    probes = [admitted(made, 9.0) for _ in range(3)]
+    made.succeed(probes[0], 0.0, 9.0)
+    made.fail(probes[1], 0.0, 9.0)
+    assert stands(made) is State.OPEN
+    made.succeed(probes[2], 0.0, 9.0)
+    assert stands(made) is State.OPEN
+    assert made.opens == 2
+
+
+def test_a_slow_probe_is_no_recovery() -> None:
+    made = opened(slow_call=1.0)
+    made.succeed(admitted(made, 9.0), 1.0, 9.0)
+    assert stands(made) is State.OPEN
+
+
+def test_a_released_probe_frees_its_place_at_once() -> None:
+    made = opened()
+    probe = admitted(made, 9.0)
+    assert made.admit(9.0) is None
+    made.release(probe)
+    assert made.honours(admitted(made, 9.0))
+    assert not made.honours(probe)
+
+
+def test_a_hung_probe_loses_its_place_and_its_say() -> None:
+    made = opened(probe_lease=60.0)
+    hung = admitted(made, 9.0)
+    assert made.admit(68.9) is None
+    admitted(made, 69.0)
+    made.succeed(hung, 0.0, 70.0)
+    made.fail(hung, 0.0, 70.0)
+    assert stands(made) is State.HALF_OPEN
+
+
+def test_a_probe_has_one_say() -> None:
+    made = opened(probes=2)
+    probe = admitted(made, 9.0)
+    made.succeed(probe, 0.0, 9.0)
+    made.succeed(probe, 0.0, 9.0)
+    made.fail(probe, 0.0, 9.0)
+    assert stands(made) is State.HALF_OPEN
+    assert made.proven == 1
+
+
+# ---------------------------------------------------------------------- late results
+
+
+def test_a_late_success_closes_nothing() -> None:
+    made = circuit()
+    early = admitted(made)
+    made.open(0.0, "meanwhile")
+    made.succeed(early, 0.0, 1.0)
+    assert stands(made) is State.OPEN
+    admitted(made, 5.0)
+    made.succeed(early, 0.0, 5.0)
+    assert stands(made) is State.HALF_OPEN
+
+
+def test_late_failures_prolong_no_break() -> None:
+    made = circuit()
+    early = [admitted(made) for _ in range(20)]
+    record(made, "FFFF")
+    until, generation = made.open_until, made.generation
+    for admission in early:
+        made.fail(admission, 0.0, 4.0)
+    assert (made.open_until, made.generation) == (until, generation)
+
+
+def test_a_late_failure_does_not_count_in_the_next_life() -> None:
+    made = circuit()
+    early = admitted(made)
+    made.open(0.0, "meanwhile")
+    made.close(1.0, "well again")
+    made.fail(early, 0.0, 2.0)
+    assert made.window.calls == 0
+    assert not made.honours(early)
+
+
+# ---------------------------------------------------------------------- modes and hands
+
+
+def test_forced_open_stays_open_whatever_time_passes() -> None:
+    made = circuit(mode="forced-open")
+    assert made.admit(1e9) is None
+    assert made.retry_after(1e9) is None
+    made.open(1e9, "again")
+    assert made.open_until == math.inf
+
+
+@pytest.mark.parametrize("way_out", ["close", "half_open"])
+def test_a_hand_lifts_the_force(way_out: str) -> None:
+    made = circuit(mode="forced-open")
+    getattr(made, way_out)(1.0, "by hand")
+    assert made.mode == "enforce"
+    assert made.admit(1.0) is not None
+
+
+@pytest.mark.parametrize(("mode", "remembered"), [("disabled", 0), ("metrics-only", 10)])
+def test_modes_that_never_refuse(mode: Any, remembered: int) -> None:
+    made = circuit(mode=mode, consecutive_failures=1)
+    record(made, "F" * 20)
+    assert stands(made) is State.CLOSED
+    assert made.window.calls == remembered
+
+
+def test_a_mode_can_change_and_change_back() -> None:
+    made = circuit()
+    made.set_mode("forced-open", 1.0, "incident")
+    assert made.admit(2.0) is None
+    made.set_mode("enforce", 3.0, "over")
+    record(made, "FFFF", now=3.0)
+    assert stands(made) is State.OPEN
+
+
+def test_a_snapshot_says_what_an_operator_wants_to_know() -> None:
+    made = circuit(window="time", window_seconds=10.0, min_calls=10)
+    record(made, "FS", now=1.0)
+    shown = made.snapshot(3.0)
+    assert (shown.state, shown.mode, shown.calls, shown.failed) == (State.CLOSED, "enforce", 2, 1)
+    assert (shown.since, shown.retry_after, shown.opens) == (3.0, None, 0)
+    assert made.snapshot(30.0).calls == 0
+    made.open(30.0, "for a test")
+    shown = made.snapshot(31.0)
+    assert (shown.state, shown.reason, shown.since) == (State.OPEN, "for a test", 1.0)
+    assert (shown.retry_after, shown.opens, shown.probes) == (4.0, 1, 0)
+    admitted(made, 36.0)
+    assert made.snapshot(36.0).probes == 1

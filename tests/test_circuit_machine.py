@@ -1,0 +1,135 @@
+"""Whatever happens to a circuit, in whatever order, its promises hold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+
+from lightrag_resilience import BreakerPolicy, State
+from lightrag_resilience._circuit import Admission, Circuit
+
+durations = st.sampled_from([0.0, 1.0, 2.0, 50.0])
+
+
+class CircuitMachine(RuleBasedStateMachine):
+    admissions: Bundle[Admission] = Bundle("admissions")
+
+    @initialize(
+        window=st.sampled_from(["count", "time"]),
+        probes=st.integers(1, 3),
+        consecutive=st.none() | st.integers(1, 4),
+        slow=st.none() | st.just(2.0),
+        mode=st.sampled_from(["enforce", "enforce", "enforce", "metrics-only", "disabled"]),
+    )
+    def begin(self, window: Any, probes: int, consecutive: Any, slow: Any, mode: Any) -> None:
+        self.policy = BreakerPolicy(
+            mode=mode,
+            window=window,
+            window_calls=8,
+            window_seconds=20.0,
+            min_calls=4,
+            consecutive_failures=consecutive,
+            slow_call=slow,
+            probes=probes,
+            probe_lease=30.0,
+            open_for=5.0,
+            open_growth=2.0,
+            open_max=15.0,
+        )
+        self.now = 0.0
+        self.circuit = Circuit(self.policy, self.now)
+        self.generation = self.circuit.generation
+        self.proofs: set[Admission] = set()
+
+    def shown(self) -> Any:
+        """A snapshot without what merely measures time."""
+        return replace(self.circuit.snapshot(self.now), since=0.0, retry_after=None)
+
+    @rule(seconds=st.sampled_from([0.0, 0.5, 3.0, 5.0, 15.0, 31.0, 100.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(target=admissions)
+    def admit(self) -> Any:
+        before, until = self.circuit.state, self.circuit.open_until
+        admission = self.circuit.admit(self.now)
+        if before is State.CLOSED:
+            assert admission is not None
+        elif before is State.OPEN:
+            assert (admission is not None) == (self.now >= until)
+        if admission is None:
+            return multiple()
+        assert admission.generation == self.circuit.generation
+        assert self.circuit.honours(admission)
+        return admission
+
+    @rule(admission=consumes(admissions), duration=durations)
+    def succeed(self, admission: Admission, duration: float) -> None:
+        before, stale = self.shown(), admission.generation != self.circuit.generation
+        quick = duration < self.circuit.slow_after
+        if self.circuit.state is State.HALF_OPEN and self.circuit.honours(admission) and quick:
+            self.proofs.add(admission)
+        self.circuit.succeed(admission, duration, self.now)
+        if stale:
+            assert self.shown() == before
+        if before.state is State.HALF_OPEN and self.circuit.state is State.CLOSED:
+            assert len(self.proofs) == self.policy.probes
+
+    @rule(admission=consumes(admissions), duration=durations)
+    def fail(self, admission: Admission, duration: float) -> None:
+        before, stale = self.shown(), admission.generation != self.circuit.generation
+        had_a_say = self.circuit.honours(admission)
+        self.circuit.fail(admission, duration, self.now)
+        if stale or not had_a_say:
+            assert self.shown() == before
+        elif before.state is State.HALF_OPEN:
+            assert self.circuit.state is State.OPEN
+        assert self.circuit.state is not State.CLOSED or before.state is State.CLOSED
+
+    @rule(admission=consumes(admissions))
+    def release(self, admission: Admission) -> None:
+        before = self.shown()
+        is_probe = self.circuit.state is State.HALF_OPEN and self.circuit.honours(admission)
+        self.circuit.release(admission)
+        assert self.shown() == replace(before, probes=before.probes - is_probe)
+
+    @rule(way=st.sampled_from(["open", "half_open", "close"]))
+    def steer(self, way: str) -> None:
+        getattr(self.circuit, way)(self.now, "by hand")
+
+    @invariant()
+    def promises(self) -> None:
+        if not hasattr(self, "circuit"):
+            return
+        circuit, shown = self.circuit, self.circuit.snapshot(self.now)
+        assert circuit.generation >= self.generation
+        if circuit.generation != self.generation:
+            self.generation = circuit.generation
+            self.proofs.clear()
+        assert (circuit.standing is not None) == (circuit.state is State.CLOSED)
+        assert shown.probes + circuit.proven <= self.policy.probes
+        assert 0 <= max(shown.failed, shown.slow) <= shown.calls
+        assert shown.calls <= self.policy.window_calls or self.policy.window == "time"
+        if circuit.state is State.OPEN:
+            assert circuit.open_until - self.now <= self.policy.open_max
+        else:
+            assert circuit.open_until == -math.inf
+        if circuit.state is not State.HALF_OPEN:
+            assert shown.probes == circuit.proven == 0
+
+
+CircuitMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestCircuitMachine = CircuitMachine.TestCase
