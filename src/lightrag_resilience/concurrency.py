@@ -36,14 +36,11 @@ class Places:
         if self._waiting >= self._policy.max_queue:
             raise QueueFullError(self._name, None, f"and {self._waiting} more are waiting")
         longest = min(longest, self._policy.max_wait)
-        patience = asyncio.timeout(longest)
         self._waiting += 1
         try:
-            async with patience:
+            async with asyncio.timeout(longest):
                 await self._semaphore.acquire()
         except TimeoutError:
-            if not patience.expired():
-                raise
             raise QueueFullError(self._name, None, f"for {longest:g} s") from None
         finally:
             self._waiting -= 1

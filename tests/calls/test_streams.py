@@ -1,0 +1,243 @@
+"""A stream is one call: begun like a call, judged at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from lightrag_resilience import (
+    AttemptTimeoutError,
+    BreakerPolicy,
+    ConcurrencyPolicy,
+    Guard,
+    RetryPolicy,
+    State,
+)
+from lightrag_resilience._call import owned_by_a_guard
+from lightrag_resilience.streams import GuardedStream
+from support.guards import down, guard_on_loop, now
+
+pytestmark = pytest.mark.anyio
+
+ONE_PLACE = ConcurrencyPolicy(max_concurrent=1)
+
+
+class Source:
+    """A stream whose steps a test gives: a number waits, an exception is raised, else an item."""
+
+    def __init__(self, *steps: Any) -> None:
+        self.steps = steps
+        self.begun = 0
+        self.closed = 0
+        self.owned: list[bool] = []
+
+    async def words(self) -> AsyncIterator[str]:
+        self.begun += 1
+        try:
+            for step in self.steps:
+                self.owned.append(owned_by_a_guard())
+                if isinstance(step, float):
+                    await asyncio.sleep(step)
+                elif isinstance(step, Exception):
+                    raise step
+                else:
+                    yield step
+        finally:
+            self.closed += 1
+
+
+async def collected(stream: AsyncIterator[str]) -> list[str]:
+    return [word async for word in stream]
+
+
+def verdict(guard: Guard) -> tuple[int, int]:
+    shown = guard.breaker.snapshot()
+    return shown.calls, shown.failed
+
+
+def free_places(guard: Guard) -> int:
+    assert guard._parts is not None
+    assert guard._parts.places is not None
+    return guard._parts.places._semaphore._value
+
+
+async def test_all_items_come_through_and_success_is_told_at_the_end() -> None:
+    guard, source = guard_on_loop(concurrency=ONE_PLACE), Source("one", 1.0, "two", "three")
+    stream = await guard.call(source.words)
+    assert isinstance(stream, GuardedStream)
+    assert await anext(stream) == "one"
+    assert (verdict(guard), free_places(guard)) == ((0, 0), 0)
+    assert await collected(stream) == ["two", "three"]
+    assert (verdict(guard), free_places(guard)) == ((1, 0), 1)
+    assert await collected(stream) == []
+
+
+async def test_an_empty_stream_is_a_success() -> None:
+    guard = guard_on_loop()
+    assert await collected(await guard.call(Source().words)) == []
+    assert verdict(guard) == (1, 0)
+
+
+async def test_a_stream_that_cannot_begin_is_begun_again() -> None:
+    guard = guard_on_loop(retry=RetryPolicy(attempts=3))
+    source = Source(down())
+    with pytest.raises(ConnectionRefusedError):
+        await guard.call(source.words)
+    assert (source.begun, source.closed, verdict(guard)) == (3, 3, (3, 3))
+
+
+async def test_a_stream_that_breaks_later_is_not_begun_again() -> None:
+    guard, error = guard_on_loop(retry=RetryPolicy(attempts=3), concurrency=ONE_PLACE), down()
+    source = Source("one", error)
+    stream = await guard.call(source.words)
+    assert await anext(stream) == "one"
+    with pytest.raises(ConnectionRefusedError) as raised:
+        await anext(stream)
+    assert raised.value is error
+    assert (source.begun, source.closed, verdict(guard), free_places(guard)) == (1, 1, (1, 1), 1)
+    assert await collected(stream) == []
+
+
+async def test_a_fatal_error_in_a_stream_is_not_the_dependencys_fault() -> None:
+    guard = guard_on_loop()
+    with pytest.raises(ValueError, match="a bug"):
+        await collected(await guard.call(Source("one", ValueError("a bug")).words))
+    assert verdict(guard) == (0, 0)
+
+
+@pytest.mark.parametrize("steps", [(60.0, "one"), ("one", 60.0, "two")])
+async def test_a_stream_that_stalls_ends_at_the_attempt_timeout(steps: Any) -> None:
+    guard, source = guard_on_loop(attempt_timeout=5.0), Source(*steps)
+    with pytest.raises(AttemptTimeoutError) as ended:
+        await collected(await guard.call(source.words))
+    assert now() == 5.0
+    assert isinstance(ended.value.__cause__, asyncio.CancelledError)
+    assert (source.closed, verdict(guard)) == (1, (1, 1))
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_a_stall_says_that_an_item_was_waited_for() -> None:
+    stream = await guard_on_loop(attempt_timeout=5.0).call(Source("one", 60.0).words)
+    await anext(stream)
+    with pytest.raises(AttemptTimeoutError, match="waiting 5 s for the next item"):
+        await anext(stream)
+
+
+async def test_a_long_stream_with_short_gaps_may_outlast_every_timeout() -> None:
+    guard = guard_on_loop(attempt_timeout=5.0, total_timeout=8.0)
+    source = Source(*(step for _ in range(100) for step in (4.0, "word")))
+    assert len(await collected(await guard.call(source.words))) == 100
+    assert now() == 400.0
+
+
+async def test_a_slow_reader_is_not_the_dependencys_fault() -> None:
+    guard = guard_on_loop(attempt_timeout=5.0)
+    async for _ in await guard.call(Source("one", "two", "three").words):
+        await asyncio.sleep(60.0)
+    assert verdict(guard) == (1, 0)
+
+
+async def test_slow_is_a_stream_whose_first_item_is_late() -> None:
+    guard = guard_on_loop(breaker=BreakerPolicy(slow_call=3.0))
+    await collected(await guard.call(Source("one", 60.0, "two").words))
+    assert guard.breaker.snapshot().slow == 0
+    await collected(await guard.call(Source(3.0, "one").words))
+    assert guard.breaker.snapshot().slow == 1
+
+
+@pytest.mark.parametrize("read", [0, 1])
+async def test_closing_early_is_no_verdict_and_closes_the_source(read: int) -> None:
+    guard, source = guard_on_loop(concurrency=ONE_PLACE), Source("one", "two", "three")
+    stream = await guard.call(source.words)
+    for _ in range(read):
+        await anext(stream)
+    await stream.aclose()
+    await stream.aclose()
+    assert (source.closed, verdict(guard), free_places(guard)) == (1, (0, 0), 1)
+    assert await collected(stream) == []
+
+
+async def test_a_stream_that_is_dropped_frees_its_place() -> None:
+    guard = guard_on_loop(concurrency=ONE_PLACE)
+    stream = await guard.call(Source("one", "two").words)
+    await anext(stream)
+    del stream
+    gc.collect()
+    await asyncio.sleep(0)
+    assert (verdict(guard), free_places(guard)) == ((0, 0), 1)
+
+
+async def test_a_stream_is_a_probe_until_its_end() -> None:
+    guard = guard_on_loop()
+    guard.breaker.half_open()
+    stream = await guard.call(Source("one", "two").words)
+    assert guard.breaker.snapshot().probes == 1
+    await collected(stream)
+    assert guard.breaker.state is State.CLOSED
+
+
+async def test_the_source_runs_inside_its_call_and_the_reader_does_not() -> None:
+    guard, source = guard_on_loop(), Source("one", "two")
+    async for _ in await guard.call(source.words):
+        assert not owned_by_a_guard()
+    assert source.owned == [True, True]
+
+
+async def test_a_source_without_aclose_is_read_and_left() -> None:
+    class Bare:
+        def __init__(self) -> None:
+            self.left = 3
+
+        def __aiter__(self) -> Bare:
+            return self
+
+        async def __anext__(self) -> int:
+            self.left -= 1
+            if not self.left:
+                raise StopAsyncIteration
+            return self.left
+
+    async def connect() -> Bare:
+        return Bare()
+
+    guard = guard_on_loop()
+    stream: Any = await guard.call(connect)
+    assert await anext(stream) == 2
+    await stream.aclose()
+    assert verdict(guard) == (0, 0)
+
+
+async def test_a_source_is_closed_through_the_response_that_holds_it() -> None:
+    source = Source("one", "two")
+
+    class Response:
+        closed = False
+
+        def __aiter__(self) -> Any:
+            return Iterator(source.words())
+
+        async def aclose(self) -> None:
+            Response.closed = True
+
+    class Iterator:
+        def __init__(self, inner: AsyncIterator[str]) -> None:
+            self._inner = inner
+
+        async def __anext__(self) -> str:
+            return await anext(self._inner)
+
+        def __aiter__(self) -> Iterator:
+            return self
+
+    async def connect() -> Response:
+        return Response()
+
+    stream: Any = await guard_on_loop().call(connect)
+    await stream.aclose()
+    assert Response.closed

@@ -1,0 +1,128 @@
+"""One timer for many calls: each ends when its own time is up, and only then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from lightrag_resilience.timeouts import Timed, Timer
+from support.guards import now
+
+pytestmark = pytest.mark.anyio
+
+
+def timer(seconds: float) -> Timer:
+    loop = asyncio.get_running_loop()
+    return Timer(seconds, loop, loop.time)
+
+
+async def timed(timer: Timer, work: Callable[[], Awaitable[object]]) -> str:
+    """How work under a timer ends."""
+    call = Timed()
+    timer.start(call, now())
+    try:
+        await work()
+    except asyncio.CancelledError:
+        if timer.stop(call):
+            return "timeout"
+        raise
+    return "timeout at the last moment" if timer.stop(call) else "done"
+
+
+def sleeping(seconds: float) -> Callable[[], Awaitable[object]]:
+    return lambda: asyncio.sleep(seconds)
+
+
+async def test_what_takes_too_long_is_ended_in_time() -> None:
+    assert await timed(timer(5.0), sleeping(60)) == "timeout"
+    assert now() == 5.0
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_what_is_done_in_time_is_left_alone() -> None:
+    assert await timed(timer(5.0), sleeping(4.9)) == "done"
+    await asyncio.sleep(60)
+
+
+async def test_each_of_many_calls_has_its_own_time() -> None:
+    shared = timer(5.0)
+
+    async def call(start: float, seconds: float) -> tuple[str, float]:
+        await asyncio.sleep(start)
+        return await timed(shared, sleeping(seconds)), now()
+
+    results = await asyncio.gather(*(call(start, 4.0 if start % 2 else 9.0) for start in range(10)))
+    assert results == [
+        ("done", start + 4.0) if start % 2 else ("timeout", start + 5.0) for start in range(10)
+    ]
+    assert len(shared) == 0
+
+
+async def test_one_timer_is_armed_for_all() -> None:
+    shared, armed = timer(5.0), list[float]()
+    call_later = shared.loop.call_later
+
+    def noted(delay: float, *rest: Any) -> asyncio.TimerHandle:
+        armed.append(delay)
+        return call_later(delay, *rest)
+
+    shared.loop.call_later = noted  # type: ignore[assignment, method-assign]
+    calls = [Timed() for _ in range(1000)]
+    for call in calls:
+        shared.start(call, now())
+    for call in calls:
+        assert not shared.stop(call)
+    assert armed == [5.0]
+
+
+async def test_somebody_elses_cancellation_is_no_timeout() -> None:
+    shared = timer(5.0)
+    task = asyncio.create_task(timed(shared, sleeping(60)))
+    await asyncio.sleep(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(shared) == 0
+
+
+async def test_a_cancellation_at_the_same_moment_wins_over_the_timeout() -> None:
+    task = asyncio.create_task(timed(timer(5.0), sleeping(60)))
+    asyncio.get_running_loop().call_at(5.0, task.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+async def test_a_result_at_the_last_moment_takes_the_cancellation_back() -> None:
+    shared, call = timer(5.0), Timed()
+    shared.start(call, now())
+    task = asyncio.current_task()
+    assert task is not None
+    shared._ring()
+    await asyncio.sleep(0)
+    shared.start(call, now() - 5.0)
+    shared._ring()
+    assert call.expired
+    assert task.cancelling() == 1
+    assert shared.stop(call)
+    assert task.cancelling() == 0
+
+
+async def test_timeouts_inside_each_other_end_the_inner_one_first() -> None:
+    outer, inner = timer(9.0), timer(3.0)
+    assert await timed(outer, lambda: timed(inner, sleeping(60))) == "done"
+    assert now() == 3.0
+
+
+async def test_it_works_inside_asyncios_own_timeout() -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2):
+            await timed(timer(5.0), sleeping(60))
+    assert now() == 2.0
+    async with asyncio.timeout(20):
+        assert await timed(timer(5.0), sleeping(60)) == "timeout"
