@@ -24,7 +24,7 @@ from .breakers import Admission, Breaker
 from .budget import RetryBudget
 from .errors import AttemptTimeoutError, CallRejected, CircuitOpenError, DeadlineExceededError
 from .events import AttemptFailed, CallRefused, CallSucceeded, Events, RetryScheduled
-from .failures import Failure, FailureKind, classify, root_cause
+from .failures import classify, root_cause
 from .policy import Policy
 from .retry import Retries, is_retryable
 from .streams import GuardedStream
@@ -34,9 +34,6 @@ __all__ = ["Guard"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_TIMEOUTS = (AttemptTimeoutError, DeadlineExceededError)
-_TIMED_OUT = Failure(FailureKind.UNKNOWN_OUTCOME)
 
 
 class Guard:
@@ -286,14 +283,13 @@ class Guard:
             return
         if call.parts.places is not None:
             call.parts.places.release()
-        failure = _TIMED_OUT if isinstance(error, _TIMEOUTS) else classify(error)
+        failure = classify(error)
         duration = self.clock() - call.started
         if failure.counts and not self._was_cut_short(call, error, duration):
             self.breaker.failed(call.admission, duration)
         else:
             self.breaker.released(call.admission)
-        # Past the deadline there is nothing left to retry in.
-        call.failure = None if isinstance(error, DeadlineExceededError) else failure
+        call.failure = failure
         if self.events.listeners:
             name = type(root_cause(error)).__name__
             self.events.emit(AttemptFailed(self.name, failure.kind.value, name, duration))

@@ -27,6 +27,18 @@ async def test_it_waits_for_an_open_circuit_and_goes_on() -> None:
     assert 5.0 <= now() <= 5.5
 
 
+async def test_nothing_is_begun_while_the_circuit_is_open() -> None:
+    guard, begun = quick(), list[float]()
+    guard.breaker.open()
+
+    async def begin() -> str:
+        begun.append(now())
+        return str(await guard.call(Scripted("answer")))
+
+    await patiently(guard, begin, patience=600)
+    assert len(begun) == 1
+
+
 async def test_it_outlasts_an_outage_with_few_calls() -> None:
     guard = quick(consecutive_failures=3)
     function = Scripted(*[down()] * 8, "answer")

@@ -213,31 +213,50 @@ async def test_a_source_without_aclose_is_read_and_left() -> None:
     assert verdict(guard) == (0, 0)
 
 
-async def test_a_source_is_closed_through_the_response_that_holds_it() -> None:
-    source = Source("one", "two")
+class Response:
+    """What holds a stream, as httpx's responses do: the iterator itself cannot be closed."""
 
-    class Response:
-        closed = False
+    def __init__(self, *steps: Any) -> None:
+        self._words = Source(*steps).words()
+        self.closed = False
 
-        def __aiter__(self) -> Any:
-            return Iterator(source.words())
+    async def connect(self) -> Response:
+        return self
 
-        async def aclose(self) -> None:
-            Response.closed = True
+    def __aiter__(self) -> Any:
+        return self.Iterator(self._words)
+
+    async def aclose(self) -> None:
+        self.closed = True
 
     class Iterator:
-        def __init__(self, inner: AsyncIterator[str]) -> None:
-            self._inner = inner
+        def __init__(self, words: AsyncIterator[str]) -> None:
+            self._words = words
 
         async def __anext__(self) -> str:
-            return await anext(self._inner)
+            return await anext(self._words)
 
-        def __aiter__(self) -> Iterator:
+        def __aiter__(self) -> Any:
             return self
 
-    async def connect() -> Response:
-        return Response()
 
-    stream: Any = await guard_on_loop().call(connect)
+async def test_a_source_is_closed_through_the_response_that_holds_it() -> None:
+    response = Response("one", "two")
+    stream: Any = await guard_on_loop().call(response.connect)
+    assert not response.closed
     await stream.aclose()
-    assert Response.closed
+    assert response.closed
+
+
+@pytest.mark.parametrize("steps", [(down(),), (60.0, "one"), ("one", down()), ("one", 60.0)])
+async def test_a_response_that_fails_is_closed(steps: Any) -> None:
+    response = Response(*steps)
+    guard = guard_on_loop(attempt_timeout=5.0)
+
+    async def read() -> None:
+        stream: Any = await guard.call(response.connect)
+        await collected(stream)
+
+    with pytest.raises((ConnectionRefusedError, AttemptTimeoutError)):
+        await read()
+    assert response.closed
