@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
+import sys
 import threading
 import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,11 +24,22 @@ from lightrag_resilience.events import Event, Events, StateChanged
 THREADS = 8
 
 
+@pytest.fixture
+def restless_threads() -> Iterator[None]:
+    """Threads that take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 100.0
+        self.asked = 0
 
     def __call__(self) -> float:
+        self.asked += 1
         return self.now
 
 
@@ -102,6 +117,18 @@ def test_refusals_keep_nothing_alive() -> None:
     assert after - before < 20_000
 
 
+def test_a_refusal_carries_its_own_way_and_no_other() -> None:
+    made = breaker()
+    trip(made)
+    depths = set[int]()
+    for _ in range(100):
+        trace, depth = refusal_of(made).__traceback__, 0
+        while trace is not None:
+            trace, depth = trace.tb_next, depth + 1
+        depths.add(depth)
+    assert len(depths) == 1
+
+
 # ---------------------------------------------------------------------- outcomes
 
 
@@ -113,6 +140,16 @@ def test_a_full_window_of_quick_successes_still_sees_failures() -> None:
     for _ in range(2):
         made.failed(made.admit(), 0.1)
     assert made.state is State.OPEN
+
+
+def test_a_quick_success_that_changes_nothing_asks_no_clock() -> None:
+    clock = Clock()
+    made = breaker(clock, window_calls=10)
+    for _ in range(10):
+        made.succeeded(made.admit(), 0.1)
+    admission, asked = made.admit(), clock.asked
+    made.succeeded(admission, 0.1)
+    assert clock.asked == asked
 
 
 def test_a_slow_success_counts_in_a_spotless_window() -> None:
@@ -141,6 +178,52 @@ def test_a_released_probe_frees_its_place() -> None:
     assert made.state is State.CLOSED
 
 
+def test_a_call_that_is_collected_under_the_lock_frees_its_probe() -> None:
+    dying: list[Any] = []
+
+    class Collecting(Clock):
+        def __call__(self) -> float:
+            while dying:
+                made.released(dying.pop())
+            return super().__call__()
+
+    clock = Collecting()
+    made = breaker(clock)
+    trip(made)
+    clock.now += 5.0
+    dying.append(made.admit())
+    asking = threading.Thread(target=made.admit, daemon=True)
+    asking.start()
+    asking.join(10)
+    assert not asking.is_alive()
+    assert not dying
+    assert made.circuit.snapshot(clock.now).probes == 1
+
+
+def test_moments_are_read_in_the_order_of_what_happens_in_them() -> None:
+    class Watching(Clock):
+        lock: Any = None
+
+        def __call__(self) -> float:
+            if self.lock is not None:
+                under_lock.append(self.lock._is_owned())
+            return super().__call__()
+
+    under_lock: list[bool] = []
+    clock = Watching()
+    made = breaker(clock)
+    clock.lock = made._lock
+    admission = made.admit()
+    made.succeeded(admission, 0.1)
+    made.failed(admission, 0.1)
+    made.snapshot()
+    for change in (made.open, made.half_open, made.close):
+        change()
+    made.set_mode("disabled")
+    assert under_lock == [True] * 8
+
+
+@pytest.mark.usefixtures("restless_threads")
 def test_threads_together_get_exactly_the_quota_of_probes() -> None:
     for _ in range(20):
         clock = Clock()
@@ -165,6 +248,33 @@ def test_threads_together_get_exactly_the_quota_of_probes() -> None:
             assert sum(outcome.result(10) for outcome in granted) == 3
 
 
+@pytest.mark.usefixtures("restless_threads")
+def test_each_trial_has_its_quota_while_threads_fail_probe_after_probe() -> None:
+    moments = itertools.count()
+    policy = BreakerPolicy(probes=2, open_for=5.0, open_growth=1.0, probe_lease=80_000.0)
+    made = Breaker("llm.openai", policy, clock=lambda: float(next(moments)))
+    made.open()
+
+    def hammer() -> list[int]:
+        trials = []
+        for _ in range(1000):
+            try:
+                probe = made.admit()
+            except CircuitOpenError:
+                continue
+            trials.append(probe.generation)
+            made.failed(probe, 0.1)
+        return trials
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        hammering = [pool.submit(hammer) for _ in range(THREADS)]
+        granted = Counter(trial for done in hammering for trial in done.result(30))
+    assert len(granted) > 100
+    assert max(granted.values()) <= 2
+    assert made.snapshot().opens == len(granted) + 1
+
+
+@pytest.mark.usefixtures("restless_threads")
 def test_threads_together_lose_no_count() -> None:
     made = breaker(mode="metrics-only", window_calls=10_000)
 
@@ -232,6 +342,119 @@ def test_a_change_of_mode_is_told() -> None:
     assert made.snapshot().mode == "forced-open"
 
 
+@pytest.mark.parametrize(
+    ("way", "state"), [("open", "open"), ("half_open", "half-open"), ("close", "closed")]
+)
+def test_a_change_by_hand_is_told_with_its_reason(way: str, state: str) -> None:
+    events, heard = Events(), list[Event]()
+    made = breaker(events=events, mode="forced-open")
+    events.listen(heard.append)
+    getattr(made, way)("for maintenance")
+    (change,) = heard
+    assert isinstance(change, StateChanged)
+    assert (change.old, change.new, change.reason) == ("open", state, "for maintenance")
+    assert made.snapshot().reason == "for maintenance"
+
+
+def test_a_trial_is_told_before_its_outcome() -> None:
+    clock, events, heard = Clock(), Events(), list[Event]()
+    made = breaker(clock, events)
+    trip(made)
+    events.listen(heard.append)
+    clock.now += 5.0
+    made.admit()
+    assert [event.new for event in heard if isinstance(event, StateChanged)] == ["half-open"]
+
+
+def test_a_listener_that_raises_is_dropped_and_the_call_goes_on() -> None:
+    events, heard = Events(), list[Event]()
+
+    def broken(event: Event) -> None:
+        raise ZeroDivisionError
+
+    events.listen(broken)
+    events.listen(heard.append)
+    made = breaker(events=events)
+    trip(made)
+    made.close()
+    assert made.admit() is made.circuit.standing
+    assert len(heard) == 2
+    assert broken not in events.listeners
+
+
+def test_nobody_waits_for_a_listener_of_another_threads_change() -> None:
+    events, heard = Events(), list[str]()
+    listening, done = threading.Event(), threading.Event()
+
+    def lingering(event: Event) -> None:
+        listening.set()
+        assert done.wait(10)
+        assert isinstance(event, StateChanged)
+        heard.append(event.new)
+
+    events.listen(lingering)
+    made = breaker(events=events)
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(made.open)
+        assert listening.wait(10)
+        made.half_open()
+        made.close()
+        assert made.snapshot().state is State.CLOSED
+        assert not heard
+        done.set()
+        opening.result(10)
+    assert heard == ["open", "half-open", "closed"]
+
+
+def test_listeners_are_told_when_the_lock_is_free_again() -> None:
+    clock, events, heard = Clock(), Events(), list[State]()
+    made = breaker(clock, events)
+    with ThreadPoolExecutor(1) as pool:
+        events.listen(lambda _: heard.append(pool.submit(made.snapshot).result(10).state))
+        trip(made)
+        clock.now += 5.0
+        made.succeeded(made.admit(), 0.1)
+        made.open()
+        made.half_open()
+        made.close()
+        made.set_mode("forced-open")
+    opened, tried, closed = State.OPEN, State.HALF_OPEN, State.CLOSED
+    assert heard == [opened, tried, closed, opened, tried, closed, opened]
+
+
+def test_a_change_in_the_last_moment_of_telling_is_told() -> None:
+    events, heard = Events(), list[str]()
+    made = breaker(events=events)
+    events.listen(lambda event: heard.append(event.new if isinstance(event, StateChanged) else ""))
+    telling: Any = made._telling
+
+    class Untimely:
+        def acquire(self, *, blocking: bool) -> bool:
+            return bool(telling.acquire(blocking=blocking))
+
+        def release(self) -> None:
+            if made.state is State.OPEN:
+                made.close()
+            telling.release()
+
+    untimely: Any = Untimely()
+    made._telling = untimely
+    made.open()
+    assert heard == ["open", "closed"]
+
+
+@pytest.mark.parametrize("mode", ["metrics-only", "disabled"])
+def test_a_mode_that_never_refuses_lets_calls_through_an_open_circuit(mode: Any) -> None:
+    made = breaker()
+    trip(made)
+    made.set_mode(mode)
+    trip(made)
+    made.admit()
+    made.set_mode("enforce")
+    trip(made)
+    assert refusal_of(made).state == "open"
+
+
 # ---------------------------------------------------------------------- pybreaker's face
 
 
@@ -257,6 +480,35 @@ def test_a_pybreaker_listener_that_raises_is_dropped(caplog: pytest.LogCaptureFi
     assert caplog.text.count("is dropped") == 1
 
 
+def test_a_pybreaker_listener_may_open_the_circuit_again() -> None:
+    class Reopening(Heard):
+        def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+            super().state_change(cb, old_state, new_state)
+            if new_state.name == "closed":
+                cb.open()
+
+    made, heard = breaker(), Reopening()
+    made.pybreaker.add_listener(heard)
+    made.half_open()
+    made.close()
+    assert heard.changes == [("closed", "half-open"), ("half-open", "closed"), ("closed", "open")]
+    assert refusal_of(made).reason == "through pybreaker"
+
+
+def test_pybreaker_counts_the_failures_in_a_row() -> None:
+    made = breaker(consecutive_failures=5)
+    made.failed(made.admit(), 0.1)
+    made.succeeded(made.admit(), 0.1)
+    made.failed(made.admit(), 0.1)
+    assert made.pybreaker.fail_counter == 1
+
+
+@pytest.mark.parametrize(("in_a_row", "fail_max"), [(7, 7), (None, 10)])
+def test_pybreaker_shows_the_policy(in_a_row: int | None, fail_max: int) -> None:
+    shown = breaker(consecutive_failures=in_a_row, open_for=9.0, probes=3).pybreaker
+    assert (shown.fail_max, shown.reset_timeout, shown.success_threshold) == (fail_max, 9.0, 3)
+
+
 def test_pybreaker_shows_the_circuit() -> None:
     clock = Clock()
     made = breaker(clock, probes=2)
@@ -277,7 +529,7 @@ def test_pybreaker_shows_the_circuit() -> None:
 
 def test_pybreaker_steers_the_circuit() -> None:
     made = breaker()
-    made.pybreaker.open()
+    assert made.pybreaker.open() is False
     assert refusal_of(made).reason == "through pybreaker"
     made.pybreaker.half_open()
     assert made.snapshot().state is State.HALF_OPEN

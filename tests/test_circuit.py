@@ -99,6 +99,13 @@ def test_slow_calls_open_it_too() -> None:
     assert made.reason == "after 2 of 4 calls were slow"
 
 
+def test_only_measuring_opens_nothing_for_slow_calls_either() -> None:
+    made = circuit(mode="metrics-only", slow_call=1.0, slow_rate=0.1)
+    record(made, "S" * 20, duration=5.0)
+    assert stands(made) is State.CLOSED
+    assert made.snapshot(0.0).slow == 10
+
+
 def test_a_slow_failure_is_both() -> None:
     made = circuit(slow_call=1.0, failure_rate=1.0, slow_rate=0.5)
     record(made, "SSS")
@@ -150,6 +157,26 @@ def test_breaks_grow_up_to_a_cap_and_begin_anew_after_a_recovery() -> None:
     assert made.open_until - now == 2.0
 
 
+def test_trying_it_by_hand_is_no_recovery() -> None:
+    made = opened(open_for=2.0, open_growth=2.0)
+    made.half_open(1.0, "by hand")
+    made.fail(admitted(made, 1.0), 0.0, 1.0)
+    assert made.open_until == 5.0
+
+
+def test_a_break_that_is_over_has_no_wait_left() -> None:
+    assert opened(open_for=5.0).retry_after(9.0) == 0.0
+
+
+def test_a_recovered_circuit_remembers_nothing_of_what_opened_it() -> None:
+    made = circuit(consecutive_failures=3)
+    record(made, "SFFF")
+    made.succeed(admitted(made, 5.0), 0.0, 5.0)
+    record(made, "FF", now=5.0)
+    assert stands(made) is State.CLOSED
+    assert made.snapshot(5.0).calls == made.streak == 2
+
+
 def test_growth_without_end_stays_a_number() -> None:
     made = circuit(open_growth=10.0, open_max=86_400.0)
     for _ in range(1000):
@@ -185,6 +212,7 @@ def test_one_failed_probe_opens_it_again_and_the_others_count_no_more() -> None:
     made.succeed(probes[0], 0.0, 9.0)
     made.fail(probes[1], 0.0, 9.0)
     assert stands(made) is State.OPEN
+    assert made.reason == "after a probe failed"
     made.succeed(probes[2], 0.0, 9.0)
     assert stands(made) is State.OPEN
     assert made.opens == 2
@@ -203,6 +231,45 @@ def test_a_released_probe_frees_its_place_at_once() -> None:
     made.release(probe)
     assert made.honours(admitted(made, 9.0))
     assert not made.honours(probe)
+
+
+def test_a_released_probe_takes_nothing_from_the_proven_ones() -> None:
+    made = opened(probes=2)
+    first, second = admitted(made, 9.0), admitted(made, 9.0)
+    made.succeed(first, 0.0, 9.0)
+    made.release(second)
+    made.succeed(admitted(made, 9.0), 0.0, 9.0)
+    assert stands(made) is State.CLOSED
+
+
+def test_each_probe_has_a_lease_of_its_own() -> None:
+    made = opened(probes=2, probe_lease=60.0)
+    admitted(made, 10.0)
+    second = admitted(made, 40.0)
+    admitted(made, 70.0)
+    assert made.admit(99.9) is None
+    assert made.honours(second)
+
+
+def test_a_probe_released_while_places_are_counted_breaks_nothing() -> None:
+    class Collected(dict[Admission, float]):
+        """Leases the last of which the garbage collector releases whenever one is used."""
+
+        def get(self, key: Admission, default: Any = None) -> Any:
+            lease = super().get(key, default)
+            self.pop(key, None)
+            return lease
+
+        def pop(self, key: Admission, default: Any = None) -> Any:
+            super().pop(next(reversed(self), key), None)
+            return super().pop(key, default)
+
+    for probes in (1, 2, 3):
+        made = opened(probes=probes, probe_lease=10.0)
+        for _ in range(probes):
+            admitted(made, 9.0)
+        made._leases = Collected(made._leases)
+        assert made.admit(19.0) is not None
 
 
 def test_a_hung_probe_loses_its_place_and_its_say() -> None:
@@ -239,6 +306,19 @@ def test_a_late_success_closes_nothing() -> None:
     assert stands(made) is State.HALF_OPEN
 
 
+def test_a_probe_of_an_earlier_trial_has_no_say_in_the_next() -> None:
+    made = opened(probes=2)
+    early = [admitted(made, 9.0) for _ in range(2)]
+    made.open(9.0, "meanwhile")
+    present = admitted(made, 20.0)
+    before = made.snapshot(20.0)
+    made.succeed(early[0], 0.0, 20.0)
+    made.fail(early[1], 0.0, 20.0)
+    made.release(early[0])
+    assert made.snapshot(20.0) == before
+    assert made.honours(present)
+
+
 def test_late_failures_prolong_no_break() -> None:
     made = circuit()
     early = [admitted(made) for _ in range(20)]
@@ -257,6 +337,15 @@ def test_a_late_failure_does_not_count_in_the_next_life() -> None:
     made.fail(early, 0.0, 2.0)
     assert made.window.calls == 0
     assert not made.honours(early)
+
+
+def test_a_late_success_does_not_end_a_row_of_failures_in_the_next_life() -> None:
+    made = circuit(consecutive_failures=2)
+    early = admitted(made)
+    made.close(1.0, "by hand")
+    record(made, "F", now=1.0)
+    made.succeed(early, 0.0, 2.0)
+    assert (made.streak, made.window.calls) == (1, 1)
 
 
 # ---------------------------------------------------------------------- modes and hands

@@ -53,10 +53,26 @@ class CircuitMachine(RuleBasedStateMachine):
         self.circuit = Circuit(self.policy, self.now)
         self.generation = self.circuit.generation
         self.proofs: set[Admission] = set()
+        self.past: list[tuple[bool, bool]] = []
 
     def shown(self) -> Any:
         """A snapshot without what merely measures time."""
         return replace(self.circuit.snapshot(self.now), since=0.0, retry_after=None)
+
+    def remember(self, mode: str, *, failed: bool, slow: bool) -> None:
+        """What a closed circuit with a count window does with one more outcome, told plainly."""
+        self.past.append((failed, slow))
+        policy, calls = self.policy, self.past[-self.policy.window_calls :]
+        row = self.past[-(policy.consecutive_failures or 1) :]
+        trips = policy.consecutive_failures == len(row) and all(failed for failed, _ in row)
+        if len(calls) >= policy.min_calls:
+            trips |= sum(failed for failed, _ in calls) >= policy.failure_rate * len(calls)
+            trips |= sum(slow for _, slow in calls) >= policy.slow_rate * len(calls)
+        if policy.window == "count":
+            assert (self.circuit.state is State.OPEN) == (trips and mode == "enforce")
+            if self.circuit.state is State.CLOSED:
+                shown = self.circuit.snapshot(self.now)
+                assert (shown.calls, shown.failed) == (len(calls), sum(bad for bad, _ in calls))
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 3.0, 5.0, 15.0, 31.0, 100.0]))
     def time_passes(self, seconds: float) -> None:
@@ -85,6 +101,8 @@ class CircuitMachine(RuleBasedStateMachine):
         self.circuit.succeed(admission, duration, self.now)
         if stale:
             assert self.shown() == before
+        elif before.state is State.CLOSED and before.mode != "disabled":
+            self.remember(before.mode, failed=False, slow=not quick)
         if before.state is State.HALF_OPEN and self.circuit.state is State.CLOSED:
             assert len(self.proofs) == self.policy.probes
 
@@ -97,6 +115,9 @@ class CircuitMachine(RuleBasedStateMachine):
             assert self.shown() == before
         elif before.state is State.HALF_OPEN:
             assert self.circuit.state is State.OPEN
+        elif before.mode != "disabled":
+            slow = duration >= self.circuit.slow_after
+            self.remember(before.mode, failed=True, slow=slow)
         assert self.circuit.state is not State.CLOSED or before.state is State.CLOSED
 
     @rule(admission=consumes(admissions))
@@ -110,6 +131,11 @@ class CircuitMachine(RuleBasedStateMachine):
     def steer(self, way: str) -> None:
         getattr(self.circuit, way)(self.now, "by hand")
 
+    @rule(mode=st.sampled_from(["enforce", "metrics-only", "disabled", "forced-open"]))
+    def change_mode(self, mode: Any) -> None:
+        self.circuit.set_mode(mode, self.now, "by hand")
+        assert self.circuit.mode == mode
+
     @invariant()
     def promises(self) -> None:
         if not hasattr(self, "circuit"):
@@ -119,11 +145,18 @@ class CircuitMachine(RuleBasedStateMachine):
         if circuit.generation != self.generation:
             self.generation = circuit.generation
             self.proofs.clear()
+            self.past.clear()
+            if circuit.state is State.OPEN and circuit.mode != "forced-open":
+                length = min(5.0 * 2.0 ** (circuit.opens - 1), 15.0)
+                assert circuit.open_until - self.now == length
         assert (circuit.standing is not None) == (circuit.state is State.CLOSED)
         assert shown.probes + circuit.proven <= self.policy.probes
         assert 0 <= max(shown.failed, shown.slow) <= shown.calls
         assert shown.calls <= self.policy.window_calls or self.policy.window == "time"
-        if circuit.state is State.OPEN:
+        if circuit.mode == "forced-open":
+            assert circuit.state is State.OPEN
+            assert circuit.open_until == math.inf
+        elif circuit.state is State.OPEN:
             assert circuit.open_until - self.now <= self.policy.open_max
         else:
             assert circuit.open_until == -math.inf

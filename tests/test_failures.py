@@ -231,16 +231,17 @@ def test_httpx_errors_tell_whether_anything_was_sent(
 
 @asynccontextmanager
 async def server(answer: bytes | None) -> Any:
-    """A port that answers each packet with `answer`, hangs up on b"", or is silent on None."""
+    """A port that answers each request with `answer`, hangs up on b"", or is silent on None."""
     quiet = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.read(4096):
+        while packet := await reader.read(4096):
             if answer is None:
                 await quiet.wait()
             if not answer:
                 break
-            writer.write(answer)
+            # Redis clients may send several commands in one packet; each begins with a star.
+            writer.write(answer * max((b"\n" + packet).count(b"\n*"), 1))
         writer.close()
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)

@@ -48,6 +48,25 @@ def test_a_time_window_holds_the_calls_of_the_last_ten_slices(
         assert not window.spotless
 
 
+@given(
+    st.sampled_from([1.0, 10.0, 60.0]),
+    st.floats(-1e6, 1e6),
+    st.lists(st.tuples(st.floats(-30, 30), outcomes), max_size=60),
+)
+def test_a_time_window_takes_a_call_of_an_earlier_moment_for_a_present_one(
+    seconds: float, start: float, steps: list[tuple[float, tuple[bool, bool]]]
+) -> None:
+    window, now, width = TimeWindow(seconds, start), start, seconds / 10
+    present = int(now // width)
+    seen: list[tuple[int, tuple[bool, bool]]] = []
+    for passed, (failed, slow) in steps:
+        now += passed
+        present = max(present, int(now // width))
+        window.record(now, failed=failed, slow=slow)
+        seen.append((present, (failed, slow)))
+        assert counts(window) == expected([call for at, call in seen if at > present - 10])
+
+
 def test_a_time_window_forgets_while_nothing_happens() -> None:
     window = TimeWindow(60.0, now=0.0)
     window.record(1.0, failed=True, slow=True)
