@@ -17,7 +17,13 @@ from typing import Any
 import pybreaker
 import pytest
 
-from lightrag_resilience import BreakerPolicy, CircuitOpenError, State, UnsupportedCallError
+from lightrag_resilience import (
+    BreakerPolicy,
+    CircuitOpenError,
+    PolicyError,
+    State,
+    UnsupportedCallError,
+)
 from lightrag_resilience.breakers import Breaker
 from lightrag_resilience.events import Event, Events, StateChanged
 
@@ -347,12 +353,13 @@ def test_a_change_of_mode_is_told() -> None:
 )
 def test_a_change_by_hand_is_told_with_its_reason(way: str, state: str) -> None:
     events, heard = Events(), list[Event]()
-    made = breaker(events=events, mode="forced-open")
+    old, mode = ("closed", "enforce") if way == "open" else ("open", "forced-open")
+    made = breaker(events=events, mode=mode)
     events.listen(heard.append)
     getattr(made, way)("for maintenance")
     (change,) = heard
     assert isinstance(change, StateChanged)
-    assert (change.old, change.new, change.reason) == ("open", state, "for maintenance")
+    assert (change.old, change.new, change.reason) == (old, state, "for maintenance")
     assert made.snapshot().reason == "for maintenance"
 
 
@@ -453,6 +460,26 @@ def test_a_mode_that_never_refuses_lets_calls_through_an_open_circuit(mode: Any)
     made.set_mode("enforce")
     trip(made)
     assert refusal_of(made).state == "open"
+
+
+def test_what_changes_no_state_is_not_told() -> None:
+    events, heard = Events(), list[Event]()
+    made = breaker(events=events)
+    events.listen(heard.append)
+    made.close()
+    made.set_mode("metrics-only")
+    made.set_mode("enforce")
+    assert heard == []
+    made.open()
+    made.open()
+    assert len(heard) == 1
+
+
+def test_a_mode_that_does_not_exist_is_refused() -> None:
+    made = breaker()
+    with pytest.raises(PolicyError, match=r"must be one of enforce, .* not 'Forced-Open'"):
+        made.set_mode("Forced-Open")  # type: ignore[arg-type]
+    assert made.snapshot().mode == "enforce"
 
 
 # ---------------------------------------------------------------------- pybreaker's face

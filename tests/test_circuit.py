@@ -180,8 +180,16 @@ def test_a_recovered_circuit_remembers_nothing_of_what_opened_it() -> None:
 def test_growth_without_end_stays_a_number() -> None:
     made = circuit(open_growth=10.0, open_max=86_400.0)
     for _ in range(1000):
+        made.half_open(0.0, "try")
         made.open(0.0, "again")
     assert made.open_until == 86_400.0
+
+
+def test_opening_twice_by_hand_begins_the_break_anew_and_makes_it_no_longer() -> None:
+    made = opened(open_for=5.0)
+    made.open(2.0, "again")
+    assert made.open_until == 7.0
+    assert made.opens == 1
 
 
 # ---------------------------------------------------------------------- half-open
@@ -282,6 +290,30 @@ def test_a_hung_probe_loses_its_place_and_its_say() -> None:
     assert stands(made) is State.HALF_OPEN
 
 
+@pytest.mark.parametrize("verdict", ["succeed", "fail"])
+def test_a_hung_probe_has_no_say_even_if_nobody_asked_meanwhile(verdict: str) -> None:
+    made = opened(probe_lease=60.0)
+    hung = admitted(made, 9.0)
+    assert made.snapshot(69.0).probes == 0
+    getattr(made, verdict)(hung, 0.0, 69.0)
+    assert made.state is State.HALF_OPEN
+
+
+def test_half_open_by_hand_twice_keeps_the_quota() -> None:
+    made = circuit()
+    made.half_open(0.0, "by hand")
+    admitted(made)
+    made.half_open(0.0, "by hand")
+    assert made.admit(0.0) is None
+
+
+def test_why_a_probe_was_no_recovery_is_said() -> None:
+    for verdict, why in (("succeed", "after a probe was slow"), ("fail", "after a probe failed")):
+        made = opened(slow_call=1.0)
+        getattr(made, verdict)(admitted(made, 9.0), 2.0, 9.0)
+        assert made.reason == why
+
+
 def test_a_probe_has_one_say() -> None:
     made = opened(probes=2)
     probe = admitted(made, 9.0)
@@ -365,6 +397,13 @@ def test_a_hand_lifts_the_force(way_out: str) -> None:
     getattr(made, way_out)(1.0, "by hand")
     assert made.mode == "enforce"
     assert made.admit(1.0) is not None
+
+
+def test_lifting_the_force_brings_the_policys_mode_back() -> None:
+    made = circuit(mode="metrics-only")
+    made.set_mode("forced-open", 1.0, "incident")
+    made.close(2.0, "over")
+    assert made.mode == "metrics-only"
 
 
 @pytest.mark.parametrize(("mode", "remembered"), [("disabled", 0), ("metrics-only", 10)])

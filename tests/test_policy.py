@@ -29,7 +29,7 @@ BOUNDS: dict[tuple[type, str], tuple[float, float, bool]] = {
     (BreakerPolicy, "failure_rate"): (0, 1, False),
     (BreakerPolicy, "slow_rate"): (0, 1, False),
     (BreakerPolicy, "slow_call"): (0, DAY, False),
-    (BreakerPolicy, "window_seconds"): (0, DAY, False),
+    (BreakerPolicy, "window_seconds"): (1, DAY, True),
     (BreakerPolicy, "open_growth"): (1, 10, True),
     (BreakerPolicy, "probe_lease"): (0, DAY, False),
     (RetryPolicy, "initial_backoff"): (0, DAY, False),

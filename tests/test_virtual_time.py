@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -190,3 +191,15 @@ async def test_time_does_not_jump_while_something_can_be_read() -> None:
 
 async def test_a_thread_can_wake_a_loop_that_waits_for_nothing_else() -> None:
     assert await asyncio.get_running_loop().run_in_executor(None, lambda: "woken") == "woken"
+
+
+def test_a_thread_may_take_its_time_to_end() -> None:
+    released = threading.Event()
+
+    async def leave_a_thread() -> None:
+        asyncio.get_running_loop().run_in_executor(None, released.wait, 10)
+        asyncio.get_running_loop().call_soon(threading.Timer(0.05, released.set).start)
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(leave_a_thread())
+    assert released.is_set()

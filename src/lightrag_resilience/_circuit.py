@@ -113,15 +113,18 @@ class Circuit:
         return self._admit_probe(now)
 
     def _admit_probe(self, now: float) -> Admission | None:
-        # The collector may end an abandoned call right here, and so release its probe.
-        for probe in list(self._leases):
-            if self._leases.get(probe, math.inf) <= now:
-                self._leases.pop(probe, None)
+        self._drop_lapsed(now)
         if len(self._leases) + self.proven >= self.policy.probes:
             return None
         probe = Admission(self.generation)
         self._leases[probe] = now + self.policy.probe_lease
         return probe
+
+    def _drop_lapsed(self, now: float) -> None:
+        # The collector may end an abandoned call right here, and so release its probe.
+        for probe in list(self._leases):
+            if self._leases.get(probe, math.inf) <= now:
+                self._leases.pop(probe, None)
 
     def honours(self, admission: Admission) -> bool:
         """Whether an admission that waited elsewhere is still good."""
@@ -141,7 +144,7 @@ class Circuit:
             return
         slow = duration >= self.slow_after
         if self.state is State.HALF_OPEN:
-            self._prove(admission, now, good=not slow)
+            self._prove(admission, now, bad="was slow" if slow else "")
         else:
             self.streak = 0
             self._remember(now, failed=False, slow=slow)
@@ -151,7 +154,7 @@ class Circuit:
         if admission.generation != self.generation:
             return
         if self.state is State.HALF_OPEN:
-            self._prove(admission, now, good=False)
+            self._prove(admission, now, bad="failed")
         else:
             self.streak += 1
             self._remember(now, failed=True, slow=duration >= self.slow_after)
@@ -160,11 +163,12 @@ class Circuit:
         """A call ended with no verdict: cancelled, refused later, or the caller's own fault."""
         self._leases.pop(admission, None)
 
-    def _prove(self, probe: Admission, now: float, *, good: bool) -> None:
+    def _prove(self, probe: Admission, now: float, *, bad: str) -> None:
+        self._drop_lapsed(now)
         if self._leases.pop(probe, None) is None:
             return
-        if not good:
-            self.open(now, "after a probe failed")
+        if bad:
+            self.open(now, f"after a probe {bad}")
             return
         self.proven += 1
         if self.proven >= self.policy.probes:
@@ -195,8 +199,9 @@ class Circuit:
     def open(self, now: float, reason: str) -> None:
         """Refuse calls, each time in a row for longer, up to the policy's cap."""
         policy = self.policy
-        growth = policy.open_growth ** min(self.opens, 64)
-        self.opens += 1
+        if self.state is not State.OPEN:
+            self.opens += 1
+        growth = policy.open_growth ** min(max(self.opens - 1, 0), 64)
         self._enter(State.OPEN, now, reason)
         forced = self.mode == "forced-open"
         self.open_until = (
@@ -204,12 +209,14 @@ class Circuit:
         )
 
     def half_open(self, now: float, reason: str) -> None:
-        """Let probes through. A circuit that was forced open is enforced again."""
+        """Let probes through, unless some are through already. Lifts the mode forced-open."""
+        if self.state is State.HALF_OPEN:
+            return
         self._lift_force()
         self._enter(State.HALF_OPEN, now, reason)
 
     def close(self, now: float, reason: str) -> None:
-        """Let everybody through, with nothing remembered, and as `half_open` does, unforced."""
+        """Let everybody through, with nothing remembered. Lifts the mode forced-open."""
         self._lift_force()
         self.opens = 0
         self._enter(State.CLOSED, now, reason)
@@ -225,7 +232,7 @@ class Circuit:
 
     def _lift_force(self) -> None:
         if self.mode == "forced-open":
-            self.mode = "enforce"
+            self.mode = "enforce" if self.policy.mode == "forced-open" else self.policy.mode
 
     def _enter(self, state: State, now: float, reason: str) -> None:
         self._entered = now
@@ -242,6 +249,7 @@ class Circuit:
     def snapshot(self, now: float) -> Snapshot:
         """What an operator wants to see."""
         self.window.advance(now)
+        self._drop_lapsed(now)
         return Snapshot(
             state=self.state,
             mode=self.mode,

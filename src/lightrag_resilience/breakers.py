@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 
 import pybreaker
 
+from ._bounds import problem_with
 from ._circuit import Admission, Circuit, Snapshot, State
-from .errors import CircuitOpenError, UnsupportedCallError
+from .errors import CircuitOpenError, PolicyError, UnsupportedCallError
 from .events import Events, StateChanged
 from .policy import BreakerPolicy, Mode
 
@@ -51,7 +52,7 @@ class Breaker:
         self._events = events or Events()
         # Reentrant: the garbage collector may end an abandoned call while the lock is held.
         self._lock = threading.RLock()
-        self._noted = (self.circuit.state, self.circuit.generation)
+        self._noted = self.circuit.state
         self._changes: deque[StateChanged] = deque()
         self._telling = threading.Lock()
 
@@ -131,7 +132,13 @@ class Breaker:
         self._announce()
 
     def set_mode(self, mode: Mode, reason: str = "by hand") -> None:
-        """Enforce, only measure, disable, or force open, whatever the policy says."""
+        """Enforce, only measure, disable, or force open, whatever the policy says.
+
+        Raises:
+            PolicyError: There is no such mode.
+        """
+        if problem := problem_with(mode, Mode):
+            raise PolicyError(f"The mode of a breaker {problem}")
         with self._lock:
             self.circuit.set_mode(mode, self._clock(), reason)
             self._note()
@@ -139,12 +146,12 @@ class Breaker:
 
     def _note(self) -> None:
         """Keep a change of state for `_announce`; the caller holds the lock."""
-        (old, noted), new = self._noted, self.circuit.state
-        generation = self.circuit.generation
-        if generation != noted:
-            self._noted = (new, generation)
-            change = StateChanged(self.name, old.value, new.value, self.circuit.reason, generation)
-            self._changes.append(change)
+        circuit, old = self.circuit, self._noted
+        if circuit.state is not old:
+            self._noted = new = circuit.state
+            self._changes.append(
+                StateChanged(self.name, old.value, new.value, circuit.reason, circuit.generation)
+            )
 
     def _announce(self) -> None:
         """Carry changes of state to pybreaker and to the listeners: each once, in their order.
@@ -169,7 +176,10 @@ def _log_change(change: StateChanged) -> None:
 
 
 class _PyBreaker(pybreaker.CircuitBreaker):
-    """pybreaker's view of a `Breaker`: listen here, look here, open and close here."""
+    """pybreaker's view of a `Breaker`: listen here, look here, open and close here.
+
+    Its own settings, such as ``fail_max``, show the policy; changing them changes nothing.
+    """
 
     def __init__(self, breaker: Breaker) -> None:
         self._owner = breaker

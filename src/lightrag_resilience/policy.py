@@ -53,8 +53,8 @@ class BreakerPolicy(_Checked):
     less: one probe costs little, and users wait until the recovery is seen.
 
     Attributes:
-        mode: ``enforce``; ``metrics-only`` records and never refuses; ``disabled`` does neither;
-            ``forced-open`` refuses everything.
+        mode: ``enforce``; ``metrics-only`` records and opens by hand alone; ``disabled`` does not
+            even record; ``forced-open`` refuses everything.
         failure_rate: Share of failed calls in the window that opens the circuit.
         slow_rate: Share of slow calls in the window that opens the circuit.
         slow_call: Seconds from which a call, or a stream's first item, counts as slow; None counts
@@ -77,7 +77,7 @@ class BreakerPolicy(_Checked):
     slow_call: Seconds | None = None
     window: Literal["count", "time"] = "count"
     window_calls: Count = 100
-    window_seconds: Seconds = 60.0
+    window_seconds: Annotated[float, Ge(1), Le(86_400)] = 60.0
     min_calls: Count = 10
     consecutive_failures: Count | None = 5
     open_for: Seconds = 5.0

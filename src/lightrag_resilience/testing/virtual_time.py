@@ -17,7 +17,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """Jumps to the next timer instead of sleeping until it is due.
 
     Give `loop.time` to what takes a clock. Real I/O still works while some is ready; a loop that
-    waits for I/O alone blocks, as any loop does. For pytest with anyio's plugin::
+    waits for I/O alone blocks, as any loop does. Threads and other processes live in real time: a
+    timer that runs beside them is over before they are done. For pytest with anyio's plugin::
 
         @pytest.fixture
         def anyio_backend():
@@ -31,6 +32,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Seconds that have passed on this loop, real ones not among them."""
         return self._selector_of_time.now
+
+    async def shutdown_default_executor(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - asyncio's own signature
+    ) -> None:
+        """Wait for the threads to end, however long: a time limit would be over at once."""
+        del timeout
+        await super().shutdown_default_executor()
 
 
 class _JumpingSelector(selectors.DefaultSelector):
