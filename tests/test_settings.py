@@ -172,6 +172,7 @@ def test_all_problems_are_told_at_once_in_order() -> None:
     ("unknown", "meant"),
     [
         ("LLM__RETRY__ATTEMTS", "LLM__RETRY__ATTEMPTS"),
+        ("LLM__RETRY__ATTEMPT", "LLM__RETRY__ATTEMPTS"),
         ("LLM__RETRI__ATTEMPTS", "LLM__RETRY__ATTEMPTS"),
         ("LLM__TIMEOUT__OPEN_FOR", "LLM__BREAKER__OPEN_FOR"),
         ("LLM_BREAKER_FAILURE_RATE", "LLM__BREAKER__FAILURE_RATE"),

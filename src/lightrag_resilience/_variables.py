@@ -31,6 +31,7 @@ PREFIX = "RESILIENCE_"
 DEFAULT = "DEFAULT"
 _KNOWN = (DEFAULT, *(family.upper() for family in FAMILIES))
 _ALIKE = 0.6  # difflib's own cutoff
+_NEARLY_SAME = 0.93
 _NEARLY = 0.85  # from here on, a dependency's name is taken for a misspelt family
 
 
@@ -83,12 +84,18 @@ def nearest(unknown: str) -> str | None:
     names = [plain.name for plain in PLAIN]
     for part, policy in PARTS.items():
         names += (variable(s, part, entry.name) for s in sections for entry in fields(policy))
-    # A field that exists, under the wrong part or dependency, is likelier than another field.
-    end = "__" + unknown.rpartition("__")[2]
-    names = [name for name in names if name.endswith(end)] or names
     by_letters = {_letters(name): name for name in sorted(names)}
-    found = get_close_matches(_letters(unknown), by_letters, n=1, cutoff=_ALIKE)
-    return by_letters[found[0]] if found else None
+    # A slip of a letter is likeliest, then a field that exists under another part.
+    end = _letters("__" + unknown.rpartition("__")[2])
+    with_its_field = [letters for letters in by_letters if letters.endswith(end)]
+    for candidates, cutoff in (
+        (list(by_letters), _NEARLY_SAME),
+        (with_its_field, _ALIKE),
+        (list(by_letters), _ALIKE),
+    ):
+        if found := get_close_matches(_letters(unknown), candidates, n=1, cutoff=cutoff):
+            return by_letters[found[0]]
+    return None
 
 
 def _letters(name: str) -> str:

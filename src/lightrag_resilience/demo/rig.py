@@ -75,6 +75,7 @@ async def build_rig(*, protected: bool, seed: int, latency: float = 0.02) -> Asy
             try:
                 yield Rig(rag, provider, registry)
             finally:
+                provider.set_faults([])  # ending flushes, and should not meet trouble
                 await _end(rag)
 
 

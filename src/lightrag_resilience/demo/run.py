@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import time
@@ -100,4 +101,5 @@ def _silence() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # what tasks left behind is reported now or never
         logging.disable(before)
