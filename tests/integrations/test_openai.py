@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
@@ -26,19 +25,6 @@ QUICK = RetryPolicy(attempts=4, initial_backoff=0.01, max_backoff=0.02)
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[Simulator]:
-    async with Simulator(seed=1) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-async def client(provider: Simulator) -> AsyncIterator[openai.AsyncOpenAI]:
-    url = provider.base_url
-    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        yield client
 
 
 def create(client: openai.AsyncOpenAI) -> Any:

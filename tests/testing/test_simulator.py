@@ -35,13 +35,6 @@ async def provider() -> AsyncIterator[Simulator]:
 
 
 @pytest.fixture
-async def client(provider: Simulator) -> AsyncIterator[openai.AsyncOpenAI]:
-    url = provider.base_url
-    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
 async def http(provider: Simulator) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=provider.base_url.removesuffix("v1")) as http:
         yield http

@@ -1,0 +1,23 @@
+"""A provider over real HTTP, and the openai SDK's client of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import openai
+import pytest
+
+from lightrag_resilience.testing import Simulator
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[Simulator]:
+    async with Simulator(seed=1) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def client(provider: Simulator) -> AsyncIterator[openai.AsyncOpenAI]:
+    url = provider.base_url
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
