@@ -578,10 +578,20 @@ def test_pybreaker_cannot_run_calls_or_be_assigned_a_state() -> None:
     assert made.state is State.CLOSED
 
 
-def test_pybreakers_storage_cannot_change_the_circuit() -> None:
+def test_a_pybreaker_of_somebody_elses_sees_and_steers_the_circuit_by_its_storage() -> None:
     made = breaker()
-    storage = made.pybreaker._state_storage
-    storage.state = "open"
-    storage.opened_at = datetime.now(UTC)
-    assert storage.state == "closed"
-    assert storage.opened_at is None
+    theirs = pybreaker.CircuitBreaker(state_storage=made.storage)
+    made.open("by hand")
+    assert theirs.current_state == "open"
+    theirs.close()
+    assert made.snapshot().state is State.CLOSED
+    theirs.open()
+    assert refusal_of(made).reason == "through pybreaker"
+    theirs.half_open()
+    assert made.snapshot().state is State.HALF_OPEN
+
+
+def test_pybreakers_storage_keeps_no_time_of_its_own() -> None:
+    made = breaker()
+    made.storage.opened_at = datetime.now(UTC)
+    assert made.storage.opened_at is None

@@ -22,11 +22,18 @@ PACKAGE = ROOT / "src" / "lightrag_resilience"
 LONGEST = 400  # lines
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
+    ["shared", "shared.address"],
     ["_version", "_bounds", "_hints", "_kinds", "_threads", "budget", "errors", "events"],
     ["failures", "policy", "timeouts"],
     ["_variables", "_windows", "concurrency", "limits", "retry"],
     ["_circuit", "_loops", "settings"],
     ["breakers"],
+    ["shared.scripts", "shared.wire"],
+    ["shared.client", "shared.store"],
+    ["shared.trouble"],
+    ["shared.breaker"],
+    ["shared.worker"],
+    ["shared.sync"],
     ["_call"],
     ["integrations", "integrations._inner_retries", "streams"],
     ["guard"],

@@ -47,6 +47,7 @@ WHOLE: dict[tuple[type, str], tuple[int, int]] = {
     (BreakerPolicy, "min_calls"): (1, 100),
     (BreakerPolicy, "consecutive_failures"): (1, 100_000),
     (BreakerPolicy, "probes"): (1, 100_000),
+    (BreakerPolicy, "quorum"): (1, 100_000),
     (RetryPolicy, "attempts"): (1, 20),
     (RetryPolicy, "budget"): (0, 100_000),
     (LimitPolicy, "burst"): (1, 100_000),

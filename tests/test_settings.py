@@ -207,7 +207,14 @@ def test_any_dependency_may_be_named(name: str) -> None:
 def test_a_wrong_redis_address_is_not_shown() -> None:
     told = problem(REDIS_URL="http://:secret@host")
     assert "secret" not in told
-    assert "redis://" in told
+    assert told.startswith("RESILIENCE_REDIS_URL must begin with redis://, ")
+
+
+@pytest.mark.parametrize("prefix", ["two words", "{tag}", "x" * 65, "schlüssel:"])
+def test_a_wrong_prefix_is_told(prefix: str) -> None:
+    told = problem(REDIS_PREFIX=prefix)
+    assert told.startswith("RESILIENCE_REDIS_PREFIX is ")
+    assert "letters, digits" in told
 
 
 def test_a_long_value_is_cut() -> None:

@@ -36,7 +36,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: ZipFile) -> None:
     names = [name for name in wheel.namelist() if ".dist-info/" not in name]
     modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
-    assert set(names) == modules | {"lightrag_resilience/py.typed"}
+    scripts = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.lua")}
+    assert len(scripts) > 5
+    assert set(names) == modules | scripts | {"lightrag_resilience/py.typed"}
 
 
 def test_the_wheel_says_what_it_needs(wheel: ZipFile) -> None:

@@ -32,6 +32,7 @@ class _NoVariables:
     """Settings that read no RESILIENCE_* variables: the shell shall not change the figures."""
 
     ingest_patience = 600.0
+    redis_url = None
 
     def policy_for(self, name: str, base: Policy | None = None) -> Policy:
         return base or Policy.for_name(name)

@@ -221,6 +221,17 @@ class Circuit:
         self.opens = 0
         self._enter(State.CLOSED, now, reason)
 
+    def adopt(self, state: State, now: float, reason: str, *, remaining: float, opens: int) -> None:
+        """Take over a state that was decided elsewhere, with `remaining` seconds of a break."""
+        self.opens = opens
+        self._enter(state, now, reason)
+        if state is State.OPEN:
+            self.open_until = now + remaining
+
+    def grant(self, probe: Admission, until: float) -> None:
+        """Count a probe that was admitted elsewhere, until its lease lapses."""
+        self._leases[probe] = until
+
     def set_mode(self, mode: Mode, now: float, reason: str) -> None:
         """Force open, disable, only measure, or enforce again (from a closed circuit)."""
         self.mode = mode

@@ -49,9 +49,14 @@ PLAIN = (
     Plain(
         f"{PREFIX}REDIS_URL",
         "none",
-        "a redis://, rediss:// or unix:// address",
-        "Where breaker state is shared. Read and checked; sharing itself comes with a later "
-        "release.",
+        "an address such as rediss://user:password@host:6379/0; see docs/operators.md",
+        "Where all workers share the state of their breakers; without it each process is alone.",
+    ),
+    Plain(
+        f"{PREFIX}REDIS_PREFIX",
+        "lr:",
+        "letters, digits, and any of : . _ -, up to 64 of them",
+        "What all keys and channels in Redis begin with.",
     ),
     Plain(
         f"{PREFIX}INGEST_PATIENCE",

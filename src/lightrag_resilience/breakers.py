@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
-import pybreaker
+from pybreaker import CircuitBreaker, CircuitBreakerStorage
 
 from ._bounds import problem_with
 from ._circuit import Admission, Circuit, Snapshot, State
@@ -37,6 +36,19 @@ class Breaker:
         clock: Monotonic seconds.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_changes",
+        "_clock",
+        "_events",
+        "_lock",
+        "_noted",
+        "_pybreaker",
+        "_telling",
+        "circuit",
+        "name",
+    )
+
     def __init__(
         self,
         name: str,
@@ -47,14 +59,27 @@ class Breaker:
     ) -> None:
         self.name = name
         self.circuit = Circuit(policy, clock())
-        self.pybreaker = _PyBreaker(self)
+        self._pybreaker: _PyBreaker | None = None
         self._clock = clock
         self._events = events or Events()
         # Reentrant: the garbage collector may end an abandoned call while the lock is held.
         self._lock = threading.RLock()
         self._noted = self.circuit.state
-        self._changes: deque[StateChanged] = deque()
+        self._changes: list[StateChanged] = []
         self._telling = threading.Lock()
+
+    @property
+    def pybreaker(self) -> _PyBreaker:
+        """Pybreaker's view: listen here, look here, open and close here."""
+        with self._lock:
+            if self._pybreaker is None:
+                self._pybreaker = _PyBreaker(self)
+            return self._pybreaker
+
+    @property
+    def storage(self) -> CircuitBreakerStorage:
+        """The state for pybreaker's own breakers and tools; what they write steers this one."""
+        return _Storage(self)
 
     @property
     def state(self) -> State:
@@ -85,6 +110,13 @@ class Breaker:
             raise CircuitOpenError(self.name, wait, reason, state.value)
         return admission
 
+    def begin(self) -> None:
+        """Calls will come from a new event loop; nothing to prepare for."""
+
+    async def ask(self) -> Admission:
+        """As `admit`; where a breaker is shared, asking may take a moment."""
+        return self.admit()
+
     def succeeded(self, admission: Admission, duration: float) -> None:
         """A call succeeded after `duration` seconds."""
         circuit = self.circuit
@@ -110,10 +142,13 @@ class Breaker:
 
     # ------------------------------------------------------------------ by hand
 
-    def open(self, reason: str = "by hand") -> None:
-        """Open the circuit for the time its policy gives, as if it had tripped."""
+    def open(self, reason: str = "by hand", *, open_for: float | None = None) -> None:
+        """Open the circuit, for `open_for` seconds or as if it had tripped."""
         with self._lock:
-            self.circuit.open(self._clock(), reason)
+            now = self._clock()
+            self.circuit.open(now, reason)
+            if open_for is not None:
+                self.circuit.open_until = now + open_for
             self._note()
         self._announce()
 
@@ -161,9 +196,10 @@ class Breaker:
         while self._changes and self._telling.acquire(blocking=False):
             try:
                 while self._changes:
-                    change = self._changes.popleft()
+                    change = self._changes.pop(0)
                     _log_change(change)
-                    self.pybreaker.show(State(change.new))
+                    if self._pybreaker is not None:
+                        self._pybreaker.show(State(change.new))
                     self._events.emit(change)
             finally:
                 self._telling.release()
@@ -175,7 +211,7 @@ def _log_change(change: StateChanged) -> None:
     _log.log(level, "Circuit %r is %s %s", change.dependency, change.new, change.reason)
 
 
-class _PyBreaker(pybreaker.CircuitBreaker):
+class _PyBreaker(CircuitBreaker):
     """pybreaker's view of a `Breaker`: listen here, look here, open and close here.
 
     Its own settings, such as ``fail_max``, show the policy; changing them changes nothing.
@@ -238,7 +274,7 @@ class _PyBreaker(pybreaker.CircuitBreaker):
         self.call(self.calling)
 
 
-class _Storage(pybreaker.CircuitBreakerStorage):
+class _Storage(CircuitBreakerStorage):
     """The state of a circuit, as pybreaker reads it."""
 
     def __init__(self, breaker: Breaker) -> None:
@@ -251,7 +287,8 @@ class _Storage(pybreaker.CircuitBreakerStorage):
 
     @state.setter
     def state(self, state: str) -> None:
-        """Nothing: the circuit has decided already."""
+        steer = {"open": self._breaker.open, "half-open": self._breaker.half_open}
+        steer.get(state, self._breaker.close)("through pybreaker")
 
     @property
     def counter(self) -> int:

@@ -46,23 +46,25 @@ class Guard:
         name: The dependency, such as ``llm.openai``.
         policy: What to do; durations are seconds.
         events: Where each step is announced.
+        breaker: One that is made already, such as one that all workers share.
         clock: Monotonic seconds.
         sleep: Waits so many seconds between attempts.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two by name
         self,
         name: str,
         policy: Policy,
         *,
         events: Events | None = None,
+        breaker: Breaker | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.name = name
         self.policy = policy
         self.events = events or Events()
-        self.breaker = Breaker(name, policy.breaker, events=self.events, clock=clock)
+        self.breaker = breaker or Breaker(name, policy.breaker, events=self.events, clock=clock)
         self.budget = RetryBudget(policy.retry.budget)
         self._circuit = self.breaker.circuit
         self.clock = clock
@@ -147,7 +149,8 @@ class Guard:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> R:
-        parts = self._admit(call)
+        parts = self._prepare(call)
+        call.admission = self._circuit.standing or await self._ask_breaker()
         if parts.queued:
             await self._wait_in_line(call, parts)
         timer = self._start(call, parts)
@@ -198,14 +201,13 @@ class Guard:
 
     # ------------------------------------------------------------------ before an attempt
 
-    def _admit(self, call: Call) -> LoopParts:
-        """Ask the breaker, and find the limits and timers of the running loop."""
+    def _prepare(self, call: Call) -> LoopParts:
+        """Find the limits and timers of the running loop."""
         parts = self._parts
         if parts is None or parts.loop is not asyncio.get_running_loop():
             parts = self._enter_loop()
         call.parts = parts
         call.failure = None
-        call.admission = self._circuit.standing or self._ask_breaker()
         return parts
 
     def _refusal(self, wait: float) -> CircuitOpenError:
@@ -213,9 +215,9 @@ class Guard:
             self.events.emit(CallRefused(self.name, CircuitOpenError.__name__))
         return CircuitOpenError(self.name, None if wait == math.inf else wait, self._circuit.reason)
 
-    def _ask_breaker(self) -> Admission:
+    async def _ask_breaker(self) -> Admission:
         try:
-            return self.breaker.admit()
+            return await self.breaker.ask()
         except CallRejected as refusal:
             self.events.emit(CallRefused(self.name, type(refusal).__name__))
             raise
@@ -235,7 +237,7 @@ class Guard:
             raise
         if waited and not self._circuit.honours(call.admission):
             try:
-                call.admission = self._ask_breaker()
+                call.admission = await self._ask_breaker()
             except CallRejected:
                 if parts.places is not None:
                     parts.places.release()
@@ -329,7 +331,8 @@ class Guard:
         if call.is_pass_through:
             return self
         try:
-            parts = self._admit(call)
+            parts = self._prepare(call)
+            call.admission = self._circuit.standing or await self._ask_breaker()
             if parts.queued:
                 await self._wait_in_line(call, parts)
         except BaseException:
@@ -372,6 +375,7 @@ class Guard:
         parts = self._parts_of.get(loop)
         if parts is None:
             parts = self._parts_of[loop] = LoopParts(self.name, self.policy, loop, self.clock)
+            self.breaker.begin()
         self._parts = parts
         return parts
 

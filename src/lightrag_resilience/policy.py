@@ -69,6 +69,7 @@ class BreakerPolicy(_Checked):
         open_max: Longest break, in seconds.
         probes: Calls let through half-open; all must succeed.
         probe_lease: Seconds after which a probe that has not reported loses its place.
+        quorum: Workers that must have seen failures before all open, where Redis is shared.
     """
 
     mode: Mode = "enforce"
@@ -85,6 +86,7 @@ class BreakerPolicy(_Checked):
     open_max: Seconds = 30.0
     probes: Count = 1
     probe_lease: Seconds = 60.0
+    quorum: Count = 1
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,8 +17,11 @@ from .policy import Policy
 
 if TYPE_CHECKING:
     from .settings import Settings
+    from .shared.sync import Synchronizer
 
 __all__ = ["Guards", "guard", "guards"]
+
+_log = logging.getLogger("lightrag_resilience")
 
 
 class Guards:
@@ -43,6 +47,7 @@ class Guards:
         self._sleep = sleep
         self._guards: dict[str, tuple[Guard, Policy | None]] = {}
         self._lock = threading.RLock()
+        self._sync: Synchronizer | None = None
 
     @property
     def settings(self) -> Settings:
@@ -80,7 +85,38 @@ class Guards:
 
     def _make(self, name: str, policy: Policy | None) -> Guard:
         effective = self.settings.policy_for(name, policy)
-        return Guard(name, effective, events=self.events, clock=self._clock, sleep=self._sleep)
+        sync = self._synchronizer()
+        return Guard(
+            name,
+            effective,
+            events=self.events,
+            breaker=sync.breaker(name, effective.breaker, self.events) if sync else None,
+            clock=self._clock,
+            sleep=self._sleep,
+        )
+
+    def _synchronizer(self) -> Synchronizer | None:
+        """What shares breakers through Redis, where an address is given."""
+        address = self.settings.redis_url
+        if address is None:
+            if not self._guards:
+                _log.info(
+                    "Breakers are this process's own: RESILIENCE_REDIS_URL, through which all "
+                    "workers share them, is not set"
+                )
+        elif self._sync is None:
+            from .shared.sync import Synchronizer  # noqa: PLC0415 - not needed in one process
+
+            self._sync = Synchronizer(
+                address.get_secret_value(), self.settings.redis_prefix, clock=self._clock
+            )
+        return self._sync
+
+    def close(self) -> None:
+        """End the threads behind sync functions and shared breakers; later use begins anew."""
+        self.threads.close()
+        if self._sync is not None:
+            self._sync.close()
 
     def __iter__(self) -> Iterator[Guard]:
         """All guards made so far, by name."""

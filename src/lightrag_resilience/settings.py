@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     SecretStr,
+    StringConstraints,
     ValidationError,
     create_model,
 )
@@ -23,10 +24,12 @@ from ._bounds import describe, field_hints
 from ._variables import DEFAULT, PLAIN, PREFIX, is_misspelt, nearest, section_of, variable
 from .errors import PolicyError, SettingsError
 from .policy import FAMILIES, PARTS, Policy, Wait
+from .shared.address import problem_with_address
 
 __all__ = ["Settings", "load_settings"]
 
 _LONGEST_SHOWN = 60  # characters
+_REDIS_URL = f"{PREFIX}REDIS_URL"
 _PLAIN_NAMES = frozenset(plain.name for plain in PLAIN)
 
 Section = Mapping[str, Mapping[str, Any]]
@@ -39,11 +42,13 @@ class Settings:
 
     Attributes:
         redis_url: Where breaker state is shared, or None.
+        redis_prefix: What all keys there begin with.
         ingest_patience: Seconds that a protected LightRAG's ingest waits for a dependency.
         sections: For each dependency that variables name, what they set.
     """
 
     redis_url: SecretStr | None = None
+    redis_prefix: str = "lr:"
     ingest_patience: float = 600.0
     sections: Mapping[str, Section] = field(default_factory=dict)
 
@@ -110,6 +115,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(*sorted(set(_problems(error, found)))) from None
     settings = Settings(
         redis_url=variables.redis_url,
+        redis_prefix=variables.redis_prefix,
         ingest_patience=variables.ingest_patience,
         sections=variables.model_dump(exclude_unset=True)["sections"],
     )
@@ -148,8 +154,8 @@ _Section = create_model("_Section", __config__=ConfigDict(extra="forbid"), **_PA
 
 
 def _redis_address(text: str) -> str:
-    if not text.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("no address of a Redis")
+    if problem := problem_with_address(text):
+        raise ValueError(problem)
     return text
 
 
@@ -157,6 +163,7 @@ class _Variables(BaseSettings):
     model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
 
     redis_url: Annotated[SecretStr, BeforeValidator(_redis_address)] | None = None
+    redis_prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9:._-]{1,64}$")] = "lr:"
     ingest_patience: Wait = 600.0
     sections: dict[str, _Section] = {}  # type: ignore[valid-type]
 
@@ -215,6 +222,8 @@ def _problems(error: ValidationError, found: Mapping[str, str]) -> Iterator[str]
             # An unknown part stands for all the variables below it.
             names = [name] if name else _below(place, found)
             yield from map(_unknown, names)
+        elif name == _REDIS_URL:  # it may hold a password
+            yield f"{name} {problem_with_address(found[name])}"
         else:
             yield f"{name} is {_shown(name, found)}, but must be {_allowed(name, place)}"
 
@@ -230,8 +239,6 @@ def _unknown(name: str) -> str:
 
 
 def _shown(name: str, found: Mapping[str, str]) -> str:
-    if name == f"{PREFIX}REDIS_URL":
-        return "something else"  # it may hold a password
     value = found[name]
     return repr(value if len(value) <= _LONGEST_SHOWN else f"{value[:_LONGEST_SHOWN]}…")
 

@@ -1,0 +1,1 @@
+"""Breaker state shared by all workers through Redis."""

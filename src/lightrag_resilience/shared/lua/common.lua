@@ -1,0 +1,132 @@
+-- What all breaker scripts share. Keys: state, window. The first arguments are always the same:
+-- 1 channel, 2 milliseconds to take for now (tests) or '' for the server's clock, 3 policy as JSON,
+-- 4 worker, 5 version the worker knows.
+local STATE, WINDOW = KEYS[1], KEYS[2]
+local CHANNEL, WORKER, KNOWN = ARGV[1], ARGV[4], tonumber(ARGV[5])
+local SLICES, KEEP_MS = 10, 600000
+
+local function clock()
+  if ARGV[2] ~= '' then return tonumber(ARGV[2]) end
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local policy, now = cjson.decode(ARGV[3]), clock()
+local SLICE_MS = policy.window_ms / SLICES
+
+local function whole(text)
+  local number = tonumber(text)
+  if number and number >= 0 and number < 2 ^ 53 and number == math.floor(number) then
+    return number
+  end
+  return nil
+end
+
+local function fields_of(key)
+  local flat = redis.pcall('HGETALL', key)
+  if flat.err then return nil end
+  local fields = {}
+  for at = 1, #flat, 2 do fields[flat[at]] = flat[at + 1] end
+  return fields, #flat == 0
+end
+
+-- The stored state, and how it was found: 'held', 'missing', 'corrupt', which deletes it, or
+-- 'behind' where the worker knows of a later version, so that newer state must have been lost.
+local function load_state()
+  local fields, empty = fields_of(STATE)
+  if empty then return nil, 'missing' end
+  if fields then
+    local state = {
+      st = fields.st, ver = whole(fields.ver), till = whole(fields.till),
+      opens = whole(fields.opens), proven = whole(fields.proven), why = fields.why or '',
+    }
+    local known = state.st == 'C' or state.st == 'O' or state.st == 'H'
+    if known and state.ver and state.till and state.opens and state.proven then
+      return state, KNOWN > state.ver and 'behind' or 'held'
+    end
+  end
+  redis.call('DEL', STATE, WINDOW)
+  return nil, 'corrupt'
+end
+
+local function remaining(state)
+  return math.max(state.till - now, 0)
+end
+
+local function save(state)
+  redis.call('HSET', STATE, 'st', state.st, 'ver', string.format('%.0f', state.ver),
+    'till', string.format('%.0f', state.till), 'opens', state.opens, 'proven', state.proven,
+    'why', state.why)
+  redis.call('PEXPIRE', STATE, string.format('%.0f', math.max(KEEP_MS, 4 * remaining(state))))
+end
+
+-- A new state: versions grow across lost state and clocks that step back, and the window begins anew.
+local function enter(state, st, till, why)
+  state.ver = math.max(state.ver + 1, KNOWN + 1, now)
+  state.st, state.till, state.why, state.proven = st, till, why, 0
+  if st == 'C' then state.opens = 0 end
+  redis.call('DEL', WINDOW)
+  save(state)
+  redis.call('PUBLISH', CHANNEL, string.format('%s %.0f %.0f %.0f %s',
+    st, state.ver, remaining(state), state.opens, why))
+end
+
+local function open(state, why)
+  state.opens = state.opens + 1
+  local growth = policy.growth ^ math.min(state.opens - 1, 64)
+  local length = math.min(policy.open_ms * growth, policy.max_ms)
+  enter(state, 'O', now + math.floor(length), why)
+end
+
+-- The state to go on with. Where state was lost, versions go on from what the worker knows, or
+-- nobody would ever listen again.
+local function current()
+  local state, found = load_state()
+  if found == 'held' then return state, found end
+  state = state or {st = 'C', till = 0, opens = 0, proven = 0, why = 'since the start'}
+  state.ver = math.max(KNOWN + 1, now)
+  save(state)
+  return state, found
+end
+
+-- What the window holds of the last slices, and how many workers saw failures or reported at all.
+local function sum(window, slice)
+  local sums = {c = 0, f = 0, s = 0, witnesses = 0, workers = 0}
+  for index = 0, SLICES - 1 do
+    local number = whole(window['n' .. index])
+    if number and number > slice - SLICES and number <= slice then
+      for _, field in ipairs({'c', 'f', 's'}) do
+        sums[field] = sums[field] + (whole(window[field .. index]) or 0)
+      end
+    end
+  end
+  for field, seen in pairs(window) do
+    local kind, last = string.sub(field, 1, 1), whole(string.match(seen, '(%d+)$')) or 0
+    if last > slice - SLICES then
+      if kind == 't' then sums.witnesses = sums.witnesses + 1 end
+      if kind == 'q' then sums.workers = sums.workers + 1 end
+    end
+  end
+  return sums
+end
+
+-- Probe places in use. A lease that has lapsed is given up.
+local function leases()
+  local count, first = 0, nil
+  for field, till in pairs(fields_of(WINDOW) or {}) do
+    if string.sub(field, 1, 1) == 'p' then
+      local lapses = whole(till)
+      if lapses and lapses > now then
+        count, first = count + 1, math.min(first or lapses, lapses)
+      else
+        redis.call('HDEL', WINDOW, field)
+      end
+    end
+  end
+  return count, first
+end
+
+local function reply(state, found, extra)
+  return {state.st, string.format('%.0f', state.ver), string.format('%.0f', remaining(state)),
+    string.format('%.0f', state.opens), state.why, found, string.format('%.0f', extra or 0)}
+end

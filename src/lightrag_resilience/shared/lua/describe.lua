@@ -1,0 +1,10 @@
+-- The state and what led to it, for people; changes nothing, but for what is corrupt. After the
+-- reply that all scripts give: calls, failed and slow of the window, workers that reported, probes.
+local state, found = load_state()
+state = state or {st = 'C', ver = 0, till = 0, opens = 0, why = ''}
+local sums = sum(fields_of(WINDOW) or {}, math.floor(now / SLICE_MS))
+local answer = reply(state, found, 0)
+for _, number in ipairs({sums.c, sums.f, sums.s, sums.workers, (leases())}) do
+  table.insert(answer, string.format('%.0f', number))
+end
+return answer

@@ -1,0 +1,132 @@
+"""Runs the scripts: one method for each, and nothing that remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from redis.asyncio import RedisCluster
+from redis.exceptions import NoScriptError
+
+from lightrag_resilience._circuit import State
+
+from . import scripts
+from .wire import LETTERS, Description, Keys, Presence, Reply, Report
+
+__all__ = ["Store", "Subject"]
+
+_AT_ONCE = 6  # commands under way, fewer than the client has connections
+_NEWEST = 0.2  # weight of the newest round trip in their average
+
+
+class Subject:
+    """What the scripts must know of one breaker to run for it."""
+
+    __slots__ = ("keys", "policy", "version")
+
+    def __init__(self, keys: Keys, policy: str) -> None:
+        self.keys = keys
+        self.policy = policy
+        self.version = 0
+
+
+class Store:
+    """Scripts on one client. Every method is one round trip, unless the scripts must be loaded.
+
+    Args:
+        client: A client of redis-py's asyncio side.
+        worker: Names this process; no two may have the same.
+        now_ms: Instead of the server's clock, for tests: milliseconds.
+    """
+
+    def __init__(self, client: Any, worker: str, now_ms: str = "") -> None:
+        self.client = client
+        self.worker = worker
+        self.now_ms = now_ms
+        self.round_trip = 0.0
+        """Seconds that a script takes, on the average of the last."""
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def report(self, subject: Subject, report: Report) -> Reply:
+        """Send outcomes."""
+        return await self._report(subject, report, left=0, opens=0)
+
+    async def plant(self, subject: Subject, left: float, opens: int, reason: str) -> Reply:
+        """Send a break with seconds left, which Redis did not hear of or has lost."""
+        report = Report(0, tripped=reason)
+        return await self._report(subject, report, left=math.ceil(left * 1000), opens=opens)
+
+    async def _report(self, subject: Subject, report: Report, *, left: int, opens: int) -> Reply:
+        verdicts = [word for pair in report.verdicts.items() for word in pair]
+        counts = (report.calls, report.failed, report.slow)
+        arguments = (left, opens, report.batch, *counts, report.tripped, *verdicts)
+        return Reply.parse(await self._run("report", subject, arguments))
+
+    async def admit(self, subject: Subject, token: str) -> Reply:
+        """Ask for a probe's place."""
+        return Reply.parse(await self._run("admit", subject, (token,)))
+
+    async def release(self, subject: Subject, token: str) -> None:
+        """Give a probe's place back."""
+        await self._run("release", subject, (token,))
+
+    async def snapshot(self, subject: Subject) -> Reply:
+        """Look."""
+        return Reply.parse(await self._run("snapshot", subject, ()))
+
+    async def snapshots(self, subjects: Sequence[Subject]) -> list[Reply]:
+        """Look at many at once; in one round trip, but in a cluster."""
+        if len(subjects) < 2 or isinstance(self.client, RedisCluster):  # noqa: PLR2004
+            return list(await asyncio.gather(*map(self.snapshot, subjects)))
+        async with self._at_once, self.client.pipeline(transaction=False) as pipeline:
+            for subject in subjects:
+                pipeline.evalsha(*self._words("snapshot", subject, ()))
+            try:
+                answers = await pipeline.execute()
+            except NoScriptError:
+                await self._load()
+                for subject in subjects:
+                    pipeline.evalsha(*self._words("snapshot", subject, ()))
+                answers = await pipeline.execute()
+        return [Reply.parse(answer) for answer in answers]
+
+    async def describe(self, subject: Subject) -> Description:
+        """Look closely, for people."""
+        return Description.parse(await self._run("describe", subject, ()))
+
+    async def steer(
+        self, subject: Subject, state: State, reason: str, *, open_for: float = 0.0
+    ) -> Reply:
+        """Change the state for the whole cluster, by hand."""
+        arguments = (LETTERS[state], round(open_for * 1000), reason)
+        return Reply.parse(await self._run("steer", subject, arguments))
+
+    async def show(self, prefix: str, presence: Presence, seconds: float) -> None:
+        """Be seen for so many seconds. A Redis that takes this takes reports, too."""
+        key = Presence.key(prefix, self.worker)
+        async with self._at_once:
+            await self.client.set(key, presence.as_json(), px=round(seconds * 1000))
+
+    async def _run(self, name: str, subject: Subject, arguments: Iterable[Any]) -> Any:
+        words = self._words(name, subject, arguments)
+        async with self._at_once:
+            began = time.perf_counter()
+            try:
+                answer = await self.client.evalsha(*words)
+            except NoScriptError:
+                await self._load()
+                return await self.client.evalsha(*words)
+            self.round_trip += (time.perf_counter() - began - self.round_trip) * _NEWEST
+        return answer
+
+    def _words(self, name: str, subject: Subject, arguments: Iterable[Any]) -> tuple[Any, ...]:
+        keys = subject.keys
+        common = (keys.channel, self.now_ms, subject.policy, self.worker, subject.version)
+        return (scripts.digest(name), 2, keys.state, keys.window, *common, *arguments)
+
+    async def _load(self) -> None:
+        for name in scripts.NAMES:
+            await self.client.script_load(scripts.source(name))

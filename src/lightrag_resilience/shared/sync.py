@@ -1,0 +1,143 @@
+"""Shares the breakers of one process through Redis, from a thread that begins with the first call.
+
+Whatever goes wrong there, no call notices. A forked child begins anew, with a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from lightrag_resilience._circuit import State
+from lightrag_resilience.events import Events
+from lightrag_resilience.policy import BreakerPolicy
+
+from .breaker import SharedBreaker, When
+from .worker import Link, Worker
+
+__all__ = ["Synchronizer"]
+
+
+class Synchronizer:
+    """What shared breakers talk to. No method waits, but `close`.
+
+    Args:
+        url: Where Redis is.
+        prefix: Of its keys and channels.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, url: str, prefix: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.prefix = prefix
+        self.link = Link()
+        self._url = url
+        self._clock = clock
+        self._breakers: dict[str, SharedBreaker] = {}
+        self._lock = threading.Lock()
+        self._worker: Worker | None = None
+        _renew_after_fork(self)
+
+    @property
+    def connected(self) -> bool:
+        """Whether Redis takes what is sent."""
+        return self.link.is_up
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds to Redis and back."""
+        return self.link.round_trip
+
+    def breaker(self, name: str, policy: BreakerPolicy, events: Events) -> SharedBreaker:
+        """A new breaker of this process that shares its state."""
+        made = SharedBreaker(name, policy, self.prefix, self, events=events, clock=self._clock)
+        self._breakers[made.subject.keys.channel] = made
+        if self._worker is not None:
+            self._run(Worker.met, made)
+        elif _is_in_loop():
+            self.begin()  # it is in use, and no longer only imported by what may fork
+        return made
+
+    def begin(self) -> None:
+        """Calls are about to be made: in this process, this is the time for a thread."""
+        self._running()
+
+    def close(self) -> None:
+        """Send what is due, and end the thread and its connections; later use begins anew."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop()
+
+    # ------------------------------------------------------------------ for breakers
+
+    def due(self, breaker: SharedBreaker, when: When) -> None:
+        """A breaker has something to report."""
+        self._run(Worker.due, breaker, when)
+
+    def ask(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
+        """Ask for a probe's place; `answered` is called, in the thread, when the breaker knows."""
+        self._run(Worker.ask, breaker, answered)
+
+    def give_back(self, breaker: SharedBreaker, token: str) -> None:
+        """A probe ended without a verdict."""
+        self._run(Worker.give_back, breaker, token)
+
+    def steer(
+        self, breaker: SharedBreaker, state: State, reason: str, *, open_for: float = 0.0
+    ) -> None:
+        """A change by hand, for the whole cluster."""
+        self._run(Worker.steer, breaker, state, reason, open_for)
+
+    # ------------------------------------------------------------------ the thread
+
+    def _run(self, method: Callable[..., None], *arguments: Any) -> None:
+        worker = self._running()
+        with contextlib.suppress(RuntimeError):  # its loop was closed this moment
+            worker.loop.call_soon_threadsafe(method, worker, *arguments)
+
+    def _running(self) -> Worker:
+        worker = self._worker
+        if worker is None:
+            with self._lock:
+                worker = self._worker
+                if worker is None:
+                    worker = Worker(self._url, self.prefix, self._breakers, self.link)
+                    worker.start()
+                    self._worker = worker
+        return worker
+
+    def renew_after_fork(self) -> None:
+        """In a child process: the thread, its locks and its connections are the parent's."""
+        self._lock = threading.Lock()
+        self._worker = None
+        self.link.is_up = False
+        for breaker in self._breakers.values():
+            breaker.renew_after_fork()
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _renew_after_fork(sync: Synchronizer) -> None:
+    if not hasattr(os, "register_at_fork"):
+        return
+    here = weakref.ref(sync)
+
+    def renew() -> None:
+        if (sync := here()) is not None:
+            sync.renew_after_fork()
+
+    os.register_at_fork(after_in_child=renew)

@@ -1,0 +1,73 @@
+"""What is wrong with Redis, in words for people."""
+
+from __future__ import annotations
+
+import re
+
+from .client import PATIENCE
+
+__all__ = ["what_is_wrong"]
+
+_LONGEST = 150  # characters of a clause
+_DEEPEST = 10  # errors that led to each other
+
+_CLAUSES = [
+    (re.compile(pattern, re.IGNORECASE), clause)
+    for pattern, clause in (
+        ("certificate is not valid for", "its certificate is for another host"),
+        ("certificate.has.expired", "its certificate has expired"),
+        ("CERTIFICATE_VERIFY_FAILED", "its certificate is not trusted: see ssl_ca_certs"),
+        ("CERTIFICATE_REQUIRED|bad certificate", "it wants a certificate: see ssl_certfile"),
+        ("WRONG_VERSION|record.layer|SSLError", "TLS fails: does it speak TLS at this port?"),
+        ("MasterNotFound.*AuthenticationError", "the Sentinels refuse sentinel_password"),
+        ("MasterNotFound", "no Sentinel that answers knows a master of this name that is up"),
+        ("without any password", "the address has a password, and Redis has none"),
+        ("HELLO must be|Authentication required", "it asks for a password"),
+        ("AuthenticationError", "the user or the password is refused"),
+        (r"permissions? to run the '([\w|]+)'", "this user may not run {0}"),
+        ("NoPermission.*channel", "this user may not use these channels"),
+        ("NoPermission|NOPERM|ACL failure", "this user may not use these keys"),
+        ("ReadOnlyError|READONLY|now a slave", "this is a replica that takes no writes"),
+        ("OutOfMemory|OOM command", "its memory is full"),
+        ("BusyLoading|LOADING", "it is still loading its data"),
+        ("mode is not enabled|cluster support disabled", "this is no cluster"),
+        ("MovedError|AskError", "this is a node of a cluster: see redis+cluster://"),
+        ("ClusterDown|SlotNotCovered|not covered", "the cluster is down, or a part of it"),
+        ("MasterDown", "the replica has lost its master"),
+        ("max number of clients", "it has as many clients as it takes"),
+        ("DENIED|protected mode", "it is in protected mode, and takes only local clients"),
+        ("MISCONF", "it takes no writes, as it cannot save to its disk"),
+        ("NOREPLICAS", "it takes no writes, as it has too few replicas"),
+        ("BUSY ", "it is busy with a script"),
+        ("NOPROTO|unknown command .?HELLO", "it is older than Redis 6.2"),
+        ("DB index|Invalid Database", "it has no database of this number"),
+        ("gaierror|Name or service", "its host is not known"),
+        ("Refused|Connect call failed", "nothing answers at this address"),
+        ("FileNotFound|PermissionError", "a file cannot be read: the socket, or an ssl_ option"),
+        ("route to host|unreachable", "its host cannot be reached"),
+        ("Timeout connecting", f"no answer within {PATIENCE:g} s: are host, port and TLS right?"),
+        ("TimeoutError", f"no answer within {PATIENCE:g} s"),
+        (
+            "closed|ConnectionReset|BrokenPipe",
+            "it closed the connection (does it want TLS, or a certificate?)",
+        ),
+        ("user_script|running script|compiling script|NoScript", "a script fails"),
+    )
+]
+
+
+def what_is_wrong(error: BaseException) -> str:
+    """An error of talking to Redis as a clause for people, of at most 150 characters.
+
+    Nothing of the address is shown, and of the error's own text no more than a command's name.
+    """
+    link: BaseException | None = error
+    text = ""
+    for _ in range(_DEEPEST):
+        if link is not None:
+            text += f"{type(link).__name__}: {link} "
+            link = link.__cause__ or link.__context__
+    for pattern, clause in _CLAUSES:
+        if found := pattern.search(text):
+            return clause.format(*found.groups())[:_LONGEST]
+    return f"an error of kind {type(error).__name__}"[:_LONGEST]

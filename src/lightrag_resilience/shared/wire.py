@@ -1,0 +1,276 @@
+"""What goes to Redis and what comes back, as plain data. Nothing that comes back is trusted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote, unquote
+
+from lightrag_resilience._circuit import State
+from lightrag_resilience.policy import BreakerPolicy
+
+__all__ = [
+    "LETTERS",
+    "Announcement",
+    "Description",
+    "Keys",
+    "Presence",
+    "Reply",
+    "Report",
+    "WireError",
+    "policy_as_json",
+]
+
+_STATES = {"C": State.CLOSED, "O": State.OPEN, "H": State.HALF_OPEN}
+LETTERS = {state: letter for letter, state in _STATES.items()}
+_FOUND = frozenset({"held", "missing", "corrupt", "behind"})
+_LONGEST_REASON = 200  # characters
+_MOST_ALONE = 20  # breakers
+_MOST = 2**53
+
+
+class WireError(ValueError):
+    """A reply or a message that this library cannot have sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The names under which one breaker is kept; the braces keep both in one cluster slot."""
+
+    prefix: str
+    name: str
+
+    @property
+    def state(self) -> str:
+        """The hash of the state."""
+        return f"{self.prefix}cb:{{{quote(self.name)}}}:s"
+
+    @property
+    def window(self) -> str:
+        """The hash of the outcomes, leases and batch numbers."""
+        return f"{self.prefix}cb:{{{quote(self.name)}}}:w"
+
+    @property
+    def channel(self) -> str:
+        """Where changes of state are published."""
+        return f"{self.prefix}cb:ev:{quote(self.name)}"
+
+    @classmethod
+    def every_state(cls, prefix: str) -> str:
+        """The pattern of all state hashes."""
+        return f"{prefix}cb:{{*}}:s"
+
+    @classmethod
+    def of_state(cls, key: bytes, prefix: str) -> Keys:
+        """What a state hash belongs to."""
+        name = key.decode("utf-8", "replace").removeprefix(f"{prefix}cb:{{").removesuffix("}:s")
+        return cls(prefix, unquote(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """A worker, as it shows itself to people.
+
+    Attributes:
+        host: Its machine's name.
+        pid: Its process id there.
+        alone: Breakers that it holds open by itself.
+    """
+
+    host: str
+    pid: int
+    alone: tuple[str, ...] = ()
+
+    @staticmethod
+    def key(prefix: str, worker: str) -> str:
+        """Where a worker's presence is kept; ``*`` for the pattern of all."""
+        return f"{prefix}worker:{worker}"
+
+    def as_json(self) -> str:
+        """As it is kept."""
+        return json.dumps([self.host, self.pid, *self.alone[:_MOST_ALONE]])
+
+    @classmethod
+    def parse(cls, kept: object) -> Presence:
+        """Read what is kept.
+
+        Raises:
+            WireError: It is none of ours.
+        """
+        try:
+            host, pid, *alone = json.loads(_text(kept))
+        except (ValueError, TypeError):
+            raise WireError("a worker of another shape") from None
+        if not isinstance(pid, int) or not all(isinstance(text, str) for text in (host, *alone)):
+            raise WireError("a worker of another shape")
+        return cls(host[:_LONGEST_REASON], pid, tuple(alone[:_MOST_ALONE]))
+
+
+@dataclass(slots=True)
+class Report:
+    """Outcomes since the last report.
+
+    Attributes:
+        batch: Its number; a number that came already is not counted again.
+        calls: Calls with a verdict.
+        failed: How many failed.
+        slow: How many were slow.
+        tripped: Why the worker opened by itself; empty if it did not.
+        verdicts: For each probe's token ``ok``, or why it was no recovery.
+    """
+
+    batch: int
+    calls: int = 0
+    failed: int = 0
+    slow: int = 0
+    tripped: str = ""
+    verdicts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """A state of the cluster.
+
+    Attributes:
+        state: Where the breaker stands.
+        version: Grows with each change.
+        remaining: Seconds until an open breaker may be tried.
+        opens: Breaks in a row with no recovery between.
+        reason: Why it came to this, as a clause.
+    """
+
+    state: State
+    version: int
+    remaining: float
+    opens: int
+    reason: str
+
+    @classmethod
+    def parse(cls, message: object) -> Announcement:
+        """Read a published message.
+
+        Raises:
+            WireError: It is none of ours.
+        """
+        if not isinstance(message, bytes):
+            raise WireError("a message that is no text")
+        parts = message.split(b" ", 4)
+        if len(parts) != 5:  # noqa: PLR2004
+            raise WireError("a message of another shape")
+        return _announcement(*parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a script answers.
+
+    Attributes:
+        now: The state of the cluster.
+        found: How the state was found: ``held``, ``missing``, ``corrupt``, or ``behind`` what the
+            worker knows.
+        extra: Milliseconds of a granted lease, or a script's own code.
+    """
+
+    now: Announcement
+    found: str
+    extra: int
+
+    @classmethod
+    def parse(cls, answer: object) -> Reply:
+        """Read a script's answer.
+
+        Raises:
+            WireError: It is none that our scripts give.
+        """
+        if not isinstance(answer, list) or len(answer) != 7:  # noqa: PLR2004
+            raise WireError("an answer of another shape")
+        *state, found, extra = answer
+        how = _text(found)
+        if how not in _FOUND:
+            raise WireError("an answer of another kind")
+        return cls(_announcement(*state), how, _signed(extra))
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A breaker of the cluster, for people.
+
+    Attributes:
+        now: The state of the cluster.
+        found: As in `Reply`.
+        calls: Calls in the cluster's window.
+        failed: How many failed.
+        slow: How many were slow.
+        workers: Workers that reported them.
+        probes: Probes under way.
+    """
+
+    now: Announcement
+    found: str
+    calls: int
+    failed: int
+    slow: int
+    workers: int
+    probes: int
+
+    @classmethod
+    def parse(cls, answer: object) -> Description:
+        """Read the answer of the script.
+
+        Raises:
+            WireError: It is none that our script gives.
+        """
+        if not isinstance(answer, list) or len(answer) != 12:  # noqa: PLR2004
+            raise WireError("an answer of another shape")
+        reply = Reply.parse(answer[:7])
+        return cls(reply.now, reply.found, *map(_whole, answer[7:]))
+
+
+def _announcement(state: Any, ver: Any, remaining: Any, opens: Any, why: Any) -> Announcement:
+    letter = _text(state)
+    if letter not in _STATES:
+        raise WireError("a state that does not exist")
+    reason = _text(why)[:_LONGEST_REASON]
+    return Announcement(
+        _STATES[letter], _whole(ver), _whole(remaining) / 1000.0, _whole(opens), reason
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, bytes):
+        raise WireError("something that is no text")
+    text = value.decode("utf-8", "replace")
+    return "".join(character for character in text if character.isprintable())
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, bytes) or not value.isdigit() or int(value) >= _MOST:
+        raise WireError("something that is no whole number")
+    return int(value)
+
+
+def _signed(value: object) -> int:
+    if isinstance(value, bytes) and value.startswith(b"-"):
+        return -_whole(value[1:])
+    return _whole(value)
+
+
+@lru_cache(maxsize=64)
+def policy_as_json(policy: BreakerPolicy) -> str:
+    """What the scripts need of a policy; times in milliseconds."""
+    return json.dumps(
+        {
+            "failure_rate": policy.failure_rate,
+            "slow_rate": policy.slow_rate,
+            "min_calls": policy.min_calls,
+            "window_ms": round(policy.window_seconds * 1000),
+            "open_ms": round(policy.open_for * 1000),
+            "growth": policy.open_growth,
+            "max_ms": round(policy.open_max * 1000),
+            "probes": policy.probes,
+            "lease_ms": round(policy.probe_lease * 1000),
+            "quorum": policy.quorum,
+        }
+    )

@@ -1,0 +1,358 @@
+"""The one place that talks to Redis: a thread with an event loop and a client of its own.
+
+It sends what breakers report, listens for what the cluster decides, and looks at the breakers once
+a second, since messages can be lost without a sign.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import random
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from lightrag_resilience._circuit import State
+
+from .breaker import SharedBreaker, When
+from .client import make_client, subscriptions
+from .store import Store
+from .trouble import what_is_wrong
+from .wire import Announcement, Presence, Reply, WireError
+
+__all__ = ["Link", "Worker"]
+
+_log = logging.getLogger("lightrag_resilience")
+
+_BATCH = 0.1  # seconds for which outcomes that are not urgent are gathered
+_GAP = 0.005  # seconds between two batches
+_LOOK = 1.0  # seconds between two looks, give or take a fifth
+_LOOK_AGAIN = 0.25  # seconds, while Redis is away
+_AT_A_LOOK = 256  # breakers
+_SHOWN = 10.0  # seconds for which a worker is seen without showing itself again
+_SHOW_EVERY = 3  # looks
+_UNUSED = 1.0  # seconds after which a probe's place that nobody took is given back
+_FAREWELL = 0.5  # seconds for the last reports
+_CANCEL_AGAIN = 0.05  # seconds
+_FAILURES = (RedisError, OSError, WireError, TimeoutError)
+
+
+@dataclass(slots=True)
+class Link:
+    """Whether Redis is there, and how far away, in seconds to it and back."""
+
+    is_up: bool = False
+    round_trip: float = 0.0
+
+
+class Worker:
+    """What runs in the thread. Its methods run on its loop, but for `start` and `stop`.
+
+    Args:
+        url: Where Redis is.
+        prefix: Of its keys and channels.
+        breakers: By their channels; others may add to it.
+        link: Where others see whether Redis is there.
+    """
+
+    def __init__(
+        self, url: str, prefix: str, breakers: Mapping[str, SharedBreaker], link: Link
+    ) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._url = url
+        self._prefix = prefix
+        self._breakers = breakers
+        self._link = link
+        self._name = uuid.uuid4().hex[:16]
+        self._tokens = itertools.count(1)
+        self._waiting: dict[SharedBreaker, None] = {}
+        self._unused: dict[str, SharedBreaker] = {}
+        self._sending: set[SharedBreaker] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._something = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._look_now = asyncio.Event()
+        self._hearing: asyncio.Timeout | None = None
+        self._pubsub: Any = None
+        self._complaint = ""
+        self._stopped = asyncio.Event()
+        self._thread = threading.Thread(
+            target=self._serve, name="lightrag-resilience-redis", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin; from any thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send what is due, and end; from another thread."""
+        with contextlib.suppress(RuntimeError):  # it ended by itself
+            self.loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_until_complete(self._work())
+        finally:
+            self._link.is_up = False
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+    async def _work(self) -> None:
+        self._client = make_client(self._url)
+        self._store = Store(self._client, self._name)
+        parts = [
+            self.loop.create_task(self._go_on(part))
+            for part in (self._send_reports, self._look, self._listen)
+        ]
+        await self._stopped.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL):
+                await self._say_farewell()
+        await _end([*parts, *self._tasks])
+        with contextlib.suppress(*_FAILURES):
+            await self._client.aclose()
+
+    async def _go_on(self, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a part again and again; a mistake of ours must not end the sharing for good."""
+        while True:
+            try:
+                await part()
+            except _FAILURES as error:
+                self._lost(error)
+            except Exception as error:  # noqa: BLE001 - see above
+                self._lost(error)
+                _log.exception("Sharing breakers through Redis failed; it begins again")
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _say_farewell(self) -> None:
+        await asyncio.gather(*self._tasks, *map(self._send, self._breakers.values()))
+        for token in list(self._unused):
+            self._give_back_unused(token)
+        await asyncio.gather(*self._tasks)
+
+    # ------------------------------------------------------------------ what breakers want
+
+    def met(self, breaker: SharedBreaker) -> None:
+        """A breaker is new."""
+        if self._pubsub is not None:
+            self._spawn(self._pubsub.subscribe(breaker.subject.keys.channel))
+        self._look_now.set()
+
+    def due(self, breaker: SharedBreaker, when: When) -> None:
+        """A breaker has something to report."""
+        if when is When.NOW:
+            self._spawn(self._send(breaker))
+            return
+        self._waiting[breaker] = None
+        self._something.set()
+        if when is When.NEXT:
+            self._urgent.set()
+
+    def ask(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
+        """A probe's place is wanted."""
+        self._spawn(self._ask(breaker)).add_done_callback(lambda _: answered())
+
+    def give_back(self, breaker: SharedBreaker, token: str) -> None:
+        """A probe's place is not wanted any more."""
+        self._spawn(self._store.release(breaker.subject, token))
+
+    def steer(self, breaker: SharedBreaker, state: State, reason: str, open_for: float) -> None:
+        """A breaker was changed by hand."""
+        self._spawn(self._steer(breaker, state, reason, open_for))
+
+    async def _ask(self, breaker: SharedBreaker) -> None:
+        token = f"{self._name}:{next(self._tokens)}"
+        reply = await self._store.admit(breaker.subject, token)
+        granted = reply.extra >= 0
+        breaker.answer(reply.now, token, reply.extra / 1000.0 if granted else None)
+        if granted:
+            self._unused[token] = breaker
+            self.loop.call_later(_UNUSED, self._give_back_unused, token)
+
+    def _give_back_unused(self, token: str) -> None:
+        breaker = self._unused.pop(token, None)
+        if breaker is not None and breaker.give_up_unused(token):
+            self.give_back(breaker, token)
+
+    async def _steer(
+        self, breaker: SharedBreaker, state: State, reason: str, open_for: float
+    ) -> None:
+        reply = await self._store.steer(breaker.subject, state, reason, open_for=open_for)
+        breaker.learn(reply.now)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
+        task = self.loop.create_task(self._quietly(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _quietly(self, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await work
+        except _FAILURES as error:
+            self._lost(error)
+
+    # ------------------------------------------------------------------ reports
+
+    async def _send_reports(self) -> None:
+        while True:
+            await self._something.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_BATCH):
+                    await self._urgent.wait()
+            self._something.clear()
+            self._urgent.clear()
+            waiting, self._waiting = self._waiting, {}
+            await asyncio.gather(*map(self._send, waiting))
+            await asyncio.sleep(_GAP)
+
+    async def _send(self, breaker: SharedBreaker) -> None:
+        if breaker in self._sending:  # reports of one breaker must arrive in their order
+            self.due(breaker, When.NEXT)
+            return
+        report = breaker.take_report()
+        if report is None:
+            return
+        if not self._link.is_up:
+            breaker.could_not_tell(report)
+            return
+        self._sending.add(breaker)
+        try:
+            reply = await self._store.report(breaker.subject, report)
+            self._check(breaker, reply)
+            breaker.learn(reply.now, answers=report)
+        except _FAILURES as error:
+            self._lost(error)
+            breaker.could_not_tell(report)
+        finally:
+            self._sending.discard(breaker)
+
+    # ------------------------------------------------------------------ looks
+
+    async def _look(self) -> None:
+        """Look at the breakers in turns, once a second; find out whether Redis is there again."""
+        turns: Iterator[list[SharedBreaker]] = iter(())
+        for count in itertools.count():
+            self._look_now.clear()
+            try:
+                if self._link.is_up:
+                    if (turn := next(turns, None)) is None:
+                        turns = self._turns()
+                        turn = next(turns, [])
+                    await self._look_at(turn)
+                    if count % _SHOW_EVERY == 0:
+                        await self._show()
+                else:
+                    await self._join()
+            except _FAILURES as error:
+                self._lost(error)
+            self._link.round_trip = self._store.round_trip
+            pause = _LOOK * random.uniform(0.8, 1.2) if self._link.is_up else _LOOK_AGAIN  # noqa: S311
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._look_now.wait()
+
+    def _turns(self) -> Iterator[list[SharedBreaker]]:
+        breakers = list(self._breakers.values())
+        return (breakers[at : at + _AT_A_LOOK] for at in range(0, len(breakers), _AT_A_LOOK))
+
+    async def _look_at(self, breakers: list[SharedBreaker], *, joining: bool = False) -> None:
+        replies = await self._store.snapshots([breaker.subject for breaker in breakers])
+        for breaker, reply in zip(breakers, replies, strict=True):
+            self._check(breaker, reply)
+            await self._compare(breaker, reply, joining=joining)
+
+    async def _compare(self, breaker: SharedBreaker, reply: Reply, *, joining: bool) -> None:
+        """Take over what the cluster decided; let it have what it lost or could not hear."""
+        subject = breaker.subject
+        is_news = reply.found == "held"
+        if joining and subject.version in {0, reply.now.version}:
+            is_news = False
+        if not is_news and (held := breaker.break_to_plant()) is not None:
+            reply = await self._store.plant(subject, held.left, held.opens, held.reason)
+        if reply.now.version:
+            breaker.learn(reply.now, rejoined=joining)
+
+    async def _show(self) -> None:
+        alone = [breaker.name for breaker in list(self._breakers.values()) if breaker.is_alone]
+        presence = Presence(socket.gethostname(), os.getpid(), tuple(alone))
+        await self._store.show(self._prefix, presence, _SHOWN)
+
+    # ------------------------------------------------------------------ announcements
+
+    async def _listen(self) -> None:
+        """Hear what the cluster announces, until the connection is lost."""
+        hearing = self._hearing = asyncio.timeout(None)
+        try:
+            async with hearing, subscriptions(self._client) as self._pubsub:
+                await self._pubsub.subscribe(*self._breakers)
+                self._look_now.set()
+                while True:
+                    await self._hear(self._pubsub)
+        except TimeoutError:
+            if not hearing.expired():
+                raise
+        finally:
+            self._pubsub = self._hearing = None
+
+    async def _hear(self, pubsub: Any) -> None:
+        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=_LOOK)
+        if message is None:
+            return
+        breaker = self._breakers.get(message["channel"].decode("utf-8", "replace"))
+        if breaker is None:
+            return
+        try:
+            breaker.learn(Announcement.parse(message["data"]), announced=True)
+        except WireError as error:
+            _log.error("A message in Redis about breaker %r is ignored: %s", breaker.name, error)
+
+    # ------------------------------------------------------------------ whether Redis is there
+
+    async def _join(self) -> None:
+        await self._show()
+        for turn in self._turns():
+            await self._look_at(turn, joining=True)
+        self._link.is_up = True
+        self._look_now.set()
+        if self._complaint:
+            self._complaint = ""
+            _log.warning("Redis is there again: breakers are shared")
+
+    def _lost(self, error: BaseException) -> None:
+        self._link.is_up = False
+        if self._hearing is not None:  # what listens on a dead connection never hears of it
+            self._hearing.reschedule(self.loop.time())
+        complaint = what_is_wrong(error)
+        if complaint != self._complaint:
+            # One warning for one outage, whatever its many errors are.
+            level = logging.INFO if self._complaint else logging.WARNING
+            text = "Redis cannot be used, so breakers go on in each process alone: %s"
+            _log.log(level, text, complaint)
+            self._complaint = complaint
+
+    def _check(self, breaker: SharedBreaker, reply: Reply) -> None:
+        if reply.found == "corrupt":
+            _log.error(
+                "What stood in Redis for breaker %r was none of ours and is replaced", breaker.name
+            )
+
+
+async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they end: redis-py loses a cancellation that comes while it connects."""
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN)

@@ -1,0 +1,105 @@
+"""Half-open, the cluster lets exactly its quota of probes through."""
+
+from __future__ import annotations
+
+import time
+
+from lightrag_resilience.testing.redis_server import RedisServer
+from support.workers import Workers, workers
+
+ROUNDS = 20
+CALLERS = 100
+
+
+def ready(all_workers: Workers) -> None:
+    assert all(answer["at"] for answer in all_workers.each("until", connected=True))
+
+
+def open_for(seconds: float, all_workers: Workers) -> None:
+    all_workers[0].ask("steer", how="open", open_for=seconds)
+    assert all(answer["at"] for answer in all_workers.each("until", state="open"))
+
+
+def wait_for_probe(all_workers: Workers) -> None:
+    """Until the first worker probes and the others know."""
+    for worker in all_workers:
+        assert worker.ask("until", state="half-open")["at"]
+    deadline = time.monotonic() + 10
+    while not all_workers[0].ask("look")["probes"]:
+        assert time.monotonic() < deadline
+
+
+def test_four_processes_of_a_hundred_callers_send_exactly_the_quota(server: RedisServer) -> None:
+    with workers(server.url, PROBES="3") as four:
+        ready(four)
+        four.each("behave", fails=0, takes=0.02)
+        sent = []
+        for _ in range(ROUNDS):
+            open_for(0.2, four)
+            four.each("go_on", callers=CALLERS, pause=0.01)
+            assert all(answer["at"] for answer in four.each("until", state="closed"))
+            counts = four.each("halt")
+            assert sum(count["refused"] for count in counts) >= CALLERS
+            sent.append(sum(count["probes"] for count in counts))
+        assert sent == [3] * ROUNDS
+
+
+def test_a_failed_probe_opens_all_again_and_no_second_one_is_sent(server: RedisServer) -> None:
+    with workers(server.url, OPEN_FOR="20") as four:
+        ready(four)
+        four.each("behave", fails=1, takes=0.02)
+        open_for(0.1, four)
+        four.each("go_on", callers=10, pause=0.01)
+        for _ in range(500):
+            answers = four.each("look")
+            if {answer["reason"] for answer in answers} == {"after a probe failed"}:
+                break
+            time.sleep(0.01)
+        assert {answer["state"] for answer in answers} == {"open"}
+        assert sum(count["ran"] for count in four.each("halt")) == 1
+
+
+def test_the_place_of_a_killed_prober_is_free_after_its_lease(server: RedisServer) -> None:
+    with workers(server.url, number=2, PROBE_LEASE="1") as two:
+        ready(two)
+        two[0].ask("behave", fails=0, takes=60)
+        open_for(0.1, two)
+        began = time.monotonic()
+        two[0].ask("go_on", callers=3, pause=0.01)
+        wait_for_probe(two)
+        two[0].kill()
+        two[1].ask("go_on", callers=3, pause=0.01)
+        ended = two[1].ask("until", state="closed")["at"]
+        counts = two[1].ask("halt")
+        assert counts["probes"] == 1
+        assert ended - began >= 1.0
+
+
+def test_the_place_of_a_cancelled_probe_is_free_at_once(server: RedisServer) -> None:
+    with workers(server.url, number=2, PROBE_LEASE="600") as two:
+        ready(two)
+        two[0].ask("behave", fails=0, takes=60)
+        open_for(0.1, two)
+        two[0].ask("go_on", callers=1, pause=0.01)
+        wait_for_probe(two)
+        assert two[1].ask("call", times=5)["refused"] == 5
+        assert two[0].ask("halt")["cancelled"] == 1
+        two[1].ask("go_on", callers=1, pause=0.01)
+        assert two[1].ask("until", state="closed")["at"]
+        assert two[1].ask("halt")["probes"] == 1
+
+
+def test_a_worker_that_ends_in_order_gives_back_the_place_it_did_not_use(
+    server: RedisServer,
+) -> None:
+    with workers(server.url, number=2, PROBE_LEASE="600") as two:
+        ready(two)
+        open_for(0.1, two)
+        time.sleep(0.15)
+        # The answer comes when the caller has gone: nobody takes the place.
+        server.pause()
+        two[0].ask("call", times=1)
+        server.resume()
+        two[0].ask("close")
+        two[1].ask("go_on", callers=1, pause=0.01)
+        assert two[1].ask("until", state="closed")["at"]

@@ -1,0 +1,268 @@
+"""The Lua scripts on a real server agree, step by step, with a plain model of what they decide."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from lightrag_resilience import BreakerPolicy, State
+from lightrag_resilience.shared.client import make_client
+from lightrag_resilience.shared.store import Store, Subject
+from lightrag_resilience.shared.wire import LETTERS, Keys, Reply, Report, policy_as_json
+from lightrag_resilience.testing.redis_server import RedisServer
+from support.breaker_model import Model
+
+WORKERS = ("one", "two", "three")
+Step = tuple[Any, ...]
+
+counts = st.integers(0, 9).flatmap(
+    lambda calls: st.tuples(st.just(calls), st.integers(0, calls), st.integers(0, calls))
+)
+workers = st.sampled_from(WORKERS)
+reports = st.tuples(
+    st.just("report"),
+    workers,
+    st.sampled_from(["next", "next", "next", "repeated", "late", "ahead"]),
+    counts,
+    st.sampled_from([False, False, False, False, True]),
+    st.lists(st.sampled_from(["ok", "ok", "failed", "was slow"]), max_size=2),
+    st.sampled_from([0, 0, 0, 0, 2500]),
+)
+steps = st.lists(
+    st.one_of(
+        *[reports] * 5,
+        *[st.tuples(st.just("admit"), workers)] * 4,
+        *[st.tuples(st.just("pass"), st.sampled_from([1, 900, 4999, 5000, 10_000, 61_000]))] * 3,
+        st.tuples(st.just("release"), st.integers(0, 3)),
+        st.tuples(st.just("steer"), st.sampled_from(["C", "O", "H"])),
+        st.tuples(st.just("look"), workers),
+        st.tuples(st.just("forget")),
+    ),
+    max_size=40,
+)
+policies = st.builds(
+    BreakerPolicy,
+    min_calls=st.sampled_from([1, 4, 10]),
+    open_for=st.just(4.0),
+    open_max=st.just(12.0),
+    failure_rate=st.sampled_from([0.3, 0.5, 1.0]),
+    slow_rate=st.sampled_from([0.5, 1.0]),
+    window_seconds=st.sampled_from([10.0, 60.0]),
+    probes=st.integers(1, 3),
+    probe_lease=st.sampled_from([5.0, 60.0]),
+    open_growth=st.sampled_from([1.0, 1.5, 2.0]),
+    quorum=st.integers(1, 3),
+)
+
+
+def policy_of(*, probes: int = 1, quorum: int = 1) -> BreakerPolicy:
+    return BreakerPolicy(
+        min_calls=4,
+        failure_rate=0.5,
+        window_seconds=10.0,
+        open_for=4.0,
+        open_growth=2.0,
+        open_max=12.0,
+        probes=probes,
+        quorum=quorum,
+    )
+
+
+def failures(number: int, *, worker: str = "one", which: str = "next") -> Step:
+    return ("report", worker, which, (number, number, 0), False, [], 0)
+
+
+def verdict(word: str) -> Step:
+    return ("report", "one", "next", (0, 0, 0), False, [word], 0)
+
+
+TRIP: Step = ("report", "one", "next", (1, 1, 0), True, [], 0)
+ASK: Step = ("admit", "one")
+FAILED_PROBE: list[Step] = [("pass", 10_000), ASK, verdict("failed")]
+GOOD_PROBE: list[Step] = [("pass", 10_000), ASK, verdict("ok")]
+
+
+class Run:
+    """The same steps through the scripts and through the model."""
+
+    def __init__(self, client: Any, policy: BreakerPolicy) -> None:
+        self.now = 1_000_000
+        self.model = Model(policy)
+        self.stores = {name: Store(client, name) for name in WORKERS}
+        self.subjects = {
+            name: Subject(Keys("t:", "llm"), policy_as_json(policy)) for name in WORKERS
+        }
+        self.batches = dict.fromkeys(WORKERS, 0)
+        self.tokens: list[str] = []
+
+    async def take(self, step: Step) -> None:
+        for store in self.stores.values():
+            store.now_ms = str(self.now)
+        await getattr(self, step[0])(*step[1:])
+        looker = Subject(self.subjects["one"].keys, self.subjects["one"].policy)
+        self.compare(await self.stores["one"].snapshot(looker))
+
+    def compare(self, reply: Reply) -> None:
+        there = reply.now
+        shown = (LETTERS[there.state], there.version, round(there.remaining * 1000), there.opens)
+        assert shown == self.model.shown(self.now)
+
+    async def report(self, worker: str, which: str, counts: Any, *rest: Any) -> None:
+        tripped, verdicts, left = rest
+        subject = self.subjects[worker]
+        self.batches[worker] += which != "repeated"
+        known = subject.version + {"late": -1, "ahead": 5000}.get(which, 0)
+        subject.version = known
+        calls, failed, slow = counts
+        reason = "by itself" if tripped else ""
+        report = Report(self.batches[worker], calls, failed, slow, reason)
+        report.verdicts = dict(zip(self.tokens, verdicts, strict=False))
+        opens = 2 if left else 0
+        reply = await self.stores[worker]._report(subject, report, left=left, opens=opens)
+        self.model.report(
+            worker,
+            known=known,
+            now=self.now,
+            batch=report.batch,
+            counts=counts,
+            tripped=tripped,
+            verdicts=report.verdicts,
+            left=left,
+            opens=opens,
+        )
+        self.compare(reply)
+        subject.version = reply.now.version
+
+    async def admit(self, worker: str) -> None:
+        subject, token = self.subjects[worker], f"token{len(self.tokens)}"
+        reply = await self.stores[worker].admit(subject, token)
+        assert reply.extra == self.model.admit(token, known=subject.version, now=self.now)
+        if reply.extra >= 0:
+            self.tokens.insert(0, token)
+        subject.version = reply.now.version
+
+    async def release(self, index: int) -> None:
+        if index < len(self.tokens):
+            token = self.tokens.pop(index)
+            await self.stores["one"].release(self.subjects["one"], token)
+            self.model.release(token)
+
+    async def steer(self, letter: str) -> None:
+        subject = self.subjects["one"]
+        state = next(state for state, code in LETTERS.items() if code == letter)
+        await self.stores["one"].steer(subject, state, "by hand", open_for=7.0)
+        self.model.steer(letter, open_for=7000, known=subject.version, now=self.now)
+
+    async def look(self, worker: str) -> None:
+        reply = await self.stores[worker].snapshot(self.subjects[worker])
+        self.subjects[worker].version = reply.now.version
+
+    async def forget(self) -> None:
+        await self.stores["one"].client.flushall()
+        self.model.forget()
+
+    def _pass(self, milliseconds: int) -> None:
+        self.now += milliseconds
+
+
+@settings(
+    max_examples=400,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@example(policy=policy_of(), steps=[TRIP, *FAILED_PROBE, *FAILED_PROBE, ("look", "one")])
+@example(policy=policy_of(), steps=[failures(3), failures(3, which="repeated")])
+@example(policy=policy_of(probes=2), steps=[TRIP, *GOOD_PROBE, ASK, ASK])
+@example(policy=policy_of(), steps=[failures(3), ("pass", 5000), ("pass", 900), failures(1)])
+@example(policy=policy_of(quorum=2), steps=[failures(9), failures(1, worker="two")])
+@given(policy=policies, steps=steps)
+def test_the_scripts_decide_what_the_model_decides(
+    server: RedisServer, policy: BreakerPolicy, steps: list[Step]
+) -> None:
+    async def run() -> None:
+        client = make_client(server.url)
+        try:
+            await client.flushall()
+            both = Run(client, policy)
+            for step in steps:
+                if step[0] == "pass":
+                    both.now += step[1]
+                else:
+                    await both.take(step)
+        finally:
+            await client.aclose()
+
+    asyncio.run(run())
+
+
+def test_scripts_are_loaded_again_where_the_server_forgot_them(server: RedisServer) -> None:
+    async def run() -> State:
+        client = make_client(server.url)
+        try:
+            store = Store(client, "one")
+            subject = Subject(Keys("t:", "again"), policy_as_json(BreakerPolicy()))
+            await store.snapshot(subject)
+            await client.script_flush()
+            return (await store.snapshot(subject)).now.state
+        finally:
+            await client.aclose()
+
+    assert asyncio.run(run()) is State.CLOSED
+
+
+@pytest.mark.parametrize(
+    "corrupt",
+    [
+        lambda client, keys: client.set(keys.state, "text"),
+        lambda client, keys: client.hset(keys.state, mapping={"st": "X", "ver": "1"}),
+        lambda client, keys: client.hset(
+            keys.state,
+            mapping={"st": "O", "ver": "nan", "till": "inf", "opens": "-1", "proven": "1.5"},
+        ),
+        lambda client, keys: client.hset(
+            keys.state, mapping={"st": "C", "ver": "99999999999999999999", "till": "0"}
+        ),
+    ],
+)
+def test_what_is_corrupt_is_reported_and_replaced(server: RedisServer, corrupt: Any) -> None:
+    keys = Keys("t:", "corrupt")
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+        corrupt(client, keys)
+
+    async def run() -> tuple[str, str]:
+        client = make_client(server.url)
+        try:
+            store = Store(client, "one")
+            subject = Subject(keys, policy_as_json(BreakerPolicy()))
+            first = await store.report(subject, Report(1, calls=1))
+            second = await store.report(subject, Report(2, calls=1))
+            return first.found, second.found
+        finally:
+            await client.aclose()
+
+    assert asyncio.run(run()) == ("corrupt", "held")
+
+
+def test_a_window_that_is_none_is_replaced(server: RedisServer) -> None:
+    keys = Keys("t:", "window")
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+
+    async def run() -> str:
+        client = make_client(server.url)
+        try:
+            store = Store(client, "one")
+            subject = Subject(keys, policy_as_json(BreakerPolicy()))
+            subject.version = (await store.report(subject, Report(1, calls=1))).now.version
+            await client.set(keys.window, "text")
+            return (await store.report(subject, Report(2, calls=1))).found
+        finally:
+            await client.aclose()
+
+    assert asyncio.run(run()) == "corrupt"

@@ -1,0 +1,160 @@
+"""What the Lua scripts decide, once more and plainly: the reference that they must agree with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from lightrag_resilience import BreakerPolicy
+
+SLICES = 10
+
+
+@dataclass
+class Held:
+    st: str = "C"
+    ver: int = 0
+    till: int = 0
+    opens: int = 0
+    proven: int = 0
+
+
+@dataclass
+class Model:
+    """One breaker in Redis. Times are whole milliseconds."""
+
+    policy: BreakerPolicy
+    held: Held | None = None
+    outcomes: list[tuple[int, int, int, int, str]] = field(default_factory=list)
+    leases: dict[str, int] = field(default_factory=dict)
+    batches: dict[str, int] = field(default_factory=dict)
+
+    def _slice(self, now: int) -> int:
+        return math.floor(now / (round(self.policy.window_seconds * 1000) / SLICES))
+
+    def _enter(self, st: str, till: int, *, known: int, now: int) -> None:
+        assert self.held is not None
+        held = self.held
+        held.ver = max(held.ver + 1, known + 1, now)
+        held.st, held.till, held.proven = st, till, 0
+        if st == "C":
+            held.opens = 0
+        self.outcomes, self.leases, self.batches = [], {}, {}
+
+    def _open(self, *, known: int, now: int) -> None:
+        assert self.held is not None
+        self.held.opens += 1
+        growth = self.policy.open_growth ** min(self.held.opens - 1, 64)
+        length = min(round(self.policy.open_for * 1000) * growth, self.policy.open_max * 1000)
+        self._enter("O", now + math.floor(length), known=known, now=now)
+
+    def _current(self, *, known: int, now: int) -> tuple[Held, bool]:
+        """The state to go on with, and whether it is the newest that anybody knew."""
+        is_held = self.held is not None and known <= self.held.ver
+        self.held = self.held or Held()
+        if not is_held:
+            self.held.ver = max(known + 1, now)
+        return self.held, is_held
+
+    def _drop_lapsed(self, now: int) -> None:
+        self.leases = {token: till for token, till in self.leases.items() if till > now}
+
+    def forget(self) -> None:
+        """Redis lost everything."""
+        self.held = None
+        self.outcomes, self.leases, self.batches = [], {}, {}
+
+    def report(  # noqa: PLR0913 - what the script takes
+        self,
+        worker: str,
+        *,
+        known: int,
+        now: int,
+        batch: int,
+        counts: tuple[int, int, int],
+        tripped: bool,
+        verdicts: dict[str, str],
+        left: int = 0,
+        opens: int = 0,
+    ) -> None:
+        held, is_held = self._current(known=known, now=now)
+        is_current = not is_held or known in {held.ver, 0}
+        calls, failed, slow = counts
+        if left > 0 and is_current and held.st != "O":
+            held.opens = opens
+            self._enter("O", now + left, known=known, now=now)
+        elif not is_held and verdicts and held.st != "O":
+            if set(verdicts.values()) == {"ok"}:
+                self._enter("C", 0, known=known, now=now)
+            else:
+                self._open(known=known, now=now)
+        elif held.st == "H":
+            self._judge_probes(verdicts, known=known, now=now)
+        elif held.st == "C" and is_current and (calls or tripped):
+            if batch <= self.batches.get(worker, -1):
+                return
+            self.batches[worker] = batch
+            self.outcomes.append((self._slice(now), calls, failed, slow, worker))
+            self._judge(tripped=tripped, known=known, now=now)
+
+    def _judge(self, *, tripped: bool, known: int, now: int) -> None:
+        policy, oldest = self.policy, self._slice(now) - SLICES
+        if tripped and policy.quorum <= 1:
+            self._open(known=known, now=now)
+            return
+        recent = [outcome for outcome in self.outcomes if outcome[0] > oldest]
+        calls = sum(outcome[1] for outcome in recent)
+        failed = sum(outcome[2] for outcome in recent)
+        slow = sum(outcome[3] for outcome in recent)
+        witnesses = {outcome[4] for outcome in recent if outcome[2] or outcome[3]}
+        if len(witnesses) < policy.quorum or calls < policy.min_calls:
+            return
+        if failed / calls >= policy.failure_rate or slow / calls >= policy.slow_rate:
+            self._open(known=known, now=now)
+
+    def _judge_probes(self, verdicts: dict[str, str], *, known: int, now: int) -> None:
+        assert self.held is not None
+        self._drop_lapsed(now)
+        for token, verdict in verdicts.items():
+            if self.leases.pop(token, None) is None or self.held.st != "H":
+                continue
+            if verdict != "ok":
+                self._open(known=known, now=now)
+            else:
+                self.held.proven += 1
+                if self.held.proven >= self.policy.probes:
+                    self._enter("C", 0, known=known, now=now)
+
+    def admit(self, token: str, *, known: int, now: int) -> int:
+        """-2 closed, -1 refused, else the lease."""
+        held, is_held = self._current(known=known, now=now)
+        if held.st == "C" and is_held:
+            return -2
+        if held.st == "O" and held.till > now:
+            return -1
+        if held.st != "H":
+            self._enter("H", 0, known=known, now=now)
+        self._drop_lapsed(now)
+        if len(self.leases) + held.proven >= self.policy.probes:
+            return -1
+        lease = round(self.policy.probe_lease * 1000)
+        self.leases[token] = now + lease
+        return lease
+
+    def release(self, token: str) -> None:
+        self.leases.pop(token, None)
+
+    def steer(self, st: str, *, open_for: int, known: int, now: int) -> None:
+        held, _ = self._current(known=known, now=now)
+        if st == "O":
+            held.opens += held.st != "O"
+            self._enter("O", now + open_for, known=known, now=now)
+        else:
+            self._enter(st, 0, known=known, now=now)
+
+    def shown(self, now: int) -> tuple[str, int, int, int]:
+        """State, version, milliseconds left, breaks in a row; as a snapshot shows them."""
+        if self.held is None:
+            return "C", 0, 0, 0
+        held = self.held
+        return held.st, held.ver, max(held.till - now, 0), held.opens

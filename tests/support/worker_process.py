@@ -1,0 +1,161 @@
+"""A worker for tests: guards one made-up dependency, and does what it reads from its input.
+
+Each line is a command as JSON, each answer a line of JSON. Times are of the monotonic clock, which
+all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from lightrag_resilience import CallRejected, guards
+from lightrag_resilience.events import Event, StateChanged
+
+NAME = "llm.made-up"
+
+
+class Worker:
+    def __init__(self) -> None:
+        self.fails = 0.0
+        self.takes = 0.0
+        self.ran = 0
+        self.probes = 0
+        self.changes: list[tuple[str, float]] = []
+        self.log: list[str] = []
+        self.running: list[asyncio.Task[Any]] = []
+        self.counts: Counter[str] = Counter()
+        self.slowest = 0.0
+        self.guard: Any = None
+
+    async def begin(self) -> dict[str, Any]:
+        handler = logging.Handler()
+        handler.emit = lambda record: self.log.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("lightrag_resilience").addHandler(handler)
+        self.guard = guards().get(NAME)
+        guards().events.listen(self.heard)
+        return {"pid": os.getpid()}
+
+    def heard(self, event: Event) -> None:
+        if isinstance(event, StateChanged):
+            self.changes.append((event.new, time.monotonic()))
+
+    async def dependency(self) -> str:
+        self.ran += 1
+        self.probes += self.guard.breaker.state.value == "half-open"
+        if self.takes:
+            await asyncio.sleep(self.takes)
+        failed, self.fails = self.fails >= 1, self.fails - (self.fails >= 1)
+        if failed:
+            raise ConnectionRefusedError("made up")
+        return "fine"
+
+    async def one(self) -> None:
+        began = time.perf_counter()
+        try:
+            await self.guard.call(self.dependency)
+        except CallRejected:
+            self.counts["refused"] += 1
+        except ConnectionRefusedError:
+            self.counts["failed"] += 1
+        except asyncio.CancelledError:
+            self.counts["cancelled"] += 1
+            raise
+        else:
+            self.counts["fine"] += 1
+        if not self.takes:
+            self.slowest = max(self.slowest, time.perf_counter() - began)
+
+    # ------------------------------------------------------------------ commands
+
+    async def behave(self, fails: float, takes: float = 0.0) -> dict[str, Any]:
+        """So many of the next calls fail (1e9: all); each takes so many seconds."""
+        self.fails, self.takes = fails, takes
+        return {}
+
+    async def call(self, times: int, at_once: int = 1) -> dict[str, Any]:
+        """Make calls and wait for them."""
+        for begun in range(0, times, at_once):
+            await asyncio.gather(*(self.one() for _ in range(min(at_once, times - begun))))
+        return self.take()
+
+    async def go_on(self, callers: int, pause: float) -> dict[str, Any]:
+        """Call again and again, until halt."""
+
+        async def caller() -> None:
+            while True:
+                await self.one()
+                await asyncio.sleep(pause)
+
+        self.running += [asyncio.create_task(caller()) for _ in range(callers)]
+        return {}
+
+    async def halt(self) -> dict[str, Any]:
+        for task in self.running:
+            task.cancel()
+        await asyncio.gather(*self.running, return_exceptions=True)
+        self.running.clear()
+        return self.take()
+
+    def take(self) -> dict[str, Any]:
+        told = {"ran": self.ran, "probes": self.probes, "slowest": self.slowest}
+        told.update({key: self.counts[key] for key in ("fine", "failed", "refused", "cancelled")})
+        self.ran = self.probes = 0
+        self.slowest = 0.0
+        self.counts.clear()
+        return told
+
+    async def look(self) -> dict[str, Any]:
+        breaker = self.guard.breaker
+        snapshot = breaker.snapshot()
+        return {
+            "state": snapshot.state.value,
+            "reason": snapshot.reason,
+            "opens": snapshot.opens,
+            "retry_after": snapshot.retry_after,
+            "version": breaker.subject.version,
+            "connected": breaker._sync.connected,
+            "alone": breaker.is_alone,
+            "changes": self.changes,
+            "probes": self.probes,
+            "log": self.log,
+        }
+
+    async def until(self, state: str = "", *, connected: bool | None = None) -> dict[str, Any]:
+        """Wait for it, 10 s at the most."""
+        for _ in range(10_000):
+            breaker = self.guard.breaker
+            is_there = not state or breaker.state.value == state
+            if is_there and connected in {None, breaker._sync.connected}:
+                return {"at": time.monotonic(), **await self.look()}
+            await asyncio.sleep(0.001)
+        return {"at": None, **await self.look()}
+
+    async def steer(self, how: str, **rest: Any) -> dict[str, Any]:
+        getattr(self.guard.breaker, how)(**rest)
+        return {"at": time.monotonic()}
+
+    async def close(self) -> dict[str, Any]:
+        guards().close()
+        return {}
+
+
+async def main() -> None:
+    worker = Worker()
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        command = json.loads(line)
+        answer = await getattr(worker, command.pop("do"))(**command)
+        print(json.dumps(answer), flush=True)  # noqa: T201 - the answer
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main())
