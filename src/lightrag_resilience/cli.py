@@ -1,10 +1,9 @@
-"""The command line: ``lightrag-resilience demo`` and ``doctor``."""
+"""The command line: ``lightrag-resilience``, with the commands of `operate` among its own."""
 
 from __future__ import annotations
 
 import json
 import sys
-import typing
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +14,11 @@ try:
 except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py runs it apart
     sys.exit(f"The command line needs {error.name}: pip install 'lightrag-resilience[cli]'")
 
+from ._terminal import fail, settings_or_exit
 from ._version import __version__
-from .errors import SettingsError
+from .operate import COMMANDS
 from .policy import FAMILIES, PARTS, Policy
-from .settings import Settings, load_settings
+from .settings import Settings
 
 __all__ = ["app", "main"]
 
@@ -66,12 +66,12 @@ def demo(
         from .demo.experiments import FULL, QUICK  # noqa: PLC0415
         from .demo.run import run_demo  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        _fail(f"The demo needs {error.name}: pip install 'lightrag-resilience[demo]'")
-    _settings_or_exit()
+        fail(f"The demo needs {error.name}: pip install 'lightrag-resilience[demo]'")
+    settings_or_exit()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        _fail(f"The output folder cannot be made: {error}")
+        fail(f"The output folder cannot be made: {error}")
     scale = QUICK if quick else FULL
     report = run_demo(seed=seed, scale=scale, output=output, quiet=as_json, console=Console())
     if as_json:
@@ -85,7 +85,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Check the RESILIENCE_* variables, and show the policies they lead to."""
-    settings = _settings_or_exit()
+    settings = settings_or_exit()
     Console().print(_policies(settings, names or list(FAMILIES)))
 
 
@@ -105,13 +105,5 @@ def _policies(settings: Settings, names: list[str]) -> Table:
     return table
 
 
-def _settings_or_exit() -> Settings:
-    try:
-        return load_settings()
-    except SettingsError as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> typing.NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(2)
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)

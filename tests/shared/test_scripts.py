@@ -179,6 +179,8 @@ class Run:
 @example(policy=policy_of(), steps=[failures(3), failures(3, which="repeated")])
 @example(policy=policy_of(probes=2), steps=[TRIP, *GOOD_PROBE, ASK, ASK])
 @example(policy=policy_of(), steps=[failures(3), ("pass", 5000), ("pass", 900), failures(1)])
+@example(policy=policy_of(), steps=[TRIP, ("pass", 10_000), ASK, ("pass", 61_000), ASK])
+@example(policy=policy_of(), steps=[TRIP, ("pass", 10_000), ASK, ("release", 0), ASK])
 @example(policy=policy_of(quorum=2), steps=[failures(9), failures(1, worker="two")])
 @given(policy=policies, steps=steps)
 def test_the_scripts_decide_what_the_model_decides(

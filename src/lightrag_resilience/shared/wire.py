@@ -105,7 +105,8 @@ class Presence:
             raise WireError("a worker of another shape") from None
         if not isinstance(pid, int) or not all(isinstance(text, str) for text in (host, *alone)):
             raise WireError("a worker of another shape")
-        return cls(host[:_LONGEST_REASON], pid, tuple(alone[:_MOST_ALONE]))
+        names = [_printable(name) for name in (host, *alone)]
+        return cls(names[0][:_LONGEST_REASON], pid, tuple(names[1 : _MOST_ALONE + 1]))
 
 
 @dataclass(slots=True)
@@ -241,7 +242,11 @@ def _announcement(state: Any, ver: Any, remaining: Any, opens: Any, why: Any) ->
 def _text(value: object) -> str:
     if not isinstance(value, bytes):
         raise WireError("something that is no text")
-    text = value.decode("utf-8", "replace")
+    return _printable(value.decode("utf-8", "replace"))
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which a terminal might obey."""
     return "".join(character for character in text if character.isprintable())
 
 

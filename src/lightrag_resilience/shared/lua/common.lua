@@ -110,15 +110,15 @@ local function sum(window, slice)
   return sums
 end
 
--- Probe places in use. A lease that has lapsed is given up.
-local function leases()
+-- Probe places in use, and when the first lapses. A lease that has lapsed is given up.
+local function leases(only_look)
   local count, first = 0, nil
   for field, till in pairs(fields_of(WINDOW) or {}) do
     if string.sub(field, 1, 1) == 'p' then
       local lapses = whole(till)
       if lapses and lapses > now then
         count, first = count + 1, math.min(first or lapses, lapses)
-      else
+      elseif not only_look then
         redis.call('HDEL', WINDOW, field)
       end
     end

@@ -4,7 +4,7 @@ local state, found = load_state()
 state = state or {st = 'C', ver = 0, till = 0, opens = 0, why = ''}
 local sums = sum(fields_of(WINDOW) or {}, math.floor(now / SLICE_MS))
 local answer = reply(state, found, 0)
-for _, number in ipairs({sums.c, sums.f, sums.s, sums.workers, (leases())}) do
+for _, number in ipairs({sums.c, sums.f, sums.s, sums.workers, (leases(true))}) do
   table.insert(answer, string.format('%.0f', number))
 end
 return answer

@@ -1,0 +1,92 @@
+"""The state of the cluster as people and programs read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Column, Table
+from rich.text import Text
+
+from ._circuit import State
+from ._words import as_words, counted
+from .shared.overview import Overview
+from .shared.wire import Description
+
+__all__ = ["as_data", "as_page"]
+
+_COLUMNS = ("breaker", "state", "why", "calls", "failed", "slow", "workers", "next probe")
+_WHOLE = {"breaker", "state"}  # columns that are not broken where the terminal is narrow
+_COLOURS = {State.CLOSED: "green", State.OPEN: "bold red", State.HALF_OPEN: "yellow"}
+
+
+def as_data(seen: Overview) -> dict[str, Any]:
+    """The cluster for a program; times in seconds."""
+    return {
+        "breakers": [
+            {
+                "name": name,
+                "state": it.now.state.value,
+                "reason": it.now.reason,
+                "retry_after": it.now.remaining if it.now.state is State.OPEN else None,
+                "opens": it.now.opens,
+                "calls": it.calls,
+                "failed": it.failed,
+                "slow": it.slow,
+                "workers": it.workers,
+                "probes": it.probes,
+            }
+            for name, it in seen.breakers.items()
+        ],
+        "workers": [
+            {"host": worker.host, "pid": worker.pid, "alone": list(worker.alone)}
+            for worker in seen.workers
+        ],
+    }
+
+
+def as_page(seen: Overview) -> Group:
+    """The cluster for a person."""
+    lines: list[Any] = []
+    if seen.breakers:
+        table = Table(*(Column(name, no_wrap=name in _WHOLE) for name in _COLUMNS))
+        for name, it in seen.breakers.items():
+            table.add_row(Text(name), *_cells(it))
+        lines.append(table)
+    lines += [Text(line) for line in _sentences(seen)]
+    return Group(*lines)
+
+
+def _cells(it: Description) -> list[Text]:
+    state = Text(it.now.state.value, _COLOURS[it.now.state])
+    counted = ["", "", "", ""]
+    if it.now.state is State.CLOSED:
+        counted = [str(it.calls), _share(it.failed, it.calls), _share(it.slow, it.calls)]
+        counted.append(str(it.workers))
+    return [state, Text(it.now.reason), *map(Text, counted), Text(_next_probe(it))]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} ({part / whole:.0%})" if part else "0"
+
+
+def _next_probe(it: Description) -> str:
+    if it.now.state is State.OPEN:
+        return f"in {as_words(it.now.remaining)}" if it.now.remaining else "with the next call"
+    return f"{it.probes} under way" if it.now.state is State.HALF_OPEN else ""
+
+
+def _sentences(seen: Overview) -> list[str]:
+    hosts = sorted({worker.host for worker in seen.workers})
+    said = ["No worker has shown itself in the last ten seconds"]
+    if hosts:
+        said = [f"{counted(len(seen.workers), 'worker')} on {', '.join(hosts)}"]
+    for worker in seen.workers:
+        if worker.alone:
+            names = ", ".join(worker.alone)
+            said.append(f"Process {worker.pid} on {worker.host} refuses by itself: {names}")
+    if seen.troubled:
+        said.append(f"Not closed: {', '.join(seen.troubled)}")
+    else:
+        said.append("All breakers are closed" if seen.breakers else "No breaker was used lately")
+    return said

@@ -1,0 +1,104 @@
+"""What all workers together know, gathered for an operator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from lightrag_resilience._circuit import State
+from lightrag_resilience.policy import BreakerPolicy
+
+from .client import RedisClient
+from .store import Store, Subject
+from .wire import Description, Keys, Presence, WireError, policy_as_json
+
+__all__ = ["Cluster", "Overview"]
+
+_A_PAGE = 1000  # keys that Redis looks at in one go
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The cluster at one moment.
+
+    Attributes:
+        breakers: By name; those that were used in the last ten minutes, or are not closed.
+        workers: Those that showed themselves in the last ten seconds.
+    """
+
+    breakers: dict[str, Description]
+    workers: list[Presence]
+
+    @property
+    def troubled(self) -> list[str]:
+        """Breakers that are not closed, somewhere."""
+        alone = {name for worker in self.workers for name in worker.alone}
+        return sorted(
+            alone | {name for name, it in self.breakers.items() if it.now.state is not State.CLOSED}
+        )
+
+
+class Cluster:
+    """Looks at and steers the breakers of all workers.
+
+    Args:
+        client: Of their Redis.
+        prefix: Of their keys.
+        policy_of: The policy of a breaker, as the workers have it.
+    """
+
+    def __init__(
+        self, client: RedisClient, prefix: str, policy_of: Callable[[str], BreakerPolicy]
+    ) -> None:
+        self._client: Any = client
+        self._prefix = prefix
+        self._policy_of = policy_of
+        self._store = Store(client, "operator")
+
+    async def look(self) -> Overview:
+        """Gather what there is.
+
+        Raises:
+            RedisError: Redis cannot be used.
+            WireError: What stands there is none of ours.
+        """
+        pattern = Keys.every_state(self._prefix)
+        found = {Keys.of_state(key, self._prefix) for key in await self._keys(pattern)}
+        names = sorted(keys.name for keys in found if keys.name.isprintable())
+        looks = (self._store.describe(self._subject(name)) for name in names)
+        described = await asyncio.gather(*looks)
+        workers = []
+        for key in await self._keys(Presence.key(self._prefix, "*")):
+            with suppress(WireError):  # it has just ended, or is none of ours
+                workers.append(Presence.parse(await self._client.get(key)))
+        workers.sort(key=lambda worker: (worker.host, worker.pid))
+        return Overview(dict(zip(names, described, strict=True)), workers)
+
+    async def steer(
+        self, name: str, state: State, reason: str, *, open_for: float | None = None
+    ) -> Description:
+        """Change the state of a breaker in all workers, and say how it stands then.
+
+        Args:
+            name: The breaker.
+            state: Its new state.
+            reason: Why, for those who wonder.
+            open_for: Seconds; None opens it for as long as its policy says.
+
+        Raises:
+            RedisError: Redis cannot be used.
+        """
+        seconds = self._policy_of(name).open_for if open_for is None else open_for
+        subject = self._subject(name)
+        await self._store.steer(subject, state, reason, open_for=seconds)
+        return await self._store.describe(subject)
+
+    async def _keys(self, pattern: str) -> list[bytes]:
+        return [key async for key in self._client.scan_iter(match=pattern, count=_A_PAGE)]
+
+    def _subject(self, name: str) -> Subject:
+        policy = policy_as_json(self._policy_of(name))
+        return Subject(Keys(self._prefix, name), policy)

@@ -1,0 +1,262 @@
+"""What who is on call sees and does, with real workers and a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from typer.testing import CliRunner, Result
+
+from lightrag_resilience.cli import app
+from lightrag_resilience.testing.redis_server import RedisServer
+from support.workers import Workers, workers
+
+NAME = "llm.made-up"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def two(server: RedisServer) -> Iterator[Workers]:
+    with workers(server.url, number=2, QUORUM="1") as two:
+        assert all(answer["at"] for answer in two.each("until", connected=True))
+        yield two
+
+
+@pytest.fixture(autouse=True)
+def _closed(two: Workers, server: RedisServer) -> None:
+    two.each("behave", fails=0)
+    run(server, "reset", "--yes")
+    assert all(answer["at"] for answer in two.each("until", state="closed"))
+    two.each("call", times=10)
+    time.sleep(0.15)  # for the report
+
+
+def run(server: RedisServer | None, *arguments: str, **variables: str) -> Result:
+    environ = {f"RESILIENCE_{name}": value for name, value in variables.items()}
+    if server is not None:
+        environ["RESILIENCE_REDIS_URL"] = server.url
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "160", **environ})
+
+
+def row_of(shown: Result, name: str = NAME) -> list[str]:
+    (row,) = (line for line in shown.output.splitlines() if name in line and "│" in line)
+    return [cell.strip() for cell in row.split("│")[1:-1]]
+
+
+def trip(two: Workers) -> None:
+    two[0].ask("behave", fails=5)
+    two[0].ask("call", times=5)
+    assert two[1].ask("until", state="open")["at"]
+
+
+def test_status_of_a_healthy_cluster_ends_with_0(server: RedisServer) -> None:
+    shown = run(server, "status")
+    assert shown.exit_code == 0
+    assert row_of(shown)[1] == "closed"
+    assert int(row_of(shown)[3]) >= 20
+    assert row_of(shown)[4:7] == ["0", "0", "2"]
+    assert re.search("^2 workers on .+\nAll breakers are closed$", shown.output, re.MULTILINE)
+
+
+def test_status_of_an_open_breaker_says_why_and_until_when_and_ends_with_1(
+    server: RedisServer, two: Workers
+) -> None:
+    trip(two)
+    shown = run(server, "status")
+    assert shown.exit_code == 1
+    assert row_of(shown)[1:3] == ["open", "after 5 failures in a row"]
+    assert row_of(shown)[7] in {"in 30 s", "in 29 s", "in 28 s"}
+    assert f"Not closed: {NAME}" in shown.output
+
+
+def test_status_for_a_program(server: RedisServer, two: Workers) -> None:
+    two[0].ask("behave", fails=1)
+    two[0].ask("call", times=1)
+    time.sleep(0.15)
+    seen: dict[str, Any] = json.loads(run(server, "status", "--json").output)
+    (breaker,) = seen["breakers"]
+    assert (breaker["name"], breaker["state"], breaker["failed"]) == (NAME, "closed", 1)
+    assert breaker["calls"] >= 21
+    assert [worker["alone"] for worker in seen["workers"]] == [[], []]
+    assert {worker["pid"] for worker in seen["workers"]} == {worker.process.pid for worker in two}
+
+
+def test_a_worker_that_refuses_by_itself_is_named() -> None:
+    with RedisServer() as server, workers(server.url, number=2, QUORUM="2") as two:
+        assert all(answer["at"] for answer in two.each("until", connected=True))
+        two[0].ask("behave", fails=5)
+        two[0].ask("call", times=5)
+        deadline = time.monotonic() + 15
+        while "refuses by itself" not in (shown := run(server, "status")).output:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert shown.exit_code == 1
+        pid = two[0].process.pid
+        assert re.search(rf"Process {pid} on .+ refuses by itself: {NAME}", shown.output)
+
+
+def test_an_isolation_holds_everywhere_and_says_who_and_why(
+    server: RedisServer, two: Workers
+) -> None:
+    done = run(server, "isolate", NAME, "--for", "10m", "--reason", "they migrate [red]")
+    assert done.exit_code == 0
+    assert re.match(
+        rf"{NAME} is open in all workers for 10 m: by \S+ on .+: they migrate \[red\]", done.output
+    )
+    for answer in two.each("until", state="open"):
+        assert answer["retry_after"] > 590
+    assert two[1].ask("call", times=5)["refused"] == 5
+    assert "they migrate [red]" in row_of(run(server, "status"))[2]
+    assert run(server, "close", NAME).output.startswith(f"{NAME} is closed in all workers: by ")
+    assert all(answer["at"] for answer in two.each("until", state="closed"))
+
+
+def test_opening_by_hand_lasts_as_long_as_the_policy_says(
+    server: RedisServer, two: Workers
+) -> None:
+    done = run(server, "open", NAME, "--reason", "a test", LLM__BREAKER__OPEN_FOR="20")
+    assert "for 20 s" in done.output
+    for answer in two.each("until", state="open"):
+        assert 15 < answer["retry_after"] <= 20
+        assert answer["reason"].endswith(": a test")
+
+
+def test_a_reset_says_what_it_would_do_and_then_does_it(server: RedisServer, two: Workers) -> None:
+    trip(two)
+    asked = run(server, "reset")
+    assert (asked.exit_code, asked.stderr) == (
+        2,
+        "This closes 1 breaker in all workers; add --yes to do it\n",
+    )
+    assert two[0].ask("look")["state"] == "open"
+    assert run(server, "reset", "--yes").output == f"Closed in all workers: {NAME}\n"
+    assert all(answer["at"] for answer in two.each("until", state="closed"))
+
+
+@pytest.mark.parametrize("command", [["open"], ["close"], ["isolate", "--for", "1m"]])
+def test_an_unknown_name_is_not_steered_by_mistake(server: RedisServer, command: list[str]) -> None:
+    done = run(server, *command, "llm.made-upp")
+    assert done.exit_code == 2
+    assert f"Known: {NAME}. Add --new" in done.stderr
+    new = run(server, *command, "llm.brand new", "--new")
+    assert new.exit_code == 0
+    assert row_of(run(server, "status"), "llm.brand new")[0] == "llm.brand new"
+    with redis.Redis.from_url(server.url) as client:
+        client.delete("lr:cb:{llm.brand%20new}:s")
+
+
+@pytest.mark.parametrize("duration", ["10x", "0", "8d"])
+def test_a_wrong_duration_is_a_usage_error(server: RedisServer, duration: str) -> None:
+    done = run(server, "isolate", NAME, "--for", duration)
+    assert done.exit_code == 2
+    assert "is no duration such as 90s, 10m or 2h" in done.stderr
+
+
+def test_watching_shows_the_page_again_and_again(server: RedisServer) -> None:
+    shown = run(server, "watch", "--times", "2", "--every", "0.1")
+    assert shown.exit_code == 0
+    assert NAME in shown.output
+
+
+def test_watching_goes_on_while_redis_is_away() -> None:
+    shown = run(None, "watch", "--times", "2", "--every", "0.1", REDIS_URL="redis://127.0.0.1:1/0")
+    assert shown.exit_code == 0
+    assert "Redis cannot be used: nothing answers at this address" in shown.output
+
+
+def test_ctrl_c_ends_watching_in_silence(server: RedisServer) -> None:
+    script = f"""
+import os, signal, threading
+os.environ["RESILIENCE_REDIS_URL"] = {server.url!r}
+from lightrag_resilience.cli import app
+threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+app(["watch"])
+"""
+    ran = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert NAME in ran.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["open", NAME], ["isolate", NAME, "--for", "1m"], ["reset", "--yes"]]
+)
+def test_without_redis_each_process_is_alone_and_the_command_ends_with_3(
+    command: list[str],
+) -> None:
+    with RedisServer("--requirepass", "right") as closed:
+        wrong = closed.url.replace("redis://", "redis://:wrong-password@")
+        done = run(None, *command, REDIS_URL=wrong)
+    assert done.exit_code == 3
+    assert done.stdout == ""
+    assert done.stderr == (
+        "Redis cannot be used (the user or the password is refused), so each process has breakers "
+        "of its own until it can\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["status"], ["watch"], ["close", NAME]])
+def test_without_an_address_there_is_nothing_to_share(command: list[str]) -> None:
+    done = run(None, *command)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("RESILIENCE_REDIS_URL is not set, so each process has breakers")
+
+
+@pytest.mark.parametrize("command", [["status"], ["watch"], ["acl"]])
+def test_wrong_variables_are_told(command: list[str]) -> None:
+    done = run(None, *command, REDIS_URL="http://:secret@host")
+    assert done.exit_code == 2
+    assert "RESILIENCE_REDIS_URL must begin with" in done.stderr
+    assert "secret" not in done.output
+
+
+def test_a_strange_worker_is_left_out(server: RedisServer) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        for number, text in enumerate(["nonsense", "[]", '["host", "pid"]', '{"a": 1}', "[1, 2]"]):
+            client.set(f"lr:worker:{number}", text, px=5000)
+        client.set("lr:worker:6", '["h\\u001b[31most", 1]', px=5000)
+    shown = run(server, "status")
+    assert "3 workers on h[31most, " in shown.output
+    with redis.Redis.from_url(server.url) as client:
+        client.delete(*(f"lr:worker:{number}" for number in range(7)))
+
+
+def test_a_strange_name_is_left_out(server: RedisServer) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.hset("lr:cb:{%1b[31m}:s", "st", "C")
+        shown = run(server, "status")
+        assert "[31m" not in shown.output
+        assert shown.exit_code == 0
+        client.delete("lr:cb:{%1b[31m}:s")
+
+
+def test_a_narrow_terminal_shows_names_whole(server: RedisServer) -> None:
+    environ = {"COLUMNS": "80", "RESILIENCE_REDIS_URL": server.url}
+    shown = CliRunner().invoke(app, ["status"], env=environ)
+    assert row_of(shown)[:2] == [NAME, "closed"]
+
+
+def test_the_printed_acl_is_enough_to_share_and_to_operate() -> None:
+    with RedisServer() as server, redis.Redis.from_url(server.url) as admin:
+        line = run(None, "acl", "--user", "ada").output.replace("PASSWORD", "secret")
+        admin.execute_command(*line.split())
+        url = server.url.replace("redis://", "redis://ada:secret@")
+        with workers(url, number=2) as two:
+            assert all(answer["at"] for answer in two.each("until", connected=True))
+            trip(two)
+            assert run(None, "status", REDIS_URL=url).exit_code == 1
+            assert run(None, "reset", "--yes", REDIS_URL=url).exit_code == 0
+            assert admin.acl_log() == []
