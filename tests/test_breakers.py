@@ -429,25 +429,22 @@ def test_listeners_are_told_when_the_lock_is_free_again() -> None:
     assert heard == [opened, tried, closed, opened, tried, closed, opened]
 
 
-def test_a_change_in_the_last_moment_of_telling_is_told() -> None:
+def test_what_an_interrupted_telling_left_is_told_next() -> None:
     events, heard = Events(), list[str]()
     made = breaker(events=events)
-    events.listen(lambda event: heard.append(event.new if isinstance(event, StateChanged) else ""))
-    telling: Any = made._telling
 
-    class Untimely:
-        def acquire(self, *, blocking: bool) -> bool:
-            return bool(telling.acquire(blocking=blocking))
+    def interrupted(event: Event) -> None:
+        assert isinstance(event, StateChanged)
+        heard.append(event.new)
+        if event.new == "open":
+            made.half_open()
+            raise KeyboardInterrupt
 
-        def release(self) -> None:
-            if made.state is State.OPEN:
-                made.close()
-            telling.release()
-
-    untimely: Any = Untimely()
-    made._telling = untimely
-    made.open()
-    assert heard == ["open", "closed"]
+    events.listen(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.open()
+    made.close()
+    assert heard == ["open", "half-open", "closed"]
 
 
 @pytest.mark.parametrize("mode", ["metrics-only", "disabled"])

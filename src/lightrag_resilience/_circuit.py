@@ -36,6 +36,9 @@ class Admission:
         self.generation = generation
 
 
+_NO_LEASES: dict[Admission, float] = {}  # of all circuits that are not half-open, to save memory
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A circuit at one moment.
@@ -97,7 +100,7 @@ class Circuit:
         """What any caller may use without asking; None unless the circuit is closed."""
         self.open_until = -math.inf
         """When an open circuit may be tried; every call before that is refused."""
-        self._leases: dict[Admission, float] = {}
+        self._leases = _NO_LEASES
         self.set_mode(policy.mode, now, "since the start")
 
     # ------------------------------------------------------------------ before a call
@@ -254,7 +257,7 @@ class Circuit:
         self.window = make_window(self.policy, now)
         self.streak = 0
         self.proven = 0
-        self._leases.clear()
+        self._leases = {} if state is State.HALF_OPEN else _NO_LEASES
         self.standing = Admission(self.generation) if state is State.CLOSED else None
 
     def snapshot(self, now: float) -> Snapshot:

@@ -41,10 +41,10 @@ class Breaker:
         "_changes",
         "_clock",
         "_events",
+        "_is_telling",
         "_lock",
         "_noted",
         "_pybreaker",
-        "_telling",
         "circuit",
         "name",
     )
@@ -65,8 +65,8 @@ class Breaker:
         # Reentrant: the garbage collector may end an abandoned call while the lock is held.
         self._lock = threading.RLock()
         self._noted = self.circuit.state
-        self._changes: list[StateChanged] = []
-        self._telling = threading.Lock()
+        self._changes: tuple[StateChanged, ...] = ()
+        self._is_telling = False
 
     @property
     def pybreaker(self) -> _PyBreaker:
@@ -184,25 +184,40 @@ class Breaker:
         circuit, old = self.circuit, self._noted
         if circuit.state is not old:
             self._noted = new = circuit.state
-            self._changes.append(
-                StateChanged(self.name, old.value, new.value, circuit.reason, circuit.generation)
+            change = StateChanged(
+                self.name, old.value, new.value, circuit.reason, circuit.generation
             )
+            self._changes += (change,)
 
     def _announce(self) -> None:
         """Carry changes of state to pybreaker and to the listeners: each once, in their order.
 
         What changes meanwhile, in another thread or by a listener, is left to who is telling.
         """
-        while self._changes and self._telling.acquire(blocking=False):
-            try:
-                while self._changes:
-                    change = self._changes.pop(0)
-                    _log_change(change)
-                    if self._pybreaker is not None:
-                        self._pybreaker.show(State(change.new))
-                    self._events.emit(change)
-            finally:
-                self._telling.release()
+        if not self._changes:
+            return
+        with self._lock:
+            if self._is_telling:
+                return
+            self._is_telling = True
+        try:
+            while (change := self._next_change()) is not None:
+                _log_change(change)
+                if self._pybreaker is not None:
+                    self._pybreaker.show(State(change.new))
+                self._events.emit(change)
+        except BaseException:
+            self._is_telling = False
+            raise
+
+    def _next_change(self) -> StateChanged | None:
+        with self._lock:
+            if not self._changes:
+                self._is_telling = False
+                return None
+            change, *rest = self._changes
+            self._changes = tuple(rest)
+            return change
 
 
 def _log_change(change: StateChanged) -> None:

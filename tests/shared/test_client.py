@@ -48,7 +48,7 @@ async def client_of(url: str) -> AsyncIterator[Any]:
 
 async def every_script(client: Any, prefix: str = "lr:", name: str = "llm") -> None:
     """All that a worker and the command line do."""
-    store, subject = Store(client, "worker"), Subject(Keys(prefix, name), POLICY)
+    store, subject = Store(client, "worker"), Subject(prefix, name, POLICY)
     known = await store.report(subject, Report(1, calls=4, failed=1))
     subject.version = known.now.version
     opened = await store.report(subject, Report(2, calls=4, failed=4, slow=1, tripped="at all"))
@@ -60,21 +60,21 @@ async def every_script(client: Any, prefix: str = "lr:", name: str = "llm") -> N
     assert [reply.found for reply in await store.snapshots([subject, subject])] == ["held"] * 2
     await store.show(prefix, Presence("host", 1), 60.0)
     found = [key async for key in client.scan_iter(match=Keys.every_state(prefix))]
-    assert subject.keys.state.encode() in found
+    assert subject.state.encode() in found
     assert await client.get(Presence.key(prefix, "worker"))
 
 
 async def hears_a_steer(client: Any, other: Any, name: str = "llm") -> None:
     """What one client does, another hears."""
-    subject = Subject(Keys("lr:", name), POLICY)
+    subject = Subject("lr:", name, POLICY)
     async with subscriptions(client) as pubsub:
-        await pubsub.subscribe(subject.keys.channel)
+        await pubsub.subscribe(subject.channel)
         await pubsub.get_message(timeout=0.25)  # the subscription stands
         await Store(other, "other").steer(subject, State.OPEN, "by hand", open_for=9.0)
         for _ in range(4):  # what was published before may come late, at another node
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=2.0)
             assert message is not None
-            assert message["channel"] == subject.keys.channel.encode()
+            assert message["channel"] == subject.channel.encode()
             if message["data"].startswith(b"O "):
                 return
     raise AssertionError("it was not heard")
@@ -436,7 +436,7 @@ def address_of(nodes: list[RedisServer], user: str = "worker:pw@") -> str:
 
 
 async def look(client: Any, name: str) -> Any:
-    return (await Store(client, "looker").snapshot(Subject(Keys("lr:", name), POLICY))).now
+    return (await Store(client, "looker").snapshot(Subject("lr:", name, POLICY))).now
 
 
 async def test_a_cluster_serves_as_well_until_nodes_die_and_then_the_others_do() -> None:

@@ -94,9 +94,7 @@ class Run:
         self.now = 1_000_000
         self.model = Model(policy)
         self.stores = {name: Store(client, name) for name in WORKERS}
-        self.subjects = {
-            name: Subject(Keys("t:", "llm"), policy_as_json(policy)) for name in WORKERS
-        }
+        self.subjects = {name: Subject("t:", "llm", policy_as_json(policy)) for name in WORKERS}
         self.batches = dict.fromkeys(WORKERS, 0)
         self.tokens: list[str] = []
 
@@ -104,7 +102,7 @@ class Run:
         for store in self.stores.values():
             store.now_ms = str(self.now)
         await getattr(self, step[0])(*step[1:])
-        looker = Subject(self.subjects["one"].keys, self.subjects["one"].policy)
+        looker = Subject("t:", "llm", self.subjects["one"].policy)
         self.compare(await self.stores["one"].snapshot(looker))
 
     def compare(self, reply: Reply) -> None:
@@ -121,7 +119,7 @@ class Run:
         calls, failed, slow = counts
         reason = "by itself" if tripped else ""
         report = Report(self.batches[worker], calls, failed, slow, reason)
-        report.verdicts = dict(zip(self.tokens, verdicts, strict=False))
+        report.verdicts = tuple(zip(self.tokens, verdicts, strict=False))
         opens = 2 if left else 0
         reply = await self.stores[worker]._report(subject, report, left=left, opens=opens)
         self.model.report(
@@ -131,7 +129,7 @@ class Run:
             batch=report.batch,
             counts=counts,
             tripped=tripped,
-            verdicts=report.verdicts,
+            verdicts=dict(report.verdicts),
             left=left,
             opens=opens,
         )
@@ -207,7 +205,7 @@ def test_scripts_are_loaded_again_where_the_server_forgot_them(server: RedisServ
         client = make_client(server.url)
         try:
             store = Store(client, "one")
-            subject = Subject(Keys("t:", "again"), policy_as_json(BreakerPolicy()))
+            subject = Subject("t:", "again", policy_as_json(BreakerPolicy()))
             await store.snapshot(subject)
             await client.script_flush()
             return (await store.snapshot(subject)).now.state
@@ -241,7 +239,7 @@ def test_what_is_corrupt_is_reported_and_replaced(server: RedisServer, corrupt: 
         client = make_client(server.url)
         try:
             store = Store(client, "one")
-            subject = Subject(keys, policy_as_json(BreakerPolicy()))
+            subject = Subject("t:", keys.name, policy_as_json(BreakerPolicy()))
             first = await store.report(subject, Report(1, calls=1))
             second = await store.report(subject, Report(2, calls=1))
             return first.found, second.found
@@ -260,7 +258,7 @@ def test_a_window_that_is_none_is_replaced(server: RedisServer) -> None:
         client = make_client(server.url)
         try:
             store = Store(client, "one")
-            subject = Subject(keys, policy_as_json(BreakerPolicy()))
+            subject = Subject("t:", keys.name, policy_as_json(BreakerPolicy()))
             subject.version = (await store.report(subject, Report(1, calls=1))).now.version
             await client.set(keys.window, "text")
             return (await store.report(subject, Report(2, calls=1))).found

@@ -23,7 +23,7 @@ from lightrag_resilience.events import Events
 from lightrag_resilience.policy import BreakerPolicy
 
 from .store import Subject
-from .wire import Announcement, Keys, Report, policy_as_json
+from .wire import Announcement, Report, policy_as_json
 
 __all__ = ["Break", "SharedBreaker", "When"]
 
@@ -117,7 +117,7 @@ class SharedBreaker(Breaker):
         clock: Callable[[], float],
     ) -> None:
         super().__init__(name, policy, events=events, clock=clock)
-        self.subject = Subject(Keys(prefix, name), policy_as_json(policy))
+        self.subject = Subject(prefix, name, policy_as_json(policy))
         self._sync = sync
         self._report = Report(0)
         self._is_due = False
@@ -249,7 +249,7 @@ class SharedBreaker(Breaker):
             if self._sync.connected:
                 self.circuit.release(probe)
                 verdict = "failed" if failed else "was slow" if slow else "ok"
-                self._report.verdicts[probe.token] = verdict
+                self._report.verdicts += ((probe.token, verdict),)
             elif failed:
                 self._is_alone = True
                 self.circuit.fail(probe, duration, self._clock())
@@ -299,7 +299,7 @@ class SharedBreaker(Breaker):
         with self._lock:
             now, circuit = self._clock(), self.circuit
             self._awaits_answer = False
-            for verdict in report.verdicts.values():
+            for _, verdict in report.verdicts:
                 if circuit.state is State.HALF_OPEN:
                     self._is_alone = True
                     if verdict == "ok":
@@ -384,7 +384,7 @@ class SharedBreaker(Breaker):
     def renew_after_fork(self) -> None:
         """In a child process: no lock, report or lease of the parent's is ours."""
         self._lock = threading.RLock()
-        self._telling = threading.Lock()
+        self._is_telling = False
         self._report = Report(0)
         self._lease = None
         self._is_due = False

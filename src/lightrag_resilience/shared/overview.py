@@ -66,8 +66,8 @@ class Cluster:
             WireError: What stands there is none of ours.
         """
         pattern = Keys.every_state(self._prefix)
-        found = {Keys.of_state(key, self._prefix) for key in await self._keys(pattern)}
-        names = sorted(keys.name for keys in found if keys.name.isprintable())
+        found = {Keys.name_in_state(key, self._prefix) for key in await self._keys(pattern)}
+        names = sorted(filter(str.isprintable, found))
         looks = (self._store.describe(self._subject(name)) for name in names)
         described = await asyncio.gather(*looks)
         workers = []
@@ -101,4 +101,4 @@ class Cluster:
 
     def _subject(self, name: str) -> Subject:
         policy = policy_as_json(self._policy_of(name))
-        return Subject(Keys(self._prefix, name), policy)
+        return Subject(self._prefix, name, policy)

@@ -22,13 +22,13 @@ _AT_ONCE = 6  # commands under way, fewer than the client has connections
 _NEWEST = 0.2  # weight of the newest round trip in their average
 
 
-class Subject:
+class Subject(Keys):
     """What the scripts must know of one breaker to run for it."""
 
-    __slots__ = ("keys", "policy", "version")
+    __slots__ = ("policy", "version")
 
-    def __init__(self, keys: Keys, policy: str) -> None:
-        self.keys = keys
+    def __init__(self, prefix: str, name: str, policy: str) -> None:
+        super().__init__(prefix, name)
         self.policy = policy
         self.version = 0
 
@@ -60,7 +60,7 @@ class Store:
         return await self._report(subject, report, left=math.ceil(left * 1000), opens=opens)
 
     async def _report(self, subject: Subject, report: Report, *, left: int, opens: int) -> Reply:
-        verdicts = [word for pair in report.verdicts.items() for word in pair]
+        verdicts = [word for pair in report.verdicts for word in pair]
         counts = (report.calls, report.failed, report.slow)
         arguments = (left, opens, report.batch, *counts, report.tripped, *verdicts)
         return Reply.parse(await self._run("report", subject, arguments))
@@ -123,9 +123,9 @@ class Store:
         return answer
 
     def _words(self, name: str, subject: Subject, arguments: Iterable[Any]) -> tuple[Any, ...]:
-        keys = subject.keys
-        common = (keys.channel, self.now_ms, subject.policy, self.worker, subject.version)
-        return (scripts.digest(name), 2, keys.state, keys.window, *common, *arguments)
+        keys = (subject.state, subject.window)
+        common = (subject.channel, self.now_ms, subject.policy, self.worker, subject.version)
+        return (scripts.digest(name), len(keys), *keys, *common, *arguments)
 
     async def _load(self) -> None:
         for name in scripts.NAMES:

@@ -58,7 +58,7 @@ class Synchronizer:
     def breaker(self, name: str, policy: BreakerPolicy, events: Events) -> SharedBreaker:
         """A new breaker of this process that shares its state."""
         made = SharedBreaker(name, policy, self.prefix, self, events=events, clock=self._clock)
-        self._breakers[made.subject.keys.channel] = made
+        self._breakers[name] = made
         if self._worker is not None:
             self._run(Worker.met, made)
         elif _is_in_loop():

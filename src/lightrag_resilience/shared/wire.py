@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
@@ -35,12 +35,14 @@ class WireError(ValueError):
     """A reply or a message that this library cannot have sent."""
 
 
-@dataclass(frozen=True, slots=True)
 class Keys:
     """The names under which one breaker is kept; the braces keep both in one cluster slot."""
 
-    prefix: str
-    name: str
+    __slots__ = ("name", "prefix")
+
+    def __init__(self, prefix: str, name: str) -> None:
+        self.prefix = prefix
+        self.name = name
 
     @property
     def state(self) -> str:
@@ -57,16 +59,21 @@ class Keys:
         """Where changes of state are published."""
         return f"{self.prefix}cb:ev:{quote(self.name)}"
 
-    @classmethod
-    def every_state(cls, prefix: str) -> str:
+    @staticmethod
+    def every_state(prefix: str) -> str:
         """The pattern of all state hashes."""
         return f"{prefix}cb:{{*}}:s"
 
-    @classmethod
-    def of_state(cls, key: bytes, prefix: str) -> Keys:
-        """What a state hash belongs to."""
+    @staticmethod
+    def name_in_state(key: bytes, prefix: str) -> str:
+        """Whose state a hash is."""
         name = key.decode("utf-8", "replace").removeprefix(f"{prefix}cb:{{").removesuffix("}:s")
-        return cls(prefix, unquote(name))
+        return unquote(name)
+
+    @staticmethod
+    def name_in_channel(channel: bytes, prefix: str) -> str:
+        """Whose changes a channel announces."""
+        return unquote(channel.decode("utf-8", "replace").removeprefix(f"{prefix}cb:ev:"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,7 @@ class Report:
         failed: How many failed.
         slow: How many were slow.
         tripped: Why the worker opened by itself; empty if it did not.
-        verdicts: For each probe's token ``ok``, or why it was no recovery.
+        verdicts: Probes' tokens, and for each ``ok`` or why it was no recovery.
     """
 
     batch: int
@@ -127,7 +134,7 @@ class Report:
     failed: int = 0
     slow: int = 0
     tripped: str = ""
-    verdicts: dict[str, str] = field(default_factory=dict)
+    verdicts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from .breaker import SharedBreaker, When
 from .client import make_client, subscriptions
 from .store import Store
 from .trouble import what_is_wrong
-from .wire import Announcement, Presence, Reply, WireError
+from .wire import Announcement, Keys, Presence, Reply, WireError
 
 __all__ = ["Link", "Worker"]
 
@@ -60,7 +60,7 @@ class Worker:
     Args:
         url: Where Redis is.
         prefix: Of its keys and channels.
-        breakers: By their channels; others may add to it.
+        breakers: By their names; others may add to it.
         link: Where others see whether Redis is there.
     """
 
@@ -146,7 +146,7 @@ class Worker:
     def met(self, breaker: SharedBreaker) -> None:
         """A breaker is new."""
         if self._pubsub is not None:
-            self._spawn(self._pubsub.subscribe(breaker.subject.keys.channel))
+            self._spawn(self._pubsub.subscribe(breaker.subject.channel))
         self._look_now.set()
 
     def due(self, breaker: SharedBreaker, when: When) -> None:
@@ -296,7 +296,8 @@ class Worker:
         hearing = self._hearing = asyncio.timeout(None)
         try:
             async with hearing, subscriptions(self._client) as self._pubsub:
-                await self._pubsub.subscribe(*self._breakers)
+                channels = [breaker.subject.channel for breaker in list(self._breakers.values())]
+                await self._pubsub.subscribe(*channels)
                 self._look_now.set()
                 while True:
                     await self._hear(self._pubsub)
@@ -310,7 +311,8 @@ class Worker:
         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=_LOOK)
         if message is None:
             return
-        breaker = self._breakers.get(message["channel"].decode("utf-8", "replace"))
+        name = Keys.name_in_channel(message["channel"], self._prefix)
+        breaker = self._breakers.get(name)
         if breaker is None:
             return
         try:
