@@ -1,0 +1,294 @@
+"""Two registries in one process share as two processes do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pybreaker
+import pytest
+import redis
+
+from lightrag_resilience import CallRejected, State
+from lightrag_resilience.registry import Guards
+from lightrag_resilience.settings import load_settings
+from lightrag_resilience.shared import worker
+from lightrag_resilience.testing.redis_server import RedisServer
+
+NAME = "llm.made-up"
+PATIENCE = 10.0  # seconds
+
+
+@pytest.fixture
+def make(server: RedisServer) -> Iterator[Callable[..., Guards]]:
+    made: list[Guards] = []
+
+    def registry(**variables: str) -> Guards:
+        environ = {
+            "RESILIENCE_REDIS_URL": server.url,
+            "RESILIENCE_LLM__RETRY__ATTEMPTS": "1",
+            **{f"RESILIENCE_LLM__BREAKER__{key}": value for key, value in variables.items()},
+        }
+        made.append(Guards(settings=load_settings(environ)))
+        return made[-1]
+
+    yield registry
+    for guards in made:
+        guards.close()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+async def connected(*registries: Guards) -> None:
+    breakers: list[Any] = [guards.get(NAME).breaker for guards in registries]
+    await until(lambda: all(breaker._sync.connected for breaker in breakers))
+
+
+async def fine() -> int:
+    return 1
+
+
+async def fail() -> None:
+    raise ConnectionRefusedError("made up")
+
+
+async def calls(guards: Guards, function: Callable[[], Awaitable[object]], times: int) -> int:
+    """Make calls, and say how many were refused."""
+    refused = 0
+    for _ in range(times):
+        try:
+            await guards.get(NAME).call(function)
+        except CallRejected:
+            refused += 1
+        except ConnectionRefusedError:
+            pass
+    return refused
+
+
+def state_of(guards: Guards) -> State:
+    return guards.get(NAME).breaker.state
+
+
+def test_a_trip_is_seen_by_the_other_and_by_its_pybreaker_listeners(make: Any) -> None:
+    async def run() -> None:
+        one, two = make(), make()
+        await connected(one, two)
+        heard = []
+
+        class Listener(pybreaker.CircuitBreakerListener):
+            def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+                heard.append((cb.name, old_state.name, new_state.name))
+
+        two.get(NAME).breaker.pybreaker.add_listener(Listener())
+        storage = two.get(NAME).breaker.storage
+        await calls(one, fail, 5)
+        await until(lambda: state_of(two) is State.OPEN)
+        assert await calls(two, fine, 3) == 3
+        assert storage.state == "open"
+        assert storage.opened_at is not None
+        await until(lambda: heard)
+        assert heard == [(NAME, "closed", "open")]
+
+    asyncio.run(run())
+
+
+def test_somebody_elses_pybreaker_steers_all_workers_by_the_storage(make: Any) -> None:
+    async def run() -> None:
+        one, two = make(), make()
+        await connected(one, two)
+        theirs = pybreaker.CircuitBreaker(state_storage=one.get(NAME).breaker.storage)
+        theirs.open()
+        await until(lambda: state_of(two) is State.OPEN)
+        theirs.half_open()
+        await until(lambda: state_of(two) is State.HALF_OPEN)
+        theirs.close()
+        await until(lambda: state_of(two) is State.CLOSED)
+
+    asyncio.run(run())
+
+
+def test_a_break_a_probe_and_a_recovery(make: Any) -> None:
+    async def run() -> None:
+        one, two = make(OPEN_FOR="0.2"), make(OPEN_FOR="0.2")
+        await connected(one, two)
+        await calls(one, fail, 5)
+        await until(lambda: state_of(two) is State.OPEN)
+        deadline = time.monotonic() + PATIENCE
+        while await calls(two, fine, 1):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        await until(lambda: state_of(one) is state_of(two) is State.CLOSED)
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_probe_gives_its_place_back(make: Any) -> None:
+    async def run() -> None:
+        one, two = make(), make()
+        await connected(one, two)
+        one.get(NAME).breaker.half_open()
+        await until(lambda: state_of(two) is State.HALF_OPEN)
+        entered = asyncio.Event()
+
+        async def lasting() -> None:
+            entered.set()
+            await asyncio.sleep(60)
+
+        async def probing() -> None:
+            while True:
+                await calls(one, lasting, 1)
+                await asyncio.sleep(0.01)
+
+        probe = asyncio.create_task(probing())
+        await entered.wait()
+        assert await calls(two, fine, 1) == 1
+        probe.cancel()
+        deadline = time.monotonic() + PATIENCE
+        while await calls(two, fine, 1):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
+def test_a_guard_that_comes_later_is_shared_too(make: Any) -> None:
+    async def run() -> None:
+        one, two = make(), make()
+        await connected(one, two)
+        one.get("storage.late").breaker.open()
+        late = two.get("storage.late").breaker
+        await until(lambda: late.state is State.OPEN)
+        late.close()
+        await until(lambda: one.get("storage.late").breaker.state is State.CLOSED)
+
+    asyncio.run(run())
+
+
+def test_more_breakers_than_fit_in_one_look_are_all_looked_at(make: Any) -> None:
+    """Announcements that are lost are made up for by looks, in turns."""
+
+    async def run() -> None:
+        one, two = make(), make()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(worker, "_AT_A_LOOK", 3)
+            patch.setattr(worker, "_LOOK", 0.02)
+            names = [f"storage.{number}" for number in range(10)]
+            others = [two.get(name).breaker for name in names]
+            await connected(one, two)
+            sync: Any = others[0]
+            await until(lambda: sync._sync._worker._pubsub)
+            await sync._sync._worker._pubsub.unsubscribe()
+            for name in names:
+                one.get(name).breaker.open()
+            await until(lambda: all(other.state is State.OPEN for other in others))
+
+    asyncio.run(run())
+
+
+def test_a_break_outlives_a_server_that_restarts_empty(make: Any, server: RedisServer) -> None:
+    async def run() -> None:
+        one, two = make(), make()
+        await connected(one, two)
+        await calls(one, fail, 5)
+        await until(lambda: state_of(two) is State.OPEN)
+        server.kill()
+        assert await calls(one, fine, 3) == await calls(two, fine, 3) == 3
+        sync: Any = one._sync
+        await until(lambda: not sync.connected)
+        server.start()
+        await connected(one, two)
+        assert await calls(one, fine, 3) == await calls(two, fine, 3) == 3
+        with redis.Redis.from_url(server.url) as client:
+            await until(lambda: client.hget(f"lr:cb:{{{NAME}}}:s", "st") == b"O")
+
+    asyncio.run(run())
+
+
+def test_a_mistake_of_ours_is_told_and_sharing_goes_on(
+    make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        one = make()
+        await connected(one)
+        breaker: Any = one.get(NAME).breaker
+        inner = breaker._sync._worker
+        original = inner._store.snapshots
+
+        async def mistaken(_: Any) -> Any:
+            raise AssertionError("a mistake")
+
+        inner._store.snapshots = mistaken
+        inner.loop.call_soon_threadsafe(inner._look_now.set)
+        await until(lambda: not inner._link.is_up)
+        inner._store.snapshots = original
+        await connected(one)
+
+    asyncio.run(run())
+    told = [record for record in caplog.records if record.exc_info]
+    assert told
+    assert told[0].getMessage() == "Sharing breakers through Redis failed; it begins again"
+
+
+def test_closing_ends_the_thread_and_later_use_begins_anew(make: Any) -> None:
+    async def run() -> None:
+        one = make()
+        await connected(one)
+        before = threading.active_count()
+        one.close()
+        one.close()
+        assert threading.active_count() == before - 1
+        await calls(one, fine, 1)
+        await connected(one)
+        assert threading.active_count() == before
+
+    asyncio.run(run())
+
+
+def test_without_an_address_the_log_says_once_that_each_process_is_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    guards = Guards(settings=load_settings({}))
+    for name in ("llm", "embedding", "storage"):
+        guards.get(name)
+    told = [record.getMessage() for record in caplog.records if "REDIS_URL" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("Breakers are this process's own: RESILIENCE_REDIS_URL")
+
+
+def test_no_secret_is_in_the_log_or_in_redis(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    async def confidential(prompt: str) -> None:
+        raise ConnectionRefusedError(prompt)
+
+    async def run(url: str) -> None:
+        guards = Guards(settings=load_settings({"RESILIENCE_REDIS_URL": url}))
+        guards.get(NAME)
+        for _ in range(6):
+            with suppress(CallRejected, ConnectionRefusedError):
+                await guards.get(NAME).call(confidential, "top-secret-prompt")
+        await asyncio.sleep(0.5)
+        guards.close()
+
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("requirepass", "top-secret-password")
+        client.execute_command("AUTH", "top-secret-password")
+        asyncio.run(run(server.url.replace("redis://", "redis://:top-secret-password@")))
+        asyncio.run(run(server.url.replace("redis://", "redis://:top-secret-wrong@")))
+        kept = [client.dump(key) for key in client.keys("*")]
+    assert kept
+    assert not any(b"top-secret" in (value or b"") for value in kept)
+    assert "top-secret" not in caplog.text

@@ -1,0 +1,136 @@
+"""Nothing that comes from Redis is trusted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightrag_resilience import BreakerPolicy, State
+from lightrag_resilience.shared.wire import (
+    Announcement,
+    Description,
+    Keys,
+    Presence,
+    Reply,
+    WireError,
+    policy_as_json,
+)
+
+GOOD = [b"O", b"1795440408113", b"2500", b"2", b"after 5 failures in a row", b"held", b"-1"]
+COUNTS = [b"12", b"5", b"0", b"3", b"1"]
+words = st.one_of(
+    st.binary(max_size=20),
+    st.integers().map(lambda number: b"%d" % number),
+    st.sampled_from([b"C", b"O", b"H", b"held", b"", b"\xff", b"1e3", b"+1", b" 1", "²".encode()]),
+)
+anything = st.one_of(words, st.none(), st.integers(), st.text(max_size=5), st.lists(words))
+
+
+def is_sane(there: Announcement) -> bool:
+    return (
+        there.state in State
+        and 0 <= there.version < 2**53
+        and 0 <= there.remaining < 2**53
+        and there.opens >= 0
+        and len(there.reason) <= 200
+        and (there.reason.isprintable() or not there.reason)
+    )
+
+
+def test_an_announcement_is_read() -> None:
+    read = Announcement.parse(b"O 1795440408113 2500 2 after 5 failures in a row")
+    assert read == Announcement(State.OPEN, 1795440408113, 2.5, 2, "after 5 failures in a row")
+    assert Announcement.parse(b"C 7 0 0 ").reason == ""
+
+
+@given(st.one_of(anything, st.lists(words).map(b" ".join)))
+def test_no_message_surprises_the_reader(message: Any) -> None:
+    try:
+        read = Announcement.parse(message)
+    except WireError:
+        return
+    assert is_sane(read)
+
+
+@given(st.one_of(anything, st.lists(anything, min_size=7, max_size=7)))
+def test_no_answer_surprises_the_reader(answer: Any) -> None:
+    try:
+        read = Reply.parse(answer)
+    except WireError:
+        return
+    assert is_sane(read.now)
+
+
+@pytest.mark.parametrize("place", range(7))
+@pytest.mark.parametrize("wrong", [None, 7, "text", b"\xff\xff", b"-", b"1.5", b"9" * 17])
+def test_each_part_of_an_answer_is_checked(place: int, wrong: Any) -> None:
+    assert is_sane(Reply.parse(GOOD).now)
+    answer = [*GOOD[:place], wrong, *GOOD[place + 1 :]]
+    if place == 4 and isinstance(wrong, bytes):  # a reason may be any text
+        assert is_sane(Reply.parse(answer).now)
+    else:
+        with pytest.raises(WireError):
+            Reply.parse(answer)
+
+
+def test_control_characters_and_length_are_taken_from_a_reason() -> None:
+    answer = [*GOOD[:4], b"\x1b[31m" + b"x" * 1000, *GOOD[5:]]
+    assert Reply.parse(answer).now.reason == "[31m" + "x" * 196
+
+
+def test_a_description_is_read_and_checked() -> None:
+    read = Description.parse([*GOOD, *COUNTS])
+    assert (read.calls, read.failed, read.slow, read.workers, read.probes) == (12, 5, 0, 3, 1)
+    for wrong in ([*GOOD, *COUNTS[:-1]], [*GOOD, *COUNTS[:-1], b"-1"], GOOD, None):
+        with pytest.raises(WireError):
+            Description.parse(wrong)
+
+
+@given(st.text(max_size=20), st.integers(0, 2**31), st.lists(st.text(max_size=8), max_size=30))
+def test_a_worker_shows_itself_as_it_is(host: str, pid: int, alone: list[str]) -> None:
+    def clean(text: str) -> str:
+        return "".join(character for character in text if character.isprintable())
+
+    kept = Presence(host, pid, tuple(alone)).as_json().encode()
+    shown = Presence.parse(kept)
+    assert (shown.host, shown.pid) == (clean(host), pid)
+    assert shown.alone == tuple(map(clean, alone[:20]))
+
+
+@given(
+    st.one_of(
+        anything,
+        st.recursive(st.none() | st.text() | st.integers(), st.lists).map(
+            lambda value: json.dumps(value).encode()
+        ),
+    )
+)
+def test_no_worker_surprises_the_reader(kept: Any) -> None:
+    try:
+        shown = Presence.parse(kept)
+    except WireError:
+        return
+    assert all(text.isprintable() for text in (shown.host, *shown.alone))
+
+
+@given(st.text(min_size=1, max_size=30))
+def test_any_name_can_be_a_key_and_stays_in_one_slot(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return
+    keys = Keys("lr:", name)
+    assert Keys.name_in_state(keys.state.encode(), "lr:") == name
+    assert Keys.name_in_channel(keys.channel.encode(), "lr:") == name
+    slots = {key[key.index("{") + 1 : key.index("}")] for key in (keys.state, keys.window)}
+    assert len(slots) == 1
+    assert slots.pop()
+
+
+def test_a_policy_is_told_in_milliseconds() -> None:
+    told = json.loads(policy_as_json(BreakerPolicy(open_for=1.5, probe_lease=0.25, quorum=2)))
+    assert (told["open_ms"], told["lease_ms"], told["quorum"]) == (1500, 250, 2)
