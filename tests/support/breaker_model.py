@@ -78,9 +78,10 @@ class Model:
         opens: int = 0,
     ) -> None:
         held, is_held = self._current(known=known, now=now)
-        is_current = not is_held or known in {held.ver, 0}
+        is_newest = not is_held or known == held.ver
+        is_current = is_newest or known == 0
         calls, failed, slow = counts
-        if left > 0 and is_current and held.st != "O":
+        if left > 0 and is_newest and held.st != "O":
             held.opens = opens
             self._enter("O", now + left, known=known, now=now)
         elif not is_held and verdicts and held.st != "O":

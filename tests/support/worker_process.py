@@ -128,11 +128,14 @@ class Worker:
             "log": self.log,
         }
 
-    async def until(self, state: str = "", *, connected: bool | None = None) -> dict[str, Any]:
-        """Wait for it, 10 s at the most."""
+    async def until(
+        self, state: str = "", *, connected: bool | None = None, version: int = 0
+    ) -> dict[str, Any]:
+        """Wait for it, or a later version, 10 s at the most."""
         for _ in range(10_000):
             breaker = self.guard.breaker
             is_there = not state or breaker.state.value == state
+            is_there = is_there and breaker.subject.version >= version
             if is_there and connected in {None, breaker._sync.connected}:
                 return {"at": time.monotonic(), **await self.look()}
             await asyncio.sleep(0.001)

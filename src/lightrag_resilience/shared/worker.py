@@ -78,6 +78,7 @@ class Worker:
         self._unused: dict[str, SharedBreaker] = {}
         self._sending: set[SharedBreaker] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._steering = asyncio.Lock()
         self._something = asyncio.Event()
         self._urgent = asyncio.Event()
         self._look_now = asyncio.Event()
@@ -188,7 +189,8 @@ class Worker:
     async def _steer(
         self, breaker: SharedBreaker, state: State, reason: str, open_for: float
     ) -> None:
-        reply = await self._store.steer(breaker.subject, state, reason, open_for=open_for)
+        async with self._steering:  # one by one, in their order
+            reply = await self._store.steer(breaker.subject, state, reason, open_for=open_for)
         breaker.learn(reply.now)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
@@ -277,7 +279,7 @@ class Worker:
         """Take over what the cluster decided; let it have what it lost or could not hear."""
         subject = breaker.subject
         is_news = reply.found == "held"
-        if joining and subject.version in {0, reply.now.version}:
+        if joining and subject.version == reply.now.version:
             is_news = False
         if not is_news and (held := breaker.break_to_plant()) is not None:
             reply = await self._store.plant(subject, held.left, held.opens, held.reason)

@@ -76,10 +76,11 @@ local function believe_probes(state)
 end
 
 local state, found = current()
+local is_newest = found ~= 'held' or KNOWN == state.ver
 -- Who knows of no version is new here, and what it has seen is recent.
-local is_current = found ~= 'held' or KNOWN == state.ver or KNOWN == 0
+local is_current = is_newest or KNOWN == 0
 -- What a worker decided while Redis was away holds, unless the others have decided since.
-if left > 0 and is_current and state.st ~= 'O' then
+if left > 0 and is_newest and state.st ~= 'O' then
   state.opens = breaks
   enter(state, 'O', now + left, tripped)
 elseif found ~= 'held' and #ARGV > 12 and state.st ~= 'O' then
