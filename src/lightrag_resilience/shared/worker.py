@@ -43,6 +43,7 @@ _SHOW_EVERY = 3  # looks
 _UNUSED = 1.0  # seconds after which a probe's place that nobody took is given back
 _FAREWELL = 0.5  # seconds for the last reports
 _CANCEL_AGAIN = 0.05  # seconds
+_SETTLED = 1.0  # seconds after which a return of Redis is told
 _FAILURES = (RedisError, OSError, WireError, TimeoutError)
 
 
@@ -85,6 +86,7 @@ class Worker:
         self._hearing: asyncio.Timeout | None = None
         self._pubsub: Any = None
         self._complaint = ""
+        self._up_since = 0.0
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(
             target=self._serve, name="lightrag-resilience-redis", daemon=True
@@ -255,6 +257,7 @@ class Worker:
                     await self._look_at(turn)
                     if count % _SHOW_EVERY == 0:
                         await self._show()
+                    self._note_return()
                 else:
                     await self._join()
             except _FAILURES as error:
@@ -329,8 +332,12 @@ class Worker:
         for turn in self._turns():
             await self._look_at(turn, joining=True)
         self._link.is_up = True
+        self._up_since = self.loop.time()
         self._look_now.set()
-        if self._complaint:
+
+    def _note_return(self) -> None:
+        """Say that Redis is there again, once it is for good: old connections may still break."""
+        if self._complaint and self.loop.time() >= self._up_since + _SETTLED:
             self._complaint = ""
             _log.warning("Redis is there again: breakers are shared")
 
