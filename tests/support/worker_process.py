@@ -1,23 +1,21 @@
 """A worker for tests: guards one made-up dependency, and does what it reads from its input.
 
-Each line is a command as JSON, each answer a line of JSON. Times are of the monotonic clock, which
-all processes of a machine share.
+Times are of the monotonic clock, which all processes of a machine share.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
-import sys
 import time
 from collections import Counter
 from typing import Any
 
 from lightrag_resilience import CallRejected, guards
 from lightrag_resilience.events import Event, StateChanged
+from lightrag_resilience.testing.commanded import obey
 
 NAME = "llm.made-up"
 
@@ -150,15 +148,6 @@ class Worker:
         return {}
 
 
-async def main() -> None:
-    worker = Worker()
-    loop = asyncio.get_running_loop()
-    while line := await loop.run_in_executor(None, sys.stdin.readline):
-        command = json.loads(line)
-        answer = await getattr(worker, command.pop("do"))(**command)
-        print(json.dumps(answer), flush=True)  # noqa: T201 - the answer
-
-
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main())
+        asyncio.run(obey(Worker()))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from lightrag_resilience.testing.commanded import CommandedProcess, together
 
 SCRIPT = Path(__file__).with_name("worker_process.py")
 SETTINGS = {
@@ -20,54 +19,22 @@ SETTINGS = {
 }
 
 
-class WorkerProcess:
+class WorkerProcess(CommandedProcess):
     def __init__(self, url: str, settings: dict[str, str]) -> None:
         ours = {**SETTINGS, "RESILIENCE_REDIS_URL": url, **settings}
         theirs = {key: value for key, value in os.environ.items() if "RESILIENCE" not in key}
-        self.process = subprocess.Popen(  # noqa: S603 - our own script
-            [sys.executable, str(SCRIPT)],
-            env={**theirs, **ours},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__([str(SCRIPT)], {**theirs, **ours})
         self.tell("begin")
-
-    def tell(self, do: str, **details: Any) -> None:
-        """Give a command; `answer` waits for what comes of it."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **details}) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"a worker ended with code {self.process.wait(5)}"
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def ask(self, do: str, **details: Any) -> dict[str, Any]:
-        self.tell(do, **details)
-        return self.answer()
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(5)
 
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait(5)
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-
 
 class Workers(list[WorkerProcess]):
     def each(self, do: str, **details: Any) -> list[dict[str, Any]]:
         """Give all the same command, then gather their answers."""
-        for worker in self:
-            worker.tell(do, **details)
-        return [worker.answer() for worker in self]
+        return together(self, do, **details)
 
 
 @contextmanager

@@ -1,0 +1,53 @@
+"""Processes that do what they are told."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from lightrag_resilience.testing.commanded import CommandedProcess, together
+
+SCRIPT = """
+import asyncio
+from lightrag_resilience.testing.commanded import obey
+
+class Worker:
+    async def add(self, a, b=1):
+        return a + b
+
+asyncio.run(obey(Worker()))
+"""
+
+
+def commanded(script: str = SCRIPT) -> CommandedProcess:
+    return CommandedProcess(["-c", script], os.environ)
+
+
+def test_it_answers_each_command() -> None:
+    with commanded() as process:
+        assert process.ask("add", a=2) == 3
+        assert process.ask("add", a=2, b=5) == 7
+
+
+def test_it_ends_when_nobody_commands_it_any_more() -> None:
+    with commanded() as process:
+        assert process.process.stdin is not None
+        process.process.stdin.close()
+        assert process.process.wait(10) == 0
+
+
+def test_several_work_at_the_same_time() -> None:
+    with commanded() as one, commanded() as other:
+        assert together([one, other], "add", a=1) == [2, 2]
+
+
+def test_an_end_is_told_instead_of_waited_for() -> None:
+    with commanded("raise SystemExit(3)") as process, pytest.raises(RuntimeError, match="code 3"):
+        process.answer()
+
+
+def test_ending_leaves_no_process() -> None:
+    with commanded() as process:
+        process.ask("add", a=1)
+    assert process.process.poll() is not None
