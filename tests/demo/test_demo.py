@@ -56,7 +56,8 @@ def shown(renderable: Any) -> str:
 @pytest.mark.lightrag
 def test_the_demo_shows_what_protection_does(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "down"
-    ran = CliRunner().invoke(app, ["demo", "--quick", "--json", "--output", str(output)])
+    options = ["--quick", "--workers", "2", "--json", "--output", str(output)]
+    ran = CliRunner().invoke(app, ["demo", *options])
     assert ran.exit_code == 0, ran.output
     report = json.loads(ran.stdout)
     assert report == json.loads((output / "demo.json").read_text())
@@ -72,6 +73,8 @@ def test_the_demo_shows_what_protection_does(tmp_path: Path) -> None:
     unprotected = report["experiments"]["dead"]["unprotected"]
     assert unprotected["empty"] == QUICK.burst
     assert dead["refusal"] < unprotected["refusal"] / 10
+    assert report["workers"]["number"] == 2
+    assert report["workers"]["sharing"]["all_refuse"] < report["workers"]["alone"]["all_refuse"]
     assert ET.parse(output / "demo.svg").getroot().tag == f"{SVG}svg"  # noqa: S314
 
 

@@ -18,7 +18,8 @@ FAILING = 1e9
 
 def trip(all_workers: Workers, by: int = 0) -> dict[str, Any]:
     all_workers[by].ask("behave", fails=5)
-    return all_workers[by].ask("call", times=5)
+    told: dict[str, Any] = all_workers[by].ask("call", times=5)
+    return told
 
 
 def states(all_workers: Workers) -> set[str]:

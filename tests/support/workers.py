@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +20,7 @@ SETTINGS = {
 
 class WorkerProcess(CommandedProcess):
     def __init__(self, url: str, settings: dict[str, str]) -> None:
-        ours = {**SETTINGS, "RESILIENCE_REDIS_URL": url, **settings}
-        theirs = {key: value for key, value in os.environ.items() if "RESILIENCE" not in key}
-        super().__init__([str(SCRIPT)], {**theirs, **ours})
+        super().__init__([str(SCRIPT)], {**SETTINGS, "RESILIENCE_REDIS_URL": url, **settings})
         self.tell("begin")
 
     def kill(self) -> None:

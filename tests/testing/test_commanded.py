@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from lightrag_resilience.testing.commanded import CommandedProcess, together
@@ -21,7 +19,7 @@ asyncio.run(obey(Worker()))
 
 
 def commanded(script: str = SCRIPT) -> CommandedProcess:
-    return CommandedProcess(["-c", script], os.environ)
+    return CommandedProcess(["-c", script], {})
 
 
 def test_it_answers_each_command() -> None:

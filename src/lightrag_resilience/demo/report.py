@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,8 +10,9 @@ from rich.table import Table
 
 from .experiments import Experiment, Scale
 from .figures import Measured
+from .workers import Cluster
 
-__all__ = ["Result", "as_json", "as_table"]
+__all__ = ["Result", "as_json", "as_table", "workers_table"]
 
 Result = dict[str, tuple[Measured, Measured]]
 """For each experiment's name: unprotected, protected."""
@@ -70,6 +72,27 @@ def _rows(measured: Measured) -> list[tuple[str, str]]:
         ("  and says when to come back", _seconds(measured.refusal_retry_after)),
         ("the whole took", _seconds(measured.took)),
     ]
+
+
+def workers_table(number: int, alone: Cluster, sharing: Cluster) -> Table:
+    """Workers with breakers of their own, and with a shared one, side by side."""
+    table = Table(title=f"{number} workers while the provider is down", title_justify="left")
+    table.add_column("")
+    table.add_column("each for itself", justify="right")
+    table.add_column("one breaker in Redis", justify="right")
+    for label, show in _CLUSTER_ROWS:
+        table.add_row(label, show(alone), show(sharing))
+    return table
+
+
+_CLUSTER_ROWS: tuple[tuple[str, Callable[[Cluster], str]], ...] = (
+    ("the first worker refuses after", lambda run: _seconds(run.noticed) or "-"),
+    ("all others refuse later by", lambda run: _seconds(run.all_refuse) or "-"),
+    ("HTTP calls to the dead provider", lambda run: str(run.calls)),
+    ("questions refused at once", lambda run: str(run.refused)),
+    ("probes until all was well", lambda run: str(run.probes)),
+    ("recovery of the last worker", lambda run: _seconds(run.recovery) or "-"),
+)
 
 
 def _seconds(value: float | None) -> str:

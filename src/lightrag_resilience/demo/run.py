@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,23 @@ from .experiments import EXPERIMENTS, Scale, Watch
 from .figures import Measured
 from .live import live_table
 from .picture import draw
-from .report import Result, as_json, as_table
+from .report import Result, as_json, as_table, workers_table
+from .workers import Cluster, compare_workers
 
-__all__ = ["run_demo"]
+__all__ = ["compare", "run_demo"]
 
 _REFRESH = 0.5  # seconds
 
 
-def run_demo(
-    *, seed: int, scale: Scale, output: Path, quiet: bool, console: Console
+def run_demo(  # noqa: PLR0913 - each is an option of the command
+    *, seed: int, scale: Scale, workers: int, output: Path, quiet: bool, console: Console
 ) -> dict[str, Any]:
     """Run the demo; writes ``demo.json`` and ``demo.svg`` into `output`.
 
     Args:
         seed: Of the providers' faults: the same seed fails the same calls.
         scale: How large the experiments are.
+        workers: Processes that share a breaker; 0 leaves them out.
         output: Folder for the results.
         quiet: Whether to leave the live view and the table out.
         console: Where to show them.
@@ -42,11 +45,17 @@ def run_demo(
     watches = {(e.name, protected): Watch() for e in EXPERIMENTS for protected in (False, True)}
     with _silence(), _live(quiet, console, watches, started) as refresh:
         result = asyncio.run(_run_all(seed, scale, watches, refresh))
+    clusters = compare(workers, quiet=quiet, console=console) if workers else None
     report = as_json(result, seed=seed, scale=scale, took=time.monotonic() - started)
+    if clusters:
+        alone, sharing = map(asdict, clusters)
+        report["workers"] = {"number": workers, "alone": alone, "sharing": sharing}
     (output / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
     (output / "demo.svg").write_text(draw(*result["outage"], scale.outage))
     if not quiet:
         console.print(as_table(EXPERIMENTS, result))
+        if clusters:
+            console.print(workers_table(workers, *clusters))
         console.print(f"Took {report['took']} s. Figures and picture: {output}/demo.json, demo.svg")
     return report
 
@@ -77,6 +86,17 @@ async def _run_all(
     return {
         e.name: (runs[e.name, False].result(), runs[e.name, True].result()) for e in EXPERIMENTS
     }
+
+
+def compare(number: int, *, quiet: bool, console: Console) -> tuple[Cluster, Cluster] | None:
+    """Workers with breakers of their own and with a shared one; None where no server is."""
+    shown = contextlib.nullcontext() if quiet else console.status(f"{number} workers ...")
+    try:
+        with _silence(), shown:
+            return asyncio.run(compare_workers(number))
+    except ImportError as error:
+        Console(stderr=True).print(f"The workers are left out: {error}")
+        return None
 
 
 @contextlib.contextmanager

