@@ -10,7 +10,6 @@ import asyncio
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 from benchmarks.stack import Call, Setup, Stack
 from lightrag_resilience import (
@@ -24,34 +23,39 @@ from lightrag_resilience import (
     TimeoutPolicy,
     resilient,
 )
+from lightrag_resilience.settings import load_settings
+
+__all__ = ["STACKS", "decorator", "make_registry", "stack"]
 
 _names = (f"llm.{number}" for number in itertools.count())
-
-
-class _NoVariables:
-    """Settings that read no RESILIENCE_* variables: the shell shall not change the figures."""
-
-    ingest_patience = 600.0
-    redis_url = None
-
-    def policy_for(self, name: str, base: Policy | None = None) -> Policy:
-        return base or Policy.for_name(name)
 
 
 async def _no_wait(_seconds: float) -> None:
     await asyncio.sleep(0)
 
 
-def _registry(*, listener: Callable[[object], None] | None = None) -> Guards:
-    settings: Any = _NoVariables()
+def make_registry(
+    *, redis_url: str = "", listener: Callable[[object], None] | None = None
+) -> Guards:
+    """Guards without the shell's RESILIENCE_* variables, which shall not change the figures."""
+    settings = load_settings({"RESILIENCE_REDIS_URL": redis_url})
     registry = Guards(settings=settings, sleep=_no_wait)
     if listener is not None:
         registry.events.listen(listener)
     return registry
 
 
-_silent = _registry()
-_announcing = _registry(listener=lambda _event: None)
+def decorator(registry: Guards) -> Callable[[Call, Setup], Call]:
+    """Guards each function it is given by a new name."""
+
+    def decorate(function: Call, setup: Setup) -> Call:
+        return resilient(next(_names), _policy(setup), registry=registry)(function)
+
+    return decorate
+
+
+_silent = make_registry()
+_announcing = make_registry(listener=lambda _event: None)
 
 
 @functools.lru_cache  # guards of one policy share it, as they do in a program
@@ -66,14 +70,6 @@ def _limited_policy(setup: Setup) -> Policy:
         limit=LimitPolicy(rpm=10_000_000, burst=100_000),
         concurrency=ConcurrencyPolicy(max_concurrent=setup.places),
     )
-
-
-def _decorated(function: Call, setup: Setup) -> Call:
-    return resilient(next(_names), _policy(setup), registry=_silent)(function)
-
-
-def _with_listener(function: Call, setup: Setup) -> Call:
-    return resilient(next(_names), _policy(setup), registry=_announcing)(function)
 
 
 def _with_limits(function: Call, setup: Setup) -> Call:
@@ -97,7 +93,7 @@ def _as_call(function: Call, setup: Setup) -> Call:
     return functools.partial(_silent.get(next(_names), _policy(setup)).call, function)
 
 
-_stack = functools.partial(
+stack = functools.partial(
     Stack,
     refusal=CircuitOpenError,
     timeout=AttemptTimeoutError,
@@ -105,9 +101,9 @@ _stack = functools.partial(
 )
 
 STACKS = [
-    _stack(name="ours", protect=_decorated, imports="lightrag_resilience"),
-    _stack(name="ours, with a listener", protect=_with_listener),
-    _stack(name="ours, with limits", protect=_with_limits, limits_places=True),
-    _stack(name="ours, async with guard(…)", protect=_as_block, retries=False),
-    _stack(name="ours, guard.call", protect=_as_call),
+    stack(name="ours", protect=decorator(_silent), imports="lightrag_resilience"),
+    stack(name="ours, with a listener", protect=decorator(_announcing)),
+    stack(name="ours, with limits", protect=_with_limits, limits_places=True),
+    stack(name="ours, async with guard(…)", protect=_as_block, retries=False),
+    stack(name="ours, guard.call", protect=_as_call),
 ]

@@ -82,6 +82,7 @@ def verdict(word: str) -> Step:
 
 
 TRIP: Step = ("report", "one", "next", (1, 1, 0), True, [], 0)
+PLANT: Step = ("report", "one", "next", (0, 0, 0), True, [], 3000)
 ASK: Step = ("admit", "one")
 FAILED_PROBE: list[Step] = [("pass", 10_000), ASK, verdict("failed")]
 GOOD_PROBE: list[Step] = [("pass", 10_000), ASK, verdict("ok")]
@@ -180,6 +181,7 @@ class Run:
 @example(policy=policy_of(), steps=[TRIP, ("pass", 10_000), ASK, ("pass", 61_000), ASK])
 @example(policy=policy_of(), steps=[TRIP, ("pass", 10_000), ASK, ("release", 0), ASK])
 @example(policy=policy_of(quorum=2), steps=[failures(9), failures(1, worker="two")])
+@example(policy=policy_of(), steps=[failures(1, worker="two"), PLANT])
 @given(policy=policies, steps=steps)
 def test_the_scripts_decide_what_the_model_decides(
     server: RedisServer, policy: BreakerPolicy, steps: list[Step]

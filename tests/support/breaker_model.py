@@ -53,7 +53,7 @@ class Model:
         is_held = self.held is not None and known <= self.held.ver
         self.held = self.held or Held()
         if not is_held:
-            self.held.ver = max(known + 1, now)
+            self.held.ver = max(known + 1, now) if known > 0 else 0
         return self.held, is_held
 
     def _drop_lapsed(self, now: int) -> None:

@@ -286,7 +286,7 @@ class Worker:
             is_news = False
         if not is_news and (held := breaker.break_to_plant()) is not None:
             reply = await self._store.plant(subject, held.left, held.opens, held.reason)
-        if reply.now.version:
+        if reply.now.version or reply.found == "held":
             breaker.learn(reply.now, rejoined=joining)
 
     async def _show(self) -> None:

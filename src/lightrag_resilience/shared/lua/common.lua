@@ -79,12 +79,12 @@ local function open(state, why)
 end
 
 -- The state to go on with. Where state was lost, versions go on from what the worker knows, or
--- nobody would ever listen again.
+-- nobody would ever listen again. Version 0 says that nobody has decided anything yet.
 local function current()
   local state, found = load_state()
   if found == 'held' then return state, found end
   state = state or {st = 'C', till = 0, opens = 0, proven = 0, why = 'since the start'}
-  state.ver = math.max(KNOWN + 1, now)
+  state.ver = KNOWN > 0 and math.max(KNOWN + 1, now) or 0
   save(state)
   return state, found
 end

@@ -1,0 +1,144 @@
+"""What sharing breakers costs: ``python -m benchmarks.sharing [--quick] [--json FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.sharing import cost, outages, speed
+from benchmarks.sharing.outages import Outage
+from benchmarks.sharing.speed import Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        trips: Trips that spread.
+        rounds: Times that a cluster probes.
+        calls: Calls in a closed circuit.
+        seconds: For each measurement that runs for a while.
+        breakers: Breakers that are weighed.
+        samples: Of the cost of a call.
+    """
+
+    trips: int
+    rounds: int
+    calls: int
+    seconds: float
+    breakers: int
+    samples: int
+
+
+FULL = Scale(trips=100, rounds=20, calls=10_000, seconds=10, breakers=10_000, samples=41)
+QUICK = Scale(trips=20, rounds=5, calls=10_000, seconds=2, breakers=10_000, samples=9)
+SMOKE = Scale(trips=2, rounds=1, calls=500, seconds=0.5, breakers=100, samples=2)
+
+
+def main() -> None:
+    """Measure all, print the goals beside it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sharing", description=__doc__)
+    scales = parser.add_mutually_exclusive_group()
+    scales.add_argument("--quick", dest="scale", action="store_const", const=QUICK)
+    scales.add_argument("--smoke", dest="scale", action="store_const", const=SMOKE)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.set_defaults(scale=FULL)
+    options = parser.parse_args()
+    logging.disable()
+    results = measure_all(options.scale)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(as_table(results))
+    if options.json:
+        options.json.write_text(json.dumps(as_json(results, options.scale), indent=2) + "\n")
+
+
+def measure_all(scale: Scale) -> dict[str, Any]:
+    """Every figure; durations are seconds, costs of calls microseconds."""
+    sent, batches = speed.sent_for_closed_calls(scale.calls)
+    round_trips, calls = speed.round_trips(scale.seconds)
+    return {
+        "propagation": speed.propagation(scale.trips),
+        "probes": speed.probes(scale.rounds),
+        "closed calls": {"calls": scale.calls, "scripts": sent, "batches": batches},
+        "round trips": {"per 1000 calls": round_trips, "calls": calls},
+        "outages": outages.outages(scale.seconds),
+        "loop lag": outages.loop_lag(scale.seconds),
+        "bytes": {"breakers": scale.breakers, "bytes": cost.bytes_of_breakers(scale.breakers)},
+        "costs": asyncio.run(cost.call_costs(scale.samples, 1000)),
+    }
+
+
+def as_table(results: dict[str, Any]) -> Table:
+    """What was measured beside what it shall be."""
+    table = Table(title="Four processes share one breaker through a real server")
+    for heading in ("what", "measured", "goal"):
+        table.add_column(heading, no_wrap=heading != "measured")
+    for row in _rows(results):
+        table.add_row(*row)
+    return table
+
+
+def _rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    yield "trip to refusal in another process", _ms(results["propagation"]), "p99 ≤ 5 ms"
+    probes = results["probes"]
+    yield "probes let through, quota 3", f"{min(probes)} to {max(probes)} a round", "3"
+    closed = results["closed calls"]
+    beyond = max(closed["scripts"] - closed["batches"], 0)
+    yield f"scripts for {closed['calls']:,} calls, beyond the batches", str(beyond), "0"
+    round_trips = results["round trips"]["per 1000 calls"]
+    yield "commands for 1000 calls of 50 ms", f"{round_trips:.1f}", "≤ 30"
+    away: dict[str, Any] = results["outages"]
+    yield "an instant call while Redis is well", _ms(away["well"]), ""
+    for kind in ("killed", "hung"):
+        outage: Outage = away[kind]
+        yield f"… while Redis is {kind}", _ms(outage.calls), "≤ 1 ms more"
+        wrong = f"{outage.wrong} failed, {outage.leaked} passed an open breaker"
+        yield f"… of {outage.calls.samples:,} calls", wrong, "0"
+        yield "… all agree after its return within", f"{outage.agreed:.2f} s", "≤ 2 s"
+    for name, lag in results["loop lag"].items():
+        yield (
+            f"timers run late, 200 callers {name}",
+            _ms(lag),
+            "≤ 1 ms over bare" * (name != "bare"),
+        )
+    weight = results["bytes"]
+    yield f"{weight['breakers']:,} breakers", f"{weight['bytes'] / 1e6:.1f} MB", "≤ 10 MB"
+    for case, figures in results["costs"].items():
+        shared, local = figures["ours, shared"], figures["ours"]
+        text = f"{shared.median:.2f} µs, unshared {local.median:.2f} µs"
+        yield f"a call above the bare one, {case}", text, ""
+
+
+def _ms(figure: Spread) -> str:
+    parts = (figure.p50, figure.p99, figure.most)
+    p50, p99, most = (f"{part * 1000:.2f}" for part in parts)
+    return f"p50 {p50}, p99 {p99}, most {most} ms"
+
+
+def as_json(results: dict[str, Any], scale: Scale) -> dict[str, Any]:
+    """Durations in seconds, costs of calls in microseconds."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg(),
+        "scale": asdict(scale),
+        "results": json.loads(json.dumps(results, default=asdict)),
+    }
+
+
+if __name__ == "__main__":
+    main()
