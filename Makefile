@@ -30,9 +30,10 @@ format: $(INSTALLED) ## Put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## Cost of a call beside the peers
+bench: $(INSTALLED) ## Cost of a call beside the peers, and of breakers that are shared
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.sharing $(ARGS)
 
 docs: $(INSTALLED) ## Write docs/variables.md anew from the code
 	$(BIN)/python -m lightrag_resilience._variables > docs/variables.md

@@ -182,6 +182,7 @@ class Run:
 @example(policy=policy_of(), steps=[TRIP, ("pass", 10_000), ASK, ("release", 0), ASK])
 @example(policy=policy_of(quorum=2), steps=[failures(9), failures(1, worker="two")])
 @example(policy=policy_of(), steps=[failures(1, worker="two"), PLANT])
+@example(policy=policy_of(), steps=[("report", "one", "next", (9, 0, 9), False, [], 0)])
 @given(policy=policies, steps=steps)
 def test_the_scripts_decide_what_the_model_decides(
     server: RedisServer, policy: BreakerPolicy, steps: list[Step]
