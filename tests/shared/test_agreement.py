@@ -193,6 +193,7 @@ def test_importing_and_decorating_begins_no_thread_that_a_fork_would_lose(
     server: RedisServer,
 ) -> None:
     script = f"""
+import os
 os.environ["RESILIENCE_REDIS_URL"] = {server.url!r}
 from lightrag_resilience import guard, resilient
 

@@ -19,7 +19,12 @@ from redis.exceptions import RedisError
 
 from lightrag_resilience import BreakerPolicy, State
 from lightrag_resilience.shared.address import problem_with_address
-from lightrag_resilience.shared.client import make_client, needed_rights, subscriptions
+from lightrag_resilience.shared.client import (
+    lost_connections,
+    make_client,
+    needed_rights,
+    subscriptions,
+)
 from lightrag_resilience.shared.store import Store, Subject
 from lightrag_resilience.shared.trouble import what_is_wrong
 from lightrag_resilience.shared.wire import Keys, Presence, Report, policy_as_json
@@ -580,3 +585,8 @@ async def test_a_server_with_tls_is_trusted_by_its_certificate_or_not_at_all(
         assert "a file cannot be read" in await wrong(f"rediss://127.0.0.1:{port}?{trusting}.not")
         assert "does it want TLS" in await wrong(f"redis://127.0.0.1:{port}")
         assert "TLS right?" in await wrong(f"rediss://127.0.0.1:{server.port}?{trusting}")
+
+
+def test_what_writing_to_a_lost_connection_raises_is_a_lost_connection() -> None:
+    with pytest.raises(redis.ConnectionError, match="lost"), lost_connections():
+        raise AttributeError("'NoneType' object has no attribute '_add_writer'")

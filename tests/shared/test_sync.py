@@ -174,6 +174,42 @@ def test_a_guard_that_comes_later_is_shared_too(make: Any) -> None:
     asyncio.run(run())
 
 
+def test_a_change_by_hand_that_is_under_way_is_not_planted_as_well(make: Any) -> None:
+    """It would arrive again after what another worker made of it."""
+
+    async def run() -> None:
+        one = make()
+        await connected(one)
+        store = one._sync._worker._store
+        steer, look = store.steer, store.snapshots
+        plant, may_go = store.plant, threading.Event()
+        looks: list[int] = []
+        planted: list[Any] = []
+
+        async def late(*args: Any, **options: Any) -> Any:
+            while not may_go.is_set():  # noqa: ASYNC110 - another thread's event
+                await asyncio.sleep(0.001)
+            return await steer(*args, **options)
+
+        async def seen(subjects: Any) -> Any:
+            replies = await look(subjects)
+            looks.append(len(subjects))
+            return replies
+
+        async def planting(*args: Any) -> Any:
+            planted.append(args)
+            return await plant(*args)
+
+        store.steer, store.snapshots, store.plant = late, seen, planting
+        one.get("storage.late").breaker.open()
+        await until(lambda: len(looks) > 1)
+        may_go.set()
+        await until(lambda: one.get("storage.late").breaker.subject.version)
+        assert planted == []
+
+    asyncio.run(run())
+
+
 def test_more_breakers_than_fit_in_one_look_are_all_looked_at(make: Any) -> None:
     """Announcements that are lost are made up for by looks, in turns."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeAlias
 
 from redis._parsers import AsyncCommandsParser
@@ -18,12 +18,25 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import ClusterDownError, ClusterError, RedisClusterException, RedisError
+from redis.exceptions import (
+    ClusterDownError,
+    ClusterError,
+    ConnectionError,  # noqa: A004 - redis-py's
+    RedisClusterException,
+    RedisError,
+)
 from redis.maint_notifications import MaintNotificationsConfig
 
 from .address import read_address
 
-__all__ = ["PATIENCE", "RedisClient", "make_client", "needed_rights", "subscriptions"]
+__all__ = [
+    "PATIENCE",
+    "RedisClient",
+    "lost_connections",
+    "make_client",
+    "needed_rights",
+    "subscriptions",
+]
 
 RedisClient: TypeAlias = Redis | RedisCluster
 
@@ -152,6 +165,19 @@ async def subscriptions(client: RedisClient) -> AsyncIterator[PubSub]:
     else:
         async with client.pubsub() as pubsub:
             yield pubsub
+
+
+@contextlib.contextmanager
+def lost_connections() -> Iterator[None]:
+    """Around a command: what Python 3.12 makes of writing to a lost connection is no bug of ours.
+
+    Raises:
+        ConnectionError: redis-py's, instead of asyncio's AttributeError.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        raise ConnectionError("The connection was lost") from error
 
 
 def needed_rights(prefix: str) -> str:

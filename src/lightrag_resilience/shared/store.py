@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from redis.asyncio import RedisCluster
@@ -14,6 +15,7 @@ from redis.exceptions import NoScriptError
 from lightrag_resilience._circuit import State
 
 from . import scripts
+from .client import lost_connections
 from .wire import LETTERS, Description, Keys, Presence, Reply, Report
 
 __all__ = ["Store", "Subject"]
@@ -81,7 +83,7 @@ class Store:
         """Look at many at once; in one round trip, but in a cluster."""
         if len(subjects) < 2 or isinstance(self.client, RedisCluster):  # noqa: PLR2004
             return list(await asyncio.gather(*map(self.snapshot, subjects)))
-        async with self._at_once, self.client.pipeline(transaction=False) as pipeline:
+        async with self._turn(), self.client.pipeline(transaction=False) as pipeline:
             for subject in subjects:
                 pipeline.evalsha(*self._words("snapshot", subject, ()))
             try:
@@ -107,12 +109,12 @@ class Store:
     async def show(self, prefix: str, presence: Presence, seconds: float) -> None:
         """Be seen for so many seconds. A Redis that takes this takes reports, too."""
         key = Presence.key(prefix, self.worker)
-        async with self._at_once:
+        async with self._turn():
             await self.client.set(key, presence.as_json(), px=round(seconds * 1000))
 
     async def _run(self, name: str, subject: Subject, arguments: Iterable[Any]) -> Any:
         words = self._words(name, subject, arguments)
-        async with self._at_once:
+        async with self._turn():
             began = time.perf_counter()
             try:
                 answer = await self.client.evalsha(*words)
@@ -121,6 +123,12 @@ class Store:
                 return await self.client.evalsha(*words)
             self.round_trip += (time.perf_counter() - began - self.round_trip) * _NEWEST
         return answer
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        async with self._at_once:
+            with lost_connections():
+                yield
 
     def _words(self, name: str, subject: Subject, arguments: Iterable[Any]) -> tuple[Any, ...]:
         keys = (subject.state, subject.window)

@@ -15,6 +15,7 @@ import random
 import socket
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from redis.exceptions import RedisError
 from lightrag_resilience._circuit import State
 
 from .breaker import SharedBreaker, When
-from .client import make_client, subscriptions
+from .client import lost_connections, make_client, subscriptions
 from .store import Store
 from .trouble import what_is_wrong
 from .wire import Announcement, Keys, Presence, Reply, WireError
@@ -80,6 +81,7 @@ class Worker:
         self._sending: set[SharedBreaker] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._steering = asyncio.Lock()
+        self._steered: Counter[SharedBreaker] = Counter()
         self._something = asyncio.Event()
         self._urgent = asyncio.Event()
         self._look_now = asyncio.Event()
@@ -149,7 +151,7 @@ class Worker:
     def met(self, breaker: SharedBreaker) -> None:
         """A breaker is new."""
         if self._pubsub is not None:
-            self._spawn(self._pubsub.subscribe(breaker.subject.channel))
+            self._spawn(self._subscribe(breaker.subject.channel))
         self._look_now.set()
 
     def due(self, breaker: SharedBreaker, when: When) -> None:
@@ -172,7 +174,9 @@ class Worker:
 
     def steer(self, breaker: SharedBreaker, state: State, reason: str, open_for: float) -> None:
         """A breaker was changed by hand."""
-        self._spawn(self._steer(breaker, state, reason, open_for))
+        self._steered[breaker] += 1
+        task = self._spawn(self._steer(breaker, state, reason, open_for))
+        task.add_done_callback(lambda _: self._steered.subtract([breaker]))
 
     async def _ask(self, breaker: SharedBreaker) -> None:
         token = f"{self._name}:{next(self._tokens)}"
@@ -284,6 +288,8 @@ class Worker:
         is_news = reply.found == "held"
         if joining and subject.version == reply.now.version:
             is_news = False
+        if self._steered[breaker] > 0:
+            return  # what is there is no longer so
         if not is_news and (held := breaker.break_to_plant()) is not None:
             reply = await self._store.plant(subject, held.left, held.opens, held.reason)
         if reply.now.version or reply.found == "held":
@@ -302,7 +308,7 @@ class Worker:
         try:
             async with hearing, subscriptions(self._client) as self._pubsub:
                 channels = [breaker.subject.channel for breaker in list(self._breakers.values())]
-                await self._pubsub.subscribe(*channels)
+                await self._subscribe(*channels)
                 self._look_now.set()
                 while True:
                     await self._hear(self._pubsub)
@@ -312,8 +318,14 @@ class Worker:
         finally:
             self._pubsub = self._hearing = None
 
+    async def _subscribe(self, *channels: str) -> None:
+        if (pubsub := self._pubsub) is not None:
+            with lost_connections():
+                await pubsub.subscribe(*channels)
+
     async def _hear(self, pubsub: Any) -> None:
-        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=_LOOK)
+        with lost_connections():
+            message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=_LOOK)
         if message is None:
             return
         name = Keys.name_in_channel(message["channel"], self._prefix)
