@@ -37,6 +37,7 @@ BOUNDS: dict[tuple[type, str], tuple[float, float, bool]] = {
     (RetryPolicy, "max_backoff"): (0, DAY, False),
     (RetryPolicy, "max_retry_after"): (0, DAY, True),
     (LimitPolicy, "rpm"): (0, 10_000_000, False),
+    (LimitPolicy, "tpm"): (0, 10_000_000_000, False),
     (LimitPolicy, "max_wait"): (0, DAY, True),
     (TimeoutPolicy, "attempt"): (0, DAY, False),
     (TimeoutPolicy, "total"): (0, DAY, False),
@@ -51,6 +52,8 @@ WHOLE: dict[tuple[type, str], tuple[int, int]] = {
     (RetryPolicy, "attempts"): (1, 20),
     (RetryPolicy, "budget"): (0, 100_000),
     (LimitPolicy, "burst"): (1, 100_000),
+    (LimitPolicy, "token_burst"): (1, 1_000_000_000),
+    (LimitPolicy, "answer_tokens"): (1, 100_000),
     (ConcurrencyPolicy, "max_concurrent"): (1, 100_000),
     (ConcurrencyPolicy, "max_queue"): (0, 100_000),
 }
@@ -276,7 +279,7 @@ def test_none_turns_off_what_can_be_turned_off(part: type, name: str) -> None:
 
 def test_none_is_refused_where_there_is_nothing_to_turn_off() -> None:
     optional = {key for key in ALL_FIELDS if accepts(*key, None)}
-    assert len(optional) == 7
+    assert len(optional) == 9
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ class Call(Timed):
         guard: Whose call it is; None once it has ended, for tasks that were begun inside it.
         parent: The guarded call inside of which this one is made.
         parts: The limits and timers of the event loop it runs on.
+        tokens: Tokens that were booked for it, and how many of them the question has.
         admission: The breaker's leave for the attempt under way.
         began: Monotonic seconds at which the call began.
         started: Monotonic seconds at which its present attempt was sent.
@@ -40,6 +41,7 @@ class Call(Timed):
         "parts",
         "started",
         "timer",
+        "tokens",
     )
 
     guard: Any
@@ -52,6 +54,7 @@ class Call(Timed):
     failure: Failure | None
     timer: Timer | None
     is_pass_through: bool
+    tokens: tuple[int, int]
 
     def is_within(self, guard: object) -> bool:
         """Whether this call, or one around it, belongs to `guard`."""

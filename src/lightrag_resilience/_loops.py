@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
-from .concurrency import Places
-from .limits import RateLimit
+from .limits import Limit, SharedLimit
+from .line import Line
 from .policy import Policy
 from .timeouts import Timer
 
-__all__ = ["LoopParts"]
+__all__ = ["LoopParts", "Loops"]
 
 
 class LoopParts:
@@ -21,14 +22,15 @@ class LoopParts:
         policy: What is asked for.
         loop: The loop.
         clock: Monotonic seconds.
+        shared: The limit of all workers together, instead of one of this loop's own.
 
     Attributes:
         timer: Ends an attempt, or a whole call where that is shorter.
         gap_timer: Ends the wait for a stream's next item.
-        queued: Whether a call may have to wait for a limit.
+        line: What a call waits for before it is sent; None while there is nothing to wait for.
     """
 
-    __slots__ = ("gap_timer", "loop", "places", "queued", "rate", "timer")
+    __slots__ = ("_line", "gap_timer", "line", "loop", "timer")
 
     def __init__(
         self,
@@ -36,14 +38,64 @@ class LoopParts:
         policy: Policy,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
+        *,
+        shared: Limit | None = None,
     ) -> None:
         self.loop = loop
         attempt, total = policy.timeout.attempt, policy.timeout.total
         limits = [seconds for seconds in (attempt, total) if seconds]
         self.timer = Timer(min(limits), loop, clock) if limits else None
         self.gap_timer = Timer(attempt, loop, clock) if attempt else None
-        self.rate = RateLimit(name, policy.limit) if policy.limit.rpm else None
-        self.places = (
-            Places(name, policy.concurrency) if policy.concurrency.max_concurrent else None
-        )
-        self.queued = self.rate is not None or self.places is not None
+        self._line = Line(name, policy, clock, shared)
+        self.line = self._line if self._line.is_needed else None
+
+    def cool_down(self, seconds: float) -> None:
+        """The provider asked to wait; from any thread."""
+        self._line.cooldown.begin(seconds)
+        self.line = self._line
+
+    def warm_up(self) -> None:
+        """Calls go past the line again, if there is nothing left to wait for."""
+        if not self._line.is_needed:
+            self.line = None
+
+
+class Loops:
+    """The parts of one dependency for each event loop that is there.
+
+    Args:
+        name: The dependency.
+        policy: What is asked for.
+        clock: Monotonic seconds.
+        shared: The limit of all workers together, if there is one.
+    """
+
+    def __init__(
+        self, name: str, policy: Policy, clock: Callable[[], float], shared: SharedLimit | None
+    ) -> None:
+        self._name = name
+        self._policy = policy
+        self._clock = clock
+        self._shared = shared
+        self._parts: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopParts] = WeakKeyDictionary()
+        if shared is not None:
+            shared.heard_cooldown = self._cool_down_here
+
+    def enter(self, loop: asyncio.AbstractEventLoop) -> tuple[LoopParts, bool]:
+        """The parts of a loop, and whether they are new."""
+        parts = self._parts.get(loop)
+        if parts is not None:
+            return parts, False
+        parts = LoopParts(self._name, self._policy, loop, self._clock, shared=self._shared)
+        self._parts[loop] = parts
+        return parts, True
+
+    def cool_down(self, seconds: float) -> None:
+        """The provider asked to wait: no call of any worker goes before."""
+        self._cool_down_here(seconds)
+        if self._shared is not None:
+            self._shared.cool_down(seconds)
+
+    def _cool_down_here(self, seconds: float) -> None:
+        for parts in list(self._parts.values()):
+            parts.cool_down(seconds)

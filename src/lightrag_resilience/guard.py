@@ -15,16 +15,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
-from weakref import WeakKeyDictionary
 
 from ._call import Call, current_call
 from ._kinds import as_coroutine_function, is_stream
-from ._loops import LoopParts
+from ._loops import LoopParts, Loops
 from .breakers import Admission, Breaker
 from .budget import RetryBudget
 from .errors import AttemptTimeoutError, CallRejected, CircuitOpenError, DeadlineExceededError
 from .events import AttemptFailed, CallRefused, CallSucceeded, Events, RetryScheduled
-from .failures import classify, root_cause
+from .failures import FailureKind, classify, root_cause
+from .limits import SharedLimit
+from .line import Line
 from .policy import Policy
 from .retry import Retries, is_retryable
 from .streams import GuardedStream
@@ -47,6 +48,7 @@ class Guard:
         policy: What to do; durations are seconds.
         events: Where each step is announced.
         breaker: One that is made already, such as one that all workers share.
+        limit: What all workers may send together.
         clock: Monotonic seconds.
         sleep: Waits so many seconds between attempts.
     """
@@ -58,6 +60,7 @@ class Guard:
         *,
         events: Events | None = None,
         breaker: Breaker | None = None,
+        limit: SharedLimit | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -69,10 +72,8 @@ class Guard:
         self._circuit = self.breaker.circuit
         self.clock = clock
         self.sleep = sleep
+        self._loops = Loops(name, policy, clock, limit)
         self._parts: LoopParts | None = None
-        self._parts_of: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopParts] = (
-            WeakKeyDictionary()
-        )
 
     def __repr__(self) -> str:
         return f"<Guard {self.name!r}: {self.breaker.state.value}>"
@@ -151,8 +152,8 @@ class Guard:
     ) -> R:
         parts = self._prepare(call)
         call.admission = self._circuit.standing or await self._ask_breaker()
-        if parts.queued:
-            await self._wait_in_line(call, parts)
+        if parts.line is not None:
+            await self._wait_in_line(call, parts.line, (args, kwargs))
         timer = self._start(call, parts)
         try:
             result: Any = await function(*args, **kwargs)
@@ -168,7 +169,7 @@ class Guard:
             raise
         if timer is not None:
             timer.stop(call)
-        self.settle_success(call)
+        self.settle_success(call, answer=result)
         return result  # type: ignore[no-any-return]
 
     async def _open_stream(self, call: Call, timer: Timer | None, source: Any) -> Any:
@@ -222,14 +223,12 @@ class Guard:
             self.events.emit(CallRefused(self.name, type(refusal).__name__))
             raise
 
-    async def _wait_in_line(self, call: Call, parts: LoopParts) -> None:
-        """Wait for the rate limit and for a place, then ask the breaker again."""
-        waited = False
+    async def _wait_in_line(
+        self, call: Call, line: Line, question: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> None:
+        """Wait until the call may be sent, then ask the breaker again."""
         try:
-            if parts.rate is not None:
-                waited = await parts.rate.acquire(self._remaining(call))
-            if parts.places is not None:
-                waited |= await parts.places.acquire(self._remaining(call))
+            waited = await line.enter(call, question, lambda: self._remaining(call))
         except BaseException as refusal:
             self.breaker.released(call.admission)
             if isinstance(refusal, CallRejected):
@@ -239,8 +238,7 @@ class Guard:
             try:
                 call.admission = await self._ask_breaker()
             except CallRejected:
-                if parts.places is not None:
-                    parts.places.release()
+                line.give_up(call)
                 raise
 
     def _start(self, call: Call, parts: LoopParts) -> Timer | None:
@@ -248,7 +246,7 @@ class Guard:
         call.started = now = self.clock()
         timer = parts.timer
         if timer is not None:
-            if parts.queued or call.deadline is not None:
+            if parts.line is not None or call.deadline is not None:
                 timer = self._timer_within(timer, self._remaining(call))
             timer.start(call, now)
         return timer
@@ -266,10 +264,13 @@ class Guard:
 
     # ------------------------------------------------------------------ after an attempt
 
-    def settle_success(self, call: Call, duration: float | None = None) -> None:
+    def settle_success(
+        self, call: Call, duration: float | None = None, answer: object = None
+    ) -> None:
         """An attempt succeeded, to its end; `duration` is a stream's wait for its first item."""
-        if call.parts.places is not None:
-            call.parts.places.release()
+        if (line := call.parts.line) is not None:
+            line.leave(call, None, answer)
+            call.parts.warm_up()
         if duration is None:
             duration = self.clock() - call.started
         self.breaker.succeeded(call.admission, duration)
@@ -283,9 +284,11 @@ class Guard:
         if not isinstance(error, Exception) or isinstance(error, CallRejected):
             self.settle_without_verdict(call)
             return
-        if call.parts.places is not None:
-            call.parts.places.release()
         failure = classify(error)
+        if (line := call.parts.line) is not None:
+            line.leave(call, failure)
+        if failure.retry_after and failure.kind is FailureKind.THROTTLED:
+            self._loops.cool_down(min(failure.retry_after, self.policy.retry.max_retry_after))
         duration = self.clock() - call.started
         if failure.counts and not self._was_cut_short(call, error, duration):
             self.breaker.failed(call.admission, duration)
@@ -298,8 +301,8 @@ class Guard:
 
     def settle_without_verdict(self, call: Call) -> None:
         """An attempt was given up by its caller, or never reached the dependency."""
-        if call.parts.places is not None:
-            call.parts.places.release()
+        if (line := call.parts.line) is not None:
+            line.leave_without_verdict(call)
         self.breaker.released(call.admission)
 
     def timeout_error(self, call: Call) -> Exception:
@@ -333,8 +336,8 @@ class Guard:
         try:
             parts = self._prepare(call)
             call.admission = self._circuit.standing or await self._ask_breaker()
-            if parts.queued:
-                await self._wait_in_line(call, parts)
+            if parts.line is not None:
+                await self._wait_in_line(call, parts.line, ((), {}))
         except BaseException:
             self._leave(call)
             raise
@@ -371,13 +374,10 @@ class Guard:
 
     def _enter_loop(self) -> LoopParts:
         """The parts of the running loop, made on its first call."""
-        loop = asyncio.get_running_loop()
-        parts = self._parts_of.get(loop)
-        if parts is None:
-            parts = self._parts_of[loop] = LoopParts(self.name, self.policy, loop, self.clock)
+        self._parts, is_new = self._loops.enter(asyncio.get_running_loop())
+        if is_new:
             self.breaker.begin()
-        self._parts = parts
-        return parts
+        return self._parts
 
     def _new_call(self, parent: Call | None, now: float) -> Call:
         call = Call()

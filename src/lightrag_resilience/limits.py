@@ -1,55 +1,146 @@
-"""How many requests a minute: aiolimiter's leaky bucket, with an end to waiting."""
+"""How many requests and tokens a minute, as far as one process can tell."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable
+from typing import Protocol
 
 from aiolimiter import AsyncLimiter
 
 from .errors import RateLimitedError
 from .policy import LimitPolicy
 
-__all__ = ["RateLimit"]
+__all__ = ["Limit", "LocalLimit", "SharedLimit"]
+
+_MINUTE = 60.0  # seconds
 
 
-class RateLimit:
-    """Smooths the requests of one dependency on one event loop, first come first served.
+class Limit(Protocol):
+    """Hands out turns, first come first served."""
 
-    Args:
-        name: The dependency.
-        policy: A policy whose `rpm` is set.
-    """
-
-    def __init__(self, name: str, policy: LimitPolicy) -> None:
-        rpm = policy.rpm or 0.0
-        burst = policy.burst or max(1.0, rpm // 10)
-        self._name = name
-        self._max_wait = policy.max_wait
-        self._interval = 60.0 / rpm
-        self._bucket = _Bucket(burst, time_period=burst * self._interval)
-        self._line = asyncio.Lock()  # alone, the bucket lets who comes overtake who just woke up
-        self._waiting = 0
-
-    async def acquire(self, longest: float) -> bool:
-        """Wait for a turn, at most `longest` seconds. True if there was a wait.
+    async def acquire(self, tokens: int, longest: float) -> bool:
+        """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.
 
         Raises:
             RateLimitedError: The turn would come later than that, or than the policy allows.
         """
-        wait = self._bucket.wait() + self._waiting * self._interval
-        if not wait:
-            await self._bucket.acquire()
-            return False
+
+    def settle(self, booked: int, used: int) -> None:
+        """A call for which tokens were booked has used so many."""
+
+
+class SharedLimit(Limit, Protocol):
+    """What all workers may send together; any thread may use it."""
+
+    heard_cooldown: Callable[[float], None] | None
+    """Told when another worker was asked to wait, and for how many seconds."""
+
+    def cool_down(self, seconds: float) -> None:
+        """Tell all workers to wait."""
+
+
+class LocalLimit:
+    """The limits of one dependency on one event loop.
+
+    Requests go through aiolimiter's leaky bucket. Tokens do not: its waiters are served by size,
+    so that a large call starves. They are booked ahead, by the generic cell rate algorithm.
+
+    Args:
+        name: The dependency.
+        policy: A policy with a limit.
+        share: Of the limits that are this process's.
+    """
+
+    def __init__(self, name: str, policy: LimitPolicy, share: float = 1.0) -> None:
+        self._name = name
+        self._max_wait = policy.max_wait
+        self._tokens = _Tokens(policy, share) if policy.tpm else None
+        self._bucket: _Bucket | None = None
+        self._interval = 0.0
+        if policy.rpm:
+            rpm = policy.rpm * share
+            burst = max(1.0, policy.request_burst * share)
+            self._interval = _MINUTE / rpm
+            self._bucket = _Bucket(burst, time_period=burst * self._interval)
+        self._line = asyncio.Lock()  # alone, the bucket lets who comes overtake who just woke up
+        self._waiting = 0
+
+    async def acquire(self, tokens: int, longest: float) -> bool:
+        """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.
+
+        Raises:
+            RateLimitedError: The turn would come later than that, or than the policy allows.
+        """
+        now = asyncio.get_running_loop().time()
+        wait = self._wait_for_request()
+        if self._tokens is not None:
+            wait = max(wait, self._tokens.wait(tokens, now))
         if wait > min(self._max_wait, longest):
-            reason = f"with {self._waiting} calls waiting"
-            raise RateLimitedError(self._name, wait, reason)
-        self._waiting += 1
+            raise RateLimitedError(self._name, wait, f"with {self._waiting} calls waiting")
+        ready = now if self._tokens is None else self._tokens.book(tokens, now)
         try:
-            async with self._line:
-                await self._bucket.acquire()
-        finally:
-            self._waiting -= 1
+            if not wait:
+                await self._take_request()
+                return False
+            self._waiting += 1
+            try:
+                async with self._line:
+                    await self._take_request()
+                    await asyncio.sleep(ready - asyncio.get_running_loop().time())
+            finally:
+                self._waiting -= 1
+        except BaseException:
+            self.settle(tokens, 0)
+            raise
         return True
+
+    def settle(self, booked: int, used: int) -> None:
+        """A call for which tokens were booked has used so many."""
+        if self._tokens is not None:
+            self._tokens.correct(used - booked)
+
+    def _wait_for_request(self) -> float:
+        if self._bucket is None:
+            return 0.0
+        return self._bucket.wait() + self._waiting * self._interval
+
+    async def _take_request(self) -> None:
+        if self._bucket is not None:
+            await self._bucket.acquire()
+
+
+class _Tokens:
+    """Books tokens ahead; what is over is a debt that later calls wait for."""
+
+    __slots__ = ("_burst", "_full", "_interval", "_most")
+
+    def __init__(self, policy: LimitPolicy, share: float) -> None:
+        tpm = (policy.tpm or 0.0) * share
+        self._interval = _MINUTE / tpm
+        self._burst = policy.tokens_at_once * share * self._interval
+        self._most = tpm
+        self._full = -math.inf
+        """Monotonic seconds at which no booked token would be left to pay for."""
+
+    def wait(self, tokens: int, now: float) -> float:
+        """Seconds until so many more fit in."""
+        due = max(self._full, now) + self._cost(tokens) - self._burst
+        return max(due - now, 0.0)
+
+    def book(self, tokens: int, now: float) -> float:
+        """Take so many; monotonic seconds from which they may be used."""
+        self._full = max(self._full, now) + self._cost(tokens)
+        return self._full - self._burst
+
+    def correct(self, more: int) -> None:
+        """So many more were used than booked, or fewer."""
+        self._full += more * self._interval
+
+    def _cost(self, tokens: int) -> float:
+        """Seconds that they take; a call larger than a minute's limit must be able to pass."""
+        return min(tokens, self._most) * self._interval
 
 
 class _Bucket(AsyncLimiter):

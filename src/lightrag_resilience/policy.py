@@ -133,17 +133,36 @@ class RetryPolicy(_Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitPolicy(_Checked):
-    """How many requests a minute may be sent by this process.
+    """How many requests and tokens a minute may be sent: by all workers that share a Redis.
+
+    What goes in any minute is the limit and the burst at the most, so a burst of a tenth is at most
+    a tenth too much.
 
     Attributes:
         rpm: Requests a minute; None sets no limit.
+        tpm: Tokens a minute, asked and answered; None sets no limit.
         burst: Requests that may go at once; None is a tenth of `rpm`, at least 1.
+        token_burst: Tokens that may go at once; None is a tenth of `tpm`.
+        answer_tokens: Tokens to expect of an answer where a call does not bound them.
         max_wait: Seconds a call may wait for its turn before it is refused.
     """
 
     rpm: Annotated[float, Gt(0), Le(10_000_000)] | None = None
+    tpm: Annotated[float, Gt(0), Le(10_000_000_000)] | None = None
     burst: Count | None = None
+    token_burst: Annotated[int, Ge(1), Le(1_000_000_000)] | None = None
+    answer_tokens: Count = 500
     max_wait: Wait = 30.0
+
+    @property
+    def request_burst(self) -> float:
+        """Requests that may go at once."""
+        return self.burst or max(1.0, (self.rpm or 0.0) // 10)
+
+    @property
+    def tokens_at_once(self) -> float:
+        """Tokens that may go at once."""
+        return self.token_burst or (self.tpm or 0.0) / 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

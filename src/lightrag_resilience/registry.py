@@ -91,6 +91,7 @@ class Guards:
             effective,
             events=self.events,
             breaker=sync.breaker(name, effective.breaker, self.events) if sync else None,
+            limit=sync.limit(name, effective.limit) if sync else None,
             clock=self._clock,
             sleep=self._sleep,
         )

@@ -47,8 +47,8 @@ both_ways = pytest.mark.parametrize("run", [as_call, as_block])
 def free_places(guard: Guard) -> int:
     parts = guard._parts
     assert parts is not None
-    assert parts.places is not None
-    return parts.places._semaphore._value
+    assert parts._line._places is not None
+    return parts._line._places._semaphore._value
 
 
 # ---------------------------------------------------------------------- success and failure
@@ -354,5 +354,5 @@ def test_each_loop_has_its_own_limits_and_all_share_the_breaker() -> None:
 
     first, second = asyncio.run(call()), asyncio.run(call())
     assert first is not second
-    assert first.places is not second.places
+    assert first._line._places is not second._line._places
     assert guard.breaker.snapshot().failed == 2

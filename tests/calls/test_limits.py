@@ -8,18 +8,18 @@ import math
 import pytest
 
 from lightrag_resilience import LimitPolicy, RateLimitedError
-from lightrag_resilience.limits import RateLimit
+from lightrag_resilience.limits import LocalLimit
 from support.guards import now
 
 pytestmark = pytest.mark.anyio
 
 
-def limit(rpm: float = 60.0, burst: int | None = 1, max_wait: float = 1000.0) -> RateLimit:
-    return RateLimit("llm", LimitPolicy(rpm=rpm, burst=burst, max_wait=max_wait))
+def limit(rpm: float = 60.0, burst: int | None = 1, max_wait: float = 1000.0) -> LocalLimit:
+    return LocalLimit("llm", LimitPolicy(rpm=rpm, burst=burst, max_wait=max_wait))
 
 
-async def turn(rate: RateLimit, longest: float = math.inf) -> float:
-    await rate.acquire(longest)
+async def turn(rate: LocalLimit, longest: float = math.inf) -> float:
+    await rate.acquire(0, longest)
     return now()
 
 
@@ -32,7 +32,7 @@ async def test_a_burst_goes_at_once_and_the_rest_in_even_steps() -> None:
 @pytest.mark.parametrize(("rpm", "burst"), [(1000.0, 100), (60.0, 6), (5.0, 1)])
 async def test_the_burst_is_a_tenth_unless_it_is_given(rpm: float, burst: int) -> None:
     rate = limit(rpm=rpm, burst=None)
-    assert [await rate.acquire(math.inf) for _ in range(burst + 1)] == [False] * burst + [True]
+    assert [await rate.acquire(0, math.inf) for _ in range(burst + 1)] == [False] * burst + [True]
 
 
 async def test_no_minute_sees_more_than_the_limit_and_the_burst() -> None:
@@ -47,7 +47,7 @@ async def test_who_comes_first_is_served_first() -> None:
 
     async def come(number: int) -> None:
         await asyncio.sleep(number * 0.1)
-        await rate.acquire(math.inf)
+        await rate.acquire(0, math.inf)
         served.append(number)
 
     await asyncio.gather(*(come(number) for number in reversed(range(20))))

@@ -223,7 +223,9 @@ def test_more_breakers_than_fit_in_one_look_are_all_looked_at(make: Any) -> None
             await connected(one, two)
             sync: Any = others[0]
             await until(lambda: sync._sync._worker._pubsub)
-            await sync._sync._worker._pubsub.unsubscribe()
+            thread = sync._sync._worker
+            leaving = asyncio.run_coroutine_threadsafe(thread._pubsub.unsubscribe(), thread.loop)
+            await asyncio.wrap_future(leaving)
             for name in names:
                 one.get(name).breaker.open()
             await until(lambda: all(other.state is State.OPEN for other in others))
@@ -272,7 +274,7 @@ def test_a_mistake_of_ours_is_told_and_sharing_goes_on(
     asyncio.run(run())
     told = [record for record in caplog.records if record.exc_info]
     assert told
-    assert told[0].getMessage() == "Sharing breakers through Redis failed; it begins again"
+    assert told[0].getMessage() == "Sharing through Redis failed; it begins again"
 
 
 def test_closing_ends_the_thread_and_later_use_begins_anew(make: Any) -> None:

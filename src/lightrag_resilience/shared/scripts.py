@@ -1,4 +1,4 @@
-"""The Lua scripts, as the files beside this one have them. Each is the common part and its own."""
+"""The Lua scripts, as the files beside this one have them. Those of breakers share a part."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from importlib import resources
 
 __all__ = ["NAMES", "digest", "source"]
 
-NAMES = ("report", "admit", "release", "snapshot", "steer", "describe")
+_OF_BREAKERS = ("report", "admit", "release", "snapshot", "steer", "describe")
+NAMES = (*_OF_BREAKERS, "limit")
 
 
 @cache
 def source(name: str) -> str:
     """The text of a script."""
     folder = resources.files("lightrag_resilience.shared") / "lua"
-    return "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("common", name))
+    parts = ("common", name) if name in _OF_BREAKERS else (name,)
+    return "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in parts)
 
 
 @cache

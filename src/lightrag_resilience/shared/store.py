@@ -15,8 +15,10 @@ from redis.exceptions import NoScriptError
 from lightrag_resilience._circuit import State
 
 from . import scripts
+from .booking import Booking, Demand
 from .client import lost_connections
-from .wire import LETTERS, Description, Keys, Presence, Reply, Report
+from .limit import SharedLimit
+from .wire import LETTERS, Cooling, Description, Keys, Presence, Reply, Report
 
 __all__ = ["Store", "Subject"]
 
@@ -106,6 +108,21 @@ class Store:
         arguments = (LETTERS[state], round(open_for * 1000), reason)
         return Reply.parse(await self._run("steer", subject, arguments))
 
+    async def book(self, limit: SharedLimit, demand: Demand) -> Booking:
+        """Book turns of requests and tokens."""
+        policy = limit.policy
+        limits = (policy.rpm or 0, policy.request_burst, policy.tpm or 0, policy.tokens_at_once)
+        pairs = zip(demand.needed, demand.wanted, strict=True)
+        turns = (number for pair in pairs for number in pair)
+        arguments = (*limits, round(policy.max_wait * 1000), *turns, *demand.given_back)
+        words = (scripts.digest("limit"), 1, limit.key, self.now_ms, self.worker, *arguments)
+        return Booking.parse(await self._evaluate(words))
+
+    async def tell(self, channel: str, cooling: Cooling) -> None:
+        """Tell all workers that a provider asked to wait."""
+        async with self._turn():
+            await self.client.publish(channel, cooling.as_text())
+
     async def show(self, prefix: str, presence: Presence, seconds: float) -> None:
         """Be seen for so many seconds. A Redis that takes this takes reports, too."""
         key = Presence.key(prefix, self.worker)
@@ -113,7 +130,9 @@ class Store:
             await self.client.set(key, presence.as_json(), px=round(seconds * 1000))
 
     async def _run(self, name: str, subject: Subject, arguments: Iterable[Any]) -> Any:
-        words = self._words(name, subject, arguments)
+        return await self._evaluate(self._words(name, subject, arguments))
+
+    async def _evaluate(self, words: tuple[Any, ...]) -> Any:
         async with self._turn():
             began = time.perf_counter()
             try:

@@ -1,4 +1,4 @@
-"""Shares the breakers of one process through Redis, from a thread that begins with the first call.
+"""Shares breakers and limits through Redis, from a thread that begins with the first call.
 
 Whatever goes wrong there, no call notices. A forked child begins anew, with a thread of its own.
 """
@@ -16,10 +16,12 @@ from typing import Any
 
 from lightrag_resilience._circuit import State
 from lightrag_resilience.events import Events
-from lightrag_resilience.policy import BreakerPolicy
+from lightrag_resilience.policy import BreakerPolicy, LimitPolicy
 
 from .breaker import SharedBreaker, When
-from .worker import Link, Worker
+from .limit import SharedLimit
+from .link import Link
+from .worker import Worker
 
 __all__ = ["Synchronizer"]
 
@@ -37,10 +39,11 @@ class Synchronizer:
         self, url: str, prefix: str, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.prefix = prefix
-        self.link = Link()
+        self.link = Link(clock)
         self._url = url
         self._clock = clock
         self._breakers: dict[str, SharedBreaker] = {}
+        self._limits: dict[str, SharedLimit] = {}
         self._lock = threading.Lock()
         self._worker: Worker | None = None
         _renew_after_fork(self)
@@ -63,6 +66,12 @@ class Synchronizer:
             self._run(Worker.met, made)
         elif _is_in_loop():
             self.begin()  # it is in use, and no longer only imported by what may fork
+        return made
+
+    def limit(self, name: str, policy: LimitPolicy) -> SharedLimit:
+        """New limits of this process that share what all workers may send."""
+        made = SharedLimit(name, policy, self.prefix, self, clock=self._clock)
+        self._limits[name] = made
         return made
 
     def begin(self) -> None:
@@ -96,6 +105,16 @@ class Synchronizer:
         """A change by hand, for the whole cluster."""
         self._run(Worker.steer, breaker, state, reason, open_for)
 
+    # ------------------------------------------------------------------ for limits
+
+    def book(self, limit: SharedLimit) -> None:
+        """Callers wait for turns."""
+        self._run(Worker.book, limit)
+
+    def cool_down(self, name: str, seconds: float) -> None:
+        """A provider asked to wait."""
+        self._run(Worker.cool_down, name, seconds)
+
     # ------------------------------------------------------------------ the thread
 
     def _run(self, method: Callable[..., None], *arguments: Any) -> None:
@@ -109,7 +128,7 @@ class Synchronizer:
             with self._lock:
                 worker = self._worker
                 if worker is None:
-                    worker = Worker(self._url, self.prefix, self._breakers, self.link)
+                    worker = Worker(self._url, self.prefix, self._breakers, self._limits, self.link)
                     worker.start()
                     self._worker = worker
         return worker
@@ -121,6 +140,8 @@ class Synchronizer:
         self.link.is_up = False
         for breaker in self._breakers.values():
             breaker.renew_after_fork()
+        for limit in self._limits.values():
+            limit.renew_after_fork()
 
 
 def _is_in_loop() -> bool:

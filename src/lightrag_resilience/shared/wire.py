@@ -14,6 +14,7 @@ from lightrag_resilience.policy import BreakerPolicy
 __all__ = [
     "LETTERS",
     "Announcement",
+    "Cooling",
     "Description",
     "Keys",
     "Presence",
@@ -28,6 +29,7 @@ LETTERS = {state: letter for letter, state in _STATES.items()}
 _FOUND = frozenset({"held", "missing", "corrupt", "behind"})
 _LONGEST_REASON = 200  # characters
 _MOST_ALONE = 20  # breakers
+_LONGEST_COOLING = 86_400  # seconds
 _MOST = 2**53
 
 
@@ -168,6 +170,31 @@ class Announcement:
         if len(parts) != 5:  # noqa: PLR2004
             raise WireError("a message of another shape")
         return _announcement(*parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Cooling:
+    """A provider asked one worker to wait, and so all of them: for so many seconds."""
+
+    seconds: float
+
+    def as_text(self) -> str:
+        """As it is published."""
+        return f"wait {round(self.seconds * 1000)}"
+
+    @classmethod
+    def parse(cls, message: object) -> Cooling | None:
+        """Read a published message; None where it is of another kind.
+
+        Raises:
+            WireError: It is none of ours.
+        """
+        if not isinstance(message, bytes) or not message.startswith(b"wait "):
+            return None
+        seconds = _whole(message[5:]) / 1000.0
+        if seconds > _LONGEST_COOLING:
+            raise WireError("a wait of days")
+        return cls(seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -26,11 +25,12 @@ from lightrag_resilience._circuit import State
 
 from .breaker import SharedBreaker, When
 from .client import lost_connections, make_client, subscriptions
+from .limit import SharedLimit
+from .link import Link
 from .store import Store
-from .trouble import what_is_wrong
-from .wire import Announcement, Keys, Presence, Reply, WireError
+from .wire import Announcement, Cooling, Keys, Presence, Reply, WireError
 
-__all__ = ["Link", "Worker"]
+__all__ = ["Worker"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -44,16 +44,8 @@ _SHOW_EVERY = 3  # looks
 _UNUSED = 1.0  # seconds after which a probe's place that nobody took is given back
 _FAREWELL = 0.5  # seconds for the last reports
 _CANCEL_AGAIN = 0.05  # seconds
-_SETTLED = 1.0  # seconds after which a return of Redis is told
+_REPLACED = "What stood in Redis for %s %r was none of ours and is replaced"
 _FAILURES = (RedisError, OSError, WireError, TimeoutError)
-
-
-@dataclass(slots=True)
-class Link:
-    """Whether Redis is there, and how far away, in seconds to it and back."""
-
-    is_up: bool = False
-    round_trip: float = 0.0
 
 
 class Worker:
@@ -63,16 +55,23 @@ class Worker:
         url: Where Redis is.
         prefix: Of its keys and channels.
         breakers: By their names; others may add to it.
+        limits: By their names; others may add to it.
         link: Where others see whether Redis is there.
     """
 
     def __init__(
-        self, url: str, prefix: str, breakers: Mapping[str, SharedBreaker], link: Link
+        self,
+        url: str,
+        prefix: str,
+        breakers: Mapping[str, SharedBreaker],
+        limits: Mapping[str, SharedLimit],
+        link: Link,
     ) -> None:
         self.loop = asyncio.new_event_loop()
         self._url = url
         self._prefix = prefix
         self._breakers = breakers
+        self._limits = limits
         self._link = link
         self._name = uuid.uuid4().hex[:16]
         self._tokens = itertools.count(1)
@@ -82,13 +81,12 @@ class Worker:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._steering = asyncio.Lock()
         self._steered: Counter[SharedBreaker] = Counter()
+        self._subscribing = asyncio.Lock()
         self._something = asyncio.Event()
         self._urgent = asyncio.Event()
         self._look_now = asyncio.Event()
         self._hearing: asyncio.Timeout | None = None
         self._pubsub: Any = None
-        self._complaint = ""
-        self._up_since = 0.0
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(
             target=self._serve, name="lightrag-resilience-redis", daemon=True
@@ -133,11 +131,8 @@ class Worker:
         while True:
             try:
                 await part()
-            except _FAILURES as error:
-                self._lost(error)
             except Exception as error:  # noqa: BLE001 - see above
-                self._lost(error)
-                _log.exception("Sharing breakers through Redis failed; it begins again")
+                self._note(error)
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _say_farewell(self) -> None:
@@ -151,7 +146,7 @@ class Worker:
     def met(self, breaker: SharedBreaker) -> None:
         """A breaker is new."""
         if self._pubsub is not None:
-            self._spawn(self._subscribe(breaker.subject.channel))
+            self._spawn(self._subscribe([breaker]))
         self._look_now.set()
 
     def due(self, breaker: SharedBreaker, when: When) -> None:
@@ -177,6 +172,25 @@ class Worker:
         self._steered[breaker] += 1
         task = self._spawn(self._steer(breaker, state, reason, open_for))
         task.add_done_callback(lambda _: self._steered.subtract([breaker]))
+
+    def book(self, limit: SharedLimit) -> None:
+        """Callers wait for turns."""
+        self._spawn(self._book(limit))
+
+    def cool_down(self, name: str, seconds: float) -> None:
+        """A provider asked to wait."""
+        self._spawn(self._store.tell(Keys(self._prefix, name).channel, Cooling(seconds)))
+
+    async def _book(self, limit: SharedLimit) -> None:
+        while (demand := limit.demand()) is not None:
+            try:
+                booking = await self._store.book(limit, demand)
+            except BaseException:
+                limit.could_not_book(demand)
+                raise
+            limit.booked(demand, booking)
+            if booking.found == "corrupt":
+                _log.error(_REPLACED, "limit", limit.name)
 
     async def _ask(self, breaker: SharedBreaker) -> None:
         token = f"{self._name}:{next(self._tokens)}"
@@ -208,8 +222,8 @@ class Worker:
     async def _quietly(self, work: Coroutine[Any, Any, Any]) -> None:
         try:
             await work
-        except _FAILURES as error:
-            self._lost(error)
+        except Exception as error:  # noqa: BLE001 - no other part of the sharing shall suffer
+            self._note(error)
 
     # ------------------------------------------------------------------ reports
 
@@ -261,7 +275,7 @@ class Worker:
                     await self._look_at(turn)
                     if count % _SHOW_EVERY == 0:
                         await self._show()
-                    self._note_return()
+                    self._link.goes_on()
                 else:
                     await self._join()
             except _FAILURES as error:
@@ -307,8 +321,7 @@ class Worker:
         hearing = self._hearing = asyncio.timeout(None)
         try:
             async with hearing, subscriptions(self._client) as self._pubsub:
-                channels = [breaker.subject.channel for breaker in list(self._breakers.values())]
-                await self._subscribe(*channels)
+                await self._subscribe(list(self._breakers.values()))
                 self._look_now.set()
                 while True:
                     await self._hear(self._pubsub)
@@ -318,10 +331,11 @@ class Worker:
         finally:
             self._pubsub = self._hearing = None
 
-    async def _subscribe(self, *channels: str) -> None:
-        if (pubsub := self._pubsub) is not None:
-            with lost_connections():
-                await pubsub.subscribe(*channels)
+    async def _subscribe(self, breakers: list[SharedBreaker]) -> None:
+        async with self._subscribing:  # one by one: each that comes too early would connect anew
+            if (pubsub := self._pubsub) is not None:
+                with lost_connections():
+                    await pubsub.subscribe(*(breaker.subject.channel for breaker in breakers))
 
     async def _hear(self, pubsub: Any) -> None:
         with lost_connections():
@@ -333,7 +347,10 @@ class Worker:
         if breaker is None:
             return
         try:
-            breaker.learn(Announcement.parse(message["data"]), announced=True)
+            if (cooling := Cooling.parse(message["data"])) is not None:
+                self._limits[name].hear_cooldown(cooling.seconds)
+            else:
+                breaker.learn(Announcement.parse(message["data"]), announced=True)
         except WireError as error:
             _log.error("A message in Redis about breaker %r is ignored: %s", breaker.name, error)
 
@@ -343,33 +360,22 @@ class Worker:
         await self._show()
         for turn in self._turns():
             await self._look_at(turn, joining=True)
-        self._link.is_up = True
-        self._up_since = self.loop.time()
+        self._link.found()
         self._look_now.set()
 
-    def _note_return(self) -> None:
-        """Say that Redis is there again, once it is for good: old connections may still break."""
-        if self._complaint and self.loop.time() >= self._up_since + _SETTLED:
-            self._complaint = ""
-            _log.warning("Redis is there again: breakers are shared")
-
     def _lost(self, error: BaseException) -> None:
-        self._link.is_up = False
         if self._hearing is not None:  # what listens on a dead connection never hears of it
             self._hearing.reschedule(self.loop.time())
-        complaint = what_is_wrong(error)
-        if complaint != self._complaint:
-            # One warning for one outage, whatever its many errors are.
-            level = logging.INFO if self._complaint else logging.WARNING
-            text = "Redis cannot be used, so breakers go on in each process alone: %s"
-            _log.log(level, text, complaint)
-            self._complaint = complaint
+        self._link.lost(error)
+
+    def _note(self, error: Exception) -> None:
+        self._lost(error)
+        if not isinstance(error, _FAILURES):
+            _log.error("Sharing through Redis failed; it begins again", exc_info=error)
 
     def _check(self, breaker: SharedBreaker, reply: Reply) -> None:
         if reply.found == "corrupt":
-            _log.error(
-                "What stood in Redis for breaker %r was none of ours and is replaced", breaker.name
-            )
+            _log.error(_REPLACED, "breaker", breaker.name)
 
 
 async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:

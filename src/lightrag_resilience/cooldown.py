@@ -1,0 +1,99 @@
+"""After a 429 all calls stand still for as long as the provider asked; then one goes first.
+
+What comes of the first decides: if it succeeds, the others follow; if it is throttled again, they
+stand still again, and none of them has used up an attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable
+
+from .errors import RateLimitedError
+from .failures import Failure, FailureKind
+
+__all__ = ["Cooldown"]
+
+_STAGGER = 0.1  # of the wait, so that workers do not all go first at once
+_LONGEST_STAGGER = 0.5  # seconds
+
+
+class Cooldown:
+    """The standstill of one dependency on one event loop, first come first served.
+
+    Args:
+        name: The dependency.
+        clock: Monotonic seconds.
+
+    Attributes:
+        until: Monotonic seconds until which nothing goes; -inf where there is no standstill.
+    """
+
+    __slots__ = ("_clock", "_first", "_judged", "_line", "_name", "until")
+
+    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+        self.until = -math.inf
+        self._name = name
+        self._clock = clock
+        self._first: object | None = None
+        self._line = asyncio.Lock()
+        self._judged = asyncio.Event()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether calls stand still, or wait for the one that goes first."""
+        return self.until > -math.inf
+
+    def begin(self, seconds: float) -> None:
+        """The provider asked to wait; from any thread."""
+        self.until = max(self.until, self._clock() + seconds)
+
+    async def wait(self, call: object, longest: float) -> bool:
+        """Until the call may go, at most `longest` seconds. True if there was a wait.
+
+        Raises:
+            RateLimitedError: It may not go that soon.
+        """
+        if not self.is_on or self._first is call:
+            return False
+        if (left := self.until - self._clock()) > longest:
+            raise self._refusal(left)
+        try:
+            async with asyncio.timeout(longest if longest < math.inf else None), self._line:
+                await self._stand_still(call)
+        except TimeoutError:
+            raise self._refusal(max(self.until - self._clock(), 0.0)) from None
+        return True
+
+    async def _stand_still(self, call: object) -> None:
+        while self.is_on:
+            if (left := self.until - self._clock()) > 0:
+                stagger = min(left * _STAGGER, _LONGEST_STAGGER)
+                await asyncio.sleep(left + random.uniform(0.0, stagger))  # noqa: S311
+            elif self._first is None:
+                self._first = call
+                return
+            else:
+                self._judged.clear()
+                await self._judged.wait()
+
+    def ended(self, call: object, failure: Failure | None) -> None:
+        """A call succeeded, or failed so."""
+        if call is not self._first:
+            return
+        self._first = None
+        passing = failure is None or failure.kind is FailureKind.FATAL
+        if passing or (failure is not None and not failure.retry_after and not failure.counts):
+            self.until = -math.inf
+        self._judged.set()
+
+    def gave_up(self, call: object) -> None:
+        """A call ended with no verdict: the next one goes first."""
+        if call is self._first:
+            self._first = None
+            self._judged.set()
+
+    def _refusal(self, left: float) -> RateLimitedError:
+        return RateLimitedError(self._name, left, "as the provider asked")

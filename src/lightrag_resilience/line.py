@@ -1,0 +1,118 @@
+"""What a call waits for before it is sent: the provider's leave, its turn, and a place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from .concurrency import Places
+from .cooldown import Cooldown
+from .failures import Failure, FailureKind
+from .limits import Limit, LocalLimit
+from .policy import Policy
+from .usage import estimate_tokens, text_tokens, used_tokens
+
+__all__ = ["Line"]
+
+
+class _Caller(Protocol):
+    tokens: tuple[int, int]
+    """How many were booked for it, and how many of them its question has."""
+
+
+class Line:
+    """The line of one dependency on one event loop.
+
+    Args:
+        name: The dependency.
+        policy: What to wait for.
+        clock: Monotonic seconds.
+        shared: The limit of all workers together, instead of one of this loop's own.
+    """
+
+    __slots__ = ("_limit", "_places", "_policy", "cooldown")
+
+    def __init__(
+        self, name: str, policy: Policy, clock: Callable[[], float], shared: Limit | None
+    ) -> None:
+        self.cooldown = Cooldown(name, clock)
+        self._policy = policy.limit
+        self._limit: Limit | None = None
+        if policy.limit.rpm or policy.limit.tpm:
+            self._limit = shared or LocalLimit(name, policy.limit)
+        has_places = policy.concurrency.max_concurrent is not None
+        self._places = Places(name, policy.concurrency) if has_places else None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to wait for."""
+        return self.cooldown.is_on or self._limit is not None or self._places is not None
+
+    async def enter(
+        self,
+        call: _Caller,
+        question: tuple[Sequence[Any], Mapping[str, Any]],
+        remaining: Callable[[], float],
+    ) -> bool:
+        """Wait until the call may be sent; `remaining` are the seconds it has. True if it waited.
+
+        Raises:
+            CallRejected: It may not, or not in time.
+        """
+        waited = False
+        call.tokens = 0, 0
+        try:
+            if self.cooldown.is_on:
+                waited = await self.cooldown.wait(call, min(self._policy.max_wait, remaining()))
+            if self._limit is not None:
+                tokens = self._tokens_for(*question)
+                waited |= await self._limit.acquire(tokens[0], remaining())
+                call.tokens = tokens
+            if self._places is not None:
+                waited |= await self._places.acquire(remaining())
+        except BaseException:
+            self.cooldown.gave_up(call)
+            self._settle(call, 0)
+            raise
+        return waited
+
+    def give_up(self, call: _Caller) -> None:
+        """A call that was let in is not sent after all."""
+        self._settle(call, 0)
+        self.leave_without_verdict(call)
+
+    def leave_without_verdict(self, call: _Caller) -> None:
+        """A call was given up by its caller."""
+        if self._places is not None:
+            self._places.release()
+        self.cooldown.gave_up(call)
+
+    def leave(self, call: _Caller, failure: Failure | None, answer: object = None) -> None:
+        """A call succeeded, or failed so."""
+        if self._places is not None:
+            self._places.release()
+        if self.cooldown.is_on:
+            self.cooldown.ended(call, failure)
+        if self._limit is not None:
+            self._settle(call, _used(call.tokens, failure, answer))
+
+    def _settle(self, call: _Caller, used: int) -> None:
+        if self._limit is not None and call.tokens[0]:
+            self._limit.settle(call.tokens[0], used)
+
+    def _tokens_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        if not self._policy.tpm:
+            return 0, 0
+        asked, bound = estimate_tokens(args, kwargs)
+        return asked + (self._policy.answer_tokens if bound is None else bound), asked
+
+
+def _used(tokens: tuple[int, int], failure: Failure | None, answer: object) -> int:
+    """How many tokens a call has used, as far as one can tell."""
+    booked, asked = tokens
+    if failure is not None:
+        return booked if failure.kind is FailureKind.UNKNOWN_OUTCOME else 0
+    used = used_tokens(answer)
+    if used is not None:
+        return used
+    return asked + text_tokens(answer) if isinstance(answer, str) else booked

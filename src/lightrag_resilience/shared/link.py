@@ -1,0 +1,58 @@
+"""Whether Redis is there, and what the log says of it: a word at an outage's begin and end."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+from .trouble import what_is_wrong
+
+__all__ = ["Link"]
+
+_log = logging.getLogger("lightrag_resilience")
+
+_SETTLED = 1.0  # seconds after which a return of Redis is told
+
+
+class Link:
+    """What others may know of the connection to Redis.
+
+    Args:
+        clock: Monotonic seconds.
+
+    Attributes:
+        is_up: Whether Redis takes what is sent.
+        round_trip: Seconds to it and back.
+    """
+
+    __slots__ = ("_clock", "_complaint", "_up_since", "is_up", "round_trip")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.is_up = False
+        self.round_trip = 0.0
+        self._clock = clock
+        self._complaint = ""
+        self._up_since = math.inf
+
+    def found(self) -> None:
+        """Redis takes what is sent."""
+        self.is_up = True
+        self._up_since = self._clock()
+
+    def goes_on(self) -> None:
+        """It still does. Its return is told once it lasts: old connections may still break."""
+        if self._complaint and self._clock() >= self._up_since + _SETTLED:
+            self._complaint = ""
+            _log.warning("Redis is there again: breakers are shared")
+
+    def lost(self, error: BaseException) -> None:
+        """Redis cannot be used."""
+        self.is_up = False
+        complaint = what_is_wrong(error)
+        if complaint != self._complaint:
+            # One warning for one outage, whatever its many errors are.
+            level = logging.INFO if self._complaint else logging.WARNING
+            text = "Redis cannot be used, so breakers go on in each process alone: %s"
+            _log.log(level, text, complaint)
+            self._complaint = complaint
