@@ -34,13 +34,14 @@ class Cluster:
 
 
 @contextmanager
-def cluster(number: int = 4, *, shared: bool = True, **breaker: str) -> Iterator[Cluster]:
-    """Workers that have found Redis; keywords are variables of the breaker.
+def cluster(number: int = 4, *, shared: bool = True, **policy: str) -> Iterator[Cluster]:
+    """Workers that have found Redis; keywords are variables, by default the breaker's.
 
     Raises:
         RuntimeError: A worker does not find Redis.
     """
-    variables = {f"RESILIENCE_LLM__BREAKER__{key}": value for key, value in breaker.items()}
+    names = {key if "__" in key else f"BREAKER__{key}": value for key, value in policy.items()}
+    variables = {f"RESILIENCE_LLM__{name}": value for name, value in names.items()}
     variables["RESILIENCE_LLM__RETRY__ATTEMPTS"] = "1"
     with RedisServer() as server, ExitStack() as stack:
         if shared:

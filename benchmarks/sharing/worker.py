@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import resource
 import time
 from array import array
@@ -16,6 +17,7 @@ from lightrag_resilience.testing.commanded import obey
 
 NAME = "llm.benchmark"
 _LONGEST = 10.0  # seconds to wait for a state
+_SIGMA = 0.5  # of the tokens that calls use
 
 
 class Worker:
@@ -28,23 +30,31 @@ class Worker:
         self._durations = array("d")
         self._takes = 0.0
         self._fails = False
+        self._spent: list[tuple[float, float]] = []
+        self._booked = 0
         self._callers: list[asyncio.Task[None]] = []
 
     def _heard(self, event: Event) -> None:
         if isinstance(event, StateChanged):
             self._states[event.new] = time.monotonic()
 
-    async def _dependency(self) -> None:
+    async def _dependency(self, **_: Any) -> dict[str, int]:
         self._made += 1
+        cost = int(self._booked * random.lognormvariate(-(_SIGMA**2) / 2, _SIGMA))
+        self._spent.append((time.monotonic(), cost or 1))
         self._probes += self._guard.breaker.state.value == "half-open"
         if self._takes:
             await asyncio.sleep(self._takes)
         if self._fails:
             raise ConnectionRefusedError("made up")
+        return {"total_tokens": cost}
 
     async def _call(self, *, guarded: bool = True) -> None:
         try:
-            await (self._guard.call(self._dependency) if guarded else self._dependency())
+            if guarded:
+                await self._guard.call(self._dependency, max_tokens=self._booked)
+            else:
+                await self._dependency()
         except CallRejected:
             self._refused += 1
         except ConnectionRefusedError:
@@ -57,6 +67,10 @@ class Worker:
     async def behave(self, *, fails: bool = False, takes: float = 0.0) -> None:
         """What the dependency does, and for how many seconds."""
         self._fails, self._takes = fails, takes
+
+    async def use_tokens(self, booked: int) -> None:
+        """Each call books so many tokens, and uses others with the same mean."""
+        self._booked = booked
 
     async def trip(self) -> float | None:
         """Fail until the breaker is open; when that was."""
@@ -121,9 +135,11 @@ class Worker:
             "refused": self._refused,
             "wrong": self._wrong,
             "durations": self._durations.tolist(),
+            "spent": self._spent,
         }
         self._made = self._probes = self._refused = self._wrong = 0
         self._durations = array("d")
+        self._spent = []
         return told
 
     async def end(self) -> dict[str, Any]:
