@@ -275,23 +275,25 @@ async def test_ingest_does_not_wait_for_a_chain_that_waiting_cannot_mend(chain: 
     assert now() == 0
 
 
-@pytest.mark.parametrize("last", ["answer", ConnectionRefusedError("down")])
-async def test_no_circle_keeps_what_a_call_was_given(chain: Any, last: Any) -> None:
+@pytest.mark.parametrize("last", [True, False])
+async def test_no_circle_keeps_what_a_call_was_given(last: bool, chain: Any) -> None:  # noqa: FBT001
     class Prompt:
         pass
 
+    async def one(prompt: Prompt) -> None:
+        raise down()
+
+    async def two(prompt: Prompt) -> str:
+        if last:
+            raise down()
+        return "answer"
+
     prompt = Prompt()
     gone = weakref.ref(prompt)
-    complete = chain(named("one", down()), named("two", last))
-    gc.collect()
     gc.disable()
     try:
         with contextlib.suppress(AllFailedError):
-            await complete(prompt)
-        for each in (complete.__wrapped__.script, last):
-            if isinstance(each, Exception):
-                each.__traceback__ = None
-        complete.__wrapped__.script.steps[0].__traceback__ = None
+            await chain(one, two)(prompt)
         del prompt
         assert gone() is None
     finally:
@@ -467,6 +469,26 @@ async def test_a_stream_whose_time_is_up_before_its_first_item_fails(chain: Any)
     assert await received(chain(Source("a", 60, "b").generator, total=5)) == ["a", "b"]
 
 
+async def test_a_stream_that_cannot_begin_is_closed(chain: Any) -> None:
+    closed: list[str] = []
+
+    class Broken:
+        def __aiter__(self) -> Broken:
+            return self
+
+        async def __anext__(self) -> str:
+            raise down()
+
+        async def aclose(self) -> None:
+            closed.append("closed")
+
+    async def begin() -> Any:
+        return Broken()
+
+    assert await received(chain(begin, Source("b").coroutine)) == ["b"]
+    assert closed == ["closed"]
+
+
 async def test_an_iterator_that_cannot_be_closed_passes_through(chain: Any) -> None:
     class Once:
         def __init__(self) -> None:
@@ -633,6 +655,15 @@ async def test_the_longest_unused_answer_makes_room(chain: Any, cache: StaleCach
     assert (await answered(complete, "b")).value == "B"
     with pytest.raises(AllFailedError):
         await answered(complete, "a")
+
+
+async def test_an_answer_given_anew_is_the_last_to_make_room(chain: Any, cache: StaleCache) -> None:
+    complete = chain(named("one", "A", "B", "A", "C", down()), stale=cache)
+    for word in "abac":
+        await complete(word)
+    assert (await answered(complete, "a")).value == "A"
+    with pytest.raises(AllFailedError):
+        await answered(complete, "b")
 
 
 async def test_nobody_can_change_what_is_remembered(chain: Any, cache: StaleCache) -> None:
