@@ -13,6 +13,7 @@ import pytest
 
 from lightrag_resilience import errors
 from lightrag_resilience.errors import (
+    AllFailedError,
     AttemptTimeoutError,
     CallRejected,
     CircuitOpenError,
@@ -57,6 +58,10 @@ SENTENCES: list[tuple[ResilienceError, str]] = [
     (
         DeadlineExceededError("llm", None, "after 60 s"),
         "The deadline of 'llm' has passed after 60 s",
+    ),
+    (
+        AllFailedError("llm.a", None, "(llm.a: CircuitOpenError; llm.b: IOError)", ()),
+        "'llm.a' and its fallbacks failed (llm.a: CircuitOpenError; llm.b: IOError)",
     ),
 ]
 PUBLIC: list[type[ResilienceError]] = [getattr(errors, name) for name in errors.__all__]

@@ -6,10 +6,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ._elsewhere import another_may_help
 from ._version import __version__
 from .breakers import State
 from .decorators import resilient
 from .errors import (
+    AllFailedError,
     AttemptTimeoutError,
     CallRejected,
     CircuitOpenError,
@@ -23,6 +25,7 @@ from .errors import (
     UnsupportedCallError,
 )
 from .failures import Failure, FailureKind
+from .fallback import Answered, answered, with_fallbacks
 from .guard import Guard
 from .policy import (
     BreakerPolicy,
@@ -33,11 +36,14 @@ from .policy import (
     TimeoutPolicy,
 )
 from .registry import Guards, guard, guards
+from .stale import StaleCache
 
 if TYPE_CHECKING:
     from .integrations.lightrag import QueryFailedError, protect, unprotect
 
 __all__ = [
+    "AllFailedError",
+    "Answered",
     "AttemptTimeoutError",
     "BreakerPolicy",
     "CallRejected",
@@ -58,15 +64,19 @@ __all__ = [
     "ResilienceError",
     "RetryPolicy",
     "SettingsError",
+    "StaleCache",
     "State",
     "TimeoutPolicy",
     "UnsupportedCallError",
     "__version__",
+    "another_may_help",
+    "answered",
     "guard",
     "guards",
     "protect",
     "resilient",
     "unprotect",
+    "with_fallbacks",
 ]
 
 

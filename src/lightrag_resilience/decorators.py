@@ -59,7 +59,9 @@ def resilient(
                 wrapper = _sync(function, find, owner)
             case _:
                 wrapper = _stream(function, find)
-        return cast("Callable[P, R]", functools.update_wrapper(wrapper, function))
+        functools.update_wrapper(wrapper, function)
+        vars(wrapper)["__resilience_name__"] = name
+        return cast("Callable[P, R]", wrapper)
 
     return decorate
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pybreaker import CircuitBreakerError
 
 __all__ = [
+    "AllFailedError",
     "AttemptTimeoutError",
     "CallRejected",
     "CircuitOpenError",
@@ -141,6 +142,31 @@ class DeadlineExceededError(DependencyError):
     def summary(self) -> str:
         """Whose deadline."""
         return f"The deadline of {self.dependency!r} has passed"
+
+
+class AllFailedError(DependencyError):
+    """A dependency and all its fallbacks failed. `retry_after` is the shortest that one gave.
+
+    It can be pickled where the errors in it can.
+    """
+
+    @property
+    def errors(self) -> tuple[Exception, ...]:
+        """What each raised, in the order in which they were called."""
+        return tuple(self.args[3]) if len(self.args) > 3 else ()  # noqa: PLR2004
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether a guard refused one of them, so that waiting may help where calling did not."""
+        return any(
+            isinstance(error, CallRejected)
+            or (isinstance(error, AllFailedError) and error.was_refused)
+            for error in self.errors
+        )
+
+    def summary(self) -> str:
+        """Whose chain."""
+        return f"{self.dependency!r} and its fallbacks failed"
 
 
 def _clause(reason: str) -> str:

@@ -15,8 +15,10 @@ __all__ = [
     "CallSucceeded",
     "Event",
     "Events",
+    "FellBack",
     "Listener",
     "RetryScheduled",
+    "StaleAnswered",
     "StateChanged",
 ]
 
@@ -69,7 +71,33 @@ class StateChanged:
     generation: int
 
 
-Event = CallSucceeded | AttemptFailed | RetryScheduled | CallRefused | StateChanged
+@dataclass(frozen=True, slots=True)
+class FellBack:
+    """A function of a chain failed and the next is called; `reason` is the name of the error."""
+
+    dependency: str
+    to: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StaleAnswered:
+    """A chain whose functions all failed gave an old answer of `source`, `age` seconds old."""
+
+    dependency: str
+    source: str
+    age: float
+
+
+Event = (
+    CallSucceeded
+    | AttemptFailed
+    | RetryScheduled
+    | CallRefused
+    | StateChanged
+    | FellBack
+    | StaleAnswered
+)
 Listener = Callable[[Event], None]
 
 

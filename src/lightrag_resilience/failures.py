@@ -19,8 +19,17 @@ from functools import lru_cache
 from typing import Any, Final
 
 from ._hints import advice, asked_wait, longest_reset
+from .errors import AllFailedError
 
-__all__ = ["Failure", "FailureKind", "classify", "root_cause"]
+__all__ = [
+    "Failure",
+    "FailureKind",
+    "classify",
+    "names_a_spent_quota",
+    "root_cause",
+    "status_of",
+    "words_of",
+]
 
 
 class FailureKind(enum.Enum):
@@ -75,7 +84,7 @@ def classify(exc: BaseException) -> Failure:
         own = getattr(exc, "__resilience_failure__", None)
         if isinstance(own, Failure):
             return own
-        status = _status(exc)
+        status = status_of(exc)
         if status is not None and 400 <= status < 600:  # noqa: PLR2004 - the errors of HTTP
             return _by_status(exc, status)
         return rule if isinstance(rule, Failure) else rule(exc)
@@ -129,7 +138,7 @@ _TOO_MANY = 429
 _LONGEST_RESET = 30.0  # seconds: a full refill takes longer than room for one call
 
 
-def _status(exc: BaseException) -> int | None:
+def status_of(exc: BaseException) -> int | None:
     """The HTTP status, under the names the SDKs give it. Stops early: aiohttp deprecates `code`."""
     for name in ("status_code", "status"):
         status = getattr(exc, name, None)
@@ -176,7 +185,7 @@ def _is_spent(exc: BaseException, found: dict[str, str]) -> bool:
     """Whether a 429 is about money or the day's quota, which waiting does not bring back."""
     if _is_from(type(exc), "anthropic") and not found.keys() & {"retry-after", "retry-after-ms"}:
         return True
-    return any(map(_names_a_spent_quota, _words(exc)))
+    return any(map(names_a_spent_quota, words_of(exc)))
 
 
 # ---------------------------------------------------------------------- what a body tells
@@ -193,7 +202,7 @@ _WORDS = {
 }
 
 
-def _words(exc: BaseException) -> Iterator[str]:
+def words_of(exc: BaseException) -> Iterator[str]:
     """The codes and types of an error, the precise before the general, in lower case."""
     own = vars(exc)  # past properties: to read aiohttp's `code` warns
     body = own.get("body")
@@ -205,14 +214,15 @@ def _words(exc: BaseException) -> Iterator[str]:
                 yield str(word).lower()
 
 
-def _names_a_spent_quota(word: str) -> bool:
+def names_a_spent_quota(word: str) -> bool:
+    """Whether a code or type is about money or the day's quota."""
     return word in _SPENT or "daily" in word or "per_day" in word
 
 
 def _by_body(exc: BaseException) -> Failure:
     """An error event within a stream: its words, or a status among them (vLLM, OpenRouter)."""
-    for word in _words(exc):
-        if _names_a_spent_quota(word):
+    for word in words_of(exc):
+        if names_a_spent_quota(word):
             return _FATAL
         if word in _WORDS:
             return _WORDS[word]
@@ -249,6 +259,14 @@ def _badness(failure: Failure) -> tuple[int, float]:
     return _BADNESS.index(failure.kind), failure.retry_after or 0.0
 
 
+def _by_best_member(exc: AllFailedError) -> Failure:
+    """A chain succeeds as soon as one of its functions does."""
+    verdicts = [classify(member) for member in exc.errors] or [_TRANSIENT]
+    if any(verdict.kind is FailureKind.UNKNOWN_OUTCOME for verdict in verdicts):
+        return _UNKNOWN  # whatever the others say, one may have done it
+    return min(verdicts, key=_badness)
+
+
 _BADNESS = (
     FailureKind.TRANSIENT,
     FailureKind.THROTTLED,
@@ -279,6 +297,7 @@ _BUILTINS: dict[str, _Rule] = {
     **dict.fromkeys(("ArithmeticError", "ImportError", "MemoryError", "RecursionError"), _FATAL),
 }
 _OURS: dict[str, _Rule] = {
+    "AllFailedError": _by_best_member,
     "CallRejected": _FATAL,  # by a guard within this one
     **dict.fromkeys(("AttemptTimeoutError", "DeadlineExceededError"), _UNKNOWN),
 }

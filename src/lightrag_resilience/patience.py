@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from .errors import CallRejected
+from .errors import AllFailedError, CallRejected
 from .failures import classify
 from .guard import Guard
 from .retry import is_retryable
@@ -48,7 +48,7 @@ async def patiently(guard: Guard, call: Callable[[], Awaitable[R]], *, patience:
 
 def _worth_waiting(error: Exception, guard: Guard) -> float | None:
     """Seconds to wait before another round; None where it would not help."""
-    if isinstance(error, CallRejected):
+    if isinstance(error, CallRejected) or (isinstance(error, AllFailedError) and error.was_refused):
         hint = error.retry_after
     else:
         failure = classify(error)

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from lightrag import QueryParam
 
-from lightrag_resilience import CircuitOpenError, Guards, State, UnsupportedCallError
+from lightrag_resilience import (
+    CircuitOpenError,
+    Guards,
+    Policy,
+    State,
+    UnsupportedCallError,
+    resilient,
+    with_fallbacks,
+)
 from lightrag_resilience.integrations.lightrag import (
     QueryFailedError,
     is_protected,
@@ -53,6 +61,24 @@ async def test_a_protected_instance_ingests_and_answers() -> None:
         assert [guard.name for guard in guards] == ["embedding", "llm", "rerank"]
         assert provider.count("llm") == 3  # extraction, keywords, answer
         assert provider.count("rerank") == 1
+
+
+async def test_a_chain_has_a_guard_apart_from_its_first_functions() -> None:
+    provider = Provider()
+    guards = registry()
+
+    async def openai(*args: Any, **kwargs: Any) -> str:
+        raise DOWN
+
+    openai.__module__ = "lightrag.llm.openai"
+    first = resilient("llm.openai", Policy(), registry=guards)(openai)
+    complete = with_fallbacks(first, provider.complete, registry=guards)
+    async with lightrag_on(provider, llm_model_func=complete) as rag:
+        await protect(rag, registry=guards)
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        assert await ask(rag) == ANSWER
+    assert [guard.name for guard in guards] == ["embedding", "llm", "llm.openai", "rerank"]
+    assert guards.get("llm").breaker.state is State.CLOSED
 
 
 async def test_ingest_survives_errors_that_lightrag_alone_would_give_up_on() -> None:

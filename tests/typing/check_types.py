@@ -10,7 +10,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, assert_type
 
-from lightrag_resilience import Guard, Guards, Policy, guard, guards, protect, resilient, unprotect
+from lightrag_resilience import (
+    Answered,
+    Guard,
+    Guards,
+    Policy,
+    StaleCache,
+    answered,
+    guard,
+    guards,
+    protect,
+    resilient,
+    unprotect,
+    with_fallbacks,
+)
 from lightrag_resilience.streams import GuardedStream
 
 
@@ -91,6 +104,21 @@ async def a_call_refuses_wrong_arguments() -> None:
     await call(plain_count, 1)  # type: ignore[call-overload]
     await call(plain_complete, "a", time=1)  # type: ignore[call-arg]
     await call(plain_stream)  # type: ignore[call-overload]
+
+
+async def a_chain_is_typed_as_its_functions() -> None:
+    chain = with_fallbacks(complete, plain_complete, total=1.0, stale=StaleCache(max_age=1.0))
+    assert_type(await chain("a", times=2), list[str])
+    assert_type(await answered(chain, "a", times=2), Answered[list[str]])
+    assert_type(with_fallbacks(stream, iterate)("a"), AsyncIterator[str])
+    assert_type(await answered(with_fallbacks(stream), "a"), Answered[AsyncIterator[str]])
+    assert_type(with_fallbacks(plain_count)("a"), int)
+    assert_type((await answered(with_fallbacks(plain_count), "a")).value, int)
+
+
+async def a_chain_refuses_wrong_arguments() -> None:
+    await with_fallbacks(complete, plain_complete)(1)  # type: ignore[arg-type]
+    await answered(with_fallbacks(complete), "a", time=1)  # type: ignore[call-arg]
 
 
 async def a_block_gives_its_guard() -> None:

@@ -162,7 +162,9 @@ class _Protection:
     def _guard_of(
         self, family: str, function: Callable[..., Any], binding: str | None = None
     ) -> Guard:
-        provider = binding or _provider(function)
+        # A chain bears its first function's name, and must not share that one's guard.
+        is_chain = hasattr(_inner(function), "__resilience_chain__")
+        provider = None if is_chain else binding or _provider(function)
         return self._registry.get(f"{family}.{provider}" if provider else family)
 
     def _gated(
@@ -247,10 +249,15 @@ async def _retire(queued: Any) -> None:
 
 def _provider(function: Any) -> str | None:
     """The provider whose LightRAG binding a function is: ``openai`` for ``lightrag.llm.openai``."""
+    package, _, module = getattr(_inner(function), "__module__", "").rpartition(".")
+    return module if package == "lightrag.llm" else None
+
+
+def _inner(function: Any) -> Any:
+    """What a partial calls."""
     while isinstance(function, functools.partial):
         function = function.func
-    package, _, module = getattr(function, "__module__", "").rpartition(".")
-    return module if package == "lightrag.llm" else None
+    return function
 
 
 # ---------------------------------------------------------------------- around one function
