@@ -20,8 +20,16 @@ _MINUTE = 60.0  # seconds
 class Limit(Protocol):
     """Hands out turns, first come first served, and learns what became of their tokens."""
 
-    async def acquire(self, tokens: int, longest: float) -> bool: ...
-    def settle(self, booked: int, used: int) -> None: ...
+    async def acquire(self, tokens: int, longest: float) -> bool:
+        """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.
+
+        Raises:
+            RateLimitedError: The turn would come later than that, or than the policy allows.
+        """
+        ...
+
+    def settle(self, booked: int, used: int) -> None:
+        """A call for which tokens were booked has used so many."""
 
 
 class SharedLimit(Limit, Protocol):
