@@ -7,9 +7,14 @@ import math
 
 import pytest
 
-from lightrag_resilience import LimitPolicy, RateLimitedError
+from lightrag_resilience import (
+    ConcurrencyPolicy,
+    LimitPolicy,
+    QueueFullError,
+    RateLimitedError,
+)
 from lightrag_resilience.limits import LocalLimit
-from support.guards import now
+from support.guards import Scripted, down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio
 
@@ -84,3 +89,135 @@ async def test_a_waiter_who_leaves_frees_the_line() -> None:
     assert waiters[0].cancelled()
     assert [task.result() for task in waiters[1:]] == pytest.approx([1.0, 2.0], abs=0.01)
     assert rate._waiting == 0
+
+
+# ---------------------------------------------------------------------- tokens
+
+
+def token_limit(
+    tpm: float = 60.0, token_burst: int | None = 10, max_wait: float = 1000.0
+) -> LocalLimit:
+    return LocalLimit("llm", LimitPolicy(tpm=tpm, token_burst=token_burst, max_wait=max_wait))
+
+
+async def spend(rate: LocalLimit, tokens: int) -> float:
+    await rate.acquire(tokens, math.inf)
+    return now()
+
+
+async def test_tokens_go_in_a_burst_and_then_at_their_rate() -> None:
+    rate = token_limit()
+    times = await asyncio.gather(*(spend(rate, 5) for _ in range(4)))
+    assert times == pytest.approx([0, 0, 5, 10], abs=0.01)
+
+
+async def test_a_large_call_is_served_in_its_turn() -> None:
+    """In aiolimiter it starves: its waiters are ordered by size."""
+    rate = token_limit()
+    served: list[int] = []
+
+    async def come(number: int, tokens: int) -> None:
+        await asyncio.sleep(number * 0.1)
+        await rate.acquire(tokens, math.inf)
+        served.append(number)
+
+    await asyncio.gather(*(come(number, 30 if number == 2 else 3) for number in range(20)))
+    assert served == sorted(served)
+
+
+async def test_a_call_larger_than_a_minute_can_pass() -> None:
+    rate = token_limit(tpm=60.0)
+    assert await spend(rate, 10_000) == pytest.approx(50.0)
+
+
+async def test_what_was_not_used_is_there_for_others_and_what_was_overused_is_owed() -> None:
+    rate = token_limit()
+    await spend(rate, 10)
+    rate.settle(10, 4)
+    assert await spend(rate, 6) == 0.0
+    rate.settle(6, 16)
+    assert await spend(rate, 1) == pytest.approx(11.0)
+
+
+async def test_a_waiter_who_leaves_gives_its_tokens_back() -> None:
+    rate = token_limit()
+    await spend(rate, 10)
+    waiter = asyncio.create_task(spend(rate, 50))
+    await asyncio.sleep(1.0)
+    waiter.cancel()
+    await asyncio.wait([waiter])
+    assert await spend(rate, 1) == pytest.approx(1.0)
+
+
+async def test_tokens_beyond_the_patience_are_refused_and_not_booked() -> None:
+    rate = token_limit(max_wait=5.0)
+    await spend(rate, 10)
+    with pytest.raises(RateLimitedError) as caught:
+        await spend(rate, 20)
+    assert caught.value.retry_after == pytest.approx(20.0)
+    assert await spend(rate, 5) == pytest.approx(5.0)
+
+
+async def test_requests_and_tokens_are_both_waited_for() -> None:
+    rate = LocalLimit("llm", LimitPolicy(rpm=60.0, burst=1, tpm=600.0, token_burst=10))
+    assert [await spend(rate, tokens) for tokens in (5, 5, 40, 1)] == pytest.approx(
+        [0, 1, 4, 4.1], abs=0.11
+    )
+
+
+async def test_a_share_is_a_part_of_both_limits() -> None:
+    rate = LocalLimit("llm", LimitPolicy(rpm=240.0, burst=4), 0.25)
+    times = await asyncio.gather(*(turn(rate) for _ in range(3)))
+    assert times == pytest.approx([0, 1, 2], abs=0.01)
+    rate = LocalLimit("llm", LimitPolicy(tpm=240.0, token_burst=40), 0.25)
+    start = now()
+    times = await asyncio.gather(*(spend(rate, 5) for _ in range(4)))
+    assert [at - start for at in times] == pytest.approx([0, 0, 5, 10], abs=0.01)
+
+
+# ---------------------------------------------------------------------- around a guarded call
+
+
+class Answer:
+    usage = {"total_tokens": 100}  # noqa: RUF012 - as an SDK's
+
+
+async def test_a_call_is_booked_by_its_question_and_settled_by_its_answer() -> None:
+    guard = guard_on_loop(limit=LimitPolicy(tpm=600.0, max_wait=1000.0, token_burst=600))
+    await guard.call(Scripted(Answer()), "q" * 400, max_tokens=500)  # 600 booked, 100 used
+    await guard.call(Scripted("x" * 400), "q" * 400, max_tokens=400)  # 500 booked, 200 used
+    assert now() == 0.0
+    await guard.call(Scripted(Answer()), max_tokens=301)
+    assert now() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("failure", "cost"), [(down(), 0), (TimeoutError(), 60), (KeyError(), 0)])
+async def test_a_failed_call_costs_what_the_provider_may_have_done(
+    failure: Exception, cost: int
+) -> None:
+    guard = guard_on_loop(limit=LimitPolicy(tpm=60.0, token_burst=60, max_wait=1000.0))
+    with pytest.raises(type(failure)):
+        await guard.call(Scripted(failure), max_tokens=60)
+    await guard.call(Scripted(Answer()), max_tokens=60)
+    assert now() == pytest.approx(cost)
+
+
+async def test_an_answer_of_unknown_length_is_expected_to_be_as_long_as_the_policy_says() -> None:
+    policy = LimitPolicy(tpm=600.0, token_burst=60, answer_tokens=90)
+    guard = guard_on_loop(limit=policy)
+    await guard.call(Scripted(object()))
+    assert now() == pytest.approx(3.0)
+
+
+async def test_a_call_that_gets_no_place_gives_its_tokens_back() -> None:
+    guard = guard_on_loop(
+        limit=LimitPolicy(tpm=60.0, token_burst=60, max_wait=1000.0),
+        concurrency=ConcurrencyPolicy(max_concurrent=1, max_queue=0),
+    )
+    busy = asyncio.create_task(guard.call(Scripted(0.5), max_tokens=30))
+    await asyncio.sleep(0.1)
+    with pytest.raises(QueueFullError):
+        await guard.call(Scripted("fine"), max_tokens=30)
+    await busy
+    await guard.call(Scripted("fine"), max_tokens=30)
+    assert now() == 0.5

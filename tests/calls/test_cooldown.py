@@ -1,0 +1,204 @@
+"""After a 429: nobody goes before the time, one goes first, and no attempt is wasted."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from lightrag_resilience import (
+    CircuitOpenError,
+    ConcurrencyPolicy,
+    Guard,
+    LimitPolicy,
+    RateLimitedError,
+)
+from lightrag_resilience.failures import Failure, FailureKind
+from support.guards import Scripted, down, guard_on_loop, now, outcomes
+
+pytestmark = pytest.mark.anyio
+
+
+class Throttled(Exception):  # noqa: N818 - a 429
+    def __init__(self, seconds: float | None) -> None:
+        super().__init__("429")
+        self.__resilience_failure__ = Failure(FailureKind.THROTTLED, seconds)
+
+
+async def throttle(guard: Guard, seconds: float | None = 5.0) -> None:
+    """One call of another caller is throttled now."""
+    with pytest.raises(Throttled):
+        await guard.call(Scripted(Throttled(seconds)))
+
+
+def stands_still(guard: Guard) -> bool:
+    assert guard._parts is not None
+    return guard._parts.line is not None
+
+
+async def test_nobody_goes_before_the_time_and_the_first_goes_alone() -> None:
+    guard = guard_on_loop()
+    await throttle(guard)
+    function = Scripted(1.0)
+    await outcomes(guard.call(function) for _ in range(4))
+    first, *others = function.at
+    assert 5.0 <= first <= 5.5
+    assert others == pytest.approx([first + 1.0] * 3)
+    assert not stands_still(guard)
+
+
+async def test_a_call_that_was_under_way_is_not_disturbed() -> None:
+    guard = guard_on_loop()
+    slow = asyncio.create_task(guard.call(Scripted(3.0, "done")))
+    await asyncio.sleep(1.0)
+    await throttle(guard)
+    await slow
+    assert now() == 3.0
+    assert stands_still(guard)
+
+
+async def test_the_callers_own_retry_waits_in_the_same_line() -> None:
+    guard = guard_on_loop(attempts=2)
+    function = Scripted(Throttled(5.0), "fine")
+    assert await guard.call(function) == "fine"
+    assert function.calls == 2
+    assert function.at[1] >= 5.0
+
+
+async def test_where_the_first_is_throttled_again_the_others_have_lost_nothing() -> None:
+    guard = guard_on_loop()
+    await throttle(guard)
+    function = Scripted(Throttled(5.0), Throttled(5.0), "fine")
+    results = await outcomes(guard.call(function) for _ in range(5))
+    assert [type(result) for result in results] == [Throttled, Throttled, str, str, str]
+    assert 15.0 <= function.at[2] <= 16.5
+    assert function.at[2:] == pytest.approx([function.at[2]] * 3)
+
+
+async def test_a_minute_of_429s_costs_a_call_each_5_seconds() -> None:
+    guard = guard_on_loop(attempts=4, limit=LimitPolicy(max_wait=300.0))
+    sent: list[float] = []
+
+    async def provider() -> str:
+        sent.append(now())
+        if now() < 60.0:
+            raise Throttled(5.0)
+        return "fine"
+
+    results = await outcomes(guard.call(provider) for _ in range(20))
+    assert results == ["fine"] * 20
+    assert sum(at < 60.0 for at in sent) == pytest.approx(12, abs=1)
+    assert guard.breaker.state.value == "closed"
+
+
+@pytest.mark.parametrize("failure", [down(), ValueError("mine")])
+async def test_who_fails_otherwise_first_lets_the_next_go(failure: Exception) -> None:
+    guard = guard_on_loop()
+    await throttle(guard)
+    results = await outcomes(guard.call(Scripted(failure, "fine")) for _ in range(2))
+    assert results == [failure, failure]
+    assert now() <= 5.5
+
+
+async def test_a_first_who_is_cancelled_lets_the_next_go() -> None:
+    guard = guard_on_loop()
+    await throttle(guard)
+    first = asyncio.create_task(guard.call(Scripted(100.0)))
+    other = asyncio.create_task(guard.call(Scripted("fine")))
+    await asyncio.sleep(6.0)
+    first.cancel()
+    await other
+    assert now() == 6.0
+
+
+async def test_a_cancelled_waiter_leaves_the_line() -> None:
+    guard = guard_on_loop()
+    await throttle(guard)
+    waiters = [asyncio.create_task(guard.call(Scripted("fine"))) for _ in range(3)]
+    await asyncio.sleep(1.0)
+    waiters[0].cancel()
+    await asyncio.wait(waiters)
+    assert [task.cancelled() for task in waiters] == [True, False, False]
+    assert not stands_still(guard)
+
+
+async def test_a_wait_beyond_the_patience_is_refused_at_once_and_says_how_long() -> None:
+    guard = guard_on_loop(limit=LimitPolicy(max_wait=4.0))
+    await throttle(guard)
+    with pytest.raises(RateLimitedError, match="as the provider asked") as caught:
+        await guard.call(Scripted("fine"))
+    assert caught.value.retry_after == pytest.approx(5.0)
+    assert now() == 0.0
+
+
+async def test_a_wait_that_turns_out_longer_than_the_patience_ends_with_it() -> None:
+    guard = guard_on_loop(limit=LimitPolicy(max_wait=7.0))
+    await throttle(guard)
+    first = asyncio.create_task(guard.call(Scripted(100.0)))
+    await asyncio.sleep(0)
+    with pytest.raises(RateLimitedError):
+        await guard.call(Scripted("fine"))
+    assert now() == 7.0
+    first.cancel()
+
+
+async def test_a_deadline_is_kept() -> None:
+    guard = guard_on_loop(total_timeout=3.0)
+    await throttle(guard)
+    with pytest.raises(RateLimitedError):
+        await guard.call(Scripted("fine"))
+    assert now() == 0.0
+
+
+async def test_days_are_not_waited_for() -> None:
+    guard = guard_on_loop(limit=LimitPolicy(max_wait=300.0))
+    await throttle(guard, 86_400.0)
+    await guard.call(Scripted("fine"))
+    assert now() <= 60.5
+
+
+async def test_a_429_that_names_no_time_stops_nobody() -> None:
+    guard = guard_on_loop()
+    await throttle(guard, None)
+    assert not stands_still(guard)
+    await guard.call(Scripted("fine"))
+    assert now() == 0.0
+
+
+async def test_a_first_whose_429_names_no_time_ends_the_standstill() -> None:
+    guard = guard_on_loop()
+    await throttle(guard)
+    with pytest.raises(Throttled):
+        await guard.call(Scripted(Throttled(None)))
+    await guard.call(Scripted("fine"))
+    assert now() <= 5.5
+
+
+async def test_a_circuit_that_opened_meanwhile_is_asked_again_and_the_next_goes_first() -> None:
+    guard = guard_on_loop()
+    await throttle(guard)
+    waiting = [asyncio.create_task(guard.call(Scripted("fine"))) for _ in range(2)]
+    await asyncio.sleep(1.0)
+    guard.breaker.open()
+    results: list[Any] = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [CircuitOpenError] * 2
+    assert now() <= 6.0
+
+
+async def test_places_are_kept_beside_the_standstill() -> None:
+    guard = guard_on_loop(concurrency=ConcurrencyPolicy(max_concurrent=1))
+    await throttle(guard)
+    function = Scripted(1.0)
+    await outcomes(guard.call(function) for _ in range(3))
+    assert function.gaps() == pytest.approx([1.0, 1.0])
+    assert stands_still(guard)
+
+
+async def test_as_a_block_too() -> None:
+    guard = guard_on_loop()
+    with pytest.raises(Throttled):
+        async with guard:
+            raise Throttled(5.0)
+    async with guard:
+        assert now() >= 5.0

@@ -1,0 +1,88 @@
+"""Tokens: guessed before a call, read from its answer afterwards."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightrag_resilience.usage import estimate_tokens, text_tokens, used_tokens
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("abcd", 1), ("abcde", 2)])
+def test_four_characters_are_a_token(text: str, tokens: int) -> None:
+    assert text_tokens(text) == tokens
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "expected"),
+    [
+        ((), {}, (0, None)),
+        (("a" * 40,), {"system_prompt": "b" * 8}, (12, None)),
+        ((), {"messages": [{"role": "user", "content": "a" * 40}]}, (11, None)),
+        ((["a" * 4, "b" * 4],), {}, (2, None)),
+        ((), {"max_tokens": 7}, (0, 7)),
+        ((), {"max_tokens": 7, "max_completion_tokens": 9}, (0, 9)),
+        ((), {"max_tokens": None, "max_output_tokens": 3}, (0, 3)),
+        ((), {"max_tokens": True}, (0, None)),
+        ((), {"max_tokens": -1}, (0, None)),
+        ((), {"max_tokens": "7"}, (1, None)),
+        ((5, object(), b"bytes"), {}, (0, None)),
+    ],
+)
+def test_a_question_is_estimated_by_its_texts(
+    args: tuple[Any, ...], kwargs: dict[str, Any], expected: tuple[int, int | None]
+) -> None:
+    assert estimate_tokens(args, kwargs) == expected
+
+
+def test_an_estimate_has_an_end() -> None:
+    circle: list[Any] = ["abcd"]
+    circle.append(circle)
+    assert estimate_tokens((circle,), {})[0] == 4
+    assert estimate_tokens((["abcd"] * 5000,), {})[0] == 1000
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"total_tokens": 30},
+        {"prompt_tokens": 10, "completion_tokens": 20},
+        {"input_tokens": 10, "output_tokens": 20},
+        {"prompt_eval_count": 10, "eval_count": 20},
+        {"total_token_count": 30},
+    ],
+)
+@pytest.mark.parametrize("name", ["usage", "usage_metadata", None])
+def test_an_answer_says_what_it_cost(usage: dict[str, int], name: str | None) -> None:
+    answer: dict[str, Any] = {**usage} if name is None else {name: usage}
+    assert used_tokens(answer) == 30
+    parts = {key: SimpleNamespace(**value) for key, value in answer.items()} if name else answer
+    assert used_tokens(SimpleNamespace(**parts)) == 30
+
+
+class Odd:
+    @property
+    def usage(self) -> Any:
+        raise RuntimeError("odd")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(None, "text", b"bytes", 5, [], {}, Odd()),
+        *({"usage": None}, {"usage": {"total_tokens": -1}}, {"usage": {"total_tokens": "30"}}),
+        {"usage": {"prompt_tokens": 10}},
+    ],
+)
+def test_an_answer_that_says_nothing_is_no_answer(answer: Any) -> None:
+    assert used_tokens(answer) is None
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), st.lists))
+def test_whatever_comes_nothing_is_raised(value: Any) -> None:
+    assert estimate_tokens((value,), {"prompt": value})[0] >= 0
+    assert used_tokens({"usage": value}) is None
