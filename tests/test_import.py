@@ -24,6 +24,9 @@ LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
     ["shared", "shared.address"],
     ["_version", "_bounds", "_hints", "_kinds", "_threads", "budget", "errors", "events"],
+    ["_verdicts"],
+    ["_failure_http"],
+    ["_failure_databases", "_failure_providers"],
     ["failures", "policy", "timeouts"],
     ["_variables", "_windows", "concurrency", "limits", "retry"],
     ["_circuit", "_loops", "settings"],

@@ -22,7 +22,7 @@ from .errors import (
     SettingsError,
     UnsupportedCallError,
 )
-from .failures import Failure, FailureKind
+from .failures import Failure, FailureKind, classify_as
 from .guard import Guard
 from .policy import (
     BreakerPolicy,
@@ -62,6 +62,7 @@ __all__ = [
     "TimeoutPolicy",
     "UnsupportedCallError",
     "__version__",
+    "classify_as",
     "guard",
     "guards",
     "protect",
