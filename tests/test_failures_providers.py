@@ -239,7 +239,7 @@ def test_connection_errors_of_botocore_tell_whether_anything_was_sent(
 
 def test_the_classes_that_boto3_makes_for_a_service_are_judged_as_well() -> None:
     boto3 = pytest.importorskip("boto3")
-    keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b"}  # pragma: allowlist secret
+    keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b"}
     client = boto3.client("bedrock-runtime", region_name="us-east-1", **keys)
     error = client.exceptions.ModelNotReadyException(aws_said("ModelNotReadyException", 429), "m")
     assert classify(error) == TRANSIENT
@@ -280,6 +280,9 @@ def test_what_the_real_ollama_client_raises_for_a_refused_port_is_passing() -> N
 
 
 # ---------------------------------------------------------------------- anthropic
+
+
+WAITLESS = Failure(FailureKind.THROTTLED, 0.0)
 
 
 def anthropic_error(status: int, headers: dict[str, str], error: object) -> Exception:

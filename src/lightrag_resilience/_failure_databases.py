@@ -10,7 +10,17 @@ from typing import Any, Final
 
 from ._failure_http import by_status, status_of
 from ._hints import advice, asked_wait, seconds_of
-from ._verdicts import FATAL, THROTTLED, TRANSIENT, UNKNOWN, Failure, Reader, Table, package_of
+from ._verdicts import (
+    FATAL,
+    THROTTLED,
+    TRANSIENT,
+    UNKNOWN,
+    Failure,
+    Reader,
+    Table,
+    package_of,
+    with_wait,
+)
 
 __all__ = ["DATABASES"]
 
@@ -128,7 +138,7 @@ def _by_grpc_code(exc: Any) -> Failure:
     if verdict is not THROTTLED:
         return verdict
     trailers = advice(dict(exc.trailing_metadata() or ()))
-    return verdict.after(asked_wait(trailers, now_wall=time.time()))
+    return with_wait(verdict, asked_wait(trailers, now_wall=time.time()))
 
 
 _GRPC: Table = {"RpcError": _by_grpc_code, "UsageError": FATAL}
@@ -137,7 +147,7 @@ _GRPC: Table = {"RpcError": _by_grpc_code, "UsageError": FATAL}
 
 
 def _by_qdrant_wait(exc: Any) -> Failure:
-    return THROTTLED.after(seconds_of(exc.retry_after_s))
+    return with_wait(THROTTLED, seconds_of(exc.retry_after_s))
 
 
 def _by_qdrant_status(exc: Exception) -> Failure:

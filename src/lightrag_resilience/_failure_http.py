@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ._hints import advice, asked_wait, longest_reset, retry_info
-from ._verdicts import FATAL, THROTTLED, TRANSIENT, Failure, package_of
+from ._verdicts import FATAL, THROTTLED, TRANSIENT, Failure, package_of, with_wait
 
 __all__ = ["by_body", "by_status", "of_status", "status_of"]
 
@@ -57,9 +57,9 @@ def by_status(exc: BaseException, status: int) -> Failure:
             return FATAL
         if wait is None and (reset := longest_reset(headers, now_wall=now)) is not None:
             wait = min(reset, _LONGEST_RESET)
-        return THROTTLED.after(wait)
+        return with_wait(THROTTLED, wait)
     verdict = TRANSIENT if should == "true" else of_status(status)
-    return verdict if verdict is FATAL else verdict.after(wait)
+    return verdict if verdict is FATAL else with_wait(verdict, wait)
 
 
 def of_status(status: int) -> Failure:

@@ -7,7 +7,17 @@ from typing import Any, Final
 
 from ._failure_http import by_body, of_status
 from ._hints import advice, asked_wait
-from ._verdicts import FATAL, THROTTLED, TRANSIENT, UNKNOWN, Failure, Reader, Table, package_of
+from ._verdicts import (
+    FATAL,
+    THROTTLED,
+    TRANSIENT,
+    UNKNOWN,
+    Failure,
+    Reader,
+    Table,
+    package_of,
+    with_wait,
+)
 
 __all__ = ["PROVIDERS"]
 
@@ -67,7 +77,7 @@ def _by_aws_code(exc: Any) -> Failure:
         return FATAL
     if verdict is FATAL:
         return FATAL
-    return verdict.after(asked_wait(advice(answer.get("HTTPHeaders")), now_wall=time.time()))
+    return with_wait(verdict, asked_wait(advice(answer.get("HTTPHeaders")), now_wall=time.time()))
 
 
 def _by_retryable(exc: Any) -> Failure:

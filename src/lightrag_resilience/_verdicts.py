@@ -18,6 +18,7 @@ __all__ = [
     "Rule",
     "Table",
     "package_of",
+    "with_wait",
 ]
 
 
@@ -51,10 +52,6 @@ class Failure:
         """Whether the dependency is to blame, so that its breaker counts it."""
         return self.kind is FailureKind.TRANSIENT or self.kind is FailureKind.UNKNOWN_OUTCOME
 
-    def after(self, seconds: float | None) -> Failure:
-        """The same verdict with a wait, where there is one."""
-        return self if seconds is None else Failure(self.kind, seconds)
-
 
 # A reader gives a verdict, or the errors beneath that are to be judged instead.
 Reader = Callable[[Any], Failure | tuple[Exception, ...]]
@@ -65,6 +62,11 @@ TRANSIENT: Final = Failure(FailureKind.TRANSIENT)
 THROTTLED: Final = Failure(FailureKind.THROTTLED)
 FATAL: Final = Failure(FailureKind.FATAL)
 UNKNOWN: Final = Failure(FailureKind.UNKNOWN_OUTCOME)
+
+
+def with_wait(verdict: Failure, seconds: float | None) -> Failure:
+    """The same verdict with a wait, where there is one."""
+    return verdict if seconds is None else Failure(verdict.kind, seconds)
 
 
 def package_of(cls: type) -> str:

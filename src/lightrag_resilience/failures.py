@@ -139,14 +139,15 @@ def _told(exc: Exception, registered: _Verdict | _Registered) -> Failure | None:
     if callable(registered):
         try:
             verdict = registered(exc)
-        except Exception:  # noqa: BLE001 - a reader's own mistake must not hide the error
-            _log.exception("A function given to classify_as failed for %s", type(exc).__name__)
-            return None
+        except Exception as mistake:  # noqa: BLE001 - it must not hide the error
+            verdict = mistake
     if isinstance(verdict, FailureKind):
         return Failure(verdict)
     if verdict is None or isinstance(verdict, Failure):
         return verdict
-    _log.error("A function given to classify_as returned %r for %s", verdict, type(exc).__name__)
+    # Names only: an error's words may hold a prompt.
+    names = (type(exc).__name__, type(verdict).__name__)
+    _log.error("The function given to classify_as for %s gave no verdict but %s", *names)
     return None
 
 
