@@ -397,6 +397,7 @@ def test_errors_that_cause_each_other_are_judged_once_each() -> None:
     group = ExceptionGroup("m", [one, other])
     one.__cause__ = other.__cause__ = group
     assert classify(group) == TRANSIENT
+    assert classify(ExceptionGroup("m", [one, ValueError()])) == FATAL
 
 
 def test_groups_too_deep_to_be_judged_are_taken_as_passing() -> None:
