@@ -24,7 +24,10 @@ LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
     ["shared", "shared.address"],
     ["_version", "_bounds", "_hints", "_kinds", "_threads", "budget", "errors", "events"],
-    ["_opened", "failures", "policy", "stale", "timeouts"],
+    ["_opened", "_verdicts"],
+    ["_failure_http"],
+    ["_failure_databases", "_failure_providers"],
+    ["failures", "policy", "stale", "timeouts"],
     ["_elsewhere", "_variables", "_windows", "concurrency", "cooldown", "limits", "retry", "usage"],
     ["line"],
     ["_circuit", "_loops", "settings"],

@@ -24,7 +24,7 @@ from .errors import (
     SettingsError,
     UnsupportedCallError,
 )
-from .failures import Failure, FailureKind
+from .failures import Failure, FailureKind, classify_as
 from .fallback import Answered, answered, with_fallbacks
 from .guard import Guard
 from .policy import (
@@ -71,6 +71,7 @@ __all__ = [
     "__version__",
     "another_may_help",
     "answered",
+    "classify_as",
     "guard",
     "guards",
     "protect",
