@@ -25,6 +25,7 @@ __all__ = ["SharedLimit"]
 _PATIENCE = 0.3  # seconds for one booking; then this worker goes on alone
 _LOTS = 5  # in what may go at once
 _LARGEST_LOT = 64  # requests
+_FRESH = 1.0  # seconds in which turns can be given back
 _WHY = "by all workers together"
 
 
@@ -95,6 +96,7 @@ class SharedLimit:
         self._unused_requests = self._unused_tokens = 0
         self._sleeping = 0
         self._booked_until = 0.0
+        self._lot_came = 0.0
         self._workers = 1
         self._alone: WeakKeyDictionary[asyncio.AbstractEventLoop, LocalLimit] = WeakKeyDictionary()
 
@@ -240,6 +242,10 @@ class SharedLimit:
             wanted = (max(needed[0], lot if needed[0] else 0), needed[1])
             if self.policy.tpm and needed[1]:
                 wanted = (wanted[0], max(needed[1], token_lot))
+            if self._clock() > self._lot_came + _FRESH:
+                # By now there is room again without them, and they would be there twice.
+                self._unused_requests = min(self._unused_requests, 0)
+                self._unused_tokens = min(self._unused_tokens, 0)
             for local in self._alone.values():  # those who wait there were not booked here
                 self._unused_requests -= local.waiting[0]
                 self._unused_tokens -= local.waiting[1]
@@ -253,6 +259,7 @@ class SharedLimit:
         now = self._clock()
         with self._lock:
             self._workers = booking.workers
+            self._lot_came = now
             stocks = (self._requests, self._tokens)
             for stock, start, each, taken in zip(
                 stocks, booking.starts, self.per_turn, booking.taken, strict=True
