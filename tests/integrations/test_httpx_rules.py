@@ -228,6 +228,22 @@ async def test_answers_made_in_memory_have_a_verdict_too(library: Any) -> None:
     assert (verdict(guard), free_places(guard)) == ((2, 1), 1)
 
 
+async def test_an_error_that_the_transport_beneath_has_read_is_not_read_again(
+    library: Any,
+) -> None:
+    told = Answer(429, gzip.compress(SPENT), content_encoding="gzip")
+
+    async def read(_: Any) -> Any:
+        response = transport.respond(told)
+        await response.aread()
+        return response
+
+    transport = answers(library, read)
+    async with wire(library, transport, policy=policy()) as client:
+        assert (await client.get(URL)).content == SPENT
+    assert len(transport.at) == 1
+
+
 async def test_an_error_of_the_transport_with_a_status_is_not_taken_for_an_answer(
     library: Any,
 ) -> None:
@@ -392,10 +408,14 @@ async def test_after_the_headers_reads_have_the_clients_own_limit_again(library:
 
 
 async def test_without_timeouts_of_the_guard_the_clients_hold(library: Any) -> None:
-    transport = answers(library, Answer())
+    late = library.ReadTimeout("late")
+    transport = answers(library, Answer(), late)
     endless = policy(attempt_timeout=None, total_timeout=None)
     async with wire(library, transport, policy=endless, timeout=None) as client:
         await client.get(URL)
+        with pytest.raises(library.ReadTimeout) as raised:
+            await client.get(URL)
+    assert raised.value is late
     assert set(transport.limits[0].values()) == {None}
 
 
@@ -538,6 +558,8 @@ async def test_a_stream_closed_early_is_no_verdict_but_after_its_end_marker(
         body = response.aiter_raw()
         for _ in chunks[:3]:
             await anext(body)
+        await response.stream.aclose()
+        assert (told.read, told.ended) == (min(len(chunks), 3), 1)
     guard = the_guard(registry)
     assert (verdict(guard), free_places(guard), told.closed) == ((calls, 0), 1, 1)
 

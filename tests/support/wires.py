@@ -22,8 +22,7 @@ class Answer:
         self.status = status
         self.chunks = chunks or (b"whole",)
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.closed = 0
-        self.read = 0
+        self.read = self.ended = self.closed = 0
 
 
 class _Stream:
@@ -33,14 +32,19 @@ class _Stream:
         self.answer = answer
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self.answer.chunks:
-            if isinstance(chunk, float):
-                await asyncio.sleep(chunk)
-            elif isinstance(chunk, Exception):
-                raise chunk
-            else:
-                self.answer.read += 1
-                yield chunk
+        if self.answer.ended:
+            raise RuntimeError("what came from the wire cannot be read again")
+        try:
+            for chunk in self.answer.chunks:
+                if isinstance(chunk, float):
+                    await asyncio.sleep(chunk)
+                elif isinstance(chunk, Exception):
+                    raise chunk
+                else:
+                    self.answer.read += 1
+                    yield chunk
+        finally:
+            self.answer.ended += 1
 
     async def aclose(self) -> None:
         self.answer.closed += 1
@@ -76,8 +80,12 @@ class _Transport:
             raise step
         if not isinstance(step, Answer):
             return step
+        return self.respond(step)
+
+    def respond(self, answer: Answer) -> Any:
+        answer.ended = 0
         body: Any = type("Stream", (_Stream, self.library.AsyncByteStream), {})
-        return self.library.Response(step.status, headers=step.headers, stream=body(step))
+        return self.library.Response(answer.status, headers=answer.headers, stream=body(answer))
 
 
 def answers(library: Any, *steps: Any) -> Any:

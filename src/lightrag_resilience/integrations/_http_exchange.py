@@ -44,7 +44,6 @@ async def send(library: Any, transport: Any, guard: Guard, request: Any) -> Any:
             raise
         return exchange.response
     except (AttemptTimeoutError, DeadlineExceededError) as error:
-        await exchange.let_go()
         raise library.ReadTimeout(str(error), request=request) from error
     except BaseException:
         await exchange.let_go()
@@ -133,4 +132,4 @@ class _Exchange:
 def _shorter(limit: float | None, left: float) -> float | None:
     """The smaller of a client's limit, where it has one, and the seconds that are left."""
     shortest = left if limit is None else min(limit, left)
-    return None if shortest == math.inf else max(shortest, 0.0)
+    return None if shortest == math.inf else shortest

@@ -24,7 +24,7 @@ _named_in: WeakKeyDictionary[Guards, set[str]] = WeakKeyDictionary()
 
 def name_of_host(url: Any) -> str:
     """``http.api.openai.com``; a port that is not the scheme's own is another server."""
-    host = _NOT_IN_NAMES.sub("-", url.raw_host.decode("ascii", "replace").lower()).strip(".-")
+    host = _NOT_IN_NAMES.sub("-", url.raw_host.decode("ascii", "replace")).strip(".-")
     port = "" if url.port is None else f"-{url.port}"
     return f"http.{host or 'unknown'}{port}"
 
