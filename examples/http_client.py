@@ -34,12 +34,13 @@ async def main() -> None:
     """Show a hiccup, an outage, and the refusals that spare the provider."""
     transport = ResilientTransport(name="llm.example", policy=Policy.llm(attempts=3))
     async with (
-        Simulator(seed=1, faults=[Fault.status(503, end=0.2)]) as provider,
+        Simulator(seed=1, faults=[Fault.throttle(retry_after=1, end=1)]) as provider,
         httpx.AsyncClient(transport=transport) as http_client,
     ):
         client = openai.AsyncOpenAI(
             base_url=provider.base_url, api_key="none", http_client=http_client, max_retries=0
         )
+        provider.begin()
         await ask(client, "Say something.")
         print("Calls it took:", provider.count())
 

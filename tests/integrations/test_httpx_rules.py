@@ -332,15 +332,17 @@ async def test_what_may_have_been_done_is_asked_again_only_where_that_is_safe(
 
 
 async def test_inside_a_call_of_the_same_guard_it_passes_straight_through(library: Any) -> None:
-    registry = new_guards()
-    guard = registry.get("llm.openai", policy())
-    transport = answers(library, Answer(503))
+    registry, told = new_guards(), Answer(503)
+    guard = registry.get("llm.openai", policy(attempt_timeout=5.0))
+    transport = answers(library, told)
     async with (
         wire(library, transport, name="llm.openai", registry=registry) as client,
         guard,
+        client.stream("GET", URL) as response,
     ):
-        assert (await client.get(URL)).status_code == 503
+        assert (response.status_code, told.read) == (503, 0)
     assert (len(transport.at), verdict(guard)) == (1, (1, 0))
+    assert set(transport.limits[0].values()) == {10.0}
 
 
 async def test_inside_another_guards_call_it_is_tried_once(library: Any) -> None:
@@ -562,6 +564,19 @@ async def test_a_stream_closed_early_is_no_verdict_but_after_its_end_marker(
         assert (told.read, told.ended) == (min(len(chunks), 3), 1)
     guard = the_guard(registry)
     assert (verdict(guard), free_places(guard), told.closed) == ((calls, 0), 1, 1)
+
+
+async def test_a_stream_that_came_whole_in_its_first_chunk_is_a_success_unread(
+    library: Any,
+) -> None:
+    registry = new_guards()
+    told = Answer(200, b"data: [DONE]\n\n", content_type="text/event-stream")
+    async with (
+        wire(library, answers(library, told), registry=registry) as client,
+        client.stream("POST", URL),
+    ):
+        pass
+    assert verdict(the_guard(registry)) == (1, 0)
 
 
 async def test_a_second_reader_goes_on_where_the_first_stopped(library: Any) -> None:
