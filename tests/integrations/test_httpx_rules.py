@@ -21,6 +21,7 @@ from lightrag_resilience import (
     DeadlineExceededError,
     Guard,
     Guards,
+    LimitPolicy,
     Policy,
     QueueFullError,
     RateLimitedError,
@@ -60,8 +61,8 @@ def verdict(guard: Guard) -> tuple[int, int]:
 
 def free_places(guard: Guard) -> int:
     assert guard._parts is not None
-    assert guard._parts.places is not None
-    return guard._parts.places._semaphore._value
+    assert guard._parts._line._places is not None
+    return guard._parts._line._places._semaphore._value
 
 
 def the_guard(registry: Guards) -> Guard:
@@ -297,6 +298,35 @@ async def test_limits_refuse(library: Any, changes: Any, kind: type[CallRejected
         with pytest.raises(kind):
             await client.get(URL)
     assert len(transport.at) == 1
+
+
+ASKED: Any = {"prompt": "x" * 400, "self": "y" * 40, "max_tokens": 90}  # 200 tokens in all
+
+
+@pytest.mark.parametrize(
+    ("body", "allowed"),
+    [({"json": ASKED}, 3), ({"content": b"no JSON"}, 6), ({"json": ["list"]}, 6)],
+    ids=["asks", "no JSON", "no object"],
+)
+async def test_tokens_are_counted_as_a_json_request_asks_for_them(
+    library: Any, body: Any, allowed: int
+) -> None:
+    tokens = LimitPolicy(tpm=6000.0, token_burst=600, answer_tokens=100, max_wait=0.0)
+    transport = answers(library, Answer())
+    async with wire(library, transport, policy=policy(limit=tokens)) as client:
+        for _ in range(allowed):
+            await client.post(URL, **body)
+        with pytest.raises(RateLimitedError):
+            await client.post(URL, **body)
+
+
+async def test_tokens_of_a_body_that_comes_but_once_are_not_counted(library: Any) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{}"
+
+    tokens = LimitPolicy(tpm=6000.0)
+    async with wire(library, answers(library, Answer()), policy=policy(limit=tokens)) as client:
+        assert (await client.post(URL, content=body())).status_code == 200
 
 
 # ---------------------------------------------------------------------- what can be sent again

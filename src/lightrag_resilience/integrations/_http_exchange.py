@@ -35,10 +35,13 @@ async def send(library: Any, transport: Any, guard: Guard, request: Any) -> Any:
     if around is not None and around.is_within(guard):
         return await transport.handle_async_request(request)
     # The body of a one-shot iterator is gone after the first attempt.
-    once = owned_by_a_guard() or not isinstance(request.stream, library.ByteStream)
+    has_bytes = isinstance(request.stream, library.ByteStream)
+    # A limit on tokens looks at what a call is given.
+    asked = await _asked(request) if has_bytes and guard.policy.limit.tpm else {}
     exchange = _Exchange(library, transport, guard, request)
     try:
-        stream = await guard.run(exchange.attempt, (), {}, once=once)
+        once = owned_by_a_guard() or not has_bytes
+        stream = await guard.run(exchange.attempt, (), asked, once=once)
     except library.HTTPStatusError as error:
         if error is not exchange.error:
             raise
@@ -72,7 +75,7 @@ class _Exchange:
         self._guard = guard
         self._request = request
 
-    async def attempt(self) -> Any:
+    async def attempt(self, /, **_: Any) -> Any:
         """Send it once; what the guard calls. The result is a stream of the body's chunks."""
         await self.let_go()
         self.response = response = await self._answer()
@@ -127,6 +130,12 @@ class _Exchange:
             encoding = response.headers.get("content-encoding", "")
             vars(error)["body"] = parsed(read, "" if response.is_closed else encoding)
         return error
+
+
+async def _asked(request: Any) -> dict[str, Any]:
+    """The object in a JSON request, which holds the words and the bound of the answer."""
+    body = parsed(await request.aread(), "")
+    return body if isinstance(body, dict) else {}
 
 
 def _shorter(limit: float | None, left: float) -> float | None:
