@@ -120,8 +120,10 @@ class Guard:
         function: Callable[..., Coroutine[Any, Any, R]],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        *,
+        once: bool = False,
     ) -> R:
-        """As `call`, for a coroutine function only: the decorators come here."""
+        """As `call`, for a coroutine function only; `once` leaves retries to somebody else."""
         parent = current_call.get()
         if parent is not None and parent.is_within(self):
             return await function(*args, **kwargs)
@@ -133,7 +135,8 @@ class Guard:
         try:
             return await self._attempt(call, function, args, kwargs)
         except Exception as error:
-            if call.failure is None or not is_retryable(call.failure, self.policy.retry):
+            failure = call.failure
+            if once or failure is None or not is_retryable(failure, self.policy.retry):
                 raise
             return await self._retry(call, error, function, args, kwargs)
         finally:

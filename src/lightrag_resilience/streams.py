@@ -76,8 +76,9 @@ class GuardedStream(AsyncIterator[T_co], Generic[T_co]):
             self._end()
             raise
         except Exception as error:
-            self._call = None
-            self._guard.settle_error(call, error)
+            if self._call is not None:  # else another task closed it, which is why it failed
+                self._call = None
+                self._guard.settle_error(call, error)
             await self._close_source()
             raise
         except BaseException:
