@@ -49,6 +49,7 @@ class Guard:
         events: Where each step is announced.
         breaker: One that is made already, such as one that all workers share.
         limit: What all workers may send together.
+        workers: How many there are, this process included; they share the retry budget.
         clock: Monotonic seconds.
         sleep: Waits so many seconds between attempts.
     """
@@ -61,6 +62,7 @@ class Guard:
         events: Events | None = None,
         breaker: Breaker | None = None,
         limit: SharedLimit | None = None,
+        workers: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -68,7 +70,7 @@ class Guard:
         self.policy = policy
         self.events = events or Events()
         self.breaker = breaker or Breaker(name, policy.breaker, events=self.events, clock=clock)
-        self.budget = RetryBudget(policy.retry.budget)
+        self.budget = RetryBudget(policy.retry.budget, workers)
         self._circuit = self.breaker.circuit
         self.clock = clock
         self.sleep = sleep

@@ -92,6 +92,7 @@ class Guards:
             events=self.events,
             breaker=sync.breaker(name, effective.breaker, self.events) if sync else None,
             limit=sync.limit(name, effective.limit) if sync else None,
+            workers=sync.workers if sync else lambda: 1,
             clock=self._clock,
             sleep=self._sleep,
         )

@@ -147,6 +147,18 @@ def test_a_time_of_429s_costs_few_calls_and_no_caller(server: RedisServer) -> No
         assert len(times) - len(throttled) > 1000
 
 
+def test_an_outage_costs_all_workers_together_one_budget_of_retries(server: RedisServer) -> None:
+    variables: Any = {"RETRY__ATTEMPTS": "3", "RETRY__INITIAL_BACKOFF": "0.001"}
+    with workers(server.url, MODE="metrics-only", **variables) as four:
+        assert all(answer["at"] for answer in four.each("until", connected=True))
+        four.each("until_workers", number=4)
+        four.each("behave", fails=1e9)
+        counts = four.each("call", times=300, at_once=10)
+        assert [count["failed"] for count in counts] == [300] * 4
+        extra = sum(count["ran"] for count in counts) - 1200
+        assert 80 <= extra <= 100  # 500 tokens, 5 for each
+
+
 def test_a_worker_forked_with_a_line_begins_with_none(server: RedisServer) -> None:
     with workers(server.url, number=1, **REQUESTS) as one:
         begin(one, callers=5)

@@ -194,6 +194,14 @@ class Worker:
             await asyncio.sleep(0.001)
         return {"at": None, **await self.look()}
 
+    async def until_workers(self, number: int) -> dict[str, Any]:
+        """Wait until so many are known, 10 s at the most."""
+        for _ in range(10_000):
+            if self.guard.breaker._sync.workers() == number:
+                return {"ok": True}
+            await asyncio.sleep(0.001)
+        return {"ok": False}
+
     async def steer(self, how: str, **rest: Any) -> dict[str, Any]:
         getattr(self.guard.breaker, how)(**rest)
         return {"at": time.monotonic()}

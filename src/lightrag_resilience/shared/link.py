@@ -24,13 +24,15 @@ class Link:
     Attributes:
         is_up: Whether Redis takes what is sent.
         round_trip: Seconds to it and back.
+        workers: How many there were when Redis was there last, this one included.
     """
 
-    __slots__ = ("_clock", "_complaint", "_up_since", "is_up", "round_trip")
+    __slots__ = ("_clock", "_complaint", "_up_since", "is_up", "round_trip", "workers")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.is_up = False
         self.round_trip = 0.0
+        self.workers = 1
         self._clock = clock
         self._complaint = ""
         self._up_since = math.inf

@@ -18,7 +18,7 @@ from . import scripts
 from .booking import Booking, Demand
 from .client import lost_connections
 from .limit import SharedLimit
-from .wire import LETTERS, Cooling, Description, Keys, Presence, Reply, Report
+from .wire import LETTERS, Cooling, Description, Keys, Presence, Reply, Report, WireError
 
 __all__ = ["Store", "Subject"]
 
@@ -128,6 +128,15 @@ class Store:
         key = Presence.key(prefix, self.worker)
         async with self._turn():
             await self.client.set(key, presence.as_json(), px=round(seconds * 1000))
+
+    async def count_workers(self, prefix: str, seconds: float) -> int:
+        """Be counted for so many seconds; how many workers are."""
+        details = (self.worker, round(seconds * 1000))
+        words = (scripts.digest("present"), 1, f"{prefix}workers", *details)
+        workers = await self._evaluate(words)
+        if not isinstance(workers, int) or workers < 1:
+            raise WireError("a number of workers that cannot be")
+        return workers
 
     async def _run(self, name: str, subject: Subject, arguments: Iterable[Any]) -> Any:
         return await self._evaluate(self._words(name, subject, arguments))

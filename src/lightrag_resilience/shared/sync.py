@@ -53,6 +53,10 @@ class Synchronizer:
         """Whether Redis takes what is sent."""
         return self.link.is_up
 
+    def workers(self) -> int:
+        """How many there were when Redis was there last, this one included."""
+        return self.link.workers
+
     @property
     def round_trip(self) -> float:
         """Seconds to Redis and back."""

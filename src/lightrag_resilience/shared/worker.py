@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import ClusterError, RedisError
 
 from lightrag_resilience._circuit import State
 
@@ -313,6 +313,8 @@ class Worker:
         alone = [breaker.name for breaker in list(self._breakers.values()) if breaker.is_alone]
         presence = Presence(socket.gethostname(), os.getpid(), tuple(alone))
         await self._store.show(self._prefix, presence, _SHOWN)
+        with contextlib.suppress(ClusterError):  # breakers may be on nodes that are there
+            self._link.workers = await self._store.count_workers(self._prefix, _SHOWN)
 
     # ------------------------------------------------------------------ announcements
 
