@@ -120,8 +120,11 @@ class Store:
 
     async def tell(self, channel: str, cooling: Cooling) -> None:
         """Tell all workers that a provider asked to wait."""
+        # In a cluster each node passes it on to all; redis-py would choose one by the channel.
+        anywhere = {"target_nodes": RedisCluster.RANDOM}
+        options = anywhere if isinstance(self.client, RedisCluster) else {}
         async with self._turn():
-            await self.client.publish(channel, cooling.as_text())
+            await self.client.execute_command("PUBLISH", channel, cooling.as_text(), **options)
 
     async def show(self, prefix: str, presence: Presence, seconds: float) -> None:
         """Be seen for so many seconds. A Redis that takes this takes reports, too."""
