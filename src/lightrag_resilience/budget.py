@@ -28,6 +28,12 @@ class RetryBudget:
         self.tokens = capacity
         self._workers = workers
 
+    def resize(self, capacity: int) -> None:
+        """Have so many from now on; what was spent stays spent."""
+        spent = self.capacity - self.tokens
+        self.capacity = capacity
+        self.tokens = max(capacity - spent, 0)
+
     def spend(self, cost: int) -> bool:
         """Pay for a retry. False where the tokens do not suffice; nothing is spent then."""
         if not self.capacity:

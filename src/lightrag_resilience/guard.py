@@ -106,6 +106,14 @@ class Guard:
         """
         return await self.run(as_coroutine_function(function), args, kwargs)
 
+    def change(self, policy: Policy, reason: str = "by hand") -> None:
+        """Go on by another policy, from any thread; calls under way end by their own."""
+        self.policy = policy
+        self.breaker.change(policy.breaker, reason)
+        self.budget.resize(policy.retry.budget)
+        self._loops.change(policy)
+        self._parts = None
+
     def refuse_if_open(self) -> None:
         """Raise what a call would get at once, without making one.
 
@@ -163,7 +171,10 @@ class Guard:
         try:
             result: Any = await function(*args, **kwargs)
             if is_stream(result.__class__):
-                return await self._open_stream(call, timer, result)  # type: ignore[no-any-return]
+                result = await GuardedStream(self, call, result).open()
+                if timer is not None:
+                    timer.stop(call)
+                return result  # type: ignore[no-any-return]
         except BaseException as error:
             timed_out = timer is not None and timer.stop(call)
             if timed_out and isinstance(error, asyncio.CancelledError):
@@ -176,12 +187,6 @@ class Guard:
             timer.stop(call)
         self.settle_success(call, answer=result)
         return result  # type: ignore[no-any-return]
-
-    async def _open_stream(self, call: Call, timer: Timer | None, source: Any) -> Any:
-        stream: GuardedStream[Any] = await GuardedStream(self, call, source).open()
-        if timer is not None:
-            timer.stop(call)
-        return stream
 
     async def _retry(
         self,
@@ -252,15 +257,11 @@ class Guard:
         timer = parts.timer
         if timer is not None:
             if parts.line is not None or call.deadline is not None:
-                timer = self._timer_within(timer, self._remaining(call))
+                left = max(self._remaining(call), 0.0)
+                if left < timer.seconds:  # one of its own: the deadline cuts this attempt short
+                    timer = Timer(left, timer.loop, self.clock)
             timer.start(call, now)
         return timer
-
-    def _timer_within(self, timer: Timer, remaining: float) -> Timer:
-        """The shared timer, or one of its own for an attempt that the deadline cuts short."""
-        if timer.seconds <= remaining:
-            return timer
-        return Timer(max(remaining, 0.0), timer.loop, self.clock)
 
     def _remaining(self, call: Call) -> float:
         """Seconds to the deadline of a call."""

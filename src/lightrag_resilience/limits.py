@@ -35,6 +35,7 @@ class Limit(Protocol):
 class SharedLimit(Limit, Protocol):
     """What all workers may send together; any thread may use it."""
 
+    policy: LimitPolicy
     heard_cooldown: Callable[[float], None] | None
     """Told when another worker was asked to wait, and for how many seconds."""
 

@@ -57,7 +57,7 @@ def link_of(guards: Guards) -> Any:
 
 
 def limit_of(guards: Guards) -> Any:
-    return link_of(guards)._limits[NAME]
+    return link_of(guards)._members.limits[NAME]
 
 
 async def connected(*registries: Guards) -> None:

@@ -202,6 +202,22 @@ class Worker:
             await asyncio.sleep(0.001)
         return {"ok": False}
 
+    async def until_log(self, text: str) -> dict[str, Any]:
+        """Wait until the log holds a text, 10 s at the most."""
+        for _ in range(10_000):
+            if any(text in line for line in self.log):
+                return {"ok": True}
+            await asyncio.sleep(0.001)
+        return {"ok": False}
+
+    async def until_policy(self, part: str, field: str, value: Any) -> dict[str, Any]:
+        """Wait until a field of the policy has a value, 10 s at the most."""
+        for _ in range(10_000):
+            if getattr(getattr(self.guard.policy, part), field) == value:
+                return {"ok": True, "log": self.log}
+            await asyncio.sleep(0.001)
+        return {"ok": False, "log": self.log}
+
     async def steer(self, how: str, **rest: Any) -> dict[str, Any]:
         getattr(self.guard.breaker, how)(**rest)
         return {"at": time.monotonic()}

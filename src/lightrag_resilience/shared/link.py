@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from .breaker import SharedBreaker
+from .limit import SharedLimit
 from .trouble import what_is_wrong
+from .wire import Override
 
-__all__ = ["Link"]
+__all__ = ["Link", "Members"]
 
 _log = logging.getLogger("lightrag_resilience")
 
 _SETTLED = 1.0  # seconds after which a return of Redis is told
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """What is shared, by name; others may add to it at any time.
+
+    Attributes:
+        breakers: The breakers.
+        limits: The limits.
+        override: Told, in the thread, which variables have other values in all workers.
+    """
+
+    breakers: dict[str, SharedBreaker]
+    limits: dict[str, SharedLimit]
+    override: Callable[[Mapping[str, Override]], None]
 
 
 class Link:

@@ -18,7 +18,7 @@ from . import scripts
 from .booking import Booking, Demand
 from .client import lost_connections
 from .limit import SharedLimit
-from .wire import LETTERS, Cooling, Description, Keys, Presence, Reply, Report, WireError
+from .wire import LETTERS, Cooling, Description, Keys, Override, Presence, Reply, Report, WireError
 
 __all__ = ["Store", "Subject"]
 
@@ -131,6 +131,20 @@ class Store:
         key = Presence.key(prefix, self.worker)
         async with self._turn():
             await self.client.set(key, presence.as_json(), px=round(seconds * 1000))
+
+    async def overrides(self, prefix: str) -> dict[str, Override]:
+        """The variables that have other values in all workers."""
+        async with self._turn():
+            return Override.parse_all(await self.client.hgetall(Override.key(prefix)))
+
+    async def override(self, prefix: str, variable: str, override: Override | None) -> None:
+        """Give a variable another value in all workers, or None its own again."""
+        key = Override.key(prefix)
+        async with self._turn():
+            if override is None:
+                await self.client.hdel(key, variable)
+            else:
+                await self.client.hset(key, variable, override.as_json())
 
     async def count_workers(self, prefix: str, seconds: float) -> int:
         """Be counted for so many seconds; how many workers are."""
