@@ -41,7 +41,7 @@ LAYERS = [
     ["shared.worker"],
     ["shared.sync"],
     ["_call"],
-    ["integrations", "integrations._inner_retries", "streams"],
+    ["integrations", "integrations._inner_retries", "integrations.sdks", "streams"],
     ["guard"],
     ["patience", "registry"],
     ["decorators", "fallback", "integrations.lightrag"],
