@@ -44,7 +44,7 @@ LAYERS = [
     ["integrations", "integrations._inner_retries", "integrations.sdks", "streams"],
     ["guard"],
     ["patience", "registry"],
-    ["decorators", "fallback", "integrations.lightrag"],
+    ["decorators", "fallback", "hedging", "integrations.lightrag"],
     ["integrations._http_bodies", "integrations._http_names"],
     ["integrations._http_exchange"],
     ["integrations.httpx", "integrations.httpx2"],

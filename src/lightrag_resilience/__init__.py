@@ -27,6 +27,7 @@ from .errors import (
 from .failures import Failure, FailureKind, classify_as
 from .fallback import Answered, answered, with_fallbacks
 from .guard import Guard
+from .hedging import hedged
 from .policy import (
     BreakerPolicy,
     ConcurrencyPolicy,
@@ -74,6 +75,7 @@ __all__ = [
     "classify_as",
     "guard",
     "guards",
+    "hedged",
     "protect",
     "resilient",
     "unprotect",

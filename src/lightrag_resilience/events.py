@@ -16,6 +16,7 @@ __all__ = [
     "Event",
     "Events",
     "FellBack",
+    "Hedged",
     "Listener",
     "RetryScheduled",
     "StaleAnswered",
@@ -81,6 +82,13 @@ class FellBack:
 
 
 @dataclass(frozen=True, slots=True)
+class Hedged:
+    """An answer was late, and is asked for once more."""
+
+    dependency: str
+
+
+@dataclass(frozen=True, slots=True)
 class StaleAnswered:
     """A chain whose functions all failed gave an old answer of `source`, `age` seconds old."""
 
@@ -96,6 +104,7 @@ Event = (
     | CallRefused
     | StateChanged
     | FellBack
+    | Hedged
     | StaleAnswered
 )
 Listener = Callable[[Event], None]

@@ -1,0 +1,104 @@
+"""A read whose answer is late is asked for once more, and the first answer counts.
+
+After Dean and Barroso, "The Tail at Scale" (2013). A second question costs the dependency work, so
+it is paid from the retry budget and never asked while the circuit is not closed: an outage gets none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+from annotated_types import Gt, Le
+
+from ._bounds import problem_with
+from ._circuit import State
+from ._kinds import Kind, kind_of
+from .budget import RETRY_COST
+from .errors import PolicyError, UnsupportedCallError
+from .events import Hedged
+from .guard import Guard
+from .registry import Guards, guards
+
+__all__ = ["hedged"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_After = Annotated[float, Gt(0), Le(86_400)]
+
+
+def hedged(
+    after: float, *, registry: Guards | None = None
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
+    """Ask once more where an answer takes longer than `after` seconds; for reads only.
+
+    ::
+
+        @hedged(after=0.2)
+        @resilient("storage.orders")
+        async def load(order_id: str) -> dict: ...
+
+    The later answer is given up: its call is cancelled, which is no verdict. Where the first fails,
+    the second is waited for.
+
+    Args:
+        after: Seconds; best what 95 % of the calls take.
+        registry: The guards that `resilient` uses; those of the process by default.
+
+    Raises:
+        PolicyError: `after` is out of bounds.
+        UnsupportedCallError: What is decorated is no `resilient` coroutine function.
+    """
+    if problem := problem_with(after, _After):
+        raise PolicyError(f"hedged: after {problem}")
+    owner = guards() if registry is None else registry
+
+    def decorate(
+        function: Callable[P, Coroutine[Any, Any, R]],
+    ) -> Callable[P, Coroutine[Any, Any, R]]:
+        name = getattr(function, "__resilience_name__", None)
+        if name is None or kind_of(function) is not Kind.COROUTINE:
+            raise UnsupportedCallError("hedged() needs a coroutine function that is resilient")
+
+        @functools.wraps(function)
+        async def ask(*args: P.args, **kwargs: P.kwargs) -> R:
+            asked: list[asyncio.Task[R]] = [asyncio.create_task(function(*args, **kwargs))]
+            try:
+                done, _ = await asyncio.wait(asked, timeout=after)
+                if not done and _may_ask_again(owner.get(name)):
+                    asked.append(asyncio.create_task(function(*args, **kwargs)))
+                return await _first_answer(asked)
+            finally:
+                await _give_up(asked)
+
+        return ask
+
+    return decorate
+
+
+def _may_ask_again(guard: Guard) -> bool:
+    if guard.breaker.state is not State.CLOSED or not guard.budget.spend(RETRY_COST):
+        return False
+    guard.events.emit(Hedged(guard.name))
+    return True
+
+
+async def _first_answer(asked: list[asyncio.Task[R]]) -> R:
+    """The first result; where there is none, the first question's error."""
+    waiting = set(asked)
+    while waiting:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in asked:
+            if task in done and not task.cancelled() and task.exception() is None:
+                return task.result()
+    return asked[0].result()
+
+
+async def _give_up(asked: list[asyncio.Task[R]]) -> None:
+    """End what is still asked, and hear its errors."""
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)

@@ -1,0 +1,152 @@
+"""A late answer is asked for once more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lightrag_resilience import (
+    Guards,
+    Policy,
+    PolicyError,
+    RetryPolicy,
+    UnsupportedCallError,
+    hedged,
+    resilient,
+)
+from lightrag_resilience.events import Hedged
+from lightrag_resilience.settings import load_settings
+from support.guards import Scripted, down, now, patient
+
+pytestmark = pytest.mark.anyio
+
+
+def asking(script: Scripted, policy: Policy | None = None) -> tuple[Guards, Callable[..., Any]]:
+    registry = Guards(settings=load_settings({}), clock=asyncio.get_running_loop().time)
+
+    @hedged(0.2, registry=registry)
+    @resilient("storage", policy or patient(), registry=registry)
+    async def ask(*args: Any, **kwargs: Any) -> Any:
+        return await script(*args, **kwargs)
+
+    return registry, ask
+
+
+async def after(seconds: float, result: Any) -> Any:
+    await asyncio.sleep(seconds)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+async def test_a_quick_answer_is_asked_for_once() -> None:
+    script = Scripted(lambda: after(0.1, "quick"))
+    registry, ask = asking(script)
+    assert await ask() == "quick"
+    assert script.calls == 1
+    assert registry.get("storage").budget.tokens == 500
+
+
+async def test_of_two_answers_the_first_counts_and_the_other_is_given_up() -> None:
+    ended: list[str] = []
+
+    async def slow() -> str:
+        try:
+            return str(await after(5.0, "slow"))
+        finally:
+            ended.append("slow")
+
+    script = Scripted(slow, lambda: after(0.1, "second"))
+    registry, ask = asking(script)
+    heard: list[Any] = []
+    registry.events.listen(heard.append)
+    assert await ask() == "second"
+    assert now() == pytest.approx(0.3)
+    assert ended == ["slow"]
+    assert Hedged("storage") in heard
+    assert registry.get("storage").breaker.snapshot().calls == 1
+
+
+async def test_the_first_may_still_win() -> None:
+    script = Scripted(lambda: after(0.25, "first"), lambda: after(5.0, "second"))
+    assert await asking(script)[1]() == "first"
+    assert now() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.3, 1.0), (1.0, 0.3)])
+async def test_where_one_fails_the_other_is_waited_for(first: float, second: float) -> None:
+    script = Scripted(lambda: after(first, down()), lambda: after(second, "fine"))
+    assert await asking(script)[1]() == "fine"
+
+
+async def test_where_both_fail_the_first_error_is_told() -> None:
+    errors = [down(), down()]
+    script = Scripted(lambda: after(0.5, errors[0]), lambda: after(0.1, errors[1]))
+    with pytest.raises(ConnectionRefusedError) as caught:
+        await asking(script)[1]()
+    assert caught.value is errors[0]
+
+
+async def test_an_early_failure_is_no_reason_to_ask_again() -> None:
+    script = Scripted(down())
+    with pytest.raises(ConnectionRefusedError):
+        await asking(script)[1]()
+    assert script.calls == 1
+
+
+async def test_nothing_is_asked_twice_without_a_budget() -> None:
+    script = Scripted(lambda: after(1.0, "fine"))
+    policy = patient(retry=RetryPolicy(attempts=1, budget=4))
+    assert await asking(script, policy)[1]() == "fine"
+    assert script.calls == 1
+
+
+async def test_nothing_is_asked_twice_of_an_open_circuit() -> None:
+    script = Scripted(lambda: after(1.0, "fine"))
+    registry, ask = asking(script)
+    asked = asyncio.create_task(ask())
+    await asyncio.sleep(0.1)
+    registry.get("storage").breaker.open()
+    assert await asked == "fine"
+    assert script.calls == 1
+
+
+async def test_who_asks_may_give_up() -> None:
+    script = Scripted(lambda: after(5.0, "slow"))
+    registry, ask = asking(script)
+    asked = asyncio.create_task(ask())
+    await asyncio.sleep(1.0)
+    assert script.calls == 2
+    asked.cancel()
+    await asyncio.wait([asked])
+    assert asked.cancelled()
+    assert len(asyncio.all_tasks()) == 1
+    assert registry.get("storage").breaker.snapshot().failed == 0
+
+
+async def test_arguments_and_names_are_passed_on() -> None:
+    async def load(number: int, *, name: str) -> tuple[int, str]:
+        return number, name
+
+    registry = Guards(settings=load_settings({}))
+    ask = hedged(1.0, registry=registry)(resilient("storage", registry=registry)(load))
+    assert await ask(1, name="x") == (1, "x")
+    assert ask.__name__ == "load"
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), "0.2"])
+def test_a_time_out_of_bounds_is_refused(seconds: Any) -> None:
+    with pytest.raises(PolicyError, match="hedged: after"):
+        hedged(seconds)
+
+
+def test_what_is_not_resilient_is_refused() -> None:
+    @resilient("storage")
+    def sync() -> None: ...
+
+    for function in (down, Scripted(1), sync):
+        with pytest.raises(UnsupportedCallError, match="hedged"):
+            hedged(0.2)(function)  # type: ignore[arg-type]
