@@ -1,7 +1,7 @@
 """A read whose answer is late is asked for once more, and the first answer counts.
 
-After Dean and Barroso, "The Tail at Scale" (2013). A second question costs the dependency work, so
-it is paid from the retry budget and never asked while the circuit is not closed: an outage gets none.
+After Dean and Barroso, "The Tail at Scale" (2013). A second question costs the dependency work: it
+is paid from the retry budget, and asked only while the circuit is closed, so an outage gets none.
 """
 
 from __future__ import annotations
