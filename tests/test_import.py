@@ -29,7 +29,7 @@ LAYERS = [
     ["_failure_databases", "_failure_providers"],
     ["failures", "policy", "stale", "timeouts"],
     ["_elsewhere", "_variables", "_windows", "concurrency", "cooldown", "limits", "retry", "usage"],
-    ["line"],
+    ["line", "throttling"],
     ["_circuit", "_loops", "settings"],
     ["breakers"],
     ["shared.scripts", "shared.wire"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
@@ -77,6 +78,7 @@ class Loops:
         self._policy = policy
         self._clock = clock
         self._shared = shared
+        self._cold_until = -math.inf
         self._parts: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopParts] = WeakKeyDictionary()
         if shared is not None:
             shared.heard_cooldown = self._cool_down_here
@@ -87,6 +89,8 @@ class Loops:
         if parts is not None:
             return parts, False
         parts = LoopParts(self._name, self._policy, loop, self._clock, shared=self._shared)
+        if (left := self._cold_until - self._clock()) > 0:
+            parts.cool_down(left)
         self._parts[loop] = parts
         return parts, True
 
@@ -104,5 +108,6 @@ class Loops:
             self._shared.cool_down(seconds)
 
     def _cool_down_here(self, seconds: float) -> None:
+        self._cold_until = max(self._cold_until, self._clock() + seconds)
         for parts in list(self._parts.values()):
             parts.cool_down(seconds)

@@ -29,6 +29,7 @@ from .line import Line
 from .policy import Policy
 from .retry import Retries, is_retryable
 from .streams import GuardedStream
+from .throttling import heed
 from .timeouts import Timer
 
 __all__ = ["Guard"]
@@ -75,6 +76,7 @@ class Guard:
         self.clock = clock
         self.sleep = sleep
         self._loops = Loops(name, policy, clock, limit)
+        self.cool_down = self._loops.cool_down
         self._parts: LoopParts | None = None
 
     def __repr__(self) -> str:
@@ -293,8 +295,8 @@ class Guard:
         failure = classify(error)
         if (line := call.parts.line) is not None:
             line.leave(call, failure)
-        if failure.retry_after and failure.kind is FailureKind.THROTTLED:
-            self._loops.cool_down(min(failure.retry_after, self.policy.retry.max_retry_after))
+        if failure.kind is FailureKind.THROTTLED:
+            heed(self, error, failure)
         duration = self.clock() - call.started
         if failure.counts and not self._was_cut_short(call, error, duration):
             self.breaker.failed(call.admission, duration)

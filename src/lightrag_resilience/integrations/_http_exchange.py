@@ -13,6 +13,7 @@ from typing import Any
 from lightrag_resilience._call import current_call, owned_by_a_guard
 from lightrag_resilience.errors import AttemptTimeoutError, DeadlineExceededError
 from lightrag_resilience.guard import Guard
+from lightrag_resilience.throttling import learn_limits
 
 from ._http_bodies import Source, guarded_body, parsed, read_ahead
 
@@ -114,6 +115,7 @@ class _Exchange:
             request.extensions = asked
         # It goes for each chunk of the body as well, for which the guard has another time.
         within["read"] = limits.get("read")
+        learn_limits(self._guard, response.headers)
         return response
 
     async def _read_error(self, response: Any) -> Exception:
