@@ -23,8 +23,18 @@ LONGEST = 400  # lines
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
     ["shared", "shared.address"],
-    ["_version", "_bounds", "_hints", "_kinds", "_threads", "budget", "errors", "events"],
-    ["_opened", "failures", "policy", "stale", "timeouts"],
+    [
+        "_version",
+        "_bounds",
+        "_finish",
+        "_hints",
+        "_kinds",
+        "_threads",
+        "budget",
+        "errors",
+        "events",
+    ],
+    ["_finish", "_opened", "failures", "policy", "stale", "timeouts"],
     ["_elsewhere", "_variables", "_windows", "concurrency", "cooldown", "limits", "retry", "usage"],
     ["line"],
     ["_circuit", "_loops", "settings"],

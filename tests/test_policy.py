@@ -41,6 +41,9 @@ BOUNDS: dict[tuple[type, str], tuple[float, float, bool]] = {
     (LimitPolicy, "max_wait"): (0, DAY, True),
     (TimeoutPolicy, "attempt"): (0, DAY, False),
     (TimeoutPolicy, "total"): (0, DAY, False),
+    (TimeoutPolicy, "first_item"): (0, DAY, False),
+    (TimeoutPolicy, "gap"): (0, DAY, False),
+    (TimeoutPolicy, "stream_total"): (0, DAY, False),
     (ConcurrencyPolicy, "max_wait"): (0, DAY, True),
 }
 WHOLE: dict[tuple[type, str], tuple[int, int]] = {
@@ -81,7 +84,8 @@ def accepts(part: Any, name: str, value: object) -> bool:
 
 def test_each_family_has_its_defaults() -> None:
     assert Policy.llm() == Policy(
-        timeout=TimeoutPolicy(attempt=120.0, total=300.0), retry=RetryPolicy(attempts=4)
+        timeout=TimeoutPolicy(attempt=120.0, total=300.0, gap=60.0),
+        retry=RetryPolicy(attempts=4),
     )
     assert Policy.embedding() == Policy(
         timeout=TimeoutPolicy(attempt=20.0, total=50.0),
@@ -108,7 +112,9 @@ def test_the_plain_defaults_are_those_the_documentation_names() -> None:
     assert (retry.max_backoff, retry.jitter, retry.max_retry_after) == (30.0, "full", 60.0)
     assert (retry.idempotent, retry.budget) == (True, 500)
     assert LimitPolicy() == LimitPolicy(rpm=None, burst=None, max_wait=30.0)
-    assert TimeoutPolicy() == TimeoutPolicy(attempt=30.0, total=60.0)
+    assert TimeoutPolicy() == TimeoutPolicy(
+        attempt=30.0, total=60.0, first_item=None, gap=None, stream_total=None
+    )
     assert ConcurrencyPolicy() == ConcurrencyPolicy(
         max_concurrent=None, max_queue=1000, max_wait=30.0
     )
@@ -270,6 +276,9 @@ def test_a_refusal_reads_like_a_sentence() -> None:
         (LimitPolicy, "burst"),
         (TimeoutPolicy, "attempt"),
         (TimeoutPolicy, "total"),
+        (TimeoutPolicy, "first_item"),
+        (TimeoutPolicy, "gap"),
+        (TimeoutPolicy, "stream_total"),
         (ConcurrencyPolicy, "max_concurrent"),
     ],
 )
@@ -279,7 +288,7 @@ def test_none_turns_off_what_can_be_turned_off(part: type, name: str) -> None:
 
 def test_none_is_refused_where_there_is_nothing_to_turn_off() -> None:
     optional = {key for key in ALL_FIELDS if accepts(*key, None)}
-    assert len(optional) == 9
+    assert len(optional) == 12
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from .errors import (
     RateLimitedError,
     ResilienceError,
     SettingsError,
+    TruncatedStreamError,
     UnsupportedCallError,
 )
 from .failures import Failure, FailureKind
@@ -67,6 +68,7 @@ __all__ = [
     "StaleCache",
     "State",
     "TimeoutPolicy",
+    "TruncatedStreamError",
     "UnsupportedCallError",
     "__version__",
     "another_may_help",

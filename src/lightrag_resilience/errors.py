@@ -22,6 +22,7 @@ __all__ = [
     "RateLimitedError",
     "ResilienceError",
     "SettingsError",
+    "TruncatedStreamError",
     "UnsupportedCallError",
 ]
 
@@ -134,6 +135,14 @@ class AttemptTimeoutError(DependencyError):
     def summary(self) -> str:
         """Whose attempt."""
         return f"An attempt of {self.dependency!r} timed out"
+
+
+class TruncatedStreamError(DependencyError):
+    """A model's stream ended without its finish marker. Counted as a failure, outcome unknown."""
+
+    def summary(self) -> str:
+        """Whose stream."""
+        return f"A stream of {self.dependency!r} was cut off"
 
 
 class DeadlineExceededError(DependencyError):

@@ -300,6 +300,7 @@ _OURS: dict[str, _Rule] = {
     "AllFailedError": _by_best_member,
     "CallRejected": _FATAL,  # by a guard within this one
     **dict.fromkeys(("AttemptTimeoutError", "DeadlineExceededError"), _UNKNOWN),
+    "TruncatedStreamError": _UNKNOWN,
 }
 _HTTPX: dict[str, _Rule] = {
     **dict.fromkeys(("ConnectTimeout", "ConnectError", "PoolTimeout", "ProxyError"), _TRANSIENT),

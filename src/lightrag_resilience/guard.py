@@ -158,7 +158,10 @@ class Guard:
         try:
             result: Any = await function(*args, **kwargs)
             if is_stream(result.__class__):
-                return await self._open_stream(call, timer, result)  # type: ignore[no-any-return]
+                result = await GuardedStream(self, call, result).open(timer)
+                if timer is not None:
+                    timer.stop(call)
+                return result  # type: ignore[no-any-return]
         except BaseException as error:
             timed_out = timer is not None and timer.stop(call)
             if timed_out and isinstance(error, asyncio.CancelledError):
@@ -171,12 +174,6 @@ class Guard:
             timer.stop(call)
         self.settle_success(call, answer=result)
         return result  # type: ignore[no-any-return]
-
-    async def _open_stream(self, call: Call, timer: Timer | None, source: Any) -> Any:
-        stream: GuardedStream[Any] = await GuardedStream(self, call, source).open()
-        if timer is not None:
-            timer.stop(call)
-        return stream
 
     async def _retry(
         self,
@@ -228,7 +225,7 @@ class Guard:
     ) -> None:
         """Wait until the call may be sent, then ask the breaker again."""
         try:
-            waited = await line.enter(call, question, lambda: self._remaining(call))
+            waited = await line.enter(call, question, lambda: self.remaining(call))
         except BaseException as refusal:
             self.breaker.released(call.admission)
             if isinstance(refusal, CallRejected):
@@ -247,7 +244,7 @@ class Guard:
         timer = parts.timer
         if timer is not None:
             if parts.line is not None or call.deadline is not None:
-                timer = self._timer_within(timer, self._remaining(call))
+                timer = self._timer_within(timer, self.remaining(call))
             timer.start(call, now)
         return timer
 
@@ -257,7 +254,7 @@ class Guard:
             return timer
         return Timer(max(remaining, 0.0), timer.loop, self.clock)
 
-    def _remaining(self, call: Call) -> float:
+    def remaining(self, call: Call) -> float:
         """Seconds to the deadline of a call."""
         total = self.policy.timeout.total
         return math.inf if total is None else call.began + total - self.clock()
@@ -305,17 +302,12 @@ class Guard:
             line.leave_without_verdict(call)
         self.breaker.released(call.admission)
 
-    def timeout_error(self, call: Call) -> Exception:
-        """The error for a call whose own time is up."""
+    def timeout_error(self, call: Call, late: str = "") -> Exception:
+        """The error for a call whose own time is up; `late` says so of an attempt."""
         timeout = self.policy.timeout
-        if self._remaining(call) <= 0:
+        if self.remaining(call) <= 0:
             return DeadlineExceededError(self.name, None, f"after {timeout.total:g} s")
-        return AttemptTimeoutError(self.name, None, f"after {timeout.attempt:g} s")
-
-    def stall_error(self) -> Exception:
-        """The error for a stream whose next item takes too long."""
-        seconds = self.policy.timeout.attempt
-        return AttemptTimeoutError(self.name, None, f"waiting {seconds:g} s for the next item")
+        return AttemptTimeoutError(self.name, None, late or f"after {timeout.attempt:g} s")
 
     def _was_cut_short(self, call: Call, error: Exception, duration: float) -> bool:
         """Whether the deadline gave an attempt less time than the policy gives attempts."""

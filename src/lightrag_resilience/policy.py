@@ -167,15 +167,27 @@ class LimitPolicy(_Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeoutPolicy(_Checked):
-    """How long an attempt, and a call as a whole, may take.
+    """How long an attempt, and a call as a whole, may take; and a stream, from item to item.
+
+    A stream has three times of its own, since a good one may be long: until it begins, between two
+    items, and in all. 60 s between the items of a model is what nginx and AWS's load balancers let
+    a silent connection live; a model that is silent for longer while it thinks needs more. Only the
+    wait for an item counts as a gap, never what its reader does with the last one.
 
     Attributes:
-        attempt: Seconds for one attempt; for a stream, for each wait for its next item.
+        attempt: Seconds for one attempt; for a stream, up to its first item.
         total: Seconds for all attempts and waits together; for a stream, up to its first item.
+        first_item: Seconds from sending to a stream's first item, in place of `attempt` as soon as
+            the function has returned its stream; None is `attempt`.
+        gap: Seconds between a stream's items; None is `attempt`.
+        stream_total: Seconds from sending to a stream's last item; None sets no limit.
     """
 
     attempt: Seconds | None = 30.0
     total: Seconds | None = 60.0
+    first_item: Seconds | None = None
+    gap: Seconds | None = None
+    stream_total: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +256,7 @@ class Policy:
     @classmethod
     def llm(cls, **changes: Unpack[Changes]) -> Policy:
         """Completions. The total stays below the 480 s at which LightRAG's queue gives up."""
-        timeout = TimeoutPolicy(attempt=120.0, total=300.0)
+        timeout = TimeoutPolicy(attempt=120.0, total=300.0, gap=60.0)
         return cls(timeout=timeout, retry=RetryPolicy(attempts=4)).with_changes(**changes)
 
     @classmethod
