@@ -23,7 +23,11 @@ class Finish(Protocol):
 
     @property
     def is_seen(self) -> bool:
-        """Whether all that began is finished."""
+        """Whether the model has said all."""
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether something began and is not finished."""
 
 
 def finish_after(first: Any) -> Finish | None:
@@ -73,7 +77,11 @@ class _EachFinishes:
 
     @property
     def is_seen(self) -> bool:
-        return self._begun <= self._finished
+        return bool(self._finished) and not self.is_missing
+
+    @property
+    def is_missing(self) -> bool:
+        return not self._begun <= self._finished
 
 
 class _LastItem:
@@ -90,3 +98,7 @@ class _LastItem:
     def note(self, item: Any) -> None:
         if self._read(item, self._name, None) == self._value:
             self.is_seen = True
+
+    @property
+    def is_missing(self) -> bool:
+        return not self.is_seen

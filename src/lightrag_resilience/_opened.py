@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterator
 from typing import Any, Generic, Self, TypeVar
 
-__all__ = ["OpenedStream", "PassedOnStream"]
+__all__ = ["OpenedStream", "PassedOnStream", "close_both"]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -52,12 +52,7 @@ class PassedOnStream(AsyncIterator[T_co], Generic[T_co]):
         await self._close_source()
 
     async def _close_source(self) -> None:
-        """Close the iterator and what it reads from: closing one need not close the other."""
-        try:
-            await _close(self._iterator)
-        finally:
-            if self._source is not self._iterator:
-                await _close(self._source)
+        await close_both(self._iterator, self._source)
 
 
 class OpenedStream(PassedOnStream[T_co]):
@@ -86,6 +81,15 @@ class OpenedStream(PassedOnStream[T_co]):
         """Stop here, and close the source."""
         self._first = _NOTHING
         await self._close_source()
+
+
+async def close_both(iterator: Any, source: Any) -> None:
+    """Close an iterator and what it reads from: closing one need not close the other."""
+    try:
+        await _close(iterator)
+    finally:
+        if source is not iterator:
+            await _close(source)
 
 
 async def _close(part: Any) -> None:

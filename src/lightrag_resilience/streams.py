@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from ._call import Call, current_call
 from ._finish import Finish, finish_after
-from ._opened import PassedOnStream
+from ._opened import PassedOnStream, close_both
 from .errors import AttemptTimeoutError, TruncatedStreamError
 from .policy import Policy, TimeoutPolicy
 from .timeouts import Timer
@@ -41,7 +41,7 @@ class GuardedStream(PassedOnStream[T_co]):
 
     An error, a timeout and an end without the model's finish marker are failures of the dependency.
     Closing early, being cancelled or being dropped is no verdict; the source is closed with it. The
-    call is under way, and has its place, until then.
+    call is under way, and has its place, until one of these happens.
     """
 
     __slots__ = ("_call", "_finish", "_first", "_guard", "_span", "_waited")
@@ -76,11 +76,10 @@ class GuardedStream(PassedOnStream[T_co]):
             self._call = None
             await self._close_after_error()
             raise
-        now = self._guard.clock()
-        self._waited = now - call.started
+        self._waited = self._guard.clock() - call.started
         self._finish = finish_after(self._first)
         if timeout.stream_total is not None:
-            self._span = _Span(timeout.stream_total, call, now)
+            self._span = _Span(timeout.stream_total, call, self._guard.clock)
         return self
 
     async def __anext__(self) -> T_co:
@@ -95,7 +94,7 @@ class GuardedStream(PassedOnStream[T_co]):
             else:
                 item = await self._next_within(call, span)
         except StopAsyncIteration:
-            if (finish := self._finish) is None or finish.is_seen:
+            if (finish := self._finish) is None or not finish.is_missing:
                 self._end()
                 raise
             cut_off = TruncatedStreamError(self._guard.name, None, "before its finish marker")
@@ -104,8 +103,8 @@ class GuardedStream(PassedOnStream[T_co]):
         except Exception as error:
             await self._fail(error)
             raise
-        except GeneratorExit:  # dropped while it waits: nothing can be awaited any more
-            self._release()
+        except GeneratorExit:  # dropped while it waits: nothing can be awaited here any more
+            self._abandon()
             raise
         except BaseException:
             self._release()
@@ -116,7 +115,9 @@ class GuardedStream(PassedOnStream[T_co]):
         return item
 
     async def aclose(self) -> None:
-        """Stop here, with no verdict on the dependency, and close the source."""
+        """Stop here and close the source: no verdict, unless the finish marker came already."""
+        if (finish := self._finish) is not None and finish.is_seen:
+            self._end()
         self._release()
         await self._close_source()
 
@@ -147,7 +148,7 @@ class GuardedStream(PassedOnStream[T_co]):
         if now >= span.until:
             raise self._too_long(span)
         try:
-            return await self._next(call, span.timer_at(now, call))
+            return await self._next(call, span.timer_at(now))
         finally:
             span.left = self._guard.clock()
 
@@ -213,9 +214,19 @@ class GuardedStream(PassedOnStream[T_co]):
         with contextlib.suppress(Exception):
             await self._close_source()
 
+    def _abandon(self) -> None:
+        """Let go of the call here and now, and of the source as soon as its loop gets to it."""
+        if (call := self._call) is None:
+            return
+        self._release()
+        # Left to the garbage collector, the generators inside openai's streams get in each other's
+        # way, and the connection stays open.
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            call.parts.loop.call_soon_threadsafe(_close_later, self._iterator, self._source)
+
     def __del__(self) -> None:
         # Dropped by a caller who never closed it: its place must not stay taken.
-        self._release()
+        self._abandon()
 
 
 class _Span:
@@ -224,16 +235,17 @@ class _Span:
     Args:
         seconds: How long it may take.
         call: Its call; the time runs from when its attempt was sent.
-        now: When its first item came.
+        clock: Monotonic seconds; its first item has just come.
     """
 
-    __slots__ = ("_away", "left", "seconds", "timer", "until")
+    __slots__ = ("_away", "_gap", "left", "seconds", "timer", "until")
 
-    def __init__(self, seconds: float, call: Call, now: float) -> None:
+    def __init__(self, seconds: float, call: Call, clock: Callable[[], float]) -> None:
         self.seconds = seconds
         self.until = call.started + seconds
-        self.left = now
-        self.timer: Timer | None = None
+        self.left = clock()
+        self.timer = Timer(seconds, call.parts.loop, clock)
+        self._gap = call.parts.gap_timer
         self._away = 0.0
 
     def reader_came_back(self, now: float) -> None:
@@ -245,15 +257,26 @@ class _Span:
         """Whether the reader took more of the time than the source."""
         return self._away * 2 > self.seconds
 
-    def timer_at(self, now: float, call: Call) -> Timer:
+    def timer_at(self, now: float) -> Timer:
         """The timer for a gap, or where less is left, one for the rest."""
-        gap, rest = call.parts.gap_timer, self.until - now
-        if gap is not None and gap.seconds <= rest:
-            return gap
-        if self.timer is None:
-            self.timer = Timer(rest, call.parts.loop, call.guard.clock)
+        rest = self.until - now
+        if self._gap is not None and self._gap.seconds <= rest:
+            return self._gap
         self.timer.seconds = rest  # armed once, for one and the same moment
         return self.timer
+
+
+_closing: set[asyncio.Task[None]] = set()
+
+
+def _close_later(iterator: Any, source: Any) -> None:
+    async def close() -> None:
+        with contextlib.suppress(Exception):  # nobody is left to hear of it
+            await close_both(iterator, source)
+
+    task = asyncio.get_running_loop().create_task(close())
+    _closing.add(task)  # a loop keeps no task alive by itself
+    task.add_done_callback(_closing.discard)
 
 
 def _limit_of_first_item(timeout: TimeoutPolicy) -> float | None:
