@@ -19,6 +19,7 @@ from lightrag_resilience import (
     Policy,
     PolicyError,
     RetryPolicy,
+    StreamPolicy,
     TimeoutPolicy,
 )
 from lightrag_resilience._bounds import describe, field_hints
@@ -67,6 +68,7 @@ OTHERS = {
     (BreakerPolicy, "open_max"),
     (RetryPolicy, "jitter"),
     (RetryPolicy, "idempotent"),
+    (StreamPolicy, "finish_marker"),
 }
 POLICY_TYPES: list[Any] = list(PARTS.values())
 ALL_FIELDS: list[tuple[type, str]] = [
@@ -115,6 +117,7 @@ def test_the_plain_defaults_are_those_the_documentation_names() -> None:
     assert TimeoutPolicy() == TimeoutPolicy(
         attempt=30.0, total=60.0, first_item=None, gap=None, stream_total=None
     )
+    assert StreamPolicy().finish_marker
     assert ConcurrencyPolicy() == ConcurrencyPolicy(
         max_concurrent=None, max_queue=1000, max_wait=30.0
     )
@@ -157,6 +160,7 @@ def test_a_whole_part_can_be_changed(part: str) -> None:
         "limit": LimitPolicy(rpm=5.0),
         "timeout": TimeoutPolicy(attempt=None),
         "concurrency": ConcurrencyPolicy(max_concurrent=2),
+        "stream": StreamPolicy(finish_marker=False),
     }[part]
     changes: Any = {part: other}
     assert Policy.llm().with_changes(**changes) == dataclasses.replace(Policy.llm(), **changes)
@@ -206,7 +210,7 @@ def test_an_unknown_name_is_answered_with_those_that_exist() -> None:
         Policy().with_changes(**changes)
     assert str(caught.value) == (
         "A policy has no 'atempts'; it has breaker, retry, limit, timeout, concurrency, "
-        "attempt_timeout, total_timeout, attempts, idempotent, failure_rate, "
+        "stream, attempt_timeout, total_timeout, attempts, idempotent, failure_rate, "
         "consecutive_failures, open_for, rpm, max_concurrent"
     )
 

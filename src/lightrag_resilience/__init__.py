@@ -34,6 +34,7 @@ from .policy import (
     LimitPolicy,
     Policy,
     RetryPolicy,
+    StreamPolicy,
     TimeoutPolicy,
 )
 from .registry import Guards, guard, guards
@@ -67,6 +68,7 @@ __all__ = [
     "SettingsError",
     "StaleCache",
     "State",
+    "StreamPolicy",
     "TimeoutPolicy",
     "TruncatedStreamError",
     "UnsupportedCallError",

@@ -80,7 +80,7 @@ class OpenedStream(PassedOnStream[T_co]):
     async def aclose(self) -> None:
         """Stop here, and close the source."""
         self._first = _NOTHING
-        await self._close_source()
+        await super().aclose()
 
 
 async def close_both(iterator: Any, source: Any) -> None:

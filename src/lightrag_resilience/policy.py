@@ -21,6 +21,7 @@ __all__ = [
     "LimitPolicy",
     "Policy",
     "RetryPolicy",
+    "StreamPolicy",
     "TimeoutPolicy",
 ]
 
@@ -205,6 +206,19 @@ class ConcurrencyPolicy(_Checked):
     max_wait: Wait = 30.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPolicy(_Checked):
+    """What a stream of a model must hold to be a success.
+
+    Attributes:
+        finish_marker: Whether a stream of OpenAI, Anthropic, Gemini or Ollama chunks that ends
+            without its finish marker is a failure. Turn it off for a provider that sends none, and
+            for a function that keeps the last chunk to itself; text is never judged.
+    """
+
+    finish_marker: bool = True
+
+
 class Changes(TypedDict, total=False):
     """What `Policy.with_changes` and the presets take: whole parts, or the fields tuned most."""
 
@@ -213,6 +227,7 @@ class Changes(TypedDict, total=False):
     limit: LimitPolicy
     timeout: TimeoutPolicy
     concurrency: ConcurrencyPolicy
+    stream: StreamPolicy
     attempt_timeout: float | None
     total_timeout: float | None
     attempts: int
@@ -246,6 +261,7 @@ class Policy:
     limit: LimitPolicy = field(default_factory=LimitPolicy)
     timeout: TimeoutPolicy = field(default_factory=TimeoutPolicy)
     concurrency: ConcurrencyPolicy = field(default_factory=ConcurrencyPolicy)
+    stream: StreamPolicy = field(default_factory=StreamPolicy)
 
     def __post_init__(self) -> None:
         for name, kind in PARTS.items():
@@ -315,4 +331,5 @@ PARTS: dict[str, type[_Checked]] = {
     "limit": LimitPolicy,
     "timeout": TimeoutPolicy,
     "concurrency": ConcurrencyPolicy,
+    "stream": StreamPolicy,
 }

@@ -77,7 +77,8 @@ class GuardedStream(PassedOnStream[T_co]):
             await self._close_after_error()
             raise
         self._waited = self._guard.clock() - call.started
-        self._finish = finish_after(self._first)
+        if self._guard.policy.stream.finish_marker:
+            self._finish = finish_after(self._first)
         if timeout.stream_total is not None:
             self._span = _Span(timeout.stream_total, call, self._guard.clock)
         return self
@@ -119,7 +120,7 @@ class GuardedStream(PassedOnStream[T_co]):
         if (finish := self._finish) is not None and finish.is_seen:
             self._end()
         self._release()
-        await self._close_source()
+        await super().aclose()
 
     # ------------------------------------------------------------------ waiting
 
@@ -212,7 +213,7 @@ class GuardedStream(PassedOnStream[T_co]):
     async def _close_after_error(self) -> None:
         """Close the source; what goes wrong here does not hide why."""
         with contextlib.suppress(Exception):
-            await self._close_source()
+            await close_both(self._iterator, self._source)
 
     def _abandon(self) -> None:
         """Let go of the call here and now, and of the source as soon as its loop gets to it."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience import ConcurrencyPolicy, Guard, TruncatedStreamError
+from lightrag_resilience import ConcurrencyPolicy, Guard, StreamPolicy, TruncatedStreamError
 from lightrag_resilience._call import current_call
 from lightrag_resilience._opened import OpenedStream
 from support.guards import down, guard_on_loop
@@ -273,3 +273,9 @@ async def test_a_cancellation_after_the_finish_marker_is_no_verdict() -> None:
         await asyncio.wait_for(anext(stream), 1)
     await stream.aclose()
     assert verdict(guard) == (0, 0)
+
+
+async def test_a_provider_without_finish_markers_is_not_judged() -> None:
+    guard = guard_on_loop(stream=StreamPolicy(finish_marker=False))
+    assert [item async for item in await guarded(Source(chunk(None)), guard)]
+    assert verdict(guard) == (1, 0)
