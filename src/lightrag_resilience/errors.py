@@ -130,7 +130,10 @@ class QueueFullError(CallRejected):
 
 
 class AttemptTimeoutError(DependencyError):
-    """One attempt took longer than its timeout. Counted as a failure, outcome unknown."""
+    """One attempt, or a stream's wait for an item, took longer than its timeout.
+
+    Counted as a failure, outcome unknown.
+    """
 
     def summary(self) -> str:
         """Whose attempt."""

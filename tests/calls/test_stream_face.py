@@ -21,11 +21,13 @@ class Source:
 
     response = "the response"
 
-    def __init__(self, *steps: Any, name: str = "aclose", error: Exception | None = None) -> None:
+    def __init__(
+        self, *steps: Any, name: str = "aclose", error: Exception | None = None, whole: bool = True
+    ) -> None:
         self.steps = list(steps)
         self.closed: list[str] = []
         self.error = error
-        self.parts = (Iterator(self),)
+        self.parts = (Iterator(self),) if whole else (None,)
         if name:
             setattr(self, name, self._close_now if name == "close" else self._close)
 
@@ -185,6 +187,17 @@ def test_a_stream_that_outlives_its_loop_is_dropped_in_silence() -> None:
     assert source.closed == []
 
 
+async def test_a_stream_that_cannot_begin_is_settled_once() -> None:
+    guard, settled = guard_on_loop(), list[str]()
+    guard.settle_without_verdict = lambda call: settled.append("none")  # type: ignore[method-assign]
+    with pytest.raises(ConnectionRefusedError):
+        await guarded(Source(down()), guard)
+    with pytest.raises(TypeError):
+        await guarded(Source(whole=False), guard)
+    gc.collect()
+    assert settled == []
+
+
 async def test_what_cannot_be_iterated_over_fails_once() -> None:
     class Spent:
         def __aiter__(self) -> Any:
@@ -245,6 +258,7 @@ async def test_a_stream_of_one_item_is_judged_too() -> None:
     with pytest.raises(TruncatedStreamError):
         [item async for item in await guarded(Source(chunk(None)))]
     assert [item async for item in await guarded(Source(chunk("stop")))]
+    assert [item async for item in await guarded(Source(chunk(None), chunk("stop"), chunk()))]
 
 
 @pytest.mark.parametrize("steps", [("one", chunk(None)), (), ("text",), (chunk(),)])

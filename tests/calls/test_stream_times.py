@@ -16,7 +16,7 @@ from lightrag_resilience import (
     RetryPolicy,
     TimeoutPolicy,
 )
-from support.guards import guard_on_loop, now
+from support.guards import down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio
 
@@ -152,6 +152,12 @@ async def test_a_model_may_be_silent_for_a_minute() -> None:
     guard = guard_on_loop(Policy.llm())
     assert await read(guard, stream_of("one", 59.9, "two", 59.9, "three"))
     assert (await ends(read(guard, stream_of("one", 60.1, "two"))))[0] == pytest.approx(179.8)
+
+
+async def test_a_gaps_time_ends_with_an_error() -> None:
+    with pytest.raises(ConnectionRefusedError):
+        await read(guarded(gap=5.0), stream_of("one", 1.0, down()))
+    await asyncio.sleep(60)
 
 
 class Stubborn:
