@@ -27,7 +27,7 @@ class Source:
         self.steps = list(steps)
         self.closed: list[str] = []
         self.error = error
-        self.parts = (Iterator(self),) if whole else (None,)
+        self.parts: tuple[Any] = (Iterator(self) if whole else None,)
         if name:
             setattr(self, name, self._close_now if name == "close" else self._close)
 
