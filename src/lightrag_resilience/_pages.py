@@ -42,6 +42,10 @@ def as_data(seen: Overview) -> dict[str, Any]:
             {"host": worker.host, "pid": worker.pid, "alone": list(worker.alone)}
             for worker in seen.workers
         ],
+        "overrides": {
+            name: {"value": override.value, "reason": override.reason}
+            for name, override in seen.overrides.items()
+        },
     }
 
 
@@ -53,6 +57,10 @@ def as_page(seen: Overview) -> Group:
         for name, it in seen.breakers.items():
             table.add_row(Text(name), *_cells(it))
         lines.append(table)
+    lines += [
+        Text(f"{name} is {override.value} {override.reason}", "yellow")
+        for name, override in seen.overrides.items()
+    ]
     lines += [Text(line) for line in _sentences(seen)]
     return Group(*lines)
 

@@ -166,6 +166,13 @@ class Breaker:
             self._note()
         self._announce()
 
+    def change(self, policy: BreakerPolicy, reason: str = "by hand") -> None:
+        """Go on by another policy; the state stays, but where the mode is another."""
+        with self._lock:
+            self.circuit.change(policy, self._clock(), reason)
+            self._note()
+        self._announce()
+
     def set_mode(self, mode: Mode, reason: str = "by hand") -> None:
         """Enforce, only measure, disable, or force open, whatever the policy says.
 

@@ -5,6 +5,8 @@ The scheme is the retry quota of AWS SDKs' standard mode; see `RetryPolicy`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 __all__ = ["RETRY_COST", "TIMEOUT_RETRY_COST", "RetryBudget"]
 
 RETRY_COST = 5
@@ -16,19 +18,28 @@ class RetryBudget:
 
     Args:
         capacity: Tokens at the start and at the most; 0 lets every retry pass.
+        workers: How many processes share them, this one included: each may spend its part.
     """
 
-    __slots__ = ("capacity", "tokens")
+    __slots__ = ("_workers", "capacity", "tokens")
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, workers: Callable[[], int] = lambda: 1) -> None:
         self.capacity = capacity
         self.tokens = capacity
+        self._workers = workers
+
+    def resize(self, capacity: int) -> None:
+        """Have so many from now on; what was spent stays spent."""
+        spent = self.capacity - self.tokens
+        self.capacity = capacity
+        self.tokens = max(capacity - spent, 0)
 
     def spend(self, cost: int) -> bool:
         """Pay for a retry. False where the tokens do not suffice; nothing is spent then."""
         if not self.capacity:
             return True
-        if self.tokens < cost:
+        of_others = self.capacity - self.capacity / self._workers()
+        if self.tokens - of_others < cost:
             return False
         self.tokens -= cost
         return True

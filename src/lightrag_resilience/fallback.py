@@ -17,6 +17,7 @@ from annotated_types import Gt, Le
 
 from ._bounds import problem_with
 from ._elsewhere import another_may_help
+from ._failure_http import status_of
 from ._kinds import Kind, as_coroutine_function, is_stream, kind_of
 from ._opened import OpenedStream
 from .errors import (
@@ -27,7 +28,7 @@ from .errors import (
     UnsupportedCallError,
 )
 from .events import Events, FellBack, StaleAnswered
-from .failures import classify, root_cause, status_of
+from .failures import classify, root_cause
 from .registry import Guards, guards
 from .stale import StaleCache
 

@@ -49,6 +49,7 @@ class Guard:
         events: Where each step is announced.
         breaker: One that is made already, such as one that all workers share.
         limit: What all workers may send together.
+        workers: How many there are, this process included; they share the retry budget.
         clock: Monotonic seconds.
         sleep: Waits so many seconds between attempts.
     """
@@ -61,6 +62,7 @@ class Guard:
         events: Events | None = None,
         breaker: Breaker | None = None,
         limit: SharedLimit | None = None,
+        workers: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -68,7 +70,7 @@ class Guard:
         self.policy = policy
         self.events = events or Events()
         self.breaker = breaker or Breaker(name, policy.breaker, events=self.events, clock=clock)
-        self.budget = RetryBudget(policy.retry.budget)
+        self.budget = RetryBudget(policy.retry.budget, workers)
         self._circuit = self.breaker.circuit
         self.clock = clock
         self.sleep = sleep
@@ -104,6 +106,14 @@ class Guard:
         """
         return await self.run(as_coroutine_function(function), args, kwargs)
 
+    def change(self, policy: Policy, reason: str = "by hand") -> None:
+        """Go on by another policy, from any thread; calls under way end by their own."""
+        self.policy = policy
+        self.breaker.change(policy.breaker, reason)
+        self.budget.resize(policy.retry.budget)
+        self._loops.change(policy)
+        self._parts = None
+
     def refuse_if_open(self) -> None:
         """Raise what a call would get at once, without making one.
 
@@ -120,8 +130,10 @@ class Guard:
         function: Callable[..., Coroutine[Any, Any, R]],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        *,
+        once: bool = False,
     ) -> R:
-        """As `call`, for a coroutine function only: the decorators come here."""
+        """As `call`, for a coroutine function only; `once` leaves retries to somebody else."""
         parent = current_call.get()
         if parent is not None and parent.is_within(self):
             return await function(*args, **kwargs)
@@ -133,7 +145,8 @@ class Guard:
         try:
             return await self._attempt(call, function, args, kwargs)
         except Exception as error:
-            if call.failure is None or not is_retryable(call.failure, self.policy.retry):
+            failure = call.failure
+            if once or failure is None or not is_retryable(failure, self.policy.retry):
                 raise
             return await self._retry(call, error, function, args, kwargs)
         finally:
@@ -244,15 +257,11 @@ class Guard:
         timer = parts.timer
         if timer is not None:
             if parts.line is not None or call.deadline is not None:
-                timer = self._timer_within(timer, self.remaining(call))
+                left = max(self.remaining(call), 0.0)
+                if left < timer.seconds:  # one of its own: the deadline cuts this attempt short
+                    timer = Timer(left, timer.loop, self.clock)
             timer.start(call, now)
         return timer
-
-    def _timer_within(self, timer: Timer, remaining: float) -> Timer:
-        """The shared timer, or one of its own for an attempt that the deadline cuts short."""
-        if timer.seconds <= remaining:
-            return timer
-        return Timer(max(remaining, 0.0), timer.loop, self.clock)
 
     def remaining(self, call: Call) -> float:
         """Seconds to the deadline of a call."""

@@ -35,6 +35,7 @@ class Limit(Protocol):
 class SharedLimit(Limit, Protocol):
     """What all workers may send together; any thread may use it."""
 
+    policy: LimitPolicy
     heard_cooldown: Callable[[float], None] | None
     """Told when another worker was asked to wait, and for how many seconds."""
 
@@ -52,9 +53,15 @@ class LocalLimit:
         name: The dependency.
         policy: A policy with a limit.
         share: Of the limits that are this process's.
+        begins: Seconds on the loop's clock before which there is no turn.
+
+    Attributes:
+        waiting: Calls that wait for their turns, and the tokens of them all.
     """
 
-    def __init__(self, name: str, policy: LimitPolicy, share: float = 1.0) -> None:
+    def __init__(
+        self, name: str, policy: LimitPolicy, share: float = 1.0, *, begins: float = 0.0
+    ) -> None:
         self._name = name
         self._max_wait = policy.max_wait
         self._tokens = _Tokens(policy, share) if policy.tpm else None
@@ -66,7 +73,8 @@ class LocalLimit:
             self._interval = _MINUTE / rpm
             self._bucket = _Bucket(burst, time_period=burst * self._interval)
         self._line = asyncio.Lock()  # alone, the bucket lets who comes overtake who just woke up
-        self._waiting = 0
+        self._begins = begins
+        self.waiting = (0, 0)
 
     async def acquire(self, tokens: int, longest: float) -> bool:
         """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.
@@ -75,23 +83,24 @@ class LocalLimit:
             RateLimitedError: The turn would come later than that, or than the policy allows.
         """
         now = asyncio.get_running_loop().time()
-        wait = self._wait_for_request()
+        wait = max(self._wait_for_request(), self._begins - now)
         if self._tokens is not None:
             wait = max(wait, self._tokens.wait(tokens, now))
         if wait > min(self._max_wait, longest):
-            raise RateLimitedError(self._name, wait, f"with {self._waiting} calls waiting")
+            raise RateLimitedError(self._name, wait, f"with {self.waiting[0]} calls waiting")
         ready = now if self._tokens is None else self._tokens.book(tokens, now)
         try:
             if not wait:
                 await self._take_request()
                 return False
-            self._waiting += 1
+            self._wait_too(1, tokens)
             try:
                 async with self._line:
+                    await self._sleep_until(self._begins)
                     await self._take_request()
-                    await asyncio.sleep(ready - asyncio.get_running_loop().time())
+                    await self._sleep_until(ready)
             finally:
-                self._waiting -= 1
+                self._wait_too(-1, -tokens)
         except BaseException:
             self.settle(tokens, 0)
             raise
@@ -105,7 +114,14 @@ class LocalLimit:
     def _wait_for_request(self) -> float:
         if self._bucket is None:
             return 0.0
-        return self._bucket.wait() + self._waiting * self._interval
+        return self._bucket.wait() + self.waiting[0] * self._interval
+
+    def _wait_too(self, calls: int, tokens: int) -> None:
+        self.waiting = (self.waiting[0] + calls, self.waiting[1] + tokens)
+
+    async def _sleep_until(self, time: float) -> None:
+        if (wait := time - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(wait)
 
     async def _take_request(self) -> None:
         if self._bucket is not None:

@@ -20,16 +20,18 @@ from ._circuit import State
 from ._pages import as_data, as_page
 from ._terminal import Exit, fail, settings_or_exit
 from ._words import as_duration, as_words, counted
+from .errors import SettingsError
 from .settings import Settings
 from .shared.client import make_client, needed_rights
 from .shared.overview import Cluster
 from .shared.trouble import what_is_wrong
-from .shared.wire import Description, WireError
+from .shared.wire import Description, Override, WireError
 
 __all__ = ["COMMANDS"]
 
 R = TypeVar("R")
 _LONGEST_REASON = 120  # characters
+_HEARD = 4  # seconds until all workers have seen a change
 _REDIS = (RedisError, OSError, WireError)
 
 
@@ -122,6 +124,60 @@ def reset(
     typer.echo(f"Closed in all workers: {', '.join(names) or 'none was there'}")
 
 
+def set_(
+    variables: Annotated[
+        list[str], typer.Argument(help="RESILIENCE_LLM__LIMIT__RPM=60 …", metavar="NAME=VALUE")
+    ],
+    *,
+    reason: _Reason = "",
+) -> None:
+    """Give variables of policies other values in all workers, with no restart, until `unset`."""
+    settings = settings_or_exit()
+    pairs = dict(_pair(text) for text in variables)
+    signed = _signed(reason)
+
+    async def override(cluster: Cluster) -> None:
+        known = {name: it.value for name, it in (await cluster.overrides()).items()}
+        settings.with_overrides({**known, **pairs})
+        for name, value in pairs.items():
+            await cluster.override(name, Override(value, signed))
+
+    try:
+        _with_cluster(settings, override)
+    except SettingsError as error:
+        fail(str(error))
+    for name, value in pairs.items():
+        typer.echo(f"{name} is {value} in all workers, within {_HEARD} s")
+
+
+def unset(
+    variables: Annotated[list[str], typer.Argument(help="RESILIENCE_LLM__LIMIT__RPM …")],
+) -> None:
+    """Give variables the values of each worker's environment again."""
+    settings = settings_or_exit()
+    names = [name.strip().upper() for name in variables]
+
+    async def restore(cluster: Cluster) -> list[str]:
+        known = list(await cluster.overrides())
+        if not set(names) <= set(known):
+            return known or ["none"]
+        for name in names:
+            await cluster.override(name, None)
+        return []
+
+    if known := _with_cluster(settings, restore):
+        fail(f"Only what `set` set can be unset. Set: {', '.join(known)}")
+    for name in names:
+        typer.echo(f"{name} is as each worker's environment says, within {_HEARD} s")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        fail(f"{text!r} is no NAME=VALUE")
+    return name.strip().upper(), value.strip()
+
+
 def acl(
     *, user: Annotated[str, typer.Option(help="The user's name.")] = "lightrag-resilience"
 ) -> None:
@@ -137,6 +193,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "close": close,
     "isolate": isolate,
     "reset": reset,
+    "set": set_,
+    "unset": unset,
     "acl": acl,
 }
 

@@ -119,7 +119,7 @@ class RetryPolicy(_Checked):
         jitter: ``full``, ``decorrelated``, or ``none``.
         max_retry_after: Longest wait a provider may ask for, in seconds; beyond it the call fails.
         idempotent: Whether a call of unknown outcome may be repeated.
-        budget: Tokens of the retry budget; 0 turns the budget off.
+        budget: Tokens of the retry budget, for all workers that share a Redis; 0 turns it off.
     """
 
     attempts: Annotated[int, Ge(1), Le(20)] = 3

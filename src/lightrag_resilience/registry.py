@@ -6,11 +6,11 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ._threads import BackgroundLoop
-from .errors import PolicyError
+from .errors import PolicyError, SettingsError
 from .events import Events
 from .guard import Guard
 from .policy import Policy
@@ -18,6 +18,7 @@ from .policy import Policy
 if TYPE_CHECKING:
     from .settings import Settings
     from .shared.sync import Synchronizer
+    from .shared.wire import Override
 
 __all__ = ["Guards", "guard", "guards"]
 
@@ -43,6 +44,7 @@ class Guards:
         self.events = Events()
         self.threads = BackgroundLoop()
         self._settings = settings
+        self._effective: Settings | None = None
         self._clock = clock
         self._sleep = sleep
         self._guards: dict[str, tuple[Guard, Policy | None]] = {}
@@ -84,7 +86,7 @@ class Guards:
             return guard
 
     def _make(self, name: str, policy: Policy | None) -> Guard:
-        effective = self.settings.policy_for(name, policy)
+        effective = (self._effective or self.settings).policy_for(name, policy)
         sync = self._synchronizer()
         return Guard(
             name,
@@ -92,6 +94,7 @@ class Guards:
             events=self.events,
             breaker=sync.breaker(name, effective.breaker, self.events) if sync else None,
             limit=sync.limit(name, effective.limit) if sync else None,
+            workers=sync.workers if sync else lambda: 1,
             clock=self._clock,
             sleep=self._sleep,
         )
@@ -109,9 +112,44 @@ class Guards:
             from .shared.sync import Synchronizer  # noqa: PLC0415 - not needed in one process
 
             self._sync = Synchronizer(
-                address.get_secret_value(), self.settings.redis_prefix, clock=self._clock
+                address.get_secret_value(),
+                self.settings.redis_prefix,
+                override=self._override,
+                clock=self._clock,
             )
         return self._sync
+
+    def override(self, variables: Mapping[str, str], reason: str = "by hand") -> None:
+        """Go on as if variables of policies had other values; earlier overrides end.
+
+        Calls under way end by the policy they began with.
+
+        Args:
+            variables: For the variables of policies, such as ``RESILIENCE_LLM__LIMIT__RPM``, the
+                text of their values.
+            reason: Why, for those who wonder.
+
+        Raises:
+            SettingsError: Some are wrong; nothing is changed then.
+        """
+        with self._lock:
+            changed = self.settings.with_overrides(variables)
+            made = list(self._guards.values())
+            policies = [changed.policy_for(guard.name, base) for guard, base in made]
+            self._effective = changed
+            for (guard, _), policy in zip(made, policies, strict=True):
+                if policy != guard.policy:
+                    _log.warning("The policy of %r is changed: %s", guard.name, reason)
+                    guard.change(policy, reason)
+
+    def _override(self, overrides: Mapping[str, Override]) -> None:
+        """What an operator changed for all workers."""
+        values = {name: override.value for name, override in overrides.items()}
+        reasons = sorted({override.reason for override in overrides.values()})
+        try:
+            self.override(values, "; ".join(reasons) or "as the variables say")
+        except SettingsError as error:
+            _log.error("Overrides in Redis are ignored: %s", error)
 
     def close(self) -> None:
         """End the threads behind sync functions and shared breakers; later use begins anew."""

@@ -66,6 +66,22 @@ class Settings:
             raise SettingsError(*problems)
         return policy
 
+    def with_overrides(self, variables: Mapping[str, str]) -> Settings:
+        """These settings, where some variables of policies have other values.
+
+        Raises:
+            SettingsError: Some are wrong, unknown, or cannot be changed while a process runs.
+        """
+        found = {name.upper(): value for name, value in variables.items()}
+        fixed = [name for name in found if name in _PLAIN_NAMES]
+        if fixed:
+            raise SettingsError(*(f"{name} is read at the start only" for name in sorted(fixed)))
+        added = _read(found).model_dump(exclude_unset=True).get("sections", {})
+        changed = replace(self, sections=_laid_over(self.sections, added))
+        if problems := sorted(set(changed.contradictions())):
+            raise SettingsError(*problems)
+        return changed
+
     def contradictions(self) -> Iterator[str]:
         """A sentence for each pair of variables that cannot both hold."""
         for section in {DEFAULT, *map(str.upper, FAMILIES), *self.sections}:
@@ -109,10 +125,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         for name, value in source.items()
         if name.upper().startswith(PREFIX) and value.strip()
     }
-    try:
-        variables = _Variables(found)
-    except ValidationError as error:
-        raise SettingsError(*sorted(set(_problems(error, found)))) from None
+    variables = _read(found)
     settings = Settings(
         redis_url=variables.redis_url,
         redis_prefix=variables.redis_prefix,
@@ -122,6 +135,24 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if problems := sorted(set(settings.contradictions())):
         raise SettingsError(*problems)
     return settings
+
+
+def _read(found: Mapping[str, str]) -> _Variables:
+    try:
+        return _Variables(found)
+    except ValidationError as error:
+        raise SettingsError(*sorted(set(_problems(error, found)))) from None
+
+
+def _laid_over(below: Mapping[str, Section], above: Mapping[str, Section]) -> dict[str, Section]:
+    """Each field of the sections above, and those below that they leave."""
+    laid: dict[str, Section] = {**below}
+    for name, section in above.items():
+        parts = {**laid.get(name, {})}
+        for part, values in section.items():
+            parts[part] = {**parts.get(part, {}), **values}
+        laid[name] = parts
+    return laid
 
 
 # ---------------------------------------------------------------------- what pydantic checks

@@ -28,3 +28,16 @@ def test_successes_earn_back_and_never_more_than_there_was() -> None:
 @pytest.mark.parametrize("cost", [1, 1000])
 def test_no_budget_lets_every_retry_pass(cost: int) -> None:
     assert RetryBudget(0).spend(cost)
+
+
+def test_each_of_several_workers_spends_its_part_and_a_new_one_takes_from_it() -> None:
+    workers = 4
+    budget = RetryBudget(100, lambda: workers)
+    assert [budget.spend(5) for _ in range(6)] == [True] * 5 + [False]
+    workers = 2
+    assert [budget.spend(5) for _ in range(6)] == [True] * 5 + [False]
+    budget.earn(5)
+    assert budget.spend(5)
+    workers = 4
+    budget.earn(20)
+    assert not budget.spend(5)

@@ -88,7 +88,7 @@ async def test_a_waiter_who_leaves_frees_the_line() -> None:
     await asyncio.wait(waiters)
     assert waiters[0].cancelled()
     assert [task.result() for task in waiters[1:]] == pytest.approx([1.0, 2.0], abs=0.01)
-    assert rate._waiting == 0
+    assert rate.waiting == (0, 0)
 
 
 # ---------------------------------------------------------------------- tokens

@@ -102,6 +102,38 @@ async def test_a_stream_that_breaks_later_is_not_begun_again() -> None:
     assert await collected(stream) == []
 
 
+async def test_a_stream_that_another_task_closes_is_settled_once() -> None:
+    class Source:
+        closed = asyncio.Event()
+
+        def __aiter__(self) -> Source:
+            return self
+
+        async def __anext__(self) -> str:
+            if not self.closed.is_set() and now() == 0.0:
+                return "one"
+            await self.closed.wait()
+            raise down()
+
+        async def aclose(self) -> None:
+            self.closed.set()
+
+    async def begin() -> Source:
+        await asyncio.sleep(0)
+        return Source()
+
+    guard = guard_on_loop(concurrency=ONE_PLACE)
+    stream: Any = await guard.call(begin)
+    await anext(stream)
+    await asyncio.sleep(1.0)
+    reading = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(1.0)
+    await stream.aclose()
+    with pytest.raises(ConnectionRefusedError):
+        await reading
+    assert (verdict(guard), free_places(guard)) == ((0, 0), 1)
+
+
 async def test_a_fatal_error_in_a_stream_is_not_the_dependencys_fault() -> None:
     guard = guard_on_loop()
     with pytest.raises(ValueError, match="a bug"):

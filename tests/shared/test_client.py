@@ -15,19 +15,21 @@ from typing import Any
 
 import pytest
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import ClusterError, RedisError
 
-from lightrag_resilience import BreakerPolicy, State
+from lightrag_resilience import BreakerPolicy, LimitPolicy, State
 from lightrag_resilience.shared.address import problem_with_address
+from lightrag_resilience.shared.booking import Demand
 from lightrag_resilience.shared.client import (
     lost_connections,
     make_client,
     needed_rights,
     subscriptions,
 )
+from lightrag_resilience.shared.limit import SharedLimit
 from lightrag_resilience.shared.store import Store, Subject
 from lightrag_resilience.shared.trouble import what_is_wrong
-from lightrag_resilience.shared.wire import Keys, Presence, Report, policy_as_json
+from lightrag_resilience.shared.wire import Cooling, Keys, Presence, Report, policy_as_json
 from lightrag_resilience.testing.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -51,6 +53,13 @@ async def client_of(url: str) -> AsyncIterator[Any]:
         await client.aclose()
 
 
+class Unused:
+    connected = True
+
+    def book(self, limit: SharedLimit) -> None: ...
+    def cool_down(self, name: str, seconds: float) -> None: ...
+
+
 async def every_script(client: Any, prefix: str = "lr:", name: str = "llm") -> None:
     """All that a worker and the command line do."""
     store, subject = Store(client, "worker"), Subject(prefix, name, POLICY)
@@ -64,6 +73,11 @@ async def every_script(client: Any, prefix: str = "lr:", name: str = "llm") -> N
     assert (await store.describe(subject)).probes == 0
     assert [reply.found for reply in await store.snapshots([subject, subject])] == ["held"] * 2
     await store.show(prefix, Presence("host", 1), 60.0)
+    await store.tell(subject.channel, Cooling(1.0))
+    with contextlib.suppress(ClusterError):  # their slots may be on a node that is away
+        assert await store.count_workers(prefix, 60.0) == 1
+        limit = SharedLimit(name, LimitPolicy(rpm=60), prefix, Unused(), clock=lambda: 0.0)
+        assert (await store.book(limit, Demand(1, (1, 0), (1, 0), (0, 0)))).taken[0] == 1
     found = [key async for key in client.scan_iter(match=Keys.every_state(prefix))]
     assert subject.state.encode() in found
     assert await client.get(Presence.key(prefix, "worker"))

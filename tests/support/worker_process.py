@@ -15,6 +15,7 @@ from typing import Any
 
 from lightrag_resilience import CallRejected, guards
 from lightrag_resilience.events import Event, StateChanged
+from lightrag_resilience.failures import Failure, FailureKind
 from lightrag_resilience.testing.commanded import obey
 
 NAME = "llm.made-up"
@@ -31,6 +32,11 @@ class Worker:
         self.running: list[asyncio.Task[Any]] = []
         self.counts: Counter[str] = Counter()
         self.slowest = 0.0
+        self.sent_at: list[float] = []
+        self.tokens = (0, 0)
+        self.throttled_until = 0.0
+        self.throttled_for = 0.0
+        self.last_refusal = ""
         self.guard: Any = None
 
     async def begin(self) -> dict[str, Any]:
@@ -45,22 +51,26 @@ class Worker:
         if isinstance(event, StateChanged):
             self.changes.append((event.new, time.monotonic()))
 
-    async def dependency(self) -> str:
+    async def dependency(self, **_: Any) -> Any:
         self.ran += 1
+        self.sent_at.append(time.monotonic())
         self.probes += self.guard.breaker.state.value == "half-open"
+        if time.monotonic() < self.throttled_until:
+            raise self.throttled()
         if self.takes:
             await asyncio.sleep(self.takes)
         failed, self.fails = self.fails >= 1, self.fails - (self.fails >= 1)
         if failed:
             raise ConnectionRefusedError("made up")
-        return "fine"
+        return {"total_tokens": self.tokens[1]} if self.tokens[0] else "fine"
 
     async def one(self) -> None:
         began = time.perf_counter()
         try:
-            await self.guard.call(self.dependency)
-        except CallRejected:
+            await self.guard.call(self.dependency, max_tokens=self.tokens[0])
+        except CallRejected as refusal:
             self.counts["refused"] += 1
+            self.last_refusal = str(refusal)
         except ConnectionRefusedError:
             self.counts["failed"] += 1
         except asyncio.CancelledError:
@@ -103,12 +113,57 @@ class Worker:
         return self.take()
 
     def take(self) -> dict[str, Any]:
-        told = {"ran": self.ran, "probes": self.probes, "slowest": self.slowest}
+        told: dict[str, Any] = {"ran": self.ran, "probes": self.probes, "slowest": self.slowest}
+        told["last_refusal"] = self.last_refusal
         told.update({key: self.counts[key] for key in ("fine", "failed", "refused", "cancelled")})
         self.ran = self.probes = 0
         self.slowest = 0.0
         self.counts.clear()
         return told
+
+    async def sent(self) -> dict[str, Any]:
+        """When calls were sent, since it was asked last."""
+        told, self.sent_at = self.sent_at, []
+        return {"sent": told}
+
+    async def use_tokens(self, booked: int, used: int) -> dict[str, Any]:
+        """Each call books so many tokens, and uses so many."""
+        self.tokens = booked, used
+        return {}
+
+    async def be_throttled(self, seconds: float) -> dict[str, Any]:
+        """One call is answered with a 429."""
+        self.throttled_for = seconds
+
+        async def fail() -> None:
+            raise self.throttled()
+
+        with contextlib.suppress(ConnectionRefusedError):
+            await self.guard.call(fail)
+        return {"at": time.monotonic()}
+
+    async def throttle(self, until: float, seconds: float) -> dict[str, Any]:
+        """Until then, each call is answered with a 429 that asks to wait so long."""
+        self.throttled_until, self.throttled_for = until, seconds
+        return {}
+
+    def throttled(self) -> Exception:
+        error = ConnectionRefusedError("429")
+        error.__resilience_failure__ = Failure(FailureKind.THROTTLED, self.throttled_for)  # type: ignore[attr-defined]
+        return error
+
+    async def call_in_a_child(self, times: int) -> dict[str, Any]:
+        """Fork, and make calls there."""
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                self.counts.clear()
+                code = asyncio.run(self.call(times))["fine"] != times
+            finally:
+                os._exit(code)
+        _, status = await asyncio.to_thread(os.waitpid, child, 0)
+        return {"ok": status == 0}
 
     async def look(self) -> dict[str, Any]:
         breaker = self.guard.breaker
@@ -138,6 +193,30 @@ class Worker:
                 return {"at": time.monotonic(), **await self.look()}
             await asyncio.sleep(0.001)
         return {"at": None, **await self.look()}
+
+    async def until_workers(self, number: int) -> dict[str, Any]:
+        """Wait until so many are known, 10 s at the most."""
+        for _ in range(10_000):
+            if self.guard.breaker._sync.workers() == number:
+                return {"ok": True}
+            await asyncio.sleep(0.001)
+        return {"ok": False}
+
+    async def until_log(self, text: str) -> dict[str, Any]:
+        """Wait until the log holds a text, 10 s at the most."""
+        for _ in range(10_000):
+            if any(text in line for line in self.log):
+                return {"ok": True}
+            await asyncio.sleep(0.001)
+        return {"ok": False}
+
+    async def until_policy(self, part: str, field: str, value: Any) -> dict[str, Any]:
+        """Wait until a field of the policy has a value, 10 s at the most."""
+        for _ in range(10_000):
+            if getattr(getattr(self.guard.policy, part), field) == value:
+                return {"ok": True, "log": self.log}
+            await asyncio.sleep(0.001)
+        return {"ok": False, "log": self.log}
 
     async def steer(self, how: str, **rest: Any) -> dict[str, Any]:
         getattr(self.guard.breaker, how)(**rest)

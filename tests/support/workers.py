@@ -36,8 +36,9 @@ class Workers(list[WorkerProcess]):
 
 @contextmanager
 def workers(url: str, *, number: int = 4, **settings: str) -> Iterator[Workers]:
-    """Worker processes that have found Redis; keywords are more variables of the llm's breaker."""
-    variables = {f"RESILIENCE_LLM__BREAKER__{key}": value for key, value in settings.items()}
+    """Worker processes that have found Redis; keywords are variables, by default the breaker's."""
+    names = {key if "__" in key else f"BREAKER__{key}": value for key, value in settings.items()}
+    variables = {f"RESILIENCE_LLM__{name}": value for name, value in names.items()}
     made = Workers()
     try:
         for _ in range(number):

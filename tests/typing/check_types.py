@@ -12,11 +12,14 @@ from typing import Any, assert_type
 
 from lightrag_resilience import (
     Answered,
+    Failure,
+    FailureKind,
     Guard,
     Guards,
     Policy,
     StaleCache,
     answered,
+    classify_as,
     guard,
     guards,
     protect,
@@ -139,3 +142,21 @@ async def protection_takes_a_registry(rag: object) -> None:
     await protect(rag, Guards())  # type: ignore[call-arg]
     await protect()  # type: ignore[call-arg]
     await unprotect(rag)
+
+
+class GatewayError(Exception):
+    wait: float | None = None
+
+
+def read_gateway(error: GatewayError) -> Failure | None:
+    return None if error.wait is None else Failure(FailureKind.THROTTLED, error.wait)
+
+
+def an_error_of_ones_own_is_classified() -> None:
+    assert_type(classify_as(GatewayError, FailureKind.FATAL), Callable[[], None])
+    classify_as(GatewayError, Failure(FailureKind.THROTTLED, 2.0))
+    classify_as(GatewayError, read_gateway)
+    classify_as(GatewayError, lambda error: FailureKind.FATAL if error.wait else None)
+    classify_as(int, FailureKind.FATAL)  # type: ignore[type-var]
+    classify_as(GatewayError, "fatal")  # type: ignore[arg-type]
+    classify_as(OSError, read_gateway)  # type: ignore[arg-type]

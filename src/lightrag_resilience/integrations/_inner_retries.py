@@ -18,7 +18,7 @@ from lightrag_resilience._call import owned_by_a_guard
 
 __all__ = ["make_inner_retries_yield", "restore_inner_retries"]
 
-_MODULES = ("lightrag.llm.", "lightrag.rerank")
+_MODULES = ("lightrag.llm.", "lightrag.rerank", "lightrag.kg.")
 
 
 class _Yielding(stop_base):

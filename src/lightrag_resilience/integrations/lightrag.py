@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, cast
 
 from lightrag.llm_roles import ROLES
@@ -25,6 +27,7 @@ from lightrag_resilience.patience import patiently
 from lightrag_resilience.registry import Guards, guards
 
 from ._inner_retries import make_inner_retries_yield, restore_inner_retries
+from .sdks import yield_retries
 
 __all__ = ["QueryFailedError", "is_protected", "protect", "unprotect"]
 
@@ -103,11 +106,13 @@ class _Protection:
         self._registry = registry
         self._patience = registry.settings.ingest_patience
         self._queues: dict[str, Callable[..., Any]] = {}
+        self._give_sdks_back: Callable[[], None] = lambda: None
         self._originals: dict[_Slot, Callable[..., Any]] = {}
 
     async def apply(self) -> None:
         rag = self._rag
         make_inner_retries_yield()
+        self._give_sdks_back = yield_retries(*_imported_sdks())
         rag._wrap_llm_role_func = self._wrap_role  # noqa: SLF001 - the one place roles are built
         await self._rebuild_roles()
         if rag.embedding_func is not None:
@@ -130,6 +135,7 @@ class _Protection:
             slot.put(rag, queued)
             await _retire(retired)
         restore_inner_retries()
+        self._give_sdks_back()
 
     # ------------------------------------------------------------------ what is put where
 
@@ -240,6 +246,11 @@ def _put_rerank(rag: Any, function: Callable[..., Any]) -> None:
 
 _EMBEDDING = _Slot("embedding", _queue_embedding, _put_embedding)
 _RERANK = _Slot("rerank", _queue_rerank, _put_rerank)
+
+
+def _imported_sdks() -> list[ModuleType]:
+    """Those whose own retries would multiply the guard's."""
+    return [sys.modules[name] for name in ("openai", "anthropic") if name in sys.modules]
 
 
 async def _retire(queued: Any) -> None:

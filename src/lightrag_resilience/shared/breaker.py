@@ -250,12 +250,10 @@ class SharedBreaker(Breaker):
                 self.circuit.release(probe)
                 verdict = "failed" if failed else "was slow" if slow else "ok"
                 self._report.verdicts += ((probe.token, verdict),)
-            elif failed:
-                self._is_alone = True
-                self.circuit.fail(probe, duration, self._clock())
             else:
                 self._is_alone = True
-                self.circuit.succeed(probe, duration, self._clock())
+                judge = self.circuit.fail if failed else self.circuit.succeed
+                judge(probe, duration, self._clock())
             self._note()
         self._announce()
         self._send(When.NOW)
@@ -281,6 +279,11 @@ class SharedBreaker(Breaker):
         """Close the circuit of all workers."""
         super().close(reason)
         self._sync.steer(self, State.CLOSED, reason)
+
+    def change(self, policy: BreakerPolicy, reason: str = "by hand") -> None:
+        """Go on by another policy, which the other workers must be given too."""
+        self.subject.policy = policy_as_json(policy)
+        super().change(policy, reason)
 
     # ------------------------------------------------------------------ the synchronizer's side
 

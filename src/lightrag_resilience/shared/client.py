@@ -184,7 +184,8 @@ def needed_rights(prefix: str) -> str:
     """The rules of an ACL which suffice, for ``ACL SETUSER name on >password``."""
     commands = (
         "hello auth ping select client|setname cluster|slots evalsha script|load subscribe "
-        "unsubscribe publish time hset hdel hgetall del pexpire get set scan"
+        "unsubscribe publish time hset hdel hgetall del pexpire get set scan "
+        "zadd zcard zremrangebyscore"
     )
     allowed = " ".join(f"+{command}" for command in commands.split())
     return f"resetkeys ~{prefix}* resetchannels &{prefix}cb:ev:* -@all {allowed}"

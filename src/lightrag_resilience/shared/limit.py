@@ -25,6 +25,7 @@ __all__ = ["SharedLimit"]
 _PATIENCE = 0.3  # seconds for one booking; then this worker goes on alone
 _LOTS = 5  # in what may go at once
 _LARGEST_LOT = 64  # requests
+_FRESH = 1.0  # seconds in which turns can be given back
 _WHY = "by all workers together"
 
 
@@ -93,6 +94,9 @@ class SharedLimit:
         self._is_booking = False
         self._requests, self._tokens = Stock(), Stock()
         self._unused_requests = self._unused_tokens = 0
+        self._sleeping = 0
+        self._booked_until = 0.0
+        self._lot_came = 0.0
         self._workers = 1
         self._alone: WeakKeyDictionary[asyncio.AbstractEventLoop, LocalLimit] = WeakKeyDictionary()
 
@@ -134,11 +138,14 @@ class SharedLimit:
         if wait > min(longest, self.policy.max_wait):
             self._put_back(ready, tokens)
             raise RateLimitedError(self.name, wait, _WHY)
+        self._sleeping += 1
         try:
             await asyncio.sleep(wait)
         except BaseException:
             self._put_back(ready, tokens)
             raise
+        finally:
+            self._sleeping -= 1
         return True
 
     def settle(self, booked: int, used: int) -> None:
@@ -147,7 +154,7 @@ class SharedLimit:
             return
         with self._lock:
             spare = min(booked - used, self._lot[1] - self._tokens.total)
-            if spare > 0:
+            if spare > 0 and not self._line and self._sleeping <= 0:  # nobody is overtaken
                 self._tokens.put_back(self._clock(), spare)
                 used += spare
             self._unused_tokens += booked - used
@@ -202,7 +209,8 @@ class SharedLimit:
         loop = asyncio.get_running_loop()
         local = self._alone.get(loop)
         if local is None:
-            local = LocalLimit(self.name, self.policy, 1 / self._workers)
+            begins = loop.time() + self._booked_until - self._clock()
+            local = LocalLimit(self.name, self.policy, 1 / self._workers, begins=begins)
             self._alone[loop] = local
         return await local.acquire(tokens, longest)
 
@@ -234,6 +242,14 @@ class SharedLimit:
             wanted = (max(needed[0], lot if needed[0] else 0), needed[1])
             if self.policy.tpm and needed[1]:
                 wanted = (wanted[0], max(needed[1], token_lot))
+            if self._clock() > self._lot_came + _FRESH:
+                # By now there is room again without them, and they would be there twice.
+                self._unused_requests = min(self._unused_requests, 0)
+                self._unused_tokens = min(self._unused_tokens, 0)
+            for local in self._alone.values():  # those who wait there were not booked here
+                self._unused_requests -= local.waiting[0]
+                self._unused_tokens -= local.waiting[1]
+            self._alone.clear()
             given_back = (self._unused_requests, self._unused_tokens)
             self._unused_requests = self._unused_tokens = 0
             return Demand(callers, needed, wanted, given_back)
@@ -243,12 +259,15 @@ class SharedLimit:
         now = self._clock()
         with self._lock:
             self._workers = booking.workers
-            self._alone.clear()
+            self._lot_came = now
             stocks = (self._requests, self._tokens)
             for stock, start, each, taken in zip(
                 stocks, booking.starts, self.per_turn, booking.taken, strict=True
             ):
                 stock.add(now + start, each, taken, now)
+                if taken:
+                    end = now + start + each * taken
+                    self._booked_until = max(self._booked_until, end)
             served = 0
             while self._line and (ready := self._take(self._line[0].tokens)) is not None:
                 self._line.popleft().tell(ready)

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from .breaker import SharedBreaker
+from .limit import SharedLimit
 from .trouble import what_is_wrong
+from .wire import Override
 
-__all__ = ["Link"]
+__all__ = ["Link", "Members"]
 
 _log = logging.getLogger("lightrag_resilience")
 
 _SETTLED = 1.0  # seconds after which a return of Redis is told
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """What is shared, by name; others may add to it at any time.
+
+    Attributes:
+        breakers: The breakers.
+        limits: The limits.
+        override: Told, in the thread, which variables have other values in all workers.
+    """
+
+    breakers: dict[str, SharedBreaker]
+    limits: dict[str, SharedLimit]
+    override: Callable[[Mapping[str, Override]], None]
 
 
 class Link:
@@ -24,13 +43,15 @@ class Link:
     Attributes:
         is_up: Whether Redis takes what is sent.
         round_trip: Seconds to it and back.
+        workers: How many there were when Redis was there last, this one included.
     """
 
-    __slots__ = ("_clock", "_complaint", "_up_since", "is_up", "round_trip")
+    __slots__ = ("_clock", "_complaint", "_up_since", "is_up", "round_trip", "workers")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.is_up = False
         self.round_trip = 0.0
+        self.workers = 1
         self._clock = clock
         self._complaint = ""
         self._up_since = math.inf

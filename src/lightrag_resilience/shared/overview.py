@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightrag_resilience._circuit import State
@@ -13,7 +13,7 @@ from lightrag_resilience.policy import BreakerPolicy
 
 from .client import RedisClient
 from .store import Store, Subject
-from .wire import Description, Keys, Presence, WireError, policy_as_json
+from .wire import Description, Keys, Override, Presence, WireError, policy_as_json
 
 __all__ = ["Cluster", "Overview"]
 
@@ -27,10 +27,12 @@ class Overview:
     Attributes:
         breakers: By name; those that were used in the last ten minutes, or are not closed.
         workers: Those that showed themselves in the last ten seconds.
+        overrides: Variables that have other values in all workers.
     """
 
     breakers: dict[str, Description]
     workers: list[Presence]
+    overrides: dict[str, Override] = field(default_factory=dict)
 
     @property
     def troubled(self) -> list[str]:
@@ -75,7 +77,25 @@ class Cluster:
             with suppress(WireError):  # it has just ended, or is none of ours
                 workers.append(Presence.parse(await self._client.get(key)))
         workers.sort(key=lambda worker: (worker.host, worker.pid))
-        return Overview(dict(zip(names, described, strict=True)), workers)
+        breakers = dict(zip(names, described, strict=True))
+        return Overview(breakers, workers, await self.overrides())
+
+    async def overrides(self) -> dict[str, Override]:
+        """The variables that have other values in all workers.
+
+        Raises:
+            RedisError: Redis cannot be used.
+            WireError: What stands there is none of ours.
+        """
+        return await self._store.overrides(self._prefix)
+
+    async def override(self, variable: str, override: Override | None) -> None:
+        """Give a variable another value in all workers, or None its own again.
+
+        Raises:
+            RedisError: Redis cannot be used.
+        """
+        await self._store.override(self._prefix, variable, override)
 
     async def steer(
         self, name: str, state: State, reason: str, *, open_for: float | None = None

@@ -18,7 +18,7 @@ from . import scripts
 from .booking import Booking, Demand
 from .client import lost_connections
 from .limit import SharedLimit
-from .wire import LETTERS, Cooling, Description, Keys, Presence, Reply, Report
+from .wire import LETTERS, Cooling, Description, Keys, Override, Presence, Reply, Report, WireError
 
 __all__ = ["Store", "Subject"]
 
@@ -120,14 +120,40 @@ class Store:
 
     async def tell(self, channel: str, cooling: Cooling) -> None:
         """Tell all workers that a provider asked to wait."""
+        # In a cluster each node passes it on to all; redis-py would choose one by the channel.
+        anywhere = {"target_nodes": RedisCluster.RANDOM}
+        options = anywhere if isinstance(self.client, RedisCluster) else {}
         async with self._turn():
-            await self.client.publish(channel, cooling.as_text())
+            await self.client.execute_command("PUBLISH", channel, cooling.as_text(), **options)
 
     async def show(self, prefix: str, presence: Presence, seconds: float) -> None:
         """Be seen for so many seconds. A Redis that takes this takes reports, too."""
         key = Presence.key(prefix, self.worker)
         async with self._turn():
             await self.client.set(key, presence.as_json(), px=round(seconds * 1000))
+
+    async def overrides(self, prefix: str) -> dict[str, Override]:
+        """The variables that have other values in all workers."""
+        async with self._turn():
+            return Override.parse_all(await self.client.hgetall(Override.key(prefix)))
+
+    async def override(self, prefix: str, variable: str, override: Override | None) -> None:
+        """Give a variable another value in all workers, or None its own again."""
+        key = Override.key(prefix)
+        async with self._turn():
+            if override is None:
+                await self.client.hdel(key, variable)
+            else:
+                await self.client.hset(key, variable, override.as_json())
+
+    async def count_workers(self, prefix: str, seconds: float) -> int:
+        """Be counted for so many seconds; how many workers are."""
+        details = (self.worker, round(seconds * 1000))
+        words = (scripts.digest("present"), 1, f"{prefix}workers", *details)
+        workers = await self._evaluate(words)
+        if not isinstance(workers, int) or workers < 1:
+            raise WireError("a number of workers that cannot be")
+        return workers
 
     async def _run(self, name: str, subject: Subject, arguments: Iterable[Any]) -> Any:
         return await self._evaluate(self._words(name, subject, arguments))

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightrag_resilience._circuit import State
@@ -20,7 +20,8 @@ from lightrag_resilience.policy import BreakerPolicy, LimitPolicy
 
 from .breaker import SharedBreaker, When
 from .limit import SharedLimit
-from .link import Link
+from .link import Link, Members
+from .wire import Override
 from .worker import Worker
 
 __all__ = ["Synchronizer"]
@@ -32,18 +33,23 @@ class Synchronizer:
     Args:
         url: Where Redis is.
         prefix: Of its keys and channels.
+        override: Told, in the thread, which variables have other values in all workers.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, url: str, prefix: str, *, clock: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        prefix: str,
+        *,
+        override: Callable[[Mapping[str, Override]], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.prefix = prefix
         self.link = Link(clock)
         self._url = url
         self._clock = clock
-        self._breakers: dict[str, SharedBreaker] = {}
-        self._limits: dict[str, SharedLimit] = {}
+        self._members = Members({}, {}, override)
         self._lock = threading.Lock()
         self._worker: Worker | None = None
         _renew_after_fork(self)
@@ -53,6 +59,10 @@ class Synchronizer:
         """Whether Redis takes what is sent."""
         return self.link.is_up
 
+    def workers(self) -> int:
+        """How many there were when Redis was there last, this one included."""
+        return self.link.workers
+
     @property
     def round_trip(self) -> float:
         """Seconds to Redis and back."""
@@ -61,7 +71,7 @@ class Synchronizer:
     def breaker(self, name: str, policy: BreakerPolicy, events: Events) -> SharedBreaker:
         """A new breaker of this process that shares its state."""
         made = SharedBreaker(name, policy, self.prefix, self, events=events, clock=self._clock)
-        self._breakers[name] = made
+        self._members.breakers[name] = made
         if self._worker is not None:
             self._run(Worker.met, made)
         elif _is_in_loop():
@@ -71,7 +81,7 @@ class Synchronizer:
     def limit(self, name: str, policy: LimitPolicy) -> SharedLimit:
         """New limits of this process that share what all workers may send."""
         made = SharedLimit(name, policy, self.prefix, self, clock=self._clock)
-        self._limits[name] = made
+        self._members.limits[name] = made
         return made
 
     def begin(self) -> None:
@@ -128,7 +138,7 @@ class Synchronizer:
             with self._lock:
                 worker = self._worker
                 if worker is None:
-                    worker = Worker(self._url, self.prefix, self._breakers, self._limits, self.link)
+                    worker = Worker(self._url, self.prefix, self._members, self.link)
                     worker.start()
                     self._worker = worker
         return worker
@@ -138,9 +148,9 @@ class Synchronizer:
         self._lock = threading.Lock()
         self._worker = None
         self.link.is_up = False
-        for breaker in self._breakers.values():
+        for breaker in self._members.breakers.values():
             breaker.renew_after_fork()
-        for limit in self._limits.values():
+        for limit in self._members.limits.values():
             limit.renew_after_fork()
 
 

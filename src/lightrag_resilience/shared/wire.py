@@ -17,6 +17,7 @@ __all__ = [
     "Cooling",
     "Description",
     "Keys",
+    "Override",
     "Presence",
     "Reply",
     "Report",
@@ -30,6 +31,7 @@ _FOUND = frozenset({"held", "missing", "corrupt", "behind"})
 _LONGEST_REASON = 200  # characters
 _MOST_ALONE = 20  # breakers
 _LONGEST_COOLING = 86_400  # seconds
+_MOST_OVERRIDES = 1000
 _MOST = 2**53
 
 
@@ -170,6 +172,54 @@ class Announcement:
         if len(parts) != 5:  # noqa: PLR2004
             raise WireError("a message of another shape")
         return _announcement(*parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Another value for a variable, in all workers.
+
+    Attributes:
+        value: As it would stand in the environment.
+        reason: Who gave it, and why.
+    """
+
+    value: str
+    reason: str
+
+    @staticmethod
+    def key(prefix: str) -> str:
+        """The hash of all of them, by variable."""
+        return f"{prefix}overrides"
+
+    def as_json(self) -> str:
+        """As it is kept."""
+        return json.dumps([self.value, self.reason])
+
+    @classmethod
+    def parse(cls, kept: object) -> Override:
+        """Read what is kept.
+
+        Raises:
+            WireError: It is none of ours.
+        """
+        try:
+            value, reason = json.loads(_text(kept))
+        except (ValueError, TypeError, RecursionError):
+            raise WireError("an override of another shape") from None
+        if not isinstance(value, str) or not isinstance(reason, str):
+            raise WireError("an override of another shape")
+        return cls(_printable(value)[:_LONGEST_REASON], _printable(reason)[:_LONGEST_REASON])
+
+    @classmethod
+    def parse_all(cls, kept: object) -> dict[str, Override]:
+        """Read the hash of all of them.
+
+        Raises:
+            WireError: It is none of ours.
+        """
+        if not isinstance(kept, dict) or len(kept) > _MOST_OVERRIDES:
+            raise WireError("overrides of another shape")
+        return {_text(name): cls.parse(value) for name, value in sorted(kept.items())}
 
 
 @dataclass(frozen=True, slots=True)

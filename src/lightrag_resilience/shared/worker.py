@@ -16,17 +16,18 @@ import socket
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import ClusterError, RedisError
 
 from lightrag_resilience._circuit import State
 
 from .breaker import SharedBreaker, When
 from .client import lost_connections, make_client, subscriptions
 from .limit import SharedLimit
-from .link import Link
+from .link import Link, Members
+from .overrides import Overrides
 from .store import Store
 from .wire import Announcement, Cooling, Keys, Presence, Reply, WireError
 
@@ -54,24 +55,17 @@ class Worker:
     Args:
         url: Where Redis is.
         prefix: Of its keys and channels.
-        breakers: By their names; others may add to it.
-        limits: By their names; others may add to it.
+        members: What it serves.
         link: Where others see whether Redis is there.
     """
 
-    def __init__(
-        self,
-        url: str,
-        prefix: str,
-        breakers: Mapping[str, SharedBreaker],
-        limits: Mapping[str, SharedLimit],
-        link: Link,
-    ) -> None:
+    def __init__(self, url: str, prefix: str, members: Members, link: Link) -> None:
         self.loop = asyncio.new_event_loop()
         self._url = url
         self._prefix = prefix
-        self._breakers = breakers
-        self._limits = limits
+        self._breakers = members.breakers
+        self._limits = members.limits
+        self._override = members.override
         self._link = link
         self._name = uuid.uuid4().hex[:16]
         self._tokens = itertools.count(1)
@@ -114,6 +108,7 @@ class Worker:
     async def _work(self) -> None:
         self._client = make_client(self._url)
         self._store = Store(self._client, self._name)
+        self._overrides = Overrides(self._store, self._prefix, self._override)
         parts = [
             self.loop.create_task(self._go_on(part))
             for part in (self._send_reports, self._look, self._listen)
@@ -313,6 +308,9 @@ class Worker:
         alone = [breaker.name for breaker in list(self._breakers.values()) if breaker.is_alone]
         presence = Presence(socket.gethostname(), os.getpid(), tuple(alone))
         await self._store.show(self._prefix, presence, _SHOWN)
+        with contextlib.suppress(ClusterError):  # breakers may be on nodes that are there
+            self._link.workers = await self._store.count_workers(self._prefix, _SHOWN)
+            await self._overrides.look()
 
     # ------------------------------------------------------------------ announcements
 

@@ -1,0 +1,153 @@
+"""What an HTTP status means, together with the headers and the body of the error."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ._hints import advice, asked_wait, longest_reset, retry_info
+from ._verdicts import FATAL, THROTTLED, TRANSIENT, Failure, package_of, with_wait
+
+__all__ = ["by_body", "by_status", "names_a_spent_quota", "of_status", "status_of", "words_of"]
+
+_PASSING = frozenset({408, 409, 425})
+_TOO_MANY = 429
+_LONGEST_RESET = 30.0  # seconds: a full refill takes longer than room for one call
+_ASKS = frozenset({"retry-after", "retry-after-ms"})
+
+
+def status_of(exc: BaseException) -> int | None:
+    """The HTTP status of an error, under the names the SDKs give it, or None.
+
+    Stops early: aiohttp deprecates `code`.
+    """
+    status = _first_number(exc)
+    return status if status is not None and 400 <= status < 600 else None  # noqa: PLR2004 - HTTP
+
+
+def _first_number(exc: BaseException) -> int | None:
+    for name in ("status_code", "status"):
+        status = getattr(exc, name, None)
+        if isinstance(status, int):
+            return status
+    status = getattr(getattr(exc, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status
+    status = getattr(exc, "code", None)
+    return status if isinstance(status, int) else None
+
+
+def by_status(exc: BaseException, status: int) -> Failure:
+    """The verdict on an error with a status of 400 to 599."""
+    headers = getattr(getattr(exc, "response", None), "headers", None)
+    if headers is None:
+        headers = getattr(exc, "headers", None)
+    found = advice(headers)
+    should = found.get("x-should-retry", "").lower()
+    if should == "false":
+        return FATAL
+    now = time.time()
+    wait = asked_wait(found, now_wall=now)
+    if wait is None:
+        wait = _wait_in_body(exc)
+    if status == _TOO_MANY:
+        if should != "true" and _is_spent(exc, found):
+            return FATAL
+        if wait is None and (reset := longest_reset(headers, now_wall=now)) is not None:
+            wait = min(reset, _LONGEST_RESET)
+        return with_wait(THROTTLED, wait)
+    verdict = TRANSIENT if should == "true" else of_status(status)
+    return verdict if verdict is FATAL else with_wait(verdict, wait)
+
+
+def of_status(status: int) -> Failure:
+    """The verdict on a status of 400 to 599 about which nothing else is known."""
+    if status == _TOO_MANY:
+        return THROTTLED
+    return TRANSIENT if status in _PASSING or status >= 500 else FATAL  # noqa: PLR2004 - HTTP
+
+
+def _is_spent(exc: BaseException, found: dict[str, str]) -> bool:
+    """Whether a 429 is about money or the day's quota, which waiting does not bring back."""
+    words = [*words_of(exc), *_quotas(exc)]
+    if any(map(names_a_spent_quota, words)):
+        return True
+    from_anthropic = any(package_of(base) == "anthropic" for base in type(exc).__mro__)
+    return from_anthropic and not found.keys() & _ASKS and _RAMP not in words
+
+
+# ---------------------------------------------------------------------- what a body tells
+
+_SPENT = frozenset({"insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached"})
+_RAMP = "ramp_limit_exceeded"  # of anthropic: requests grew too fast
+_STATUS = re.compile(r"[45][0-9]{2}")
+_WORDS = {
+    **dict.fromkeys(("server_error", "api_error", "timeout_error"), TRANSIENT),
+    **dict.fromkeys(("overloaded", "overloaded_error"), TRANSIENT),
+    **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", "slow_down"), THROTTLED),
+    **dict.fromkeys(("context_length_exceeded", "content_filter"), FATAL),
+    **dict.fromkeys(("invalid_request_error", "not_found_error", "request_too_large"), FATAL),
+    **dict.fromkeys(("authentication_error", "permission_error", "billing_error"), FATAL),
+}
+
+
+def by_body(exc: BaseException) -> Failure:
+    """An error event within a stream: its words, or a status among them (vLLM, OpenRouter)."""
+    for word in words_of(exc):
+        if names_a_spent_quota(word):
+            return FATAL
+        if word in _WORDS:
+            return _WORDS[word]
+        if _STATUS.fullmatch(word):
+            return of_status(int(word))
+    return TRANSIENT
+
+
+def _parts(exc: BaseException) -> Iterator[dict[str, Any]]:
+    """What an error says of itself, the precise before the general."""
+    own = vars(exc)  # past properties: to read aiohttp's `code` warns
+    yield own
+    for body in (own.get("body"), own.get("details")):  # the latter in Google's SDK
+        if isinstance(body, list) and len(body) == 1:  # Gemini, spoken to as OpenAI
+            (body,) = body  # noqa: PLW2901 - the same body, out of its list
+        if isinstance(body, dict):
+            if isinstance(inner := body.get("error"), dict):
+                yield inner
+            yield body
+
+
+def words_of(exc: BaseException) -> Iterator[str]:
+    """The codes and types of an error, in lower case."""
+    parts = [*_parts(exc)]
+    for key in ("error_code", "code", "type"):
+        for part in parts:
+            if isinstance(word := part.get(key), (str, int)):
+                yield str(word).lower()
+
+
+def _quotas(exc: BaseException) -> Iterator[str]:
+    """The quotas that a Google API says are used up, in lower case."""
+    for detail in _details(exc):
+        violations = detail.get("violations")
+        for violation in violations if isinstance(violations, list) else ():
+            if isinstance(violation, dict):
+                yield from (str(violation.get(key)).lower() for key in ("quotaId", "quotaMetric"))
+
+
+def _wait_in_body(exc: BaseException) -> float | None:
+    return next(filter(None, map(retry_info, _details(exc))), None)
+
+
+def _details(exc: BaseException) -> Iterator[dict[str, Any]]:
+    for part in _parts(exc):
+        details = part.get("details")
+        if part is not vars(exc) and isinstance(details, list):
+            yield from (detail for detail in details if isinstance(detail, dict))
+
+
+def names_a_spent_quota(word: str) -> bool:
+    """Whether a code or a quota is about money or the day."""
+    day = "daily" in word or "perday" in word.replace("_", "")
+    return day or word in _SPENT or word.endswith("spend_limit_reached")

@@ -1,0 +1,140 @@
+"""Policies that change while a process runs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from lightrag_resilience import (
+    BreakerPolicy,
+    CircuitOpenError,
+    ConcurrencyPolicy,
+    Guards,
+    LimitPolicy,
+    Policy,
+    SettingsError,
+    State,
+    TimeoutPolicy,
+)
+from lightrag_resilience.budget import RetryBudget
+from lightrag_resilience.settings import load_settings
+from support.guards import Scripted, down, guard_on_loop, now, outcomes, patient
+
+pytestmark = pytest.mark.anyio
+
+RPM = "RESILIENCE_LLM__LIMIT__RPM"
+
+
+async def test_new_calls_go_by_the_new_policy_and_those_under_way_by_the_old() -> None:
+    guard = guard_on_loop(timeout=TimeoutPolicy(attempt=10.0, total=None))
+    old = asyncio.create_task(guard.call(Scripted(5.0)))
+    await asyncio.sleep(1.0)
+    guard.change(patient(timeout=TimeoutPolicy(attempt=1.0, total=None)))
+    (error,) = await outcomes([guard.call(Scripted(5.0))])
+    assert "after 1 s" in str(error)
+    assert now() == pytest.approx(2.0)
+    await old
+    assert now() == pytest.approx(5.0)
+
+
+async def test_places_of_calls_under_way_are_given_back_where_they_were_taken() -> None:
+    guard = guard_on_loop(concurrency=ConcurrencyPolicy(max_concurrent=2))
+    old = [asyncio.create_task(guard.call(Scripted(5.0))) for _ in range(2)]
+    await asyncio.sleep(1.0)
+    guard.change(patient(concurrency=ConcurrencyPolicy(max_concurrent=1)))
+    function = Scripted(1.0)
+    await outcomes(guard.call(function) for _ in range(3))
+    assert function.gaps() == pytest.approx([1.0, 1.0])
+    await asyncio.gather(*old)
+
+
+async def test_a_limit_can_be_set_and_lifted() -> None:
+    guard = guard_on_loop()
+    await guard.call(Scripted("fine"))
+    guard.change(patient(limit=LimitPolicy(rpm=60.0, burst=1)))
+    function = Scripted("fine")
+    await outcomes(guard.call(function) for _ in range(3))
+    assert function.gaps() == pytest.approx([1.0, 1.0], abs=0.01)
+    guard.change(patient())
+    at = now()
+    await outcomes(guard.call(function) for _ in range(3))
+    assert now() == at
+
+
+async def test_the_breaker_stays_where_it_is_and_goes_by_the_new_thresholds() -> None:
+    guard = guard_on_loop(consecutive_failures=3)
+    await outcomes(guard.call(Scripted(down())) for _ in range(2))
+    guard.change(patient(consecutive_failures=5, open_for=20.0))
+    await outcomes(guard.call(Scripted(down())) for _ in range(2))
+    assert guard.breaker.snapshot().state is State.CLOSED
+    await outcomes(guard.call(Scripted(down())) for _ in range(3))
+    assert guard.breaker.snapshot().state is State.OPEN
+    guard.change(patient(consecutive_failures=1))
+    with pytest.raises(CircuitOpenError):
+        await guard.call(Scripted("fine"))
+
+
+async def test_another_mode_takes_effect_at_once() -> None:
+    guard = guard_on_loop()
+    guard.change(patient(breaker=BreakerPolicy(mode="forced-open")), "by Ada")
+    with pytest.raises(CircuitOpenError, match="by Ada"):
+        await guard.call(Scripted("fine"))
+    guard.change(patient())
+    await guard.call(Scripted("fine"))
+
+
+def test_what_was_spent_of_a_budget_stays_spent() -> None:
+    budget = RetryBudget(100)
+    budget.spend(30)
+    budget.resize(50)
+    assert (budget.capacity, budget.tokens) == (50, 20)
+    budget.resize(10)
+    assert (budget.capacity, budget.tokens) == (10, 0)
+
+
+# ---------------------------------------------------------------------- by variables
+
+
+def test_overrides_reach_guards_that_are_there_and_guards_to_come() -> None:
+    registry = Guards(settings=load_settings({"RESILIENCE_LLM__RETRY__ATTEMPTS": "7"}))
+    openai = registry.get("llm.openai", Policy.llm(open_for=7.0))
+    other = registry.get("storage")
+    before = other.policy
+    registry.override({RPM: "60"})
+    late = registry.get("llm.late")
+    for guard in (openai, late):
+        assert guard.policy.limit.rpm == 60.0
+        assert guard.policy.retry.attempts == 7
+    assert openai.policy.breaker.open_for == 7.0
+    assert other.policy is before
+    registry.override({})
+    assert openai.policy.limit.rpm is None
+    assert late.policy.limit.rpm is None
+
+
+def test_an_override_wins_over_its_variable_and_leaves_those_beside_it() -> None:
+    environ = {RPM: "10", "RESILIENCE_LLM__LIMIT__BURST": "3"}
+    settings = load_settings(environ).with_overrides({RPM.lower(): "20"})
+    limit = settings.policy_for("llm").limit
+    assert (limit.rpm, limit.burst) == (20.0, 3)
+    assert load_settings(environ).policy_for("llm").limit.rpm == 10.0
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({RPM: "many"}, "must be"),
+        ({"RESILIENCE_INGEST_PATIENCE": "5"}, "read at the start only"),
+        ({"RESILIENCE_LLM__LIMIT__RPN": "5"}, "did you mean"),
+        ({"OTHER": "5"}, "OTHER is not known"),
+        ({"RESILIENCE_LLM__BREAKER__OPEN_FOR": "9000"}, "open_max"),
+    ],
+)
+def test_wrong_overrides_change_nothing(variables: dict[str, str], problem: str) -> None:
+    registry = Guards(settings=load_settings({}))
+    guard = registry.get("llm")
+    before = guard.policy
+    with pytest.raises(SettingsError, match=problem):
+        registry.override(variables)
+    assert guard.policy is before

@@ -1,0 +1,235 @@
+"""The transport over real HTTP, plain and below the real openai SDK; rules: test_httpx_rules.py."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import httpx2
+import openai
+import pytest
+
+from lightrag_resilience import (
+    AttemptTimeoutError,
+    CircuitOpenError,
+    FailureKind,
+    Guard,
+    Guards,
+    Policy,
+    RetryPolicy,
+)
+from lightrag_resilience.failures import classify
+from lightrag_resilience.testing import Fault, Simulator
+from support.wires import new_guards, wire
+
+pytestmark = pytest.mark.anyio
+
+CHAT: Any = {"model": "simulated", "messages": [{"role": "user", "content": "Say something."}]}
+QUICK = RetryPolicy(attempts=4, initial_backoff=0.01, max_backoff=0.02)
+STAYS_CLOSED: Any = {"retry": QUICK, "consecutive_failures": None, "failure_rate": 1.0}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
+def library(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+async def registry() -> Guards:
+    return new_guards()
+
+
+@pytest.fixture
+def guard(registry: Guards) -> Guard:
+    return registry.get("llm.openai", Policy.llm(**STAYS_CLOSED, attempt_timeout=5.0))
+
+
+@pytest.fixture
+async def http_client(library: Any, registry: Guards, guard: Guard) -> AsyncIterator[Any]:
+    async with wire(library, name=guard.name, registry=registry) as client:
+        yield client
+
+
+@pytest.fixture
+def sdk(http_client: Any, provider: Simulator) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        base_url=provider.base_url, api_key="none", http_client=http_client, max_retries=0
+    )
+
+
+def verdict(guard: Guard) -> tuple[int, int]:
+    shown = guard.breaker.snapshot()
+    return shown.calls, shown.failed
+
+
+async def read(sdk: openai.AsyncOpenAI) -> str:
+    stream = await sdk.chat.completions.create(**CHAT, stream=True)
+    return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+
+async def test_a_fifth_of_errors_is_not_noticed(
+    sdk: openai.AsyncOpenAI, provider: Simulator, guard: Guard
+) -> None:
+    provider.set_faults([Fault.status(500, share=0.15), Fault.reset(share=0.05)])
+    for number in range(20):
+        message: Any = {"role": "user", "content": f"Say {number}."}
+        answer = await sdk.chat.completions.create(model="simulated", messages=[message])
+        assert answer.choices[0].message.content
+    failed = provider.count("500") + provider.count("reset")
+    assert failed > 0
+    assert verdict(guard) == (20 + failed, failed)
+
+
+async def test_the_sdk_sees_the_providers_own_error(
+    sdk: openai.AsyncOpenAI, provider: Simulator, guard: Guard
+) -> None:
+    provider.set_faults([Fault.status(503)])
+    with pytest.raises(openai.InternalServerError, match="simulated failure") as raised:
+        await sdk.chat.completions.create(**CHAT)
+    assert raised.value.status_code == 503
+    assert (provider.count("503"), verdict(guard)) == (4, (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "calls"),
+    [
+        (Fault.status(401), openai.AuthenticationError, 1),
+        (Fault.throttle(retry_after=0), openai.RateLimitError, 4),
+        (Fault.reset(), openai.APIConnectionError, 4),
+        (Fault.truncate(pieces=0), openai.APIConnectionError, 4),
+    ],
+)
+async def test_each_failure_reaches_the_caller_as_the_sdk_tells_it(
+    sdk: openai.AsyncOpenAI, provider: Simulator, fault: Fault, kind: Any, calls: int
+) -> None:
+    provider.set_faults([fault])
+    with pytest.raises(kind):
+        await sdk.chat.completions.create(**CHAT)
+    assert provider.count() == calls
+
+
+async def test_a_provider_that_says_when_is_asked_then(
+    sdk: openai.AsyncOpenAI, provider: Simulator, guard: Guard
+) -> None:
+    provider.set_faults([Fault.throttle(retry_after=0.3, end=0.2)])
+    provider.begin()
+    await sdk.chat.completions.create(**CHAT)
+    first, second = provider.calls
+    assert 0.3 <= second.at - first.at < 2.0
+    assert verdict(guard) == (1, 0)
+
+
+async def test_a_whole_stream_is_a_success_and_a_cut_one_a_failure(
+    sdk: openai.AsyncOpenAI, provider: Simulator, guard: Guard
+) -> None:
+    assert await read(sdk)
+    assert verdict(guard) == (1, 0)
+    provider.set_faults([Fault.truncate(pieces=4)])
+    with pytest.raises((openai.APIConnectionError, httpx.HTTPError, httpx2.HTTPError)):
+        await read(sdk)
+    # A reset may overtake what was sent before it: then nothing began, and was asked for again.
+    failed = provider.count("truncate")
+    assert verdict(guard) == (1 + failed, failed)
+    assert 1 <= failed <= 4
+
+
+async def test_a_stream_that_the_caller_leaves_is_no_verdict(
+    sdk: openai.AsyncOpenAI, provider: Simulator, guard: Guard
+) -> None:
+    stream = await sdk.chat.completions.create(**CHAT, stream=True)
+    async with stream:
+        await anext(aiter(stream))
+    assert verdict(guard) == (0, 0)
+    assert await read(sdk)
+    assert verdict(guard) == (1, 0)
+
+
+async def test_a_hanging_call_is_the_sdks_timeout_with_ours_beneath(
+    library: Any, provider: Simulator
+) -> None:
+    provider.set_faults([Fault.hang()])
+    policy = Policy.llm(retry=QUICK, attempts=2, attempt_timeout=0.2)
+    async with wire(library, policy=policy) as client:
+        sdk = openai.AsyncOpenAI(
+            base_url=provider.base_url, api_key="none", http_client=client, max_retries=0
+        )
+        began = time.monotonic()
+        with pytest.raises(openai.APITimeoutError) as raised:
+            await sdk.chat.completions.create(**CHAT)
+    assert 0.4 <= time.monotonic() - began < 3.0
+    assert isinstance(raised.value.__cause__, library.ReadTimeout)
+    assert isinstance(raised.value.__cause__.__cause__, AttemptTimeoutError)
+    assert classify(raised.value).kind is FailureKind.UNKNOWN_OUTCOME
+    assert provider.count("hang") + provider.count("gone") == 2
+
+
+async def test_a_refused_connection_is_tried_again(library: Any, registry: Guards) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    policy = Policy.storage(retry=QUICK, idempotent=False)
+    async with wire(library, policy=policy, registry=registry) as client:
+        with pytest.raises(library.ConnectError):
+            await client.post(f"http://127.0.0.1:{port}/", json={})
+    assert verdict(registry.get(f"http.127.0.0.1-{port}")) == (4, 4)
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+async def test_an_open_circuit_reaches_the_sdks_caller_at_once(
+    http_client: Any, provider: Simulator, guard: Guard, retries: int
+) -> None:
+    guard.breaker.open()
+    sdk = openai.AsyncOpenAI(
+        base_url=provider.base_url, api_key="none", http_client=http_client, max_retries=retries
+    )
+    began = time.monotonic()
+    # openai 3 lets it pass; openai 1 and 2, and anthropic, wrap what they do not know.
+    with pytest.raises((CircuitOpenError, openai.APIConnectionError)) as raised:
+        await sdk.chat.completions.create(**CHAT)
+    refused = raised.value
+    if isinstance(refused, openai.APIConnectionError):
+        assert isinstance(refused.__cause__, CircuitOpenError)
+    else:
+        assert time.monotonic() - began < 0.4  # the SDK's own first wait is half a second
+    assert classify(refused).kind is FailureKind.FATAL
+    assert provider.count() == 0
+
+
+async def test_inside_protects_guard_the_outer_one_retries(
+    library: Any, provider: Simulator, registry: Guards
+) -> None:
+    provider.set_faults([Fault.status(500)])
+    outer = registry.get("llm", Policy.llm(retry=QUICK, attempts=2))
+    async with wire(library, policy=Policy.llm(retry=QUICK), registry=registry) as client:
+        sdk = openai.AsyncOpenAI(
+            base_url=provider.base_url, api_key="none", http_client=client, max_retries=0
+        )
+        create: Any = sdk.chat.completions.create
+        with pytest.raises(openai.InternalServerError):
+            await outer.call(create, **CHAT)
+    assert provider.count() == 2
+
+
+async def test_retried_answers_leave_their_connection_to_the_next(
+    library: Any, provider: Simulator
+) -> None:
+    provider.set_faults([Fault.status(500, share=0.5), Fault.truncate(pieces=0, share=0.2)])
+    inner = library.AsyncHTTPTransport(limits=library.Limits(max_connections=1))
+    policy = Policy().with_changes(**STAYS_CLOSED, attempts=20)
+    async with wire(library, inner, policy=policy, timeout=2.0) as client:
+        for number in range(10):
+            response = await client.post(
+                f"{provider.base_url}/embeddings", json={"input": f"{number}", "model": "simulated"}
+            )
+            assert response.status_code == 200
+        assert len(inner._pool.connections) == 1
+        assert all(connection.is_idle() for connection in inner._pool.connections)
+        assert inner._pool._requests == []
+    assert provider.count("500") > 3

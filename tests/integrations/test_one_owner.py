@@ -1,0 +1,164 @@
+"""One owner of retries: what LightRAG's own bindings send, with and without a guard around them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+pytest.importorskip("lightrag")
+anthropic = pytest.importorskip("anthropic")
+pytest.importorskip("ollama")
+
+import openai  # noqa: E402
+from lightrag.llm.anthropic import anthropic_complete_if_cache  # noqa: E402
+from lightrag.llm.ollama import _ollama_model_if_cache  # noqa: E402
+from lightrag.llm.openai import openai_complete_if_cache, openai_embed  # noqa: E402
+
+from lightrag_resilience import Guards, Policy, UnsupportedCallError  # noqa: E402
+from lightrag_resilience.integrations._inner_retries import (  # noqa: E402
+    make_inner_retries_yield,
+    restore_inner_retries,
+)
+from lightrag_resilience.integrations.sdks import yield_retries  # noqa: E402
+from lightrag_resilience.settings import load_settings  # noqa: E402
+
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
+ATTEMPTS = 4
+
+
+class Provider:
+    """Refuses every request in the same way, and counts them."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.status = 503
+        self.url = ""
+
+    async def refuse(self, request: web.Request) -> web.Response:
+        del request
+        self.requests += 1
+        return web.json_response({"error": {"message": "no"}}, status=self.status)
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[Provider]:
+    provider = Provider()
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", provider.refuse)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    provider.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield provider
+    await runner.cleanup()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+Call = Callable[[str], Awaitable[Any]]
+
+
+async def by_openai(url: str) -> Any:
+    return await openai_complete_if_cache("m", "hello", base_url=url, api_key="none")
+
+
+async def by_openai_embedding(url: str) -> Any:
+    return await openai_embed.func(["hello"], model="m", base_url=url, api_key="none")
+
+
+async def by_anthropic(url: str) -> Any:
+    return await anthropic_complete_if_cache("m", "hello", base_url=url, api_key="none")
+
+
+async def by_ollama(url: str) -> Any:
+    return await _ollama_model_if_cache("m", "hello", host=url)
+
+
+async def by_openai_sdk(url: str) -> Any:
+    async with openai.AsyncOpenAI(base_url=url, api_key="none") as client:
+        return await client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "hello"}]
+        )
+
+
+async def by_anthropic_sdk(url: str) -> Any:
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="none") as client:
+        return await client.messages.create(
+            model="m", max_tokens=5, messages=[{"role": "user", "content": "hello"}]
+        )
+
+
+CALLS = [by_openai, by_openai_embedding, by_anthropic, by_ollama, by_openai_sdk, by_anthropic_sdk]
+
+
+async def no_wait(_: float) -> None:
+    await asyncio.sleep(0)
+
+
+def guards() -> Guards:
+    return Guards(settings=load_settings({}), sleep=no_wait)
+
+
+@pytest.fixture
+def _one_owner() -> Any:
+    make_inner_retries_yield()
+    take_back = yield_retries(openai, anthropic)
+    yield
+    take_back()
+    restore_inner_retries()
+
+
+@pytest.mark.usefixtures("_one_owner")
+@pytest.mark.parametrize("status", [429, 503, 500])
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_call_is_sent_as_often_as_its_guard_says(
+    call: Call, status: int, provider: Provider
+) -> None:
+    provider.status = status
+    guard = guards().get("llm", Policy.llm(attempts=ATTEMPTS))
+    with pytest.raises(Exception):  # noqa: B017, PT011 - each SDK has its own
+        await guard.call(call, provider.url)
+    spent = call in {by_anthropic, by_anthropic_sdk} and status == 429
+    assert provider.requests == (1 if spent else ATTEMPTS)
+
+
+@pytest.mark.usefixtures("_one_owner")
+@pytest.mark.parametrize("call", [by_openai_sdk, by_anthropic_sdk])
+async def test_elsewhere_an_sdk_does_what_it_always_did(call: Call, provider: Provider) -> None:
+    provider.status = 500
+    with pytest.raises((openai.APIError, anthropic.APIError)):
+        await call(provider.url)
+    assert provider.requests == 3
+
+
+@pytest.mark.parametrize("call", [by_openai_sdk, by_anthropic_sdk])
+async def test_what_is_taken_back_is_as_it_was(call: Call, provider: Provider) -> None:
+    provider.status = 500
+    first, second = yield_retries(openai, anthropic), yield_retries(openai, anthropic)
+    first()
+    first()
+    guard = guards().get("llm", Policy.llm(attempts=1))
+    with pytest.raises((openai.APIError, anthropic.APIError)):
+        await guard.call(call, provider.url)
+    assert provider.requests == 1
+    second()
+    for sdk in (openai, anthropic):
+        assert not hasattr(sdk._models.FinalRequestOptions.get_max_retries, "__wrapped__")
+    with pytest.raises((openai.APIError, anthropic.APIError)):
+        await guard.call(call, provider.url)
+    assert provider.requests == 4
+
+
+@pytest.mark.parametrize("wrong", [asyncio, None, openai.AsyncOpenAI])
+def test_what_is_no_such_sdk_is_refused_and_nothing_is_changed(wrong: Any) -> None:
+    with pytest.raises(UnsupportedCallError, match="takes the packages openai or anthropic"):
+        yield_retries(openai, wrong)
+    assert not hasattr(openai._models.FinalRequestOptions.get_max_retries, "__wrapped__")

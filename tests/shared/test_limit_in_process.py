@@ -1,0 +1,304 @@
+"""Limits that two registries of one process share through a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from lightrag_resilience import Guards, RateLimitedError
+from lightrag_resilience.failures import Failure, FailureKind
+from lightrag_resilience.settings import load_settings
+from lightrag_resilience.shared import limit as module
+from lightrag_resilience.testing.redis_server import RedisServer
+
+NAME = "llm.made-up"
+PATIENCE = 10.0  # seconds
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def make(server: RedisServer) -> Iterator[Callable[..., Guards]]:
+    made: list[Guards] = []
+
+    def registry(**variables: Any) -> Guards:
+        environ = {
+            "RESILIENCE_REDIS_URL": server.url,
+            "RESILIENCE_LLM__RETRY__ATTEMPTS": "1",
+            "RESILIENCE_LLM__LIMIT__MAX_WAIT": "60",
+            **{f"RESILIENCE_LLM__LIMIT__{key}": str(value) for key, value in variables.items()},
+        }
+        made.append(Guards(settings=load_settings(environ)))
+        return made[-1]
+
+    yield registry
+    for guards in made:
+        guards.close()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+def link_of(guards: Guards) -> Any:
+    breaker: Any = guards.get(NAME).breaker
+    return breaker._sync
+
+
+def limit_of(guards: Guards) -> Any:
+    return link_of(guards)._members.limits[NAME]
+
+
+async def connected(*registries: Guards) -> None:
+    links = [link_of(guards) for guards in registries]
+    await until(lambda: all(link.connected for link in links))
+
+
+async def fine(**_: Any) -> str:
+    return ""
+
+
+async def times_of(guards: Guards, calls: int, **options: Any) -> list[float]:
+    """Seconds after which calls made at once were sent."""
+    began = time.monotonic()
+
+    async def one() -> float:
+        await guards.get(NAME).call(fine, **options)
+        return time.monotonic() - began
+
+    return sorted(await asyncio.gather(*(one() for _ in range(calls))))
+
+
+@pytest.mark.anyio
+async def test_two_workers_have_one_burst_and_one_rate(make: Any) -> None:
+    one, two = make(RPM=1200, BURST=5), make(RPM=1200, BURST=5)
+    await connected(one, two)
+    times = await asyncio.gather(times_of(one, 10), times_of(two, 10))
+    together = sorted(times[0] + times[1])
+    assert together[4] < 0.15
+    assert together[-1] >= 15 * 0.05 - 0.01
+
+
+@pytest.mark.anyio
+async def test_tokens_are_shared_too(make: Any) -> None:
+    one = make(TPM=60_000, TOKEN_BURST=1000)
+    await connected(one)
+    assert (await times_of(one, 2, max_tokens=500))[-1] < 0.2
+    assert (await times_of(one, 1, max_tokens=500))[0] < 0.2  # used: nothing
+    limit_of(one).settle(0, 1500)  # a debt
+    assert (await times_of(one, 1, max_tokens=10))[0] < 0.2  # out of the stock
+    assert (await times_of(one, 1, max_tokens=900))[0] > 0.8
+
+
+@pytest.mark.anyio
+async def test_a_turn_beyond_the_patience_is_refused_by_the_script(make: Any) -> None:
+    one = make(RPM=60, BURST=1, MAX_WAIT=1.5)
+    await connected(one)
+    outcomes = await asyncio.gather(
+        *(one.get(NAME).call(fine) for _ in range(5)), return_exceptions=True
+    )
+    refused = [outcome for outcome in outcomes if isinstance(outcome, RateLimitedError)]
+    assert len(refused) == 3
+    assert all(1.9 < (error.retry_after or 0) <= 2.0 for error in refused)
+
+
+@pytest.mark.anyio
+async def test_a_turn_beyond_the_deadline_is_refused_and_left_to_others(make: Any) -> None:
+    one = make(RPM=60, BURST=1)
+    await connected(one)
+    limit = limit_of(one)
+    assert not await limit.acquire(0, 10.0)
+    with pytest.raises(RateLimitedError, match="by all workers together"):
+        await limit.acquire(0, 0.5)
+    began = time.monotonic()
+    assert await limit.acquire(0, 10.0)
+    assert time.monotonic() - began < 1.1
+
+
+@pytest.mark.anyio
+async def test_who_is_cancelled_while_it_waits_leaves_its_turn(make: Any) -> None:
+    one = make(RPM=120, BURST=1)
+    await connected(one)
+    limit = limit_of(one)
+    await limit.acquire(0, 10.0)
+    waiter = asyncio.create_task(limit.acquire(0, 10.0))
+    await asyncio.sleep(0.1)
+    waiter.cancel()
+    await asyncio.wait([waiter])
+    began = time.monotonic()
+    await limit.acquire(0, 10.0)
+    assert time.monotonic() - began < 0.6
+    assert limit._sleeping == 0
+
+
+@pytest.mark.anyio
+async def test_who_is_cancelled_before_it_is_booked_leaves_the_line(
+    make: Any, server: RedisServer
+) -> None:
+    one = make(RPM=120, BURST=1)
+    await connected(one)
+    limit = limit_of(one)
+    server.pause()
+    waiter = asyncio.create_task(limit.acquire(0, 10.0))
+    await asyncio.sleep(0.05)
+    waiter.cancel()
+    await asyncio.wait([waiter])
+    server.resume()
+    assert waiter.cancelled()
+    assert not limit._line
+    await until(lambda: not limit._is_booking)
+
+
+@pytest.mark.anyio
+async def test_a_booking_that_comes_too_late_is_not_lost(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make(RPM=60_000, BURST=10)
+    await connected(one)
+    limit = limit_of(one)
+    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    assert not await limit.acquire(0, 10.0)  # alone
+    await until(lambda: not limit._is_booking)
+    monkeypatch.undo()
+    assert not await limit.acquire(0, 10.0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["kill", "pause"])
+async def test_without_redis_a_worker_goes_on_alone_and_comes_back(
+    make: Any, server: RedisServer, kind: str
+) -> None:
+    one = make(RPM=6000, BURST=10, TPM=600_000)
+    await connected(one)
+    await times_of(one, 3, max_tokens=10)
+    getattr(server, kind)()
+    began = time.monotonic()
+    await times_of(one, 20, max_tokens=10)
+    assert time.monotonic() - began < 2.0
+    await until(lambda: not link_of(one).connected)
+    assert (await times_of(one, 20, max_tokens=10))[-1] > 0.05
+    {"kill": server.start, "pause": server.resume}[kind]()
+    await connected(one)
+    waiting = asyncio.create_task(times_of(one, 30, max_tokens=10))
+    await waiting
+    await until(lambda: not limit_of(one)._alone)
+
+
+@pytest.mark.anyio
+async def test_who_still_waits_alone_when_redis_is_back_is_booked_there(
+    make: Any, server: RedisServer
+) -> None:
+    one = make(RPM=600, BURST=1)
+    await connected(one)
+    server.kill()
+    await until(lambda: not link_of(one).connected)
+    alone = asyncio.create_task(times_of(one, 11))
+    await asyncio.sleep(0.05)
+    server.start()
+    await connected(one)
+    began = time.monotonic()
+    await one.get(NAME).call(fine)
+    assert time.monotonic() - began > 0.3
+    await alone
+
+
+@pytest.mark.anyio
+async def test_a_429_of_one_is_heard_by_the_other(make: Any) -> None:
+    one, two = make(), make()
+    await connected(one, two)
+    await two.get(NAME).call(fine)
+    await until(lambda: link_of(two)._worker._pubsub)
+    await asyncio.sleep(0.1)
+
+    async def throttled() -> None:
+        error = RuntimeError("429")
+        error.__resilience_failure__ = Failure(FailureKind.THROTTLED, 0.5)  # type: ignore[attr-defined]
+        raise error
+
+    with pytest.raises(RuntimeError):
+        await one.get(NAME).call(throttled)
+    parts = two.get(NAME)._parts
+    assert parts is not None
+    await until(lambda: parts.line)
+    assert (await times_of(two, 3))[0] > 0.3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("message", [b"wait", b"wait x", b"wait -5", b"wait 999999999999"])
+async def test_a_wait_that_nobody_asked_for_is_not_waited_for(
+    make: Any, server: RedisServer, message: bytes
+) -> None:
+    one = make()
+    await connected(one)
+    await until(lambda: link_of(one)._worker._pubsub)
+    with redis.Redis.from_url(server.url) as client:
+        channel = one.get(NAME).breaker.subject.channel
+        await until(lambda: client.publish(channel, message))
+    await asyncio.sleep(0.05)
+    assert (await times_of(one, 1))[0] < 0.2
+
+
+def test_what_is_none_of_ours_is_told(
+    make: Any, server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        one = make(RPM=600)
+        await connected(one)
+        with redis.Redis.from_url(server.url) as client:
+            client.set(limit_of(one).key, "nonsense")
+        await one.get(NAME).call(fine)
+
+    asyncio.run(run())
+    assert f"What stood in Redis for limit '{NAME}' was none of ours and is replaced" in caplog.text
+
+
+def test_each_loop_may_wait(make: Any) -> None:
+    one = make(RPM=600, BURST=1)
+
+    async def run() -> None:
+        await connected(one)
+        await times_of(one, 3)
+
+    asyncio.run(run())
+    asyncio.run(run())
+
+
+def test_a_loop_that_was_closed_does_no_harm(make: Any) -> None:
+    one = make(RPM=600, BURST=1)
+    asyncio.run(connected(one))
+
+    async def leave() -> None:
+        limit_of(one)._line.append(module._Caller(0))
+
+    asyncio.run(leave())
+
+    async def run() -> None:
+        await times_of(one, 2)
+
+    asyncio.run(run())
+
+
+def test_a_child_begins_with_nothing(make: Any) -> None:
+    one = make(RPM=600, BURST=50)
+
+    async def run() -> None:
+        await connected(one)
+        await times_of(one, 3)
+
+    asyncio.run(run())
+    limit = limit_of(one)
+    assert limit._requests.total
+    link_of(one).renew_after_fork()
+    assert not limit._requests.total
+    assert limit._lock.acquire(blocking=False)

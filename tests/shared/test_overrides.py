@@ -1,0 +1,87 @@
+"""What operators changed, as a worker reads it from a real server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightrag_resilience.shared.client import make_client
+from lightrag_resilience.shared.overrides import Overrides
+from lightrag_resilience.shared.store import Store
+from lightrag_resilience.shared.wire import Override, WireError
+from lightrag_resilience.testing.redis_server import RedisServer
+
+pytestmark = pytest.mark.anyio
+KEY = Override.key("t:")
+RPM = "RESILIENCE_LLM__LIMIT__RPM"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def client(server: RedisServer) -> AsyncIterator[Any]:
+    client = make_client(server.url)
+    yield client
+    await client.aclose()
+
+
+async def test_each_change_is_told_once(client: Any) -> None:
+    store, told = Store(client, "worker"), list[Any]()
+    overrides = Overrides(store, "t:", told.append)
+    await overrides.look()
+    assert told == []
+    await store.override("t:", RPM, Override("60", "by Ada"))
+    await overrides.look()
+    await overrides.look()
+    assert told == [{RPM: Override("60", "by Ada")}]
+    await store.override("t:", RPM, None)
+    await overrides.look()
+    assert told[1:] == [{}]
+
+
+@pytest.mark.parametrize(
+    "corrupt",
+    [
+        lambda client: client.hset(KEY, RPM, "nonsense"),
+        lambda client: client.hset(KEY, RPM, "[1, 2]"),
+        lambda client: client.hset(KEY, RPM, '["60"]'),
+        lambda client: client.hset(KEY, RPM, "[" * 5000),
+        lambda client: client.hset(KEY, mapping={str(n): '["", ""]' for n in range(1001)}),
+    ],
+)
+async def test_what_is_none_of_ours_is_told_once_and_ignored(
+    client: Any, corrupt: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, told = Store(client, "worker"), list[Any]()
+    overrides = Overrides(store, "t:", told.append)
+    await corrupt(client)
+    await overrides.look()
+    await overrides.look()
+    assert told == []
+    assert len(caplog.records) == 1
+    assert "What stands in Redis as overrides is ignored" in caplog.text
+    await client.delete(KEY)
+    await overrides.look()
+    assert told == [{}]
+
+
+@given(st.text(), st.text())
+def test_what_is_kept_is_read_as_it_was_but_for_what_a_terminal_obeys(
+    value: str, reason: str
+) -> None:
+    read = Override.parse(Override(value, reason).as_json().encode())
+    assert read.value.isprintable()
+    assert read.reason == "".join(filter(str.isprintable, reason))[:200]
+
+
+@given(st.binary())
+def test_nonsense_is_no_override(kept: bytes) -> None:
+    with pytest.raises(WireError):
+        Override.parse(kept)

@@ -1,0 +1,185 @@
+"""Verdicts on a person's own exceptions, told by `classify_as`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from lightrag_resilience import Failure, FailureKind, classify_as
+from lightrag_resilience.failures import classify
+from support.verdicts import FATAL, THROTTLED, TRANSIENT, UNKNOWN
+
+Tell = Callable[..., Callable[[], None]]
+
+
+class BusyError(Exception):
+    wait: Any = 4.0
+
+
+class VeryBusyError(BusyError): ...
+
+
+@pytest.fixture
+def tell() -> Iterator[Tell]:
+    """`classify_as`, taken back at the end of the test."""
+    undo: list[Callable[[], None]] = []
+
+    def told(cls: Any, verdict: Any) -> Callable[[], None]:
+        undo.append(classify_as(cls, verdict))
+        return undo[-1]
+
+    yield told
+    for take_back in undo:
+        take_back()
+    assert classify(BusyError()) == TRANSIENT
+
+
+def test_a_class_is_given_a_kind_or_a_failure(tell: Tell) -> None:
+    tell(BusyError, FailureKind.FATAL)
+    assert classify(BusyError()) == FATAL
+    tell(BusyError, Failure(FailureKind.THROTTLED, 2.0))
+    assert classify(BusyError()) == Failure(FailureKind.THROTTLED, 2.0)
+
+
+def test_it_counts_from_then_on_for_subclasses_too_that_were_seen_before(tell: Tell) -> None:
+    assert classify(VeryBusyError()) == TRANSIENT
+    tell(BusyError, FailureKind.UNKNOWN_OUTCOME)
+    assert classify(VeryBusyError()) == UNKNOWN
+    tell(VeryBusyError, FailureKind.FATAL)
+    assert classify(VeryBusyError()) == FATAL
+    assert classify(BusyError()) == UNKNOWN
+
+
+def test_a_function_reads_the_exception(tell: Tell) -> None:
+    def read(error: BusyError) -> Failure | FailureKind | None:
+        if error.wait is None:
+            return FailureKind.FATAL
+        return Failure(FailureKind.THROTTLED, error.wait) if error.wait else None
+
+    tell(BusyError, read)
+    error = BusyError()
+    assert classify(error) == Failure(FailureKind.THROTTLED, 4.0)
+    error.wait = None
+    assert classify(error) == FATAL
+    error.wait = 0
+    assert classify(error) == TRANSIENT
+
+
+def test_it_goes_before_the_tables_and_a_status(tell: Tell) -> None:
+    class ModelError(ValueError): ...
+
+    class GatewayError(httpx.HTTPStatusError):
+        def __init__(self, status: int) -> None:
+            request = httpx.Request("GET", "http://p/")
+            super().__init__("m", request=request, response=httpx.Response(status))
+
+    assert classify(ModelError()) == FATAL
+    assert classify(GatewayError(400)) == FATAL
+    tell(ModelError, FailureKind.TRANSIENT)
+    tell(GatewayError, lambda error: FailureKind.TRANSIENT if "m" in str(error) else None)
+    assert classify(ModelError()) == TRANSIENT
+    assert classify(GatewayError(400)) == TRANSIENT
+    tell(GatewayError, lambda _: None)
+    assert classify(GatewayError(400)) == FATAL
+
+
+def test_an_errors_own_verdict_goes_before_it(tell: Tell) -> None:
+    tell(BusyError, FailureKind.FATAL)
+    error = BusyError()
+    error.__resilience_failure__ = THROTTLED  # type: ignore[attr-defined]
+    assert classify(error) == THROTTLED
+
+
+def test_it_holds_within_a_group(tell: Tell) -> None:
+    tell(BusyError, FailureKind.FATAL)
+    assert classify(ExceptionGroup("m", [OSError(), BusyError()])) == FATAL
+
+
+def test_the_later_of_two_holds_until_it_is_taken_back(tell: Tell) -> None:
+    first = tell(BusyError, FailureKind.FATAL)
+    second = tell(BusyError, FailureKind.THROTTLED)
+    assert classify(BusyError()) == THROTTLED
+    second()
+    second()
+    assert classify(BusyError()) == FATAL
+    first()
+    assert classify(BusyError()) == TRANSIENT
+
+
+def test_the_same_twice_is_taken_back_twice(tell: Tell) -> None:
+    first, second = tell(BusyError, FailureKind.FATAL), tell(BusyError, FailureKind.FATAL)
+    first()
+    assert classify(BusyError()) == FATAL
+    second()
+    assert classify(BusyError()) == TRANSIENT
+
+
+def test_a_function_that_fails_is_reported_and_the_tables_decide(
+    tell: Tell, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OddError(ValueError): ...
+
+    def read(error: OddError) -> FailureKind:
+        raise KeyError(str(error))
+
+    tell(OddError, read)
+    with caplog.at_level(logging.ERROR, "lightrag_resilience"):
+        assert classify(OddError("a secret prompt")) == FATAL
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "The function given to classify_as for OddError gave no verdict but KeyError"
+    )
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("verdict", ["transient", True, 5.0, FailureKind])
+def test_a_function_that_returns_no_verdict_is_reported_and_the_tables_decide(
+    tell: Tell, caplog: pytest.LogCaptureFixture, verdict: object
+) -> None:
+    tell(BusyError, lambda _: verdict)
+    with caplog.at_level(logging.ERROR, "lightrag_resilience"):
+        assert classify(BusyError()) == TRANSIENT
+    (record,) = caplog.records
+    assert record.getMessage().startswith("The function given to classify_as for BusyError gave no")
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [Exception, BaseException, KeyboardInterrupt, int, BusyError(), "BusyError", None, list[int]],
+)
+def test_what_is_no_class_of_exceptions_is_refused(cls: Any) -> None:
+    with pytest.raises(TypeError, match=r"classify_as needs a subclass of Exception, not "):
+        classify_as(cls, FailureKind.FATAL)
+
+
+@pytest.mark.parametrize("verdict", [None, "fatal", 503, FailureKind, Failure, ValueError])
+def test_what_is_no_verdict_is_refused(verdict: Any) -> None:
+    message = "classify_as needs a FailureKind, a Failure or a function for BusyError, not "
+    with pytest.raises(TypeError, match=message):
+        classify_as(BusyError, verdict)
+
+
+def test_threads_that_tell_and_ask_at_once_never_see_a_stale_verdict() -> None:
+    kinds = (FailureKind.FATAL, FailureKind.THROTTLED, FailureKind.UNKNOWN_OUTCOME)
+    started = threading.Barrier(4)
+
+    def tell_and_ask(number: int) -> bool:
+        own = type(f"Own{number}Error", (BusyError,), {})
+        started.wait()
+        right = []
+        for turn in range(200):
+            kind = kinds[turn % 3]
+            take_back = classify_as(own, kind)
+            right.append(classify(own()).kind is kind)
+            take_back()
+            right.append(classify(own()) == TRANSIENT)
+        return all(right)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(tell_and_ask, range(4)))
