@@ -24,6 +24,7 @@ from lightrag_resilience.errors import (
     RateLimitedError,
     ResilienceError,
     SettingsError,
+    TruncatedStreamError,
     UnsupportedCallError,
 )
 
@@ -55,6 +56,10 @@ SENTENCES: list[tuple[ResilienceError, str]] = [
         "Too many calls of 'llm' at once with 9 waiting",
     ),
     (AttemptTimeoutError("llm", None, "after 30 s"), "An attempt of 'llm' timed out after 30 s"),
+    (
+        TruncatedStreamError("llm", None, "before its finish marker"),
+        "A stream of 'llm' was cut off before its finish marker",
+    ),
     (
         DeadlineExceededError("llm", None, "after 60 s"),
         "The deadline of 'llm' has passed after 60 s",

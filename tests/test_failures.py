@@ -32,6 +32,7 @@ from lightrag_resilience.errors import (
     CircuitOpenError,
     DeadlineExceededError,
     PolicyError,
+    TruncatedStreamError,
 )
 from lightrag_resilience.failures import Failure, FailureKind, classify, root_cause
 
@@ -142,6 +143,7 @@ def test_types_that_were_seen_once_are_forgotten_in_the_end() -> None:
         (CircuitOpenError("llm", 5.0), FATAL),
         (AttemptTimeoutError("llm"), UNKNOWN),
         (DeadlineExceededError("llm"), UNKNOWN),
+        (TruncatedStreamError("llm"), UNKNOWN),
         (PolicyError(), FATAL),
     ],
 )

@@ -24,7 +24,7 @@ LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
     ["shared", "shared.address"],
     ["_version", "_bounds", "_hints", "_kinds", "_threads", "budget", "errors", "events"],
-    ["_opened", "_verdicts"],
+    ["_finish", "_opened", "_verdicts"],
     ["_failure_http"],
     ["_failure_databases", "_failure_providers"],
     ["failures", "policy", "stale", "timeouts"],

@@ -153,7 +153,7 @@ async def test_a_function_under_two_names_counts_once(
     [
         ("lightrag.llm.fake", True),
         ("lightrag.rerank", True),
-        ("lightrag.kg.fake", False),
+        ("lightrag.kg.fake", True),
         ("lightrag.utils", False),
         ("other.lightrag.llm.fake", False),
     ],

@@ -19,6 +19,7 @@ from lightrag_resilience import (
     Policy,
     PolicyError,
     RetryPolicy,
+    StreamPolicy,
     TimeoutPolicy,
 )
 from lightrag_resilience._bounds import describe, field_hints
@@ -41,6 +42,9 @@ BOUNDS: dict[tuple[type, str], tuple[float, float, bool]] = {
     (LimitPolicy, "max_wait"): (0, DAY, True),
     (TimeoutPolicy, "attempt"): (0, DAY, False),
     (TimeoutPolicy, "total"): (0, DAY, False),
+    (TimeoutPolicy, "first_item"): (0, DAY, False),
+    (TimeoutPolicy, "gap"): (0, DAY, False),
+    (TimeoutPolicy, "stream_total"): (0, DAY, False),
     (ConcurrencyPolicy, "max_wait"): (0, DAY, True),
 }
 WHOLE: dict[tuple[type, str], tuple[int, int]] = {
@@ -64,6 +68,7 @@ OTHERS = {
     (BreakerPolicy, "open_max"),
     (RetryPolicy, "jitter"),
     (RetryPolicy, "idempotent"),
+    (StreamPolicy, "finish_marker"),
 }
 POLICY_TYPES: list[Any] = list(PARTS.values())
 ALL_FIELDS: list[tuple[type, str]] = [
@@ -81,7 +86,8 @@ def accepts(part: Any, name: str, value: object) -> bool:
 
 def test_each_family_has_its_defaults() -> None:
     assert Policy.llm() == Policy(
-        timeout=TimeoutPolicy(attempt=120.0, total=300.0), retry=RetryPolicy(attempts=4)
+        timeout=TimeoutPolicy(attempt=120.0, total=300.0, gap=60.0),
+        retry=RetryPolicy(attempts=4),
     )
     assert Policy.embedding() == Policy(
         timeout=TimeoutPolicy(attempt=20.0, total=50.0),
@@ -108,7 +114,10 @@ def test_the_plain_defaults_are_those_the_documentation_names() -> None:
     assert (retry.max_backoff, retry.jitter, retry.max_retry_after) == (30.0, "full", 60.0)
     assert (retry.idempotent, retry.budget) == (True, 500)
     assert LimitPolicy() == LimitPolicy(rpm=None, burst=None, max_wait=30.0)
-    assert TimeoutPolicy() == TimeoutPolicy(attempt=30.0, total=60.0)
+    assert TimeoutPolicy() == TimeoutPolicy(
+        attempt=30.0, total=60.0, first_item=None, gap=None, stream_total=None
+    )
+    assert StreamPolicy().finish_marker
     assert ConcurrencyPolicy() == ConcurrencyPolicy(
         max_concurrent=None, max_queue=1000, max_wait=30.0
     )
@@ -151,6 +160,7 @@ def test_a_whole_part_can_be_changed(part: str) -> None:
         "limit": LimitPolicy(rpm=5.0),
         "timeout": TimeoutPolicy(attempt=None),
         "concurrency": ConcurrencyPolicy(max_concurrent=2),
+        "stream": StreamPolicy(finish_marker=False),
     }[part]
     changes: Any = {part: other}
     assert Policy.llm().with_changes(**changes) == dataclasses.replace(Policy.llm(), **changes)
@@ -200,7 +210,7 @@ def test_an_unknown_name_is_answered_with_those_that_exist() -> None:
         Policy().with_changes(**changes)
     assert str(caught.value) == (
         "A policy has no 'atempts'; it has breaker, retry, limit, timeout, concurrency, "
-        "attempt_timeout, total_timeout, attempts, idempotent, failure_rate, "
+        "stream, attempt_timeout, total_timeout, attempts, idempotent, failure_rate, "
         "consecutive_failures, open_for, rpm, max_concurrent"
     )
 
@@ -270,6 +280,9 @@ def test_a_refusal_reads_like_a_sentence() -> None:
         (LimitPolicy, "burst"),
         (TimeoutPolicy, "attempt"),
         (TimeoutPolicy, "total"),
+        (TimeoutPolicy, "first_item"),
+        (TimeoutPolicy, "gap"),
+        (TimeoutPolicy, "stream_total"),
         (ConcurrencyPolicy, "max_concurrent"),
     ],
 )
@@ -279,7 +292,7 @@ def test_none_turns_off_what_can_be_turned_off(part: type, name: str) -> None:
 
 def test_none_is_refused_where_there_is_nothing_to_turn_off() -> None:
     optional = {key for key in ALL_FIELDS if accepts(*key, None)}
-    assert len(optional) == 9
+    assert len(optional) == 12
 
 
 @pytest.mark.parametrize(

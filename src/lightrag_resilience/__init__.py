@@ -22,6 +22,7 @@ from .errors import (
     RateLimitedError,
     ResilienceError,
     SettingsError,
+    TruncatedStreamError,
     UnsupportedCallError,
 )
 from .failures import Failure, FailureKind, classify_as
@@ -34,6 +35,7 @@ from .policy import (
     LimitPolicy,
     Policy,
     RetryPolicy,
+    StreamPolicy,
     TimeoutPolicy,
 )
 from .registry import Guards, guard, guards
@@ -67,7 +69,9 @@ __all__ = [
     "SettingsError",
     "StaleCache",
     "State",
+    "StreamPolicy",
     "TimeoutPolicy",
+    "TruncatedStreamError",
     "UnsupportedCallError",
     "__version__",
     "another_may_help",

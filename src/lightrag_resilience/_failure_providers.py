@@ -103,6 +103,7 @@ _BUILTINS: Table = {
 OURS: Table = {
     "CallRejected": FATAL,  # by a guard within this one
     **dict.fromkeys(("AttemptTimeoutError", "DeadlineExceededError"), UNKNOWN),
+    "TruncatedStreamError": UNKNOWN,
 }
 _HTTPX: Table = {
     **dict.fromkeys(("ConnectTimeout", "ConnectError", "PoolTimeout", "ProxyError"), TRANSIENT),

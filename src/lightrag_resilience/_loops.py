@@ -46,7 +46,8 @@ class LoopParts:
         attempt, total = policy.timeout.attempt, policy.timeout.total
         limits = [seconds for seconds in (attempt, total) if seconds]
         self.timer = Timer(min(limits), loop, clock) if limits else None
-        self.gap_timer = Timer(attempt, loop, clock) if attempt else None
+        gap = policy.timeout.gap or attempt
+        self.gap_timer = Timer(gap, loop, clock) if gap else None
         self._line = Line(name, policy, clock, shared)
         self.line = self._line if self._line.is_needed else None
 

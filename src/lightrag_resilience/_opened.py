@@ -1,25 +1,67 @@
-"""A stream whose first item is there: until then it can be begun elsewhere."""
+"""What a stream that is passed on looks like, and one whose first item is there already."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator
 from typing import Any, Generic, Self, TypeVar
 
-__all__ = ["OpenedStream"]
+__all__ = ["OpenedStream", "PassedOnStream", "close_both"]
 
 T_co = TypeVar("T_co", covariant=True)
 
 _NOTHING: Any = object()
 
 
-class OpenedStream(AsyncIterator[T_co], Generic[T_co]):
-    """Passes on the items of a source; closing it closes the source."""
+class PassedOnStream(AsyncIterator[T_co], Generic[T_co]):
+    """A source's items, and whatever else of the source is public, such as an SDK's `response`.
 
-    __slots__ = ("_first", "_iterator", "_source")
+    What a source's own methods read goes past this stream.
+
+    Args:
+        source: What is iterated over, and closed with this.
+    """
+
+    __slots__ = ("_iterator", "_source")
 
     def __init__(self, source: Any) -> None:
         self._source = source
         self._iterator: AsyncIterator[T_co] = aiter(source)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __getattr__(self, name: str) -> Any:
+        # Private names are looked for while a copy is made, before there is a source.
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._source, name)
+
+    async def close(self) -> None:
+        """As `aclose`, under the name that SDKs give it."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop here, and close the source."""
+        await self._close_source()
+
+    async def _close_source(self) -> None:
+        await close_both(self._iterator, self._source)
+
+
+class OpenedStream(PassedOnStream[T_co]):
+    """A stream whose first item is there: until then it can be begun elsewhere."""
+
+    __slots__ = ("_first",)
+
+    def __init__(self, source: Any) -> None:
+        super().__init__(source)
         self._first: Any = _NOTHING
 
     async def open(self) -> Self:
@@ -31,9 +73,6 @@ class OpenedStream(AsyncIterator[T_co], Generic[T_co]):
             raise
         return self
 
-    def __aiter__(self) -> Self:
-        return self
-
     async def __anext__(self) -> T_co:
         first, self._first = self._first, _NOTHING
         return await anext(self._iterator) if first is _NOTHING else first
@@ -41,6 +80,19 @@ class OpenedStream(AsyncIterator[T_co], Generic[T_co]):
     async def aclose(self) -> None:
         """Stop here, and close the source."""
         self._first = _NOTHING
-        close = getattr(self._iterator, "aclose", None) or getattr(self._source, "aclose", None)
-        if close is not None:
-            await close()
+        await super().aclose()
+
+
+async def close_both(iterator: Any, source: Any) -> None:
+    """Close an iterator and what it reads from: closing one need not close the other."""
+    try:
+        await _close(iterator)
+    finally:
+        if source is not iterator:
+            await _close(source)
+
+
+async def _close(part: Any) -> None:
+    close = getattr(part, "aclose", None) or getattr(part, "close", None)
+    if close is not None and inspect.isawaitable(closing := close()):
+        await closing

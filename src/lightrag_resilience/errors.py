@@ -22,6 +22,7 @@ __all__ = [
     "RateLimitedError",
     "ResilienceError",
     "SettingsError",
+    "TruncatedStreamError",
     "UnsupportedCallError",
 ]
 
@@ -129,11 +130,22 @@ class QueueFullError(CallRejected):
 
 
 class AttemptTimeoutError(DependencyError):
-    """One attempt took longer than its timeout. Counted as a failure, outcome unknown."""
+    """One attempt, or a stream's wait for an item, took longer than its timeout.
+
+    Counted as a failure, outcome unknown.
+    """
 
     def summary(self) -> str:
         """Whose attempt."""
         return f"An attempt of {self.dependency!r} timed out"
+
+
+class TruncatedStreamError(DependencyError):
+    """A model's stream ended without its finish marker. Counted as a failure, outcome unknown."""
+
+    def summary(self) -> str:
+        """Whose stream."""
+        return f"A stream of {self.dependency!r} was cut off"
 
 
 class DeadlineExceededError(DependencyError):

@@ -173,7 +173,7 @@ class Guard:
         try:
             result: Any = await function(*args, **kwargs)
             if is_stream(result.__class__):
-                result = await GuardedStream(self, call, result).open()
+                result = await GuardedStream(self, call, result).open(timer)
                 if timer is not None:
                     timer.stop(call)
                 return result  # type: ignore[no-any-return]
@@ -240,7 +240,7 @@ class Guard:
     ) -> None:
         """Wait until the call may be sent, then ask the breaker again."""
         try:
-            waited = await line.enter(call, question, lambda: self._remaining(call))
+            waited = await line.enter(call, question, lambda: self.remaining(call))
         except BaseException as refusal:
             self.breaker.released(call.admission)
             if isinstance(refusal, CallRejected):
@@ -259,13 +259,13 @@ class Guard:
         timer = parts.timer
         if timer is not None:
             if parts.line is not None or call.deadline is not None:
-                left = max(self._remaining(call), 0.0)
+                left = max(self.remaining(call), 0.0)
                 if left < timer.seconds:  # one of its own: the deadline cuts this attempt short
                     timer = Timer(left, timer.loop, self.clock)
             timer.start(call, now)
         return timer
 
-    def _remaining(self, call: Call) -> float:
+    def remaining(self, call: Call) -> float:
         """Seconds to the deadline of a call."""
         total = self.policy.timeout.total
         return math.inf if total is None else call.began + total - self.clock()
@@ -313,17 +313,12 @@ class Guard:
             line.leave_without_verdict(call)
         self.breaker.released(call.admission)
 
-    def timeout_error(self, call: Call) -> Exception:
-        """The error for a call whose own time is up."""
+    def timeout_error(self, call: Call, late: str = "") -> Exception:
+        """The error for a call whose own time is up; `late` says so of an attempt."""
         timeout = self.policy.timeout
-        if self._remaining(call) <= 0:
+        if self.remaining(call) <= 0:
             return DeadlineExceededError(self.name, None, f"after {timeout.total:g} s")
-        return AttemptTimeoutError(self.name, None, f"after {timeout.attempt:g} s")
-
-    def stall_error(self) -> Exception:
-        """The error for a stream whose next item takes too long."""
-        seconds = self.policy.timeout.attempt
-        return AttemptTimeoutError(self.name, None, f"waiting {seconds:g} s for the next item")
+        return AttemptTimeoutError(self.name, None, late or f"after {timeout.attempt:g} s")
 
     def _was_cut_short(self, call: Call, error: Exception, duration: float) -> bool:
         """Whether the deadline gave an attempt less time than the policy gives attempts."""

@@ -21,6 +21,7 @@ __all__ = [
     "LimitPolicy",
     "Policy",
     "RetryPolicy",
+    "StreamPolicy",
     "TimeoutPolicy",
 ]
 
@@ -167,15 +168,27 @@ class LimitPolicy(_Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeoutPolicy(_Checked):
-    """How long an attempt, and a call as a whole, may take.
+    """How long an attempt, and a call as a whole, may take; and a stream, from item to item.
+
+    A stream has three times of its own, since a good one may be long: until it begins, between two
+    items, and in all. 60 s between the items of a model is what nginx and AWS's load balancers let
+    a silent connection live; a model that is silent for longer while it thinks needs more. Only the
+    wait for an item counts as a gap, never what its reader does with the last one.
 
     Attributes:
-        attempt: Seconds for one attempt; for a stream, for each wait for its next item.
+        attempt: Seconds for one attempt; for a stream, up to its first item.
         total: Seconds for all attempts and waits together; for a stream, up to its first item.
+        first_item: Seconds from sending to a stream's first item, in place of `attempt` as soon as
+            the function has returned its stream; None is `attempt`.
+        gap: Seconds between a stream's items; None is `attempt`.
+        stream_total: Seconds from sending to a stream's last item; None sets no limit.
     """
 
     attempt: Seconds | None = 30.0
     total: Seconds | None = 60.0
+    first_item: Seconds | None = None
+    gap: Seconds | None = None
+    stream_total: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +206,19 @@ class ConcurrencyPolicy(_Checked):
     max_wait: Wait = 30.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPolicy(_Checked):
+    """What a stream of a model must hold to be a success.
+
+    Attributes:
+        finish_marker: Whether a stream of OpenAI, Anthropic, Gemini or Ollama chunks that ends
+            without its finish marker is a failure. Turn it off for a provider that sends none, and
+            for a function that keeps the last chunk to itself; text is never judged.
+    """
+
+    finish_marker: bool = True
+
+
 class Changes(TypedDict, total=False):
     """What `Policy.with_changes` and the presets take: whole parts, or the fields tuned most."""
 
@@ -201,6 +227,7 @@ class Changes(TypedDict, total=False):
     limit: LimitPolicy
     timeout: TimeoutPolicy
     concurrency: ConcurrencyPolicy
+    stream: StreamPolicy
     attempt_timeout: float | None
     total_timeout: float | None
     attempts: int
@@ -234,6 +261,7 @@ class Policy:
     limit: LimitPolicy = field(default_factory=LimitPolicy)
     timeout: TimeoutPolicy = field(default_factory=TimeoutPolicy)
     concurrency: ConcurrencyPolicy = field(default_factory=ConcurrencyPolicy)
+    stream: StreamPolicy = field(default_factory=StreamPolicy)
 
     def __post_init__(self) -> None:
         for name, kind in PARTS.items():
@@ -244,7 +272,7 @@ class Policy:
     @classmethod
     def llm(cls, **changes: Unpack[Changes]) -> Policy:
         """Completions. The total stays below the 480 s at which LightRAG's queue gives up."""
-        timeout = TimeoutPolicy(attempt=120.0, total=300.0)
+        timeout = TimeoutPolicy(attempt=120.0, total=300.0, gap=60.0)
         return cls(timeout=timeout, retry=RetryPolicy(attempts=4)).with_changes(**changes)
 
     @classmethod
@@ -303,4 +331,5 @@ PARTS: dict[str, type[_Checked]] = {
     "limit": LimitPolicy,
     "timeout": TimeoutPolicy,
     "concurrency": ConcurrencyPolicy,
+    "stream": StreamPolicy,
 }

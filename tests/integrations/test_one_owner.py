@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -42,6 +43,15 @@ class Provider:
         del request
         self.requests += 1
         return web.json_response({"error": {"message": "no"}}, status=self.status)
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else_asks_sdks_to_yield(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instances protected in other tests may still be there."""
+    for sdk in (openai, anthropic):
+        options = sdk._models.FinalRequestOptions
+        original = inspect.unwrap(options.get_max_retries)
+        monkeypatch.setattr(options, "get_max_retries", original)
 
 
 @pytest.fixture

@@ -161,6 +161,26 @@ async def test_a_truncated_stream_gives_its_first_pieces(
     assert "data: [DONE]" not in seen
 
 
+@pytest.mark.parametrize("action", ["end_early", "error_event", "stall", "truncate"])
+async def test_a_fault_behind_the_last_piece_hits_nobody(
+    client: openai.AsyncOpenAI, provider: Simulator, action: str
+) -> None:
+    provider.set_faults(Fault.from_json(f'[{{"action": "{action}", "pieces": 1000}}]'))
+    stream = await client.chat.completions.create(**CHAT, stream=True)
+    assert [chunk async for chunk in stream][-1].choices[0].finish_reason == "stop"
+    assert provider.count("200") == 1
+
+
+async def test_a_whole_answer_may_end_early_too(
+    http: httpx.AsyncClient, provider: Simulator
+) -> None:
+    provider.set_faults([Fault.end_early(pieces=1)])
+    answer = await http.post("v1/chat/completions", json=CHAT)
+    with pytest.raises(ValueError, match="line 1 column"):
+        answer.json()
+    assert provider.count("end_early") == 1
+
+
 async def test_a_hanging_call_never_answers(
     client: openai.AsyncOpenAI, provider: Simulator
 ) -> None:

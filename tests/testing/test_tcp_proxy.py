@@ -401,7 +401,10 @@ def test_nothing_is_left_open() -> None:
     before = open_files()
     asyncio.run(use_every_state(), debug=True)
     gc.collect()
-    assert open_files() == before
+    deadline = time.monotonic() + 5  # a thread of another test may be connecting right now
+    while open_files() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def open_files() -> int:

@@ -62,9 +62,9 @@ def _options_of(sdk: ModuleType) -> Any:
 
 
 def _begin(options: Any) -> None:
-    if not hasattr(options.get_max_retries, "__resilience_users__"):
+    if "__resilience_users__" not in vars(options.get_max_retries):
         options.get_max_retries = _yielding(options.get_max_retries)
-    options.get_max_retries.__resilience_users__ += 1
+    vars(options.get_max_retries)["__resilience_users__"] += 1
 
 
 def _yielding(method: Callable[[Any, int], int]) -> Callable[[Any, int], int]:
@@ -78,8 +78,8 @@ def _yielding(method: Callable[[Any, int], int]) -> Callable[[Any, int], int]:
 
 def _end(options: Any) -> None:
     method = options.get_max_retries
-    users = getattr(method, "__resilience_users__", None)
+    users = vars(method).get("__resilience_users__")
     if users is not None:
-        method.__resilience_users__ = users - 1
+        vars(method)["__resilience_users__"] = users - 1
         if users <= 1:
             options.get_max_retries = method.__wrapped__

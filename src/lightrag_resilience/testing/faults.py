@@ -20,7 +20,7 @@ _DRAWS = 256.0**_DRAW_BYTES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One way to fail. Make one with `status`, `throttle`, `hang`, `reset`, `slow`, `truncate`.
+    """One way to fail. Make one with the class methods, such as `status` or `hang`.
 
     Attributes:
         action: What happens to a call that the fault hits.
@@ -31,12 +31,16 @@ class Fault:
         code: HTTP status of the answer, for ``status``.
         retry_after: What the answer's Retry-After header says, in seconds; None leaves it out.
         seconds: How much later the answer comes, for ``slow``.
-        pieces: After how many pieces of an answer the connection is lost, for ``truncate``.
+        pieces: How many pieces of an answer, such as a stream's events, come before it fails, for
+            ``truncate``, ``stall``, ``end_early`` and ``error_event``.
+        word: Code and type of the error, for ``error_event``.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    action: Literal["status", "hang", "reset", "slow", "truncate"]
+    action: Literal[
+        "status", "hang", "reset", "slow", "truncate", "stall", "end_early", "error_event"
+    ]
     share: Annotated[float, Gt(0), Le(1)] = 1.0
     path: str = ""
     start: Annotated[float, Ge(0)] = 0.0
@@ -45,6 +49,7 @@ class Fault:
     retry_after: Annotated[float, Ge(0)] | None = None
     seconds: Annotated[float, Ge(0)] = 1.0
     pieces: Annotated[int, Ge(0)] = 2
+    word: str = "server_error"
 
     @classmethod
     def status(cls, code: int, *, retry_after: float | None = None, **where: Any) -> Self:
@@ -75,6 +80,21 @@ class Fault:
     def truncate(cls, pieces: int = 2, **where: Any) -> Self:
         """Begin to answer, and lose the connection after so many pieces."""
         return cls(action="truncate", pieces=pieces, **where)
+
+    @classmethod
+    def stall(cls, pieces: int = 2, **where: Any) -> Self:
+        """Begin to answer, and send nothing more after so many pieces."""
+        return cls(action="stall", pieces=pieces, **where)
+
+    @classmethod
+    def end_early(cls, pieces: int = 2, **where: Any) -> Self:
+        """Begin to answer, and end after so many pieces as if that were all."""
+        return cls(action="end_early", pieces=pieces, **where)
+
+    @classmethod
+    def error_event(cls, word: str = "server_error", pieces: int = 2, **where: Any) -> Self:
+        """Begin to answer, and after so many pieces send an error and end: for streams."""
+        return cls(action="error_event", word=word, pieces=pieces, **where)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> list[Self]:

@@ -31,6 +31,7 @@ __all__ = ["SeenCall", "Simulator"]
 _DIMENSIONS = 64
 _LARGEST_BODY = 32 * 1024 * 1024  # bytes
 _REMEMBERED = 100_000  # calls
+_BEGUN = frozenset({"truncate", "stall", "end_early", "error_event"})
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -41,8 +42,8 @@ class SeenCall:
     Attributes:
         at: Seconds since `Simulator.begin`.
         path: The path that was called, such as ``/v1/chat/completions``.
-        outcome: The HTTP status, or ``hang``, ``reset``, ``truncate``; ``gone`` if the caller left.
-        duration: Seconds until that.
+        outcome: The HTTP status, or the fault that came instead; ``gone`` if the caller left.
+        duration: Seconds until it was over, or its caller left; 0 until then.
     """
 
     at: float
@@ -180,8 +181,9 @@ class Simulator:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             seen.outcome = "400"
             return _error(400, f"This request makes no sense: {type(error).__name__}")
-        pieces = fault.pieces if fault and fault.action == "truncate" else None
-        return await _send(request, given, seen, pieces)
+        return await _send(
+            request, given, seen, fault if fault and fault.action in _BEGUN else None
+        )
 
     # ------------------------------------------------------------------ control over HTTP
 
@@ -295,24 +297,31 @@ def _usage(asked: str, answered: str) -> dict[str, int]:
 
 
 async def _send(
-    request: web.Request, answer: _Answer, seen: SeenCall, pieces: int | None
+    request: web.Request, answer: _Answer, seen: SeenCall, fault: Fault | None
 ) -> web.StreamResponse:
-    """Send an answer, or, where `pieces` is given, as much of it before the connection is lost."""
-    if not answer.events and pieces is None:
+    """Send an answer, or as much of it as comes before its fault."""
+    if not answer.events and fault is None:
         seen.outcome = "200"
         return web.json_response(answer.body)
     parts = answer.events or _cut(json.dumps(answer.body))
+    if fault is not None and fault.pieces >= len(parts):
+        fault = None
     response = web.StreamResponse()
     response.content_type = "text/event-stream" if answer.events else "application/json"
     await response.prepare(request)
-    for part in parts[:pieces]:
+    for part in parts[: fault.pieces if fault else None]:
         await response.write(part.encode())
-    if pieces is not None and pieces < len(parts):
-        seen.outcome = "truncate"
-        _reset(request)
-        return response
+    seen.outcome = fault.action if fault else "200"
+    match fault:
+        case Fault(action="truncate"):
+            _reset(request)
+            return response
+        case Fault(action="stall"):
+            await asyncio.Event().wait()
+        case Fault(action="error_event"):
+            error = {"error": {"message": "simulated", "type": fault.word, "code": fault.word}}
+            await response.write(f"data: {json.dumps(error)}\n\n".encode())
     await response.write_eof()
-    seen.outcome = "200"
     return response
 
 
