@@ -11,7 +11,7 @@ import pytest
 import tenacity
 
 from lightrag_resilience import Guards, Policy, resilient
-from lightrag_resilience.integrations._inner_retries import (
+from lightrag_resilience.integrations.lightrag._inner_retries import (
     _Yielding,
     make_inner_retries_yield,
     restore_inner_retries,

@@ -20,7 +20,7 @@ from lightrag.llm.ollama import _ollama_model_if_cache  # noqa: E402
 from lightrag.llm.openai import openai_complete_if_cache, openai_embed  # noqa: E402
 
 from lightrag_resilience import Guards, Policy, UnsupportedCallError  # noqa: E402
-from lightrag_resilience.integrations._inner_retries import (  # noqa: E402
+from lightrag_resilience.integrations.lightrag._inner_retries import (  # noqa: E402
     make_inner_retries_yield,
     restore_inner_retries,
 )

@@ -1,0 +1,57 @@
+"""Protect a LightRAG instance: `await protect(rag)`.
+
+Every LLM role, the embedding function and the rerank function go through a guard. Ingest waits for
+a dependency that is away; a query fails at once, and with an error that says so: LightRAG itself
+would answer ``None``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightrag_resilience.errors import UnsupportedCallError
+from lightrag_resilience.registry import Guards, guards
+
+from ._answers import QueryFailedError
+from ._protection import Protection
+
+__all__ = ["QueryFailedError", "is_protected", "protect", "unprotect"]
+
+_ATTRIBUTE = "_lightrag_resilience"
+
+
+async def protect(rag: Any, *, registry: Guards | None = None) -> None:
+    """Put guards around everything a LightRAG calls at its providers. Doing it twice is harmless.
+
+    Guards are named after the provider where LightRAG's own bindings are used (``llm.openai``,
+    ``embedding.ollama``), else after the family (``llm``, ``embedding``, ``rerank``).
+
+    Args:
+        rag: A LightRAG 1.5.7 or later, before or after `initialize_storages`.
+        registry: The guards to use; those of the process by default.
+
+    Raises:
+        SettingsError: A ``RESILIENCE_*`` variable is wrong. Nothing is changed then.
+        UnsupportedCallError: `rag` is no LightRAG that can be protected.
+    """
+    if not hasattr(rag, "_wrap_llm_role_func"):
+        raise UnsupportedCallError(
+            f"protect() takes a LightRAG of version 1.5.7 or later, not {type(rag).__name__}"
+        )
+    if is_protected(rag):
+        return
+    protection = Protection(rag, guards() if registry is None else registry)
+    setattr(rag, _ATTRIBUTE, protection)
+    await protection.apply()
+
+
+async def unprotect(rag: Any) -> None:
+    """Give a LightRAG its own functions back. Does nothing for one that is not protected."""
+    protection: Protection | None = vars(rag).pop(_ATTRIBUTE, None)
+    if protection is not None:
+        await protection.undo()
+
+
+def is_protected(rag: Any) -> bool:
+    """Whether `protect` was called on this instance, and `unprotect` was not."""
+    return _ATTRIBUTE in vars(rag)

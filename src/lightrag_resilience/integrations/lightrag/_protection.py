@@ -1,0 +1,168 @@
+"""What `protect` changes on one instance, and how it is changed back."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from lightrag.llm_roles import ROLES
+
+from lightrag_resilience.guard import Guard
+from lightrag_resilience.integrations.sdks import yield_retries
+from lightrag_resilience.registry import Guards
+
+from ._answers import honest
+from ._inner_retries import make_inner_retries_yield, restore_inner_retries
+from ._queues import EMBEDDING, RERANK, Slot, retire
+from ._work import gated, working
+
+__all__ = ["Protection"]
+
+_QUERIES = ("aquery_llm", "aquery_data")
+_INGEST = (
+    "apipeline_enqueue_documents",
+    "apipeline_process_enqueue_documents",
+    "ainsert_custom_chunks",
+    "ainsert_custom_kg",
+    "adelete_by_doc_id",  # it builds anew what other documents say, and must not stop halfway
+)
+
+
+class Protection:
+    """What `protect` changed on one instance.
+
+    `_queues` holds the queue in force for each role, ``embedding`` and ``rerank``: a call that
+    waits for its provider goes on in the present queue, not in one that was retired meanwhile.
+    """
+
+    def __init__(self, rag: Any, registry: Guards) -> None:
+        self._rag = rag
+        self._registry = registry
+        self._patience = registry.settings.ingest_patience
+        self._queues: dict[str, Callable[..., Any]] = {}
+        self._give_sdks_back: Callable[[], None] = lambda: None
+        self._originals: dict[Slot, Callable[..., Any]] = {}
+        self._methods: list[str] = []
+
+    async def apply(self) -> None:
+        """Put everything in its place."""
+        rag = self._rag
+        make_inner_retries_yield()
+        self._give_sdks_back = yield_retries(*_imported_sdks())
+        self._shadow("_wrap_llm_role_func", self._wrap_role)  # the one place roles are built
+        await self._rebuild_roles()
+        if rag.embedding_func is not None:
+            await self._replace(EMBEDDING, rag.embedding_func.func)
+        if rag.rerank_model_func is not None:
+            await self._replace(RERANK, rag.rerank_model_func)
+        for name in _QUERIES:
+            self._shadow(name, honest(getattr(rag, name)))
+        for name in filter(functools.partial(hasattr, rag), _INGEST):
+            self._shadow(name, working(getattr(rag, name), self._patience))
+
+    async def undo(self) -> None:
+        """Give everything back."""
+        rag = self._rag
+        for name in self._methods:
+            vars(rag).pop(name, None)
+        await self._rebuild_roles()
+        self._queues |= rag.role_llm_funcs
+        for slot, original in self._originals.items():
+            retired = self._queues[slot.name]
+            self._queues[slot.name] = queued = slot.new_queue(rag, original)
+            slot.put(rag, queued)
+            await retire(retired)
+        restore_inner_retries()
+        self._give_sdks_back()
+
+    def _shadow(self, name: str, method: Callable[..., Any]) -> None:
+        """Put a method before the one of the class."""
+        setattr(self._rag, name, method)
+        self._methods.append(name)
+
+    # ------------------------------------------------------------------ what is put where
+
+    async def _rebuild_roles(self) -> None:
+        # An update that changes nothing builds the role's function anew and ends its old queue.
+        await asyncio.gather(*(self._rag.aupdate_llm_role_config(spec.name) for spec in ROLES))
+
+    def _wrap_role(
+        self,
+        role: str,
+        function: Callable[..., Any],
+        max_async: int,
+        timeout: int,
+        model_kwargs: dict[str, Any],
+    ) -> Callable[..., Any]:
+        binding = self._rag._role_llm_states[role].metadata.get("binding")  # noqa: SLF001
+        guard = self._guard_of("llm", function, binding)
+        build = type(self._rag)._wrap_llm_role_func  # noqa: SLF001
+        queued = build(self._rag, role, _guarded(function, guard), max_async, timeout, model_kwargs)
+        return self._gated(role, queued, guard)
+
+    async def _replace(self, slot: Slot, old: Any) -> None:
+        original = inspect.unwrap(old, stop=lambda layer: not hasattr(layer, "get_queue_stats"))
+        self._originals[slot] = original
+        guard = self._guard_of(slot.name, original)
+        queued = slot.new_queue(self._rag, _guarded(original, guard))
+        slot.put(self._rag, self._gated(slot.name, queued, guard))
+        await retire(old)
+
+    def _guard_of(
+        self, family: str, function: Callable[..., Any], binding: str | None = None
+    ) -> Guard:
+        # A chain bears its first function's name, and must not share that one's guard.
+        is_chain = hasattr(_inner(function), "__resilience_chain__")
+        provider = None if is_chain else binding or _provider(function)
+        return self._registry.get(f"{family}.{provider}" if provider else family)
+
+    def _gated(self, name: str, queued: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
+        """Around a queue: queries are refused before they queue, ingest waits outside of it.
+
+        A wait inside would hold one of the queue's few workers, and end at the queue's timeout.
+        """
+        queues = self._queues
+        queues[name] = queued
+
+        @functools.wraps(queued)
+        async def through_the_gate(*args: Any, **kwargs: Any) -> Any:
+            return await gated(guard, lambda: queues[name](*args, **kwargs))
+
+        return through_the_gate
+
+
+def _guarded(function: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
+    """Inside LightRAG's queue: the guard."""
+
+    async def begin(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    @functools.wraps(function)
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        return await guard.run(begin, args, kwargs)
+
+    return guarded
+
+
+def _imported_sdks() -> list[ModuleType]:
+    """Those whose own retries would multiply the guard's."""
+    return [sys.modules[name] for name in ("openai", "anthropic") if name in sys.modules]
+
+
+def _provider(function: Any) -> str | None:
+    """The provider whose LightRAG binding a function is: ``openai`` for ``lightrag.llm.openai``."""
+    package, _, module = getattr(_inner(function), "__module__", "").rpartition(".")
+    return module if package == "lightrag.llm" else None
+
+
+def _inner(function: Any) -> Any:
+    """What a partial calls."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function

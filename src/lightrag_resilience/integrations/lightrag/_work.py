@@ -1,0 +1,67 @@
+"""On whose behalf LightRAG calls a dependency: a query fails at once, ingest waits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+from lightrag_resilience.guard import Guard
+from lightrag_resilience.patience import patiently
+
+__all__ = ["Work", "current_work", "gated", "working"]
+
+
+class Work:
+    """A piece of work of LightRAG's, and the last failure of a guarded call in it.
+
+    Args:
+        patience: Seconds that its calls wait for a dependency that is away; None fails at once.
+    """
+
+    __slots__ = ("dependency", "failure", "patience")
+
+    def __init__(self, patience: float | None = None) -> None:
+        self.patience = patience
+        self.failure: Exception | None = None
+        self.dependency = ""
+
+    def failed(self, dependency: str, error: Exception) -> None:
+        """A guarded call of this work failed."""
+        self.failure, self.dependency = error, dependency
+
+
+current_work: ContextVar[Work | None] = ContextVar("lightrag_resilience_work", default=None)
+
+
+async def gated(guard: Guard, call: Callable[[], Awaitable[Any]]) -> Any:
+    """Make a call for the present work: wait for the dependency, or be refused before any queue."""
+    work = current_work.get()
+    try:
+        if work is not None and work.patience is not None:
+            return await patiently(guard, call, patience=work.patience)
+        guard.refuse_if_open()
+        return await call()
+    except Exception as error:
+        if work is not None:
+            work.failed(guard.name, error)
+        raise
+
+
+def working(
+    method: Callable[..., Awaitable[Any]], patience: float | None = None
+) -> Callable[..., Any]:
+    """A method all of whose calls are one piece of work, unless it is part of another."""
+
+    @functools.wraps(method)
+    async def as_work(*args: Any, **kwargs: Any) -> Any:
+        if current_work.get() is not None:
+            return await method(*args, **kwargs)
+        token = current_work.set(Work(patience))
+        try:
+            return await method(*args, **kwargs)
+        finally:
+            current_work.reset(token)
+
+    return as_work
