@@ -44,6 +44,7 @@ def test_every_field_has_a_row_with_a_meaning(part: str) -> None:
 def test_variables_of_no_dependency_are_described_as_they_are_read(plain: Any) -> None:
     attribute = plain.name.removeprefix("RESILIENCE_").lower()
     default = getattr(Settings(), attribute)
-    assert plain.default == ("none" if default is None else str(default).removesuffix(".0"))
+    shown = str(default).lower() if isinstance(default, bool) else str(default).removesuffix(".0")
+    assert plain.default == ("none" if default is None else shown)
     with pytest.raises(SettingsError, match=plain.name):
         load_settings({plain.name: "no sense"})

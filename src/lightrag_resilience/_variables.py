@@ -64,6 +64,20 @@ PLAIN = (
         "a number at least 0 and at most 86400",
         "Seconds that a protected LightRAG's ingest waits for a dependency that is away.",
     ),
+    Plain(
+        f"{PREFIX}DEGRADE",
+        "false",
+        "true or false",
+        "Whether a protected LightRAG answers a query with what is still there, and says so in the "
+        "answer, where a dependency is away; else the query fails.",
+    ),
+    Plain(
+        f"{PREFIX}STALE_ANSWERS",
+        "0",
+        "a number at least 0 and at most 86400",
+        "Seconds for which, with `RESILIENCE_DEGRADE`, an answer is kept in memory to be given "
+        "again, marked as old, while a dependency is away; 0 keeps none.",
+    ),
 )
 
 

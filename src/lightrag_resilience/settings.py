@@ -44,12 +44,16 @@ class Settings:
         redis_url: Where breaker state is shared, or None.
         redis_prefix: What all keys there begin with.
         ingest_patience: Seconds that a protected LightRAG's ingest waits for a dependency.
+        degrade: Whether a protected LightRAG answers with what is still there.
+        stale_answers: Seconds for which it may give an old answer then.
         sections: For each dependency that variables name, what they set.
     """
 
     redis_url: SecretStr | None = None
     redis_prefix: str = "lr:"
     ingest_patience: float = 600.0
+    degrade: bool = False
+    stale_answers: float = 0.0
     sections: Mapping[str, Section] = field(default_factory=dict)
 
     def policy_for(self, name: str, base: Policy | None = None) -> Policy:
@@ -130,6 +134,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         redis_url=variables.redis_url,
         redis_prefix=variables.redis_prefix,
         ingest_patience=variables.ingest_patience,
+        degrade=variables.degrade,
+        stale_answers=variables.stale_answers,
         sections=variables.model_dump(exclude_unset=True)["sections"],
     )
     if problems := sorted(set(settings.contradictions())):
@@ -196,6 +202,8 @@ class _Variables(BaseSettings):
     redis_url: Annotated[SecretStr, BeforeValidator(_redis_address)] | None = None
     redis_prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9:._-]{1,64}$")] = "lr:"
     ingest_patience: Wait = 600.0
+    degrade: bool = False
+    stale_answers: Wait = 0.0
     sections: dict[str, _Section] = {}  # type: ignore[valid-type]
 
     def __init__(self, found: Mapping[str, str]) -> None:

@@ -56,6 +56,11 @@ class GuardedStream(PassedOnStream[T_co]):
         self._span: _Span | None = None
         self._waited: float | None = None
 
+    @property
+    def dependency(self) -> str:
+        """Name of the guard it came through."""
+        return self._guard.name
+
     async def open(self, timer: Timer | None) -> Self:
         """Wait for the first item: a source that cannot begin fails where it may be retried.
 

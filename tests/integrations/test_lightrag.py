@@ -138,6 +138,35 @@ async def test_queries_at_once_against_a_dead_provider_make_few_calls() -> None:
         assert guards.get("llm").breaker.state is State.OPEN
 
 
+async def test_a_stream_that_breaks_off_ends_with_an_error_that_names_the_dependency() -> None:
+    provider = Provider(fail=lambda kind: OSError("secret address") if kind == "stream" else None)
+    async with lightrag_on(provider) as rag:
+        await protect(rag, registry=registry())
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        param = QueryParam(mode="mix", stream=True)
+        stream = await rag.aquery("Who founded Alderwick?", param)
+        assert await anext(stream) == "Ada"
+        with pytest.raises(QueryFailedError) as failed:
+            await anext(stream)
+        assert failed.value.dependency == "llm"
+        assert "secret" not in str(failed.value)
+        assert isinstance(failed.value.__cause__, OSError)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+
+async def test_a_stream_that_is_closed_early_is_closed_at_its_source() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        guards = registry(RESILIENCE_LLM__CONCURRENCY__MAX_CONCURRENT="1")
+        await protect(rag, registry=guards)
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        stream = await rag.aquery("Who founded it?", QueryParam(mode="naive", stream=True))
+        assert await anext(stream) == "Ada"
+        await stream.aclose()
+        assert await ask(rag) == ANSWER  # its place is free again
+
+
 async def test_a_query_whose_provider_fails_raises_instead_of_answering_nothing() -> None:
     provider = Provider(fail=lambda kind: ValueError("bad key") if kind == "llm" else None)
     async with lightrag_on(provider) as rag:

@@ -38,8 +38,8 @@ class Characters:
 class Provider:
     """Counts what is called, and fails where a test says so.
 
-    `fail` is asked before each call with ``llm``, ``embedding`` or ``rerank``; what it returns is
-    raised.
+    `fail` is asked before each call with ``llm``, ``embedding`` or ``rerank``, and after each item
+    with ``stream``; what it returns is raised.
     """
 
     fail: Callable[[str], Exception | None] = lambda _: None
@@ -53,12 +53,20 @@ class Provider:
         if (error := self.fail(kind)) is not None:
             raise error
 
-    async def complete(self, prompt: str, **_: Any) -> str:
+    async def complete(self, prompt: str, *, stream: bool = False, **_: Any) -> Any:
         await asyncio.sleep(0)
         self._called("llm")
         if "---Input Text---" in prompt:
             return EXTRACTED
-        return KEYWORDS if "keyword extractor" in prompt else ANSWER
+        if "keyword extractor" in prompt:
+            return KEYWORDS
+        return self._stream() if stream else ANSWER
+
+    async def _stream(self) -> AsyncIterator[str]:
+        for word in ANSWER.split():
+            yield word if word == "Ada" else f" {word}"
+            if (error := self.fail("stream")) is not None:
+                raise error
 
     async def embed(self, texts: list[str]) -> np.ndarray[Any, Any]:
         await asyncio.sleep(0)

@@ -17,12 +17,15 @@ from lightrag_resilience.integrations.sdks import yield_retries
 from lightrag_resilience.registry import Guards
 
 from ._answers import honest
+from ._degradation import Degradation
 from ._inner_retries import make_inner_retries_yield, restore_inner_retries
+from ._ladder import Part
 from ._queues import EMBEDDING, RERANK, Slot, retire
 from ._work import gated, working
 
 __all__ = ["Protection"]
 
+_PARTS = {"llm": frozenset({Part.MODEL}), "embedding": frozenset({Part.VECTORS})}
 _QUERIES = ("aquery_llm", "aquery_data")
 _INGEST = (
     "apipeline_enqueue_documents",
@@ -61,7 +64,7 @@ class Protection:
         if rag.rerank_model_func is not None:
             await self._replace(RERANK, rag.rerank_model_func)
         for name in _QUERIES:
-            self._shadow(name, honest(getattr(rag, name)))
+            self._shadow(name, self._query(name))
         for name in filter(functools.partial(hasattr, rag), _INGEST):
             self._shadow(name, working(getattr(rag, name), self._patience))
 
@@ -86,6 +89,18 @@ class Protection:
         self._methods.append(name)
 
     # ------------------------------------------------------------------ what is put where
+
+    def _query(self, name: str) -> Callable[..., Any]:
+        settings = self._registry.settings
+        if not settings.degrade:
+            return honest(getattr(self._rag, name))
+        degradation = Degradation(self._rag, self._parts_of, settings.stale_answers)
+        return degradation.around(honest(getattr(type(self._rag), name)))
+
+    def _parts_of(self, dependency: str) -> frozenset[Part]:
+        """What a query loses with a dependency."""
+        family = dependency.partition(".")[0]
+        return _PARTS.get(family, frozenset())
 
     async def _rebuild_roles(self) -> None:
         # An update that changes nothing builds the role's function anew and ends its old queue.

@@ -14,22 +14,32 @@ __all__ = ["Work", "current_work", "gated", "working"]
 
 
 class Work:
-    """A piece of work of LightRAG's, and the last failure of a guarded call in it.
+    """A piece of work of LightRAG's, and what failed in it.
 
     Args:
         patience: Seconds that its calls wait for a dependency that is away; None fails at once.
+
+    Attributes:
+        failures: For each dependency whose last call failed, the error.
+        last: The dependency that failed last, and its error; None before the first.
     """
 
-    __slots__ = ("dependency", "failure", "patience")
+    __slots__ = ("failures", "last", "patience")
 
     def __init__(self, patience: float | None = None) -> None:
         self.patience = patience
-        self.failure: Exception | None = None
-        self.dependency = ""
+        self.failures: dict[str, Exception] = {}
+        self.last: tuple[str, Exception] | None = None
 
     def failed(self, dependency: str, error: Exception) -> None:
-        """A guarded call of this work failed."""
-        self.failure, self.dependency = error, dependency
+        """A call of this work failed."""
+        self.failures[dependency] = error
+        self.last = dependency, error
+
+    def succeeded(self, dependency: str) -> None:
+        """A call of this work succeeded."""
+        if self.failures:
+            self.failures.pop(dependency, None)
 
 
 current_work: ContextVar[Work | None] = ContextVar("lightrag_resilience_work", default=None)
@@ -40,13 +50,17 @@ async def gated(guard: Guard, call: Callable[[], Awaitable[Any]]) -> Any:
     work = current_work.get()
     try:
         if work is not None and work.patience is not None:
-            return await patiently(guard, call, patience=work.patience)
-        guard.refuse_if_open()
-        return await call()
+            result = await patiently(guard, call, patience=work.patience)
+        else:
+            guard.refuse_if_open()
+            result = await call()
     except Exception as error:
         if work is not None:
             work.failed(guard.name, error)
         raise
+    if work is not None:
+        work.succeeded(guard.name)
+    return result
 
 
 def working(

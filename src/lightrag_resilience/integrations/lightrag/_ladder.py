@@ -1,0 +1,59 @@
+"""What a query can still be answered from, with some of its dependencies away."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Set as AbstractSet
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["Part", "Rung", "rung_for"]
+
+
+class Part(StrEnum):
+    """What a query needs."""
+
+    MODEL = "the language model"
+    GRAPH = "the knowledge graph"
+    VECTORS = "similarity search"
+    TEXTS = "the texts and cached answers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """One way to answer.
+
+    Attributes:
+        mode: LightRAG's mode.
+        by_labels: Whether entities are found by their names, instead of by similarity.
+        context_only: Whether the retrieved context is the answer, for want of a model.
+        uncached: Whether LightRAG's own cache is left alone.
+    """
+
+    mode: str
+    by_labels: bool = False
+    context_only: bool = False
+    uncached: bool = False
+
+    def change(self, question: str, param: Any) -> Any:
+        """The parameters of a query that is answered so."""
+        changed = dataclasses.replace(param, mode=self.mode)
+        if self.context_only:
+            changed.only_need_context = True
+            changed.stream = False
+            if not (changed.hl_keywords or changed.ll_keywords):  # else a model finds them
+                changed.hl_keywords = changed.ll_keywords = [question]
+        return changed
+
+
+def rung_for(mode: str, missing: AbstractSet[Part]) -> Rung | None:
+    """The fullest answer without the missing parts; None where nothing is left to answer from."""
+    without_graph = bool(missing & {Part.GRAPH, Part.TEXTS})
+    without_vectors = Part.VECTORS in missing
+    if mode == "bypass" or (without_graph and without_vectors):
+        return None
+    if without_graph:
+        mode = "naive"
+    elif without_vectors:
+        mode = "local"
+    return Rung(mode, without_vectors, Part.MODEL in missing, Part.TEXTS in missing)

@@ -1,0 +1,190 @@
+"""What a protected LightRAG answers while something is away."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lightrag")
+
+from lightrag import QueryParam
+
+from lightrag_resilience import Guards, ResilienceError
+from lightrag_resilience.integrations.lightrag import (
+    QueryFailedError,
+    protect,
+    unprotect,
+)
+from lightrag_resilience.settings import load_settings
+from support.lightrag_rig import ANSWER, Provider, lightrag_on
+
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
+
+DOWN = ConnectionRefusedError("the provider is down")
+QUESTION = "Who founded Alderwick?"
+TEXT = "Ada founded Alderwick beside the river."
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def registry(**variables: str) -> Guards:
+    return Guards(
+        settings=load_settings(
+            {
+                "RESILIENCE_DEFAULT__RETRY__INITIAL_BACKOFF": "0.001",
+                "RESILIENCE_DEFAULT__RETRY__MAX_BACKOFF": "0.002",
+                "RESILIENCE_DEGRADE": "true",
+                **variables,
+            }
+        )
+    )
+
+
+class Failing:
+    """Which kinds of calls fail, and how."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, Exception] = {}
+
+    def __call__(self, kind: str) -> Exception | None:
+        return self.errors.get(kind)
+
+
+@pytest.fixture
+def failing() -> Failing:
+    return Failing()
+
+
+@pytest.fixture
+async def rag(failing: Failing, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    variables = getattr(request, "param", {})
+    async with lightrag_on(Provider(fail=failing)) as rag:
+        await protect(rag, registry=registry(**variables))
+        await rag.ainsert(TEXT)
+        await rag.aclear_cache()
+        yield rag
+        failing.errors.clear()
+        await unprotect(rag)
+
+
+async def ask(rag: Any, mode: str = "mix", **changes: Any) -> Any:
+    return await rag.aquery_llm(QUESTION, QueryParam(mode=mode, **changes))
+
+
+def content(answer: Any) -> str:
+    return str(answer["llm_response"]["content"])
+
+
+async def test_with_everything_there_an_answer_bears_no_mark(rag: Any) -> None:
+    answer = await ask(rag)
+    assert content(answer) == ANSWER
+    assert "left_out" not in answer["metadata"]
+    assert await rag.aquery(QUESTION) == ANSWER
+
+
+@pytest.mark.parametrize("mode", ["mix", "hybrid", "local", "global", "naive"])
+async def test_without_the_model_the_context_is_the_answer(
+    rag: Any, failing: Failing, mode: str
+) -> None:
+    failing.errors["llm"] = DOWN
+    answer = await ask(rag, mode)
+    first, _, rest = content(answer).partition("\n\n")
+    assert first == "[No answer, but what was found to answer from: 'llm' is unavailable.]"
+    assert "Ada founded Alderwick" in rest
+    assert rest != ANSWER
+    assert [mark["dependency"] for mark in answer["metadata"]["left_out"]] == ["llm"]
+    assert answer["llm_response"]["llm_generated"] is False
+
+
+@pytest.mark.parametrize("mode", ["mix", "naive"])
+async def test_without_embeddings_entities_are_found_by_their_names(
+    rag: Any, failing: Failing, mode: str
+) -> None:
+    failing.errors["embedding"] = DOWN
+    answer = await ask(rag, mode)
+    note = "[Answered without similarity search: 'embedding' is unavailable.]"
+    assert content(answer) == f"{note}\n\n{ANSWER}"
+    assert {entity["entity_name"] for entity in answer["data"]["entities"]} >= {"Alderwick"}
+    assert answer["data"]["chunks"][0]["content"] == TEXT
+
+
+async def test_without_model_and_embeddings_the_graph_alone_speaks(
+    rag: Any, failing: Failing
+) -> None:
+    failing.errors |= {"embedding": DOWN, "llm": DOWN}
+    answer = await ask(rag)
+    assert "Ada founded Alderwick" in content(answer)
+    assert {mark["dependency"] for mark in answer["metadata"]["left_out"]} == {"embedding", "llm"}
+    assert "'embedding'" in content(answer)
+    assert "'llm'" in content(answer)
+
+
+async def test_what_was_ranked_by_nobody_is_marked(rag: Any, failing: Failing) -> None:
+    failing.errors["rerank"] = DOWN
+    answer = await ask(rag)
+    assert content(answer) == ANSWER
+    assert [mark["dependency"] for mark in answer["metadata"]["left_out"]] == ["rerank"]
+
+
+async def test_a_stream_begins_with_the_note(rag: Any, failing: Failing) -> None:
+    failing.errors["embedding"] = DOWN
+    stream = await rag.aquery(QUESTION, QueryParam(mode="mix", stream=True))
+    text = "".join([item async for item in stream])
+    assert text == f"[Answered without similarity search: 'embedding' is unavailable.]\n\n{ANSWER}"
+
+
+async def test_half_of_what_there_is_that_holds_nothing_is_no_answer(
+    rag: Any, failing: Failing
+) -> None:
+    failing.errors["embedding"] = DOWN
+    with pytest.raises(ResilienceError):
+        await rag.aquery_llm(
+            "What is unheard of?", QueryParam(mode="mix", ll_keywords=["zzz"], hl_keywords=["yyy"])
+        )
+
+
+async def test_a_wrong_key_is_not_worked_around(rag: Any, failing: Failing) -> None:
+    failing.errors["llm"] = ValueError("bad key")
+    with pytest.raises(QueryFailedError):
+        await ask(rag)
+
+
+async def test_without_the_model_nothing_answers_a_question_to_the_model(
+    rag: Any, failing: Failing
+) -> None:
+    failing.errors["llm"] = DOWN
+    with pytest.raises(ResilienceError):
+        await ask(rag, "bypass")
+
+
+async def test_data_is_found_without_a_model(rag: Any, failing: Failing) -> None:
+    failing.errors["llm"] = DOWN
+    data = await rag.aquery_data(QUESTION, QueryParam(mode="mix"))
+    assert data["data"]["chunks"][0]["content"] == TEXT
+    assert [mark["dependency"] for mark in data["metadata"]["left_out"]] == ["llm"]
+
+
+@pytest.mark.parametrize("rag", [{"RESILIENCE_STALE_ANSWERS": "600"}], indirect=True)
+async def test_an_old_answer_to_the_same_question_goes_before_half_of_a_new_one(
+    rag: Any, failing: Failing
+) -> None:
+    await ask(rag)
+    failing.errors["embedding"] = DOWN
+    answer = await ask(rag)
+    note = "[Answer of a moment ago: 'embedding' is unavailable.]"
+    assert content(answer) == f"{note}\n\n{ANSWER}"
+    assert answer["metadata"]["stale_for"] < 60
+    other = await ask(rag, top_k=7)
+    assert "stale_for" not in other["metadata"]
+
+
+@pytest.mark.parametrize("rag", [{"RESILIENCE_DEGRADE": "false"}], indirect=True)
+async def test_where_nobody_asked_for_it_a_query_fails(rag: Any, failing: Failing) -> None:
+    failing.errors["llm"] = DOWN
+    with pytest.raises(ResilienceError):
+        await ask(rag)
