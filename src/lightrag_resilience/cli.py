@@ -16,6 +16,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py r
 
 from ._terminal import fail, settings_or_exit
 from ._version import __version__
+from .errors import SettingsError
 from .operate import COMMANDS
 from .policy import FAMILIES, PARTS, Policy
 from .settings import Settings
@@ -86,6 +87,26 @@ def demo(
     )
     if as_json:
         typer.echo(json.dumps(report))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def serve(
+    context: typer.Context,
+    *,
+    gunicorn: Annotated[bool, typer.Option("--gunicorn", help="Under Gunicorn.")] = False,
+) -> None:
+    """Run LightRAG's own server, protected; further options are those of lightrag-server."""
+    try:
+        from .integrations.lightrag.server import serve as run  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        fail(f"The server needs {error.name}: pip install 'lightrag-resilience[server]'")
+    try:
+        run(context.args, gunicorn=gunicorn)
+    except SettingsError as error:
+        fail(str(error))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Any
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.patience import patiently
 
-__all__ = ["Work", "current_work", "gated", "working"]
+__all__ = ["Request", "Work", "current_request", "current_work", "gated", "working"]
 
 
 class Work:
@@ -42,6 +42,18 @@ class Work:
             self.failures.pop(dependency, None)
 
 
+class Request:
+    """An HTTP request, and the dependency and error of the last guarded call that failed in it."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last: tuple[str, Exception] | None = None
+
+
+current_request: ContextVar[Request | None] = ContextVar(
+    "lightrag_resilience_request", default=None
+)
 current_work: ContextVar[Work | None] = ContextVar("lightrag_resilience_work", default=None)
 
 
@@ -57,6 +69,8 @@ async def gated(guard: Guard, call: Callable[[], Awaitable[Any]]) -> Any:
     except Exception as error:
         if work is not None:
             work.failed(guard.name, error)
+        if (request := current_request.get()) is not None:
+            request.last = guard.name, error
         raise
     if work is not None:
         work.succeeded(guard.name)

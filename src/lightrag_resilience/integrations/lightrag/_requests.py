@@ -1,0 +1,103 @@
+"""HTTP requests that a dependency failed: 503 with the time to come back, instead of 500."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from lightrag_resilience.errors import CallRejected, DependencyError
+from lightrag_resilience.failures import FailureKind, classify
+
+from ._answers import query_error
+from ._work import Request, current_request
+
+__all__ = ["HonestRequests"]
+
+_log = logging.getLogger("lightrag_resilience")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_WAIT = 5  # seconds, where nobody knows: the first break of a breaker
+_BODY_HEADERS = (b"content-length", b"content-type", b"content-encoding", b"etag")
+
+
+class HonestRequests:
+    """ASGI middleware: where a guarded call failed, an answer of 500 says so.
+
+    It becomes 503 with ``Retry-After``, or 502 where waiting mends nothing, and a JSON body with
+    ``detail``, ``dependency`` and ``retry_after`` (seconds).
+
+    Args:
+        app: The application; a protected LightRAG's calls are made inside it.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Pass a request on, and its answer back."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(send)
+        token = current_request.set(answer.request)
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception:
+            if answer.is_begun or answer.request.last is None:
+                raise
+            _log.exception("A request failed with a dependency")
+            await answer.refuse(())
+        finally:
+            current_request.reset(token)
+
+
+class _Answer:
+    """The answer to one request, on its way."""
+
+    def __init__(self, send: Send) -> None:
+        self.request = Request()
+        self.is_begun = False
+        self._send = send
+        self._is_replaced = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.is_begun = True
+            if message["status"] == 500 and self.request.last is not None:  # noqa: PLR2004
+                await self.refuse(message.get("headers", ()))
+        if not self._is_replaced:
+            await self._send(message)
+
+    async def refuse(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Answer in place of the application, with those of its headers that still hold."""
+        assert self.request.last is not None  # noqa: S101 - asked for by both callers
+        self._is_replaced = True
+        status, wait, body = _refusal(*self.request.last)
+        kept = [(name, value) for name, value in headers if name.lower() not in _BODY_HEADERS]
+        kept += [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        if wait is not None:
+            kept.append((b"retry-after", str(wait).encode()))
+        await self._send({"type": "http.response.start", "status": status, "headers": kept})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _refusal(dependency: str, error: Exception) -> tuple[int, int | None, bytes]:
+    """Status, whole seconds to wait, and body."""
+    typed = query_error(dependency, error)
+    name, hint = dependency, None
+    if isinstance(typed, DependencyError):
+        name, hint = typed.dependency, typed.retry_after
+    mends = isinstance(error, CallRejected) or classify(error).kind is not FailureKind.FATAL
+    wait = (_WAIT if hint is None else max(1, math.ceil(hint))) if mends else None
+    content = {"detail": str(typed), "dependency": name, "retry_after": wait}
+    return 503 if mends else 502, wait, json.dumps(content).encode()

@@ -1,0 +1,82 @@
+"""LightRAG's own server, protected: with its own command line and its own ``.env``.
+
+Two names of its server module are the seams: the class it makes its LightRAG of, and the function
+that makes its application.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from lightrag_resilience.registry import guards
+
+from . import protect
+from ._requests import HonestRequests
+
+__all__ = ["protect_on_start", "protect_server", "serve"]
+
+
+def serve(arguments: Sequence[str], *, gunicorn: bool = False) -> None:
+    """Run LightRAG's server until it is told to stop.
+
+    Args:
+        arguments: As for ``lightrag-server``.
+        gunicorn: Whether to run it under Gunicorn, as ``lightrag-gunicorn`` does.
+
+    Raises:
+        SettingsError: A ``RESILIENCE_*`` variable is wrong, also one in ``.env``.
+    """
+    sys.argv = ["lightrag-gunicorn" if gunicorn else "lightrag-server", *arguments]
+    server = importlib.import_module("lightrag.api.lightrag_server")  # it reads .env
+    guards().settings  # noqa: B018 - what is wrong is said before anything is begun
+    protect_server(server)
+    command = importlib.import_module("lightrag.api.run_with_gunicorn") if gunicorn else server
+    command.main()
+
+
+def protect_server(server: ModuleType) -> Callable[[], None]:
+    """Let LightRAG's server module make protected applications from now on.
+
+    Args:
+        server: The module ``lightrag.api.lightrag_server``.
+
+    Returns:
+        A function that takes it back.
+    """
+    original = server.LightRAG, server.create_app
+
+    @functools.wraps(server.LightRAG, updated=())
+    def make(*args: Any, **kwargs: Any) -> Any:
+        rag = original[0](*args, **kwargs)
+        protect_on_start(rag)
+        return rag
+
+    @functools.wraps(server.create_app)
+    def create_app(*args: Any, **kwargs: Any) -> Any:
+        app = original[1](*args, **kwargs)
+        app.add_middleware(HonestRequests)
+        return app
+
+    def take_back() -> None:
+        server.LightRAG, server.create_app = original  # type: ignore[attr-defined]
+
+    server.LightRAG, server.create_app = make, create_app  # type: ignore[attr-defined]
+    return take_back
+
+
+def protect_on_start(rag: Any) -> None:
+    """Protect a LightRAG as soon as its storages are initialized: for code that cannot await."""
+    initialize = rag.initialize_storages
+
+    @functools.wraps(initialize)
+    async def initialize_storages(*args: Any, **kwargs: Any) -> Any:
+        result = await initialize(*args, **kwargs)
+        await protect(rag)
+        return result
+
+    rag.initialize_storages = initialize_storages

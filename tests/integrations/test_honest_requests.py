@@ -1,0 +1,130 @@
+"""What becomes of an answer of 500 where a dependency failed: rules, on a made-up application."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lightrag")
+
+from lightrag_resilience import AttemptTimeoutError, CircuitOpenError
+from lightrag_resilience.integrations.lightrag._requests import HonestRequests
+from lightrag_resilience.integrations.lightrag._work import current_request
+
+pytestmark = pytest.mark.anyio
+HEADERS = [(b"content-length", b"2"), (b"access-control-allow-origin", b"*"), (b"X-Id", b"7")]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def failed(error: Exception) -> None:
+    request = current_request.get()
+    assert request is not None
+    request.last = "llm.openai", error
+
+
+async def answers(send: Any, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": HEADERS})
+    await send({"type": "http.response.body", "body": b"no", "more_body": False})
+
+
+async def ask(application: Callable[[Any], Awaitable[None]], kind: str = "http") -> list[Any]:
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await application(send)
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await HonestRequests(app)({"type": kind}, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "wait"),
+    [
+        (CircuitOpenError("llm.openai", 3.2, "after 5 failures"), 503, 4),
+        (CircuitOpenError("llm.openai", 0.01, "after 5 failures"), 503, 1),
+        (CircuitOpenError("llm.openai", None, "by hand"), 503, 5),
+        (AttemptTimeoutError("llm.openai", None, "after 30 s"), 503, 5),
+        (ConnectionRefusedError("10.0.0.7"), 503, 5),
+        (ValueError("key sk-123 is wrong"), 502, None),
+    ],
+)
+async def test_the_answer_says_who_failed_and_when_to_come_back(
+    error: Exception, status: int, wait: int | None
+) -> None:
+    async def application(send: Any) -> None:
+        failed(error)
+        await answers(send, 500)
+
+    start, body = await ask(application)
+    headers = {name.lower(): value for name, value in start["headers"]}
+    content = json.loads(body["body"])
+    assert start["status"] == status
+    assert headers.get(b"retry-after") == (None if wait is None else str(wait).encode())
+    assert content["retry_after"] == wait
+    assert content["dependency"] == "llm.openai"
+    assert "sk-123" not in content["detail"]
+    assert "10.0.0.7" not in content["detail"]
+    assert headers[b"content-length"] == str(len(body["body"])).encode()
+    assert headers[b"access-control-allow-origin"] == b"*"
+    assert headers[b"x-id"] == b"7"
+
+
+@pytest.mark.parametrize("status", [200, 404, 422, 501, 503])
+async def test_other_answers_are_passed_on(status: int) -> None:
+    async def application(send: Any) -> None:
+        failed(OSError())
+        await answers(send, status)
+
+    assert [message.get("status") for message in await ask(application)] == [status, None]
+
+
+async def test_an_error_that_no_dependency_caused_stays_what_it_is() -> None:
+    async def application(send: Any) -> None:
+        await answers(send, 500)
+
+    assert (await ask(application))[0]["status"] == 500
+
+    async def breaks(_: Any) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await ask(breaks)
+
+
+async def test_what_is_raised_with_no_answer_begun_is_answered() -> None:
+    async def application(_: Any) -> None:
+        failed(OSError())
+        raise OSError
+
+    start, _body = await ask(application)
+    assert start["status"] == 503
+
+
+async def test_what_is_raised_in_the_middle_of_an_answer_is_raised() -> None:
+    async def application(send: Any) -> None:
+        await answers(send, 200)
+        failed(OSError())
+        raise OSError
+
+    with pytest.raises(OSError, match=""):
+        await ask(application)
+
+
+async def test_a_websocket_is_none_of_its_business() -> None:
+    async def application(_: Any) -> None:
+        assert current_request.get() is None
+
+    assert await ask(application, "websocket") == []
