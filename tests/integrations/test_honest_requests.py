@@ -114,12 +114,15 @@ async def test_what_is_raised_with_no_answer_begun_is_answered() -> None:
 
 
 async def test_what_is_raised_in_the_middle_of_an_answer_is_raised() -> None:
+    class BreaksOffError(Exception):
+        pass
+
     async def application(send: Any) -> None:
         await answers(send, 200)
         failed(OSError())
-        raise OSError
+        raise BreaksOffError
 
-    with pytest.raises(OSError, match=""):
+    with pytest.raises(BreaksOffError):
         await ask(application)
 
 
