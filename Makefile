@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all lint types format bench docs clean
+.PHONY: help demo test test-all test-lightrag lint types format bench docs clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,9 @@ test: $(INSTALLED) ## Run all tests, with branch coverage
 
 test-all: ## Run all tests on every Python from 3.12 that is here
 	@scripts/test-other-pythons $(ARGS)
+
+test-lightrag: ## Run the tests of LightRAG's protection on the last LightRAG 1.4
+	@scripts/test-lightrag-1.4 $(ARGS)
 
 lint: $(INSTALLED) ## Check style
 	$(BIN)/ruff check .

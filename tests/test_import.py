@@ -214,7 +214,7 @@ def test_without_lightrag_the_error_says_what_to_install(
     miss("lightrag")
     with pytest.raises(ImportError) as caught:
         getattr(lightrag_resilience, name)
-    message = f"{name} needs LightRAG 1.5.7 or later: pip install 'lightrag-resilience[lightrag]'"
+    message = f"{name} needs LightRAG 1.4.16 or later: pip install 'lightrag-resilience[lightrag]'"
     assert (str(caught.value), caught.value.name) == (message, "lightrag")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 

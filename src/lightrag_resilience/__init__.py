@@ -97,7 +97,7 @@ def __getattr__(name: str) -> Any:
         if (error.name or "").partition(".")[0] != "lightrag":
             raise
         raise ImportError(
-            f"{name} needs LightRAG 1.5.7 or later: pip install 'lightrag-resilience[lightrag]'",
+            f"{name} needs LightRAG 1.4.16 or later: pip install 'lightrag-resilience[lightrag]'",
             name=error.name,
         ) from error
     return getattr(lightrag, name)

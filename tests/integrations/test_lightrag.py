@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import inspect
 from typing import Any
 
@@ -225,6 +226,8 @@ async def test_unprotecting_gives_back_what_was_there() -> None:
 async def test_a_role_that_is_changed_later_stays_protected() -> None:
     provider, other = Provider(), Provider()
     async with lightrag_on(provider) as rag:
+        if not hasattr(rag, "aupdate_llm_role_config"):
+            pytest.skip("LightRAG 1.4 has no roles")
         guards = registry()
         await protect(rag, registry=guards)
         await rag.aupdate_llm_role_config("query", model_func=other.complete)
@@ -238,7 +241,7 @@ async def test_the_guarded_functions_survive_a_deep_copy() -> None:
     async with lightrag_on(Provider()) as rag:
         await protect(rag, registry=registry())
         assert copy.deepcopy(rag.rerank_model_func) is rag.rerank_model_func
-        assert rag._build_global_config()["role_llm_funcs"]["query"] is not None
+        assert dataclasses.asdict(rag)["llm_model_func"] is not None
 
 
 async def test_all_storages_embed_through_the_guard() -> None:
@@ -281,5 +284,5 @@ async def test_a_streaming_answer_is_one_guarded_call() -> None:
 
 
 async def test_something_else_than_lightrag_is_refused_with_a_clear_error() -> None:
-    with pytest.raises(UnsupportedCallError, match=r"LightRAG of version 1\.5\.7 or later"):
+    with pytest.raises(UnsupportedCallError, match=r"LightRAG of version 1\.4\.16 or later"):
         await protect(object())

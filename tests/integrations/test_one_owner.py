@@ -85,7 +85,9 @@ async def by_openai_embedding(url: str) -> Any:
 
 
 async def by_anthropic(url: str) -> Any:
-    return await anthropic_complete_if_cache("m", "hello", base_url=url, api_key="none")
+    return await anthropic_complete_if_cache(
+        "m", "hello", base_url=url, api_key="none", max_tokens=5
+    )
 
 
 async def by_ollama(url: str) -> Any:

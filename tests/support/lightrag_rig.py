@@ -56,7 +56,7 @@ class Provider:
     async def complete(self, prompt: str, *, stream: bool = False, **_: Any) -> Any:
         await asyncio.sleep(0)
         self._called("llm")
-        if "---Input Text---" in prompt:
+        if "---Input Text---" in prompt or "<Input Text>" in prompt:  # LightRAG 1.5, 1.4
             return EXTRACTED
         if "keyword extractor" in prompt:
             return KEYWORDS
@@ -101,6 +101,7 @@ async def lightrag_on(provider: Provider, **changes: Any) -> AsyncIterator[Any]:
             yield rag
         finally:
             await rag.finalize_storages()
-            queues = [*rag.role_llm_funcs.values(), rag.embedding_func.func, rag.rerank_model_func]
-            for queue in queues:
-                await queue.shutdown(graceful=False)
+            models = getattr(rag, "role_llm_funcs", {"llm": rag.llm_model_func})
+            for queue in (*models.values(), rag.embedding_func.func, rag.rerank_model_func):
+                if hasattr(queue, "shutdown"):
+                    await queue.shutdown()

@@ -27,16 +27,16 @@ async def protect(rag: Any, *, registry: Guards | None = None) -> None:
     ``embedding.ollama``), else after the family (``llm``, ``embedding``, ``rerank``).
 
     Args:
-        rag: A LightRAG 1.5.7 or later, before or after `initialize_storages`.
+        rag: A LightRAG 1.4.16 or later, before or after `initialize_storages`.
         registry: The guards to use; those of the process by default.
 
     Raises:
         SettingsError: A ``RESILIENCE_*`` variable is wrong. Nothing is changed then.
         UnsupportedCallError: `rag` is no LightRAG that can be protected.
     """
-    if not hasattr(rag, "_wrap_llm_role_func"):
+    if not hasattr(rag, "apipeline_process_enqueue_documents"):
         raise UnsupportedCallError(
-            f"protect() takes a LightRAG of version 1.5.7 or later, not {type(rag).__name__}"
+            f"protect() takes a LightRAG of version 1.4.16 or later, not {type(rag).__name__}"
         )
     if is_protected(rag):
         return

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from lightrag import QueryParam
+from lightrag.prompt import PROMPTS
 
 from lightrag_resilience.errors import CallRejected, DependencyError
 from lightrag_resilience.failures import FailureKind, classify
@@ -127,7 +128,7 @@ def _says_something(answer: Answer, *, context_only: bool) -> bool:
     if answer.get("status") != "success":
         return False
     response = answer.get("llm_response")
-    return response is None or context_only or bool(response.get("llm_generated", True))
+    return response is None or context_only or response.get("content") != PROMPTS["fail_response"]
 
 
 def _marked(answer: Answer, missing: Mapping[Part, DependencyError]) -> Answer:
@@ -137,6 +138,7 @@ def _marked(answer: Answer, missing: Mapping[Part, DependencyError]) -> Answer:
     _log.info("A query was answered without %s", names)
     unavailable = f"{names} {'is' if len(errors) == 1 else 'are'} unavailable."
     if Part.MODEL in missing:
+        answer.get("llm_response", {})["llm_generated"] = False
         return _noted(answer, f"No answer, but what was found to answer from: {unavailable}")
     parts = " and ".join(missing)
     return _noted(answer, f"Answered without {parts}: {unavailable}")

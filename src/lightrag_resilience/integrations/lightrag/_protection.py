@@ -10,8 +10,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from lightrag.llm_roles import ROLES
-
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.integrations.sdks import yield_retries
 from lightrag_resilience.registry import Guards
@@ -20,7 +18,7 @@ from ._answers import honest
 from ._degradation import Degradation
 from ._inner_retries import make_inner_retries_yield, restore_inner_retries
 from ._ladder import Part
-from ._queues import EMBEDDING, RERANK, Slot, retire
+from ._queues import EMBEDDING, MODEL, RERANK, Slot, retire, without_queue
 from ._work import gated, working
 
 __all__ = ["Protection"]
@@ -51,14 +49,18 @@ class Protection:
         self._give_sdks_back: Callable[[], None] = lambda: None
         self._originals: dict[Slot, Callable[..., Any]] = {}
         self._methods: list[str] = []
+        self._has_roles = hasattr(rag, "_wrap_llm_role_func")  # LightRAG 1.5
 
     async def apply(self) -> None:
         """Put everything in its place."""
         rag = self._rag
         make_inner_retries_yield()
         self._give_sdks_back = yield_retries(*_imported_sdks())
-        self._shadow("_wrap_llm_role_func", self._wrap_role)  # the one place roles are built
-        await self._rebuild_roles()
+        if self._has_roles:
+            self._shadow("_wrap_llm_role_func", self._wrap_role)  # the one place roles are built
+            await self._rebuild_roles()
+        else:
+            await self._replace(MODEL, rag.llm_model_func)
         if rag.embedding_func is not None:
             await self._replace(EMBEDDING, rag.embedding_func.func)
         if rag.rerank_model_func is not None:
@@ -73,8 +75,9 @@ class Protection:
         rag = self._rag
         for name in self._methods:
             vars(rag).pop(name, None)
-        await self._rebuild_roles()
-        self._queues |= rag.role_llm_funcs
+        if self._has_roles:
+            await self._rebuild_roles()
+            self._queues |= rag.role_llm_funcs
         for slot, original in self._originals.items():
             retired = self._queues[slot.name]
             self._queues[slot.name] = queued = slot.new_queue(rag, original)
@@ -104,7 +107,8 @@ class Protection:
 
     async def _rebuild_roles(self) -> None:
         # An update that changes nothing builds the role's function anew and ends its old queue.
-        await asyncio.gather(*(self._rag.aupdate_llm_role_config(spec.name) for spec in ROLES))
+        roles = list(self._rag.role_llm_funcs)
+        await asyncio.gather(*map(self._rag.aupdate_llm_role_config, roles))
 
     def _wrap_role(
         self,
@@ -121,7 +125,7 @@ class Protection:
         return self._gated(role, queued, guard)
 
     async def _replace(self, slot: Slot, old: Any) -> None:
-        original = inspect.unwrap(old, stop=lambda layer: not hasattr(layer, "get_queue_stats"))
+        original = without_queue(old)
         self._originals[slot] = original
         guard = self._guard_of(slot.name, original)
         queued = slot.new_queue(self._rag, _guarded(original, guard))
