@@ -46,6 +46,7 @@ BOUNDS: dict[tuple[type, str], tuple[float, float, bool]] = {
     (TimeoutPolicy, "gap"): (0, DAY, False),
     (TimeoutPolicy, "stream_total"): (0, DAY, False),
     (ConcurrencyPolicy, "max_wait"): (0, DAY, True),
+    (ConcurrencyPolicy, "latency_goal"): (0, DAY, False),
 }
 WHOLE: dict[tuple[type, str], tuple[int, int]] = {
     (BreakerPolicy, "window_calls"): (10, 100_000),
@@ -60,6 +61,7 @@ WHOLE: dict[tuple[type, str], tuple[int, int]] = {
     (LimitPolicy, "answer_tokens"): (1, 100_000),
     (ConcurrencyPolicy, "max_concurrent"): (1, 100_000),
     (ConcurrencyPolicy, "max_queue"): (0, 100_000),
+    (ConcurrencyPolicy, "min_concurrent"): (1, 100_000),
 }
 OTHERS = {
     (BreakerPolicy, "mode"),
@@ -68,6 +70,7 @@ OTHERS = {
     (BreakerPolicy, "open_max"),
     (RetryPolicy, "jitter"),
     (RetryPolicy, "idempotent"),
+    (ConcurrencyPolicy, "adaptive"),
     (StreamPolicy, "finish_marker"),
 }
 POLICY_TYPES: list[Any] = list(PARTS.values())
@@ -292,7 +295,7 @@ def test_none_turns_off_what_can_be_turned_off(part: type, name: str) -> None:
 
 def test_none_is_refused_where_there_is_nothing_to_turn_off() -> None:
     optional = {key for key in ALL_FIELDS if accepts(*key, None)}
-    assert len(optional) == 12
+    assert len(optional) == 13
 
 
 @pytest.mark.parametrize(

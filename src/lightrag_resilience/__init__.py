@@ -38,6 +38,7 @@ from .policy import (
     StreamPolicy,
     TimeoutPolicy,
 )
+from .priority import Priority, priority
 from .registry import Guards, guard, guards
 from .stale import StaleCache
 
@@ -61,6 +62,7 @@ __all__ = [
     "LimitPolicy",
     "Policy",
     "PolicyError",
+    "Priority",
     "QueryFailedError",
     "QueueFullError",
     "RateLimitedError",
@@ -80,6 +82,7 @@ __all__ = [
     "guard",
     "guards",
     "hedged",
+    "priority",
     "protect",
     "resilient",
     "unprotect",

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
+from .concurrency import Occupancy
 from .limits import Limit, SharedLimit
 from .line import Line
 from .policy import Policy
@@ -56,6 +57,11 @@ class LoopParts:
         self._line.cooldown.begin(seconds)
         self.line = self._line
 
+    @property
+    def occupancy(self) -> Occupancy:
+        """How the places of this loop are taken."""
+        return self._line.occupancy
+
     def warm_up(self) -> None:
         """Calls go past the line again, if there is nothing left to wait for."""
         if not self._line.is_needed:
@@ -101,6 +107,14 @@ class Loops:
         self._parts = WeakKeyDictionary()
         if self._shared is not None:
             self._shared.policy = policy.limit
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How the places of all loops are taken."""
+        found = [parts.occupancy for parts in list(self._parts.values())]
+        limits = [each.limit for each in found if each.limit is not None]
+        in_use, waiting = (sum(each.in_use for each in found), sum(each.waiting for each in found))
+        return Occupancy(sum(limits) if limits else None, in_use, waiting)
 
     def cool_down(self, seconds: float) -> None:
         """The provider asked to wait: no call of any worker goes before."""

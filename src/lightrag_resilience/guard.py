@@ -21,6 +21,7 @@ from ._kinds import as_coroutine_function, is_stream
 from ._loops import LoopParts, Loops
 from .breakers import Admission, Breaker
 from .budget import RetryBudget
+from .concurrency import Occupancy
 from .errors import AttemptTimeoutError, CallRejected, CircuitOpenError, DeadlineExceededError
 from .events import AttemptFailed, CallRefused, CallSucceeded, Events, RetryScheduled
 from .failures import FailureKind, classify, root_cause
@@ -115,6 +116,11 @@ class Guard:
         self.budget.resize(policy.retry.budget)
         self._loops.change(policy)
         self._parts = None
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How the places for calls at once are taken, in this process."""
+        return self._loops.occupancy
 
     def refuse_if_open(self) -> None:
         """Raise what a call would get at once, without making one.
@@ -276,11 +282,11 @@ class Guard:
         self, call: Call, duration: float | None = None, answer: object = None
     ) -> None:
         """An attempt succeeded, to its end; `duration` is a stream's wait for its first item."""
-        if (line := call.parts.line) is not None:
-            line.leave(call, None, answer)
-            call.parts.warm_up()
         if duration is None:
             duration = self.clock() - call.started
+        if (line := call.parts.line) is not None:
+            line.leave(call, None, duration, answer)
+            call.parts.warm_up()
         self.breaker.succeeded(call.admission, duration)
         if self.budget.tokens < self.budget.capacity:
             self.budget.earn()
@@ -293,11 +299,11 @@ class Guard:
             self.settle_without_verdict(call)
             return
         failure = classify(error)
+        duration = self.clock() - call.started
         if (line := call.parts.line) is not None:
-            line.leave(call, failure)
+            line.leave(call, failure, duration)
         if failure.kind is FailureKind.THROTTLED:
             heed(self, error, failure)
-        duration = self.clock() - call.started
         if failure.counts and not self._was_cut_short(call, error, duration):
             self.breaker.failed(call.admission, duration)
         else:

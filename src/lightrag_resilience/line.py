@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from .concurrency import Places
+from .concurrency import Occupancy, Places
 from .cooldown import Cooldown
 from .failures import Failure, FailureKind
 from .limits import Limit, LocalLimit
 from .policy import Policy
+from .turnstile import Turnstile
 from .usage import estimate_tokens, text_tokens, used_tokens
 
 __all__ = ["Line"]
+
+_OVERLOAD = frozenset({FailureKind.THROTTLED, FailureKind.UNKNOWN_OUTCOME})
 
 
 class _Caller(Protocol):
     tokens: tuple[int, int]
     """How many were booked for it, and how many of them its question has."""
+    started: float
+    """Monotonic seconds at which its present attempt was sent."""
 
 
 class Line:
@@ -39,9 +44,9 @@ class Line:
         self._policy = policy.limit
         self._limit: Limit | None = None
         if policy.limit.rpm or policy.limit.tpm:
-            self._limit = shared or LocalLimit(name, policy.limit)
+            self._limit = Turnstile(name, shared or LocalLimit(name, policy.limit), clock)
         has_places = policy.concurrency.max_concurrent is not None
-        self._places = Places(name, policy.concurrency) if has_places else None
+        self._places = Places(name, policy.concurrency, clock) if has_places else None
 
     @property
     def is_needed(self) -> bool:
@@ -66,7 +71,8 @@ class Line:
                 waited = await self.cooldown.wait(call, min(self._policy.max_wait, remaining()))
             if self._limit is not None:
                 tokens = self._tokens_for(*question)
-                waited |= await self._limit.acquire(tokens[0], remaining())
+                longest = min(self._policy.max_wait, remaining())
+                waited |= await self._limit.acquire(tokens[0], longest)
                 call.tokens = tokens
             if self._places is not None:
                 waited |= await self._places.acquire(remaining())
@@ -87,10 +93,20 @@ class Line:
             self._places.release()
         self.cooldown.gave_up(call)
 
-    def leave(self, call: _Caller, failure: Failure | None, answer: object = None) -> None:
-        """A call succeeded, or failed so."""
+    @property
+    def occupancy(self) -> Occupancy:
+        """How the places are taken now."""
+        return Occupancy() if self._places is None else self._places.occupancy
+
+    def leave(
+        self, call: _Caller, failure: Failure | None, duration: float, answer: object = None
+    ) -> None:
+        """A call succeeded, or failed so, after `duration` seconds."""
         if self._places is not None:
             self._places.release()
+            if failure is None or failure.kind in _OVERLOAD:
+                is_overloaded = failure is not None
+                self._places.learn(call.started, duration, is_overloaded=is_overloaded)
         if self.cooldown.is_on:
             self.cooldown.ended(call, failure)
         if self._limit is not None:

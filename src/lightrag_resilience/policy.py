@@ -193,17 +193,38 @@ class TimeoutPolicy(_Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConcurrencyPolicy(_Checked):
-    """How many calls may be under way at once.
+    """How many calls may be under way at once, in one process.
+
+    An adaptive limit is found by additive increase and multiplicative decrease, as in TCP and in
+    Netflix's concurrency-limits: it is cut after a 429, a timeout, or a window of calls the slowest
+    tenth of which took longer than the goal.
 
     Attributes:
         max_concurrent: Calls at once; None sets no limit.
         max_queue: Calls that may wait for a place; further ones are refused at once.
         max_wait: Seconds a call may wait for a place before it is refused.
+        adaptive: Whether the limit is found out, with `max_concurrent` as its upper bound.
+        min_concurrent: The lower bound of an adaptive limit.
+        latency_goal: Seconds that nine calls in ten should not exceed; for a stream, up to its
+            first item. None looks at 429s and timeouts alone.
     """
 
     max_concurrent: Count | None = None
     max_queue: Annotated[int, Ge(0), Le(100_000)] = 1000
     max_wait: Wait = 30.0
+    adaptive: bool = False
+    min_concurrent: Count = 1
+    latency_goal: Seconds | None = None
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.adaptive and self.max_concurrent is None:
+            raise PolicyError("ConcurrencyPolicy.adaptive needs max_concurrent, its upper bound")
+        if self.adaptive and self.min_concurrent > (self.max_concurrent or 0):
+            raise PolicyError(
+                f"ConcurrencyPolicy.min_concurrent is {self.min_concurrent}, more than "
+                f"max_concurrent ({self.max_concurrent})"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
+from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lightrag_resilience import ConcurrencyPolicy, QueueFullError
-from lightrag_resilience.concurrency import Places
+from lightrag_resilience import ConcurrencyPolicy, Priority, QueueFullError, priority
+from lightrag_resilience.concurrency import Occupancy, Places
+from lightrag_resilience.testing import VirtualTimeLoop
 from support.guards import now
 
 pytestmark = pytest.mark.anyio
+INTERACTIVE, BACKGROUND = Priority.INTERACTIVE, Priority.BACKGROUND
 
 
 def places(at_once: int = 2, queue: int = 100, max_wait: float = 1000.0) -> Places:
     policy = ConcurrencyPolicy(max_concurrent=at_once, max_queue=queue, max_wait=max_wait)
-    return Places("llm", policy)
+    return Places("llm", policy, asyncio.get_running_loop().time)
 
 
 async def stay(places: Places, seconds: float = 1.0, longest: float = math.inf) -> float:
@@ -70,7 +77,7 @@ async def test_a_waiter_who_leaves_takes_no_place() -> None:
     calls[1].cancel()
     await asyncio.wait(calls)
     assert [call.result() for call in (calls[0], *calls[2:])] == [0.0, 1.0, 2.0]
-    assert made._waiting == 0
+    assert made.occupancy.waiting == 0
 
 
 async def test_a_place_granted_to_a_waiter_who_leaves_is_not_lost() -> None:
@@ -89,3 +96,174 @@ async def test_a_cancellation_is_no_refusal() -> None:
         async with asyncio.timeout(2.0):
             await made.acquire(math.inf)
     assert now() == 2.0
+
+
+# ---------------------------------------------------------------------- who goes first
+
+
+async def stay_as(level: Priority, made: Places, seconds: float = 1.0) -> float:
+    with priority(level):
+        return await stay(made, seconds)
+
+
+async def test_interactive_calls_go_before_background_ones() -> None:
+    made = places(at_once=1)
+    order = [BACKGROUND, BACKGROUND, INTERACTIVE, BACKGROUND, INTERACTIVE]
+    entered = await asyncio.gather(*(stay_as(level, made) for level in order))
+    assert entered == [0, 3, 1, 4, 2]
+
+
+async def test_a_full_line_sheds_the_youngest_background_call_at_once() -> None:
+    made = places(at_once=1, queue=2)
+    first = asyncio.create_task(stay(made, 10.0))
+    await asyncio.sleep(0)
+    background = [asyncio.create_task(stay_as(BACKGROUND, made)) for _ in range(2)]
+    await asyncio.sleep(1)
+    interactive = asyncio.create_task(stay_as(INTERACTIVE, made))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert background[1].done()
+    with pytest.raises(QueueFullError, match="somebody waits for took its place in line"):
+        await background[1]
+    assert now() == 1.0
+    assert [await call for call in (first, background[0], interactive)] == [0, 11, 10]
+    assert made.occupancy == Occupancy(limit=1)
+
+
+async def test_a_shed_call_that_is_cancelled_meanwhile_leaves_nothing_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = places(at_once=1, queue=1)
+    await made.acquire(math.inf)
+    with priority(BACKGROUND):
+        background = asyncio.create_task(made.acquire(math.inf))
+    await asyncio.sleep(0)
+    interactive = asyncio.create_task(made.acquire(math.inf))
+    await asyncio.sleep(0)  # sheds
+    background.cancel()
+    await asyncio.wait([background])
+    assert background.cancelled()
+    made.release()
+    assert await interactive is True
+    del background
+    gc.collect()
+    assert caplog.records == []
+
+
+async def test_a_refusal_says_when_to_come_back_once_the_pace_is_known() -> None:
+    made = places(at_once=1, queue=10)
+    calls = [asyncio.create_task(stay(made)) for _ in range(11)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError) as early:
+        await made.acquire(math.inf)
+    assert early.value.retry_after is None
+    await asyncio.sleep(8.5)
+    more = [asyncio.create_task(stay(made)) for _ in range(8)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError) as later:
+        await made.acquire(math.inf)
+    assert later.value.retry_after == pytest.approx(11, rel=0.1)
+    await asyncio.gather(*calls, *more)
+
+
+async def test_a_call_whose_wait_would_be_far_too_long_is_refused_at_once() -> None:
+    made = places(at_once=1)
+    calls = [asyncio.create_task(stay(made)) for _ in range(30)]
+    await asyncio.sleep(10.5)
+    before = now()
+    with pytest.raises(QueueFullError, match=r"the line takes 1\d\.\d s"):
+        await made.acquire(5.0)
+    assert now() == before
+    assert await made.acquire(25.0) is True
+    made.release()
+    await asyncio.gather(*calls)
+
+
+async def test_a_limit_that_shrinks_ends_no_call_and_lets_in_fewer() -> None:
+    policy = ConcurrencyPolicy(max_concurrent=10, adaptive=True, min_concurrent=1)
+    made = Places("llm", policy, asyncio.get_running_loop().time)
+    at_once = made.occupancy.limit
+    assert at_once == 5
+    calls = [asyncio.create_task(stay(made, 10.0)) for _ in range(8)]
+    await asyncio.sleep(1)
+    made.learn(now(), 1.0, is_overloaded=True)
+    assert made.occupancy == Occupancy(limit=4, in_use=5, waiting=3)
+    assert await asyncio.gather(*calls) == [0, 0, 0, 0, 0, 10, 10, 10]
+
+
+async def test_a_limit_that_grows_lets_in_those_who_wait() -> None:
+    policy = ConcurrencyPolicy(max_concurrent=10, adaptive=True)
+    made = Places("llm", policy, asyncio.get_running_loop().time)
+    calls = [asyncio.create_task(stay(made, 10.0)) for _ in range(8)]
+    await asyncio.sleep(1)
+    for _ in range(10):
+        made.learn(now(), 0.1, is_overloaded=False)
+    assert made.occupancy == Occupancy(limit=7, in_use=7, waiting=1)
+    assert await asyncio.gather(*calls) == [0] * 5 + [1.0] * 2 + [10.0]
+
+
+class Room(RuleBasedStateMachine):
+    """Callers that come, go, and give up: never too many inside, and nobody is forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = VirtualTimeLoop()
+        self.made = self.run(self.make())
+        self.waiting: list[asyncio.Task[bool]] = []
+        self.inside = 0
+
+    async def make(self) -> Places:
+        return places(at_once=2, queue=4, max_wait=20.0)
+
+    def run(self, what: Any) -> Any:
+        return self.loop.run_until_complete(what)
+
+    def settle(self) -> None:
+        self.run(asyncio.sleep(0.001))
+        for task in [task for task in self.waiting if task.done()]:
+            self.waiting.remove(task)
+            if not task.cancelled() and task.exception() is None:
+                self.inside += 1
+
+    @rule(level=st.sampled_from(Priority))
+    def come(self, level: Priority) -> None:
+        with priority(level):
+            self.waiting.append(self.loop.create_task(self.made.acquire(math.inf)))
+        self.settle()
+
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data())
+    def go(self, data: Any) -> None:
+        self.inside -= 1
+        self.made.release()
+        if self.waiting and data.draw(st.booleans()):  # just as a place is handed over
+            data.draw(st.sampled_from(self.waiting)).cancel()
+        self.settle()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def give_up(self, data: Any) -> None:
+        data.draw(st.sampled_from(self.waiting)).cancel()
+        self.settle()
+
+    @rule(seconds=st.floats(0.1, 30.0))
+    def time_goes_by(self, seconds: float) -> None:
+        self.run(asyncio.sleep(seconds))
+        self.settle()
+
+    @invariant()
+    def places_are_taken_by_those_inside(self) -> None:
+        occupancy = self.made.occupancy
+        assert occupancy.in_use == self.inside <= 2
+        assert occupancy.waiting == len(self.waiting) <= 4
+        assert self.inside == 2 or not self.waiting
+
+    def teardown(self) -> None:
+        for task in self.waiting:
+            task.cancel()
+        self.settle()
+        self.loop.close()
+
+
+TestRoom = Room.TestCase
+TestRoom.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

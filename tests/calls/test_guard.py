@@ -45,10 +45,9 @@ both_ways = pytest.mark.parametrize("run", [as_call, as_block])
 
 
 def free_places(guard: Guard) -> int:
-    parts = guard._parts
-    assert parts is not None
-    assert parts._line._places is not None
-    return parts._line._places._semaphore._value
+    occupancy = guard.occupancy
+    assert occupancy.limit is not None
+    return occupancy.limit - occupancy.in_use
 
 
 # ---------------------------------------------------------------------- success and failure

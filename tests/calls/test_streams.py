@@ -60,9 +60,9 @@ def verdict(guard: Guard) -> tuple[int, int]:
 
 
 def free_places(guard: Guard) -> int:
-    assert guard._parts is not None
-    assert guard._parts._line._places is not None
-    return guard._parts._line._places._semaphore._value
+    occupancy = guard.occupancy
+    assert occupancy.limit is not None
+    return occupancy.limit - occupancy.in_use
 
 
 async def test_all_items_come_through_and_success_is_told_at_the_end() -> None:

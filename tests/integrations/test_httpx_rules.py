@@ -60,9 +60,9 @@ def verdict(guard: Guard) -> tuple[int, int]:
 
 
 def free_places(guard: Guard) -> int:
-    assert guard._parts is not None
-    assert guard._parts._line._places is not None
-    return guard._parts._line._places._semaphore._value
+    occupancy = guard.occupancy
+    assert occupancy.limit is not None
+    return occupancy.limit - occupancy.in_use
 
 
 def the_guard(registry: Guards) -> Guard:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from lightrag import QueryParam
+from lightrag.utils import EmbeddingFunc
 
 from lightrag_resilience import (
     CircuitOpenError,
     Guards,
     Policy,
+    Priority,
     State,
     UnsupportedCallError,
     resilient,
@@ -26,8 +28,9 @@ from lightrag_resilience.integrations.lightrag import (
     protect,
     unprotect,
 )
+from lightrag_resilience.priority import current_priority
 from lightrag_resilience.settings import load_settings
-from support.lightrag_rig import ANSWER, Provider, lightrag_on
+from support.lightrag_rig import ANSWER, DIMENSIONS, Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
@@ -95,6 +98,30 @@ async def test_ingest_survives_errors_that_lightrag_alone_would_give_up_on() -> 
         provider.fail = fail
         await rag.ainsert("Ada founded Alderwick beside the river.")
         assert (await rag.doc_status.get_status_counts())["processed"] == 1
+
+
+async def test_queries_go_before_ingest_where_there_is_little_room() -> None:
+    provider = Provider()
+    levels: dict[str, set[Priority]] = {"extraction": set(), "query": set(), "embedding": set()}
+
+    async def complete(prompt: str, **options: Any) -> Any:
+        kind = "extraction" if "---Input Text---" in prompt or "<Input Text>" in prompt else "query"
+        levels[kind].add(current_priority.get())
+        return await provider.complete(prompt, **options)
+
+    async def embed(texts: list[str]) -> Any:
+        levels["embedding"].add(current_priority.get())
+        return await provider.embed(texts)
+
+    embedding = EmbeddingFunc(embedding_dim=DIMENSIONS, func=embed)
+    async with lightrag_on(provider, llm_model_func=complete, embedding_func=embedding) as rag:
+        await protect(rag, registry=registry())
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        assert levels["embedding"] == {Priority.BACKGROUND}
+        await ask(rag)
+        assert levels["extraction"] == {Priority.BACKGROUND}
+        assert levels["query"] == {Priority.INTERACTIVE}
+        assert levels["embedding"] == {Priority.BACKGROUND, Priority.INTERACTIVE}
 
 
 async def test_ingest_gives_up_after_its_patience() -> None:

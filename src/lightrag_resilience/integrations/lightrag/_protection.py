@@ -12,6 +12,7 @@ from typing import Any
 
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.integrations.sdks import yield_retries
+from lightrag_resilience.priority import Priority, current_priority, priority
 from lightrag_resilience.registry import Guards
 
 from ._answers import honest
@@ -23,6 +24,8 @@ from ._work import gated, working
 
 __all__ = ["Protection"]
 
+_LEVEL = "_resilience_priority"
+"""An argument that goes with a call through a queue, whose workers have contexts of their own."""
 _PARTS = {"llm": frozenset({Part.MODEL}), "embedding": frozenset({Part.VECTORS})}
 _QUERIES = ("aquery_llm", "aquery_data")
 _INGEST = (
@@ -150,6 +153,8 @@ class Protection:
 
         @functools.wraps(queued)
         async def through_the_gate(*args: Any, **kwargs: Any) -> Any:
+            if (level := current_priority.get()) is not Priority.INTERACTIVE:
+                kwargs[_LEVEL] = level
             return await gated(guard, lambda: queues[name](*args, **kwargs))
 
         return through_the_gate
@@ -164,7 +169,8 @@ def _guarded(function: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
 
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        return await guard.run(begin, args, kwargs)
+        with priority(kwargs.pop(_LEVEL, Priority.INTERACTIVE)):
+            return await guard.run(begin, args, kwargs)
 
     return guarded
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.patience import patiently
+from lightrag_resilience.priority import Priority, priority
 
 __all__ = ["Request", "Work", "current_request", "current_work", "gated", "working"]
 
@@ -80,15 +81,20 @@ async def gated(guard: Guard, call: Callable[[], Awaitable[Any]]) -> Any:
 def working(
     method: Callable[..., Awaitable[Any]], patience: float | None = None
 ) -> Callable[..., Any]:
-    """A method all of whose calls are one piece of work, unless it is part of another."""
+    """A method all of whose calls are one piece of work, unless it is part of another.
+
+    With patience they are made in the background: queries go before them.
+    """
 
     @functools.wraps(method)
     async def as_work(*args: Any, **kwargs: Any) -> Any:
         if current_work.get() is not None:
             return await method(*args, **kwargs)
         token = current_work.set(Work(patience))
+        level = Priority.INTERACTIVE if patience is None else Priority.BACKGROUND
         try:
-            return await method(*args, **kwargs)
+            with priority(level):
+                return await method(*args, **kwargs)
         finally:
             current_work.reset(token)
 

@@ -1,0 +1,95 @@
+"""Turns of a rate limit where some callers wait for the answer and others do not."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from lightrag_resilience import LimitPolicy, Priority, RateLimitedError, priority
+from lightrag_resilience.limits import LocalLimit
+from lightrag_resilience.turnstile import Turnstile
+from support.guards import now
+
+pytestmark = pytest.mark.anyio
+INTERACTIVE, BACKGROUND = Priority.INTERACTIVE, Priority.BACKGROUND
+
+
+def turnstile(rpm: float = 60.0, max_wait: float = 1000.0) -> Turnstile:
+    policy = LimitPolicy(rpm=rpm, burst=1, max_wait=max_wait)
+    return Turnstile("llm", LocalLimit("llm", policy), asyncio.get_running_loop().time)
+
+
+async def turn(made: Turnstile, level: Priority, longest: float = math.inf) -> float:
+    with priority(level):
+        await made.acquire(0, longest)
+    return now()
+
+
+async def test_a_query_waits_little_though_ingest_has_much_to_do() -> None:
+    made = turnstile()
+    ingest = [asyncio.create_task(turn(made, BACKGROUND)) for _ in range(20)]
+    await asyncio.sleep(3.5)
+    asked = now()
+    assert await turn(made, INTERACTIVE) - asked <= 2.5
+    entered = await asyncio.gather(*ingest)
+    assert sorted(entered) == entered  # first come, first served
+    assert entered[-1] == pytest.approx(20, abs=1.2)  # and no turn is left unused
+
+
+async def test_without_the_turnstile_it_waits_for_all_of_it() -> None:
+    bare = LocalLimit("llm", LimitPolicy(rpm=60.0, burst=1, max_wait=1000.0))
+    ingest = [asyncio.create_task(bare.acquire(0, math.inf)) for _ in range(20)]
+    await asyncio.sleep(3.5)
+    asked = now()
+    await bare.acquire(0, math.inf)
+    assert now() - asked > 10
+    await asyncio.gather(*ingest)
+
+
+async def test_ingest_goes_on_though_queries_take_every_turn() -> None:
+    made = turnstile()
+    queries = [asyncio.create_task(turn(made, INTERACTIVE)) for _ in range(100)]
+    await asyncio.sleep(0)
+
+    async def asks_for_ever() -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            queries.append(asyncio.create_task(turn(made, INTERACTIVE)))
+
+    more = asyncio.create_task(asks_for_ever())
+    assert await turn(made, BACKGROUND) <= 107
+    more.cancel()
+    await asyncio.gather(*queries)
+
+
+@pytest.mark.parametrize(("max_wait", "longest"), [(1000.0, 3.0), (3.0, 1000.0)])
+async def test_a_turn_that_comes_too_late_is_refused(max_wait: float, longest: float) -> None:
+    made = turnstile(rpm=1.0, max_wait=max_wait)
+    await turn(made, INTERACTIVE)
+    with pytest.raises(RateLimitedError) as refused:
+        await turn(made, BACKGROUND, longest)
+    assert refused.value.retry_after == pytest.approx(60, abs=8)
+    assert now() <= 8.0
+
+
+async def test_a_line_that_takes_too_long_is_refused() -> None:
+    made = turnstile(rpm=6.0)
+    first = [asyncio.create_task(turn(made, BACKGROUND)) for _ in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(RateLimitedError, match="for 5 s, with other calls in the background"):
+        await turn(made, BACKGROUND, 5.0)
+    assert now() == 5.0
+    assert await asyncio.gather(*first) == pytest.approx([0, 10, 20, 30], abs=1.0)
+
+
+async def test_who_gives_up_holds_nobody_up() -> None:
+    made = turnstile()
+    await turn(made, INTERACTIVE)
+    calls = [asyncio.create_task(turn(made, BACKGROUND)) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    calls[0].cancel()
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    assert await calls[2] == pytest.approx(1.0, abs=0.2)

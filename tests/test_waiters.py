@@ -1,0 +1,115 @@
+"""The line before a dependency's places: who is next, who has to go."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from lightrag_resilience._waiters import Waiters
+from lightrag_resilience.priority import Priority
+
+INTERACTIVE, BACKGROUND = Priority.INTERACTIVE, Priority.BACKGROUND
+LEVELS = st.sampled_from(Priority)
+
+
+def line(*levels: Priority, most: int = 100) -> Waiters[str]:
+    waiters: Waiters[str] = Waiters(most)
+    counts = dict.fromkeys(Priority, 0)
+    for level in levels:
+        counts[level] += 1
+        waiters.push(f"{level.name[0]}{counts[level]}", level)
+    return waiters
+
+
+def served(waiters: Waiters[str]) -> list[str]:
+    return list(iter(waiters.pop, None))
+
+
+def test_interactive_ones_go_first_in_the_order_in_which_they_came() -> None:
+    waiters = line(BACKGROUND, INTERACTIVE, BACKGROUND, INTERACTIVE)
+    assert served(waiters) == ["I1", "I2", "B1", "B2"]
+
+
+def test_a_background_one_has_its_turn_after_four_interactive_ones() -> None:
+    waiters = line(*[BACKGROUND] * 2, *[INTERACTIVE] * 9)
+    expected = ["I1", "I2", "I3", "I4", "B1", "I5", "I6", "I7", "I8", "B2", "I9"]
+    assert served(waiters) == expected
+
+
+def test_a_full_line_sheds_its_youngest_background_one_for_an_interactive_one() -> None:
+    waiters = line(BACKGROUND, BACKGROUND, INTERACTIVE, most=3)
+    assert waiters.has_room_for(INTERACTIVE)
+    assert not waiters.has_room_for(BACKGROUND)
+    assert waiters.push("new", INTERACTIVE) == "B2"
+    assert served(waiters) == ["I1", "new", "B1"]
+
+
+def test_a_full_line_of_interactive_ones_has_room_for_nobody() -> None:
+    waiters = line(INTERACTIVE, INTERACTIVE, most=2)
+    assert not any(map(waiters.has_room_for, Priority))
+
+
+def test_nobody_can_wait_where_there_is_no_line() -> None:
+    assert not any(map(Waiters[str](0).has_room_for, Priority))
+
+
+class Line(RuleBasedStateMachine):
+    """Against two plain lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 6
+        self.waiters: Waiters[int] = Waiters(self.most)
+        self.lines: dict[Priority, list[int]] = {level: [] for level in Priority}
+        self.names = itertools.count()
+        self.interactive_in_a_row = 0
+
+    @rule(level=LEVELS)
+    def come(self, level: Priority) -> None:
+        is_full = sum(map(len, self.lines.values())) >= self.most
+        has_lesser = level is INTERACTIVE and bool(self.lines[BACKGROUND])
+        assert self.waiters.has_room_for(level) == (not is_full or has_lesser)
+        if not self.waiters.has_room_for(level):
+            return
+        name = next(self.names)
+        expected = self.lines[BACKGROUND].pop() if is_full else None
+        assert self.waiters.push(name, level) == expected
+        self.lines[level].append(name)
+
+    @rule()
+    def serve(self) -> None:
+        interactive, background = self.lines[INTERACTIVE], self.lines[BACKGROUND]
+        found = self.waiters.pop()
+        if not interactive and not background:
+            assert found is None
+        elif background and found == background[0]:
+            assert not interactive or self.interactive_in_a_row == 4
+            background.pop(0)
+            self.interactive_in_a_row = 0
+        else:
+            assert found == interactive.pop(0)
+            self.interactive_in_a_row += 1
+            assert not background or self.interactive_in_a_row <= 4
+
+    @precondition(lambda self: any(self.lines.values()))
+    @rule(data=st.data())
+    def leave(self, data: Any) -> None:
+        level = data.draw(st.sampled_from([each for each in Priority if self.lines[each]]))
+        name = data.draw(st.sampled_from(self.lines[level]))
+        self.waiters.remove(name, level)
+        self.waiters.remove(name, level)
+        self.lines[level].remove(name)
+
+    @invariant()
+    def nobody_is_lost(self) -> None:
+        assert len(self.waiters) == sum(map(len, self.lines.values())) <= self.most
+        assert self.waiters.ahead_of(INTERACTIVE) == len(self.lines[INTERACTIVE])
+        assert self.waiters.ahead_of(BACKGROUND) == len(self.waiters)
+
+
+TestLine = Line.TestCase
+TestLine.settings = settings(max_examples=100, stateful_step_count=40)
