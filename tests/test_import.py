@@ -51,8 +51,10 @@ LAYERS = [
     [
         "integrations.lightrag._ladder",
         "integrations.lightrag._queues",
+        "integrations.lightrag._storage_methods",
         "integrations.lightrag._work",
     ],
+    ["integrations.lightrag.storages"],
     ["integrations.lightrag._answers", "integrations.lightrag._standins"],
     ["integrations.lightrag._degradation", "integrations.lightrag._requests"],
     ["integrations.lightrag._protection"],

@@ -148,6 +148,41 @@ async def test_a_function_under_two_names_counts_once(
     assert provider.complete.retry.stop.original is provider.stop
 
 
+async def test_methods_of_a_storage_yield_too(module: ModuleType, provider: Provider) -> None:
+    class Storage:
+        get_by_id = provider.complete
+
+    vars(module)["Storage"] = Storage
+    make_inner_retries_yield()
+    assert provider.complete.retry.stop.users == 1
+
+
+async def test_a_client_that_asks_an_attribute_yields(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PostgreSQLDB:
+        def __init__(self) -> None:
+            self.connection_retry_attempts = 10
+
+    module = ModuleType("lightrag.kg.postgres_impl")
+    vars(module)["PostgreSQLDB"] = PostgreSQLDB
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    before = PostgreSQLDB()
+    make_inner_retries_yield()
+    make_inner_retries_yield()
+    later = PostgreSQLDB()
+    guard = Guards(settings=load_settings({})).get("storage.postgres")
+
+    async def attempts() -> list[int]:
+        return [client.connection_retry_attempts for client in (before, later)]
+
+    assert await attempts() == [10, 10]
+    assert await guard.call(attempts) == [1, 1]
+    restore_inner_retries()
+    assert await guard.call(attempts) == [1, 1]
+    restore_inner_retries()
+    assert await guard.call(attempts) == [10, 10]
+    assert "connection_retry_attempts" not in vars(PostgreSQLDB)
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [

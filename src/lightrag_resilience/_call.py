@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -10,7 +12,7 @@ from .breakers import Admission
 from .failures import Failure
 from .timeouts import Timed, Timer
 
-__all__ = ["Call", "current_call", "owned_by_a_guard"]
+__all__ = ["Call", "current_call", "new_call", "owned_by_a_guard"]
 
 
 class Call(Timed):
@@ -22,21 +24,25 @@ class Call(Timed):
         parts: The limits and timers of the event loop it runs on.
         tokens: Tokens that were booked for it, and how many of them the question has.
         admission: The breaker's leave for the attempt under way.
+        aside: How many pieces of somebody else's work are done inside it.
+        left_at: Monotonic seconds at which the first of these began.
         began: Monotonic seconds at which the call began.
         started: Monotonic seconds at which its present attempt was sent.
         deadline: Monotonic seconds at which it ends for good; None before it is needed.
         failure: The class of the last attempt's failure; None where it was refused.
-        timer: What ends it, for a block.
+        timer: What ends its present attempt; None where nothing does.
         is_pass_through: Whether a block stands inside a call of the same guard.
     """
 
     __slots__ = (
         "admission",
+        "aside",
         "began",
         "deadline",
         "failure",
         "guard",
         "is_pass_through",
+        "left_at",
         "parent",
         "parts",
         "started",
@@ -54,7 +60,38 @@ class Call(Timed):
     failure: Failure | None
     timer: Timer | None
     is_pass_through: bool
+    aside: int
+    left_at: float
     tokens: tuple[int, int]
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Let no time run: what is done in this block is somebody else's work."""
+        guard = self.guard
+        if guard is None:  # it has ended, and left a task behind
+            yield
+            return
+        self.aside += 1
+        if self.aside == 1:
+            self.left_at = guard.clock()
+            if self.timer is not None:
+                self.timer.pause(self)
+        try:
+            yield
+        finally:
+            self.aside -= 1
+            if self.aside == 0 and self.guard is not None:
+                self._go_on(guard.clock())
+
+    def _go_on(self, now: float) -> None:
+        """Let time run again, as if there had been no pause; the attempt's runs anew."""
+        paused = now - self.left_at
+        self.began += paused
+        self.started += paused
+        if self.deadline is not None:
+            self.deadline += paused
+        if self.timer is not None:
+            self.timer.resume(self, now)
 
     def is_within(self, guard: object) -> bool:
         """Whether this call, or one around it, belongs to `guard`."""
@@ -64,6 +101,17 @@ class Call(Timed):
                 return True
             call = call.parent
         return False
+
+
+def new_call(guard: Any, parent: Call | None, now: float) -> Call:
+    """A call of `guard` that begins now."""
+    call = Call()
+    call.guard = guard
+    call.parent = parent
+    call.deadline = None
+    call.aside = 0
+    call.began = now
+    return call
 
 
 current_call: ContextVar[Call | None] = ContextVar("lightrag_resilience_call", default=None)

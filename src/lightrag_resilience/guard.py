@@ -10,13 +10,14 @@ A call goes through these steps; each policy is a file of its own and knows none
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
 
-from ._call import Call, current_call
+from ._call import Call, current_call, new_call
 from ._kinds import as_coroutine_function, is_stream
 from ._loops import LoopParts, Loops
 from .breakers import Admission, Breaker
@@ -27,7 +28,7 @@ from .events import AttemptFailed, CallRefused, CallSucceeded, Events, RetrySche
 from .failures import FailureKind, classify, root_cause
 from .limits import SharedLimit
 from .line import Line
-from .policy import Policy
+from .policy import Policy, RetryPolicy
 from .retry import Retries, is_retryable
 from .streams import GuardedStream
 from .throttling import heed
@@ -140,23 +141,29 @@ class Guard:
         kwargs: dict[str, Any],
         *,
         once: bool = False,
+        idempotent: bool | None = None,
     ) -> R:
-        """As `call`, for a coroutine function only; `once` leaves retries to somebody else."""
+        """As `call`, for a coroutine function only.
+
+        `once` leaves retries to somebody else; `idempotent` knows better than the policy.
+        """
         parent = current_call.get()
         if parent is not None and parent.is_within(self):
             return await function(*args, **kwargs)
         now = self.clock()
         if (wait := self._circuit.open_until - now) > 0:
             raise self._refusal(wait)
-        call = self._new_call(parent, now)
+        call = new_call(self, parent, now)
         token = current_call.set(call)
         try:
             return await self._attempt(call, function, args, kwargs)
         except Exception as error:
             failure = call.failure
-            if once or failure is None or not is_retryable(failure, self.policy.retry):
+            retry = self.policy.retry.knowing(idempotent=idempotent)
+            if once or failure is None or not is_retryable(failure, retry):
                 raise
-            return await self._retry(call, error, function, args, kwargs)
+            attempt = functools.partial(self._attempt, call, function, args, kwargs)
+            return await self._retry(call, retry, error, attempt)
         finally:
             call.guard = None
             try:  # noqa: SIM105 - suppress() costs more than all of this
@@ -197,18 +204,13 @@ class Guard:
         return result  # type: ignore[no-any-return]
 
     async def _retry(
-        self,
-        call: Call,
-        first: Exception,
-        function: Callable[..., Coroutine[Any, Any, R]],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, call: Call, retry: RetryPolicy, first: Exception, attempt: Callable[[], Awaitable[R]]
     ) -> R:
         total = self.policy.timeout.total
         call.deadline = None if total is None else call.began + total
         retries = Retries(
             dependency=self.name,
-            policy=self.policy.retry,
+            policy=retry,
             budget=self.budget,
             deadline=call.deadline,
             clock=self.clock,
@@ -216,7 +218,7 @@ class Guard:
             scheduled=self._emit_retry,
             last_failure=lambda: call.failure,
         )
-        return await retries.after(first, lambda: self._attempt(call, function, args, kwargs))
+        return await retries.after(first, attempt)
 
     # ------------------------------------------------------------------ before an attempt
 
@@ -262,6 +264,7 @@ class Guard:
     def _start(self, call: Call, parts: LoopParts) -> Timer | None:
         """Let the time of an attempt run."""
         call.started = now = self.clock()
+        call.timer = None
         timer = parts.timer
         if timer is not None:
             if parts.line is not None or call.deadline is not None:
@@ -269,6 +272,7 @@ class Guard:
                 if left < timer.seconds:  # one of its own: the deadline cuts this attempt short
                     timer = Timer(left, timer.loop, self.clock)
             timer.start(call, now)
+            call.timer = timer
         return timer
 
     def remaining(self, call: Call) -> float:
@@ -337,7 +341,7 @@ class Guard:
 
     async def __aenter__(self) -> Self:
         parent = current_call.get()
-        call = self._new_call(parent, self.clock())
+        call = new_call(self, parent, self.clock())
         call.is_pass_through = parent is not None and parent.is_within(self)
         current_call.set(call)
         if call.is_pass_through:
@@ -387,14 +391,6 @@ class Guard:
         if is_new:
             self.breaker.begin()
         return self._parts
-
-    def _new_call(self, parent: Call | None, now: float) -> Call:
-        call = Call()
-        call.guard = self
-        call.parent = parent
-        call.deadline = None
-        call.began = now
-        return call
 
     def _emit_retry(self, attempt: int, wait: float) -> None:
         self.events.emit(RetryScheduled(self.name, attempt, wait))

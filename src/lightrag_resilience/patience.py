@@ -23,13 +23,20 @@ _SHORTEST = 0.1  # seconds
 _JITTER = 0.25  # seconds
 
 
-async def patiently(guard: Guard, call: Callable[[], Awaitable[R]], *, patience: float) -> R:
+async def patiently(
+    guard: Guard,
+    call: Callable[[], Awaitable[R]],
+    *,
+    patience: float,
+    idempotent: bool | None = None,
+) -> R:
     """The result of a guarded call, begun anew while the dependency is away.
 
     Args:
         guard: The guard that `call` goes through.
         call: Makes the call; it must be harmless to make it again.
         patience: Seconds after which the last error is raised after all.
+        idempotent: Whether it is, where that is known better than by the guard's policy.
 
     Raises:
         Exception: What the last round raised, or a failure that waiting cannot mend.
@@ -40,19 +47,19 @@ async def patiently(guard: Guard, call: Callable[[], Awaitable[R]], *, patience:
             guard.refuse_if_open()
             return await call()
         except Exception as error:
-            wait = _worth_waiting(error, guard)
+            wait = _worth_waiting(error, guard, idempotent)
             if wait is None or guard.clock() + wait > end:
                 raise
         await guard.sleep(wait)
 
 
-def _worth_waiting(error: Exception, guard: Guard) -> float | None:
+def _worth_waiting(error: Exception, guard: Guard, idempotent: bool | None) -> float | None:  # noqa: FBT001 - handed on
     """Seconds to wait before another round; None where it would not help."""
     if isinstance(error, CallRejected) or (isinstance(error, AllFailedError) and error.was_refused):
         hint = error.retry_after
     else:
         failure = classify(error)
-        if not is_retryable(failure, guard.policy.retry):
+        if not is_retryable(failure, guard.policy.retry.knowing(idempotent=idempotent)):
             return None
         hint = failure.retry_after
     wait = guard.policy.retry.max_backoff / 4 if hint is None else hint

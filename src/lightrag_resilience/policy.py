@@ -131,6 +131,12 @@ class RetryPolicy(_Checked):
     idempotent: bool = True
     budget: Annotated[int, Ge(0), Le(100_000)] = 500
 
+    def knowing(self, *, idempotent: bool | None) -> RetryPolicy:
+        """The same for a call of which it is known whether it may be repeated."""
+        if idempotent is None or idempotent == self.idempotent:
+            return self
+        return replace(self, idempotent=idempotent)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitPolicy(_Checked):

@@ -8,6 +8,7 @@ cancel a timer for each call.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 __all__ = ["Timed", "Timer"]
@@ -42,7 +43,7 @@ class Timer:
         self.seconds = seconds
         self.loop = loop
         self.clock = clock
-        self._running: dict[Timed, None] = {}
+        self._running: dict[Timed, Timer | None] = {}
         self._armed = False
 
     def start(self, timed: Timed, now: float) -> None:
@@ -60,8 +61,22 @@ class Timer:
         if timed.expired:
             timed.expired = False
             return timed.task.uncancel() <= timed.cancelling
-        self._running.pop(timed, None)
+        if self._running.pop(timed, self) is self:
+            timed.due = 0.0  # it was paused, and shall not be resumed
         return False
+
+    def pause(self, timed: Timed) -> None:
+        """Let no time run; one whose time is up is ended all the same."""
+        if self._running.pop(timed, self) is None:
+            timed.due = math.inf
+
+    def resume(self, timed: Timed, now: float) -> None:
+        """Let its whole time run anew from `now`, if it is paused and was not stopped since."""
+        if timed.due == math.inf:
+            timed.due = now + self.seconds
+            self._running[timed] = None
+            if not self._armed:
+                self._arm(self.seconds)
 
     def __len__(self) -> int:
         return len(self._running)

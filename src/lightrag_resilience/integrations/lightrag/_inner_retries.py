@@ -2,6 +2,7 @@
 
 A function decorated with tenacity carries its controller as ``.retry``. Its stop condition is
 extended: inside a guarded call it stops after one attempt, elsewhere it does what it always did.
+LightRAG's PostgreSQL client makes a loop for each call, and asks an attribute how often to try.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lightrag_resilience._call import owned_by_a_guard
 
 __all__ = ["make_inner_retries_yield", "restore_inner_retries"]
 
+_ATTEMPTS = "connection_retry_attempts"
 _MODULES = ("lightrag.llm.", "lightrag.rerank", "lightrag.kg.")
 
 
@@ -32,12 +34,32 @@ class _Yielding(stop_base):
         return owned_by_a_guard() or bool(self.original(retry_state))
 
 
+class _YieldingAttempts:
+    """In place of an attribute: one attempt where a guard owns the call, else what was set."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.users = 0
+
+    def __get__(self, instance: Any, _: Any = None) -> Any:
+        if instance is None:
+            return self
+        return 1 if owned_by_a_guard() else vars(instance)[self.name]
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        vars(instance)[self.name] = value
+
+
 def make_inner_retries_yield() -> None:
-    """Extend the controllers of all provider functions that are imported by now."""
+    """Extend the controllers of all functions and methods that are imported by now."""
     for controller in _controllers():
         if not isinstance(controller.stop, _Yielding):
             controller.stop = _Yielding(controller.stop)
         controller.stop.users += 1
+    for client in _clients():
+        if _ATTEMPTS not in vars(client):
+            setattr(client, _ATTEMPTS, _YieldingAttempts(_ATTEMPTS))
+        vars(client)[_ATTEMPTS].users += 1
 
 
 def restore_inner_retries() -> None:
@@ -47,16 +69,35 @@ def restore_inner_retries() -> None:
             stop.users -= 1
             if stop.users <= 0:
                 controller.stop = stop.original
+    for client in _clients():
+        attempts = vars(client).get(_ATTEMPTS)
+        if isinstance(attempts, _YieldingAttempts):
+            attempts.users -= 1
+            if attempts.users <= 0:
+                delattr(client, _ATTEMPTS)
+
+
+def _clients() -> Iterator[type]:
+    client = getattr(sys.modules.get("lightrag.kg.postgres_impl"), "PostgreSQLDB", None)
+    if isinstance(client, type):
+        yield client
 
 
 def _controllers() -> Iterator[Any]:
     found: dict[int, Any] = {}
     for name, module in list(sys.modules.items()):
         if name.startswith(_MODULES) and isinstance(module, ModuleType):
-            for member in list(vars(module).values()):
-                # An embedding function is an object that holds the decorated one as `func`.
-                for function in (member, getattr(member, "func", None)):
-                    controller = getattr(function, "retry", None)
-                    if isinstance(controller, tenacity.BaseRetrying):
-                        found[id(controller)] = controller
+            for function in _functions_of(module):
+                controller = getattr(function, "retry", None)
+                if isinstance(controller, tenacity.BaseRetrying):
+                    found[id(controller)] = controller
     return iter(found.values())
+
+
+def _functions_of(module: ModuleType) -> Iterator[Any]:
+    for member in list(vars(module).values()):
+        if isinstance(member, type):
+            yield from list(vars(member).values())
+        else:
+            yield member
+            yield getattr(member, "func", None)  # an embedding function is an object around it

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -21,12 +21,28 @@ from ._inner_retries import make_inner_retries_yield, restore_inner_retries
 from ._ladder import Part
 from ._queues import EMBEDDING, MODEL, RERANK, Slot, retire, without_queue
 from ._work import gated, working
+from .storages import guard_storage, release_storage
 
 __all__ = ["Protection"]
 
 _LEVEL = "_resilience_priority"
 """An argument that goes with a call through a queue, whose workers have contexts of their own."""
 _PARTS = {"llm": frozenset({Part.MODEL}), "embedding": frozenset({Part.VECTORS})}
+_STORAGES: dict[str, Part | None] = {
+    "full_docs": None,
+    "text_chunks": Part.TEXTS,
+    "full_entities": None,
+    "full_relations": None,
+    "entity_chunks": None,
+    "relation_chunks": None,
+    "llm_response_cache": Part.TEXTS,
+    "entities_vdb": Part.VECTORS,
+    "relationships_vdb": Part.VECTORS,
+    "chunks_vdb": Part.VECTORS,
+    "chunk_entity_relation_graph": Part.GRAPH,
+    "doc_status": None,
+}
+"""Where LightRAG keeps its storages, and what a query loses with each."""
 _QUERIES = ("aquery_llm", "aquery_data")
 _INGEST = (
     "apipeline_enqueue_documents",
@@ -52,6 +68,7 @@ class Protection:
         self._give_sdks_back: Callable[[], None] = lambda: None
         self._originals: dict[Slot, Callable[..., Any]] = {}
         self._methods: list[str] = []
+        self._stored: dict[str, frozenset[Part]] = {}
         self._has_roles = hasattr(rag, "_wrap_llm_role_func")  # LightRAG 1.5
 
     async def apply(self) -> None:
@@ -68,6 +85,10 @@ class Protection:
             await self._replace(EMBEDDING, rag.embedding_func.func)
         if rag.rerank_model_func is not None:
             await self._replace(RERANK, rag.rerank_model_func)
+        for attribute, storage in _storages(rag):
+            guard = guard_storage(storage, registry=self._registry)
+            lost = {part} if (part := _STORAGES[attribute]) else set()
+            self._stored[guard.name] = self._stored.get(guard.name, frozenset()) | lost
         for name in _QUERIES:
             self._shadow(name, self._query(name))
         for name in filter(functools.partial(hasattr, rag), _INGEST):
@@ -78,6 +99,8 @@ class Protection:
         rag = self._rag
         for name in self._methods:
             vars(rag).pop(name, None)
+        for _, storage in _storages(rag):
+            release_storage(storage)
         if self._has_roles:
             await self._rebuild_roles()
             self._queues |= rag.role_llm_funcs
@@ -106,7 +129,7 @@ class Protection:
     def _parts_of(self, dependency: str) -> frozenset[Part]:
         """What a query loses with a dependency."""
         family = dependency.partition(".")[0]
-        return _PARTS.get(family, frozenset())
+        return self._stored.get(dependency) or _PARTS.get(family, frozenset())
 
     async def _rebuild_roles(self) -> None:
         # An update that changes nothing builds the role's function anew and ends its old queue.
@@ -158,6 +181,12 @@ class Protection:
             return await gated(guard, lambda: queues[name](*args, **kwargs))
 
         return through_the_gate
+
+
+def _storages(rag: Any) -> Iterator[tuple[str, Any]]:
+    for attribute in _STORAGES:
+        if (storage := getattr(rag, attribute, None)) is not None:
+            yield attribute, storage
 
 
 def _guarded(function: Callable[..., Any], guard: Guard) -> Callable[..., Any]:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
+from lightrag_resilience._call import current_call
+from lightrag_resilience.failures import root_cause
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.patience import patiently
 from lightrag_resilience.priority import Priority, priority
 
-__all__ = ["Request", "Work", "current_request", "current_work", "gated", "working"]
+__all__ = [
+    "Request",
+    "Work",
+    "current_request",
+    "current_work",
+    "gated",
+    "is_of_another",
+    "working",
+]
+
+_BLAMED = "__resilience_dependency__"
+_DEEPEST = 8  # causes
 
 
 class Work:
@@ -58,24 +72,56 @@ current_request: ContextVar[Request | None] = ContextVar(
 current_work: ContextVar[Work | None] = ContextVar("lightrag_resilience_work", default=None)
 
 
-async def gated(guard: Guard, call: Callable[[], Awaitable[Any]]) -> Any:
-    """Make a call for the present work: wait for the dependency, or be refused before any queue."""
+async def gated(
+    guard: Guard,
+    call: Callable[[], Awaitable[Any]],
+    *,
+    idempotent: bool | None = None,
+    is_innermost: bool = True,
+) -> Any:
+    """Make a call for the present work: wait for the dependency, or be refused before any queue.
+
+    Where it is made inside a call of another guard, that one's time does not run meanwhile. One
+    that is not innermost may raise what another dependency failed with.
+    """
     work = current_work.get()
+    outer = current_call.get()
     try:
-        if work is not None and work.patience is not None:
-            result = await patiently(guard, call, patience=work.patience)
-        else:
-            guard.refuse_if_open()
-            result = await call()
+        with contextlib.nullcontext() if outer is None else outer.set_aside():
+            if work is not None and work.patience is not None:
+                result = await patiently(guard, call, patience=work.patience, idempotent=idempotent)
+            else:
+                guard.refuse_if_open()
+                result = await call()
     except Exception as error:
-        if work is not None:
-            work.failed(guard.name, error)
-        if (request := current_request.get()) is not None:
-            request.last = guard.name, error
+        if is_innermost or not is_of_another(error, guard.name):
+            _tell(error, guard.name, work)
         raise
     if work is not None:
         work.succeeded(guard.name)
     return result
+
+
+def _tell(error: Exception, dependency: str, work: Work | None) -> None:
+    with contextlib.suppress(AttributeError):  # it has no room for it
+        setattr(error, _BLAMED, dependency)
+    if work is not None:
+        work.failed(dependency, error)
+    if (request := current_request.get()) is not None:
+        request.last = dependency, error
+
+
+def is_of_another(error: BaseException, dependency: str) -> bool:
+    """Whether it is known which dependency failed, and it is another one."""
+    cause: BaseException | None = error
+    for _ in range(_DEEPEST):
+        if cause is None:
+            return False
+        cause = root_cause(cause)
+        if (blamed := getattr(cause, _BLAMED, None)) is not None:
+            return bool(blamed != dependency)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return False
 
 
 def working(
