@@ -27,7 +27,7 @@ from lightrag_resilience.patience import patiently
 from lightrag_resilience.registry import Guards, guards
 
 from ._inner_retries import make_inner_retries_yield, restore_inner_retries
-from .sdks import yield_retries
+from .sdks import tell_cut_off_streams, yield_retries
 
 __all__ = ["QueryFailedError", "is_protected", "protect", "unprotect"]
 
@@ -107,12 +107,14 @@ class _Protection:
         self._patience = registry.settings.ingest_patience
         self._queues: dict[str, Callable[..., Any]] = {}
         self._give_sdks_back: Callable[[], None] = lambda: None
+        self._let_cuts_pass: Callable[[], None] = lambda: None
         self._originals: dict[_Slot, Callable[..., Any]] = {}
 
     async def apply(self) -> None:
         rag = self._rag
         make_inner_retries_yield()
         self._give_sdks_back = yield_retries(*_imported_sdks())
+        self._let_cuts_pass = tell_cut_off_streams(*_imported_sdks())
         rag._wrap_llm_role_func = self._wrap_role  # noqa: SLF001 - the one place roles are built
         await self._rebuild_roles()
         if rag.embedding_func is not None:
@@ -136,6 +138,7 @@ class _Protection:
             await _retire(retired)
         restore_inner_retries()
         self._give_sdks_back()
+        self._let_cuts_pass()
 
     # ------------------------------------------------------------------ what is put where
 
