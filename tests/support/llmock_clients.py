@@ -24,7 +24,9 @@ __all__ = [
     "WITH_A_WAIT",
     "Client",
     "asking",
+    "break_next",
     "of",
+    "say",
     "sdk_of",
     "speaking",
     "text_of",
@@ -80,6 +82,15 @@ async def asking(client: Client, llmock: LLMock) -> AsyncIterator[Any]:
         yield ask
 
 
+async def say(sdk: Any, number: int, **more: Any) -> Any:
+    """Ask one of the SDKs for a text, with a question of its own: llmock knows calls by theirs."""
+    message = {"role": "user", "content": f"Say {number}."}
+    asked: Any = {"model": "m", "messages": [message], "max_tokens": 99, **more}
+    if isinstance(sdk, anthropic.AsyncAnthropic):
+        return await sdk.messages.create(**asked)
+    return await sdk.chat.completions.create(**asked)
+
+
 def of(clients: list[Client]) -> Callable[[F], F]:
     """A test that is run for each of them."""
     return pytest.mark.parametrize("client", clients, ids=lambda client: client.name)
@@ -88,6 +99,13 @@ def of(clients: list[Client]) -> Callable[[F], F]:
 def speaking(llmock: LLMock) -> LLMock:
     """Says one text, a word in 5 ms: a client that leaves is seen before all is sent."""
     return llmock.reply(TEXT, times=None).pace(5)
+
+
+def break_next(llmock: LLMock, kind: str, after: int) -> None:
+    """Let the next stream break by a method of llmock's."""
+    if kind == "corrupt":  # the stream goes on after it: time to leave before its end
+        llmock.pace(25)
+    getattr(llmock, kind)(after_chunks=after)
 
 
 # ---------------------------------------------------------------------- the SDKs
