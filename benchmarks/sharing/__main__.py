@@ -1,4 +1,4 @@
-"""What sharing breakers and limits costs: `python -m benchmarks.sharing [--quick] [--json FILE]`."""
+"""What sharing breakers and limits costs; `python -m benchmarks.sharing [--quick] [--json F]`."""
 
 from __future__ import annotations
 

@@ -78,12 +78,9 @@ async def _watched(source: Any) -> PassedOnStream[Any]:
 def _reading(call: Call) -> Call:
     """The reading, as a call inside the one under way: its times, on its loop."""
     reading = Call()
-    reading.guard = None
-    reading.parent = call
     reading.parts = call.parts
     reading.began = call.began
     reading.started = call.started
-    reading.deadline = call.deadline
     return reading
 
 

@@ -74,7 +74,6 @@ class GuardedStream(PassedOnStream[T_co]):
                 self._end()
                 return self
             self._call = None
-            await self._close_after_error()
             raise TruncatedStreamError(self._guard.name, None, "before its first item") from None
         except BaseException:
             self._call = None

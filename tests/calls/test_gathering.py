@@ -146,6 +146,19 @@ async def test_each_time_of_the_policy_ends_an_attempt(
     assert (now(), task.cancelling(), source.open) == (when, 0, 0)
 
 
+async def test_the_first_items_time_runs_from_when_the_call_was_sent() -> None:
+    await asyncio.sleep(7.0)
+    timeout = TimeoutPolicy(attempt=None, total=None, first_item=2.0)
+
+    async def connect() -> AsyncIterator[Any]:
+        await asyncio.sleep(1.5)
+        return Source([60.0])()
+
+    with pytest.raises(AttemptTimeoutError, match="waiting 2 s for the first item"):
+        await guarded(attempts=1, timeout=timeout).call(gathered(connect))
+    assert now() == 9.0
+
+
 async def test_a_stall_is_asked_for_again() -> None:
     guard = guarded(timeout=TimeoutPolicy(attempt=None, total=None, gap=2.0))
     source = Source([chunk("one"), 60.0], WHOLE)
@@ -230,6 +243,32 @@ async def test_outside_of_a_guard_it_just_reads() -> None:
     with pytest.raises(ConnectionRefusedError):
         await gathered(source.__call__)()
     assert source.open == 0
+
+
+async def test_a_source_that_does_not_close_itself_is_closed() -> None:
+    class Connection:
+        closed = 0
+
+        def __aiter__(self) -> Any:
+            return self
+
+        async def __anext__(self) -> Any:
+            if next(steps):
+                raise ConnectionResetError
+
+        async def close(self) -> None:
+            self.closed += 1
+
+    connection = Connection()
+
+    async def connect() -> Any:
+        return connection
+
+    for call in (gathered(connect), lambda: guarded(attempts=1).call(gathered(connect))):
+        connection.closed, steps = 0, iter([False, True])
+        with pytest.raises(ConnectionResetError):
+            await call()
+        assert connection.closed
 
 
 async def answer() -> str:

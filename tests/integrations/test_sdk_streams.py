@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,6 +162,48 @@ async def test_a_stream_that_is_left_or_dropped_closes_its_connection(
         assert await anext(stream)
     await until(lambda: all(call.duration > 0 for call in provider.calls))
     assert (provider.count(), made.breaker.snapshot().calls) == (2, 0)
+
+
+async def test_closing_an_sdks_stream_closes_it_here_and_now() -> None:
+    closed = False
+
+    class Stream:
+        async def __stream__(self) -> AsyncIterator[int]:
+            nonlocal closed
+            try:
+                yield 1
+                yield 2
+            finally:
+                await asyncio.sleep(0)
+                closed = True
+
+    take_back = tell_cut_off_streams(SimpleNamespace(AsyncStream=Stream))  # type: ignore[arg-type]
+    chunks: Any = Stream().__stream__()
+    assert await anext(chunks) == 1
+    await chunks.aclose()
+    assert closed
+    take_back()
+
+
+@pytest.mark.usefixtures("_told")
+async def test_a_task_that_outlives_an_inner_call_tells_the_outer_one(provider: Simulator) -> None:
+    provider.set_faults([Fault.end_early(pieces=4)])
+    ended = asyncio.Event()
+
+    async def later() -> str:
+        await ended.wait()
+        return await words_of(await lightrags(provider)())
+
+    async def begin() -> asyncio.Task[str]:
+        return asyncio.create_task(later())
+
+    async def outer() -> str:
+        task = await Guard("inner", Policy.llm()).call(begin)
+        ended.set()
+        return await task
+
+    with pytest.raises(TruncatedStreamError, match=r"'llm.openai'"):
+        await guard().call(outer)
 
 
 async def test_a_protected_lightrag_is_told_until_it_is_unprotected() -> None:
