@@ -26,6 +26,7 @@ from lightrag_resilience import (  # noqa: E402
     AttemptTimeoutError,
     BreakerPolicy,
     Guard,
+    Guards,
     Policy,
     RetryPolicy,
     TimeoutPolicy,
@@ -36,6 +37,7 @@ from lightrag_resilience.integrations._inner_retries import (  # noqa: E402
     make_inner_retries_yield,
     restore_inner_retries,
 )
+from lightrag_resilience.integrations.httpx2 import ResilientTransport  # noqa: E402
 from lightrag_resilience.integrations.sdks import (  # noqa: E402
     tell_cut_off_streams,
     yield_retries,
@@ -121,6 +123,22 @@ async def test_a_call_goes_past_an_error(client: Client, status: int, provider: 
     provider.fail(status, retry_after=0.1 if status in WITH_A_WAIT else None)
     answer = await answer_of(client, provider)
     assert len(answer) == 1536 if client in EMBEDDING else answer == TEXT
+    assert await attempts_in(provider) == 2
+
+
+@pytest.mark.parametrize("status", PASSING)
+async def test_at_the_wire_a_call_goes_past_an_error(status: int, provider: LLMock) -> None:
+    provider.fail(status, retry_after=0.1 if status in WITH_A_WAIT else None)
+    policy = Policy.llm(retry=RETRY)
+    transport = ResilientTransport(name="llm.wire", policy=policy, registry=Guards())
+    async with openai.AsyncOpenAI(
+        base_url=provider.base_url(),
+        api_key="none",
+        max_retries=0,
+        http_client=httpx2.AsyncClient(transport=transport),
+    ) as sdk:
+        answer: Any = await say(sdk, 1)
+    assert answer.choices[0].message.content == TEXT
     assert await attempts_in(provider) == 2
 
 
