@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
 
 
 def test_each_figure_stands_beside_its_goal(run: tuple[str, dict[str, Any]]) -> None:
-    for goal in ("p99 ≤ 5 ms", "≤ 30", "≤ 1 ms more", "≤ 2 s", "≤ 10 MB"):
+    for goal in ("p99 ≤ 5 ms", "≤ 30", "≤ 1.10", "≥ 95 %", "≤ 1 ms more", "≤ 2 s", "≤ 10 MB"):
         assert goal in run[0]
 
 
@@ -40,6 +40,16 @@ def test_what_does_not_depend_on_speed_is_as_it_shall_be(run: tuple[str, dict[st
         outage = figures["outages"][kind]
         assert (outage["wrong"], outage["leaked"]) == (0, 0)
         assert outage["calls"]["samples"] > 100
+
+
+def test_limits_of_requests_and_of_tokens_are_measured(run: tuple[str, dict[str, Any]]) -> None:
+    limits = run[1]["limits"]
+    assert set(limits) == {"requests", "tokens"}
+    for accuracy in limits.values():
+        assert 0 < accuracy["worst"] < 1.3
+        assert accuracy["used"] > 0
+        assert accuracy["round_trips"] > 0
+        assert accuracy["calls"] > 0
 
 
 def test_all_times_are_measured(run: tuple[str, dict[str, Any]]) -> None:

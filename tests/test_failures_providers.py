@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -405,3 +406,23 @@ def test_groups_too_deep_to_be_judged_are_taken_as_passing() -> None:
     for _ in range(5_000):
         error = ExceptionGroup("m", [error])
     assert classify(error) == TRANSIENT
+
+
+# ---------------------------------------------------------------------- broken answers
+
+
+def raised_in(module: str, code: str) -> Exception:
+    """What some code raises as a part of a module."""
+    names: dict[str, Any] = {"__name__": module, "json": json}
+    exec(f"def read():\n    {code}", names)  # noqa: S102 - what an SDK's module would hold
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - of either kind
+        names["read"]()
+    return raised.value
+
+
+@pytest.mark.parametrize("code", ["json.loads('{')", "bytes([255]).decode()"])
+def test_an_answer_that_an_sdk_cannot_read_is_unknown_and_elsewhere_a_bug(code: str) -> None:
+    for module in ("openai._streaming", "anthropic._streaming", "httpx2._decoders", "ollama"):
+        assert classify(raised_in(module, code)) == UNKNOWN
+    for module in ("application", "openaix", "lightrag.utils", "__main__"):
+        assert classify(raised_in(module, code)) == FATAL

@@ -9,7 +9,7 @@ import pytest
 from google.genai import types as gemini
 from openai.types.chat import ChatCompletionChunk
 
-from lightrag_resilience._finish import Finish, finish_after
+from lightrag_resilience._finish import Finish, finish_after, is_of_model
 
 WHOLE, CUT, NOT_JUDGED = "whole", "cut off", "not judged"
 
@@ -178,3 +178,19 @@ class Odd:
 def test_what_is_not_recognised_is_not_judged(item: Any) -> None:
     finish: Finish | None = finish_after(item)
     assert finish is None
+
+
+@pytest.mark.parametrize("package", ["openai", "anthropic"])
+def test_the_stream_of_an_sdk_is_known_by_its_class(package: str) -> None:
+    cls = pytest.importorskip(package).AsyncStream
+    assert is_of_model(cls.__new__(cls))
+
+
+def test_other_streams_may_be_empty() -> None:
+    class AsyncStream:
+        pass
+
+    async def words() -> Any:
+        yield 1
+
+    assert not any(map(is_of_model, [words(), AsyncStream(), None]))

@@ -44,8 +44,8 @@ LAYERS = [
     ["shared.worker"],
     ["shared.sync"],
     ["_call"],
-    ["integrations", "integrations.lightrag._inner_retries", "integrations.sdks", "streams"],
-    ["guard"],
+    ["integrations", "integrations.lightrag._inner_retries", "integrations._replaced", "streams"],
+    ["gathering", "guard", "integrations.sdks"],
     ["patience", "registry"],
     ["decorators", "fallback", "hedging"],
     [

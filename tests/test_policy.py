@@ -114,7 +114,7 @@ def test_the_plain_defaults_are_those_the_documentation_names() -> None:
     assert (breaker.open_for, breaker.open_growth, breaker.open_max) == (5.0, 1.5, 30.0)
     assert (breaker.mode, breaker.probes, breaker.probe_lease) == ("enforce", 1, 60.0)
     assert (retry.attempts, retry.initial_backoff, retry.backoff_growth) == (3, 0.5, 2.0)
-    assert (retry.max_backoff, retry.jitter, retry.max_retry_after) == (30.0, "full", 60.0)
+    assert (retry.max_backoff, retry.jitter, retry.max_retry_after) == (30.0, "growing", 60.0)
     assert (retry.idempotent, retry.budget) == (True, 500)
     assert LimitPolicy() == LimitPolicy(rpm=None, burst=None, max_wait=30.0)
     assert TimeoutPolicy() == TimeoutPolicy(

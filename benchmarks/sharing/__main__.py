@@ -1,4 +1,4 @@
-"""What sharing breakers costs: ``python -m benchmarks.sharing [--quick] [--json FILE]``."""
+"""What sharing breakers and limits costs; `python -m benchmarks.sharing [--quick] [--json F]`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.sharing import cost, outages, speed
+from benchmarks.sharing import cost, limits, outages, speed
+from benchmarks.sharing.limits import Accuracy
 from benchmarks.sharing.outages import Outage
 from benchmarks.sharing.speed import Spread
 
@@ -74,6 +75,10 @@ def measure_all(scale: Scale) -> dict[str, Any]:
         "probes": speed.probes(scale.rounds),
         "closed calls": {"calls": scale.calls, "scripts": sent, "batches": batches},
         "round trips": {"per 1000 calls": round_trips, "calls": calls},
+        "limits": {
+            "requests": limits.request_accuracy(scale.seconds),
+            "tokens": limits.token_accuracy(scale.seconds),
+        },
         "outages": outages.outages(scale.seconds),
         "loop lag": outages.loop_lag(scale.seconds),
         "bytes": {"breakers": scale.breakers, "bytes": cost.bytes_of_breakers(scale.breakers)},
@@ -83,7 +88,7 @@ def measure_all(scale: Scale) -> dict[str, Any]:
 
 def as_table(results: dict[str, Any]) -> Table:
     """What was measured beside what it shall be."""
-    table = Table(title="Four processes share one breaker through a real server")
+    table = Table(title="Four processes share a breaker and limits through a real server")
     for heading in ("what", "measured", "goal"):
         table.add_column(heading, no_wrap=heading != "measured")
     for row in _rows(results):
@@ -100,6 +105,11 @@ def _rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield f"scripts for {closed['calls']:,} calls, beyond the batches", str(beyond), "0"
     round_trips = results["round trips"]["per 1000 calls"]
     yield "commands for 1000 calls of 50 ms", f"{round_trips:.1f}", "≤ 30"
+    for what, told in (
+        ("requests", "200 requests a window of 2 s"),
+        ("tokens", "100,000 tokens a second, lognormal use"),
+    ):
+        yield from _limit_rows(told, results["limits"][what])
     away: dict[str, Any] = results["outages"]
     yield "an instant call while Redis is well", _ms(away["well"]), ""
     for kind in ("killed", "hung"):
@@ -120,6 +130,13 @@ def _rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         shared, local = figures["ours, shared"], figures["ours"]
         text = f"{shared.median:.2f} µs, unshared {local.median:.2f} µs"
         yield f"a call above the bare one, {case}", text, ""
+
+
+def _limit_rows(told: str, accuracy: Accuracy) -> Iterator[tuple[str, str, str]]:
+    # How many round trips are good depends on what may go at once: a lot is a fifth of that.
+    yield f"{told}: worst window", f"{accuracy.worst:.3f} of the limit", "≤ 1.10"
+    yield "… used of what might have been", f"{accuracy.used:.1%}", "≥ 95 %"
+    yield "… round trips for 1000 admitted", f"{accuracy.round_trips:.0f}", ""
 
 
 def _ms(figure: Spread) -> str:

@@ -27,6 +27,7 @@ from .errors import (
 )
 from .failures import Failure, FailureKind, classify_as
 from .fallback import Answered, answered, with_fallbacks
+from .gathering import gathered
 from .guard import Guard
 from .hedging import hedged
 from .policy import (
@@ -79,6 +80,7 @@ __all__ = [
     "another_may_help",
     "answered",
     "classify_as",
+    "gathered",
     "guard",
     "guards",
     "hedged",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from typing import Any, Final
 
 from ._failure_http import by_body, of_status
@@ -42,6 +43,13 @@ def _by_hidden(package: str, default: Failure) -> Reader:
         return default
 
     return read
+
+
+def _by_decoder(exc: BaseException) -> Failure:
+    """A broken answer where an SDK was reading one; anywhere else a bug, as any `ValueError`."""
+    frames = (frame for frame, _ in traceback.walk_tb(exc.__traceback__))
+    packages = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames}
+    return UNKNOWN if packages & _READERS else FATAL
 
 
 def _by_members(exc: BaseExceptionGroup[Exception]) -> tuple[Exception, ...]:
@@ -97,6 +105,7 @@ _BUILTINS: Table = {
     **dict.fromkeys(("FileNotFoundError", "FileExistsError", "PermissionError"), FATAL),
     **dict.fromkeys(("IsADirectoryError", "NotADirectoryError"), FATAL),
     **dict.fromkeys(("TypeError", "ValueError", "AttributeError", "LookupError"), FATAL),
+    "UnicodeDecodeError": _by_decoder,
     **dict.fromkeys(("NameError", "AssertionError", "NotImplementedError"), FATAL),
     **dict.fromkeys(("ArithmeticError", "ImportError", "MemoryError", "RecursionError"), FATAL),
 }
@@ -158,6 +167,7 @@ PROVIDERS: Final[dict[str, Table]] = {
     "httpx": _HTTPX,
     "httpx2": _HTTPX,
     "aiohttp": _AIOHTTP,
+    "json": {"JSONDecodeError": _by_decoder},
     "anyio": dict.fromkeys(("EndOfStream", "BrokenResourceError"), UNKNOWN),
     "openai": _OPENAI,
     "anthropic": _OPENAI,
@@ -166,3 +176,6 @@ PROVIDERS: Final[dict[str, Table]] = {
     "ollama": _OLLAMA,
     "lightrag": _LIGHTRAG,
 }
+_READERS: Final = frozenset(
+    {"openai", "anthropic", "google", "ollama", "botocore", "httpx", "httpx2", "aiohttp"}
+)

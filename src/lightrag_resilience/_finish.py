@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Finish", "finish_after"]
+__all__ = ["Finish", "finish_after", "is_of_model"]
 
 _Read = Callable[[Any, str, Any], Any]
 _UNTOLD: Any = object()
+_STREAMS_OF_SDKS = frozenset({"openai", "openai._streaming", "anthropic", "anthropic._streaming"})
 
 
 class Finish(Protocol):
@@ -53,6 +54,12 @@ def _recognised(first: Any) -> Finish | None:
     if isinstance(read(first, "done", None), bool) and parts != (None, None):
         return _LastItem(read, "done", True)
     return None
+
+
+def is_of_model(source: Any) -> bool:
+    """Whether a stream is one of openai's or anthropic's SDK, never empty if whole."""
+    cls = type(source)
+    return cls.__name__ == "AsyncStream" and cls.__module__ in _STREAMS_OF_SDKS
 
 
 class _EachFinishes:

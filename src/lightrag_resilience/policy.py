@@ -107,16 +107,18 @@ class BreakerPolicy(_Checked):
 class RetryPolicy(_Checked):
     """Which failures are tried again, how often, and how long to wait between.
 
-    Full jitter is AWS's ("Exponential Backoff And Jitter", 2015). The budget is the retry quota of
-    AWS SDKs' standard mode: 500 tokens, 5 a retry, 10 after a timeout, 1 back for each success;
-    a retry that succeeds gives back what it cost.
+    Full and decorrelated jitter are AWS's ("Exponential Backoff And Jitter", 2015). With full
+    jitter a second wait is shorter than the first one time in four; the default is a jitter that
+    grows. The budget is the retry quota of AWS SDKs' standard mode: 500 tokens, 5 a retry, 10 after
+    a timeout, 1 back for each success; a retry that succeeds gives back what it cost.
 
     Attributes:
         attempts: Calls at the most, the first included; 1 turns retries off.
         initial_backoff: Seconds before the second attempt, before jitter.
         backoff_growth: Factor for each further attempt.
         max_backoff: Longest wait of our own choice, in seconds.
-        jitter: ``full``, ``decorrelated``, or ``none``.
+        jitter: ``growing`` spreads the first wait from 0 on, and lets the next ones grow half as
+            fast at least; ``full`` spreads each from 0 on; ``decorrelated``; ``none``.
         max_retry_after: Longest wait a provider may ask for, in seconds; beyond it the call fails.
         idempotent: Whether a call of unknown outcome may be repeated.
         budget: Tokens of the retry budget, for all workers that share a Redis; 0 turns it off.
@@ -126,7 +128,7 @@ class RetryPolicy(_Checked):
     initial_backoff: Seconds = 0.5
     backoff_growth: Growth = 2.0
     max_backoff: Seconds = 30.0
-    jitter: Literal["full", "decorrelated", "none"] = "full"
+    jitter: Literal["growing", "full", "decorrelated", "none"] = "growing"
     max_retry_after: Wait = 60.0
     idempotent: bool = True
     budget: Annotated[int, Ge(0), Le(100_000)] = 500

@@ -50,6 +50,7 @@ class Retries:
     scheduled: Callable[[int, float], None]
     last_failure: Callable[[], Failure | None]
     _spent: int = 0
+    _wait: float = 0.0
     _why: str = ""
 
     async def after(self, first: Exception, attempt: Callable[[], Awaitable[R]]) -> R:
@@ -133,14 +134,23 @@ class Retries:
         if hint:
             # A little later than told, and not all callers at once.
             return hint + random.uniform(0.0, min(0.25 * hint, 0.5))  # noqa: S311
-        return self._own_backoff(state)
+        # tenacity forgets its last wait with each attempt.
+        self._wait = self._own_backoff(state.attempt_number, self._wait)
+        return self._wait
 
-    def _own_backoff(self, state: tenacity.RetryCallState) -> float:
+    def _own_backoff(self, attempts: int, before: float) -> float:
+        """Seconds after so many attempts, where `before` was the last wait of our own choice."""
         policy = self.policy
-        grown = policy.initial_backoff * policy.backoff_growth ** (state.attempt_number - 1)
+        grown = policy.initial_backoff * policy.backoff_growth ** (attempts - 1)
+        longest = min(grown, policy.max_backoff)
         if policy.jitter == "none":
-            return min(grown, policy.max_backoff)
+            return longest
+        if policy.jitter == "growing":
+            # Half the growth at least, so that jitter never makes the second wait the shorter one.
+            growth = policy.backoff_growth
+            shortest = min(before, longest / growth) * (1 + growth) / 2
+            return random.uniform(shortest, longest)  # noqa: S311
         if policy.jitter == "full":
-            return random.uniform(0.0, min(grown, policy.max_backoff))  # noqa: S311
-        before = max(state.next_action.sleep if state.next_action else 0, policy.initial_backoff)
+            return random.uniform(0.0, longest)  # noqa: S311
+        before = max(before, policy.initial_backoff)
         return min(random.uniform(policy.initial_backoff, before * 3), policy.max_backoff)  # noqa: S311

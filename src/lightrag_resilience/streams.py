@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, Self, TypeVar
 
 from ._call import Call, current_call
-from ._finish import Finish, finish_after
+from ._finish import Finish, finish_after, is_of_model
 from ._opened import PassedOnStream, close_both
 from .errors import AttemptTimeoutError, TruncatedStreamError
 from .policy import Policy, TimeoutPolicy
@@ -75,8 +75,11 @@ class GuardedStream(PassedOnStream[T_co]):
             else:
                 self._first = await self._first_in_time(call, timer, limit)
         except StopAsyncIteration:
-            self._end()
-            return self
+            if not self._guard.policy.stream.finish_marker or not is_of_model(self._source):
+                self._end()
+                return self
+            self._call = None
+            raise TruncatedStreamError(self._guard.name, None, "before its first item") from None
         except BaseException:
             self._call = None
             await self._close_after_error()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import httpx
@@ -110,6 +111,38 @@ async def test_waits_grow_up_to_their_cap() -> None:
     assert function.gaps() == [1.0, 2.0, 4.0, 5.0, 5.0]
 
 
+async def test_by_default_no_wait_is_shorter_than_one_and_a_half_times_the_last() -> None:
+    spread: list[float] = []
+    for _ in range(200):
+        function = Scripted(down())
+        jitter = RetryPolicy().jitter
+        await failing(retrying(attempts=6, jitter=jitter, max_backoff=6.0, budget=0), function)
+        gaps = function.gaps()
+        spread.append(gaps[0])
+        for before, after in itertools.pairwise(gaps[:3]):
+            assert after >= 1.5 * before - 1e-9
+        for gap, cap in zip(gaps, (1.0, 2.0, 4.0, 6.0, 6.0), strict=True):
+            assert 0.0 <= gap <= cap + 1e-9
+    assert min(spread) < 0.1
+    assert max(spread) > 0.9
+
+
+async def test_at_their_cap_waits_are_still_spread() -> None:
+    last: list[float] = []
+    for _ in range(200):
+        function = Scripted(down())
+        await failing(retrying(attempts=9, jitter="growing", max_backoff=2.0, budget=0), function)
+        last.append(function.gaps()[-1])
+    assert 1.49 <= min(last) < 1.6
+    assert 1.9 < max(last) <= 2.0 + 1e-9
+
+
+async def test_after_a_long_wait_that_was_asked_for_our_own_is_used_again() -> None:
+    function = Scripted(throttled("20"), down(), "answer")
+    await retrying(jitter="growing").call(function)
+    assert function.gaps()[1] <= 2.0
+
+
 async def test_full_jitter_stays_below_the_grown_wait_and_uses_all_of_it() -> None:
     gaps: list[list[float]] = [[], [], []]
     for _ in range(200):
@@ -123,6 +156,7 @@ async def test_full_jitter_stays_below_the_grown_wait_and_uses_all_of_it() -> No
 
 
 async def test_decorrelated_jitter_grows_from_the_last_wait() -> None:
+    longest = 0.0
     for _ in range(100):
         function = Scripted(down())
         guard = retrying(attempts=6, jitter="decorrelated", max_backoff=10.0, budget=0)
@@ -131,6 +165,8 @@ async def test_decorrelated_jitter_grows_from_the_last_wait() -> None:
         for gap in function.gaps():
             assert 1.0 - 1e-9 <= gap <= min(3 * before, 10.0) + 1e-9
             before = max(gap, 1.0)
+        longest = max(longest, *function.gaps())
+    assert longest > 3.5  # more than it can be after the first wait
 
 
 async def test_a_provider_that_asks_for_two_seconds_gets_them_and_little_more() -> None:

@@ -14,12 +14,14 @@ from lightrag_resilience import (
     BreakerPolicy,
     ConcurrencyPolicy,
     Guard,
+    QueueFullError,
     RetryPolicy,
     State,
+    TruncatedStreamError,
 )
 from lightrag_resilience._call import owned_by_a_guard
 from lightrag_resilience.streams import GuardedStream
-from support.guards import down, guard_on_loop, now
+from support.guards import down, guard_on_loop, now, outcomes
 
 pytestmark = pytest.mark.anyio
 
@@ -292,3 +294,32 @@ async def test_a_response_that_fails_is_closed(steps: Any) -> None:
     with pytest.raises((ConnectionRefusedError, AttemptTimeoutError)):
         await read()
     assert response.closed
+
+
+async def test_an_empty_stream_of_an_sdk_is_retried_and_gives_its_place_back_once() -> None:
+    class AsyncStream:
+        __module__ = "openai"
+        open = 0
+
+        def __aiter__(self) -> AsyncIterator[Any]:
+            return self
+
+        async def __anext__(self) -> Any:
+            raise StopAsyncIteration
+
+    async def begin() -> Any:
+        return AsyncStream()
+
+    retry = RetryPolicy(attempts=3, jitter="none")
+    places = ConcurrencyPolicy(max_concurrent=1, max_queue=0)
+    guard = guard_on_loop(retry=retry, concurrency=places, consecutive_failures=None)
+    with pytest.raises(TruncatedStreamError, match="before its first item"):
+        await guard.call(begin)
+    assert (guard.breaker.snapshot().failed, now()) == (3, 1.5)
+    gc.collect()
+
+    async def wait() -> None:
+        await asyncio.sleep(1.0)
+
+    outcome = await outcomes([guard.call(wait), guard.call(wait)])
+    assert [type(each) for each in outcome] == [type(None), QueueFullError]

@@ -20,6 +20,7 @@ from lightrag_resilience import (
     StaleCache,
     answered,
     classify_as,
+    gathered,
     guard,
     guards,
     protect,
@@ -68,6 +69,10 @@ async def plain_stream(prompt: str) -> AsyncIterator[str]:
     yield prompt
 
 
+async def awaited_stream(prompt: str) -> AsyncIterator[str]:
+    return plain_stream(prompt)
+
+
 def plain_count(prompt: str, /) -> int:
     return len(prompt)
 
@@ -107,6 +112,14 @@ async def a_call_refuses_wrong_arguments() -> None:
     await call(plain_count, 1)  # type: ignore[call-overload]
     await call(plain_complete, "a", time=1)  # type: ignore[call-arg]
     await call(plain_stream)  # type: ignore[call-overload]
+
+
+async def a_gathered_stream_is_a_list() -> None:
+    assert_type(await gathered(plain_stream)("a"), list[str])
+    assert_type(await resilient("llm")(gathered(plain_stream))("a"), list[str])
+    assert_type(await guard("llm").call(gathered(awaited_stream), "a"), list[str])
+    await gathered(plain_stream)(1)  # type: ignore[arg-type]
+    gathered(plain_complete)  # type: ignore[arg-type]
 
 
 async def a_chain_is_typed_as_its_functions() -> None:

@@ -1,19 +1,19 @@
-"""One owner of retries: the SDKs of OpenAI and Anthropic yield while a guard owns the call."""
+"""Inside a guarded call OpenAI's and Anthropic's SDKs retry no more, and tell of a cut stream."""
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from types import ModuleType
 from typing import Any
 
-from lightrag_resilience._call import owned_by_a_guard
-from lightrag_resilience.errors import UnsupportedCallError
+from lightrag_resilience._call import current_call, owned_by_a_guard
+from lightrag_resilience._finish import Finish, finish_after
+from lightrag_resilience.errors import TruncatedStreamError, UnsupportedCallError
 
-__all__ = ["yield_retries"]
+from ._replaced import replace_methods
 
-_lock = threading.Lock()
+__all__ = ["tell_cut_off_streams", "yield_retries"]
 
 
 def yield_retries(*sdks: ModuleType) -> Callable[[], None]:
@@ -35,25 +35,35 @@ def yield_retries(*sdks: ModuleType) -> Callable[[], None]:
         UnsupportedCallError: A module is no such SDK.
     """
     options = [_options_of(sdk) for sdk in sdks]
-    with _lock:
-        for each in options:
-            _begin(each)
-    is_done = False
+    return replace_methods(options, "get_max_retries", _yielding)
 
-    def take_back() -> None:
-        nonlocal is_done
-        with _lock:
-            for each in () if is_done else options:
-                _end(each)
-            is_done = True
 
-    return take_back
+def tell_cut_off_streams(*sdks: ModuleType) -> Callable[[], None]:
+    """Inside a guarded call let an SDK's stream that ends without its finish marker say so.
+
+    It raises a `TruncatedStreamError`, where SDKs end as if all had been said. A guard around the
+    SDK itself sees that without this; a guard around a function that makes text of the chunks, as
+    LightRAG's own bindings do, does not. `protect` does this for the SDKs that are imported by
+    then; where functions are decorated, do it once for each SDK in use::
+
+        tell_cut_off_streams(openai, anthropic)
+
+    Args:
+        sdks: The packages `openai` or `anthropic`; async clients only.
+
+    Returns:
+        A function that takes it back; the last one to be called brings the original back.
+
+    Raises:
+        UnsupportedCallError: A module is no such SDK.
+    """
+    return replace_methods([_stream_of(sdk) for sdk in sdks], "__stream__", _telling)
 
 
 def _options_of(sdk: ModuleType) -> Any:
     options = getattr(getattr(sdk, "_models", None), "FinalRequestOptions", None)
     if not callable(getattr(options, "get_max_retries", None)):
-        name = getattr(sdk, "__name__", type(sdk).__name__)
+        name = _name_of(sdk)
         raise UnsupportedCallError(
             f"yield_retries() takes the packages openai or anthropic, not {name!r}: "
             "turn its own retries off, or its guard's"
@@ -61,25 +71,54 @@ def _options_of(sdk: ModuleType) -> Any:
     return options
 
 
-def _begin(options: Any) -> None:
-    if "__resilience_users__" not in vars(options.get_max_retries):
-        options.get_max_retries = _yielding(options.get_max_retries)
-    vars(options.get_max_retries)["__resilience_users__"] += 1
+def _stream_of(sdk: ModuleType) -> Any:
+    stream = getattr(sdk, "AsyncStream", None)
+    if not callable(getattr(stream, "__stream__", None)):
+        name = _name_of(sdk)
+        raise UnsupportedCallError(
+            f"tell_cut_off_streams() takes the packages openai or anthropic, not {name!r}"
+        )
+    return stream
 
 
-def _yielding(method: Callable[[Any, int], int]) -> Callable[[Any, int], int]:
-    @functools.wraps(method)
+def _name_of(sdk: Any) -> str:
+    return str(getattr(sdk, "__name__", type(sdk).__name__))
+
+
+def _yielding(method: Callable[..., Any]) -> Callable[..., Any]:
     def get_max_retries(self: Any, max_retries: int) -> int:
         return 0 if owned_by_a_guard() else method(self, max_retries)
 
-    vars(get_max_retries)["__resilience_users__"] = 0
     return get_max_retries
 
 
-def _end(options: Any) -> None:
-    method = options.get_max_retries
-    users = vars(method).get("__resilience_users__")
-    if users is not None:
-        vars(method)["__resilience_users__"] = users - 1
-        if users <= 1:
-            options.get_max_retries = method.__wrapped__
+def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def stream(self: Any) -> AsyncIterator[Any]:
+        finish: Finish | None = None
+        is_first = True
+        async with aclosing(method(self)) as chunks:
+            async for chunk in chunks:
+                if is_first:
+                    finish, is_first = finish_after(chunk), False
+                elif finish is not None:
+                    finish.note(chunk)
+                yield chunk
+        if is_first:
+            _tell_of_cut("before its first item")
+        elif finish is not None and finish.is_missing:
+            _tell_of_cut("before its finish marker")
+
+    return stream
+
+
+def _tell_of_cut(when: str) -> None:
+    """Raise to the nearest guard that wants to know; outside of any, the SDK does as it always did.
+
+    Raises:
+        TruncatedStreamError: A guarded call reads this.
+    """
+    call = current_call.get()
+    while call is not None and call.guard is None:
+        call = call.parent
+    if call is not None and call.guard.policy.stream.finish_marker:
+        raise TruncatedStreamError(call.guard.name, None, when)

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from lightrag_resilience.guard import Guard
-from lightrag_resilience.integrations.sdks import yield_retries
+from lightrag_resilience.integrations.sdks import tell_cut_off_streams, yield_retries
 from lightrag_resilience.priority import Priority, current_priority, priority
 from lightrag_resilience.registry import Guards
 
@@ -66,6 +66,7 @@ class Protection:
         self._patience = registry.settings.ingest_patience
         self._queues: dict[str, Callable[..., Any]] = {}
         self._give_sdks_back: Callable[[], None] = lambda: None
+        self._let_cuts_pass: Callable[[], None] = lambda: None
         self._originals: dict[Slot, Callable[..., Any]] = {}
         self._methods: list[str] = []
         self._stored: dict[str, frozenset[Part]] = {}
@@ -76,6 +77,7 @@ class Protection:
         rag = self._rag
         make_inner_retries_yield()
         self._give_sdks_back = yield_retries(*_imported_sdks())
+        self._let_cuts_pass = tell_cut_off_streams(*_imported_sdks())
         if self._has_roles:
             self._shadow("_wrap_llm_role_func", self._wrap_role)  # the one place roles are built
             await self._rebuild_roles()
@@ -111,6 +113,7 @@ class Protection:
             await retire(retired)
         restore_inner_retries()
         self._give_sdks_back()
+        self._let_cuts_pass()
 
     def _shadow(self, name: str, method: Callable[..., Any]) -> None:
         """Put a method before the one of the class."""

@@ -1,0 +1,105 @@
+"""A stream read to its end inside one call: cut off or stalled, it is asked for again as a whole.
+
+Nothing of it was shown to anybody yet, so what a stream must not do, to begin again after its first
+item, is harmless here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar, overload
+
+from ._call import Call, current_call
+from ._kinds import as_coroutine_function, is_stream
+from ._opened import OpenedStream, PassedOnStream
+from .errors import UnsupportedCallError
+from .streams import GuardedStream
+
+__all__ = ["gathered"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@overload
+def gathered(
+    function: Callable[P, Coroutine[Any, Any, AsyncIterator[R]]],
+) -> Callable[P, Coroutine[Any, Any, list[R]]]: ...
+@overload
+def gathered(
+    function: Callable[P, AsyncIterator[R]],
+) -> Callable[P, Coroutine[Any, Any, list[R]]]: ...
+def gathered(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, list[Any]]]:
+    """Make a function that streams one that returns the list of all items, for a guard around it.
+
+    ::
+
+        @resilient("llm.openai")
+        @gathered
+        async def pieces(prompt: str) -> AsyncIterator[str]: ...
+
+
+        text = "".join(await pieces("…"))
+
+    To its guard it is a call like any other, which has failed where the stream did: one that
+    stalls, breaks or ends without its model's finish marker is retried as a whole.
+    `TimeoutPolicy.attempt` holds for the whole stream, and `first_item`, `gap` and `stream_total`
+    besides. Without a guard around it, it just reads. All items are held in memory.
+
+    Args:
+        function: A function that returns an async iterator, awaited or not.
+
+    Raises:
+        UnsupportedCallError: On a call: what the function returned is no async iterator.
+    """
+    begin = as_coroutine_function(function)
+
+    @functools.wraps(function)
+    async def gather(*args: Any, **kwargs: Any) -> list[Any]:
+        source = await begin(*args, **kwargs)
+        if not is_stream(source.__class__):
+            name = getattr(function, "__qualname__", repr(function))
+            found = type(source).__name__
+            raise UnsupportedCallError(f"gathered({name}) needs a stream, not {found}")
+        async with await _watched(source) as stream:
+            return [item async for item in stream]
+
+    return gather
+
+
+async def _watched(source: Any) -> PassedOnStream[Any]:
+    call = current_call.get()
+    if call is None or call.guard is None:
+        return await OpenedStream[Any](source).open()
+    return await GuardedStream(_Attempt(call), _reading(call), source).open(None)
+
+
+def _reading(call: Call) -> Call:
+    """The reading, as a call inside the one under way: its times, on its loop."""
+    reading = Call()
+    reading.parts = call.parts
+    reading.began = call.began
+    reading.started = call.started
+    return reading
+
+
+class _Attempt:
+    """What a stream sees of a guard whose verdict falls on the attempt around the stream."""
+
+    def __init__(self, call: Call) -> None:
+        guard = call.guard
+        self.name = guard.name
+        self.policy = guard.policy
+        self.clock = guard.clock
+        self.remaining = guard.remaining
+        self.timeout_error = guard.timeout_error
+
+    def settle_success(self, call: Call, duration: float | None = None) -> None:
+        """The attempt goes on."""
+
+    def settle_error(self, call: Call, error: BaseException) -> None:
+        """It is raised to the attempt."""
+
+    def settle_without_verdict(self, call: Call) -> None:
+        """The attempt hears of it."""

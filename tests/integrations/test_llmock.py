@@ -1,0 +1,323 @@
+"""Judged by llmock, a server that breaks on purpose and tells how well its client took it.
+
+Every test ends with the server's own verdict, strict: warnings fail it too. What it says of the
+same clients with no guard is in `test_llmock_unguarded.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lightrag")
+anthropic = pytest.importorskip("anthropic")
+pytest.importorskip("llmock")
+
+import httpx2  # noqa: E402
+import openai  # noqa: E402
+from llmock.chaos import ChaosSettings, StreamChaos  # noqa: E402
+from llmock.pytest_plugin import LLMock  # noqa: E402
+from llmock.testing import LLMockServer  # noqa: E402
+
+from lightrag_resilience import (  # noqa: E402
+    AttemptTimeoutError,
+    BreakerPolicy,
+    Guard,
+    Guards,
+    Policy,
+    RetryPolicy,
+    TimeoutPolicy,
+    TruncatedStreamError,
+    gathered,
+)
+from lightrag_resilience.integrations.httpx2 import ResilientTransport  # noqa: E402
+from lightrag_resilience.integrations.lightrag._inner_retries import (  # noqa: E402
+    make_inner_retries_yield,
+    restore_inner_retries,
+)
+from lightrag_resilience.integrations.sdks import (  # noqa: E402
+    tell_cut_off_streams,
+    yield_retries,
+)
+from support.llmock_clients import (  # noqa: E402
+    ANSWERING,
+    EMBEDDING,
+    FOR_GOOD,
+    PASSING,
+    STREAMING,
+    TEXT,
+    WITH_A_WAIT,
+    Client,
+    asking,
+    break_next,
+    of,
+    say,
+    sdk_of,
+    speaking,
+    text_of,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
+
+BREAKS = ("disconnect", "truncate", "corrupt")
+RETRY = RetryPolicy(attempts=4, initial_backoff=0.05)
+# The server sees a wait from when it notices that the client left, with the time that asking
+# takes: short ones may look alike, or not be seen.
+REGULAR = RetryPolicy(attempts=4, initial_backoff=0.07, jitter="none")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def provider(llmock: LLMock) -> LLMock:
+    return speaking(llmock)
+
+
+@pytest.fixture
+def _as_protected() -> Iterator[None]:
+    """What `protect` does for LightRAG's bindings."""
+    take_back = [yield_retries(openai, anthropic), tell_cut_off_streams(openai, anthropic)]
+    make_inner_retries_yield()
+    yield
+    restore_inner_retries()
+    for undo in take_back:
+        undo()
+
+
+def guard(**changes: Any) -> Guard:
+    timeout = TimeoutPolicy(attempt=2.0, total=30.0, first_item=0.6, gap=0.4)
+    return Guard("llm", Policy.llm(**({"timeout": timeout, "retry": RETRY} | changes)))
+
+
+async def answer_of(client: Client, llmock: LLMock, **changes: Any) -> Any:
+    async with asking(client, llmock) as ask:
+        return await guard(**changes).call(ask)
+
+
+async def whole_stream(client: Client, llmock: LLMock, **changes: Any) -> str:
+    async with asking(client, llmock) as ask:
+        return text_of(await guard(**changes).call(gathered(ask)))
+
+
+async def attempts_in(llmock: LLMock) -> int:
+    """How many requests were sent, for a client that the server finds nothing wrong with."""
+    verdict = await asyncio.to_thread(llmock.verdict)
+    verdict.assert_ok(strict=True)
+    assert verdict.faults
+    return verdict.attempts
+
+
+# ---------------------------------------------------------------------- behind a guard
+
+
+@of([*ANSWERING, *EMBEDDING])
+@pytest.mark.usefixtures("_as_protected")
+@pytest.mark.parametrize("status", PASSING)
+async def test_a_call_goes_past_an_error(client: Client, status: int, provider: LLMock) -> None:
+    provider.fail(status, retry_after=0.1 if status in WITH_A_WAIT else None)
+    answer = await answer_of(client, provider)
+    assert len(answer) == 1536 if client in EMBEDDING else answer == TEXT
+    assert await attempts_in(provider) == 2
+
+
+@pytest.mark.parametrize("status", PASSING)
+async def test_at_the_wire_a_call_goes_past_an_error(status: int, provider: LLMock) -> None:
+    provider.fail(status, retry_after=0.1 if status in WITH_A_WAIT else None)
+    policy = Policy.llm(retry=RETRY)
+    transport = ResilientTransport(name="llm.wire", policy=policy, registry=Guards())
+    async with openai.AsyncOpenAI(
+        base_url=provider.base_url(),
+        api_key="none",
+        max_retries=0,
+        http_client=httpx2.AsyncClient(transport=transport),
+    ) as sdk:
+        answer: Any = await say(sdk, 1)
+    assert answer.choices[0].message.content == TEXT
+    assert await attempts_in(provider) == 2
+
+
+@of(STREAMING)
+@pytest.mark.usefixtures("_as_protected")
+@pytest.mark.parametrize("status", [429, 500])
+async def test_a_stream_goes_past_an_error(client: Client, status: int, provider: LLMock) -> None:
+    provider.fail(status, retry_after=0.1 if status in WITH_A_WAIT else None)
+    assert await whole_stream(client, provider) == TEXT
+    assert await attempts_in(provider) == 2
+
+
+@of([*ANSWERING, *EMBEDDING])
+@pytest.mark.usefixtures("_as_protected")
+@pytest.mark.parametrize("status", FOR_GOOD)
+async def test_what_cannot_succeed_is_not_tried_again(
+    client: Client, status: int, provider: LLMock
+) -> None:
+    provider.fail(status)
+    with pytest.raises(Exception, match=str(status)):
+        await answer_of(client, provider)
+    assert await attempts_in(provider) == 1
+
+
+@of([*ANSWERING, *STREAMING])
+@pytest.mark.usefixtures("_as_protected")
+@pytest.mark.parametrize("by_size", [False, True])
+async def test_a_prompt_that_is_too_long_is_not_sent_again(
+    client: Client,
+    by_size: bool,  # noqa: FBT001
+    provider: LLMock,
+) -> None:
+    if by_size:
+        provider.limits(context_window=1)
+    else:
+        provider.context_overflow()
+    with pytest.raises(Exception, match=r"maximum|Bad request|too long"):
+        await answer_of(client, provider)
+    assert await attempts_in(provider) == 1
+
+
+@of(STREAMING)
+@pytest.mark.usefixtures("_as_protected")
+@pytest.mark.parametrize("kind", BREAKS)
+@pytest.mark.parametrize("after", [0, 1, 4])
+async def test_a_stream_that_breaks_is_asked_for_again_as_a_whole(
+    client: Client, kind: str, after: int, provider: LLMock
+) -> None:
+    break_next(provider, kind, after)
+    assert await whole_stream(client, provider, retry=REGULAR) == TEXT
+    assert await attempts_in(provider) == 2
+
+
+@of(STREAMING)
+@pytest.mark.usefixtures("_as_protected")
+@pytest.mark.parametrize("after", [0, 5])
+async def test_a_stream_that_stalls_is_asked_for_again(
+    client: Client, after: int, provider: LLMock
+) -> None:
+    provider.stall(after_chunks=after, seconds=2.0)
+    assert await whole_stream(client, provider) == TEXT
+    assert await attempts_in(provider) == 2
+
+
+@of([*ANSWERING, *STREAMING])
+@pytest.mark.usefixtures("_as_protected")
+async def test_an_answer_that_is_late_is_asked_for_again(client: Client, provider: LLMock) -> None:
+    timeout = TimeoutPolicy(attempt=0.5, total=30.0)
+    if client in STREAMING:
+        provider.slow_first_token(0.8)
+        assert await whole_stream(client, provider, timeout=timeout) == TEXT
+    else:
+        provider.delay(0.8)
+        assert await answer_of(client, provider, timeout=timeout) == TEXT
+    verdict = await asyncio.to_thread(provider.verdict)
+    verdict.assert_ok(strict=True)
+    assert verdict.attempts >= 2
+
+
+@of(ANSWERING)
+@pytest.mark.usefixtures("_as_protected")
+async def test_waits_grow_with_each_error_in_a_row(client: Client, provider: LLMock) -> None:
+    provider.fail(500, times=3)
+    assert await answer_of(client, provider, retry=REGULAR) == TEXT
+    assert await attempts_in(provider) == 4
+
+
+@of(STREAMING)
+@pytest.mark.usefixtures("_as_protected")
+async def test_each_kind_of_break_in_a_row_is_gone_past(client: Client, provider: LLMock) -> None:
+    for kind in BREAKS:
+        break_next(provider, kind, 3)
+    assert await whole_stream(client, provider, retry=REGULAR) == TEXT
+    assert await attempts_in(provider) == 4
+
+
+@of(ANSWERING)
+@pytest.mark.usefixtures("_as_protected")
+async def test_an_outage_is_given_up_on_after_a_few_growing_waits(
+    client: Client, provider: LLMock
+) -> None:
+    provider.fail(500, times=None)
+    with pytest.raises(Exception):  # noqa: B017, PT011 - each SDK has its own
+        await answer_of(client, provider, retry=REGULAR)
+    assert await attempts_in(provider) == 4
+
+
+@of(ANSWERING)
+@pytest.mark.usefixtures("_as_protected")
+async def test_what_a_provider_asks_to_wait_is_waited_each_time(
+    client: Client, provider: LLMock
+) -> None:
+    provider.rate_limit(times=2, retry_after=0.2).fail(503, retry_after=0.2)
+    assert await answer_of(client, provider) == TEXT
+    assert await attempts_in(provider) == 4
+
+
+@of(ANSWERING[:2])
+async def test_a_quota_of_requests_is_kept_to(client: Client, provider: LLMock) -> None:
+    provider.limits(rpm=120)
+    one = guard()
+    async with sdk_of(client, provider.base_url(client.provider)) as sdk:
+        await asyncio.gather(*(one.call(say, sdk, number) for number in range(123)))
+    assert await attempts_in(provider) > 123
+
+
+@of(ANSWERING[:2])
+async def test_a_quota_of_tokens_is_kept_to(client: Client, provider: LLMock) -> None:
+    provider.limits(tpm=12_000)
+    one = guard()
+    async with sdk_of(client, provider.base_url(client.provider)) as sdk:
+        for number in range(12):
+            await one.call(say, sdk, number, max_tokens=990)
+    assert await attempts_in(provider) > 12
+
+
+@of(STREAMING[:2])
+async def test_a_storm_of_everything_is_lived_through(
+    client: Client, provider: LLMock, llmock_server: LLMockServer
+) -> None:
+    state = llmock_server.state
+    state.chaos = ChaosSettings(error_rates={500: 0.1, 502: 0.1})
+    rates = tuple((kind, 0.05) for kind in ("disconnect", "truncate", "malformed", "stall"))
+    state.stream_chaos = StreamChaos(rates, stall_seconds=1.5, chunk_delay_ms=5)
+    retry = RetryPolicy(attempts=10, initial_backoff=0.1, max_backoff=1.0, budget=0)
+    one = guard(retry=retry, breaker=BreakerPolicy(mode="metrics-only"))
+    async with sdk_of(client, provider.base_url(client.provider)) as sdk:
+        asked = [one.call(gathered(say), sdk, number, stream=True) for number in range(20)]
+        answers = await asyncio.gather(*asked)
+    assert [text_of(answer) for answer in answers] == [TEXT] * 20
+    verdict = await asyncio.to_thread(provider.verdict)
+    # Not strict: short waits look alike on a busy machine, and what follows a malformed event may
+    # be sent before the client has left.
+    verdict.assert_ok()
+    assert {found.code for found in verdict.findings} <= {"no_backoff", "malformed_chunk_ignored"}
+    assert verdict.faults
+
+
+# ---------------------------------------------------------------------- shown to a reader at once
+
+
+@of(STREAMING)
+@pytest.mark.usefixtures("_as_protected")
+@pytest.mark.parametrize("kind", [*BREAKS, "stall"])
+async def test_a_reader_who_saw_the_beginning_is_told_and_asks_again(
+    client: Client, kind: str, provider: LLMock
+) -> None:
+    break_next(provider, kind, 4)
+    told = {
+        "truncate": (TruncatedStreamError,),
+        "stall": (AttemptTimeoutError,),
+        "corrupt": (ValueError,),
+        "disconnect": (openai.APIConnectionError, httpx2.RequestError),
+    }
+    one = guard()
+    async with asking(client, provider) as ask:
+        with pytest.raises(told[kind]):
+            text_of([item async for item in await one.call(ask)])
+        assert one.breaker.snapshot().failed == 1
+        await asyncio.sleep(0.1)
+        assert text_of([item async for item in await one.call(ask)]) == TEXT
+    assert await attempts_in(provider) == 2
