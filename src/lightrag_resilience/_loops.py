@@ -51,6 +51,11 @@ class LoopParts:
         self._line = Line(name, policy, clock, shared)
         self.line = self._line if self._line.is_needed else None
 
+    @property
+    def waiting(self) -> int:
+        """Calls in line for a place."""
+        return self._line.waiting
+
     def cool_down(self, seconds: float) -> None:
         """The provider asked to wait; from any thread."""
         self._line.cooldown.begin(seconds)
@@ -94,6 +99,11 @@ class Loops:
             parts.cool_down(left)
         self._parts[loop] = parts
         return parts, True
+
+    def load(self) -> tuple[int, int]:
+        """Calls whose attempt is under way with a time limit, and calls in line; any thread."""
+        parts = list(self._parts.values())
+        return sum(len(p.timer or ()) for p in parts), sum(p.waiting for p in parts)
 
     def change(self, policy: Policy) -> None:
         """New calls go by another policy; those under way end by the one they began with."""

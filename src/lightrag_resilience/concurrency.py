@@ -16,13 +16,16 @@ class Places:
     Args:
         name: The dependency.
         policy: A policy whose `max_concurrent` is set.
+
+    Attributes:
+        waiting: Calls that wait for a place.
     """
 
     def __init__(self, name: str, policy: ConcurrencyPolicy) -> None:
         self._name = name
         self._policy = policy
         self._semaphore = asyncio.Semaphore(policy.max_concurrent or 1)
-        self._waiting = 0
+        self.waiting = 0
 
     async def acquire(self, longest: float) -> bool:
         """Take a place, waiting at most `longest` seconds for it. True if there was a wait.
@@ -33,17 +36,17 @@ class Places:
         if not self._semaphore.locked():
             await self._semaphore.acquire()
             return False
-        if self._waiting >= self._policy.max_queue:
-            raise QueueFullError(self._name, None, f"and {self._waiting} more are waiting")
+        if self.waiting >= self._policy.max_queue:
+            raise QueueFullError(self._name, None, f"and {self.waiting} more are waiting")
         longest = min(longest, self._policy.max_wait)
-        self._waiting += 1
+        self.waiting += 1
         try:
             async with asyncio.timeout(longest):
                 await self._semaphore.acquire()
         except TimeoutError:
             raise QueueFullError(self._name, None, f"for {longest:g} s") from None
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
         return True
 
     def release(self) -> None:

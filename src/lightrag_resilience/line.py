@@ -48,6 +48,11 @@ class Line:
         """Whether there is anything to wait for."""
         return self.cooldown.is_on or self._limit is not None or self._places is not None
 
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a place; from any thread."""
+        return self._places.waiting if self._places is not None else 0
+
     async def enter(
         self,
         call: _Caller,
@@ -87,14 +92,17 @@ class Line:
             self._places.release()
         self.cooldown.gave_up(call)
 
-    def leave(self, call: _Caller, failure: Failure | None, answer: object = None) -> None:
-        """A call succeeded, or failed so."""
+    def leave(self, call: _Caller, failure: Failure | None, answer: object = None) -> int:
+        """A call succeeded, or failed so; how many tokens it used, where they are counted."""
         if self._places is not None:
             self._places.release()
         if self.cooldown.is_on:
             self.cooldown.ended(call, failure)
-        if self._limit is not None:
-            self._settle(call, _used(call.tokens, failure, answer))
+        if self._limit is None or not call.tokens[0]:
+            return 0
+        used = _used(call.tokens, failure, answer)
+        self._settle(call, used)
+        return used
 
     def _settle(self, call: _Caller, used: int) -> None:
         if self._limit is not None and call.tokens[0]:

@@ -122,7 +122,7 @@ async def test_a_cancelled_call_leaves_its_place_and_its_time(phase: Phase, poli
     assert parts.gap_timer is not None
     assert len(parts.timer) == len(parts.gap_timer) == 0
     if parts._line._places is not None:
-        assert parts._line._places._waiting == 0
+        assert parts._line.waiting == 0
         assert parts._line._places._semaphore._value == 1
 
 

@@ -70,7 +70,7 @@ async def test_a_waiter_who_leaves_takes_no_place() -> None:
     calls[1].cancel()
     await asyncio.wait(calls)
     assert [call.result() for call in (calls[0], *calls[2:])] == [0.0, 1.0, 2.0]
-    assert made._waiting == 0
+    assert made.waiting == 0
 
 
 async def test_a_place_granted_to_a_waiter_who_leaves_is_not_lost() -> None:
