@@ -76,7 +76,8 @@ def _timeouts(policy: Policy) -> _Found:
         yield (
             Level.WARNING,
             (
-                f"after an attempt that timed out ({attempt:g} s) a second one is cut short, as all "
+                f"after an attempt that timed out ({attempt:g} s) a second one is cut "
+                f"short, as all "
                 f"together get {total:g} s"
             ),
             "set TIMEOUT__TOTAL to twice TIMEOUT__ATTEMPT or more, or RETRY__ATTEMPTS to 1",
@@ -124,7 +125,8 @@ def _breaker(policy: Policy) -> _Found:
         yield (
             Level.WARNING,
             (
-                f"a probe loses its place after {breaker.probe_lease:g} s, before its attempt is over "
+                f"a probe loses its place after {breaker.probe_lease:g} s, before its "
+                f"attempt is over "
                 f"({attempt:g} s), so that more probes go out than wanted"
             ),
             "set BREAKER__PROBE_LEASE above TIMEOUT__ATTEMPT",
@@ -149,7 +151,8 @@ def _limits(policy: Policy) -> _Found:
         yield (
             Level.WARNING,
             (
-                f"a turn comes every {_MINUTE / limit.rpm:.1f} s, and a call waits {limit.max_wait:g} "
+                f"a turn comes every {_MINUTE / limit.rpm:.1f} s, and a call waits "
+                f"{limit.max_wait:g} "
                 "s for it at most, so what is beyond the burst is refused at once"
             ),
             "raise LIMIT__MAX_WAIT or LIMIT__RPM",
@@ -168,7 +171,8 @@ def _limits(policy: Policy) -> _Found:
         yield (
             Level.WARNING,
             (
-                f"a call may wait {limit.max_wait:g} s for its turn, and ends after {total:g} s, so "
+                f"a call may wait {limit.max_wait:g} s for its turn, and ends after "
+                f"{total:g} s, so "
                 "that no time is left to make it"
             ),
             "set LIMIT__MAX_WAIT below TIMEOUT__TOTAL",
