@@ -61,8 +61,7 @@ def observe(
         guards: Of this process: ``guards()``.
         registry: Where the metrics are found.
         most: Dependencies that are shown by name; further ones are ``other``.
-        exemplar: What to note beside a duration, such as a trace's id; see
-            `lightrag_resilience.telemetry.otel.exemplar`.
+        exemplar: What to note beside a duration, such as ``{"trace_id": …}``, or None.
 
     Returns:
         What ends it, by ``close()``.
