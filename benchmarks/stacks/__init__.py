@@ -9,7 +9,7 @@ from benchmarks.stack import Stack
 __all__ = ["find_stacks"]
 
 _OWN = ("bare", "ours", "composed")
-_PEERS = ("with_hyx", "with_pyresilience", "with_stamina", "with_interlock")
+_PEERS = ("with_prometheus", "with_hyx", "with_pyresilience", "with_stamina", "with_interlock")
 
 
 def find_stacks(*, peers: bool = True) -> tuple[list[Stack], list[str]]:

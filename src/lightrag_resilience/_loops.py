@@ -59,8 +59,9 @@ class LoopParts:
 
     @property
     def occupancy(self) -> Occupancy:
-        """How the places of this loop are taken."""
-        return self._line.occupancy
+        """How the places of this loop are taken; without places, what runs against the time."""
+        found = self._line.occupancy
+        return found if found.limit is not None else Occupancy(in_use=len(self.timer or ()))
 
     def warm_up(self) -> None:
         """Calls go past the line again, if there is nothing left to wait for."""
@@ -110,7 +111,7 @@ class Loops:
 
     @property
     def occupancy(self) -> Occupancy:
-        """How the places of all loops are taken."""
+        """How the places of all loops are taken; any thread may ask."""
         found = [parts.occupancy for parts in list(self._parts.values())]
         limits = [each.limit for each in found if each.limit is not None]
         in_use, waiting = (sum(each.in_use for each in found), sum(each.waiting for each in found))

@@ -209,7 +209,7 @@ class Breaker:
             self._is_telling = True
         try:
             while (change := self._next_change()) is not None:
-                _log_change(change)
+                _log_change(change, self.circuit.opens)
                 if self._pybreaker is not None:
                     self._pybreaker.show(State(change.new))
                 self._events.emit(change)
@@ -227,10 +227,21 @@ class Breaker:
             return change
 
 
-def _log_change(change: StateChanged) -> None:
-    """One line a change: a warning where calls begin to be refused."""
+def _log_change(change: StateChanged, opens: int) -> None:
+    """One line a change: a warning where calls begin to be refused.
+
+    In a long outage a circuit breaks again and again: told are breaks 1, 2, 4, 8 and so on.
+    """
     level = logging.WARNING if change.new == State.OPEN.value else logging.INFO
-    _log.log(level, "Circuit %r is %s %s", change.dependency, change.new, change.reason)
+    if change.new != State.CLOSED.value and opens & (opens - 1):
+        level = logging.DEBUG
+    again = f", break {opens} in a row" if opens > 1 and change.new == State.OPEN.value else ""
+    _log.log(
+        level,
+        "Circuit %r is %s %s%s",
+        *(change.dependency, change.new, change.reason, again),
+        extra={"dependency": change.dependency, "state": change.new, "reason": change.reason},
+    )
 
 
 class _PyBreaker(CircuitBreaker):

@@ -10,16 +10,14 @@ from typing import Annotated
 try:
     import typer
     from rich.console import Console
-    from rich.table import Table
 except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py runs it apart
     sys.exit(f"The command line needs {error.name}: pip install 'lightrag-resilience[cli]'")
 
+from . import examination
 from ._terminal import fail, settings_or_exit
 from ._version import __version__
 from .errors import SettingsError
 from .operate import COMMANDS
-from .policy import FAMILIES, PARTS, Policy
-from .settings import Settings
 
 __all__ = ["app", "main"]
 
@@ -109,32 +107,5 @@ def serve(
         fail(str(error))
 
 
-@app.command()
-def doctor(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Dependencies, such as llm.openai.")
-    ] = None,
-) -> None:
-    """Check the RESILIENCE_* variables, and show the policies they lead to."""
-    settings = settings_or_exit()
-    Console().print(_policies(settings, names or list(FAMILIES)))
-
-
-def _policies(settings: Settings, names: list[str]) -> Table:
-    """Each field of the policies; what a variable changed is marked."""
-    table = Table("variable", *names, title="Policies in force (* set by a variable)")
-    for part, kind in PARTS.items():
-        table.add_section()
-        for name in kind.__dataclass_fields__:
-            cells = []
-            for dependency in names:
-                value = getattr(getattr(settings.policy_for(dependency), part), name)
-                default = getattr(getattr(Policy.for_name(dependency), part), name)
-                shown = "none" if value is None else str(value)
-                cells.append(shown if value == default else f"[bold]{shown} *[/]")
-            table.add_row(f"…__{part.upper()}__{name.upper()}", *cells)
-    return table
-
-
-for _name, _command in COMMANDS.items():
+for _name, _command in {**examination.COMMANDS, **COMMANDS}.items():
     app.command(_name)(_command)

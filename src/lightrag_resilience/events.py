@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 __all__ = [
     "AttemptFailed",
+    "CallFailed",
     "CallRefused",
     "CallSucceeded",
+    "CallWaited",
     "Event",
     "Events",
     "FellBack",
@@ -28,10 +30,14 @@ _log = logging.getLogger("lightrag_resilience")
 
 @dataclass(frozen=True, slots=True)
 class CallSucceeded:
-    """An attempt, and with it the call, succeeded after `duration` seconds."""
+    """An attempt, and with it the call, succeeded after `duration` seconds.
+
+    `tokens` is what it used, where a limit on tokens counts them.
+    """
 
     dependency: str
     duration: float
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,24 @@ class AttemptFailed:
     kind: str
     error: str
     duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallFailed:
+    """A call failed for good, `duration` seconds after its begin; `kind` as in `AttemptFailed`."""
+
+    dependency: str
+    kind: str
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallWaited:
+    """A call waited `seconds` in line, maybe none, and booked `tokens`, and may now be sent."""
+
+    dependency: str
+    seconds: float
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +124,8 @@ class StaleAnswered:
 Event = (
     CallSucceeded
     | AttemptFailed
+    | CallFailed
+    | CallWaited
     | RetryScheduled
     | CallRefused
     | StateChanged

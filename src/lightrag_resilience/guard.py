@@ -20,12 +20,13 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 from ._call import Call, current_call, new_call
 from ._kinds import as_coroutine_function, is_stream
 from ._loops import LoopParts, Loops
+from ._tell import tell_attempt, tell_failure, tell_refusal, tell_retry, tell_wait
 from .breakers import Admission, Breaker
 from .budget import RetryBudget
 from .concurrency import Occupancy
 from .errors import AttemptTimeoutError, CallRejected, CircuitOpenError, DeadlineExceededError
-from .events import AttemptFailed, CallRefused, CallSucceeded, Events, RetryScheduled
-from .failures import FailureKind, classify, root_cause
+from .events import CallSucceeded, Events
+from .failures import FailureKind, classify
 from .limits import SharedLimit
 from .line import Line
 from .policy import Policy, RetryPolicy
@@ -158,9 +159,9 @@ class Guard:
         try:
             return await self._attempt(call, function, args, kwargs)
         except Exception as error:
-            failure = call.failure
             retry = self.policy.retry.knowing(idempotent=idempotent)
-            if once or failure is None or not is_retryable(failure, retry):
+            if once or call.failure is None or not is_retryable(call.failure, retry):
+                tell_failure(self, call)
                 raise
             attempt = functools.partial(self._attempt, call, function, args, kwargs)
             return await self._retry(call, retry, error, attempt)
@@ -215,10 +216,14 @@ class Guard:
             deadline=call.deadline,
             clock=self.clock,
             sleep=self.sleep,
-            scheduled=self._emit_retry,
+            scheduled=functools.partial(tell_retry, self),
             last_failure=lambda: call.failure,
         )
-        return await retries.after(first, attempt)
+        try:
+            return await retries.after(first, attempt)
+        except Exception:
+            tell_failure(self, call)
+            raise
 
     # ------------------------------------------------------------------ before an attempt
 
@@ -232,28 +237,29 @@ class Guard:
         return parts
 
     def _refusal(self, wait: float) -> CircuitOpenError:
-        if self.events.listeners:
-            self.events.emit(CallRefused(self.name, CircuitOpenError.__name__))
+        tell_refusal(self, CircuitOpenError)
         return CircuitOpenError(self.name, None if wait == math.inf else wait, self._circuit.reason)
 
     async def _ask_breaker(self) -> Admission:
         try:
             return await self.breaker.ask()
         except CallRejected as refusal:
-            self.events.emit(CallRefused(self.name, type(refusal).__name__))
+            tell_refusal(self, type(refusal))
             raise
 
     async def _wait_in_line(
         self, call: Call, line: Line, question: tuple[tuple[Any, ...], dict[str, Any]]
     ) -> None:
         """Wait until the call may be sent, then ask the breaker again."""
+        began = self.clock()
         try:
             waited = await line.enter(call, question, lambda: self.remaining(call))
         except BaseException as refusal:
             self.breaker.released(call.admission)
             if isinstance(refusal, CallRejected):
-                self.events.emit(CallRefused(self.name, type(refusal).__name__))
+                tell_refusal(self, type(refusal))
             raise
+        tell_wait(self, call, began)
         if waited and not self._circuit.honours(call.admission):
             try:
                 call.admission = await self._ask_breaker()
@@ -286,16 +292,17 @@ class Guard:
         self, call: Call, duration: float | None = None, answer: object = None
     ) -> None:
         """An attempt succeeded, to its end; `duration` is a stream's wait for its first item."""
+        tokens = 0
         if duration is None:
             duration = self.clock() - call.started
         if (line := call.parts.line) is not None:
-            line.leave(call, None, duration, answer)
+            tokens = line.leave(call, None, duration, answer)
             call.parts.warm_up()
         self.breaker.succeeded(call.admission, duration)
         if self.budget.tokens < self.budget.capacity:
             self.budget.earn()
         if self.events.listeners:
-            self.events.emit(CallSucceeded(self.name, duration))
+            self.events.emit(CallSucceeded(self.name, duration, tokens))
 
     def settle_error(self, call: Call, error: BaseException) -> None:
         """An attempt raised: the breaker learns of it where the dependency is to blame."""
@@ -313,9 +320,7 @@ class Guard:
         else:
             self.breaker.released(call.admission)
         call.failure = failure
-        if self.events.listeners:
-            name = type(root_cause(error)).__name__
-            self.events.emit(AttemptFailed(self.name, failure.kind.value, name, duration))
+        tell_attempt(self, error, failure, duration)
 
     def settle_without_verdict(self, call: Call) -> None:
         """An attempt was given up by its caller, or never reached the dependency."""
@@ -373,11 +378,13 @@ class Guard:
         if timed_out and isinstance(error, asyncio.CancelledError):
             timeout = self.timeout_error(call)
             self.settle_error(call, timeout)
+            tell_failure(self, call)
             raise timeout from error
         if error is None:
             self.settle_success(call)
         else:
             self.settle_error(call, error)
+            tell_failure(self, call)
 
     # ------------------------------------------------------------------ small things
 
@@ -391,6 +398,3 @@ class Guard:
         if is_new:
             self.breaker.begin()
         return self._parts
-
-    def _emit_retry(self, attempt: int, wait: float) -> None:
-        self.events.emit(RetryScheduled(self.name, attempt, wait))

@@ -100,8 +100,11 @@ class Line:
 
     def leave(
         self, call: _Caller, failure: Failure | None, duration: float, answer: object = None
-    ) -> None:
-        """A call succeeded, or failed so, after `duration` seconds."""
+    ) -> int:
+        """A call succeeded, or failed so, after `duration` seconds.
+
+        Returns how many tokens it used, where they are counted.
+        """
         if self._places is not None:
             self._places.release()
             if failure is None or failure.kind in _OVERLOAD:
@@ -109,8 +112,11 @@ class Line:
                 self._places.learn(call.started, duration, is_overloaded=is_overloaded)
         if self.cooldown.is_on:
             self.cooldown.ended(call, failure)
-        if self._limit is not None:
-            self._settle(call, _used(call.tokens, failure, answer))
+        if self._limit is None or not call.tokens[0]:
+            return 0
+        used = _used(call.tokens, failure, answer)
+        self._settle(call, used)
+        return used
 
     def _settle(self, call: _Caller, used: int) -> None:
         if self._limit is not None and call.tokens[0]:

@@ -17,6 +17,7 @@ from .policy import Policy
 
 if TYPE_CHECKING:
     from .settings import Settings
+    from .shared.link import Link
     from .shared.sync import Synchronizer
     from .shared.wire import Override
 
@@ -150,6 +151,11 @@ class Guards:
             self.override(values, "; ".join(reasons) or "as the variables say")
         except SettingsError as error:
             _log.error("Overrides in Redis are ignored: %s", error)
+
+    @property
+    def link(self) -> Link | None:
+        """How it stands with Redis; None where nothing is shared yet."""
+        return self._sync.link if self._sync is not None else None
 
     def close(self) -> None:
         """End the threads behind sync functions and shared breakers; later use begins anew."""

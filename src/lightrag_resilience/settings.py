@@ -26,10 +26,15 @@ from .errors import PolicyError, SettingsError
 from .policy import FAMILIES, PARTS, Policy, Wait
 from .shared.address import problem_with_address
 
-__all__ = ["Settings", "load_settings"]
+__all__ = ["Settings", "lightrag_timeouts", "load_settings"]
 
 _LONGEST_SHOWN = 60  # characters
 _REDIS_URL = f"{PREFIX}REDIS_URL"
+_LIGHTRAG_TIMEOUTS = {
+    "llm": ("LLM_TIMEOUT", 240.0),
+    "embedding": ("EMBEDDING_TIMEOUT", 30.0),
+    "rerank": ("RERANK_TIMEOUT", 30.0),
+}
 _PLAIN_NAMES = frozenset(plain.name for plain in PLAIN)
 
 Section = Mapping[str, Mapping[str, Any]]
@@ -69,6 +74,17 @@ class Settings:
         if problems:
             raise SettingsError(*problems)
         return policy
+
+    def sources_for(self, name: str) -> dict[tuple[str, str], str]:
+        """For each part and field of a dependency's policy that a variable sets, the variable."""
+        parts = name.split(".")
+        sections = [section_of(".".join(parts[:end])) for end in range(1, len(parts) + 1)]
+        return {
+            (part, key): variable(section, part, key)
+            for section in [DEFAULT, *sections]
+            for part, values in self.sections.get(section, {}).items()
+            for key in values
+        }
 
     def with_overrides(self, variables: Mapping[str, str]) -> Settings:
         """These settings, where some variables of policies have other values.
@@ -141,6 +157,16 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if problems := sorted(set(settings.contradictions())):
         raise SettingsError(*problems)
     return settings
+
+
+def lightrag_timeouts(environ: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Seconds of LightRAG's own timeouts, for each family that has one; as LightRAG reads them."""
+    source = os.environ if environ is None else environ
+    timeouts = {}
+    for family, (name, default) in _LIGHTRAG_TIMEOUTS.items():
+        text = source.get(name, "")
+        timeouts[family] = float(text) if text.strip().isdigit() else default
+    return timeouts
 
 
 def _read(found: Mapping[str, str]) -> _Variables:

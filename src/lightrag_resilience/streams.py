@@ -11,7 +11,9 @@ from typing import Any, Protocol, Self, TypeVar
 from ._call import Call, current_call
 from ._finish import Finish, finish_after, is_of_model
 from ._opened import PassedOnStream, close_both
+from ._tell import tell_failure
 from .errors import AttemptTimeoutError, TruncatedStreamError
+from .events import Events
 from .policy import Policy, TimeoutPolicy
 from .timeouts import Timer
 
@@ -26,9 +28,10 @@ class _Guard(Protocol):
     """The guard's side: how long a call may take, and how it ends."""
 
     name: str
+    events: Events
     policy: Policy
-    clock: Callable[[], float]
 
+    def clock(self) -> float: ...
     def remaining(self, call: Call) -> float: ...
     def timeout_error(self, call: Call, late: str = "") -> Exception: ...
     def settle_success(self, call: Call, duration: float | None = None) -> None: ...
@@ -210,6 +213,7 @@ class GuardedStream(PassedOnStream[T_co]):
         call, self._call = self._call, None
         if call is not None:
             self._guard.settle_error(call, error)
+            tell_failure(self._guard, call)
         await self._close_after_error()
 
     def _release(self) -> None:

@@ -24,7 +24,13 @@ from lightrag_resilience import (
     State,
 )
 from lightrag_resilience._call import current_call, owned_by_a_guard
-from lightrag_resilience.events import AttemptFailed, CallRefused, CallSucceeded, StateChanged
+from lightrag_resilience.events import (
+    AttemptFailed,
+    CallFailed,
+    CallRefused,
+    CallSucceeded,
+    StateChanged,
+)
 from support.guards import Scripted, down, guard_on_loop, heard_by, now, outcomes, patient
 
 pytestmark = pytest.mark.anyio
@@ -70,7 +76,10 @@ async def test_a_failure_is_passed_on_and_remembered(run: Any) -> None:
         await run(guard, Scripted(error))
     assert raised.value is error
     assert guard.breaker.snapshot().failed == 1
-    assert heard == [AttemptFailed("llm", "transient", "ConnectionRefusedError", 0.0)]
+    assert heard == [
+        AttemptFailed("llm", "transient", "ConnectionRefusedError", 0.0),
+        CallFailed("llm", "transient", 0.0),
+    ]
 
 
 @both_ways

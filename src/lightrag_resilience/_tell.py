@@ -1,0 +1,51 @@
+"""What listeners are told of a call. Nothing is built where nobody listens."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ._call import Call
+from .errors import CallRejected
+from .events import AttemptFailed, CallFailed, CallRefused, CallWaited, Events, RetryScheduled
+from .failures import Failure, root_cause
+
+__all__ = ["tell_attempt", "tell_failure", "tell_refusal", "tell_retry", "tell_wait"]
+
+
+class _Teller(Protocol):
+    name: str
+    events: Events
+
+    def clock(self) -> float: ...
+
+
+def tell_attempt(guard: _Teller, error: Exception, failure: Failure, duration: float) -> None:
+    """An attempt failed, after so many seconds."""
+    if guard.events.listeners:
+        name = type(root_cause(error)).__name__
+        guard.events.emit(AttemptFailed(guard.name, failure.kind.value, name, duration))
+
+
+def tell_failure(guard: _Teller, call: Call) -> None:
+    """A call is over and its last attempt failed; one that was refused is told of elsewhere."""
+    if guard.events.listeners and call.failure is not None:
+        lasted = guard.clock() - call.began
+        guard.events.emit(CallFailed(guard.name, call.failure.kind.value, lasted))
+
+
+def tell_refusal(guard: _Teller, refusal: type[CallRejected]) -> None:
+    """A call was refused before it was sent."""
+    if guard.events.listeners:
+        guard.events.emit(CallRefused(guard.name, refusal.__name__))
+
+
+def tell_retry(guard: _Teller, attempt: int, wait: float) -> None:
+    """An attempt with this number follows in so many seconds."""
+    if guard.events.listeners:
+        guard.events.emit(RetryScheduled(guard.name, attempt, wait))
+
+
+def tell_wait(guard: _Teller, call: Call, began: float) -> None:
+    """A call has been in line since `began`, and may be sent."""
+    if guard.events.listeners:
+        guard.events.emit(CallWaited(guard.name, guard.clock() - began, call.tokens[0]))

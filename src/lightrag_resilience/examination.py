@@ -1,0 +1,182 @@
+"""Commands that look at the configuration: ``doctor`` and ``config``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.table import Table
+
+from ._diagnosis import Finding, Level, examine
+from ._terminal import Exit, settings_or_exit
+from .errors import SettingsError
+from .policy import FAMILIES, PARTS, Policy
+from .settings import Settings, lightrag_timeouts
+from .shared.checkup import check_up
+from .shared.client import make_client
+from .shared.overview import Cluster
+from .shared.trouble import what_is_wrong
+from .shared.wire import WireError
+
+__all__ = ["COMMANDS"]
+
+_REDIS = (RedisError, OSError, WireError)
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+_Names = Annotated[list[str] | None, typer.Argument(help="Dependencies, such as llm.openai.")]
+
+
+def doctor(
+    names: _Names = None,
+    *,
+    as_json: _Json = False,
+    strict: Annotated[bool, typer.Option(help="Warnings are trouble, too.")] = False,
+) -> None:
+    """Check the RESILIENCE_* variables and Redis, and show the policies they lead to.
+
+    Ends with 0 if all is well, 1 if not, 2 if a variable is wrong, 3 if Redis cannot be used.
+    """
+    settings = settings_or_exit()
+    chosen = names or list(FAMILIES)
+    timeouts = lightrag_timeouts()
+    found = [
+        finding for name in chosen for finding in examine(name, settings.policy_for(name), timeouts)
+    ]
+    is_away = False
+    if settings.redis_url is not None:
+        of_redis, is_away = asyncio.run(_look_at_redis(settings))
+        found += of_redis
+    if as_json:
+        typer.echo(json.dumps({"findings": [asdict(finding) for finding in found]}))
+    else:
+        console = Console()
+        console.print(_policies(settings, chosen))
+        for finding in found:
+            console.print(
+                f"{finding.level}: {finding.subject}: {finding.problem}. To do: {finding.advice}.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+    raise typer.Exit(Exit.NO_REDIS if is_away else _verdict(found, strict=strict))
+
+
+def _verdict(found: list[Finding], *, strict: bool) -> Exit:
+    bad = {Level.ERROR, Level.WARNING} if strict else {Level.ERROR}
+    return Exit.TROUBLE if any(finding.level in bad for finding in found) else Exit.FINE
+
+
+async def _look_at_redis(settings: Settings) -> tuple[list[Finding], bool]:
+    assert settings.redis_url is not None  # noqa: S101 - who calls this has looked
+    client = make_client(settings.redis_url.get_secret_value())
+    try:
+        remarks = await check_up(client, settings.redis_prefix)
+    except _REDIS as error:
+        problem = f"it cannot be used: {what_is_wrong(error)}"
+        advice = "check RESILIENCE_REDIS_URL; until then each process has breakers of its own"
+        return [Finding(Level.ERROR, "redis", problem, advice)], True
+    finally:
+        await client.aclose()
+    return [
+        Finding(Level.ERROR if is_bad else Level.WARNING, "redis", problem, advice)
+        for is_bad, problem, advice in remarks
+    ], False
+
+
+def _policies(settings: Settings, names: list[str]) -> Table:
+    """Each field of the policies; what a variable changed is marked."""
+    table = Table("variable", *names, title="Policies in force (* set by a variable)")
+    for part, kind in PARTS.items():
+        table.add_section()
+        for name in kind.__dataclass_fields__:
+            cells = []
+            for dependency in names:
+                value = getattr(getattr(settings.policy_for(dependency), part), name)
+                default = getattr(getattr(Policy.for_name(dependency), part), name)
+                shown = _shown(value)
+                cells.append(shown if value == default else f"[bold]{shown} *[/]")
+            table.add_row(f"…__{part.upper()}__{name.upper()}", *cells)
+    return table
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+# ---------------------------------------------------------------------- where values come from
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    dependency: str
+    field: str
+    value: str
+    source: str
+
+
+def config(names: _Names = None, *, as_json: _Json = False) -> None:
+    """Print every value in force, and where it comes from: default, a variable, or Redis."""
+    settings = settings_or_exit()
+    overrides, trouble = asyncio.run(_overrides(settings))
+    try:
+        effective = settings.with_overrides(overrides)
+    except SettingsError as error:
+        effective, overrides = settings, {}
+        trouble = f"Overrides in Redis are ignored, as all workers do: {error}"
+    values = [value for name in names or FAMILIES for value in _values(effective, name, overrides)]
+    if as_json:
+        typer.echo(json.dumps({"plain": _plain(settings), "values": [asdict(v) for v in values]}))
+    else:
+        table = Table("dependency", "field", "value", "source")
+        for name, shown in _plain(settings).items():
+            table.add_row("", name, shown, "")
+        for value in values:
+            table.add_row(value.dependency, value.field, value.value, value.source)
+        Console().print(table)
+    if trouble:
+        typer.echo(trouble, err=True)
+        raise typer.Exit(Exit.NO_REDIS)
+
+
+def _plain(settings: Settings) -> dict[str, str]:
+    return {
+        "redis_url": "none" if settings.redis_url is None else "set, and not shown",
+        "redis_prefix": settings.redis_prefix,
+        "ingest_patience": f"{settings.ingest_patience:g}",
+    }
+
+
+def _values(settings: Settings, name: str, overrides: Mapping[str, str]) -> list[_Value]:
+    policy, sources = settings.policy_for(name), settings.sources_for(name)
+    rows = []
+    for part, kind in PARTS.items():
+        for field in kind.__dataclass_fields__:
+            source = sources.get((part, field), "default")
+            if source in overrides:
+                source = f"override in Redis of {source}"
+            value = _shown(getattr(getattr(policy, part), field))
+            rows.append(_Value(name, f"{part}.{field}", value, source))
+    return rows
+
+
+async def _overrides(settings: Settings) -> tuple[dict[str, str], str]:
+    """What `set` set, and what is wrong where that cannot be known."""
+    if settings.redis_url is None:
+        return {}, ""
+    client = make_client(settings.redis_url.get_secret_value())
+    cluster = Cluster(client, settings.redis_prefix, lambda name: settings.policy_for(name).breaker)
+    try:
+        known = await cluster.overrides()
+        return {name: override.value for name, override in known.items()}, ""
+    except _REDIS as error:
+        return {}, f"Redis cannot be used, so its overrides are not known: {what_is_wrong(error)}"
+    finally:
+        await client.aclose()
+
+
+COMMANDS = {"doctor": doctor, "config": config}

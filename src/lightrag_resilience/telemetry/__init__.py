@@ -1,0 +1,1 @@
+"""What goes out of a process for people to see: metrics, traces, logs, correlation."""

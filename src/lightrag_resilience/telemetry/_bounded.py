@@ -1,0 +1,43 @@
+"""Keeps the values of a label from growing without end."""
+
+from __future__ import annotations
+
+import logging
+
+__all__ = ["OTHER", "BoundedNames"]
+
+OTHER = "other"
+
+_log = logging.getLogger("lightrag_resilience")
+
+
+class BoundedNames:
+    """The first so many distinct names stay as they are; further ones are ``other``.
+
+    Args:
+        most: Names at the most. The log says once that they are used up.
+    """
+
+    __slots__ = ("_complained", "_known", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: set[str] = set()
+        self._complained = False
+
+    def shown(self, name: str) -> str:
+        """The name to show for `name`."""
+        if name in self._known:
+            return name
+        if len(self._known) < self._most:
+            self._known.add(name)
+            return name
+        if not self._complained:
+            self._complained = True
+            _log.warning(
+                "Metrics show %d dependencies; %r and all further ones are shown as %r",
+                self._most,
+                name,
+                OTHER,
+            )
+        return OTHER

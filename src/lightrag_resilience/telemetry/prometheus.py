@@ -1,0 +1,270 @@
+"""Metrics for Prometheus, out of the events of guards and of what guards know when asked.
+
+Counters and histograms follow the events. Gauges are set when Prometheus asks; in the multiprocess
+mode of prometheus_client, where another process is asked, a thread sets them once a second.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+try:
+    import prometheus_client as client
+    from prometheus_client import values
+    from prometheus_client.registry import Collector, CollectorRegistry
+except ModuleNotFoundError as error:  # pragma: no cover - tests/telemetry/ runs it apart
+    message = f"Metrics need {error.name}: pip install 'lightrag-resilience[prometheus]'"
+    raise ModuleNotFoundError(message, name=error.name) from error
+
+from lightrag_resilience._circuit import State
+from lightrag_resilience.events import (
+    AttemptFailed,
+    CallFailed,
+    CallRefused,
+    CallSucceeded,
+    CallWaited,
+    Event,
+    FellBack,
+    Hedged,
+    RetryScheduled,
+    StaleAnswered,
+    StateChanged,
+)
+from lightrag_resilience.registry import Guards
+
+from ._bounded import BoundedNames
+from ._metrics import BUCKETS, METRICS, PREFIX, Metric
+
+__all__ = ["Observation", "observe"]
+
+_STATES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
+_EVERY = 1.0  # seconds between two looks, where another process is asked
+_LAST_WORDS = 2.0  # seconds that the thread gets to end
+
+Exemplar = Callable[[], dict[str, str] | None]
+
+
+def observe(
+    guards: Guards,
+    *,
+    registry: CollectorRegistry = client.REGISTRY,
+    most: int = 100,
+    exemplar: Exemplar | None = None,
+) -> Observation:
+    """Begin to keep metrics of all guards, those to come included.
+
+    With Gunicorn call it in each worker, after the fork.
+
+    Args:
+        guards: Of this process: ``guards()``.
+        registry: Where the metrics are found.
+        most: Dependencies that are shown by name; further ones are ``other``.
+        exemplar: What to note beside a duration, such as ``{"trace_id": …}``, or None.
+
+    Returns:
+        What ends it, by ``close()``.
+
+    Raises:
+        ValueError: The registry has these metrics already.
+    """
+    return Observation(guards, registry, BoundedNames(most), exemplar)
+
+
+class Observation:
+    """Metrics of one set of guards in one registry, until ``close()``; see `observe`."""
+
+    def __init__(
+        self,
+        guards: Guards,
+        registry: CollectorRegistry,
+        names: BoundedNames,
+        exemplar: Exemplar | None,
+    ) -> None:
+        self._guards = guards
+        self._registry = registry
+        self._names = names
+        self._exemplar = exemplar
+        self._metrics: dict[str, Any] = {}
+        self._succeeded: dict[str, Callable[..., None]] = {}
+        self._children: dict[tuple[str, ...], Any] = {}
+        self._heard: dict[type, Callable[[Any], None]] = {
+            AttemptFailed: self._attempt_failed,
+            CallFailed: self._call_failed,
+            CallRefused: self._refused,
+            CallSucceeded: self._call_succeeded,
+            CallWaited: self._waited,
+            FellBack: lambda event: self._count("fallbacks", event.dependency),
+            Hedged: lambda event: self._count("hedges", event.dependency),
+            RetryScheduled: self._retried,
+            StaleAnswered: lambda event: self._count("stale_answers", event.dependency),
+            StateChanged: self._state_changed,
+        }
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._look = _Look(self.look)
+        self._register()
+        self._stop_listening = guards.events.listen(self._hear)
+        if _is_multiprocess():
+            self._thread = threading.Thread(target=self._look_often, daemon=True, name="metrics")
+            self._thread.start()
+
+    def close(self) -> None:
+        """End it: nothing is heard any more, and the metrics leave the registry."""
+        self._stop_listening()
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join(_LAST_WORDS)
+            self._thread = None
+        for collector in (self._look, *self._metrics.values()):
+            self._registry.unregister(collector)
+        self._metrics = {}
+
+    def look(self) -> None:
+        """Set all gauges to what is so now."""
+        highest: dict[tuple[str, str], float] = {}
+        for guard in self._guards:
+            name = self._names.shown(guard.name)
+            for metric, value in _gauges(guard):
+                highest[metric, name] = _together(metric, highest.get((metric, name)), value)
+        for (metric, name), value in highest.items():
+            self._child(metric, name).set(value)
+        if (link := self._guards.link) is not None:
+            if "redis_up" not in self._metrics:
+                self._make(metric for metric in METRICS if metric.of_redis)
+            self._metrics["redis_up"].set(link.is_up)
+            self._metrics["redis_round_trip_seconds"].set(link.round_trip)
+            self._metrics["redis_workers"].set(link.workers)
+
+    # ------------------------------------------------------------------ in the registry
+
+    def _register(self) -> None:
+        """All metrics or none."""
+        try:
+            # First, so that the gauges that follow it in a scrape are those of this moment.
+            self._registry.register(self._look)
+            self._make(metric for metric in METRICS if not metric.of_redis)
+        except ValueError:
+            for collector in (self._look, *self._metrics.values()):
+                self._registry.unregister(collector)
+            raise
+
+    def _make(self, metrics: Iterable[Metric]) -> None:
+        for metric in metrics:
+            self._metrics[metric.name] = _made(metric, self._registry)
+
+    def _look_often(self) -> None:
+        while not self._ending.wait(_EVERY):
+            self.look()
+
+    def _child(self, metric: str, *labels: str) -> Any:
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            self._children[key] = child = self._metrics[metric].labels(*labels)
+        return child
+
+    # ------------------------------------------------------------------ events
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, CallSucceeded):  # nearly all events are
+            observed = self._succeeded.get(event.dependency)
+            if observed is not None and not event.tokens and self._exemplar is None:
+                observed(event.duration)
+                return
+        if heard := self._heard.get(event.__class__):
+            heard(event)
+
+    def _call_succeeded(self, event: CallSucceeded) -> None:
+        name = self._names.shown(event.dependency)
+        child = self._child("attempt_duration_seconds", name, "success")
+        if len(self._succeeded) < len(self._children):  # bounded where names are not
+            self._succeeded[event.dependency] = child.observe
+        child.observe(event.duration, self._exemplar and self._exemplar())
+        if event.tokens:
+            self._child("tokens_used", name).inc(event.tokens)
+
+    def _attempt_failed(self, event: AttemptFailed) -> None:
+        name = self._names.shown(event.dependency)
+        child = self._child("attempt_duration_seconds", name, event.kind)
+        child.observe(event.duration, self._exemplar and self._exemplar())
+
+    def _call_failed(self, event: CallFailed) -> None:
+        name = self._names.shown(event.dependency)
+        self._child("call_failures", name, event.kind).inc()
+        self._child("call_failure_duration_seconds", name).observe(event.duration)
+
+    def _refused(self, event: CallRefused) -> None:
+        self._child("refusals", self._names.shown(event.dependency), event.error).inc()
+
+    def _retried(self, event: RetryScheduled) -> None:
+        name = self._names.shown(event.dependency)
+        self._child("retries", name).inc()
+        self._child("retry_wait_seconds", name).inc(event.wait)
+
+    def _waited(self, event: CallWaited) -> None:
+        name = self._names.shown(event.dependency)
+        self._child("line_wait_seconds", name).observe(event.seconds)
+        if event.tokens:
+            self._child("tokens_reserved", name).inc(event.tokens)
+
+    def _state_changed(self, event: StateChanged) -> None:
+        name = self._names.shown(event.dependency)
+        self._child("breaker_transitions", name, event.new).inc()
+
+    def _count(self, metric: str, dependency: str) -> None:
+        self._child(metric, self._names.shown(dependency)).inc()
+
+
+class _Look(Collector):
+    """Yields nothing: it is asked before the gauges are, and sets them."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
+
+    def collect(self) -> Iterable[Any]:
+        self._look()
+        return ()
+
+    def describe(self) -> Iterable[Any]:
+        return ()
+
+
+def _gauges(guard: Any) -> Iterable[tuple[str, float]]:
+    seen = guard.breaker.snapshot()
+    occupancy = guard.occupancy
+    budget = guard.budget
+    yield "breaker_state", _STATES[seen.state]
+    yield "breaker_probes", seen.probes
+    yield "breaker_failure_ratio", seen.failed / seen.calls if seen.calls else 0.0
+    yield "retry_budget_ratio", budget.tokens / budget.capacity if budget.capacity else 1.0
+    yield "in_flight", occupancy.in_use
+    yield "queue_depth", occupancy.waiting
+
+
+_ACROSS = {metric.name: metric.across for metric in METRICS}
+
+
+def _together(metric: str, before: float | None, value: float) -> float:
+    """What several dependencies are that share the name ``other``, as several processes are."""
+    if before is None:
+        return value
+    across = _ACROSS[metric]
+    if across == "livesum":
+        return before + value
+    return max(before, value) if across == "livemax" else min(before, value)
+
+
+def _is_multiprocess() -> bool:
+    return values.ValueClass is not values.MutexValue
+
+
+def _made(metric: Metric, registry: CollectorRegistry) -> Any:
+    options: dict[str, Any] = {"registry": registry, "labelnames": metric.labels}
+    name = PREFIX + metric.name
+    if metric.kind == "counter":
+        return client.Counter(name, metric.meaning, **options)
+    if metric.kind == "gauge":
+        return client.Gauge(name, metric.meaning, multiprocess_mode=metric.across, **options)
+    return client.Histogram(name, metric.meaning, buckets=BUCKETS, **options)

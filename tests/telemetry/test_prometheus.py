@@ -1,0 +1,463 @@
+"""Metrics: what is counted, how names are bounded, and several processes behind one scrape."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytest.importorskip("prometheus_client")
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+from lightrag_resilience import (
+    BreakerPolicy,
+    CallRejected,
+    ConcurrencyPolicy,
+    Guards,
+    LimitPolicy,
+    Policy,
+    RetryPolicy,
+)
+from lightrag_resilience.events import (
+    CallSucceeded,
+    Event,
+    FellBack,
+    Hedged,
+    StaleAnswered,
+)
+from lightrag_resilience.settings import load_settings
+from lightrag_resilience.telemetry._metrics import METRICS, describe_metrics
+from lightrag_resilience.telemetry.prometheus import Observation, observe
+from lightrag_resilience.testing.redis_server import RedisServer
+
+ROOT = Path(__file__).parent.parent.parent
+PREFIX = "lightrag_resilience_"
+NAME = "llm.openai"
+
+Read = Callable[..., float | None]
+
+
+async def no_sleep(seconds: float) -> None:
+    """Waits no time."""
+
+
+async def answer() -> str:
+    return "an answer"
+
+
+async def fail() -> str:
+    raise ConnectionRefusedError("a secret detail")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def guards() -> Iterator[Guards]:
+    made = Guards(settings=load_settings({}), sleep=no_sleep)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def observation(guards: Guards, registry: CollectorRegistry) -> Iterator[Observation]:
+    observation = observe(guards, registry=registry)
+    yield observation
+    observation.close()
+
+
+@pytest.fixture
+def read(registry: CollectorRegistry, observation: Observation) -> Read:
+    def one(name: str, **labels: str) -> float | None:
+        of_redis = name.startswith("redis_")
+        labels = labels if of_redis else {"dependency": NAME, **labels}
+        return registry.get_sample_value(PREFIX + name, labels)
+
+    return one
+
+
+# ---------------------------------------------------------------------- what is counted
+
+
+@pytest.mark.anyio
+async def test_a_success_is_one_attempt_and_no_failure(guards: Guards, read: Read) -> None:
+    for _ in range(3):
+        await guards.get(NAME).call(answer)
+    assert read("attempt_duration_seconds_count", outcome="success") == 3
+    assert read("call_failures_total", outcome="transient") is None
+
+
+@pytest.mark.anyio
+async def test_a_failure_is_counted_by_attempt_by_retry_and_once_as_a_call(
+    guards: Guards, read: Read
+) -> None:
+    policy = Policy(retry=RetryPolicy(attempts=3, budget=100))
+    with pytest.raises(ConnectionError):
+        await guards.get(NAME, policy).call(fail)
+    assert read("attempt_duration_seconds_count", outcome="transient") == 3
+    assert read("retries_total") == 2
+    assert read("call_failures_total", outcome="transient") == 1
+    assert read("call_failure_duration_seconds_count") == 1
+    assert read("retry_budget_ratio") == pytest.approx(0.9)
+
+
+@pytest.mark.anyio
+async def test_a_call_that_a_retry_saved_did_not_fail(guards: Guards, read: Read) -> None:
+    outcomes = iter([fail, answer])
+
+    async def second_time() -> str:
+        return await next(outcomes)()
+
+    await guards.get(NAME).call(second_time)
+    assert read("call_failures_total", outcome="transient") is None
+    assert read("attempt_duration_seconds_count", outcome="success") == 1
+
+
+@pytest.mark.anyio
+async def test_a_callers_mistake_and_a_failed_block_are_failed_calls(
+    guards: Guards, read: Read
+) -> None:
+    async def mistake() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await guards.get(NAME).call(mistake)
+    with pytest.raises(ConnectionError):
+        async with guards.get(NAME):
+            raise ConnectionRefusedError
+    assert read("call_failures_total", outcome="fatal") == 1
+    assert read("call_failures_total", outcome="transient") == 1
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_call_is_counted_nowhere(
+    guards: Guards, read: Read, registry: CollectorRegistry
+) -> None:
+    async def wait_for_ever() -> None:
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(guards.get(NAME).call(wait_for_ever))
+    await asyncio.sleep(0)
+    assert read("in_flight") == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert read("in_flight") == 0
+    assert b"outcome=" not in generate_latest(registry)
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_breaks_off_is_a_failed_call(guards: Guards, read: Read) -> None:
+    async def pieces():  # type: ignore[no-untyped-def]  # noqa: ANN202
+        yield 1
+        raise ConnectionRefusedError
+
+    stream = await guards.get(NAME).call(pieces)
+    with pytest.raises(ConnectionError):
+        async for _ in stream:
+            pass
+    assert read("call_failures_total", outcome="transient") == 1
+    assert read("attempt_duration_seconds_count", outcome="success") is None
+
+
+@pytest.mark.anyio
+async def test_an_open_circuit_its_refusals_and_its_transitions_are_seen(
+    guards: Guards, read: Read
+) -> None:
+    policy = Policy(breaker=BreakerPolicy(consecutive_failures=1), retry=RetryPolicy(attempts=1))
+    guard = guards.get(NAME, policy)
+    assert read("breaker_state") == 0
+    with pytest.raises(ConnectionError):
+        await guard.call(fail)
+    with pytest.raises(CallRejected):
+        await guard.call(answer)
+    assert read("breaker_state") == 2
+    assert read("breaker_transitions_total", state="open") == 1
+    assert read("refusals_total", reason="CircuitOpenError") == 1
+    guard.breaker.half_open()
+    guard.breaker.admit()
+    assert (read("breaker_state"), read("breaker_probes")) == (1, 1)
+
+
+@pytest.mark.anyio
+async def test_waiting_in_line_and_tokens_are_counted(guards: Guards, read: Read) -> None:
+    async def cost() -> dict[str, dict[str, int]]:
+        return {"usage": {"total_tokens": 7}}
+
+    limit = LimitPolicy(tpm=1_000_000, answer_tokens=20)
+    await guards.get(NAME, Policy(limit=limit)).call(cost)
+    assert read("line_wait_seconds_count") == 1
+    assert read("tokens_reserved_total") == 20
+    assert read("tokens_used_total") == 7
+
+
+@pytest.mark.anyio
+async def test_calls_that_wait_for_a_place_are_the_depth_of_the_queue(
+    guards: Guards, read: Read
+) -> None:
+    gate = asyncio.Event()
+    guard = guards.get(NAME, Policy(concurrency=ConcurrencyPolicy(max_concurrent=1)))
+    tasks = [asyncio.create_task(guard.call(gate.wait)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (read("in_flight"), read("queue_depth")) == (1, 2)
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert (read("in_flight"), read("queue_depth")) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("event", "metric"),
+    [
+        (FellBack(NAME, "llm.local", "ConnectionError"), "fallbacks_total"),
+        (Hedged(NAME), "hedges_total"),
+        (StaleAnswered(NAME, "llm.local", 3.0), "stale_answers_total"),
+    ],
+)
+def test_what_chains_and_hedges_do_is_counted(
+    guards: Guards, read: Read, event: Event, metric: str
+) -> None:
+    guards.events.emit(event)
+    assert read(metric) == 1
+
+
+@pytest.mark.anyio
+async def test_without_a_redis_nothing_is_said_of_it(guards: Guards, read: Read) -> None:
+    await guards.get(NAME).call(answer)
+    assert read("redis_up") is None
+
+
+@pytest.mark.anyio
+async def test_a_redis_that_is_there_is_seen(registry: CollectorRegistry) -> None:
+    with RedisServer() as server:
+        guards = Guards(settings=load_settings({"RESILIENCE_REDIS_URL": server.url}))
+        observation = observe(guards, registry=registry)
+        await guards.get(NAME).call(answer)
+        async with asyncio.timeout(20):
+            while registry.get_sample_value(PREFIX + "redis_up") != 1:  # noqa: ASYNC110 - a thread
+                await asyncio.sleep(0.05)
+        assert registry.get_sample_value(PREFIX + "redis_workers") == 1
+        observation.close()
+        guards.close()
+
+
+# ---------------------------------------------------------------------- bounds and ends
+
+
+def test_names_beyond_the_bound_are_other_and_the_log_says_so_once(
+    guards: Guards, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    observation = observe(guards, registry=registry, most=2)
+    with caplog.at_level(logging.WARNING, "lightrag_resilience"):
+        for _ in range(2):
+            for number in range(5):
+                guards.events.emit(CallSucceeded(f"http.{number}", 0.1))
+    read = registry.get_sample_value
+    count = PREFIX + "attempt_duration_seconds_count"
+    assert read(count, {"dependency": "http.1", "outcome": "success"}) == 2
+    assert read(count, {"dependency": "other", "outcome": "success"}) == 6
+    assert read(count, {"dependency": "http.2", "outcome": "success"}) is None
+    assert len(caplog.messages) == 1
+    assert len(observation._succeeded) <= 3
+    observation.close()
+
+
+def test_gauges_of_the_others_are_put_together(guards: Guards, registry: CollectorRegistry) -> None:
+    observation = observe(guards, registry=registry, most=1)
+    for name in ("a", "b", "c"):
+        guards.get(name)
+    observation.look()
+    guards.get("b").breaker.open()
+    guards.get("c").budget.tokens = 50
+    read = registry.get_sample_value
+    assert read(PREFIX + "breaker_state", {"dependency": "other"}) == 2
+    assert read(PREFIX + "retry_budget_ratio", {"dependency": "other"}) == pytest.approx(0.1)
+    assert read(PREFIX + "in_flight", {"dependency": "other"}) == 0
+    observation.close()
+
+
+@pytest.mark.anyio
+async def test_after_its_end_nothing_is_heard_and_it_can_begin_again(
+    guards: Guards, registry: CollectorRegistry
+) -> None:
+    observe(guards, registry=registry).close()
+    assert guards.events.listeners == ()
+    assert generate_latest(registry) == b""
+    again = observe(guards, registry=registry)
+    with pytest.raises(ValueError, match="Duplicated"):
+        observe(guards, registry=registry)
+    await guards.get(NAME).call(answer)
+    labels = {"dependency": NAME, "outcome": "success"}
+    assert registry.get_sample_value(PREFIX + "attempt_duration_seconds_count", labels) == 1
+    again.close()
+
+
+@pytest.mark.anyio
+async def test_a_duration_has_the_trace_it_was_measured_in(
+    guards: Guards, registry: CollectorRegistry
+) -> None:
+    observation = observe(guards, registry=registry, exemplar=lambda: {"trace_id": "4bf92f35"})
+    for _ in range(2):
+        await guards.get(NAME).call(answer)
+    assert b'# {trace_id="4bf92f35"}' in generate_openmetrics(registry)  # type: ignore[no-untyped-call]
+    observation.close()
+
+
+def test_each_metric_has_a_help_text_a_unit_and_no_label_without_bound() -> None:
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    for metric in METRICS:
+        assert metric.meaning.endswith(".")
+        assert set(metric.labels) <= {"dependency", "outcome", "reason", "state"}
+        if metric.kind == "histogram":
+            assert metric.name.endswith("_seconds")
+
+
+def test_the_page_of_metrics_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    assert describe_metrics() in page
+
+
+# ---------------------------------------------------------------------- several processes
+
+WORKER = """
+import asyncio, sys
+from lightrag_resilience import Guards
+from lightrag_resilience.settings import load_settings
+from lightrag_resilience.telemetry.prometheus import observe
+
+async def answer():
+    return 1
+
+async def main():
+    guards = Guards(settings=load_settings({}))
+    observation = observe(guards)
+    for _ in range(int(sys.argv[1])):
+        await guards.get("llm.openai").call(answer)
+    if sys.argv[2] == "open":
+        guards.get("llm.openai").breaker.open()
+    observation.look()
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    observation.close()
+
+asyncio.run(main())
+"""
+
+SCRAPE = """
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+
+
+def test_several_processes_are_scraped_as_one(tmp_path: Path) -> None:
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    plans = [("3", "closed"), ("4", "open"), ("5", "closed")]
+    workers = [
+        subprocess.Popen(  # noqa: S603 - our own interpreter
+            [sys.executable, "-c", WORKER, *plan],
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for plan in plans
+    ]
+    try:
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+        command = [sys.executable, "-c", SCRAPE]
+        scraped = subprocess.run(  # noqa: S603 - our own interpreter
+            command, env=environ, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    finally:
+        for worker in workers:
+            worker.communicate("\n", timeout=60)
+    start = 'lightrag_resilience_attempt_duration_seconds_count{dependency="llm.openai",'
+    assert start + 'outcome="success"} 12.0' in scraped
+    assert 'breaker_state{dependency="llm.openai"} 2.0' in scraped
+    assert 'in_flight{dependency="llm.openai"} 0.0' in scraped
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
+
+
+GUNICORN_APP = """
+from lightrag_resilience import guard, guards
+from lightrag_resilience.telemetry.prometheus import observe
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+import asyncio
+
+observation = observe(guards())
+
+async def answer():
+    return 1
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/metrics":
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)
+        body = generate_latest(registry)
+    else:
+        asyncio.run(guard("llm.openai").call(answer))
+        body = b"ok"
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+def test_gunicorns_workers_are_scraped_as_one(tmp_path: Path) -> None:
+    pytest.importorskip("gunicorn")
+    (tmp_path / "served.py").write_text(GUNICORN_APP)
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "gunicorn", "-w", "3", "-b", "127.0.0.1:0", "served:app"]
+    with log.open("w") as errors:
+        server = subprocess.Popen(  # noqa: S603 - our own interpreter
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics)},
+            stderr=errors,
+        )
+    try:
+        with httpx.Client(base_url=address_in(log), timeout=30, trust_env=False) as client:
+            for _ in range(20):
+                client.get("/").raise_for_status()
+            text = client.get("/metrics").text
+    finally:
+        server.terminate()
+        server.wait(60)
+    start = 'lightrag_resilience_attempt_duration_seconds_count{dependency="llm.openai",'
+    assert start + 'outcome="success"} 20.0' in text
+
+
+def address_in(log: Path) -> str:
+    """Where Gunicorn says that it listens."""
+    import re  # noqa: PLC0415
+    import time  # noqa: PLC0415
+
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if found := re.search(r"Listening at: (http://\S+)", log.read_text()):
+            return found[1]
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
