@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("lightrag")
 
 from lightrag_resilience import protect
-from support.backends import POSTGRES, REDIS, Backend, Place, place_of
+from support.backends import POSTGRES, REDIS, Backend, Place, Reader, place_of
 from support.ingest import Fault, Outcome, ingest
 
 pytestmark = pytest.mark.lightrag
@@ -70,3 +70,43 @@ def test_protected_an_ingest_leaves_the_same_as_without_a_fault(
     place: Place, fault: Callable[[Place], Fault]
 ) -> None:
     assert run(place, fault(place), protect).content == run(place).content
+
+
+# ---------------------------------------------------------------------- PostgreSQL's own retries
+
+
+async def read_while_down(place: Place, attempts: int | None) -> tuple[bool, bool, bool]:
+    """Read while the server is down for more than a backoff, and again when it is back.
+
+    Returns:
+        Whether the first read ended, and with an error, and whether the second was answered.
+    """
+    assert place.server is not None
+    async with place.lightrag(Reader()) as rag:
+        await rag.full_docs.upsert({"a": {"content": "text", "file_path": "a.txt"}})
+        if attempts is not None:
+            rag.full_docs.db.connection_retry_attempts = attempts
+        await asyncio.to_thread(place.server.kill)
+        first = asyncio.ensure_future(rag.full_docs.get_by_id("a"))
+        await asyncio.wait([first], timeout=2.0)
+        await asyncio.to_thread(place.server.start)
+        done, _ = await asyncio.wait([first], timeout=3.0)
+        failed = bool(done) and first.exception() is not None
+        second = asyncio.ensure_future(rag.full_docs.get_by_id("a"))
+        answered, _ = await asyncio.wait([second], timeout=3.0)
+        for read in (first, second):
+            read.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        return bool(done), failed, bool(answered)
+
+
+def test_unprotected_postgres_hangs_for_ever_after_an_outage_longer_than_its_backoff() -> None:
+    """It opens its pool anew under a lock, and the retry of that wants the same lock."""
+    with place_of(POSTGRES, POSTGRES_CONNECTION_RETRY_BACKOFF="0.1") as place:
+        assert asyncio.run(read_while_down(place, None)) == (False, False, False)
+
+
+def test_with_one_attempt_postgres_fails_at_once_and_is_there_when_the_server_is() -> None:
+    """The attribute of its client is read anew for each call: how a guard can take over."""
+    with place_of(POSTGRES) as place:
+        assert asyncio.run(read_while_down(place, 1)) == (True, True, True)
