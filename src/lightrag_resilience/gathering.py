@@ -14,6 +14,7 @@ from ._call import Call, current_call
 from ._kinds import as_coroutine_function, is_stream
 from ._opened import OpenedStream, PassedOnStream
 from .errors import UnsupportedCallError
+from .events import Events
 from .streams import GuardedStream
 
 __all__ = ["gathered"]
@@ -91,6 +92,7 @@ class _Attempt:
         guard = call.guard
         self.name = guard.name
         self.policy = guard.policy
+        self.events = Events()  # what there is to tell is told of the attempt
         self.clock = guard.clock
         self.remaining = guard.remaining
         self.timeout_error = guard.timeout_error

@@ -10,19 +10,17 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from ._child import HOST as _HOST
+from ._child import SERVER_PORTS as _PORTS
+from ._child import Child, check_that_it_is_free
+
 __all__ = ["RedisServer"]
 
-_HOST = "127.0.0.1"
 _START = 10.0  # seconds until the first answer
 _STOP = 2.0  # seconds for a polite end; as many again for the other kind
 _ANSWER = 0.5  # seconds for one PING
@@ -30,20 +28,6 @@ _PAUSE = 0.005  # seconds between two of them
 _TRIES = 10  # ports
 _LARGEST_ANSWER = 64 * 1024  # bytes
 _LAST_WORDS = 2000  # characters
-
-# Below every system's ephemeral ports, the cluster bus (10 000 higher) too: while the server is
-# down no outgoing connection takes its port, and no client connects to itself there.
-_PORTS = range(10_000, 22_000)
-
-# The kernel ends the server with us, even after SIGKILL. Set in a process of its own which then
-# becomes the server, as a preexec_fn can deadlock where there are threads.
-_WITH_ITS_PARENT = """\
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
-if os.getppid() != int(sys.argv[1]):
-    os._exit(1)  # the parent was quicker
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class RedisServer:
@@ -69,7 +53,7 @@ class RedisServer:
         self._binary = binary or _embedded_binary()
         self._directory: Path | None = None
         self._owner = 0  # process id
-        self._process: _Process | None = None
+        self._process: Child | None = None
 
     @property
     def url(self) -> str:
@@ -176,7 +160,7 @@ class RedisServer:
                 return
 
     def _launch(self, directory: Path) -> None:
-        _check_that_it_is_free(self.port)
+        check_that_it_is_free(self.port, "Redis")
         config = directory / f"{self.port}.conf"
         if not config.exists():  # a sentinel keeps what it knows in this file
             lines = [f"bind {_HOST}", f"port {self.port}", f'dir "{directory}"']
@@ -184,11 +168,8 @@ class RedisServer:
             config.write_text("\n".join([*lines, ""]))
         output = directory / "output"
         command = [self._binary, str(config), *self._options]
-        self._process = _Process()
-        # PDEATHSIG means the death of the starting thread, so one thread stays until the end.
-        threading.Thread(
-            target=_run, args=(command, output, self._process), name="redis-server", daemon=True
-        ).start()
+        self._process = Child()
+        self._process.start(command, output=output, name="redis-server")
         try:
             pid = self._process.spawned.result().pid
         except OSError as error:
@@ -229,49 +210,6 @@ class RedisServer:
     def _ended_within(self, seconds: float) -> None:
         if self._process is not None:
             self._process.ended.wait(seconds)
-
-
-@dataclass(frozen=True)
-class _Process:
-    """What is known of a process from before it begins, as an interrupt can come at any time."""
-
-    spawned: Future[subprocess.Popen[bytes]] = field(default_factory=Future)
-    ended: threading.Event = field(default_factory=threading.Event)
-
-
-def _run(command: list[str], output: Path, process: _Process) -> None:
-    """Start a process, and wait for its end."""
-    if sys.platform == "linux":
-        own_pid = str(os.getpid())
-        command = [sys.executable, "-I", "-S", "-c", _WITH_ITS_PARENT, own_pid, *command]
-    try:
-        with output.open("wb") as file:
-            spawned = subprocess.Popen(  # noqa: S603 - the caller's own words, and no shell
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is its owner's to handle
-            )
-    except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-        process.spawned.set_exception(error)
-    else:
-        process.spawned.set_result(spawned)
-        spawned.wait()
-    finally:
-        process.ended.set()
-
-
-def _check_that_it_is_free(port: int) -> None:
-    """Another server there may answer in our server's place, and not say who it is."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_HOST, port))
-        except OSError as error:
-            raise RuntimeError(
-                f"The Redis server cannot have port {port}: {error.strerror}"
-            ) from error
 
 
 def _embedded_binary() -> str:
