@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("lightrag")
 
+from lightrag_resilience import Guards
+from lightrag_resilience.integrations.lightrag.storages import guard_storage
+from lightrag_resilience.settings import load_settings
 from support.backends import BACKENDS, EMBEDDED, Backend, Reader, place_of
 from support.storage_operations import CALLS, KINDS, LIFE, Call, methods_of, sequences
 
@@ -29,7 +32,8 @@ STRAIGHT = settings(
 Prepare = Callable[[Any], Any]
 
 
-def bare(storage: Any) -> Any:
+def guarded(storage: Any) -> Any:
+    guard_storage(storage, registry=Guards(settings=load_settings({})))
     return storage
 
 
@@ -96,7 +100,7 @@ def made(backend: Backend) -> Iterator[Pair]:
 @given(data=st.data())
 def test_the_same_calls_give_the_same(pair: Pair, kind: str, data: st.DataObject) -> None:
     calls = data.draw(sequences(kind))
-    assert pair.difference(kind, calls, bare) == ""
+    assert pair.difference(kind, calls, guarded) == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,7 +109,7 @@ def test_what_was_written_is_the_same_after_an_end_and_a_new_beginning(
 ) -> None:
     writes = find(sequences(kind), lambda calls: len(calls) > 5)
     life = [Call("index_done_callback"), Call("finalize"), Call("initialize")]
-    assert pair.difference(kind, [*writes, *life, *writes], bare) == ""
+    assert pair.difference(kind, [*writes, *life, *writes], guarded) == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)

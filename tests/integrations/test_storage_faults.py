@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("lightrag")
 
-from lightrag_resilience import protect
+from lightrag_resilience import Guards, protect
+from lightrag_resilience.settings import load_settings
 from support.backends import POSTGRES, REDIS, Backend, Place, Reader, place_of
 from support.ingest import Fault, Outcome, ingest
 
@@ -62,14 +63,15 @@ def test_unprotected_an_ingest_outlives_a_short_hang(place: Place) -> None:
     assert run(place, hung(place)).content == run(place).content
 
 
-NOT_YET = pytest.mark.xfail(strict=False, reason="protect does not guard storages yet")
+async def protected(rag: Any) -> None:
+    await protect(rag, registry=Guards(settings=load_settings({})))
 
 
-@pytest.mark.parametrize("fault", [pytest.param(killed, marks=NOT_YET), hung])
+@pytest.mark.parametrize("fault", [killed, hung])
 def test_protected_an_ingest_leaves_the_same_as_without_a_fault(
     place: Place, fault: Callable[[Place], Fault]
 ) -> None:
-    assert run(place, fault(place), protect).content == run(place).content
+    assert run(place, fault(place), protected).content == run(place).content
 
 
 # ---------------------------------------------------------------------- PostgreSQL's own retries
