@@ -174,3 +174,10 @@ def test_the_public_names_are_the_errors_of_the_module() -> None:
         if inspect.isclass(member) and member.__module__ == errors.__name__
     ]
     assert errors.__all__ == sorted(defined)
+
+
+def test_what_lightrag_puts_before_an_error_is_not_taken_for_the_dependency() -> None:
+    error = CircuitOpenError("llm.openai", 3.0, "after 5 failures")
+    prefixed = CircuitOpenError(f"C[1/3]: chunk-1: {error.args[0]}", *error.args[1:])
+    assert prefixed.dependency == "llm.openai"
+    assert str(prefixed) == f"C[1/3]: chunk-1: {error}"

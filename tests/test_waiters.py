@@ -87,7 +87,7 @@ class Line(RuleBasedStateMachine):
         if not interactive and not background:
             assert found is None
         elif background and found == background[0]:
-            assert not interactive or self.interactive_in_a_row == 4
+            assert not interactive or self.interactive_in_a_row >= 4
             background.pop(0)
             self.interactive_in_a_row = 0
         else:

@@ -78,6 +78,25 @@ PLAIN = (
         "Seconds for which, with `RESILIENCE_DEGRADE`, an answer is kept in memory to be given "
         "again, marked as old, while a dependency is away; 0 keeps none.",
     ),
+    Plain(
+        f"{PREFIX}RECOVERY",
+        "true",
+        "true or false",
+        "Whether a protected LightRAG takes up again, at its start and when a dependency is back, "
+        "the documents that were left in the middle or failed for want of a dependency.",
+    ),
+    Plain(
+        f"{PREFIX}RECOVERY_ATTEMPTS",
+        "5",
+        "a whole number at least 0 and at most 100",
+        "How often a failed document is tried again by itself.",
+    ),
+    Plain(
+        f"{PREFIX}RECOVERY_DELAY",
+        "5",
+        "a number at least 0 and at most 86400",
+        "Seconds before documents are taken up again; they double with each time in a row.",
+    ),
 )
 
 

@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+_PREFIXED = ": "
+"""What LightRAG puts between a text of its own and the first argument of an error."""
+
+
 class ResilienceError(Exception):
     """Root of all errors of this library."""
 
@@ -63,7 +67,7 @@ class DependencyError(ResilienceError):
     @property
     def dependency(self) -> str:
         """Name of the guard, such as ``llm.openai``."""
-        return str(self.args[0])
+        return str(self.args[0]).rpartition(_PREFIXED)[2]
 
     @property
     def retry_after(self) -> float | None:
@@ -77,7 +81,8 @@ class DependencyError(ResilienceError):
         return str(self.args[2]) if len(self.args) > 2 else ""  # noqa: PLR2004
 
     def __str__(self) -> str:
-        return f"{self.summary()}{_clause(self.reason)}{self.advice()}"
+        prefix, colon, _ = str(self.args[0]).rpartition(_PREFIXED)
+        return f"{prefix}{colon}{self.summary()}{_clause(self.reason)}{self.advice()}"
 
     def summary(self) -> str:
         """What happened, to which dependency."""

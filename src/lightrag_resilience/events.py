@@ -20,6 +20,7 @@ __all__ = [
     "FellBack",
     "Hedged",
     "Listener",
+    "RecoveryRan",
     "RetryScheduled",
     "StaleAnswered",
     "StateChanged",
@@ -121,6 +122,23 @@ class StaleAnswered:
     age: float
 
 
+@dataclass(frozen=True, slots=True)
+class RecoveryRan:
+    """Documents of a LightRAG's workspace were taken up again.
+
+    Attributes:
+        workspace: The LightRAG's.
+        resumed: Documents that were left in the middle.
+        requeued: Failed documents that are tried again.
+        given_up: Failed documents that are not.
+    """
+
+    workspace: str
+    resumed: int
+    requeued: int
+    given_up: int
+
+
 Event = (
     CallSucceeded
     | AttemptFailed
@@ -132,6 +150,7 @@ Event = (
     | FellBack
     | Hedged
     | StaleAnswered
+    | RecoveryRan
 )
 Listener = Callable[[Event], None]
 

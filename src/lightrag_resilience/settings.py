@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from annotated_types import Ge, Le
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -51,6 +52,9 @@ class Settings:
         ingest_patience: Seconds that a protected LightRAG's ingest waits for a dependency.
         degrade: Whether a protected LightRAG answers with what is still there.
         stale_answers: Seconds for which it may give an old answer then.
+        recovery: Whether a protected LightRAG takes up again what an outage left behind.
+        recovery_attempts: How often it tries a failed document again.
+        recovery_delay: Seconds before it does; they double with each time.
         sections: For each dependency that variables name, what they set.
     """
 
@@ -59,6 +63,9 @@ class Settings:
     ingest_patience: float = 600.0
     degrade: bool = False
     stale_answers: float = 0.0
+    recovery: bool = True
+    recovery_attempts: int = 5
+    recovery_delay: float = 5.0
     sections: Mapping[str, Section] = field(default_factory=dict)
 
     def policy_for(self, name: str, base: Policy | None = None) -> Policy:
@@ -152,6 +159,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         ingest_patience=variables.ingest_patience,
         degrade=variables.degrade,
         stale_answers=variables.stale_answers,
+        recovery=variables.recovery,
+        recovery_attempts=variables.recovery_attempts,
+        recovery_delay=variables.recovery_delay,
         sections=variables.model_dump(exclude_unset=True)["sections"],
     )
     if problems := sorted(set(settings.contradictions())):
@@ -230,6 +240,9 @@ class _Variables(BaseSettings):
     ingest_patience: Wait = 600.0
     degrade: bool = False
     stale_answers: Wait = 0.0
+    recovery: bool = True
+    recovery_attempts: Annotated[int, Ge(0), Le(100)] = 5
+    recovery_delay: Wait = 5.0
     sections: dict[str, _Section] = {}  # type: ignore[valid-type]
 
     def __init__(self, found: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ class Reader(Provider):
     """
 
     async def complete(self, prompt: str, **_: Any) -> str:
-        answer = await super().complete(prompt)
+        answer: str = await super().complete(prompt)
         if answer == KEYWORDS or "---Input Text---" not in prompt:
             return answer
         text = prompt.rpartition("---Input Text---")[2]

@@ -9,7 +9,7 @@ from importlib import resources
 __all__ = ["NAMES", "digest", "source"]
 
 _OF_BREAKERS = ("report", "admit", "release", "snapshot", "steer", "describe")
-NAMES = (*_OF_BREAKERS, "limit", "present")
+NAMES = (*_OF_BREAKERS, "lease", "limit", "present")
 
 
 @cache

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+from lightrag.base import StoragesStatus
+
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.integrations.sdks import tell_cut_off_streams, yield_retries
 from lightrag_resilience.priority import Priority, current_priority, priority
@@ -20,6 +22,7 @@ from ._degradation import Degradation
 from ._inner_retries import make_inner_retries_yield, restore_inner_retries
 from ._ladder import Part
 from ._queues import EMBEDDING, MODEL, RERANK, Slot, retire, without_queue
+from ._recovery import Recovery
 from ._work import gated, working
 from .storages import guard_storage, release_storage
 
@@ -69,6 +72,7 @@ class Protection:
         self._let_cuts_pass: Callable[[], None] = lambda: None
         self._originals: dict[Slot, Callable[..., Any]] = {}
         self._methods: list[str] = []
+        self._recovery: Recovery | None = None
         self._stored: dict[str, frozenset[Part]] = {}
         self._has_roles = hasattr(rag, "_wrap_llm_role_func")  # LightRAG 1.5
 
@@ -95,10 +99,13 @@ class Protection:
             self._shadow(name, self._query(name))
         for name in filter(functools.partial(hasattr, rag), _INGEST):
             self._shadow(name, working(getattr(rag, name), self._patience))
+        if self._registry.settings.recovery:
+            self._prepare_recovery()
 
     async def undo(self) -> None:
         """Give everything back."""
         rag = self._rag
+        await self._end_recovery()
         for name in self._methods:
             vars(rag).pop(name, None)
         for _, storage in _storages(rag):
@@ -114,6 +121,35 @@ class Protection:
         restore_inner_retries()
         self._give_sdks_back()
         self._let_cuts_pass()
+
+    def _prepare_recovery(self) -> None:
+        """Recover while the storages are there."""
+        initialize, finalize = self._rag.initialize_storages, self._rag.finalize_storages
+
+        @functools.wraps(initialize)
+        async def initialize_storages() -> None:
+            await initialize()
+            self._begin_recovery()
+
+        @functools.wraps(finalize)
+        async def finalize_storages() -> None:
+            await self._end_recovery()
+            await finalize()
+
+        self._shadow("initialize_storages", initialize_storages)
+        self._shadow("finalize_storages", finalize_storages)
+        if self._rag._storages_status is StoragesStatus.INITIALIZED:  # noqa: SLF001 - nowhere else
+            self._begin_recovery()
+
+    def _begin_recovery(self) -> None:
+        if self._recovery is None:
+            self._recovery = Recovery(self._rag, self._registry)
+            self._recovery.begin()
+
+    async def _end_recovery(self) -> None:
+        recovery, self._recovery = self._recovery, None
+        if recovery is not None:
+            await recovery.end()
 
     def _shadow(self, name: str, method: Callable[..., Any]) -> None:
         """Put a method before the one of the class."""

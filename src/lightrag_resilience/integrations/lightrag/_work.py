@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
 from lightrag_resilience._call import current_call
-from lightrag_resilience.failures import root_cause
+from lightrag_resilience.errors import CallRejected
+from lightrag_resilience.failures import FailureKind, classify, root_cause
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.patience import patiently
 from lightrag_resilience.priority import Priority, priority
@@ -26,6 +28,7 @@ __all__ = [
 
 _BLAMED = "__resilience_dependency__"
 _DEEPEST = 8  # causes
+_REMEMBERED = 100  # failures
 
 
 class Work:
@@ -37,19 +40,24 @@ class Work:
     Attributes:
         failures: For each dependency whose last call failed, the error.
         last: The dependency that failed last, and its error; None before the first.
+        causes: The texts of the last errors, and whether waiting may mend each. They stay here.
     """
 
-    __slots__ = ("failures", "last", "patience")
+    __slots__ = ("causes", "failures", "last", "patience")
 
     def __init__(self, patience: float | None = None) -> None:
         self.patience = patience
         self.failures: dict[str, Exception] = {}
         self.last: tuple[str, Exception] | None = None
+        self.causes: deque[tuple[str, bool]] = deque(maxlen=_REMEMBERED)
 
     def failed(self, dependency: str, error: Exception) -> None:
         """A call of this work failed."""
         self.failures[dependency] = error
         self.last = dependency, error
+        is_refusal = isinstance(error, CallRejected)
+        is_transient = is_refusal or classify(error).kind is not FailureKind.FATAL
+        self.causes.append((str(error), is_transient))
 
     def succeeded(self, dependency: str) -> None:
         """A call of this work succeeded."""

@@ -1,0 +1,209 @@
+"""Documents that an outage left behind are taken up again, with no human action."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import logging
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lightrag.base import DocStatus
+
+try:
+    from lightrag import utils_pipeline
+except ImportError:  # LightRAG 1.4
+    utils_pipeline = None
+
+from lightrag_resilience.breakers import Snapshot, State
+from lightrag_resilience.events import Event, RecoveryRan, StateChanged
+from lightrag_resilience.registry import Guards
+
+from ._failed_documents import RESUMABLE, Record, Records, plan
+from ._work import current_work
+
+__all__ = ["Recovery"]
+
+_log = logging.getLogger("lightrag_resilience")
+
+_PAGE = 200  # documents; LightRAG gives no more at once
+_MOST = 5000  # of them in one run
+_GROWTH = 2.0
+_LONGEST = 300.0  # seconds between two runs
+_END = 5.0  # seconds for a run that is told to stop
+
+
+class Recovery:
+    """Watches one LightRAG: runs at the start, when a breaker closes, and after failures.
+
+    Args:
+        rag: The LightRAG, whose storages are initialized by the time `begin` is called.
+        registry: Its guards.
+    """
+
+    def __init__(self, rag: Any, registry: Guards) -> None:
+        self._rag = rag
+        self._registry = registry
+        self._attempts = registry.settings.recovery_attempts
+        self._delay = registry.settings.recovery_delay
+        self._records = Records()
+        self._wanted = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._stop_listening: Callable[[], None] = lambda: None
+        self._rounds = 0
+
+    def begin(self) -> None:
+        """Watch from now on, and look for what was left before."""
+        storage = self._rag.doc_status
+        storage.upsert = self._annotating(storage.upsert)
+        self._stop_listening = self._registry.events.listen(self._heard)
+        self._wanted.set()
+        self._task = self._loop.create_task(self._watch())
+
+    async def end(self) -> None:
+        """Stop, also a run under way: its documents are taken up by the next start."""
+        self._stop_listening()
+        vars(self._rag.doc_status).pop("upsert", None)
+        if self._task is not None:
+            # LightRAG swallows a cancellation now and then.
+            for _ in range(3):
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=_END / 3)
+                if self._task.done():
+                    break
+
+    def _annotating(self, upsert: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(upsert)
+        async def annotated(data: dict[str, dict[str, Any]]) -> Any:
+            is_away = bool(_open(guard.breaker.snapshot() for guard in self._registry))
+            has_failed = self._records.annotate(data, current_work.get(), is_away=is_away)
+            result = await upsert(data)
+            if has_failed:
+                self._wanted.set()
+            return result
+
+        return annotated
+
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, StateChanged) and event.new == State.CLOSED.value:
+            with contextlib.suppress(RuntimeError):  # the loop is closed by now
+                self._loop.call_soon_threadsafe(self._wanted.set)
+
+    async def _watch(self) -> None:
+        while True:
+            await self._wanted.wait()
+            wait = min(self._delay * _GROWTH ** min(self._rounds, 16), _LONGEST)
+            await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+            self._wanted.clear()
+            if (probe_due_in := self._probe_due_in()) > 0:
+                self._loop.call_later(min(probe_due_in, _LONGEST), self._wanted.set)
+                continue
+            try:
+                await self._run()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next run may do better
+                self._rounds += 1
+                self._wanted.set()
+                _log.warning("Documents could not be taken up again: %s", type(error).__name__)
+
+    def _probe_due_in(self) -> float:
+        """Seconds until every dependency may be called; without traffic nobody else probes it."""
+        seen = [guard.breaker.snapshot() for guard in self._registry]
+        waits = [_LONGEST if each.retry_after is None else each.retry_after for each in _open(seen)]
+        return max(waits, default=0.0)
+
+    async def _run(self) -> None:
+        async with self._turn() as is_mine:
+            if not is_mine:
+                return
+            is_well = not _open(guard.breaker.snapshot() for guard in self._registry)
+            planned, given_up = await self._plan()
+            # While nobody knows whether the dependency is back, one document finds out for all.
+            requeued = await self._requeue(planned if is_well else planned[:1])
+            resumed = max(await self._waiting() - requeued, 0)
+            if requeued or resumed:
+                _log.info("Taking up %d documents, %d of them failed", requeued + resumed, requeued)
+                await self._rag.apipeline_process_enqueue_documents()
+            is_better = not _open(guard.breaker.snapshot() for guard in self._registry)
+            self._rounds = 0 if is_better and not is_well else self._rounds + bool(requeued)
+            if len(planned) > requeued:
+                self._wanted.set()
+        if requeued or resumed or given_up:
+            event = RecoveryRan(self._rag.workspace or "", resumed, requeued, given_up)
+            self._registry.events.emit(event)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> Any:
+        """One worker of the cluster does it."""
+        address = self._registry.settings.redis_url
+        if address is None:
+            yield True
+            return
+        from lightrag_resilience.shared.lease import Lease  # noqa: PLC0415 - not without Redis
+
+        work = f"recovery:{self._rag.workspace or ''}"
+        lease = Lease(address.get_secret_value(), self._registry.settings.redis_prefix, work)
+        async with lease.held() as is_mine:
+            yield is_mine
+
+    async def _plan(self) -> tuple[list[tuple[str, Any, Record]], int]:
+        """Which failed documents may be tried again, the least tried first; how many may not."""
+        failed = {
+            document: row async for document, row in self._failed() if not _is_somebody_elses(row)
+        }
+        metadata = [(document, row.metadata) for document, row in failed.items()]
+        planned = plan(metadata, attempts=self._attempts)
+        least_tried = sorted(planned.items(), key=lambda entry: entry[1].requeues)
+        found = [(document, failed[document], record) for document, record in least_tried]
+        return found, len(failed) - len(planned)
+
+    async def _requeue(self, planned: list[tuple[str, Any, Record]]) -> int:
+        """Make failed documents pending; how many."""
+        requeued = 0
+        for document, row, record in planned:
+            content = await self._rag.full_docs.get_by_id(document)
+            if content:
+                self._records.requeued(document, record.requeues)
+                update = _pending(self._rag, row, content, record)
+                await self._rag.doc_status.upsert({document: update})
+                requeued += 1
+        return requeued
+
+    async def _failed(self) -> Any:
+        page = 1
+        while page * _PAGE <= _MOST:
+            rows, total = await self._rag.doc_status.get_docs_paginated(
+                status_filter=DocStatus.FAILED, page=page, page_size=_PAGE
+            )
+            for row in rows:
+                yield row
+            if page * _PAGE >= total:
+                return
+            page += 1
+
+    async def _waiting(self) -> int:
+        counts = await self._rag.doc_status.get_status_counts()
+        return sum(counts.get(status, 0) for status in RESUMABLE)
+
+
+def _open(seen: Iterable[Snapshot]) -> list[Snapshot]:
+    return [each for each in seen if each.state is not State.CLOSED]
+
+
+def _pending(rag: Any, row: Any, content: Any, record: Record) -> dict[str, Any]:
+    """A failed document's row as LightRAG's own reset makes it: what was done is done again."""
+    if hasattr(rag, "_build_pending_reset_update"):
+        update, _, _ = rag._build_pending_reset_update(row, content)  # noqa: SLF001 - the one place
+    else:  # LightRAG 1.4 takes up failed documents as they are
+        update = {**dataclasses.asdict(row), "status": DocStatus.PENDING, "error_msg": ""}
+        update.pop("multimodal_processed", None)
+    return {**update, "metadata": record.put_into(update.get("metadata"))}
+
+
+def _is_somebody_elses(row: Any) -> bool:
+    """Whether a custom-chunk operation owns a document, and wants to finish it by itself."""
+    journal = getattr(utils_pipeline, "doc_status_custom_chunk_patch", None)
+    return journal is not None and journal(row) is not None

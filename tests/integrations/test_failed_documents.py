@@ -1,0 +1,113 @@
+"""Which failed documents are tried again: what is known of them, and the plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("lightrag")
+
+from lightrag_resilience import CircuitOpenError
+from lightrag_resilience.integrations.lightrag._failed_documents import (
+    Record,
+    Records,
+    cause_of,
+    plan,
+)
+from lightrag_resilience.integrations.lightrag._work import Work
+
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+def work_with(*errors: Exception) -> Work:
+    work = Work(patience=1.0)
+    for error in errors:
+        work.failed("llm", error)
+    return work
+
+
+@given(ANYTHING | st.fixed_dictionaries({"resilience": ANYTHING}))
+def test_a_record_that_makes_no_sense_is_none(metadata: Any) -> None:
+    record = Record.of(metadata)
+    assert record.cause in {"", "transient", "fatal"}
+    assert record.requeues >= 0
+
+
+@given(st.sampled_from(["", "transient", "fatal"]), st.integers(0, 99), ANYTHING)
+def test_a_record_comes_back_as_it_was_put_in(cause: str, requeues: int, metadata: Any) -> None:
+    record = Record(cause, requeues)
+    assert Record.of(record.put_into(metadata)) == record
+    if isinstance(metadata, dict):
+        assert {**metadata, "resilience": 0} == {**record.put_into(metadata), "resilience": 0}
+
+
+@pytest.mark.parametrize(
+    ("message", "errors", "cause"),
+    [
+        ("C[1/3]: no route to host", [ConnectionRefusedError("no route to host")], "transient"),
+        ("no route to host", [], ""),
+        ("the key is wrong", [ValueError("the key is wrong")], "fatal"),
+        ("the key is wrong", [ConnectionRefusedError("no route to host")], ""),
+        ("User cancelled", [ConnectionRefusedError("no route to host")], ""),
+        ("User cancelled", [ConnectionRefusedError()], ""),
+        ("", [ConnectionRefusedError()], ""),
+        (
+            "Cancelled by internal error: flush: no route to host during merge",
+            [ValueError("x" * 9), ConnectionRefusedError("no route to host")],
+            "transient",
+        ),
+    ],
+)
+def test_the_cause_is_what_a_guard_saw(message: str, errors: list[Exception], cause: str) -> None:
+    assert cause_of(message, work_with(*errors)) == cause
+
+
+def test_a_refusal_is_transient() -> None:
+    refusal = CircuitOpenError("llm", 3.0, "after 5 failures")
+    assert cause_of(f"chunk 1: {refusal}", work_with(refusal)) == "transient"
+    assert cause_of("anything", None) == ""
+
+
+def test_only_transient_failures_are_tried_again_and_not_for_ever() -> None:
+    failed = [
+        ("a", Record("transient", 0).put_into({})),
+        ("b", Record("transient", 2).put_into({})),
+        ("c", Record("transient", 3).put_into({})),
+        ("d", Record("fatal", 0).put_into({})),
+        ("e", {}),
+        ("f", None),
+    ]
+    assert plan(failed, attempts=3) == {"a": Record("transient", 1), "b": Record("transient", 3)}
+    assert plan(failed, attempts=0) == {}
+
+
+def test_how_often_a_document_was_tried_again_outlives_lightrags_own_rows() -> None:
+    records = Records()
+    work = work_with(ConnectionRefusedError("no route to host"))
+    row: dict[str, Any] = {"status": "failed", "error_msg": "no route to host"}
+    assert records.annotate({"a": row}, work)
+    assert Record.of(row["metadata"]) == Record("transient", 0)
+
+    records.requeued("a", 1)
+    rows: dict[str, dict[str, Any]] = {
+        "a": {"status": "processing", "metadata": {"kept": 1}},
+        "b": {"status": "processing"},
+    }
+    assert not records.annotate(rows, work)
+    assert Record.of(rows["a"]["metadata"]) == Record("transient", 1)
+    assert rows["a"]["metadata"]["kept"] == 1
+    assert rows["b"] == {"status": "processing"}
+
+
+def test_what_is_remembered_has_a_bound() -> None:
+    records = Records()
+    for number in range(10_050):
+        records.requeued(f"{number}", 1)
+    assert len(records._requeues) == 10_000

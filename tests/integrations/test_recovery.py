@@ -1,0 +1,220 @@
+"""What an outage left behind is taken up again: real LightRAGs, with providers of the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lightrag")
+
+from lightrag.base import DocStatus
+
+from lightrag_resilience import Guards, State
+from lightrag_resilience.events import Event, RecoveryRan
+from lightrag_resilience.integrations.lightrag import protect, unprotect
+from lightrag_resilience.settings import load_settings
+from lightrag_resilience.shared.lease import Lease
+from lightrag_resilience.testing.redis_server import RedisServer
+from support.lightrag_rig import Provider, lightrag_on
+
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
+
+DOWN = ConnectionRefusedError("the provider is down")
+TEXTS = ["Ada founded Alderwick.", "Ada lives beside the river.", "Ada has a boat."]
+QUICK = {
+    "RESILIENCE_DEFAULT__RETRY__INITIAL_BACKOFF": "0.001",
+    "RESILIENCE_DEFAULT__RETRY__MAX_BACKOFF": "0.002",
+    "RESILIENCE_DEFAULT__BREAKER__OPEN_FOR": "0.05",
+    "RESILIENCE_INGEST_PATIENCE": "0.1",
+    "RESILIENCE_RECOVERY_DELAY": "0.05",
+}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def registry(**variables: str) -> Guards:
+    return Guards(settings=load_settings(QUICK | variables))
+
+
+def heard(guards: Guards) -> list[RecoveryRan]:
+    runs: list[RecoveryRan] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, RecoveryRan):
+            runs.append(event)
+
+    guards.events.listen(listen)
+    return runs
+
+
+async def statuses(rag: Any) -> dict[str, int]:
+    return {
+        name: count for name, count in (await rag.doc_status.get_status_counts()).items() if count
+    }
+
+
+async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110 - LightRAG tells nobody
+            await asyncio.sleep(0.02)
+
+
+def processed(rag: Any, count: int) -> Callable[[], Any]:
+    async def all_are() -> bool:
+        counts = await statuses(rag)
+        return counts.get("processed", 0) == count == sum(counts.values())
+
+    return all_are
+
+
+async def test_documents_that_failed_in_an_outage_are_processed_after_it() -> None:
+    provider = Provider(fail=lambda kind: DOWN if kind == "llm" else None)
+    async with lightrag_on(provider) as rag:
+        guards = registry(RESILIENCE_RECOVERY_ATTEMPTS="100")
+        runs = heard(guards)
+        await protect(rag, registry=guards)
+        await rag.ainsert(TEXTS)
+        assert await statuses(rag) == {"failed": len(TEXTS)}
+        provider.fail = lambda _: None
+        await until(processed(rag, len(TEXTS)))
+        assert runs
+        assert sum(run.requeued for run in runs) >= len(TEXTS)
+        chunks = [row["chunks_list"] for row in await rag.doc_status.get_by_ids(await ids(rag))]
+        assert sorted(map(len, chunks)) == [1, 1, 1]
+        await unprotect(rag)
+
+
+async def ids(rag: Any) -> list[str]:
+    rows, _ = await rag.doc_status.get_docs_paginated(page=1, page_size=50)
+    return [document for document, _ in rows]
+
+
+async def test_a_document_that_failed_for_a_fatal_cause_is_left_alone() -> None:
+    provider = Provider(fail=lambda kind: ValueError("bad key") if kind == "llm" else None)
+    async with lightrag_on(provider) as rag:
+        guards = registry()
+        runs = heard(guards)
+        await protect(rag, registry=guards)
+        await rag.ainsert(TEXTS)
+        calls = provider.count("llm")
+        await asyncio.sleep(0.5)
+        assert provider.count("llm") == calls
+        assert await statuses(rag) == {"failed": len(TEXTS)}
+        assert sum(run.requeued for run in runs) == 0
+        rows = await rag.doc_status.get_by_ids(await ids(rag))
+        assert {row["metadata"]["resilience"]["cause"] for row in rows} == {"fatal"}
+        await unprotect(rag)
+
+
+async def test_a_document_is_not_tried_again_for_ever() -> None:
+    provider = Provider(fail=lambda kind: DOWN if kind == "llm" else None)
+    async with lightrag_on(provider) as rag:
+        guards = registry(
+            RESILIENCE_RECOVERY_ATTEMPTS="2", RESILIENCE_LLM__BREAKER__MODE="disabled"
+        )
+        runs = heard(guards)
+        await protect(rag, registry=guards)
+        await rag.ainsert(TEXTS[0])
+
+        async def given_up() -> bool:
+            return bool(runs) and runs[-1].given_up == 1
+
+        await until(given_up)
+        assert [run.requeued for run in runs if run.requeued] == [1, 1]
+        rows = await rag.doc_status.get_by_ids(await ids(rag))
+        assert rows[0]["metadata"]["resilience"] == {"cause": "transient", "requeues": 2}
+        await unprotect(rag)
+
+
+async def test_what_was_left_in_the_middle_is_taken_up_at_the_start() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        await rag.apipeline_enqueue_documents(TEXTS)
+        left, *_ = await ids(rag)
+        row = await rag.doc_status.get_by_id(left)
+        await rag.doc_status.upsert({left: {**row, "status": DocStatus.PROCESSING}})
+        assert set(await statuses(rag)) == {"pending", "processing"}
+        guards = registry()
+        runs = heard(guards)
+        await protect(rag, registry=guards)
+        await until(processed(rag, len(TEXTS)))
+        assert runs[0].resumed == len(TEXTS)
+        await unprotect(rag)
+
+
+async def test_nothing_runs_while_a_breaker_is_open() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        await rag.apipeline_enqueue_documents(TEXTS)
+        guards = registry(
+            RESILIENCE_LLM__BREAKER__OPEN_FOR="60", RESILIENCE_LLM__BREAKER__OPEN_MAX="60"
+        )
+        guards.get("llm").breaker.open()
+        await protect(rag, registry=guards)
+        await asyncio.sleep(0.4)
+        assert await statuses(rag) == {"pending": len(TEXTS)}
+        guards.get("llm").breaker.close()
+        await until(processed(rag, len(TEXTS)))
+        await unprotect(rag)
+
+
+@pytest.mark.parametrize("when", ["unprotected", "finalized"])
+async def test_the_watch_ends_with_the_protection(when: str) -> None:
+    async with lightrag_on(Provider()) as rag:
+        before = asyncio.all_tasks()
+        await protect(rag, registry=registry())
+        assert len(asyncio.all_tasks() - before) >= 1
+        await (unprotect(rag) if when == "unprotected" else rag.finalize_storages())
+        watches = [task for task in asyncio.all_tasks() - before if "_watch" in repr(task)]
+        assert watches == []
+        assert "upsert" not in vars(rag.doc_status)
+
+
+async def test_it_can_be_turned_off() -> None:
+    async with lightrag_on(Provider()) as rag:
+        await rag.apipeline_enqueue_documents(TEXTS)
+        await protect(rag, registry=registry(RESILIENCE_RECOVERY="false"))
+        await asyncio.sleep(0.4)
+        assert await statuses(rag) == {"pending": len(TEXTS)}
+
+
+async def test_a_later_initialization_is_watched_too() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        await rag.apipeline_enqueue_documents(TEXTS)
+        await rag.finalize_storages()
+        await protect(rag, registry=registry())
+        await rag.initialize_storages()
+        await until(processed(rag, len(TEXTS)))
+
+
+async def test_one_worker_does_it_while_it_holds_the_lease() -> None:
+    with RedisServer() as server:
+        provider = Provider()
+        async with lightrag_on(provider) as rag:
+            await rag.apipeline_enqueue_documents(TEXTS)
+            guards = registry(RESILIENCE_REDIS_URL=server.url)
+            other = Lease(server.url, "lr:", f"recovery:{rag.workspace}", seconds=30.0)
+            async with other.held() as is_others:
+                assert is_others
+                await protect(rag, registry=guards)
+                await asyncio.sleep(0.5)
+                assert await statuses(rag) == {"pending": len(TEXTS)}
+            guards.get("llm").breaker.open()
+            await until(lambda: closed(guards))
+            await until(processed(rag, len(TEXTS)))
+            await unprotect(rag)
+            guards.close()
+
+
+async def closed(guards: Guards) -> bool:
+    guard = guards.get("llm")
+    if guard.breaker.state is State.OPEN:
+        guard.breaker.close()
+    return guard.breaker.state is State.CLOSED
