@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("lightrag")
+pytest.importorskip("lightrag.kg.factory", reason="LightRAG 1.5")
 
 from lightrag_resilience import Guards
 from lightrag_resilience.integrations.lightrag.storages import guard_storage

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("lightrag")
+pytest.importorskip("lightrag.kg.factory", reason="LightRAG 1.5")
 
 from lightrag_resilience import Guards, protect
 from lightrag_resilience.settings import load_settings

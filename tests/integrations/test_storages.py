@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("lightrag")
+pytest.importorskip("lightrag.kg.factory", reason="LightRAG 1.5")
 
 from lightrag import base
 from lightrag.kg import STORAGES
