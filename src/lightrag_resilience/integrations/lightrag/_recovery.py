@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from lightrag.base import DocStatus
@@ -136,7 +136,7 @@ class Recovery:
             self._registry.events.emit(event)
 
     @contextlib.asynccontextmanager
-    async def _turn(self) -> Any:
+    async def _turn(self) -> AsyncIterator[bool]:
         """One worker of the cluster does it."""
         address = self._registry.settings.redis_url
         if address is None:
@@ -172,7 +172,7 @@ class Recovery:
                 requeued += 1
         return requeued
 
-    async def _failed(self) -> Any:
+    async def _failed(self) -> AsyncIterator[tuple[str, Any]]:
         page = 1
         while page * _PAGE <= _MOST:
             rows, total = await self._rag.doc_status.get_docs_paginated(
