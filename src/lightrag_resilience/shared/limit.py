@@ -23,7 +23,7 @@ from .booking import Booking, Demand, Stock
 __all__ = ["SharedLimit"]
 
 _PATIENCE = 0.3  # seconds for one booking; then this worker goes on alone
-_LOTS = 5  # in what may go at once
+_LOTS = 4  # in what may go at once
 _LARGEST_LOT = 64  # requests
 _FRESH = 1.0  # seconds in which turns can be given back
 _WHY = "by all workers together"
