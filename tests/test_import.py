@@ -66,7 +66,7 @@ LAYERS = [
     ["integrations.lightrag._recovery"],
     ["integrations.lightrag._protection"],
     ["integrations.lightrag"],
-    ["integrations.lightrag.server"],
+    ["integrations.lightrag.by_name", "integrations.lightrag.server"],
     ["integrations._http_bodies", "integrations._http_names"],
     ["integrations._http_exchange"],
     ["integrations.httpx", "integrations.httpx2"],
