@@ -24,6 +24,7 @@ from lightrag_resilience.errors import (
     RateLimitedError,
     ResilienceError,
     SettingsError,
+    ShuttingDownError,
     TruncatedStreamError,
     UnsupportedCallError,
 )
@@ -59,6 +60,10 @@ SENTENCES: list[tuple[ResilienceError, str]] = [
     (
         TruncatedStreamError("llm", None, "before its finish marker"),
         "A stream of 'llm' was cut off before its finish marker",
+    ),
+    (
+        ShuttingDownError("llm", 2.0),
+        "'llm' is not called any more: this process shuts down; try again in 2.0 s",
     ),
     (
         DeadlineExceededError("llm", None, "after 60 s"),
@@ -120,7 +125,8 @@ def test_an_open_circuit_is_an_error_of_pybreaker_too() -> None:
 
 def test_only_what_was_never_sent_is_a_refusal() -> None:
     refusals = {error for error in PUBLIC if issubclass(error, CallRejected)}
-    assert refusals == {CallRejected, CircuitOpenError, RateLimitedError, QueueFullError}
+    queues = {RateLimitedError, QueueFullError}
+    assert refusals == {CallRejected, CircuitOpenError, ShuttingDownError, *queues}
 
 
 def test_what_concerns_a_dependency_is_a_dependency_error() -> None:

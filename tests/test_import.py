@@ -23,7 +23,18 @@ LONGEST = 400  # lines
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
     ["shared", "shared.address"],
-    ["_version", "_bounds", "_hints", "_kinds", "_threads", "budget", "errors", "events"],
+    [
+        "_version",
+        "_bounds",
+        "_hints",
+        "_kinds",
+        "_threads",
+        "budget",
+        "errors",
+        "events",
+        "journal",
+    ],
+    ["_gate", "_phases", "_signals"],
     ["adaptive", "priority"],
     ["_finish", "_opened", "_verdicts"],
     ["_failure_http"],
@@ -45,9 +56,11 @@ LAYERS = [
     ["shared.sync"],
     ["_call"],
     ["_tell"],
+    ["_block"],
     ["integrations", "integrations.lightrag._inner_retries", "integrations._replaced", "streams"],
     ["gathering", "guard", "integrations.sdks"],
     ["patience", "registry"],
+    ["shutdown"],
     ["telemetry", "telemetry._bounded", "telemetry._metrics"],
     ["telemetry.correlation"],
     ["telemetry.logs", "telemetry.prometheus"],
@@ -251,7 +264,7 @@ def test_the_readmes_table_of_errors_names_what_exists() -> None:
     errors = [getattr(lightrag_resilience, name) for name in named if name not in LAZY]
     assert all(issubclass(error, ResilienceError) for error in errors)
     refusals = [error.__name__ for error in errors if issubclass(error, CallRejected)]
-    assert named[:3] == refusals
+    assert named[:4] == refusals
 
 
 # ---------------------------------------------------------------------- how it is built

@@ -22,6 +22,7 @@ from .errors import (
     RateLimitedError,
     ResilienceError,
     SettingsError,
+    ShuttingDownError,
     TruncatedStreamError,
     UnsupportedCallError,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "ResilienceError",
     "RetryPolicy",
     "SettingsError",
+    "ShuttingDownError",
     "StaleCache",
     "State",
     "StreamPolicy",

@@ -19,6 +19,7 @@ class Call(Timed):
     """What a guard knows of one call. Plain slots: one is made for every call.
 
     Attributes:
+        name: The dependency.
         guard: Whose call it is; None once it has ended, for tasks that were begun inside it.
         parent: The guarded call inside of which this one is made.
         parts: The limits and timers of the event loop it runs on.
@@ -31,6 +32,7 @@ class Call(Timed):
         deadline: Monotonic seconds at which it ends for good; None before it is needed.
         failure: The class of the last attempt's failure; None where it was refused.
         timer: What ends its present attempt; None where nothing does.
+        is_streaming: Whether it lasts until its stream ends.
         is_pass_through: Whether a block stands inside a call of the same guard.
     """
 
@@ -42,7 +44,9 @@ class Call(Timed):
         "failure",
         "guard",
         "is_pass_through",
+        "is_streaming",
         "left_at",
+        "name",
         "parent",
         "parts",
         "started",
@@ -51,6 +55,7 @@ class Call(Timed):
     )
 
     guard: Any
+    name: str
     parent: Call | None
     parts: LoopParts
     admission: Admission
@@ -60,6 +65,7 @@ class Call(Timed):
     failure: Failure | None
     timer: Timer | None
     is_pass_through: bool
+    is_streaming: bool
     aside: int
     left_at: float
     tokens: tuple[int, int]
@@ -106,10 +112,12 @@ class Call(Timed):
 def new_call(guard: Any, parent: Call | None, now: float) -> Call:
     """A call of `guard` that begins now."""
     call = Call()
+    call.name = guard.name
     call.guard = guard
     call.parent = parent
     call.deadline = None
     call.aside = 0
+    call.is_streaming = False
     call.began = now
     return call
 

@@ -18,7 +18,7 @@ class Exit(enum.IntEnum):
 
     FINE = 0
     TROUBLE = 1
-    """A breaker is not closed."""
+    """A breaker is not closed, or work was given up."""
     USAGE = 2
     """An argument or a variable is wrong."""
     NO_REDIS = 3

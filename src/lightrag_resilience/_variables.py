@@ -97,6 +97,31 @@ PLAIN = (
         "a number at least 0 and at most 86400",
         "Seconds before documents are taken up again; they double with each time in a row.",
     ),
+    Plain(
+        f"{PREFIX}SHUTDOWN_TIMEOUT",
+        "25",
+        "a number at least 0 and at most 86400",
+        "Seconds from the signal to the end: less than Gunicorn's `graceful_timeout` and than the "
+        "grace period of Kubernetes, which are 30.",
+    ),
+    Plain(
+        f"{PREFIX}SHUTDOWN_CANCEL_GRACE",
+        "2",
+        "a number at least 0 and at most 86400",
+        "Of these, seconds for what is cancelled to end.",
+    ),
+    Plain(
+        f"{PREFIX}SHUTDOWN_CLOSE_TIMEOUT",
+        "5",
+        "a number at least 0 and at most 86400",
+        "Of these, seconds for clients to be closed and storages to be written.",
+    ),
+    Plain(
+        f"{PREFIX}SHUTDOWN_JOURNAL",
+        "none",
+        "the path of a file",
+        "Where work that did not end in time is written down; none writes nothing.",
+    ),
 )
 
 

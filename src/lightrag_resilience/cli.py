@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
 except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py runs it apart
     sys.exit(f"The command line needs {error.name}: pip install 'lightrag-resilience[cli]'")
 
 from . import examination
-from ._terminal import fail, settings_or_exit
+from ._terminal import Exit, fail, settings_or_exit
 from ._version import __version__
 from .errors import SettingsError
+from .journal import Journal
 from .operate import COMMANDS
 
 __all__ = ["app", "main"]
@@ -105,6 +110,36 @@ def serve(
         run(context.args, gunicorn=gunicorn)
     except SettingsError as error:
         fail(str(error))
+
+
+@app.command()
+def journal(
+    path: Annotated[
+        Path | None, typer.Argument(help="The file; RESILIENCE_SHUTDOWN_JOURNAL by default.")
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """List the work that was given up when processes ended. Ends with 1 if there is any."""
+    place = path or settings_or_exit().shutdown_journal
+    if place is None:
+        fail("There is no journal: set RESILIENCE_SHUTDOWN_JOURNAL, or name the file")
+    try:
+        records = list(Journal(place).read())
+    except OSError as error:
+        fail(f"The journal {place} cannot be read: {error.strerror}")
+    if as_json:
+        typer.echo(json.dumps([asdict(record) for record in records]))
+    else:
+        table = Table("when", "what", "kind", "state", "after", "signal", "process")
+        for each in records:
+            when = datetime.fromtimestamp(each.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            process, lasted = f"{each.pid} on {each.host}", f"{each.seconds:.1f} s"
+            cells = (when, each.name, each.kind, each.state, lasted, each.signal, process)
+            table.add_row(*map(escape, cells))
+        Console().print(table if records else "Nothing was given up.")
+    if records:
+        raise typer.Exit(Exit.TROUBLE)
 
 
 for _name, _command in {**examination.COMMANDS, **COMMANDS}.items():

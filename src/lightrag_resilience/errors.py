@@ -22,6 +22,7 @@ __all__ = [
     "RateLimitedError",
     "ResilienceError",
     "SettingsError",
+    "ShuttingDownError",
     "TruncatedStreamError",
     "UnsupportedCallError",
 ]
@@ -132,6 +133,14 @@ class QueueFullError(CallRejected):
     def summary(self) -> str:
         """Whose queue."""
         return f"Too many calls of {self.dependency!r} at once"
+
+
+class ShuttingDownError(CallRejected):
+    """This process is told to stop, and lets no new call in."""
+
+    def summary(self) -> str:
+        """Which call."""
+        return f"{self.dependency!r} is not called any more: this process shuts down"
 
 
 class AttemptTimeoutError(DependencyError):

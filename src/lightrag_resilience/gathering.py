@@ -10,7 +10,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, overload
 
-from ._call import Call, current_call
+from ._call import Call, current_call, new_call
 from ._kinds import as_coroutine_function, is_stream
 from ._opened import OpenedStream, PassedOnStream
 from .errors import UnsupportedCallError
@@ -78,9 +78,8 @@ async def _watched(source: Any) -> PassedOnStream[Any]:
 
 def _reading(call: Call) -> Call:
     """The reading, as a call inside the one under way: its times, on its loop."""
-    reading = Call()
+    reading = new_call(call.guard, None, call.began)
     reading.parts = call.parts
-    reading.began = call.began
     reading.started = call.started
     return reading
 
@@ -93,6 +92,7 @@ class _Attempt:
         self.name = guard.name
         self.policy = guard.policy
         self.events = Events()  # what there is to tell is told of the attempt
+        self.gate = guard.gate
         self.clock = guard.clock
         self.remaining = guard.remaining
         self.timeout_error = guard.timeout_error

@@ -17,7 +17,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
 
+from ._block import begin_block, end_block
 from ._call import Call, current_call, new_call
+from ._gate import Gate
 from ._kinds import as_coroutine_function, is_stream
 from ._loops import LoopParts, Loops
 from ._tell import tell_attempt, tell_failure, tell_refusal, tell_retry, tell_wait
@@ -56,6 +58,7 @@ class Guard:
         workers: How many there are, this process included; they share the retry budget.
         clock: Monotonic seconds.
         sleep: Waits so many seconds between attempts.
+        gate: Lets calls in until a drain begins.
     """
 
     def __init__(  # noqa: PLR0913 - all but two by name
@@ -69,6 +72,7 @@ class Guard:
         workers: Callable[[], int] = lambda: 1,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        gate: Gate | None = None,
     ) -> None:
         self.name = name
         self.policy = policy
@@ -78,6 +82,7 @@ class Guard:
         self._circuit = self.breaker.circuit
         self.clock = clock
         self.sleep = sleep
+        self.gate = gate or Gate()
         self._loops = Loops(name, policy, clock, limit)
         self.cool_down = self._loops.cool_down
         self._parts: LoopParts | None = None
@@ -151,10 +156,14 @@ class Guard:
         parent = current_call.get()
         if parent is not None and parent.is_within(self):
             return await function(*args, **kwargs)
+        gate = self.gate
+        if gate.is_closed and parent is None:
+            gate.check(self.name)
         now = self.clock()
         if (wait := self._circuit.open_until - now) > 0:
             raise self._refusal(wait)
         call = new_call(self, parent, now)
+        gate.running[call] = None
         token = current_call.set(call)
         try:
             return await self._attempt(call, function, args, kwargs)
@@ -167,6 +176,8 @@ class Guard:
             return await self._retry(call, retry, error, attempt)
         finally:
             call.guard = None
+            if not call.is_streaming:
+                gate.running.pop(call, None)
             try:  # noqa: SIM105 - suppress() costs more than all of this
                 current_call.reset(token)
             except ValueError:
@@ -179,11 +190,11 @@ class Guard:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> R:
-        parts = self._prepare(call)
-        call.admission = self._circuit.standing or await self._ask_breaker()
+        parts = self.prepare(call)
+        call.admission = self._circuit.standing or await self.ask_breaker()
         if parts.line is not None:
-            await self._wait_in_line(call, parts.line, (args, kwargs))
-        timer = self._start(call, parts)
+            await self.wait_in_line(call, parts.line, (args, kwargs))
+        timer = self.start(call, parts)
         try:
             result: Any = await function(*args, **kwargs)
             if is_stream(result.__class__):
@@ -215,7 +226,7 @@ class Guard:
             budget=self.budget,
             deadline=call.deadline,
             clock=self.clock,
-            sleep=self.sleep,
+            sleep=self.pause,
             scheduled=functools.partial(tell_retry, self),
             last_failure=lambda: call.failure,
         )
@@ -225,9 +236,14 @@ class Guard:
             tell_failure(self, call)
             raise
 
+    async def pause(self, seconds: float) -> None:
+        """Wait before another attempt; a drain ends it with a `ShuttingDownError`."""
+        async with self.gate.interruptible(self.name):
+            await self.sleep(seconds)
+
     # ------------------------------------------------------------------ before an attempt
 
-    def _prepare(self, call: Call) -> LoopParts:
+    def prepare(self, call: Call) -> LoopParts:
         """Find the limits and timers of the running loop."""
         parts = self._parts
         if parts is None or parts.loop is not asyncio.get_running_loop():
@@ -240,20 +256,22 @@ class Guard:
         tell_refusal(self, CircuitOpenError)
         return CircuitOpenError(self.name, None if wait == math.inf else wait, self._circuit.reason)
 
-    async def _ask_breaker(self) -> Admission:
+    async def ask_breaker(self) -> Admission:
+        """The breaker's leave for an attempt, or its refusal."""
         try:
             return await self.breaker.ask()
         except CallRejected as refusal:
             tell_refusal(self, type(refusal))
             raise
 
-    async def _wait_in_line(
+    async def wait_in_line(
         self, call: Call, line: Line, question: tuple[tuple[Any, ...], dict[str, Any]]
     ) -> None:
         """Wait until the call may be sent, then ask the breaker again."""
         began = self.clock()
         try:
-            waited = await line.enter(call, question, lambda: self.remaining(call))
+            async with self.gate.interruptible(self.name):
+                waited = await line.enter(call, question, lambda: self.remaining(call))
         except BaseException as refusal:
             self.breaker.released(call.admission)
             if isinstance(refusal, CallRejected):
@@ -262,12 +280,12 @@ class Guard:
         tell_wait(self, call, began)
         if waited and not self._circuit.honours(call.admission):
             try:
-                call.admission = await self._ask_breaker()
+                call.admission = await self.ask_breaker()
             except CallRejected:
                 line.give_up(call)
                 raise
 
-    def _start(self, call: Call, parts: LoopParts) -> Timer | None:
+    def start(self, call: Call, parts: LoopParts) -> Timer | None:
         """Let the time of an attempt run."""
         call.started = now = self.clock()
         call.timer = None
@@ -345,21 +363,7 @@ class Guard:
     # ------------------------------------------------------------------ as a block
 
     async def __aenter__(self) -> Self:
-        parent = current_call.get()
-        call = new_call(self, parent, self.clock())
-        call.is_pass_through = parent is not None and parent.is_within(self)
-        current_call.set(call)
-        if call.is_pass_through:
-            return self
-        try:
-            parts = self._prepare(call)
-            call.admission = self._circuit.standing or await self._ask_breaker()
-            if parts.line is not None:
-                await self._wait_in_line(call, parts.line, ((), {}))
-        except BaseException:
-            self._leave(call)
-            raise
-        call.timer = self._start(call, parts)
+        await begin_block(self)
         return self
 
     async def __aexit__(
@@ -368,29 +372,9 @@ class Guard:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        call = current_call.get()
-        if call is None or call.guard is not self:
-            raise RuntimeError(f"The block of guard({self.name!r}) ended in another context")
-        self._leave(call)
-        if call.is_pass_through:
-            return
-        timed_out = call.timer is not None and call.timer.stop(call)
-        if timed_out and isinstance(error, asyncio.CancelledError):
-            timeout = self.timeout_error(call)
-            self.settle_error(call, timeout)
-            tell_failure(self, call)
-            raise timeout from error
-        if error is None:
-            self.settle_success(call)
-        else:
-            self.settle_error(call, error)
-            tell_failure(self, call)
+        end_block(self, error)
 
     # ------------------------------------------------------------------ small things
-
-    def _leave(self, call: Call) -> None:
-        current_call.set(call.parent)
-        call.guard = None
 
     def _enter_loop(self) -> LoopParts:
         """The parts of the running loop, made on its first call."""

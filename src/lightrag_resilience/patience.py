@@ -10,7 +10,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from .errors import AllFailedError, CallRejected
+from .errors import AllFailedError, CallRejected, ShuttingDownError
 from .failures import classify
 from .guard import Guard
 from .retry import is_retryable
@@ -50,11 +50,13 @@ async def patiently(
             wait = _worth_waiting(error, guard, idempotent)
             if wait is None or guard.clock() + wait > end:
                 raise
-        await guard.sleep(wait)
+        await guard.pause(wait)
 
 
 def _worth_waiting(error: Exception, guard: Guard, idempotent: bool | None) -> float | None:  # noqa: FBT001 - handed on
     """Seconds to wait before another round; None where it would not help."""
+    if isinstance(error, ShuttingDownError):
+        return None
     if isinstance(error, CallRejected) or (isinstance(error, AllFailedError) and error.was_refused):
         hint = error.retry_after
     else:

@@ -7,8 +7,10 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
+from ._gate import Gate
 from ._threads import BackgroundLoop
 from .errors import PolicyError, SettingsError
 from .events import Events
@@ -43,6 +45,8 @@ class Guards:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.events = Events()
+        self.gate = Gate()
+        self.coordinators: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self.threads = BackgroundLoop()
         self._settings = settings
         self._effective: Settings | None = None
@@ -98,6 +102,7 @@ class Guards:
             workers=sync.workers if sync else lambda: 1,
             clock=self._clock,
             sleep=self._sleep,
+            gate=self.gate,
         )
 
     def _synchronizer(self) -> Synchronizer | None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import tenacity
 
 from .budget import RETRY_COST, TIMEOUT_RETRY_COST, RetryBudget
-from .errors import CallRejected
+from .errors import CallRejected, ShuttingDownError
 from .failures import Failure, FailureKind
 from .policy import RetryPolicy
 
@@ -86,6 +86,8 @@ class Retries:
         )
         try:
             result: R = await controller(next_attempt)
+        except ShuttingDownError as refusal:
+            raise refusal from last
         except Exception as error:
             if self._why:
                 error.add_note(f"lightrag_resilience: {self.dependency!r} {self._why}")

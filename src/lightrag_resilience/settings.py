@@ -55,6 +55,10 @@ class Settings:
         recovery: Whether a protected LightRAG takes up again what an outage left behind.
         recovery_attempts: How often it tries a failed document again.
         recovery_delay: Seconds before it does; they double with each time.
+        shutdown_timeout: Seconds from being told to stop to the end.
+        shutdown_cancel_grace: Of these, for what is cancelled to end.
+        shutdown_close_timeout: Of these, for clients to be closed.
+        shutdown_journal: The file for what was given up, or None.
         sections: For each dependency that variables name, what they set.
     """
 
@@ -66,6 +70,10 @@ class Settings:
     recovery: bool = True
     recovery_attempts: int = 5
     recovery_delay: float = 5.0
+    shutdown_timeout: float = 25.0
+    shutdown_cancel_grace: float = 2.0
+    shutdown_close_timeout: float = 5.0
+    shutdown_journal: str | None = None
     sections: Mapping[str, Section] = field(default_factory=dict)
 
     def policy_for(self, name: str, base: Policy | None = None) -> Policy:
@@ -162,6 +170,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         recovery=variables.recovery,
         recovery_attempts=variables.recovery_attempts,
         recovery_delay=variables.recovery_delay,
+        shutdown_timeout=variables.shutdown_timeout,
+        shutdown_cancel_grace=variables.shutdown_cancel_grace,
+        shutdown_close_timeout=variables.shutdown_close_timeout,
+        shutdown_journal=variables.shutdown_journal,
         sections=variables.model_dump(exclude_unset=True)["sections"],
     )
     if problems := sorted(set(settings.contradictions())):
@@ -243,6 +255,10 @@ class _Variables(BaseSettings):
     recovery: bool = True
     recovery_attempts: Annotated[int, Ge(0), Le(100)] = 5
     recovery_delay: Wait = 5.0
+    shutdown_timeout: Wait = 25.0
+    shutdown_cancel_grace: Wait = 2.0
+    shutdown_close_timeout: Wait = 5.0
+    shutdown_journal: str | None = None
     sections: dict[str, _Section] = {}  # type: ignore[valid-type]
 
     def __init__(self, found: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from ._call import Call, current_call
 from ._finish import Finish, finish_after, is_of_model
+from ._gate import Gate
 from ._opened import PassedOnStream, close_both
 from ._tell import tell_failure
 from .errors import AttemptTimeoutError, TruncatedStreamError
@@ -29,6 +30,7 @@ class _Guard(Protocol):
 
     name: str
     events: Events
+    gate: Gate
     policy: Policy
 
     def clock(self) -> float: ...
@@ -88,6 +90,7 @@ class GuardedStream(PassedOnStream[T_co]):
             await self._close_after_error()
             raise
         self._waited = self._guard.clock() - call.started
+        call.is_streaming = True
         if self._guard.policy.stream.finish_marker:
             self._finish = finish_after(self._first)
         if timeout.stream_total is not None:
@@ -207,11 +210,13 @@ class GuardedStream(PassedOnStream[T_co]):
     def _end(self) -> None:
         call, self._call = self._call, None
         if call is not None:
+            self._guard.gate.running.pop(call, None)
             self._guard.settle_success(call, self._waited)
 
     async def _fail(self, error: Exception) -> None:
         call, self._call = self._call, None
         if call is not None:
+            self._guard.gate.running.pop(call, None)
             self._guard.settle_error(call, error)
             tell_failure(self._guard, call)
         await self._close_after_error()
@@ -220,6 +225,7 @@ class GuardedStream(PassedOnStream[T_co]):
         self._first = _NOTHING
         call, self._call = self._call, None
         if call is not None:
+            self._guard.gate.running.pop(call, None)
             self._guard.settle_without_verdict(call)
 
     async def _close_after_error(self) -> None:

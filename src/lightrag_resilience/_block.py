@@ -1,0 +1,73 @@
+"""A guard around a block: all but retry, since a block cannot be run again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ._call import current_call, new_call
+from ._tell import tell_failure
+
+if TYPE_CHECKING:
+    from .guard import Guard
+
+__all__ = ["begin_block", "end_block"]
+
+
+async def begin_block(guard: Guard) -> None:
+    """Let a block begin.
+
+    Raises:
+        CallRejected: It may not.
+    """
+    parent = current_call.get()
+    if parent is None and guard.gate.is_closed:
+        guard.gate.check(guard.name)
+    call = new_call(guard, parent, guard.clock())
+    call.is_pass_through = parent is not None and parent.is_within(guard)
+    current_call.set(call)
+    if call.is_pass_through:
+        return
+    guard.gate.running[call] = None
+    try:
+        parts = guard.prepare(call)
+        call.admission = guard.breaker.circuit.standing or await guard.ask_breaker()
+        if parts.line is not None:
+            await guard.wait_in_line(call, parts.line, ((), {}))
+    except BaseException:
+        _leave(guard)
+        raise
+    guard.start(call, parts)
+
+
+def end_block(guard: Guard, error: BaseException | None) -> None:
+    """A block has ended.
+
+    Raises:
+        AttemptTimeoutError: Its time was up.
+    """
+    call = current_call.get()
+    if call is None or call.guard is not guard:
+        raise RuntimeError(f"The block of guard({guard.name!r}) ended in another context")
+    _leave(guard)
+    if call.is_pass_through:
+        return
+    timed_out = call.timer is not None and call.timer.stop(call)
+    if timed_out and isinstance(error, asyncio.CancelledError):
+        timeout = guard.timeout_error(call)
+        guard.settle_error(call, timeout)
+        tell_failure(guard, call)
+        raise timeout from error
+    if error is None:
+        guard.settle_success(call)
+    else:
+        guard.settle_error(call, error)
+        tell_failure(guard, call)
+
+
+def _leave(guard: Guard) -> None:
+    call = current_call.get()
+    assert call is not None  # noqa: S101 - both callers have seen it
+    current_call.set(call.parent)
+    call.guard = None
+    guard.gate.running.pop(call, None)

@@ -1,0 +1,79 @@
+"""The phases of a drain, by one deadline that is set when it begins. No clock, no signal in it."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+
+from .errors import PolicyError
+
+__all__ = ["Drain", "Phase"]
+
+
+class Phase(Enum):
+    """How far a drain has come."""
+
+    RUNNING = "running"
+    DRAINING = "draining"
+    CANCELLING = "cancelling"
+    CLOSING = "closing"
+
+
+class Drain:
+    """What is to be done when, in one budget of time.
+
+    Args:
+        timeout: Seconds for all of it.
+        cancel_grace: Of these, for what is cancelled to end.
+        close_timeout: Of these, for clients to be closed.
+
+    Raises:
+        PolicyError: No time is left for what is in flight.
+    """
+
+    def __init__(self, *, timeout: float, cancel_grace: float, close_timeout: float) -> None:
+        if min(timeout, cancel_grace, close_timeout) < 0 or cancel_grace + close_timeout > timeout:
+            raise PolicyError(
+                f"A drain of {timeout:g} s has no room for {cancel_grace:g} s to cancel and "
+                f"{close_timeout:g} s to close: raise the first, or lower the others"
+            )
+        self.timeout = timeout
+        self.cancel_grace = cancel_grace
+        self.close_timeout = close_timeout
+        self.phase = Phase.RUNNING
+        self.deadline = math.inf
+        self._cancel_at = math.inf
+        self._close_at = math.inf
+
+    def begin(self, now: float) -> None:
+        """The process was told to stop; a second time changes nothing."""
+        if self.phase is Phase.RUNNING:
+            self.phase = Phase.DRAINING
+            self.deadline = now + self.timeout
+            self._close_at = self.deadline - self.close_timeout
+            self._cancel_at = self._close_at - self.cancel_grace
+
+    def hurry(self, now: float) -> None:
+        """It was told once more: nothing is waited for any longer."""
+        self.begin(now)
+        self._cancel_at = min(self._cancel_at, now)
+        self._close_at = min(self._close_at, now + self.cancel_grace)
+
+    def step(self, now: float, left: int) -> Phase:
+        """The phase now, with so much in flight."""
+        if self.phase is Phase.DRAINING and now >= self._cancel_at:
+            self.phase = Phase.CANCELLING
+        if self.phase is Phase.CANCELLING and now >= self._close_at:
+            self.phase = Phase.CLOSING
+        if self.phase in {Phase.DRAINING, Phase.CANCELLING} and not left:
+            self.phase = Phase.CLOSING
+        return self.phase
+
+    def left(self, now: float) -> float:
+        """Seconds to the end of this phase."""
+        ends = {
+            Phase.DRAINING: self._cancel_at,
+            Phase.CANCELLING: self._close_at,
+            Phase.CLOSING: self.deadline,
+        }
+        return max(ends.get(self.phase, math.inf) - now, 0.0)

@@ -1,0 +1,64 @@
+"""Signals of the process, heard beside whoever hears them already."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any
+
+__all__ = ["hear_signals", "signals_to_hear"]
+
+
+def signals_to_hear() -> list[signal.Signals]:
+    """Those that tell a process to stop, on this system."""
+    names = ("SIGTERM", "SIGINT", "SIGBREAK")
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+
+@contextlib.contextmanager
+def hear_signals(wanted: Iterable[signal.Signals], tell: Callable[[str], None]) -> Iterator[bool]:
+    """Tell of signals for as long as this lasts; False where only another thread could.
+
+    A server's own handler is called as before: `asyncio.add_signal_handler` would replace it.
+    `tell` runs inside the handler, so it must neither wait nor log.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield False
+        return
+    before: dict[signal.Signals, Any] = {}
+    for number in wanted:
+        before[number] = signal.getsignal(number)
+        signal.signal(number, _handler(number, before[number], tell))
+    try:
+        yield True
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _handler(
+    number: signal.Signals, before: Any, tell: Callable[[str], None]
+) -> Callable[[int, FrameType | None], None]:
+    times = 0
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        nonlocal times
+        times += 1
+        tell(number.name)
+        # What would break the work off at the first signal does so at the second.
+        if callable(before) and (times > 1 or not _breaks_off(before)):
+            before(signum, frame)
+
+    return handle
+
+
+def _breaks_off(handler: Any) -> bool:
+    """Whether it is Python's own Ctrl-C, or asyncio's."""
+    if handler is signal.default_int_handler:
+        return True
+    function = handler.func if isinstance(handler, functools.partial) else handler
+    return getattr(function, "__qualname__", "") == "Runner._on_sigint"

@@ -1,0 +1,225 @@
+"""The coordinator: what ends, what is given up, what is closed, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightrag_resilience import Guards, PolicyError, ShuttingDownError
+from lightrag_resilience.journal import Journal
+from lightrag_resilience.settings import load_settings
+from lightrag_resilience.shutdown import Coordinator
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def registry(**variables: str) -> Guards:
+    return Guards(settings=load_settings(variables))
+
+
+def coordinator(guards: Guards | None = None, **changes: Any) -> Coordinator:
+    times = {"timeout": 2.0, "cancel_grace": 0.3, "close_timeout": 0.5}
+    return Coordinator(registry=guards or registry(), hears_signals=False, **(times | changes))
+
+
+async def work(seconds: float = 0.2) -> str:
+    await asyncio.sleep(seconds)
+    return "done"
+
+
+async def test_what_is_in_flight_is_waited_for_and_then_all_is_closed_in_reverse() -> None:
+    guards = registry()
+    seen: list[str] = []
+    async with coordinator(guards) as made:
+        made.on_close(lambda: seen.append("first"))
+
+        async def close_second() -> None:
+            seen.append("second")
+
+        made.on_close(close_second)
+
+        async def noted() -> str:
+            done = await work()
+            seen.append("call")
+            return done
+
+        call = asyncio.create_task(guards.get("llm").call(noted))
+        background = made.track(asyncio.create_task(work()))
+        running = asyncio.create_task(made.run(work()))
+        await asyncio.sleep(0.05)
+        report = await made.drain()
+    assert seen == ["call", "second", "first"]
+    assert (report.drained, report.abandoned, report.stuck) == (3, (), ())
+    assert [task.result() for task in (call, background, running)] == ["done"] * 3
+
+
+async def test_what_does_not_end_is_written_down_and_then_cancelled(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    guards = registry()
+    order: list[str] = []
+    made = coordinator(guards, timeout=1.0, cancel_grace=0.2, close_timeout=0.2, journal=path)
+
+    async def long() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            order.append(f"cancelled with {len(list(Journal(path).read()))} in the journal")
+            raise
+
+    async with made:
+        task = made.track(asyncio.create_task(long(), name="the indexer"))
+        call = asyncio.create_task(guards.get("llm").call(work, 60.0))
+        await asyncio.sleep(0.05)
+        made.request("SIGTERM")
+        await asyncio.sleep(0)
+        report = await made.drain()
+    assert order == ["cancelled with 2 in the journal"]
+    assert task.cancelled()
+    assert call.cancelled()
+    written = list(Journal(path).read())
+    assert tuple(written) == report.abandoned
+    found = {(each.name, each.kind, each.state, each.signal) for each in written}
+    assert found == {
+        ("the indexer", "task", "outcome_unknown", "SIGTERM"),
+        ("llm", "call", "in_flight", "SIGTERM"),
+    }
+
+
+async def test_a_task_that_swallows_cancellation_is_cancelled_again_and_told_of() -> None:
+    swallowed = 0
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                swallowed += 1
+                if swallowed > 20:
+                    raise
+
+    made = coordinator(timeout=1.0, cancel_grace=0.5, close_timeout=0.2)
+    async with made:
+        task = made.track(asyncio.create_task(stubborn(), name="stubborn"))
+        await asyncio.sleep(0)
+        report = await made.drain()
+    assert report.stuck == ("stubborn",)
+    assert swallowed >= 2
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+
+
+async def test_a_second_request_waits_for_nothing_any_more() -> None:
+    made = coordinator(timeout=30.0)
+    async with made:
+        running = asyncio.create_task(made.run(work(60.0)))
+        await asyncio.sleep(0.05)
+        made.request("SIGTERM")
+        await asyncio.sleep(0.1)
+        assert made.is_draining
+        assert made.stopping.is_set()
+        assert not running.done()
+        made.request("SIGTERM")
+        with pytest.raises(ShuttingDownError, match="did not end in time"):
+            await running
+    report = await made.drain()
+    assert report.seconds < 5
+
+
+async def test_nothing_new_is_begun_once_it_drains() -> None:
+    made = coordinator()
+    async with made:
+        await made.drain()
+        with pytest.raises(ShuttingDownError):
+            await made.run(work())
+
+
+async def test_a_caller_that_is_cancelled_takes_its_work_with_it() -> None:
+    made = coordinator()
+    async with made:
+        running = asyncio.create_task(made.run(work(60.0)))
+        await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.wait([running])
+        assert running.cancelled()
+        report = await made.drain()
+    assert report.abandoned == ()
+
+
+async def test_what_cannot_be_closed_does_not_keep_the_others() -> None:
+    seen: list[str] = []
+
+    def fail() -> None:
+        raise OSError
+
+    async def hang() -> None:
+        await asyncio.sleep(60)
+
+    made = coordinator()
+    async with made:
+        made.on_close(lambda: seen.append("closed"))
+        made.on_close(fail)
+        made.on_close(hang, timeout=0.1)
+        report = await made.drain()
+    assert seen == ["closed"]
+    assert len(report.failed_to_close) == 2
+
+
+async def test_one_inside_another_joins_it() -> None:
+    guards = registry()
+    seen: list[str] = []
+    async with coordinator(guards) as outer:
+        async with coordinator(guards) as inner:
+            inner.on_close(lambda: seen.append("inner"))
+            task = inner.track(asyncio.create_task(work(0.3)))
+        assert not outer.is_draining
+        assert seen == []
+        report = await inner.drain()
+        assert task.done()
+    assert seen == ["inner"]
+    assert report.drained == 1
+    async with coordinator(guards) as again:
+        assert await again.run(work(0.0)) == "done"
+
+
+async def test_a_tracked_task_that_waits_for_the_end_is_not_waited_for() -> None:
+    made = coordinator()
+    async with made:
+
+        async def main() -> Any:
+            return await made.drain()
+
+        report = await made.run(main())
+    assert report.seconds < 1.0
+    assert report.abandoned == ()
+
+
+async def test_it_tells_each_second_what_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "lightrag_resilience"):
+        made = coordinator(timeout=4.0)
+        async with made:
+            made.track(asyncio.create_task(work(2.2), name="an ingest"))
+            await asyncio.sleep(0)
+            await made.drain("SIGTERM")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "Told to stop by SIGTERM: 1 in flight"
+    waits = [line for line in lines if line.startswith("Waiting")]
+    assert len(waits) == 2
+    assert "1 of an ingest" in waits[0]
+    assert "1 ended, 0 given up, 0 stuck" in lines[-1]
+
+
+async def test_times_that_do_not_add_up_are_refused_at_once() -> None:
+    guards = registry(RESILIENCE_SHUTDOWN_TIMEOUT="5", RESILIENCE_SHUTDOWN_CLOSE_TIMEOUT="4")
+    with pytest.raises(PolicyError, match="A drain of 5 s has no room"):
+        Coordinator(registry=guards)

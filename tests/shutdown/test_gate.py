@@ -1,0 +1,161 @@
+"""New calls are refused while a drain lasts; what was let in goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from lightrag_resilience import Guards, Policy, ShuttingDownError
+from lightrag_resilience._gate import admitted
+from lightrag_resilience.patience import patiently
+from lightrag_resilience.settings import load_settings
+from lightrag_resilience.testing import VirtualTimeLoop
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+def registry() -> Guards:
+    loop = asyncio.get_running_loop()
+    return Guards(settings=load_settings({}), clock=loop.time)
+
+
+async def work(seconds: float = 1.0) -> str:
+    await asyncio.sleep(seconds)
+    return "done"
+
+
+async def test_a_new_call_is_refused_and_one_under_way_ends() -> None:
+    guards = registry()
+    guard = guards.get("llm")
+    under_way = asyncio.create_task(guard.call(work))
+    await asyncio.sleep(0.5)
+    assert [call.name for call in guards.gate.running] == ["llm"]
+    guards.gate.close()
+    with pytest.raises(ShuttingDownError, match="'llm' is not called any more"):
+        await guard.call(work)
+    with pytest.raises(ShuttingDownError):
+        async with guard:
+            raise AssertionError
+    assert await under_way == "done"
+    assert not guards.gate.running
+    guards.gate.open()
+    assert await guard.call(work) == "done"
+    assert guard.breaker.snapshot().failed == 0
+
+
+async def test_a_call_inside_one_that_was_let_in_goes_on() -> None:
+    guards = registry()
+
+    async def outer() -> str:
+        await asyncio.sleep(1.0)
+        return await guards.get("storage.kv").call(work)
+
+    under_way = asyncio.create_task(guards.get("llm").call(outer))
+    await asyncio.sleep(0.5)
+    guards.gate.close()
+    assert await under_way == "done"
+
+
+async def test_work_that_was_let_in_makes_new_calls() -> None:
+    guards = registry()
+
+    async def request() -> list[str]:
+        await asyncio.sleep(1.0)
+        return [await guards.get("llm").call(work) for _ in range(2)]
+
+    with admitted():
+        task = asyncio.create_task(request())
+    guards.gate.close()
+    assert await task == ["done", "done"]
+
+
+async def test_a_sleep_before_a_retry_ends_at_once() -> None:
+    guards = registry()
+    guard = guards.get("llm", Policy.llm(attempts=3))
+
+    async def fail() -> None:
+        raise ConnectionRefusedError
+
+    calls = [asyncio.create_task(guard.call(fail)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    guards.gate.close()
+    began = asyncio.get_running_loop().time()
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert asyncio.get_running_loop().time() == began
+    assert {type(error) for error in ended} == {ShuttingDownError}
+    causes = {type(error.__cause__) for error in ended if error is not None}
+    assert causes == {ConnectionRefusedError}
+
+
+@pytest.mark.parametrize("limit", ["rpm", "max_concurrent"])
+async def test_a_wait_in_line_ends_at_once(limit: str) -> None:
+    guards = registry()
+    policy = Policy()
+    if limit == "rpm":
+        policy = policy.with_changes(rpm=6.0)
+    else:
+        policy = policy.with_changes(max_concurrent=1)
+    guard = guards.get("llm", policy)
+    first = asyncio.create_task(guard.call(work))
+    await asyncio.sleep(0.1)
+    waiting = asyncio.create_task(guard.call(work))
+    await asyncio.sleep(0.1)
+    guards.gate.close()
+    with pytest.raises(ShuttingDownError):
+        await waiting
+    assert await first == "done"
+    assert guard.occupancy.waiting == 0
+
+
+async def test_patience_ends_at_once() -> None:
+    guards = registry()
+    guard = guards.get("llm")
+    guard.breaker.open()
+    waiting = asyncio.create_task(patiently(guard, lambda: guard.call(work), patience=600.0))
+    await asyncio.sleep(1.0)
+    guards.gate.close()
+    with pytest.raises(ShuttingDownError):
+        await waiting
+    with pytest.raises(ShuttingDownError):
+        await patiently(guard, lambda: guard.call(work), patience=600.0)
+
+
+async def test_a_caller_that_is_cancelled_meanwhile_is_cancelled() -> None:
+    guards = registry()
+    guard = guards.get("llm", Policy().with_changes(max_concurrent=1))
+    first = asyncio.create_task(guard.call(work))
+    await asyncio.sleep(0.1)
+    waiting = asyncio.create_task(guard.call(work))
+    await asyncio.sleep(0.1)
+    guards.gate.close()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    assert await first == "done"
+
+
+async def test_a_stream_is_under_way_until_its_end() -> None:
+    guards = registry()
+
+    async def pieces() -> AsyncIterator[int]:
+        for number in range(3):
+            await asyncio.sleep(1.0)
+            yield number
+
+    stream = await guards.get("llm").call(pieces)
+    assert len(guards.gate.running) == 1
+    guards.gate.close()
+    assert [item async for item in stream] == [0, 1, 2]
+    assert not guards.gate.running
+    guards.gate.open()
+    stream = await guards.get("llm").call(pieces)
+    await stream.aclose()
+    assert not guards.gate.running

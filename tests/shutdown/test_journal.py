@@ -1,0 +1,88 @@
+"""The journal of what was given up."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightrag_resilience import journal as module
+from lightrag_resilience.journal import Abandoned, Journal
+
+WRITER = """
+import sys
+from lightrag_resilience.journal import Abandoned, Journal
+for number in range(200):
+    name = f"{sys.argv[2]}-{number}"
+    Journal(sys.argv[1]).write([Abandoned(name, "task", "in_flight", 1.0, "x")])
+"""
+
+
+def record(name: str = "llm.openai") -> Abandoned:
+    return Abandoned(name, "call", "in_flight", 1.5, "SIGTERM")
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    made = Journal(tmp_path / "folder" / "journal")
+    assert list(made.read()) == []
+    records = [record("a"), record("b")]
+    made.write(records)
+    made.write([])
+    made.write([record("c")])
+    assert list(made.read())[:2] == records
+    assert [each.name for each in made.read()] == ["a", "b", "c"]
+    assert stat.S_IMODE(made.path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(("torn", "left"), [(1, "abc"), (2, "ac"), (100, "ac")])
+def test_a_torn_end_loses_nothing_else(tmp_path: Path, torn: int, left: str) -> None:
+    made = Journal(tmp_path / "journal")
+    made.write([record("a"), record("b")])
+    made.path.write_bytes(made.path.read_bytes()[:-torn])
+    made.write([record("c")])
+    assert [each.name for each in made.read()] == list(left)
+
+
+@given(st.lists(st.binary(max_size=60) | st.dictionaries(st.text(), st.integers()), max_size=8))
+def test_what_is_no_record_is_left_out(lines: list[Any]) -> None:
+    for line in lines:
+        text = line if isinstance(line, bytes) else json.dumps(line).encode()
+        assert module._parsed(text) is None
+
+
+@pytest.mark.parametrize("change", [{"pid": "1"}, {"seconds": True}, {"version": 2}, {"more": 1}])
+def test_a_record_of_another_shape_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
+    made = Journal(tmp_path / "journal")
+    made.write([record()])
+    good = json.loads(made.path.read_text().strip())
+    assert module._parsed(json.dumps(good).encode()) is not None
+    assert module._parsed(json.dumps(good | change).encode()) is None
+
+
+def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LARGEST", 1000)
+    made = Journal(tmp_path / "journal")
+    for number in range(100):
+        made.write([record(str(number))])
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert len(sizes) == 2
+    assert sum(sizes) < 3000
+    assert [each.name for each in made.read()][-1] == "99"
+
+
+def test_several_processes_write_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), name])  # noqa: S603 - our own
+        for name in ("a", "b", "c")
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    names = {each.name for each in Journal(path).read()}
+    assert names == {f"{name}-{number}" for name in "abc" for number in range(200)}
