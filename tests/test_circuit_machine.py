@@ -157,7 +157,7 @@ class CircuitMachine(RuleBasedStateMachine):
             assert circuit.state is State.OPEN
             assert circuit.open_until == math.inf
         elif circuit.state is State.OPEN:
-            assert circuit.open_until - self.now <= self.policy.open_max
+            assert circuit.open_until - self.now <= self.policy.longest_break
         else:
             assert circuit.open_until == -math.inf
         if circuit.state is not State.HALF_OPEN:

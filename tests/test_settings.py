@@ -225,8 +225,8 @@ def test_a_long_value_is_cut() -> None:
 
 
 def test_variables_that_contradict_a_default_are_told_at_the_start() -> None:
-    told = problem(LLM__BREAKER__OPEN_FOR="100")
-    assert told.startswith("RESILIENCE_LLM__BREAKER__OPEN_FOR: BreakerPolicy.open_max")
+    told = problem(LLM__BREAKER__MIN_CALLS="101")
+    assert told.startswith("RESILIENCE_LLM__BREAKER__MIN_CALLS: BreakerPolicy.min_calls")
 
 
 def test_two_variables_that_contradict_each_other_are_both_named() -> None:
@@ -245,8 +245,8 @@ def test_a_contradiction_with_a_policy_from_code_is_told_when_it_is_met() -> Non
 def test_an_inherited_value_makes_a_narrow_one_right() -> None:
     load_settings(
         {
-            "RESILIENCE_LLM__BREAKER__OPEN_MAX": "500",
-            "RESILIENCE_LLM_OPENAI__BREAKER__OPEN_FOR": "400",
+            "RESILIENCE_LLM__BREAKER__WINDOW_CALLS": "500",
+            "RESILIENCE_LLM_OPENAI__BREAKER__MIN_CALLS": "400",
         }
     )
 

@@ -207,7 +207,7 @@ class Circuit:
         self._enter(State.OPEN, now, reason)
         forced = self.mode == "forced-open"
         self.open_until = (
-            math.inf if forced else now + min(policy.open_for * growth, policy.open_max)
+            math.inf if forced else now + min(policy.open_for * growth, policy.longest_break)
         )
 
     def half_open(self, now: float, reason: str) -> None:

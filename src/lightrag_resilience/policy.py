@@ -67,7 +67,7 @@ class BreakerPolicy(_Checked):
         consecutive_failures: Failures in a row that open the circuit; None turns that off.
         open_for: Seconds of the first break.
         open_growth: Factor for each further break with no recovery between.
-        open_max: Longest break, in seconds.
+        open_max: Longest break, in seconds; None is twice the first.
         probes: Calls let through half-open; all must succeed.
         probe_lease: Seconds after which a probe that has not reported loses its place.
         quorum: Workers that must have seen failures before all open, where Redis is shared.
@@ -84,7 +84,7 @@ class BreakerPolicy(_Checked):
     consecutive_failures: Count | None = 5
     open_for: Seconds = 5.0
     open_growth: Growth = 1.5
-    open_max: Seconds = 30.0
+    open_max: Seconds | None = None
     probes: Count = 1
     probe_lease: Seconds = 60.0
     quorum: Count = 1
@@ -96,11 +96,16 @@ class BreakerPolicy(_Checked):
                 f"BreakerPolicy.min_calls is {self.min_calls}, more than window_calls "
                 f"({self.window_calls}) can ever hold"
             )
-        if self.open_max < self.open_for:
+        if self.open_max is not None and self.open_max < self.open_for:
             raise PolicyError(
                 f"BreakerPolicy.open_max is {self.open_max:g} s, less than open_for "
                 f"({self.open_for:g} s)"
             )
+
+    @property
+    def longest_break(self) -> float:
+        """Seconds: a recovery is seen so late at the most, and one probe costs little."""
+        return 2.0 * self.open_for if self.open_max is None else self.open_max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,7 +128,7 @@ def test_an_override_wins_over_its_variable_and_leaves_those_beside_it() -> None
         ({"RESILIENCE_INGEST_PATIENCE": "5"}, "read at the start only"),
         ({"RESILIENCE_LLM__LIMIT__RPN": "5"}, "did you mean"),
         ({"OTHER": "5"}, "OTHER is not known"),
-        ({"RESILIENCE_LLM__BREAKER__OPEN_FOR": "9000"}, "open_max"),
+        ({"RESILIENCE_LLM__BREAKER__MIN_CALLS": "9000"}, "window_calls"),
     ],
 )
 def test_wrong_overrides_change_nothing(variables: dict[str, str], problem: str) -> None:

@@ -45,7 +45,7 @@ class Model:
         assert self.held is not None
         self.held.opens += 1
         growth = self.policy.open_growth ** min(self.held.opens - 1, 64)
-        length = min(round(self.policy.open_for * 1000) * growth, self.policy.open_max * 1000)
+        length = min(round(self.policy.open_for * 1000) * growth, self.policy.longest_break * 1000)
         self._enter("O", now + math.floor(length), known=known, now=now)
 
     def _current(self, *, known: int, now: int) -> tuple[Held, bool]:

@@ -357,7 +357,7 @@ def policy_as_json(policy: BreakerPolicy) -> str:
             "window_ms": round(policy.window_seconds * 1000),
             "open_ms": round(policy.open_for * 1000),
             "growth": policy.open_growth,
-            "max_ms": round(policy.open_max * 1000),
+            "max_ms": round(policy.longest_break * 1000),
             "probes": policy.probes,
             "lease_ms": round(policy.probe_lease * 1000),
             "quorum": policy.quorum,
