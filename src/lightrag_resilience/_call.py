@@ -30,6 +30,7 @@ class Call(Timed):
         began: Monotonic seconds at which the call began.
         started: Monotonic seconds at which its present attempt was sent.
         deadline: Monotonic seconds at which it ends for good; None before it is needed.
+        foreign: What a call of another guard inside it failed with last; unset where none did.
         failure: The class of the last attempt's failure; None where it was refused.
         timer: What ends its present attempt; None where nothing does.
         is_streaming: Whether it lasts until its stream ends.
@@ -42,6 +43,7 @@ class Call(Timed):
         "began",
         "deadline",
         "failure",
+        "foreign",
         "guard",
         "is_pass_through",
         "is_streaming",
@@ -63,6 +65,7 @@ class Call(Timed):
     started: float
     deadline: float | None
     failure: Failure | None
+    foreign: Exception
     timer: Timer | None
     is_pass_through: bool
     is_streaming: bool

@@ -124,6 +124,53 @@ async def test_without_model_and_embeddings_the_graph_alone_speaks(
     assert "'llm'" in content(answer)
 
 
+async def lost() -> None:
+    raise DOWN  # the same error that providers fail with in these tests: whose it is, is told apart
+
+
+async def test_without_the_graph_similar_texts_answer(rag: Any) -> None:
+    rag.chunk_entity_relation_graph._get_graph = lost
+    answer = await ask(rag)
+    note = "[Answered without the knowledge graph: 'storage.graph' is unavailable.]"
+    assert content(answer) == f"{note}\n\n{ANSWER}"
+    assert answer["data"]["entities"] == []
+    assert answer["data"]["chunks"][0]["content"] == TEXT
+
+
+async def test_without_the_vectors_entities_are_found_by_their_names(rag: Any) -> None:
+    for storage in (rag.entities_vdb, rag.relationships_vdb, rag.chunks_vdb):
+        storage._get_client = lost
+    answer = await ask(rag)
+    note = "[Answered without similarity search: 'storage.vector' is unavailable.]"
+    assert content(answer) == f"{note}\n\n{ANSWER}"
+    assert {entity["entity_name"] for entity in answer["data"]["entities"]} >= {"Alderwick"}
+
+
+async def test_without_graph_and_vectors_there_is_no_answer(rag: Any) -> None:
+    rag.chunk_entity_relation_graph._get_graph = lost
+    for storage in (rag.entities_vdb, rag.relationships_vdb, rag.chunks_vdb):
+        storage._get_client = lost
+    with pytest.raises(ResilienceError) as failed:
+        await ask(rag)
+    assert getattr(failed.value, "dependency", "") in {"storage.graph", "storage.vector"}
+
+
+async def test_without_the_texts_similar_ones_answer(rag: Any) -> None:
+    for storage in (rag.text_chunks, rag.llm_response_cache):
+        storage._storage_lock = Broken()
+    answer = await ask(rag)
+    assert content(answer).endswith(ANSWER)
+    assert "'storage.kv' is unavailable" in content(answer)
+
+
+class Broken:
+    async def __aenter__(self) -> None:
+        raise DOWN
+
+    async def __aexit__(self, *_: object) -> None:
+        raise AssertionError
+
+
 async def test_what_was_ranked_by_nobody_is_marked(rag: Any, failing: Failing) -> None:
     failing.errors["rerank"] = DOWN
     answer = await ask(rag)

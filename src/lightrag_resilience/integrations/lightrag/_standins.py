@@ -23,6 +23,7 @@ def stand_in(rag: Any, rung: Rung) -> Any:
         changed.chunks_vdb = _NoVectors(rag.chunks_vdb)
     if rung.uncached:
         changed.llm_response_cache = _NoCache()
+        changed.text_chunks = None  # found texts go without their headings
     return changed
 
 

@@ -22,11 +22,10 @@ __all__ = [
     "current_request",
     "current_work",
     "gated",
-    "is_of_another",
+    "is_caused_by",
     "working",
 ]
 
-_BLAMED = "__resilience_dependency__"
 _DEEPEST = 8  # causes
 _REMEMBERED = 100  # failures
 
@@ -85,12 +84,12 @@ async def gated(
     call: Callable[[], Awaitable[Any]],
     *,
     idempotent: bool | None = None,
-    is_innermost: bool = True,
+    is_foreign: Callable[[Exception], bool] = lambda _: False,
 ) -> Any:
     """Make a call for the present work: wait for the dependency, or be refused before any queue.
 
-    Where it is made inside a call of another guard, that one's time does not run meanwhile. One
-    that is not innermost may raise what another dependency failed with.
+    Where it is made inside a call of another guard, that one's time does not run meanwhile, and it
+    learns what this one failed with. `is_foreign` tells what another dependency has failed with.
     """
     work = current_work.get()
     outer = current_call.get()
@@ -102,7 +101,9 @@ async def gated(
                 guard.refuse_if_open()
                 result = await call()
     except Exception as error:
-        if is_innermost or not is_of_another(error, guard.name):
+        if outer is not None:
+            outer.foreign = error
+        if not is_foreign(error):
             _tell(error, guard.name, work)
         raise
     if work is not None:
@@ -111,23 +112,20 @@ async def gated(
 
 
 def _tell(error: Exception, dependency: str, work: Work | None) -> None:
-    with contextlib.suppress(AttributeError):  # it has no room for it
-        setattr(error, _BLAMED, dependency)
     if work is not None:
         work.failed(dependency, error)
     if (request := current_request.get()) is not None:
         request.last = dependency, error
 
 
-def is_of_another(error: BaseException, dependency: str) -> bool:
-    """Whether it is known which dependency failed, and it is another one."""
+def is_caused_by(error: BaseException, origin: BaseException | None) -> bool:
+    """Whether `origin` led to an error, also through those that were raised in its place."""
     cause: BaseException | None = error
     for _ in range(_DEEPEST):
-        if cause is None:
+        if cause is None or origin is None:
             return False
-        cause = root_cause(cause)
-        if (blamed := getattr(cause, _BLAMED, None)) is not None:
-            return bool(blamed != dependency)
+        if cause is origin or root_cause(cause) is root_cause(origin):
+            return True
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return False
 

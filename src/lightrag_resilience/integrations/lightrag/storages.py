@@ -17,7 +17,7 @@ from lightrag_resilience.policy import Policy
 from lightrag_resilience.registry import Guards, guards
 
 from ._storage_methods import Effect, methods_to_guard
-from ._work import gated, is_of_another
+from ._work import gated, is_caused_by
 
 __all__ = ["dependency_of", "guard_storage", "guarded_class", "guarding", "release_storage"]
 
@@ -155,11 +155,16 @@ def _guarded(method: Any, effect: Effect) -> Any:
         if call is not None and call.is_within(guard):
             return await method(self, *args, **kwargs)
 
+        foreign: list[Exception] = []
+
         async def attempt() -> Any:
+            own = current_call.get()
             try:
                 return await method(self, *args, **kwargs)
             except Exception as error:
-                if is_of_another(error, guard.name) or _is_lightrags(type(error)):
+                from_inside = getattr(own, "foreign", None)
+                if is_caused_by(error, from_inside) or _is_lightrags(type(error)):
+                    foreign.append(error)
                     raise _NotOursError(error) from error
                 raise
 
@@ -170,6 +175,8 @@ def _guarded(method: Any, effect: Effect) -> Any:
                 error = carrier.error
             raise error
 
-        return await gated(guard, whole, idempotent=effect.is_idempotent, is_innermost=False)
+        return await gated(
+            guard, whole, idempotent=effect.is_idempotent, is_foreign=foreign.__contains__
+        )
 
     return guarded
