@@ -39,6 +39,7 @@ from .timeouts import Timer
 
 __all__ = ["Guard"]
 
+_PLAIN = frozenset({str, dict, list, int, float, bool, tuple, bytes, type(None)})  # no streams
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -190,14 +191,18 @@ class Guard:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> R:
-        parts = self.prepare(call)
+        parts = self._parts  # as in prepare(): a call of it is a twentieth of all
+        if parts is None or parts.loop is not asyncio.get_running_loop():
+            parts = self._enter_loop()
+        call.parts = parts
+        call.failure = None
         call.admission = self._circuit.standing or await self.ask_breaker()
         if parts.line is not None:
             await self.wait_in_line(call, parts.line, (args, kwargs))
         timer = self.start(call, parts)
         try:
             result: Any = await function(*args, **kwargs)
-            if is_stream(result.__class__):
+            if result.__class__ not in _PLAIN and is_stream(result.__class__):
                 result = await GuardedStream(self, call, result).open(timer)
                 if timer is not None:
                     timer.stop(call)
