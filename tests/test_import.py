@@ -61,6 +61,7 @@ LAYERS = [
     ["gathering", "guard", "integrations.sdks"],
     ["patience", "registry"],
     ["shutdown"],
+    ["integrations.asgi"],
     ["telemetry", "telemetry._bounded", "telemetry._metrics"],
     ["telemetry.correlation"],
     ["telemetry.logs", "telemetry.prometheus"],

@@ -315,7 +315,7 @@ def test_a_worker_that_comes_later_goes_by_what_was_set(server: RedisServer) -> 
         (f"{RPM}=-1", f"{RPM} is '-1', but must be"),
         ("RESILIENCE_LLM__LIMIT__RPN=1", "did you mean RESILIENCE_LLM__LIMIT__RPM?"),
         ("RESILIENCE_REDIS_URL=redis://other", "RESILIENCE_REDIS_URL is read at the start only"),
-        ("RESILIENCE_LLM__BREAKER__OPEN_FOR=9999", "OPEN_FOR"),
+        ("RESILIENCE_LLM__BREAKER__MIN_CALLS=9999", "MIN_CALLS"),
         (RPM, f"{RPM!r} is no NAME=VALUE"),
     ],
 )

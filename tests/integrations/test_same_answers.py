@@ -54,7 +54,7 @@ async def life(*, protected: bool, degrade: str = "false") -> dict[str, Any]:
             "answers": copy.deepcopy(answers),
             "plain": plain,
             "data": data,
-            "calls": {kind: provider.count(kind) for kind in ("llm", "embedding", "rerank")},
+            "calls": {kind: provider.count(kind) for kind in ("llm", "embedding")},
         }
 
 

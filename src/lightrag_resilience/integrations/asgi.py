@@ -1,0 +1,121 @@
+"""Draining behind any ASGI server: the coordinator in the lifespan, probes, refusals that say so.
+
+::
+
+    app = Draining(app)
+
+A request that was let in goes on until it ends; new ones get 503 with ``Retry-After`` while a drain
+lasts. ``/livez`` says that the process runs, ``/readyz`` whether it wants requests.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from lightrag_resilience._gate import admitted
+from lightrag_resilience.breakers import State
+from lightrag_resilience.registry import Guards, guards
+from lightrag_resilience.shutdown import Coordinator
+
+__all__ = ["Draining"]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_TRY_AGAIN = 5  # seconds, of a process that is not ready
+
+
+class Draining:
+    """ASGI middleware, around everything else.
+
+    Args:
+        app: The application.
+        registry: The guards whose calls are waited for; those of the process by default.
+        ready_while_closed: Names of guards; the process is not ready while one's circuit is open.
+        make_coordinator: Makes the coordinator when the server starts, for times of your own.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        *,
+        registry: Guards | None = None,
+        ready_while_closed: Iterable[str] = (),
+        make_coordinator: Callable[[Guards], Coordinator] | None = None,
+    ) -> None:
+        self._app = app
+        self._registry = guards() if registry is None else registry
+        self._needed = tuple(ready_while_closed)
+        self._make = make_coordinator or (lambda registry: Coordinator(registry=registry))
+        self.coordinator: Coordinator | None = None
+        """What ends the process's work in order; None until the server has started."""
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve."""
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] in {"/livez", "/readyz"}:
+            await self._probe(scope["path"], send)
+        elif scope["type"] == "http" and self._is_draining:
+            await _answer(send, 503, {"detail": "This process shuts down"}, self._retry_after)
+        else:
+            with admitted():
+                await self._app(scope, receive, send)
+
+    @property
+    def _is_draining(self) -> bool:
+        return self.coordinator is not None and self.coordinator.is_draining
+
+    @property
+    def _retry_after(self) -> int:
+        return max(1, math.ceil(self._registry.gate.retry_after))
+
+    # ------------------------------------------------------------------ probes
+
+    async def _probe(self, path: str, send: Send) -> None:
+        if path == "/livez":
+            await _answer(send, 200, {"status": "alive"})
+        elif self._is_draining:
+            await _answer(send, 503, {"status": "draining"}, self._retry_after)
+        elif away := [name for name in self._needed if not self._is_closed(name)]:
+            await _answer(send, 503, {"status": "not ready", "open": away}, _TRY_AGAIN)
+        else:
+            await _answer(send, 200, {"status": "ready"})
+
+    def _is_closed(self, name: str) -> bool:
+        return self._registry.get(name).breaker.state is not State.OPEN
+
+    # ------------------------------------------------------------------ the lifespan
+
+    async def _live(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Begin with the application's own start, and drain before its own end."""
+        async with self._make(self._registry) as coordinator:
+            self.coordinator = coordinator
+
+            async def receive_and_drain() -> Message:
+                message = await receive()
+                if message["type"] == "lifespan.shutdown":
+                    await coordinator.drain("the server")
+                return message
+
+            await self._app(scope, receive_and_drain, send)
+
+
+async def _answer(
+    send: Send, status: int, content: dict[str, Any], retry_after: int | None = None
+) -> None:
+    body = json.dumps(content).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    if retry_after is not None:
+        headers += [(b"retry-after", str(retry_after).encode()), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
