@@ -36,7 +36,7 @@ __all__ = ["Worker"]
 _log = logging.getLogger("lightrag_resilience")
 
 _BATCH = 0.1  # seconds for which outcomes that are not urgent are gathered
-_GAP = 0.005  # seconds between two batches
+_GAP = 0.002  # seconds between two batches: a trip right after one waits for it
 _LOOK = 1.0  # seconds between two looks, give or take a fifth
 _LOOK_AGAIN = 0.25  # seconds, while Redis is away
 _AT_A_LOOK = 256  # breakers
