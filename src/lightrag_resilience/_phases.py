@@ -45,6 +45,15 @@ class Drain:
         self._cancel_at = math.inf
         self._close_at = math.inf
 
+    def fit(self, most: float | None) -> None:
+        """Last no longer than this; all its parts become shorter alike."""
+        if most is None or most >= self.timeout:
+            return
+        share = most / self.timeout
+        self.timeout *= share
+        self.cancel_grace *= share
+        self.close_timeout *= share
+
     def begin(self, now: float) -> None:
         """The process was told to stop; a second time changes nothing."""
         if self.phase is Phase.RUNNING:

@@ -21,16 +21,21 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from weakref import WeakSet
 
 from ._gate import admitted
+from ._host import host
 from ._phases import Drain, Phase
 from ._signals import hear_signals, signals_to_hear
 from .errors import ShuttingDownError
 from .journal import Abandoned, Journal
 from .registry import Guards, guards
 
-__all__ = ["Coordinator", "Report"]
+if TYPE_CHECKING:
+    from .settings import Settings
+
+__all__ = ["Coordinator", "Report", "configured_drain", "drain_all", "write_down_all"]
 
 T = TypeVar("T")
 
@@ -89,13 +94,7 @@ class Coordinator:
     ) -> None:
         self._registry = guards() if registry is None else registry
         settings = self._registry.settings
-        self._drain = Drain(
-            timeout=settings.shutdown_timeout if timeout is None else timeout,
-            cancel_grace=settings.shutdown_cancel_grace if cancel_grace is None else cancel_grace,
-            close_timeout=(
-                settings.shutdown_close_timeout if close_timeout is None else close_timeout
-            ),
-        )
+        self._drain = configured_drain(settings, timeout, cancel_grace, close_timeout)
         path = settings.shutdown_journal if journal is None else journal
         self.journal = None if path is None else Journal(path)
         self.stopping = asyncio.Event()
@@ -116,6 +115,8 @@ class Coordinator:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._root = self._registry.coordinators.setdefault(self._loop, self)
+        if self._root is self:
+            _roots.add(self)
         if self._root is self and self._hears_signals:
             self._stack.enter_context(hear_signals(signals_to_hear(), self._told_by_signal))
         return self
@@ -132,6 +133,7 @@ class Coordinator:
             await self.drain("the end of the program")
         finally:
             self._stack.close()
+            _roots.discard(self)
             assert self._loop is not None  # noqa: S101 - it was entered
             self._registry.coordinators.pop(self._loop, None)
             self._registry.gate.open()
@@ -207,6 +209,10 @@ class Coordinator:
             self._drain.hurry(time.monotonic())
         self._begin(reason)
 
+    def begin(self, reason: str) -> None:
+        """Begin the drain unless it has begun; on the coordinator's loop."""
+        self._root._begin(reason)  # noqa: SLF001 - of its own kind
+
     def _begin(self, reason: str) -> None:
         if self.is_draining:
             return
@@ -274,12 +280,7 @@ class Coordinator:
         if not left:
             return ()
         records = tuple(self._abandoned(work) for work in left)
-        if self.journal is not None:
-            try:
-                await asyncio.to_thread(self.journal.write, records)
-            except OSError as error:
-                reason = type(error).__name__
-                _log.error("The journal %s cannot be written: %s", self.journal.path, reason)
+        await asyncio.to_thread(self._write, records)
         _log.warning("Giving up %s", _in_words(left))
         tasks = {task for work in left if (task := _task_of(work)) is not None} - self._callers
         while tasks and self._drain.step(time.monotonic(), len(tasks)) is Phase.CANCELLING:
@@ -287,6 +288,20 @@ class Coordinator:
                 task.cancel()
             _, tasks = await asyncio.wait(tasks, timeout=_AGAIN)
         return records
+
+    def _write(self, records: tuple[Abandoned, ...]) -> None:
+        if self.journal is None:
+            return
+        try:
+            self.journal.write(records)
+        except OSError as error:
+            reason = type(error).__name__
+            _log.error("The journal %s cannot be written: %s", self.journal.path, reason)
+
+    def write_down(self, reason: str) -> None:
+        """Write to the journal what is in flight, at once: for a process that dies here."""
+        self._reason = self._reason or reason
+        self._write(tuple(self._abandoned(work) for work in self._in_flight()))
 
     async def _close_all(self) -> tuple[str, ...]:
         failed = []
@@ -322,6 +337,38 @@ class Coordinator:
         kind = "stream" if work.is_streaming else "call"
         state = "in_flight" if hasattr(work, "started") else "not_sent"
         return Abandoned(work.name, kind, state, now - work.began, self._reason)
+
+
+_roots: WeakSet[Coordinator] = WeakSet()
+
+
+def configured_drain(
+    settings: Settings | None = None,
+    timeout: float | None = None,
+    cancel_grace: float | None = None,
+    close_timeout: float | None = None,
+) -> Drain:
+    """A drain with times in seconds, where None is what the settings of the process say."""
+    settings = guards().settings if settings is None else settings
+    drain = Drain(
+        timeout=settings.shutdown_timeout if timeout is None else timeout,
+        cancel_grace=settings.shutdown_cancel_grace if cancel_grace is None else cancel_grace,
+        close_timeout=settings.shutdown_close_timeout if close_timeout is None else close_timeout,
+    )
+    drain.fit(host.patience)
+    return drain
+
+
+def drain_all(reason: str) -> None:
+    """Begin the drain of every coordinator of this process that has not begun; on their loop."""
+    for coordinator in list(_roots):
+        coordinator.begin(reason)
+
+
+def write_down_all(reason: str) -> None:
+    """Write to the journals what is in flight, at once: for a process that dies here."""
+    for coordinator in list(_roots):
+        coordinator.write_down(reason)
 
 
 def _task_of(work: Any) -> asyncio.Task[Any] | None:
