@@ -40,6 +40,10 @@ class Drain:
         self.timeout = timeout
         self.cancel_grace = cancel_grace
         self.close_timeout = close_timeout
+        self.reset()
+
+    def reset(self) -> None:
+        """Nobody was told to stop."""
         self.phase = Phase.RUNNING
         self.deadline = math.inf
         self._cancel_at = math.inf

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import os
 import time
@@ -22,11 +21,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from weakref import WeakSet
 
+from ._ending import close_all, end_all, end_children
 from ._gate import admitted
 from ._host import host
+from ._in_flight import InFlight, Process, Work, in_words, record_of, task_of
 from ._phases import Drain, Phase
+from ._roots import add_root, discard_root
 from ._signals import hear_signals, signals_to_hear
 from .errors import ShuttingDownError
 from .journal import Abandoned, Journal
@@ -35,15 +36,16 @@ from .registry import Guards, guards
 if TYPE_CHECKING:
     from .settings import Settings
 
-__all__ = ["Coordinator", "Report", "configured_drain", "drain_all", "write_down_all"]
+__all__ = ["Coordinator", "Report", "configured_drain"]
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Process)
 
 _log = logging.getLogger("lightrag_resilience")
 
 _LOOK = 0.05  # seconds between two looks at what is in flight
 _TELL = 1.0  # seconds between two lines of the log
-_AGAIN = 0.1  # seconds between two cancellations of a task that goes on
+_NAMED = 10  # names in a line of the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Report:
     Attributes:
         drained: How much of it ended by itself.
         abandoned: What was cancelled, as the journal has it.
-        stuck: Names of tasks that did not end although they were cancelled.
+        stuck: Names of tasks that did not end although they were cancelled, and of functions that
+            still run in threads.
         failed_to_close: Names of callbacks that failed, or took too long.
         seconds: How long all of it took.
     """
@@ -75,7 +78,8 @@ class Coordinator:
         close_timeout: Of these, for what `on_close` was given.
         journal: The file for what was given up; None is ``RESILIENCE_SHUTDOWN_JOURNAL``.
         hears_signals: Whether SIGTERM and SIGINT begin the drain, beside the handlers that are
-            there already.
+            there already. Where a server hears SIGQUIT, that is both of two signals at once. Only
+            the main thread can; in another one the end of the block begins the drain.
 
     Raises:
         PolicyError: The times do not add up.
@@ -102,7 +106,8 @@ class Coordinator:
         self._hears_signals = hears_signals
         self._signals: list[str] = []
         self._reason = ""
-        self._tasks: dict[asyncio.Task[Any], float] = {}
+        self._in_flight = InFlight(self._registry.gate)
+        self._cut_off: tuple[Abandoned, ...] = ()
         self._callers: set[asyncio.Task[Any]] = set()
         self._closers: list[tuple[Callable[[], Any], float | None]] = []
         self._ended: asyncio.Future[Report] | None = None
@@ -116,7 +121,10 @@ class Coordinator:
         self._loop = asyncio.get_running_loop()
         self._root = self._registry.coordinators.setdefault(self._loop, self)
         if self._root is self:
-            _roots.add(self)
+            add_root(self)
+            self._registry.gate.adopt()
+            if host.ledger is not None and self.journal is not None:
+                host.ledger.journal = str(self.journal.path.absolute())
         if self._root is self and self._hears_signals:
             self._stack.enter_context(hear_signals(signals_to_hear(), self._told_by_signal))
         return self
@@ -133,7 +141,7 @@ class Coordinator:
             await self.drain("the end of the program")
         finally:
             self._stack.close()
-            _roots.discard(self)
+            discard_root(self)
             assert self._loop is not None  # noqa: S101 - it was entered
             self._registry.coordinators.pop(self._loop, None)
             self._registry.gate.open()
@@ -151,11 +159,24 @@ class Coordinator:
         The calls of a task that was begun outside of `run` are let in only if it was begun in
         `admitted()`.
         """
-        if self._root is not self:
-            return self._root.track(task)
-        self._tasks[task] = time.monotonic()
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        return self.watch(task, "task", task.get_name())
+
+    def watch(self, task: asyncio.Task[T], kind: str, name: str) -> asyncio.Task[T]:
+        """As `track`, with words of your own for the journal: nothing secret, no text."""
+        root = self._root
+        root._in_flight.add_task(task, kind, name, root._is_cut_off)  # noqa: SLF001 - of its own kind
         return task
+
+    def child(self, process: P, name: str = "") -> P:
+        """Wait for a child process when this one is told to stop; what does not end is ended.
+
+        Args:
+            process: Of `subprocess`, `asyncio.create_subprocess_exec` or `multiprocessing`.
+            name: For the journal; its number by default.
+        """
+        name = name or f"child {process.pid}"
+        self._root._in_flight.add_child(process, name)  # noqa: SLF001 - of its own kind
+        return process
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Do a piece of work to its end, or to the end of the drain.
@@ -201,6 +222,8 @@ class Coordinator:
 
     def _told_by_signal(self, name: str) -> None:
         self.request(name)
+        if name == "SIGQUIT":  # servers' signal for a fast end
+            self.request(name)
 
     def _told(self, reason: str) -> None:
         """Somebody wants the end; who says so twice is in a hurry."""
@@ -220,7 +243,7 @@ class Coordinator:
         self._drain.begin(time.monotonic())
         self._registry.gate.close()
         self.stopping.set()
-        _log.info("Told to stop by %s: %s in flight", reason, len(self._in_flight()))
+        _log.info("Told to stop by %s: %d in flight", reason, len(self._left()))
         self._ended = asyncio.ensure_future(self._all_phases())
 
     async def drain(self, reason: str = "a call of drain()") -> Report:
@@ -237,27 +260,36 @@ class Coordinator:
         return await asyncio.shield(self._ended)
 
     async def _all_phases(self) -> Report:
+        try:
+            return await self._go_through_phases()
+        except asyncio.CancelledError:  # the loop itself ends, as where a server is in a hurry
+            self.write_down(self._reason)
+            end_children(work.process for work in self._left() if _is_child(work))
+            raise
+
+    async def _go_through_phases(self) -> Report:
         began = time.monotonic()
-        found = len(self._in_flight())
+        found = len(self._left())
         await self._wait_for_what_is_in_flight()
-        abandoned = await self._give_up()
-        failed = await self._close_all()
-        stuck = tuple(task.get_name() for task in self._tasks if not task.done())
+        abandoned, stuck = await self._give_up()
+        failed = await close_all(reversed(self._closers), self._drain.deadline)
+        abandoned = (*abandoned, *self._cut_off)
         report = Report(
             drained=max(found - len(abandoned), 0),
             abandoned=abandoned,
-            stuck=stuck,
+            stuck=tuple(stuck),
             failed_to_close=failed,
             seconds=time.monotonic() - began,
         )
         level = logging.WARNING if abandoned or stuck or failed else logging.INFO
         _log.log(
             level,
-            "Drained in %.1f s: %d ended, %d given up, %d stuck",
+            "Drained in %.1f s: %d ended, %d given up, %d stuck%s",
             report.seconds,
             report.drained,
             len(abandoned),
             len(stuck),
+            f": {', '.join(stuck[:_NAMED])}" if stuck else "",
         )
         return report
 
@@ -265,29 +297,50 @@ class Coordinator:
         told_at = time.monotonic()
         while True:
             now = time.monotonic()
-            left = self._in_flight()
+            left = self._left()
             if self._drain.step(now, len(left)) is not Phase.DRAINING:
                 return
             if now - told_at >= _TELL:
                 told_at = now
                 wait = self._drain.left(now)
-                _log.info("Waiting %.0f s more for %s", wait, _in_words(left))
+                _log.info("Waiting %.0f s more for %s", wait, in_words(left))
             await asyncio.sleep(min(_LOOK, self._drain.left(now)))
 
-    async def _give_up(self) -> tuple[Abandoned, ...]:
-        """Write down what is left, and then cancel it, again and again in the time for that."""
-        left = self._in_flight()
-        if not left:
-            return ()
-        records = tuple(self._abandoned(work) for work in left)
-        await asyncio.to_thread(self._write, records)
-        _log.warning("Giving up %s", _in_words(left))
-        tasks = {task for work in left if (task := _task_of(work)) is not None} - self._callers
-        while tasks and self._drain.step(time.monotonic(), len(tasks)) is Phase.CANCELLING:
-            for task in tasks:
-                task.cancel()
-            _, tasks = await asyncio.wait(tasks, timeout=_AGAIN)
-        return records
+    async def _give_up(self) -> tuple[tuple[Abandoned, ...], list[str]]:
+        """Write down what is left, and then end it in the time for that."""
+        left = self._left()
+        records = self._records_of(left)
+        if left:
+            await asyncio.to_thread(self._write, records)
+            _strike_out(left)
+            _log.warning("Giving up %s", in_words(left))
+        tasks = {task for work in left if (task := task_of(work)) is not None} - self._callers
+        children = [work.process for work in left if _is_child(work)]
+        stuck = await end_all(tasks, children, self._may_still_end)
+        return records, stuck
+
+    def _may_still_end(self, left: int) -> bool:
+        return self._drain.step(time.monotonic(), left) is Phase.CANCELLING
+
+    # ------------------------------------------------------------------ the journal
+
+    def write_down(self, reason: str) -> None:
+        """Write to the journal what is in flight, at once: for a process that dies here."""
+        self._reason = self._reason or reason
+        left = self._left()
+        self._write(self._records_of(left))
+        _strike_out(left)
+
+    def _is_cut_off(self, work: Work) -> None:
+        """Somebody cancelled it before its time had come, such as a server in a hurry."""
+        if self.is_draining:
+            records = self._records_of([work])
+            self._cut_off += records
+            self._write(records)
+
+    def _records_of(self, left: list[Any]) -> tuple[Abandoned, ...]:
+        unwritten = self._in_flight.take_unwritten(left)
+        return tuple(record_of(work, self._reason) for work in unwritten)
 
     def _write(self, records: tuple[Abandoned, ...]) -> None:
         if self.journal is None:
@@ -298,48 +351,25 @@ class Coordinator:
             reason = type(error).__name__
             _log.error("The journal %s cannot be written: %s", self.journal.path, reason)
 
-    def write_down(self, reason: str) -> None:
-        """Write to the journal what is in flight, at once: for a process that dies here."""
-        self._reason = self._reason or reason
-        self._write(tuple(self._abandoned(work) for work in self._in_flight()))
+    def _left(self) -> list[Any]:
+        return self._in_flight.now(but=self._callers)
 
-    async def _close_all(self) -> tuple[str, ...]:
-        failed = []
-        for callback, timeout in reversed(self._closers):
-            left = self._drain.deadline - time.monotonic()
-            limit = left if timeout is None else min(timeout, left)
-            try:
-                async with asyncio.timeout(max(limit, 0.0)):
-                    result = callback()
-                    if inspect.isawaitable(result):
-                        await result
-            except Exception as error:  # noqa: BLE001 - the others are to be closed as well
-                name = getattr(callback, "__qualname__", repr(callback))
-                failed.append(name)
-                _log.warning("%s could not be closed: %s", name, type(error).__name__)
-        return tuple(failed)
-
-    def _in_flight(self) -> list[Any]:
-        """Tracked tasks, and guarded calls of this loop that are no part of these."""
-        tasks = [task for task in self._tasks if not task.done() and task not in self._callers]
-        calls = [
-            call
-            for call in list(self._registry.gate.running)
-            if call.parent is None and _task_of(call) not in self._tasks
-        ]
-        return [*tasks, *calls]
-
-    def _abandoned(self, work: Any) -> Abandoned:
-        now = time.monotonic()
-        if isinstance(work, asyncio.Task):
-            lasted = now - self._tasks.get(work, now)
-            return Abandoned(work.get_name(), "task", "outcome_unknown", lasted, self._reason)
-        kind = "stream" if work.is_streaming else "call"
-        state = "in_flight" if hasattr(work, "started") else "not_sent"
-        return Abandoned(work.name, kind, state, now - work.began, self._reason)
+    def forget(self) -> None:
+        """This is a child that was forked: all of it is the parent's business."""
+        self._drain.reset()
+        self._in_flight = InFlight(self._registry.gate)
+        self._registry.coordinators.clear()
+        self._registry.gate.adopt()
 
 
-_roots: WeakSet[Coordinator] = WeakSet()
+def _is_child(work: Any) -> bool:
+    return isinstance(work, Work) and work.process is not None
+
+
+def _strike_out(left: list[Any]) -> None:
+    for work in left:
+        if isinstance(work, Work):
+            work.strike_out()
 
 
 def configured_drain(
@@ -357,30 +387,3 @@ def configured_drain(
     )
     drain.fit(host.patience)
     return drain
-
-
-def drain_all(reason: str) -> None:
-    """Begin the drain of every coordinator of this process that has not begun; on their loop."""
-    for coordinator in list(_roots):
-        coordinator.begin(reason)
-
-
-def write_down_all(reason: str) -> None:
-    """Write to the journals what is in flight, at once: for a process that dies here."""
-    for coordinator in list(_roots):
-        coordinator.write_down(reason)
-
-
-def _task_of(work: Any) -> asyncio.Task[Any] | None:
-    if isinstance(work, asyncio.Task):
-        return work
-    task: asyncio.Task[Any] | None = getattr(work, "task", None)
-    return task
-
-
-def _in_words(left: list[Any]) -> str:
-    names: dict[str, int] = {}
-    for work in left:
-        name = work.get_name() if isinstance(work, asyncio.Task) else work.name
-        names[name] = names.get(name, 0) + 1
-    return ", ".join(f"{count} of {name}" for name, count in sorted(names.items())) or "nothing"

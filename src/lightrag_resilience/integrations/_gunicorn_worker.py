@@ -24,7 +24,8 @@ from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 from lightrag_resilience._host import host
-from lightrag_resilience.shutdown import configured_drain, drain_all, write_down_all
+from lightrag_resilience._roots import drain_all, write_down_all
+from lightrag_resilience.shutdown import configured_drain
 
 __all__ = ["DrainingWorker", "patience_of"]
 
