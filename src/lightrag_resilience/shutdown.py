@@ -152,6 +152,13 @@ class Coordinator:
         """Whether the process was told to stop."""
         return self._root._drain.phase is not Phase.RUNNING  # noqa: SLF001 - of its own kind
 
+    def lets_in(self, seconds: float = 0.0) -> bool:
+        """Whether new work gets in: nobody said stop, or only once and less than so long ago."""
+        drain = self._root._drain  # noqa: SLF001 - of its own kind
+        return drain.phase is Phase.RUNNING or (
+            not drain.is_hurried and time.monotonic() - drain.began < seconds
+        )
+
     # ------------------------------------------------------------------ what it looks after
 
     def track(self, task: asyncio.Task[T]) -> asyncio.Task[T]:

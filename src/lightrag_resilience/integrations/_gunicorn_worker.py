@@ -32,19 +32,28 @@ from ._gunicorn import log_beside, patience_of
 __all__ = ["DrainingWorker"]
 
 _LAST = 1.0  # seconds between the end of the process and Gunicorn's SIGKILL
+_LOOK = 0.02  # seconds between two looks at whether connections are left
 _AGAIN = 0.1  # seconds between two cancellations of a task that goes on
 
 
 class _Server(Server):
     """Begins the drain where uvicorn begins to stop, whatever made it stop."""
 
+    last_requests = 0.5
+    """Seconds in which connections go on as before, for requests that are on their way."""
+
     def __init__(self, config: Config, worker: DrainingWorker) -> None:
         super().__init__(config)
         self._worker = worker
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._worker.stops_at = time.monotonic()
+        self._worker.stops_at = now = time.monotonic()
         drain_all("the worker's end")
+        for server in self.servers:
+            server.close()
+        # Uvicorn drops connections that are accepted and have not sent their request yet.
+        while time.monotonic() < now + self.last_requests and self.server_state.connections:  # noqa: ASYNC110 - uvicorn has no event for that
+            await asyncio.sleep(_LOOK)
         await super().shutdown(sockets)
 
 
@@ -75,6 +84,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         if number == signal.SIGQUIT:  # of the others, uvicorn's own handler has heard
             config: Any = self.config
             config.timeout_graceful_shutdown = self._cancel_grace
+            self._server.last_requests = 0.0
         self._server.should_exit = True
 
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
@@ -89,9 +99,9 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         drain = configured_drain()
         self._cancel_grace = drain.cancel_grace
         config: Any = self.config  # of which it says that its times are whole numbers
-        ours = host.patience - drain.cancel_grace - drain.close_timeout
+        ours = host.patience - drain.cancel_grace - drain.close_timeout - _Server.last_requests
         theirs = config.timeout_graceful_shutdown
-        config.timeout_graceful_shutdown = ours if theirs is None else min(ours, theirs)
+        config.timeout_graceful_shutdown = max(ours if theirs is None else min(ours, theirs), 0.0)
         loop = (self.config.get_loop_factory() or asyncio.new_event_loop)()
         asyncio.set_event_loop(loop)
         try:
@@ -123,9 +133,6 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         loop = asyncio.get_running_loop()
         ends = time.monotonic() + self._cancel_grace
         left = asyncio.all_tasks() - {asyncio.current_task()}
-        if left:
-            names = sorted(task.get_name() for task in left)
-            self.log.warning("Cut off: %d tasks that nobody waits for: %s", len(left), names[:10])
         while left and time.monotonic() < ends:
             for task in left:
                 task.cancel()

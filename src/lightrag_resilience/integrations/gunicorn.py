@@ -175,6 +175,8 @@ async def _beat(worker: Any) -> None:
         worker.notify()
         if not worker.alive:
             drain_all("the worker's end")
+            for listener in worker.servers:
+                listener.close()
         await asyncio.sleep(_BEAT)
 
 
