@@ -79,7 +79,6 @@ class InFlight:
         self._gate = gate
         self._tasks: dict[asyncio.Task[Any], Work] = {}
         self._children: list[Work] = []
-        self._written: set[Any] = set()
 
     def add_task(
         self,
@@ -88,12 +87,12 @@ class InFlight:
         name: str,
         is_cut_off: Callable[[Work], None],
     ) -> None:
-        """Wait for a task; `is_cut_off` is told where it is cancelled before it was given up."""
+        """Wait for a task; `is_cut_off` is told where it is cancelled."""
         self._tasks[task] = work = Work(name, kind, task=task)
 
         def forget(done: asyncio.Task[Any]) -> None:
             del self._tasks[done]
-            if done.cancelled() and work not in self._written:
+            if done.cancelled():
                 is_cut_off(work)
             work.strike_out()
 
@@ -115,12 +114,6 @@ class InFlight:
         ]
         tasks = [work for task, work in list(self._tasks.items()) if task not in left_out]
         return [*tasks, *self._children, *calls]
-
-    def take_unwritten(self, works: Iterable[Any]) -> list[Any]:
-        """Those that no journal has, as from now on one has them."""
-        new = [work for work in works if work not in self._written]
-        self._written.update(new)
-        return new
 
     def _forget_ended_children(self) -> None:
         for work in list(self._children):

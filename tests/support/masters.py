@@ -43,7 +43,7 @@ def worker_abort(worker):
 
 
 class Master:
-    """One Gunicorn and all that it did.
+    """One Gunicorn and all that it did. Other servers say what their command is.
 
     Args:
         folder: Where its files go.
@@ -51,6 +51,8 @@ class Master:
         budget: Seconds of a drain: all, to cancel, to close.
         settings: Gunicorn's.
     """
+
+    workers = 2
 
     def __init__(
         self,
@@ -86,18 +88,25 @@ class Master:
                 "MARKS": str(self.marks),
                 "PYTHONPATH": str(TESTS),
             }
-            words = ["-c", str(self.config), "-b", f"fd://{listener.fileno()}"]
+            words = self.words(listener.fileno(), self.port)
+            if words[1] == "granian":
+                listener.close()  # it wants to bind itself
             with self.log.open("wb") as log:
                 self.process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "gunicorn", *words, "support.drained_app:app"),
+                    *(sys.executable, *words, "support.drained_app:app"),
                     env=variables,
-                    pass_fds=[listener.fileno()],
+                    pass_fds=[] if words[1] == "granian" else [listener.fileno()],
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
                 )
         self.http = self.client()
-        await self.until(lambda: len(self.marked("lifespan", "startup")) >= 2)
+        await self.until(lambda: len(self.marked("lifespan", "startup")) >= self.workers)
+
+    def words(self, descriptor: int, port: int) -> list[str]:
+        """The command, but for the application."""
+        del port
+        return ["-m", "gunicorn", "-c", str(self.config), "-b", f"fd://{descriptor}"]
 
     def client(self, *, keeps: int = 0) -> httpx.AsyncClient:
         """A client that keeps so many connections open."""
@@ -170,8 +179,10 @@ class Master:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, worker: str, **settings: Any) -> AsyncIterator[Master]:
-    master = Master(folder, worker, **settings)
+async def running(
+    folder: Path, worker: str, *, of: type[Master] = Master, **settings: Any
+) -> AsyncIterator[Master]:
+    master = of(folder, worker, **settings)
     await master.start()
     try:
         yield master

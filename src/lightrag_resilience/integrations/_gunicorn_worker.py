@@ -31,6 +31,7 @@ from ._gunicorn import log_beside, patience_of
 
 __all__ = ["DrainingWorker"]
 
+_LAST_REQUESTS = 2.0  # seconds in which connections go on as before; each ends after an answer
 _LAST = 1.0  # seconds between the end of the process and Gunicorn's SIGKILL
 _LOOK = 0.02  # seconds between two looks at whether connections are left
 _AGAIN = 0.1  # seconds between two cancellations of a task that goes on
@@ -39,19 +40,17 @@ _AGAIN = 0.1  # seconds between two cancellations of a task that goes on
 class _Server(Server):
     """Begins the drain where uvicorn begins to stop, whatever made it stop."""
 
-    last_requests = 0.5
-    """Seconds in which connections go on as before, for requests that are on their way."""
-
-    def __init__(self, config: Config, worker: DrainingWorker) -> None:
+    def __init__(self, config: Config, worker: DrainingWorker, last_requests: float) -> None:
         super().__init__(config)
         self._worker = worker
+        self.last_requests = last_requests
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._worker.stops_at = now = time.monotonic()
         drain_all("the worker's end")
         for server in self.servers:
             server.close()
-        # Uvicorn drops connections that are accepted and have not sent their request yet.
+        # Uvicorn drops connections without a request; but theirs may be on its way.
         while time.monotonic() < now + self.last_requests and self.server_state.connections:  # noqa: ASYNC110 - uvicorn has no event for that
             await asyncio.sleep(_LOOK)
         await super().shutdown(sockets)
@@ -98,8 +97,9 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         host.patience = patience_of(self.cfg.graceful_timeout)
         drain = configured_drain()
         self._cancel_grace = drain.cancel_grace
+        self._last_requests = min(_LAST_REQUESTS, drain.timeout / 10)
         config: Any = self.config  # of which it says that its times are whole numbers
-        ours = host.patience - drain.cancel_grace - drain.close_timeout - _Server.last_requests
+        ours = host.patience - drain.cancel_grace - drain.close_timeout - self._last_requests
         theirs = config.timeout_graceful_shutdown
         config.timeout_graceful_shutdown = max(ours if theirs is None else min(ours, theirs), 0.0)
         loop = (self.config.get_loop_factory() or asyncio.new_event_loop)()
@@ -114,7 +114,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
-        self._server = server = _Server(self.config, self)
+        self._server = server = _Server(self.config, self, self._last_requests)
         beating = asyncio.create_task(self._beat())
         try:
             await server.serve(sockets=self.sockets)

@@ -67,12 +67,20 @@ class Draining:
         self._make = make_coordinator or (lambda registry: Coordinator(registry=registry))
         self.coordinator: Coordinator | None = None
         """What ends the process's work in order; None until the server has started."""
+        self._serves = False
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve."""
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
-        elif scope["type"] == "http" and scope["path"] in {"/livez", "/readyz"}:
+            return
+        if self.coordinator is not None and not self._serves:
+            self._serves = True
+            self.coordinator.listen()  # some servers set their handlers after the lifespan's start
+        await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in {"/livez", "/readyz"}:
             await self._probe(scope, send)
         elif self.coordinator is None:  # the server has no lifespan, or it has not begun
             with admitted():
