@@ -25,6 +25,7 @@ from uvicorn_worker import UvicornWorker
 
 from lightrag_resilience._host import host
 from lightrag_resilience._roots import drain_all, write_down_all
+from lightrag_resilience.errors import ResilienceError
 from lightrag_resilience.shutdown import configured_drain
 
 from ._gunicorn import log_beside, patience_of
@@ -95,7 +96,11 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         """Serve until told to stop, and leave nothing behind."""
         log_beside(self)
         host.patience = patience_of(self.cfg.graceful_timeout)
-        drain = configured_drain()
+        try:
+            drain = configured_drain()
+        except ResilienceError as error:  # no other worker would fare better
+            self.log.critical("%s", error)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
         self._cancel_grace = drain.cancel_grace
         self._last_requests = min(_LAST_REQUESTS, drain.timeout / 10)
         config: Any = self.config  # of which it says that its times are whole numbers
@@ -147,9 +152,9 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         now = time.monotonic()
         began = now if self.stops_at is None else self.stops_at
         seconds = max(began + self.cfg.graceful_timeout - _LAST - now, _LAST)
-        timer = threading.Timer(seconds, self._leave)
-        timer.daemon = True
-        timer.start()
+        self.watchdog = threading.Timer(seconds, self._leave)
+        self.watchdog.daemon = True
+        self.watchdog.start()
 
     def _leave(self) -> None:
         names = [thread.name for thread in threading.enumerate() if not thread.daemon]

@@ -29,6 +29,7 @@ from lightrag_resilience.shutdown import configured_drain
 from ._gunicorn import check_budget, log_beside, patience_of
 
 __all__ = [
+    "check_budget",
     "child_exit",
     "on_exit",
     "on_reload",
