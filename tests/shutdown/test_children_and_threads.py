@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
+import signal
 import subprocess
 import sys
 import threading
@@ -14,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience import Guards
+from lightrag_resilience import Guards, _roots
 from lightrag_resilience._in_flight import has_ended
+from lightrag_resilience._roots import write_down_all
 from lightrag_resilience.journal import Journal
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
@@ -174,6 +177,71 @@ def test_a_forked_child_drains_nothing_and_can_be_ended() -> None:
         "new False answer",
         "parent True 1",
     ]
+
+
+async def test_what_a_forked_child_forgets() -> None:
+    """The same in this process, where it can be measured."""
+    guards = Guards(settings=load_settings({}))
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    made = Coordinator(registry=guards, timeout=30.0)
+    await made.__aenter__()
+    call = asyncio.create_task(guards.get("llm").call(asyncio.sleep, 60))
+    await asyncio.sleep(0.05)
+    made.begin("the test")
+    guards.gate._pid = 0
+    wakes = signal.set_wakeup_fd(-1)
+    _roots._forget()
+    signal.set_wakeup_fd(wakes)
+    assert not made.is_draining
+    assert (guards.gate.is_closed, guards.gate.running, dict(guards.coordinators)) == (
+        False,
+        {},
+        {},
+    )
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGTERM, before[0])
+    signal.signal(signal.SIGINT, before[1])
+    call.cancel()
+    await asyncio.wait({call})
+
+
+async def test_a_call_of_another_loop_is_given_up_too() -> None:
+    guards = Guards(settings=load_settings({}))
+    begun, ended = threading.Event(), threading.Event()
+
+    async def slow() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=lambda: asyncio.run(suppressed(guards.get("llm").call(slow))))
+    thread.start()
+    assert await asyncio.to_thread(begun.wait, 20)
+    async with coordinator(guards, timeout=20.5, cancel_grace=20.0) as made:
+        report = await made.drain()
+    assert [each.name for each in report.abandoned] == ["llm"]
+    assert ended.is_set()
+    thread.join(20)
+
+
+async def suppressed(work: Any) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await work
+
+
+async def test_without_a_journal_that_can_be_written_work_is_given_up_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    async with coordinator(journal=tmp_path / "file" / "journal") as made:
+        task = made.track(asyncio.create_task(asyncio.sleep(60)))
+        write_down_all("the test")
+        await made.drain()
+    assert task.cancelled()
+    assert "cannot be written: " in caplog.text
 
 
 def test_in_another_thread_the_end_of_the_block_is_all_that_begins_a_drain() -> None:
