@@ -32,12 +32,13 @@ from lightrag_resilience.integrations.gunicorn import *
 
 control_socket_disable = True
 worker_class = {worker!r}
-workers = 2
+workers = {count}
 graceful_timeout = 15
 keepalive = 10  # an idle connection is closed at a moment that no client can know
 loglevel = "error"
 """
 CLIENTS = 32
+AT_ONCE = 2  # workers
 EVERY = 3.0  # seconds between two restarts
 
 
@@ -87,7 +88,7 @@ async def measure(worker: str, requests: int, *, kept: bool) -> Figures:
     """Ask for so much with many clients, while all workers are replaced again and again."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
         config = Path(folder, "gunicorn.conf.py")
-        config.write_text(CONFIG.format(worker=WORKERS[worker]))  # noqa: ASYNC240 - nothing else runs
+        config.write_text(CONFIG.format(worker=WORKERS[worker], count=AT_ONCE))  # noqa: ASYNC240 - nothing else runs
         listener.bind(("127.0.0.1", 0))
         listener.listen(512)
         port = listener.getsockname()[1]
@@ -109,7 +110,7 @@ async def load(
     master: asyncio.subprocess.Process, port: int, requests: int, *, kept: bool
 ) -> Figures:
     figures = Figures()
-    left = iter(range(requests))
+    left = until_restarted(requests, figures)
     limits = httpx.Limits(max_keepalive_connections=CLIENTS if kept else 0)
     base = f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(base_url=base, limits=limits, timeout=60) as client:
@@ -120,6 +121,14 @@ async def load(
         restarting.cancel()
         figures.seconds = time.monotonic() - began
     return figures
+
+
+def until_restarted(requests: int, figures: Figures) -> Iterator[int]:
+    """So many requests, and more until a new process has answered."""
+    asked = 0
+    while asked < requests or len(figures.processes) <= AT_ONCE:
+        yield asked
+        asked += 1
 
 
 async def restart(master: asyncio.subprocess.Process, figures: Figures) -> None:

@@ -243,6 +243,8 @@ class Coordinator:
 
     def _told(self, reason: str) -> None:
         """Somebody wants the end; who says so twice is in a hurry."""
+        if host.repeats and self._signals and reason == "SIGTERM":
+            return
         self._signals.append(reason)
         if len(self._signals) > 1:
             self._drain.hurry(time.monotonic())

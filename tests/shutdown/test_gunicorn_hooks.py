@@ -40,7 +40,7 @@ def _as_it_was() -> Iterator[None]:
     yield
     logger.handlers, logger.propagate = before[0], before[2]
     logger.setLevel(before[1])
-    host.ledger = host.patience = None
+    host.ledger, host.patience, host.repeats = None, None, False
 
 
 @pytest.fixture

@@ -84,11 +84,19 @@ def test_a_fast_stop_writes_everything_down_at_once(play: Play, number: str) -> 
     assert len(outcome.marked("exit", "worker")) == 2
 
 
-@pytest.mark.parametrize("signals", ["SIGTERM, then SIGQUIT", "SIGTERM twice"])
-def test_a_second_signal_does_too(play: Play, signals: str) -> None:
-    outcome = play(signals)
+def test_the_masters_second_signal_does_too(play: Play) -> None:
+    outcome = play("SIGTERM, then SIGQUIT")
     assert set(outcome.records) == set(outcome.begun)
     assert set(outcome.seen["request"]) <= SEEN_BY_CLIENTS
+
+
+@pytest.mark.parametrize(("signals", "count"), [("SIGTERM twice", 4), ("SIGTTOU", 10)])
+def test_the_same_signal_again_is_no_haste(play: Play, signals: str, count: int) -> None:
+    """Gunicorn says SIGTERM to a worker again and again."""
+    outcome = play(signals)
+    assert outcome.seen["request"] == [200] * count
+    assert sorted(outcome.done) == sorted(outcome.begun)
+    assert outcome.records == {}
 
 
 def test_a_reload_loses_nothing(play: Play) -> None:

@@ -42,7 +42,7 @@ def _as_it_was() -> Iterator[None]:
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
-    host.patience = None
+    host.patience, host.repeats = None, False
 
 
 class Served:

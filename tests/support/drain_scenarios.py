@@ -82,15 +82,25 @@ def told(*signals: signal.Signals) -> Callable[[Master, dict[str, Any]], Awaitab
 
 async def twice(master: Master, seen: dict[str, Any]) -> None:
     """Workers themselves are told twice."""
-    await asyncio.gather(*await master.begin("task", LONG))
-    requests = await master.begin("request", LONG, 4)
+    await asyncio.gather(*await master.begin("task", 2.0))
+    requests = await master.begin("request", 2.0, 4)
     workers = master.pids
     for _ in range(2):
         for pid in workers:
             os.kill(pid, signal.SIGTERM)
         await asyncio.sleep(0.3)
-    await master.until(lambda: len(master.pids) >= 4)  # two new ones
     seen["request"] = await results(requests)
+    await master.until(lambda: len(master.pids) >= 4)  # two new ones
+    await master.stop(signal.SIGTERM)
+
+
+async def fewer(master: Master, seen: dict[str, Any]) -> None:
+    """There is one worker too many, which its master tells to stop every second."""
+    await asyncio.gather(*await master.begin("task", 3.5, 10))
+    requests = await master.begin("request", 3.5, 10)
+    master.process.send_signal(signal.SIGTTOU)
+    seen["request"] = await results(requests)
+    await master.until(lambda: master.marked("exit"))
     await master.stop(signal.SIGTERM)
 
 
@@ -162,6 +172,7 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "SIGINT": (told(signal.SIGINT), AMPLE),
     "SIGTERM, then SIGQUIT": (told(signal.SIGTERM, signal.SIGQUIT), AMPLE),
     "SIGTERM twice": (twice, AMPLE),
+    "SIGTTOU": (fewer, AMPLE),
     "SIGHUP": (reload, AMPLE),
     "max_requests": (max_requests, {**AMPLE, "max_requests": 3}),
     "kill -9": (killed, AMPLE),

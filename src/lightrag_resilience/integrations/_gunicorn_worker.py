@@ -23,12 +23,11 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from lightrag_resilience._host import host
 from lightrag_resilience._roots import drain_all, write_down_all
 from lightrag_resilience.errors import ResilienceError
 from lightrag_resilience.shutdown import configured_drain
 
-from ._gunicorn import log_beside, patience_of
+from ._gunicorn import log_beside, patience_of, tell_of_gunicorn
 
 __all__ = ["DrainingWorker"]
 
@@ -95,7 +94,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
     def run(self) -> None:
         """Serve until told to stop, and leave nothing behind."""
         log_beside(self)
-        host.patience = patience_of(self.cfg.graceful_timeout)
+        tell_of_gunicorn(self.cfg.graceful_timeout)
         try:
             drain = configured_drain()
         except ResilienceError as error:  # no other worker would fare better
@@ -104,7 +103,8 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         self._cancel_grace = drain.cancel_grace
         self._last_requests = min(_LAST_REQUESTS, drain.timeout / 10)
         config: Any = self.config  # of which it says that its times are whole numbers
-        ours = host.patience - drain.cancel_grace - drain.close_timeout - self._last_requests
+        patience = patience_of(self.cfg.graceful_timeout)
+        ours = patience - drain.cancel_grace - drain.close_timeout - self._last_requests
         theirs = config.timeout_graceful_shutdown
         config.timeout_graceful_shutdown = max(ours if theirs is None else min(ours, theirs), 0.0)
         loop = (self.config.get_loop_factory() or asyncio.new_event_loop)()

@@ -26,7 +26,7 @@ from lightrag_resilience.registry import guards
 from lightrag_resilience.settings import has_prometheus_folder, load_settings
 from lightrag_resilience.shutdown import configured_drain
 
-from ._gunicorn import check_budget, log_beside, patience_of
+from ._gunicorn import check_budget, log_beside, patience_of, tell_of_gunicorn
 
 __all__ = [
     "check_budget",
@@ -153,7 +153,7 @@ def post_fork(server: Any, worker: Any) -> None:
     """Begin to write to that memory."""
     del server
     host.ledger = getattr(worker, "ledger", None)
-    host.patience = patience_of(worker.cfg.graceful_timeout)
+    tell_of_gunicorn(worker.cfg.graceful_timeout)
 
 
 def post_worker_init(worker: Any) -> None:
