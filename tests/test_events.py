@@ -134,7 +134,7 @@ def test_an_event_is_frozen_and_holds_names_and_numbers_only(event: type) -> Non
     fields = typing.get_type_hints(event)
     assert set(fields.values()) <= {str, int, float}
     subject = next(iter(fields))
-    assert subject in {"dependency", "workspace"}
+    assert subject in {"dependency", "workspace", "phase", "drained", "kind"}
     made = event(*(kind() for kind in fields.values()))
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(made, subject, "other")

@@ -6,10 +6,18 @@ from typing import Protocol
 
 from ._call import Call
 from .errors import CallRejected
-from .events import AttemptFailed, CallFailed, CallRefused, CallWaited, Events, RetryScheduled
+from .events import (
+    AttemptFailed,
+    CallFailed,
+    CallRefused,
+    CallWaited,
+    Events,
+    ProbeSent,
+    RetryScheduled,
+)
 from .failures import Failure, root_cause
 
-__all__ = ["tell_attempt", "tell_failure", "tell_refusal", "tell_retry", "tell_wait"]
+__all__ = ["tell_attempt", "tell_failure", "tell_probe", "tell_refusal", "tell_retry", "tell_wait"]
 
 
 class _Teller(Protocol):
@@ -37,6 +45,12 @@ def tell_refusal(guard: _Teller, refusal: type[CallRejected]) -> None:
     """A call was refused before it was sent."""
     if guard.events.listeners:
         guard.events.emit(CallRefused(guard.name, refusal.__name__))
+
+
+def tell_probe(guard: _Teller) -> None:
+    """A half-open circuit let a call through."""
+    if guard.events.listeners:
+        guard.events.emit(ProbeSent(guard.name))
 
 
 def tell_retry(guard: _Teller, attempt: int, wait: float) -> None:

@@ -15,15 +15,21 @@ __all__ = [
     "CallRefused",
     "CallSucceeded",
     "CallWaited",
+    "DocumentsCounted",
+    "DrainChanged",
+    "DrainEnded",
     "Event",
     "Events",
     "FellBack",
     "Hedged",
     "Listener",
+    "ProbeSent",
+    "QueryAnswered",
     "RecoveryRan",
     "RetryScheduled",
     "StaleAnswered",
     "StateChanged",
+    "WorkAbandoned",
 ]
 
 _log = logging.getLogger("lightrag_resilience")
@@ -98,6 +104,13 @@ class StateChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeSent:
+    """A half-open circuit let a call through, to find out."""
+
+    dependency: str
+
+
+@dataclass(frozen=True, slots=True)
 class FellBack:
     """A function of a chain failed and the next is called; `reason` is the name of the error."""
 
@@ -139,6 +152,56 @@ class RecoveryRan:
     given_up: int
 
 
+@dataclass(frozen=True, slots=True)
+class DocumentsCounted:
+    """So many documents of a LightRAG's workspace have a status, ``failed`` for one."""
+
+    workspace: str
+    status: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueryAnswered:
+    """A query of a protected LightRAG is over.
+
+    Attributes:
+        workspace: The LightRAG's.
+        outcome: ``success``, ``degraded`` for an answer made without something that is away, or
+            ``failed``.
+        duration: Seconds until the answer was there, or its first words.
+    """
+
+    workspace: str
+    outcome: str
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrainChanged:
+    """A drain came to a phase, or has waited a second more in it, with `left` in flight."""
+
+    phase: str
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainEnded:
+    """A drain is over: what became of what was in flight, and how many seconds it took."""
+
+    drained: int
+    abandoned: int
+    stuck: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkAbandoned:
+    """A drain gave something up; `kind` is ``call``, ``stream`` or ``task``."""
+
+    kind: str
+
+
 Event = (
     CallSucceeded
     | AttemptFailed
@@ -151,6 +214,12 @@ Event = (
     | Hedged
     | StaleAnswered
     | RecoveryRan
+    | ProbeSent
+    | DocumentsCounted
+    | QueryAnswered
+    | DrainChanged
+    | DrainEnded
+    | WorkAbandoned
 )
 Listener = Callable[[Event], None]
 

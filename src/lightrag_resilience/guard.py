@@ -22,7 +22,7 @@ from ._call import Call, current_call, new_call
 from ._gate import Gate
 from ._kinds import as_coroutine_function, is_stream
 from ._loops import LoopParts, Loops
-from ._tell import tell_attempt, tell_failure, tell_refusal, tell_retry, tell_wait
+from ._tell import tell_attempt, tell_failure, tell_probe, tell_refusal, tell_retry, tell_wait
 from .breakers import Admission, Breaker
 from .budget import RetryBudget
 from .concurrency import Occupancy
@@ -264,10 +264,13 @@ class Guard:
     async def ask_breaker(self) -> Admission:
         """The breaker's leave for an attempt, or its refusal."""
         try:
-            return await self.breaker.ask()
+            admission = await self.breaker.ask()
         except CallRejected as refusal:
             tell_refusal(self, type(refusal))
             raise
+        if admission is not self._circuit.standing:
+            tell_probe(self)
+        return admission
 
     async def wait_in_line(
         self, call: Call, line: Line, question: tuple[tuple[Any, ...], dict[str, Any]]

@@ -18,30 +18,18 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/telemetry/ runs
     message = f"Metrics need {error.name}: pip install 'lightrag-resilience[prometheus]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
-from lightrag_resilience._circuit import State
-from lightrag_resilience.events import (
-    AttemptFailed,
-    CallFailed,
-    CallRefused,
-    CallSucceeded,
-    CallWaited,
-    Event,
-    FellBack,
-    Hedged,
-    RetryScheduled,
-    StaleAnswered,
-    StateChanged,
-)
+from lightrag_resilience.events import CallSucceeded, Event
 from lightrag_resilience.registry import Guards
 
 from ._bounded import BoundedNames
+from ._measures import gauges_of, measures_of, together
 from ._metrics import BUCKETS, METRICS, PREFIX, Metric
 
 __all__ = ["Observation", "observe"]
 
-_STATES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 _EVERY = 1.0  # seconds between two looks, where another process is asked
 _LAST_WORDS = 2.0  # seconds that the thread gets to end
+_BY_NAME = {metric.name: metric for metric in METRICS}
 
 Exemplar = Callable[[], dict[str, str] | None]
 
@@ -85,22 +73,11 @@ class Observation:
         self._guards = guards
         self._registry = registry
         self._names = names
+        self._bounded = {"dependency": names, "workspace": BoundedNames(names.most, "workspaces")}
         self._exemplar = exemplar
         self._metrics: dict[str, Any] = {}
         self._succeeded: dict[str, Callable[..., None]] = {}
         self._children: dict[tuple[str, ...], Any] = {}
-        self._heard: dict[type, Callable[[Any], None]] = {
-            AttemptFailed: self._attempt_failed,
-            CallFailed: self._call_failed,
-            CallRefused: self._refused,
-            CallSucceeded: self._call_succeeded,
-            CallWaited: self._waited,
-            FellBack: lambda event: self._count("fallbacks", event.dependency),
-            Hedged: lambda event: self._count("hedges", event.dependency),
-            RetryScheduled: self._retried,
-            StaleAnswered: lambda event: self._count("stale_answers", event.dependency),
-            StateChanged: self._state_changed,
-        }
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._look = _Look(self.look)
@@ -126,8 +103,8 @@ class Observation:
         highest: dict[tuple[str, str], float] = {}
         for guard in self._guards:
             name = self._names.shown(guard.name)
-            for metric, value in _gauges(guard):
-                highest[metric, name] = _together(metric, highest.get((metric, name)), value)
+            for metric, value in gauges_of(guard):
+                highest[metric, name] = together(metric, highest.get((metric, name)), value)
         for (metric, name), value in highest.items():
             self._child(metric, name).set(value)
         if (link := self._guards.link) is not None:
@@ -162,7 +139,8 @@ class Observation:
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:
-            self._children[key] = child = self._metrics[metric].labels(*labels)
+            made = self._metrics[metric]
+            self._children[key] = child = made.labels(*labels) if labels else made
         return child
 
     # ------------------------------------------------------------------ events
@@ -173,48 +151,28 @@ class Observation:
             if observed is not None and not event.tokens and self._exemplar is None:
                 observed(event.duration)
                 return
-        if heard := self._heard.get(event.__class__):
-            heard(event)
+            self._keep_child(event.dependency)
+        for metric, labels, amount in measures_of(event):
+            self._count(_BY_NAME[metric], labels, amount)
 
-    def _call_succeeded(self, event: CallSucceeded) -> None:
-        name = self._names.shown(event.dependency)
+    def _keep_child(self, dependency: str) -> None:
+        name = self._names.shown(dependency)
         child = self._child("attempt_duration_seconds", name, "success")
         if len(self._succeeded) < len(self._children):  # bounded where names are not
-            self._succeeded[event.dependency] = child.observe
-        child.observe(event.duration, self._exemplar and self._exemplar())
-        if event.tokens:
-            self._child("tokens_used", name).inc(event.tokens)
+            self._succeeded[dependency] = child.observe
 
-    def _attempt_failed(self, event: AttemptFailed) -> None:
-        name = self._names.shown(event.dependency)
-        child = self._child("attempt_duration_seconds", name, event.kind)
-        child.observe(event.duration, self._exemplar and self._exemplar())
-
-    def _call_failed(self, event: CallFailed) -> None:
-        name = self._names.shown(event.dependency)
-        self._child("call_failures", name, event.kind).inc()
-        self._child("call_failure_duration_seconds", name).observe(event.duration)
-
-    def _refused(self, event: CallRefused) -> None:
-        self._child("refusals", self._names.shown(event.dependency), event.error).inc()
-
-    def _retried(self, event: RetryScheduled) -> None:
-        name = self._names.shown(event.dependency)
-        self._child("retries", name).inc()
-        self._child("retry_wait_seconds", name).inc(event.wait)
-
-    def _waited(self, event: CallWaited) -> None:
-        name = self._names.shown(event.dependency)
-        self._child("line_wait_seconds", name).observe(event.seconds)
-        if event.tokens:
-            self._child("tokens_reserved", name).inc(event.tokens)
-
-    def _state_changed(self, event: StateChanged) -> None:
-        name = self._names.shown(event.dependency)
-        self._child("breaker_transitions", name, event.new).inc()
-
-    def _count(self, metric: str, dependency: str) -> None:
-        self._child(metric, self._names.shown(dependency)).inc()
+    def _count(self, metric: Metric, labels: tuple[str, ...], amount: float) -> None:
+        if metric.labels and metric.labels[0] in self._bounded:
+            labels = (self._bounded[metric.labels[0]].shown(labels[0]), *labels[1:])
+        child = self._child(metric.name, *labels)
+        if metric.kind == "counter":
+            child.inc(amount)
+        elif metric.kind == "gauge":
+            child.set(amount)
+        elif metric.name == "attempt_duration_seconds":
+            child.observe(amount, self._exemplar and self._exemplar())
+        else:
+            child.observe(amount)
 
 
 class _Look(Collector):
@@ -229,31 +187,6 @@ class _Look(Collector):
 
     def describe(self) -> Iterable[Any]:
         return ()
-
-
-def _gauges(guard: Any) -> Iterable[tuple[str, float]]:
-    seen = guard.breaker.snapshot()
-    occupancy = guard.occupancy
-    budget = guard.budget
-    yield "breaker_state", _STATES[seen.state]
-    yield "breaker_probes", seen.probes
-    yield "breaker_failure_ratio", seen.failed / seen.calls if seen.calls else 0.0
-    yield "retry_budget_ratio", budget.tokens / budget.capacity if budget.capacity else 1.0
-    yield "in_flight", occupancy.in_use
-    yield "queue_depth", occupancy.waiting
-
-
-_ACROSS = {metric.name: metric.across for metric in METRICS}
-
-
-def _together(metric: str, before: float | None, value: float) -> float:
-    """What several dependencies are that share the name ``other``, as several processes are."""
-    if before is None:
-        return value
-    across = _ACROSS[metric]
-    if across == "livesum":
-        return before + value
-    return max(before, value) if across == "livemax" else min(before, value)
 
 
 def _is_multiprocess() -> bool:
