@@ -63,7 +63,7 @@ LAYERS = [
     ["shutdown"],
     ["integrations.asgi"],
     ["telemetry", "telemetry._bounded", "telemetry._metrics"],
-    ["telemetry._measures", "telemetry.correlation"],
+    ["telemetry._measures", "telemetry._tally", "telemetry.correlation"],
     ["telemetry.logs", "telemetry.prometheus"],
     ["decorators", "fallback", "hedging"],
     [

@@ -27,7 +27,7 @@ from .breakers import Admission, Breaker
 from .budget import RetryBudget
 from .concurrency import Occupancy
 from .errors import AttemptTimeoutError, CallRejected, CircuitOpenError, DeadlineExceededError
-from .events import CallSucceeded, Events
+from .events import Events
 from .failures import FailureKind, classify
 from .limits import SharedLimit
 from .line import Line
@@ -327,8 +327,8 @@ class Guard:
         self.breaker.succeeded(call.admission, duration)
         if self.budget.tokens < self.budget.capacity:
             self.budget.earn()
-        if self.events.listeners:
-            self.events.emit(CallSucceeded(self.name, duration, tokens))
+        if (succeeded := self.events.succeeded) is not None:
+            succeeded(self.name, duration, tokens)
 
     def settle_error(self, call: Call, error: BaseException) -> None:
         """An attempt raised: the breaker learns of it where the dependency is to blame."""

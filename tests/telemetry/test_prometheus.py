@@ -324,7 +324,7 @@ def test_names_beyond_the_bound_are_other_and_the_log_says_so_once(
     assert read(count, {"dependency": "other", "outcome": "success"}) == 6
     assert read(count, {"dependency": "http.2", "outcome": "success"}) is None
     assert len(caplog.messages) == 1
-    assert len(observation._succeeded) <= 3
+    assert len(observation._successes) <= 3
     observation.close()
 
 

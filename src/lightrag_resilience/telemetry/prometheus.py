@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_args
 
 try:
     import prometheus_client as client
@@ -24,12 +24,14 @@ from lightrag_resilience.registry import Guards
 from ._bounded import BoundedNames
 from ._measures import gauges_of, measures_of, together
 from ._metrics import BUCKETS, METRICS, PREFIX, Metric
+from ._tally import Tallies
 
 __all__ = ["Observation", "observe"]
 
 _EVERY = 1.0  # seconds between two looks, where another process is asked
 _LAST_WORDS = 2.0  # seconds that the thread gets to end
 _BY_NAME = {metric.name: metric for metric in METRICS}
+_OTHERS = [kind for kind in get_args(Event) if kind is not CallSucceeded]
 
 Exemplar = Callable[[], dict[str, str] | None]
 
@@ -76,20 +78,24 @@ class Observation:
         self._bounded = {"dependency": names, "workspace": BoundedNames(names.most, "workspaces")}
         self._exemplar = exemplar
         self._metrics: dict[str, Any] = {}
-        self._succeeded: dict[str, Callable[..., None]] = {}
+        self._successes: dict[str, Callable[[float], None]] = {}
         self._children: dict[tuple[str, ...], Any] = {}
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._look = _Look(self.look)
         self._register()
-        self._stop_listening = guards.events.listen(self._hear)
+        self._stop_listening = (
+            guards.events.count(self._succeeded),
+            guards.events.listen(self._hear, *_OTHERS),
+        )
         if _is_multiprocess():
             self._thread = threading.Thread(target=self._look_often, daemon=True, name="metrics")
             self._thread.start()
 
     def close(self) -> None:
         """End it: nothing is heard any more, and the metrics leave the registry."""
-        self._stop_listening()
+        for stop in self._stop_listening:
+            stop()
         self._ending.set()
         if self._thread is not None:
             self._thread.join(_LAST_WORDS)
@@ -146,20 +152,24 @@ class Observation:
     # ------------------------------------------------------------------ events
 
     def _hear(self, event: Event) -> None:
-        if isinstance(event, CallSucceeded):  # nearly all events are
-            observed = self._succeeded.get(event.dependency)
-            if observed is not None and not event.tokens and self._exemplar is None:
-                observed(event.duration)
-                return
-            self._keep_child(event.dependency)
         for metric, labels, amount in measures_of(event):
             self._count(_BY_NAME[metric], labels, amount)
 
-    def _keep_child(self, dependency: str) -> None:
-        name = self._names.shown(dependency)
-        child = self._child("attempt_duration_seconds", name, "success")
-        if len(self._succeeded) < len(self._children):  # bounded where names are not
-            self._succeeded[dependency] = child.observe
+    def _succeeded(self, dependency: str, duration: float, tokens: int) -> None:
+        """Nearly all that happens. The time this takes is taken from every call."""
+        observe = self._successes.get(dependency)
+        if observe is None or tokens or self._exemplar is not None:
+            self._hear(CallSucceeded(dependency, duration, tokens))
+            self._keep(dependency)
+        else:
+            observe(duration)
+
+    def _keep(self, dependency: str) -> None:
+        if len(self._successes) < self._names.most:  # bounded where names are not
+            child = self._child(
+                "attempt_duration_seconds", self._names.shown(dependency), "success"
+            )
+            self._successes[dependency] = child.observe
 
     def _count(self, metric: Metric, labels: tuple[str, ...], amount: float) -> None:
         if metric.labels and metric.labels[0] in self._bounded:
@@ -200,4 +210,8 @@ def _made(metric: Metric, registry: CollectorRegistry) -> Any:
         return client.Counter(name, metric.meaning, **options)
     if metric.kind == "gauge":
         return client.Gauge(name, metric.meaning, multiprocess_mode=metric.across, **options)
+    if metric.name == "attempt_duration_seconds" and not _is_multiprocess():
+        tallies = Tallies(name, metric.meaning, metric.labels, BUCKETS)
+        registry.register(tallies)
+        return tallies
     return client.Histogram(name, metric.meaning, buckets=BUCKETS, **options)
