@@ -62,9 +62,10 @@ LAYERS = [
     ["patience", "registry"],
     ["shutdown"],
     ["integrations.asgi"],
-    ["telemetry", "telemetry._bounded", "telemetry._metrics"],
+    ["telemetry", "telemetry._bounded", "telemetry._genai", "telemetry._metrics"],
     ["telemetry._measures", "telemetry._tally", "telemetry.correlation"],
-    ["telemetry.logs", "telemetry.prometheus"],
+    ["telemetry._spans", "telemetry.logs", "telemetry.prometheus"],
+    ["telemetry.otel"],
     ["decorators", "fallback", "hedging"],
     [
         "integrations.lightrag._ladder",

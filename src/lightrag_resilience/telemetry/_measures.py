@@ -27,10 +27,13 @@ from lightrag_resilience.events import (
     StateChanged,
     WorkAbandoned,
 )
+from lightrag_resilience.guard import Guard
+from lightrag_resilience.registry import Guards
 
+from ._bounded import BoundedNames
 from ._metrics import METRICS
 
-__all__ = ["Measure", "gauges_of", "measures_of", "together"]
+__all__ = ["ASKED", "Measure", "look_at", "measures_of"]
 
 Measure = tuple[str, tuple[str, ...], float]
 """A metric, the values of its labels, and what to add, to observe or to set."""
@@ -119,7 +122,39 @@ _OF: dict[type, Callable[[Any], Iterable[Measure]]] = {
 }
 
 
-def gauges_of(guard: Any) -> Iterable[tuple[str, float]]:
+ASKED = frozenset(
+    {
+        "breaker_state",
+        "breaker_probes",
+        "breaker_failure_ratio",
+        "retry_budget_ratio",
+        "in_flight",
+        "queue_depth",
+        "concurrency_limit",
+        "redis_up",
+        "redis_round_trip_seconds",
+        "redis_workers",
+    }
+)
+"""Gauges that no event tells of: somebody looks."""
+
+
+def look_at(guards: Guards, names: BoundedNames) -> Iterable[Measure]:
+    """What guards know now. Those that share the name ``other`` are put together."""
+    found: dict[tuple[str, str], float] = {}
+    for guard in guards:
+        name = names.shown(guard.name)
+        for metric, value in _gauges_of(guard):
+            found[metric, name] = _together(metric, found.get((metric, name)), value)
+    for (metric, name), value in found.items():
+        yield metric, (name,), value
+    if (link := guards.link) is not None:
+        yield "redis_up", (), link.is_up
+        yield "redis_round_trip_seconds", (), link.round_trip
+        yield "redis_workers", (), link.workers
+
+
+def _gauges_of(guard: Guard) -> Iterable[tuple[str, float]]:
     """What a guard knows when asked."""
     seen = guard.breaker.snapshot()
     occupancy = guard.occupancy
@@ -134,7 +169,7 @@ def gauges_of(guard: Any) -> Iterable[tuple[str, float]]:
         yield "concurrency_limit", occupancy.limit
 
 
-def together(metric: str, before: float | None, value: float) -> float:
+def _together(metric: str, before: float | None, value: float) -> float:
     """What several dependencies are that share the name ``other``, as several processes are."""
     if before is None:
         return value

@@ -22,7 +22,7 @@ from lightrag_resilience.events import CallSucceeded, Event
 from lightrag_resilience.registry import Guards
 
 from ._bounded import BoundedNames
-from ._measures import gauges_of, measures_of, together
+from ._measures import look_at, measures_of
 from ._metrics import BUCKETS, METRICS, PREFIX, Metric
 from ._tally import Tallies
 
@@ -106,19 +106,10 @@ class Observation:
 
     def look(self) -> None:
         """Set all gauges to what is so now."""
-        highest: dict[tuple[str, str], float] = {}
-        for guard in self._guards:
-            name = self._names.shown(guard.name)
-            for metric, value in gauges_of(guard):
-                highest[metric, name] = together(metric, highest.get((metric, name)), value)
-        for (metric, name), value in highest.items():
-            self._child(metric, name).set(value)
-        if (link := self._guards.link) is not None:
-            if "redis_up" not in self._metrics:
+        for metric, labels, value in look_at(self._guards, self._names):
+            if metric not in self._metrics:
                 self._make(metric for metric in METRICS if metric.of_redis)
-            self._metrics["redis_up"].set(link.is_up)
-            self._metrics["redis_round_trip_seconds"].set(link.round_trip)
-            self._metrics["redis_workers"].set(link.workers)
+            self._child(metric, *labels).set(value)
 
     # ------------------------------------------------------------------ in the registry
 

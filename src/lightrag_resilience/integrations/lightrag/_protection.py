@@ -164,7 +164,7 @@ class Protection:
     # ------------------------------------------------------------------ what is put where
 
     def _query(self, name: str) -> Callable[..., Any]:
-        return told(self._honest(name), self._registry.events, self._rag.workspace or "")
+        return told(self._honest(name), self._registry, self._rag.workspace or "")
 
     def _honest(self, name: str) -> Callable[..., Any]:
         settings = self._registry.settings
