@@ -27,6 +27,7 @@ LAYERS = [
         "_version",
         "_bounds",
         "_hints",
+        "_identity",
         "_kinds",
         "_threads",
         "budget",

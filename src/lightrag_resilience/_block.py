@@ -56,13 +56,13 @@ def end_block(guard: Guard, error: BaseException | None) -> None:
     if timed_out and isinstance(error, asyncio.CancelledError):
         timeout = guard.timeout_error(call)
         guard.settle_error(call, timeout)
-        tell_failure(guard, call)
+        tell_failure(guard, call, timeout)
         raise timeout from error
     if error is None:
         guard.settle_success(call)
     else:
         guard.settle_error(call, error)
-        tell_failure(guard, call)
+        tell_failure(guard, call, error)
 
 
 def _leave(guard: Guard) -> None:

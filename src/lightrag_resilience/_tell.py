@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ._call import Call
+from ._identity import note_id
 from .errors import CallRejected
 from .events import (
     AttemptFailed,
@@ -34,8 +35,9 @@ def tell_attempt(guard: _Teller, error: Exception, failure: Failure, duration: f
         guard.events.emit(AttemptFailed(guard.name, failure.kind.value, name, duration))
 
 
-def tell_failure(guard: _Teller, call: Call) -> None:
+def tell_failure(guard: _Teller, call: Call, error: BaseException) -> None:
     """A call is over and its last attempt failed; one that was refused is told of elsewhere."""
+    note_id(error)
     if guard.events.listeners and call.failure is not None:
         lasted = guard.clock() - call.began
         guard.events.emit(CallFailed(guard.name, call.failure.kind.value, lasted))

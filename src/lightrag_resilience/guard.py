@@ -171,7 +171,7 @@ class Guard:
         except Exception as error:
             retry = self.policy.retry.knowing(idempotent=idempotent)
             if once or call.failure is None or not is_retryable(call.failure, retry):
-                tell_failure(self, call)
+                tell_failure(self, call, error)
                 raise
             attempt = functools.partial(self._attempt, call, function, args, kwargs)
             return await self._retry(call, retry, error, attempt)
@@ -237,8 +237,8 @@ class Guard:
         )
         try:
             return await retries.after(first, attempt)
-        except Exception:
-            tell_failure(self, call)
+        except Exception as error:
+            tell_failure(self, call, error)
             raise
 
     async def pause(self, seconds: float) -> None:

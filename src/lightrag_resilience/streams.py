@@ -218,7 +218,7 @@ class GuardedStream(PassedOnStream[T_co]):
         if call is not None:
             self._guard.gate.running.pop(call, None)
             self._guard.settle_error(call, error)
-            tell_failure(self._guard, call)
+            tell_failure(self._guard, call, error)
         await self._close_after_error()
 
     def _release(self) -> None:

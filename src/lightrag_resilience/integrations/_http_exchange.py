@@ -13,6 +13,7 @@ from typing import Any
 from lightrag_resilience._call import current_call, owned_by_a_guard
 from lightrag_resilience.errors import AttemptTimeoutError, DeadlineExceededError
 from lightrag_resilience.guard import Guard
+from lightrag_resilience.telemetry.correlation import send_along
 from lightrag_resilience.throttling import learn_limits
 
 from ._http_bodies import Source, guarded_body, parsed, read_ahead
@@ -32,6 +33,7 @@ async def send(library: Any, transport: Any, guard: Guard, request: Any) -> Any:
         library.ReadTimeout: The guard's own time was up.
         library.RequestError: What the last attempt raised.
     """
+    send_along(request)
     around = current_call.get()
     if around is not None and around.is_within(guard):
         return await transport.handle_async_request(request)
