@@ -186,10 +186,12 @@ def test_a_listener_for_some_kinds_hears_no_other(events: Events) -> None:
     heard: list[Event] = []
     stop = events.listen(heard.append, CallRefused)
     assert events.succeeded is None
+    assert events.heard == {CallRefused}
     events.emit(EVENT)
     events.emit(OTHER)
     assert heard == [OTHER]
     stop()
+    assert events.heard == set()
     assert events.listeners == ()
 
 

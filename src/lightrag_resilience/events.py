@@ -233,12 +233,14 @@ class Events:
 
     Attributes:
         listeners: Who hears of anything.
+        heard: The kinds of events that somebody listens to; others need not be made.
         succeeded: Tells that a call succeeded, by the fields of a `CallSucceeded`; None where
             nobody wants to hear of it. This is on the way of every call.
     """
 
     def __init__(self) -> None:
         self.listeners: tuple[Listener, ...] = ()
+        self.heard: frozenset[type[Event]] = frozenset()
         self.succeeded: Counter | None = None
         self._wanted: tuple[tuple[Listener, tuple[type, ...]], ...] = ()
         self._counters: tuple[Counter, ...] = ()
@@ -301,7 +303,8 @@ class Events:
             kind: tuple(listener for listener, kinds in self._wanted if kind in kinds)
             for kind in get_args(Event)
         }
-        if self._told_of[CallSucceeded]:
+        self.heard = frozenset(kind for kind, listeners in self._told_of.items() if listeners)
+        if CallSucceeded in self.heard:
             self.succeeded = self._count_and_tell
         else:
             self.succeeded = self._count if self._counters else None

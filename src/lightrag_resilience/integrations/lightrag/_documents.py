@@ -45,7 +45,7 @@ class DocumentCounts:
 
     async def _count_often(self) -> None:
         while True:
-            if self._events.listeners:
+            if DocumentsCounted in self._events.heard:
                 try:
                     async with asyncio.timeout(_LONGEST):
                         await self.count()

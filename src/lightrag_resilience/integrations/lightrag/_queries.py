@@ -26,7 +26,7 @@ def told(method: _Method, guards: Guards, workspace: str) -> _Method:
 
     @functools.wraps(method)
     async def ask(*args: Any, **kwargs: Any) -> Answer:
-        if guards.tracing is None and not guards.events.listeners:
+        if guards.tracing is None and QueryAnswered not in guards.events.heard:
             return await method(*args, **kwargs)
         query = _Query(guards, workspace)
         try:
