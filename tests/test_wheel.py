@@ -68,8 +68,7 @@ async def complete() -> str:
 
 print(asyncio.run(complete()))
 """
-    extras = ("lightrag", "openai", "aiohttp", "typer", "rich", "prometheus_client", "numpy")
-    extras += ("opentelemetry",)
+    extras = "lightrag openai aiohttp typer rich prometheus_client opentelemetry numpy".split()
     assert without(*extras, then=script).stdout == "fine\n"
 
 

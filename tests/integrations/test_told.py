@@ -97,6 +97,15 @@ async def test_a_streamed_answer_is_told_of_at_its_end(
     assert outcomes(heard) == ["success", "failed"]
 
 
+async def test_a_streamed_answer_that_its_reader_leaves_was_an_answer(
+    rag: Any, heard: list[Event]
+) -> None:
+    stream = await ask(rag, stream=True)
+    await anext(stream)
+    await stream.aclose()
+    assert outcomes(heard) == ["success"]
+
+
 async def test_a_query_that_its_caller_gave_up_is_not_told_of(rag: Any, heard: list[Event]) -> None:
     query = asyncio.create_task(ask(rag))
     await asyncio.sleep(0)

@@ -41,6 +41,7 @@ from lightrag_resilience.events import (
     WorkAbandoned,
 )
 from lightrag_resilience.settings import load_settings
+from lightrag_resilience.telemetry import prometheus
 from lightrag_resilience.telemetry._metrics import METRICS, describe_metrics
 from lightrag_resilience.telemetry.prometheus import Observation, observe
 from lightrag_resilience.testing.redis_server import RedisServer
@@ -384,6 +385,24 @@ def test_the_page_of_metrics_is_that_of_the_code() -> None:
 
 
 # ---------------------------------------------------------------------- several processes
+
+
+@pytest.mark.anyio
+async def test_where_another_process_is_asked_a_thread_sets_the_gauges(
+    guards: Guards, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prometheus, "_is_multiprocess", lambda: True)
+    monkeypatch.setattr(prometheus, "_EVERY", 0.001)
+    observation = observe(guards, registry=registry)
+    await guards.get(NAME).call(answer)
+    async with asyncio.timeout(20):
+        while ("breaker_state", NAME) not in observation._children:  # noqa: ASYNC110 - a thread
+            await asyncio.sleep(0.001)
+    thread = observation._thread
+    observation.close()
+    assert thread is not None
+    assert not thread.is_alive()
+
 
 WORKER = """
 import asyncio, sys
