@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from asyncio import current_task  # its name alone: it is on the way of each call
 from collections.abc import Callable
 
 __all__ = ["Timed", "Timer"]
@@ -48,7 +49,7 @@ class Timer:
 
     def start(self, timed: Timed, now: float) -> None:
         """Let the time of `timed` run from `now`, in the task that calls this."""
-        timed.task = task = asyncio.current_task(self.loop)  # type: ignore[assignment]
+        timed.task = task = current_task(self.loop)  # type: ignore[assignment]
         timed.cancelling = task.cancelling()  # type: ignore[union-attr]
         timed.expired = False
         timed.due = now + self.seconds

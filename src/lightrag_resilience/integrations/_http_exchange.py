@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from lightrag_resilience._call import current_call, owned_by_a_guard
+from lightrag_resilience._lateness import timeout_error
 from lightrag_resilience.errors import AttemptTimeoutError, DeadlineExceededError
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.telemetry.correlation import send_along
@@ -111,7 +112,7 @@ class _Exchange:
             response = await self._transport.handle_async_request(request)
         except library.TimeoutException as error:
             if left < math.inf and self._guard.clock() >= call.due:
-                raise self._guard.timeout_error(call) from error  # the guard's time, not its own
+                raise timeout_error(self._guard, call) from error  # the guard's time, not its own
             raise
         finally:
             request.extensions = asked
