@@ -57,7 +57,7 @@ LAYERS = [
     ["shared.sync"],
     ["_call"],
     ["_tell"],
-    ["_lateness", "_line_up"],
+    ["_again", "_lateness", "_line_up"],
     ["_block"],
     ["integrations", "integrations.lightrag._inner_retries", "integrations._replaced", "streams"],
     ["gathering", "guard", "integrations.sdks"],

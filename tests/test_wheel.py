@@ -68,7 +68,16 @@ async def complete() -> str:
 
 print(asyncio.run(complete()))
 """
-    extras = "lightrag openai aiohttp typer rich prometheus_client opentelemetry numpy".split()
+    extras = [
+        "lightrag",
+        "openai",
+        "aiohttp",
+        "typer",
+        "rich",
+        "prometheus_client",
+        "opentelemetry",
+        "numpy",
+    ]
     assert without(*extras, then=script).stdout == "fine\n"
 
 

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
 
+from ._again import try_again
 from ._block import begin_block, end_block
 from ._call import Call, current_call, new_call
 from ._gate import Gate
@@ -25,16 +26,16 @@ from ._kinds import as_coroutine_function, is_stream
 from ._lateness import timeout_error, was_cut_short
 from ._line_up import wait_in_line
 from ._loops import LoopParts, Loops
-from ._tell import tell_attempt, tell_failure, tell_probe, tell_refusal, tell_retry
+from ._tell import tell_attempt, tell_failure, tell_probe, tell_refusal
 from .breakers import Admission, Breaker
-from .budget import RetryBudget
+from .budget import RetryBudget, alone
 from .concurrency import Occupancy
 from .errors import CallRejected, CircuitOpenError
 from .events import Events
 from .failures import FailureKind, classify
 from .limits import SharedLimit
-from .policy import Policy, RetryPolicy
-from .retry import Retries, is_retryable
+from .policy import Policy
+from .retry import is_retryable
 from .streams import GuardedStream
 from .throttling import heed
 from .timeouts import Timer
@@ -64,6 +65,21 @@ class Guard:
         gate: Lets calls in until a drain begins.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_circuit",
+        "_loops",
+        "_parts",
+        "breaker",
+        "budget",
+        "clock",
+        "events",
+        "gate",
+        "name",
+        "policy",
+        "sleep",
+    )
+
     def __init__(  # noqa: PLR0913 - all but two by name
         self,
         name: str,
@@ -72,7 +88,7 @@ class Guard:
         events: Events | None = None,
         breaker: Breaker | None = None,
         limit: SharedLimit | None = None,
-        workers: Callable[[], int] = lambda: 1,
+        workers: Callable[[], int] = alone,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         gate: Gate | None = None,
@@ -87,7 +103,6 @@ class Guard:
         self.sleep = sleep
         self.gate = gate or Gate()
         self._loops = Loops(name, policy, clock, limit)
-        self.cool_down = self._loops.cool_down
         self._parts: LoopParts | None = None
 
     def __repr__(self) -> str:
@@ -126,6 +141,10 @@ class Guard:
         self.budget.resize(policy.retry.budget)
         self._loops.change(policy)
         self._parts = None
+
+    def cool_down(self, seconds: float) -> None:
+        """The provider asked to wait: no call of any worker goes before."""
+        self._loops.cool_down(seconds)
 
     @property
     def occupancy(self) -> Occupancy:
@@ -202,7 +221,7 @@ class Guard:
                 tell_failure(self, call, error)
                 raise
             attempt = functools.partial(self._attempt, call, function, args, kwargs)
-            return await self._retry(call, retry, error, attempt)
+            return await try_again(self, call, retry, error, attempt)
         finally:
             call.guard = None
             if not call.is_streaming:
@@ -232,27 +251,6 @@ class Guard:
             timer.stop(call)
         self.settle_success(call, None, result)
         return result  # type: ignore[no-any-return]
-
-    async def _retry(
-        self, call: Call, retry: RetryPolicy, first: Exception, attempt: Callable[[], Awaitable[R]]
-    ) -> R:
-        total = self.policy.timeout.total
-        call.deadline = None if total is None else call.began + total
-        retries = Retries(
-            dependency=self.name,
-            policy=retry,
-            budget=self.budget,
-            deadline=call.deadline,
-            clock=self.clock,
-            sleep=self.pause,
-            scheduled=functools.partial(tell_retry, self),
-            last_failure=lambda: call.failure,
-        )
-        try:
-            return await retries.after(first, attempt)
-        except Exception as error:
-            tell_failure(self, call, error)
-            raise
 
     async def pause(self, seconds: float) -> None:
         """Wait before another attempt; a drain ends it with a `ShuttingDownError`."""

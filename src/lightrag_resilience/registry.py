@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from ._gate import Gate
 from ._threads import BackgroundLoop
+from .budget import alone
 from .errors import PolicyError, SettingsError
 from .events import Events
 from .guard import Guard
@@ -121,7 +122,7 @@ class Guards:
             events=self.events,
             breaker=sync.breaker(name, effective.breaker, self.events) if sync else None,
             limit=sync.limit(name, effective.limit) if sync else None,
-            workers=sync.workers if sync else lambda: 1,
+            workers=sync.workers if sync else alone,
             clock=self._clock,
             sleep=self._sleep,
             gate=self.gate,

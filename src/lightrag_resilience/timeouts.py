@@ -8,6 +8,7 @@ cancel a timer for each call.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 from asyncio import current_task  # its name alone: it is on the way of each call
 from collections.abc import Callable
@@ -83,7 +84,8 @@ class Timer:
         return len(self._running)
 
     def _arm(self, delay: float) -> None:
-        self.loop.call_later(max(delay, 0.0), self._ring)
+        # In an empty context: that of the caller would be kept for as long as it lasts.
+        self.loop.call_later(max(delay, 0.0), self._ring, context=contextvars.Context())
         self._armed = True
 
     def _ring(self) -> None:
