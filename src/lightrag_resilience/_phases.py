@@ -86,6 +86,10 @@ class Drain:
             self.phase = Phase.CLOSING
         return self.phase
 
+    def lingers(self, now: float, seconds: float) -> bool:
+        """Whether it began less than so many seconds ago, and nobody is in a hurry."""
+        return not self.is_hurried and now - self.began < seconds
+
     def left(self, now: float) -> float:
         """Seconds to the end of this phase."""
         ends = {

@@ -105,6 +105,7 @@ class Coordinator:
         self._given_up = GivenUp(self.journal)
         self.stopping = asyncio.Event()
         """Set when the process is told to stop: for loops that take up new work."""
+        self._linger = 0.0
         self._hears_signals = hears_signals
         self._signals: list[str] = []
         self._reason = ""
@@ -164,8 +165,15 @@ class Coordinator:
         """Whether new work gets in: nobody said stop, or only once and less than so long ago."""
         drain = self._root._drain  # noqa: SLF001 - of its own kind
         return drain.phase is Phase.RUNNING or (
-            not drain.is_hurried and time.monotonic() - drain.began < seconds
+            drain.phase is Phase.DRAINING and drain.lingers(time.monotonic(), seconds)
         )
+
+    def linger(self, seconds: float) -> None:
+        """Go on draining so long after the signal although nothing is in flight.
+
+        For a server through which something may still come, until it says otherwise with 0.
+        """
+        self._root._linger = seconds  # noqa: SLF001 - of its own kind
 
     # ------------------------------------------------------------------ what it looks after
 
@@ -318,9 +326,10 @@ class Coordinator:
         while True:
             now = time.monotonic()
             left = self._left()
-            if self._drain.step(now, len(left)) is not Phase.DRAINING:
+            count = len(left) + self._drain.lingers(now, self._linger)
+            if self._drain.step(now, count) is not Phase.DRAINING:
                 return
-            if now - told_at >= _TELL:
+            if left and now - told_at >= _TELL:
                 told_at = now
                 wait = self._drain.left(now)
                 _log.info("Waiting %.0f s more for %s", wait, in_words(left))
