@@ -16,7 +16,7 @@ import time
 from asyncio import get_running_loop  # its name alone: it is on the way of each call
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, overload
 
 from ._again import try_again
 from ._block import begin_block, end_block
@@ -45,6 +45,12 @@ __all__ = ["Guard"]
 _PLAIN = frozenset({str, dict, list, int, float, bool, tuple, bytes, type(None)})  # no streams
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _Clock(Protocol):
+    """Monotonic seconds. For pyright a plain ``Callable`` in a slot would be a method."""
+
+    def __call__(self) -> float: ...
 
 
 class Guard:
@@ -99,7 +105,7 @@ class Guard:
         self.breaker = breaker or Breaker(name, policy.breaker, events=self.events, clock=clock)
         self.budget = RetryBudget(policy.retry.budget, workers)
         self._circuit = self.breaker.circuit
-        self.clock = clock
+        self.clock: _Clock = clock
         self.sleep = sleep
         self.gate = gate or Gate()
         self._loops = Loops(name, policy, clock, limit)
