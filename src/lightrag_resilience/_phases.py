@@ -69,6 +69,11 @@ class Drain:
             self.phase = Phase.CLOSING
         return self.phase
 
+    def is_late(self, now: float) -> bool:
+        """Whether the last third of the time for what is in flight has begun."""
+        last = (self.timeout - self.cancel_grace - self.close_timeout) / 3
+        return now >= self._cancel_at - last
+
     def left(self, now: float) -> float:
         """Seconds to the end of this phase."""
         ends = {

@@ -39,8 +39,9 @@ def tell_refusal(guard: _Teller, refusal: type[CallRejected]) -> None:
         guard.events.emit(CallRefused(guard.name, refusal.__name__))
 
 
-def tell_retry(guard: _Teller, attempt: int, wait: float) -> None:
-    """An attempt with this number follows in so many seconds."""
+def tell_retry(guard: _Teller, call: Call, attempt: int, wait: float) -> None:
+    """An attempt of a call with this number follows in so many seconds."""
+    call.attempt = attempt
     if guard.events.listeners:
         guard.events.emit(RetryScheduled(guard.name, attempt, wait))
 

@@ -164,6 +164,8 @@ class Guard:
         if (wait := self._circuit.open_until - now) > 0:
             raise self._refusal(wait)
         call = new_call(self, parent, now)
+        if idempotent is not None:
+            call.idempotent = idempotent
         gate.running[call] = None
         token = current_call.set(call)
         try:
@@ -232,7 +234,7 @@ class Guard:
             deadline=call.deadline,
             clock=self.clock,
             sleep=self.pause,
-            scheduled=functools.partial(tell_retry, self),
+            scheduled=functools.partial(tell_retry, self, call),
             last_failure=lambda: call.failure,
         )
         try:

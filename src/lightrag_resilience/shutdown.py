@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from ._accounts import is_held, name_of, records_of, task_of
 from ._gate import admitted
 from ._phases import Drain, Phase
 from ._signals import hear_signals, signals_to_hear
@@ -39,6 +40,7 @@ _log = logging.getLogger("lightrag_resilience")
 _LOOK = 0.05  # seconds between two looks at what is in flight
 _TELL = 1.0  # seconds between two lines of the log
 _AGAIN = 0.1  # seconds between two cancellations of a task that goes on
+_QUIET = 10  # looks in a row at which nothing goes on any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,11 @@ class Coordinator:
         """Whether the process was told to stop."""
         return self._root._drain.phase is not Phase.RUNNING  # noqa: SLF001 - of its own kind
 
+    @property
+    def is_late(self) -> bool:
+        """Whether to begin nothing more, even of what was let in: it would hardly end in time."""
+        return self._root._drain.is_late(time.monotonic())  # noqa: SLF001 - of its own kind
+
     # ------------------------------------------------------------------ what it looks after
 
     def track(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
@@ -238,7 +245,7 @@ class Coordinator:
         failed = await self._close_all()
         stuck = tuple(task.get_name() for task in self._tasks if not task.done())
         report = Report(
-            drained=max(found - len(abandoned), 0),
+            drained=max(found - sum(not record.parent for record in abandoned), 0),
             abandoned=abandoned,
             stuck=stuck,
             failed_to_close=failed,
@@ -257,9 +264,13 @@ class Coordinator:
 
     async def _wait_for_what_is_in_flight(self) -> None:
         told_at = time.monotonic()
+        quiet = 0
         while True:
             now = time.monotonic()
             left = self._in_flight()
+            quiet = quiet + 1 if left and all(map(is_held, left)) else 0
+            if quiet >= _QUIET:
+                self._drain.hurry(now)
             if self._drain.step(now, len(left)) is not Phase.DRAINING:
                 return
             if now - told_at >= _TELL:
@@ -273,7 +284,11 @@ class Coordinator:
         left = self._in_flight()
         if not left:
             return ()
-        records = tuple(self._abandoned(work) for work in left)
+        records = tuple(
+            record
+            for work in left
+            for record in records_of(work, self._reason, self._tasks.get(work))
+        )
         if self.journal is not None:
             try:
                 await asyncio.to_thread(self.journal.write, records)
@@ -281,7 +296,7 @@ class Coordinator:
                 reason = type(error).__name__
                 _log.error("The journal %s cannot be written: %s", self.journal.path, reason)
         _log.warning("Giving up %s", _in_words(left))
-        tasks = {task for work in left if (task := _task_of(work)) is not None} - self._callers
+        tasks = {task for work in left if (task := task_of(work)) is not None} - self._callers
         while tasks and self._drain.step(time.monotonic(), len(tasks)) is Phase.CANCELLING:
             for task in tasks:
                 task.cancel()
@@ -310,30 +325,13 @@ class Coordinator:
         calls = [
             call
             for call in list(self._registry.gate.running)
-            if call.parent is None and _task_of(call) not in self._tasks
+            if call.parent is None and task_of(call) not in self._tasks
         ]
         return [*tasks, *calls]
-
-    def _abandoned(self, work: Any) -> Abandoned:
-        now = time.monotonic()
-        if isinstance(work, asyncio.Task):
-            lasted = now - self._tasks.get(work, now)
-            return Abandoned(work.get_name(), "task", "outcome_unknown", lasted, self._reason)
-        kind = "stream" if work.is_streaming else "call"
-        state = "in_flight" if hasattr(work, "started") else "not_sent"
-        return Abandoned(work.name, kind, state, now - work.began, self._reason)
-
-
-def _task_of(work: Any) -> asyncio.Task[Any] | None:
-    if isinstance(work, asyncio.Task):
-        return work
-    task: asyncio.Task[Any] | None = getattr(work, "task", None)
-    return task
 
 
 def _in_words(left: list[Any]) -> str:
     names: dict[str, int] = {}
     for work in left:
-        name = work.get_name() if isinstance(work, asyncio.Task) else work.name
-        names[name] = names.get(name, 0) + 1
+        names[name_of(work)] = names.get(name_of(work), 0) + 1
     return ", ".join(f"{count} of {name}" for name, count in sorted(names.items())) or "nothing"

@@ -6,12 +6,13 @@ import asyncio
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 from lightrag.base import StoragesStatus
 
+from lightrag_resilience._gate import admitted, is_admitted
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.integrations.sdks import tell_cut_off_streams, yield_retries
 from lightrag_resilience.priority import Priority, current_priority, priority
@@ -19,6 +20,7 @@ from lightrag_resilience.registry import Guards
 
 from ._answers import honest
 from ._degradation import Degradation
+from ._ingest import Ingest, current_run
 from ._inner_retries import make_inner_retries_yield, restore_inner_retries
 from ._ladder import Part
 from ._queues import EMBEDDING, MODEL, RERANK, Slot, retire, without_queue
@@ -28,8 +30,10 @@ from .storages import guard_storage, release_storage
 
 __all__ = ["Protection"]
 
-_LEVEL = "_resilience_priority"
-"""An argument that goes with a call through a queue, whose workers have contexts of their own."""
+_CARRIED = "_resilience_carried"
+"""An argument that goes with a call through a queue, whose workers have contexts of their own:
+its priority, whether it was let in before a drain, and the run of ingest it is part of."""
+_CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None)
 _PARTS = {"llm": frozenset({Part.MODEL}), "embedding": frozenset({Part.VECTORS})}
 _STORAGES: dict[str, Part | None] = {
     "full_docs": None,
@@ -66,6 +70,7 @@ class Protection:
     def __init__(self, rag: Any, registry: Guards) -> None:
         self._rag = rag
         self._registry = registry
+        self._ingest = Ingest(rag, registry)
         self._patience = registry.settings.ingest_patience
         self._queues: dict[str, Callable[..., Any]] = {}
         self._give_sdks_back: Callable[[], None] = lambda: None
@@ -98,9 +103,11 @@ class Protection:
         for name in _QUERIES:
             self._shadow(name, self._query(name))
         for name in filter(functools.partial(hasattr, rag), _INGEST):
-            self._shadow(name, working(getattr(rag, name), self._patience))
-        if self._registry.settings.recovery:
-            self._prepare_recovery()
+            method = self._ingest.followed(getattr(rag, name), name)
+            self._shadow(name, working(method, self._patience))
+        for name, seam in list(self._ingest.seams()):
+            self._shadow(name, seam)
+        self._follow_storages()
 
     async def undo(self) -> None:
         """Give everything back."""
@@ -122,8 +129,8 @@ class Protection:
         self._give_sdks_back()
         self._let_cuts_pass()
 
-    def _prepare_recovery(self) -> None:
-        """Recover while the storages are there."""
+    def _follow_storages(self) -> None:
+        """Recover while the storages are there; flush them also while the process shuts down."""
         initialize, finalize = self._rag.initialize_storages, self._rag.finalize_storages
 
         @functools.wraps(initialize)
@@ -134,7 +141,8 @@ class Protection:
         @functools.wraps(finalize)
         async def finalize_storages() -> None:
             await self._end_recovery()
-            await finalize()
+            with admitted():
+                await finalize()
 
         self._shadow("initialize_storages", initialize_storages)
         self._shadow("finalize_storages", finalize_storages)
@@ -142,7 +150,7 @@ class Protection:
             self._begin_recovery()
 
     def _begin_recovery(self) -> None:
-        if self._recovery is None:
+        if self._recovery is None and self._registry.settings.recovery:
             self._recovery = Recovery(self._rag, self._registry)
             self._recovery.begin()
 
@@ -186,14 +194,16 @@ class Protection:
         binding = self._rag._role_llm_states[role].metadata.get("binding")  # noqa: SLF001
         guard = self._guard_of("llm", function, binding)
         build = type(self._rag)._wrap_llm_role_func  # noqa: SLF001
-        queued = build(self._rag, role, _guarded(function, guard), max_async, timeout, model_kwargs)
+        called = _guarded(function, guard, self._ingest.hold_if_late)
+        queued = build(self._rag, role, called, max_async, timeout, model_kwargs)
         return self._gated(role, queued, guard)
 
     async def _replace(self, slot: Slot, old: Any) -> None:
         original = without_queue(old)
         self._originals[slot] = original
         guard = self._guard_of(slot.name, original)
-        queued = slot.new_queue(self._rag, _guarded(original, guard))
+        before = self._ingest.hold_if_late if slot is MODEL else None
+        queued = slot.new_queue(self._rag, _guarded(original, guard, before))
         slot.put(self._rag, self._gated(slot.name, queued, guard))
         await retire(old)
 
@@ -215,8 +225,9 @@ class Protection:
 
         @functools.wraps(queued)
         async def through_the_gate(*args: Any, **kwargs: Any) -> Any:
-            if (level := current_priority.get()) is not Priority.INTERACTIVE:
-                kwargs[_LEVEL] = level
+            carried = current_priority.get(), is_admitted.get(), current_run.get()
+            if carried != _CARRIED_BY_NONE:
+                kwargs[_CARRIED] = carried
             return await gated(guard, lambda: queues[name](*args, **kwargs))
 
         return through_the_gate
@@ -228,8 +239,12 @@ def _storages(rag: Any) -> Iterator[tuple[str, Any]]:
             yield attribute, storage
 
 
-def _guarded(function: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
-    """Inside LightRAG's queue: the guard."""
+def _guarded(
+    function: Callable[..., Any],
+    guard: Guard,
+    before: Callable[[], Awaitable[None]] | None = None,
+) -> Callable[..., Any]:
+    """Inside LightRAG's queue: the guard, after what is to be waited for before."""
 
     async def begin(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
@@ -237,8 +252,16 @@ def _guarded(function: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
 
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        with priority(kwargs.pop(_LEVEL, Priority.INTERACTIVE)):
-            return await guard.run(begin, args, kwargs)
+        level, may_go_on, run = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
+        tokens = is_admitted.set(may_go_on), current_run.set(run)
+        try:
+            if before is not None:
+                await before()
+            with priority(level):
+                return await guard.run(begin, args, kwargs)
+        finally:
+            is_admitted.reset(tokens[0])
+            current_run.reset(tokens[1])
 
     return guarded
 
