@@ -1,0 +1,91 @@
+"""How LightRAG's servers end: by times that add up, with every accepted document stored."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import sys
+from collections.abc import Awaitable, Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from lightrag_resilience.settings import Settings
+
+from ._ingest import heard_when_stored
+
+__all__ = ["answer_when_stored", "configure_gunicorn", "configure_uvicorn", "server_timeout"]
+
+_ROUTES = "lightrag.api.routers.document_routes"
+_START = "start_reserved_background_task"
+_UPLOAD = "_indexing_work"
+_LONGEST_WAIT = 10.0  # seconds for an answer, while the storages are away
+_TO_SPARE = 5.0  # seconds between the end of a drain and Gunicorn's SIGKILL
+_WORKER = "lightrag_resilience.integrations.lightrag._worker.Worker"
+
+
+def server_timeout(settings: Settings) -> int:
+    """Seconds after which a server may cut requests off: a drain has given them up by then."""
+    return math.ceil(settings.shutdown_timeout - settings.shutdown_close_timeout)
+
+
+def configure_uvicorn(server: ModuleType, settings: Settings) -> Callable[[], None]:
+    """Let LightRAG's server module, when it runs uvicorn, wait for requests no longer than a drain.
+
+    Returns:
+        A function that takes it back.
+    """
+    original = server.uvicorn
+    run = functools.partial(original.run, timeout_graceful_shutdown=server_timeout(settings))
+    server.uvicorn = SimpleNamespace(run=run)  # type: ignore[attr-defined]
+
+    def take_back() -> None:
+        server.uvicorn = original  # type: ignore[attr-defined]
+
+    return take_back
+
+
+def configure_gunicorn(config: ModuleType, settings: Settings) -> None:
+    """Set in LightRAG's module ``gunicorn_config`` what it takes to drain before the SIGKILL."""
+    config.worker_class = _WORKER  # type: ignore[attr-defined]
+    config.graceful_timeout = math.ceil(settings.shutdown_timeout + _TO_SPARE)  # type: ignore[attr-defined]
+
+
+def answer_when_stored() -> Callable[[], None]:
+    """Let LightRAG's server answer an upload when the documents stand in its storages.
+
+    By itself it answers first and stores later: what it has promised dies with the process.
+
+    Returns:
+        A function that takes it back.
+    """
+    routes = sys.modules.get(_ROUTES)
+    original = getattr(routes, _START, None)
+    if routes is None or original is None:
+        return lambda: None
+
+    @functools.wraps(original)
+    async def start(tasks: Any, *, work: Callable[..., Awaitable[None]], **more: Any) -> Any:
+        is_upload = getattr(work, "__name__", "") == _UPLOAD
+        return await original(tasks, work=_stored_first(work) if is_upload else work, **more)
+
+    def take_back() -> None:
+        setattr(routes, _START, original)
+
+    setattr(routes, _START, start)
+    return take_back
+
+
+def _stored_first(work: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(work)
+    async def after_that(started: asyncio.Event) -> None:
+        token = heard_when_stored.set(started.set)
+        late = asyncio.get_running_loop().call_later(_LONGEST_WAIT, started.set)
+        try:
+            await work(asyncio.Event())  # its own begin is nothing to be told of
+            started.set()
+        finally:
+            late.cancel()
+            heard_when_stored.reset(token)
+
+    return after_that

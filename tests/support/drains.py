@@ -1,0 +1,196 @@
+"""LightRAG's server is told to stop, or is killed, amid an ingest; and what became of it.
+
+By hand: ``python tests/support/drains.py sigterm 10 [--gunicorn --workers 2]``, ``… kill 50``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from aiohttp import web
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lightrag_resilience.journal import Journal
+from lightrag_resilience.testing import SeenCall, Simulator
+from lightrag_resilience.testing import simulator as module
+from support.served import STARTS_WITHIN, Served, serving
+
+TIMES = {
+    "RESILIENCE_SHUTDOWN_TIMEOUT": "12",
+    "RESILIENCE_SHUTDOWN_CANCEL_GRACE": "2",
+    "RESILIENCE_SHUTDOWN_CLOSE_TIMEOUT": "4",
+    "RESILIENCE_RECOVERY_DELAY": "0.2",
+    "CHUNK_SIZE": "200",
+    "CHUNK_OVERLAP_SIZE": "0",
+    "MAX_PARALLEL_INSERT": "2",
+    "MAX_ASYNC": "4",
+}
+GRACE_OF_GUNICORN = 12.0 + 5.0
+DOCUMENTS = 8
+QUESTION = "Who founded Alderwick?"
+
+
+class Recorder(Simulator):
+    """Knows calls of the model by their prompts, and streams slowly.
+
+    Args:
+        latency: Seconds before any answer.
+        gap: Seconds between two words of a stream.
+    """
+
+    def __init__(self, *, latency: float = 0.0, gap: float = 0.0) -> None:
+        super().__init__(seed=1, latency=latency)
+        self.gap = gap
+        self.prompts: dict[str, list[SeenCall]] = {}
+
+    async def _respond(
+        self, request: web.Request, answer: Any, seen: SeenCall
+    ) -> web.StreamResponse:
+        if "chat" not in request.path:
+            seen.outcome = "200"
+            return web.json_response(answer(await request.json()).body)
+        asked = await request.json()
+        prompt = json.dumps(asked["messages"]).encode()
+        key = hashlib.md5(prompt, usedforsecurity=False).hexdigest()
+        self.prompts.setdefault(key, []).append(seen)
+        if not asked.get("stream"):
+            return await super()._respond(request, answer, seen)
+        response = web.StreamResponse()
+        response.content_type = "text/event-stream"
+        await response.prepare(request)
+        for event in module._chat(asked).events:
+            await response.write(event.encode())
+            await asyncio.sleep(self.gap)
+        seen.outcome = "200"
+        return response
+
+    def finished(self) -> set[str]:
+        """Prompts that were answered to the end."""
+        return {
+            key for key, calls in self.prompts.items() if any(c.outcome == "200" for c in calls)
+        }
+
+    def calls_of(self, prompt: str) -> int:
+        return len(self.prompts[prompt])
+
+
+def document(number: int, sentences: int) -> str:
+    """Sentences that share no name with another document's, each a chunk of its own."""
+    name = f"N{chr(ord('A') + number) * 4}"
+    return " ".join(
+        f"{name}{chr(ord('a') + part) * 3} knows {name} for {'many ' * 30}years."
+        for part in range(sentences)
+    )
+
+
+@dataclass
+class Ended:
+    """What became of an ingest whose server was told to stop.
+
+    Attributes:
+        seconds: From the signal to the end of the process.
+        code: The process's exit status.
+        stream: The last line of the stream that was under way.
+        left: Documents by their state when the server had started again.
+        answered: How many calls of the model had been answered by the end.
+        repeated: How many of these were made again after the restart.
+        resumed: Seconds from the restart until all documents were processed.
+        log: What the server wrote before its end.
+    """
+
+    seconds: float
+    code: int
+    stream: str
+    answered: int
+    repeated: int
+    resumed: float
+    log: str = field(repr=False)
+    journal: list[str] = field(default_factory=list)
+
+
+async def told_to_stop(folder: Path, *options: str, sentences: int = 2) -> Ended:
+    """SIGTERM amid an ingest of eight documents and a stream."""
+    journal = folder / "journal"
+    variables = TIMES | {"RESILIENCE_SHUTDOWN_JOURNAL": str(journal)}
+    async with Recorder(latency=0.7, gap=0.4) as provider:
+        async with serving(folder, provider, *options, **variables) as server:
+            await server.ingest()
+            stream = asyncio.create_task(streamed(server))
+            await submitted(server, sentences)
+            await amid(server, provider)
+            seconds = await server.ended_by(signal.SIGTERM)
+            last = await stream
+            code = server.process.returncode
+        log = server.log.read_text()
+        answered = provider.finished()
+        before = {prompt: provider.calls_of(prompt) for prompt in answered}
+        async with serving(folder, provider, *options, **variables) as server:
+            began = time.monotonic()
+            await all_processed(server, DOCUMENTS + 1)
+            resumed = time.monotonic() - began
+        repeated = sum(provider.calls_of(prompt) > before[prompt] for prompt in answered)
+    told = [f"{each.kind} {each.name} {each.state}" for each in Journal(journal).read()]
+    return Ended(seconds, code, last, len(answered), repeated, resumed, log, told)
+
+
+async def streamed(server: Served) -> str:
+    """The last line of a stream, however it ends."""
+    body = {"query": QUESTION, "mode": "naive", "stream": True}
+    last = ""
+    try:
+        async with server.http.stream("POST", "/query/stream", json=body) as answer:
+            async for line in answer.aiter_lines():
+                last = line or last
+    except httpx.TransportError as error:
+        return f"{type(error).__name__} after {last}"
+    return last
+
+
+async def submitted(server: Served, sentences: int) -> None:
+    texts = [document(number, sentences if number < 2 else 2) for number in range(DOCUMENTS)]
+    names = [f"{number}.txt" for number in range(DOCUMENTS)]
+    response = await server.http.post(
+        "/documents/texts", json={"texts": texts, "file_sources": names}
+    )
+    response.raise_for_status()
+
+
+async def amid(server: Served, provider: Recorder) -> None:
+    """Wait until some of the ingest has been done, and the stream has begun."""
+    enough = len(provider.finished()) + 4
+    async with asyncio.timeout(STARTS_WITHIN):
+        while len(provider.finished()) < enough:  # noqa: ASYNC110 - it is another process
+            await asyncio.sleep(0.02)
+
+
+async def all_processed(server: Served, count: int) -> None:
+    async with asyncio.timeout(STARTS_WITHIN):
+        while await server.statuses() != {"processed": count}:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.1)
+
+
+async def main(kind: str, times: int, options: list[str]) -> None:
+    for number in range(times):
+        with tempfile.TemporaryDirectory() as folder:
+            if kind == "sigterm":
+                for sentences in (2, 20):
+                    (Path(folder) / str(sentences)).mkdir()
+                    ended = await told_to_stop(Path(folder) / str(sentences), *options, sentences=sentences)
+                    print(number, sentences, ended, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))
