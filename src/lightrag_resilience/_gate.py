@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import TracebackType
@@ -38,13 +39,22 @@ class Gate:
         retry_after: Seconds after which a refused caller may try elsewhere, or again.
     """
 
-    __slots__ = ("_waits", "is_closed", "retry_after", "running")
+    __slots__ = ("_pid", "_waits", "is_closed", "retry_after", "running")
 
     def __init__(self) -> None:
         self.is_closed = False
         self.retry_after = 1.0
         self.running: dict[Any, None] = {}
         self._waits: dict[Interruptible, asyncio.AbstractEventLoop] = {}
+        self._pid = os.getpid()
+
+    def adopt(self) -> None:
+        """In a process that was forked meanwhile, begin anew: what ran is its parent's."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self.is_closed = False
+            self.running.clear()
+            self._waits.clear()
 
     def close(self) -> None:
         """Refuse new calls, and end all waits that can be given up without loss."""

@@ -12,6 +12,8 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from ._in_threads import in_this_thread
+
 __all__ = ["Kind", "as_coroutine_function", "is_stream", "kind_of"]
 
 _STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
@@ -86,7 +88,7 @@ async def _call_in_thread(
 ) -> Any:
     # A thread cannot be stopped: on a timeout it is left to end by itself, its result unused.
     result = await anyio.to_thread.run_sync(
-        functools.partial(function, *args, **kwargs),
+        functools.partial(in_this_thread, function, *args, **kwargs),
         abandon_on_cancel=True,
         limiter=None if in_shared_threads else anyio.CapacityLimiter(1),
     )

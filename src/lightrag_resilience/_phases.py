@@ -40,10 +40,23 @@ class Drain:
         self.timeout = timeout
         self.cancel_grace = cancel_grace
         self.close_timeout = close_timeout
+        self.reset()
+
+    def reset(self) -> None:
+        """Nobody was told to stop."""
         self.phase = Phase.RUNNING
         self.deadline = math.inf
         self._cancel_at = math.inf
         self._close_at = math.inf
+
+    def fit(self, most: float | None) -> None:
+        """Last no longer than this; all its parts become shorter alike."""
+        if most is None or most >= self.timeout:
+            return
+        share = most / self.timeout
+        self.timeout *= share
+        self.cancel_grace *= share
+        self.close_timeout *= share
 
     def begin(self, now: float) -> None:
         """The process was told to stop; a second time changes nothing."""

@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["hear_signals", "signals_to_hear"]
+__all__ = ["forget_signals", "hear_signals", "signals_to_hear"]
+
+_heard: set[signal.Signals] = set()
 
 
 def signals_to_hear() -> list[signal.Signals]:
-    """Those that tell a process to stop, on this system."""
-    names = ("SIGTERM", "SIGINT", "SIGBREAK")
+    """Those that tell a process to stop, on this system; SIGQUIT where a server hears it."""
+    names = ["SIGTERM", "SIGINT", "SIGBREAK"]
+    if hasattr(signal, "SIGQUIT") and signal.getsignal(signal.SIGQUIT) != signal.SIG_DFL:
+        names.append("SIGQUIT")
     return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
@@ -33,11 +37,24 @@ def hear_signals(wanted: Iterable[signal.Signals], tell: Callable[[str], None]) 
     for number in wanted:
         before[number] = signal.getsignal(number)
         signal.signal(number, _handler(number, before[number], tell))
+        _heard.add(number)
     try:
         yield True
     finally:
         for number, handler in before.items():
+            _heard.discard(number)
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def forget_signals() -> None:
+    """In a child that was forked, signals do again what they do in a new program."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        if _heard:
+            signal.set_wakeup_fd(-1)  # that of the parent's loop, which would hear of ours
+        for number in _heard:
+            is_ctrl_c = number is signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
+    _heard.clear()
 
 
 def _handler(

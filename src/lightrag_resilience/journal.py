@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import re
 import socket
 import time
 import uuid
@@ -14,13 +15,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EFFECTS", "KINDS", "STATES", "Abandoned", "Journal"]
+__all__ = ["EFFECTS", "STATES", "Abandoned", "Journal"]
 
-KINDS = frozenset({"call", "stream", "request", "task", "document"})
 STATES = frozenset({"queued", "not_sent", "in_flight", "outcome_unknown"})
 EFFECTS = frozenset({"pure", "idempotent_write", "unsafe_write", "unknown"})
 
 _VERSION = 2
+_KIND = re.compile(r"[a-z_]{1,30}")
 _LARGEST = 4 * 1024 * 1024  # bytes; then the file is put aside, and the one before is forgotten
 _LONGEST_LINE = 64 * 1024  # bytes
 _LONGEST_TEXT = 500  # characters
@@ -41,7 +42,7 @@ class Abandoned:
 
     Attributes:
         name: The dependency of a call, else the name of a task, a request or an ingest.
-        kind: One of `KINDS`.
+        kind: ``call``, ``stream``, ``request``, ``websocket``, ``task``, ``child`` or ``document``.
         state: One of `STATES`.
         seconds: How long it had been under way.
         signal: What told the process to stop.
@@ -143,7 +144,7 @@ class Journal:
 _OF_FIRST_VERSION = {"name", "kind", "state", "seconds", "signal", "at", "id", "pid", "host"}
 _NUMBERS = {"seconds", "started", "at"}
 _COUNTS = {"attempt", "pid"}
-_WORDS = {"kind": KINDS, "state": STATES, "effect": EFFECTS}
+_WORDS = {"state": STATES, "effect": EFFECTS}
 _FIELDS = {each.name for each in fields(Abandoned)}
 
 
@@ -178,4 +179,6 @@ def _fits(name: str, value: object) -> bool:
         return (is_number and math.isfinite(value)) or (name == "started" and value is None)  # type: ignore[arg-type]
     if name in _COUNTS:
         return type(value) is int and value > 0
+    if name == "kind":
+        return isinstance(value, str) and _KIND.fullmatch(value) is not None
     return isinstance(value, str) and (name not in _WORDS or value in _WORDS[name])

@@ -14,33 +14,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ._accounts import is_held, name_of, records_of, task_of
+from ._accounts import is_held
+from ._ending import close_all, end_all, end_children
 from ._gate import admitted
+from ._host import host
+from ._in_flight import InFlight, Process, Work, in_words, records_of, task_of
 from ._phases import Drain, Phase
+from ._roots import add_root, discard_root
 from ._signals import hear_signals, signals_to_hear
 from .errors import ShuttingDownError
 from .journal import Abandoned, Journal
 from .registry import Guards, guards
 
-__all__ = ["Coordinator", "Report"]
+if TYPE_CHECKING:
+    from .settings import Settings
+
+__all__ = ["Coordinator", "Report", "configured_drain"]
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Process)
 
 _log = logging.getLogger("lightrag_resilience")
 
 _LOOK = 0.05  # seconds between two looks at what is in flight
 _TELL = 1.0  # seconds between two lines of the log
-_AGAIN = 0.1  # seconds between two cancellations of a task that goes on
 _QUIET = 10  # looks in a row at which nothing goes on any more
+_NAMED = 10  # names in a line of the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,8 @@ class Report:
     Attributes:
         drained: How much of it ended by itself.
         abandoned: What was cancelled, as the journal has it.
-        stuck: Names of tasks that did not end although they were cancelled.
+        stuck: Names of tasks that did not end although they were cancelled, and of functions that
+            still run in threads.
         failed_to_close: Names of callbacks that failed, or took too long.
         seconds: How long all of it took.
     """
@@ -72,7 +80,8 @@ class Coordinator:
         close_timeout: Of these, for what `on_close` was given.
         journal: The file for what was given up; None is ``RESILIENCE_SHUTDOWN_JOURNAL``.
         hears_signals: Whether SIGTERM and SIGINT begin the drain, beside the handlers that are
-            there already.
+            there already. Where a server hears SIGQUIT, that is both of two signals at once. Only
+            the main thread can; in another one the end of the block begins the drain.
 
     Raises:
         PolicyError: The times do not add up.
@@ -91,13 +100,7 @@ class Coordinator:
     ) -> None:
         self._registry = guards() if registry is None else registry
         settings = self._registry.settings
-        self._drain = Drain(
-            timeout=settings.shutdown_timeout if timeout is None else timeout,
-            cancel_grace=settings.shutdown_cancel_grace if cancel_grace is None else cancel_grace,
-            close_timeout=(
-                settings.shutdown_close_timeout if close_timeout is None else close_timeout
-            ),
-        )
+        self._drain = configured_drain(settings, timeout, cancel_grace, close_timeout)
         path = settings.shutdown_journal if journal is None else journal
         self.journal = None if path is None else Journal(path)
         self.stopping = asyncio.Event()
@@ -105,7 +108,8 @@ class Coordinator:
         self._hears_signals = hears_signals
         self._signals: list[str] = []
         self._reason = ""
-        self._tasks: dict[asyncio.Task[Any], float] = {}
+        self._in_flight = InFlight(self._registry.gate)
+        self._cut_off: tuple[Abandoned, ...] = ()
         self._callers: set[asyncio.Task[Any]] = set()
         self._closers: list[tuple[Callable[[], Any], float | None]] = []
         self._ended: asyncio.Future[Report] | None = None
@@ -118,6 +122,11 @@ class Coordinator:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._root = self._registry.coordinators.setdefault(self._loop, self)
+        if self._root is self:
+            add_root(self)
+            self._registry.gate.adopt()
+            if host.ledger is not None and self.journal is not None:
+                host.ledger.journal = str(self.journal.path.absolute())
         if self._root is self and self._hears_signals:
             self._stack.enter_context(hear_signals(signals_to_hear(), self._told_by_signal))
         return self
@@ -134,6 +143,7 @@ class Coordinator:
             await self.drain("the end of the program")
         finally:
             self._stack.close()
+            discard_root(self)
             assert self._loop is not None  # noqa: S101 - it was entered
             self._registry.coordinators.pop(self._loop, None)
             self._registry.gate.open()
@@ -156,11 +166,24 @@ class Coordinator:
         The calls of a task that was begun outside of `run` are let in only if it was begun in
         `admitted()`.
         """
-        if self._root is not self:
-            return self._root.track(task)
-        self._tasks[task] = time.monotonic()
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        return self.watch(task, "task", task.get_name())
+
+    def watch(self, task: asyncio.Task[T], kind: str, name: str) -> asyncio.Task[T]:
+        """As `track`, with words of your own for the journal: nothing secret, no text."""
+        root = self._root
+        root._in_flight.add_task(task, kind, name, root._is_cut_off)  # noqa: SLF001 - of its own kind
         return task
+
+    def child(self, process: P, name: str = "") -> P:
+        """Wait for a child process when this one is told to stop; what does not end is ended.
+
+        Args:
+            process: Of `subprocess`, `asyncio.create_subprocess_exec` or `multiprocessing`.
+            name: For the journal; its number by default.
+        """
+        name = name or f"child {process.pid}"
+        self._root._in_flight.add_child(process, name)  # noqa: SLF001 - of its own kind
+        return process
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Do a piece of work to its end, or to the end of the drain.
@@ -206,6 +229,8 @@ class Coordinator:
 
     def _told_by_signal(self, name: str) -> None:
         self.request(name)
+        if name == "SIGQUIT":  # servers' signal for a fast end
+            self.request(name)
 
     def _told(self, reason: str) -> None:
         """Somebody wants the end; who says so twice is in a hurry."""
@@ -214,6 +239,10 @@ class Coordinator:
             self._drain.hurry(time.monotonic())
         self._begin(reason)
 
+    def begin(self, reason: str) -> None:
+        """Begin the drain unless it has begun; on the coordinator's loop."""
+        self._root._begin(reason)  # noqa: SLF001 - of its own kind
+
     def _begin(self, reason: str) -> None:
         if self.is_draining:
             return
@@ -221,7 +250,7 @@ class Coordinator:
         self._drain.begin(time.monotonic())
         self._registry.gate.close()
         self.stopping.set()
-        _log.info("Told to stop by %s: %s in flight", reason, len(self._in_flight()))
+        _log.info("Told to stop by %s: %d in flight", reason, len(self._left()))
         self._ended = asyncio.ensure_future(self._all_phases())
 
     async def drain(self, reason: str = "a call of drain()") -> Report:
@@ -238,27 +267,36 @@ class Coordinator:
         return await asyncio.shield(self._ended)
 
     async def _all_phases(self) -> Report:
+        try:
+            return await self._go_through_phases()
+        except asyncio.CancelledError:  # the loop itself ends, as where a server is in a hurry
+            self.write_down(self._reason)
+            end_children(work.process for work in self._left() if _is_child(work))
+            raise
+
+    async def _go_through_phases(self) -> Report:
         began = time.monotonic()
-        found = len(self._in_flight())
+        found = len(self._left())
         await self._wait_for_what_is_in_flight()
-        abandoned = await self._give_up()
-        failed = await self._close_all()
-        stuck = tuple(task.get_name() for task in self._tasks if not task.done())
+        abandoned, stuck = await self._give_up()
+        failed = await close_all(reversed(self._closers), self._drain.deadline)
+        abandoned = (*abandoned, *self._cut_off)
         report = Report(
             drained=max(found - sum(not record.parent for record in abandoned), 0),
             abandoned=abandoned,
-            stuck=stuck,
+            stuck=tuple(stuck),
             failed_to_close=failed,
             seconds=time.monotonic() - began,
         )
         level = logging.WARNING if abandoned or stuck or failed else logging.INFO
         _log.log(
             level,
-            "Drained in %.1f s: %d ended, %d given up, %d stuck",
+            "Drained in %.1f s: %d ended, %d given up, %d stuck%s",
             report.seconds,
             report.drained,
             len(abandoned),
             len(stuck),
+            f": {', '.join(stuck[:_NAMED])}" if stuck else "",
         )
         return report
 
@@ -267,8 +305,9 @@ class Coordinator:
         quiet = 0
         while True:
             now = time.monotonic()
-            left = self._in_flight()
-            quiet = quiet + 1 if left and all(map(is_held, left)) else 0
+            left = self._left()
+            is_quiet = bool(left) and all(is_held(task_of(work)) for work in left)
+            quiet = quiet + 1 if is_quiet else 0
             if quiet >= _QUIET:
                 self._drain.hurry(now)
             if self._drain.step(now, len(left)) is not Phase.DRAINING:
@@ -276,62 +315,87 @@ class Coordinator:
             if now - told_at >= _TELL:
                 told_at = now
                 wait = self._drain.left(now)
-                _log.info("Waiting %.0f s more for %s", wait, _in_words(left))
+                _log.info("Waiting %.0f s more for %s", wait, in_words(left))
             await asyncio.sleep(min(_LOOK, self._drain.left(now)))
 
-    async def _give_up(self) -> tuple[Abandoned, ...]:
-        """Write down what is left, and then cancel it, again and again in the time for that."""
-        left = self._in_flight()
-        if not left:
-            return ()
-        records = tuple(
-            record
-            for work in left
-            for record in records_of(work, self._reason, self._tasks.get(work))
-        )
-        if self.journal is not None:
-            try:
-                await asyncio.to_thread(self.journal.write, records)
-            except OSError as error:
-                reason = type(error).__name__
-                _log.error("The journal %s cannot be written: %s", self.journal.path, reason)
-        _log.warning("Giving up %s", _in_words(left))
+    async def _give_up(self) -> tuple[tuple[Abandoned, ...], list[str]]:
+        """Write down what is left, and then end it in the time for that."""
+        left = self._left()
+        records = self._records_of(left)
+        if left:
+            await asyncio.to_thread(self._write, records)
+            _strike_out(left)
+            _log.warning("Giving up %s", in_words(left))
         tasks = {task for work in left if (task := task_of(work)) is not None} - self._callers
-        while tasks and self._drain.step(time.monotonic(), len(tasks)) is Phase.CANCELLING:
-            for task in tasks:
-                task.cancel()
-            _, tasks = await asyncio.wait(tasks, timeout=_AGAIN)
-        return records
+        children = [work.process for work in left if _is_child(work)]
+        stuck = await end_all(tasks, children, self._may_still_end)
+        return records, stuck
 
-    async def _close_all(self) -> tuple[str, ...]:
-        failed = []
-        for callback, timeout in reversed(self._closers):
-            left = self._drain.deadline - time.monotonic()
-            limit = left if timeout is None else min(timeout, left)
-            try:
-                async with asyncio.timeout(max(limit, 0.0)):
-                    result = callback()
-                    if inspect.isawaitable(result):
-                        await result
-            except Exception as error:  # noqa: BLE001 - the others are to be closed as well
-                name = getattr(callback, "__qualname__", repr(callback))
-                failed.append(name)
-                _log.warning("%s could not be closed: %s", name, type(error).__name__)
-        return tuple(failed)
+    def _may_still_end(self, left: int) -> bool:
+        return self._drain.step(time.monotonic(), left) is Phase.CANCELLING
 
-    def _in_flight(self) -> list[Any]:
-        """Tracked tasks, and guarded calls of this loop that are no part of these."""
-        tasks = [task for task in self._tasks if not task.done() and task not in self._callers]
-        calls = [
-            call
-            for call in list(self._registry.gate.running)
-            if call.parent is None and task_of(call) not in self._tasks
-        ]
-        return [*tasks, *calls]
+    # ------------------------------------------------------------------ the journal
+
+    def write_down(self, reason: str) -> None:
+        """Write to the journal what is in flight, at once: for a process that dies here."""
+        self._reason = self._reason or reason
+        left = self._left()
+        self._write(self._records_of(left))
+        _strike_out(left)
+
+    def _is_cut_off(self, work: Work) -> None:
+        """Somebody cancelled it before its time had come, such as a server in a hurry."""
+        if self.is_draining:
+            records = self._records_of([work])
+            self._cut_off += records
+            self._write(records)
+
+    def _records_of(self, left: list[Any]) -> tuple[Abandoned, ...]:
+        unwritten = self._in_flight.take_unwritten(left)
+        return tuple(record for work in unwritten for record in records_of(work, self._reason))
+
+    def _write(self, records: tuple[Abandoned, ...]) -> None:
+        if self.journal is None:
+            return
+        try:
+            self.journal.write(records)
+        except OSError as error:
+            reason = type(error).__name__
+            _log.error("The journal %s cannot be written: %s", self.journal.path, reason)
+
+    def _left(self) -> list[Any]:
+        return self._in_flight.now(but=self._callers)
+
+    def forget(self) -> None:
+        """This is a child that was forked: all of it is the parent's business."""
+        self._drain.reset()
+        self._in_flight = InFlight(self._registry.gate)
+        self._registry.coordinators.clear()
+        self._registry.gate.adopt()
 
 
-def _in_words(left: list[Any]) -> str:
-    names: dict[str, int] = {}
+def _is_child(work: Any) -> bool:
+    return isinstance(work, Work) and work.process is not None
+
+
+def _strike_out(left: list[Any]) -> None:
     for work in left:
-        names[name_of(work)] = names.get(name_of(work), 0) + 1
-    return ", ".join(f"{count} of {name}" for name, count in sorted(names.items())) or "nothing"
+        if isinstance(work, Work):
+            work.strike_out()
+
+
+def configured_drain(
+    settings: Settings | None = None,
+    timeout: float | None = None,
+    cancel_grace: float | None = None,
+    close_timeout: float | None = None,
+) -> Drain:
+    """A drain with times in seconds, where None is what the settings of the process say."""
+    settings = guards().settings if settings is None else settings
+    drain = Drain(
+        timeout=settings.shutdown_timeout if timeout is None else timeout,
+        cancel_grace=settings.shutdown_cancel_grace if cancel_grace is None else cancel_grace,
+        close_timeout=settings.shutdown_close_timeout if close_timeout is None else close_timeout,
+    )
+    drain.fit(host.patience)
+    return drain

@@ -67,7 +67,7 @@ def test_what_is_no_record_is_left_out(lines: list[Any]) -> None:
         {"seconds": float("nan")},
         {"started": "1"},
         {"started_at": None},
-        {"kind": "prompt"},
+        {"kind": "Who is Ada?"},
         {"state": "lost"},
         {"effect": ""},
         {"attempt": 1.0},

@@ -11,14 +11,11 @@ lasts. ``/livez`` says that the process runs, ``/readyz`` whether it wants reque
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import math
-import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from lightrag_resilience._accounts import RequestUnderWay
 from lightrag_resilience._gate import admitted
 from lightrag_resilience.breakers import State
 from lightrag_resilience.registry import Guards, guards
@@ -68,22 +65,10 @@ class Draining:
         elif scope["type"] == "http" and self._is_draining:
             await _answer(send, 503, {"detail": "This process shuts down"}, self._retry_after)
         else:
-            with admitted(), self._in_flight(scope):
+            if self.coordinator is not None and (task := asyncio.current_task()) is not None:
+                self.coordinator.watch(task, "request", f"{scope.get('method')}")
+            with admitted():
                 await self._app(scope, receive, send)
-
-    @contextlib.contextmanager
-    def _in_flight(self, scope: MutableMapping[str, Any]) -> Iterator[None]:
-        """Have a request waited for, also between two guarded calls."""
-        if scope["type"] != "http":
-            yield
-            return
-        request = RequestUnderWay(scope, asyncio.current_task(), time.monotonic())
-        running = self._registry.gate.running
-        running[request] = None
-        try:
-            yield
-        finally:
-            running.pop(request, None)
 
     @property
     def _is_draining(self) -> bool:

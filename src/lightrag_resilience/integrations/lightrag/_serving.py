@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from lightrag_resilience.integrations import gunicorn
 from lightrag_resilience.settings import Settings
 
 from ._ingest import heard_when_stored
@@ -21,6 +22,10 @@ _START = "start_reserved_background_task"
 _UPLOAD = "_indexing_work"
 _LONGEST_WAIT = 10.0  # seconds for an answer, while the storages are away
 _TO_SPARE = 5.0  # seconds between the end of a drain and Gunicorn's SIGKILL
+_HOOKS = frozenset(
+    {"on_starting", "on_reload", "on_exit", "pre_fork", "post_fork", "worker_exit", "child_exit"}
+)
+"""Those that LightRAG hands on to Gunicorn."""
 _WORKER = "lightrag_resilience.integrations.lightrag._worker.Worker"
 
 
@@ -47,8 +52,28 @@ def configure_uvicorn(server: ModuleType, settings: Settings) -> Callable[[], No
 
 def configure_gunicorn(config: ModuleType, settings: Settings) -> None:
     """Set in LightRAG's module ``gunicorn_config`` what it takes to drain before the SIGKILL."""
-    config.worker_class = _WORKER  # type: ignore[attr-defined]
-    config.graceful_timeout = math.ceil(settings.shutdown_timeout + _TO_SPARE)  # type: ignore[attr-defined]
+    changes: dict[str, Any] = {
+        "worker_class": _WORKER,
+        "graceful_timeout": math.ceil(settings.shutdown_timeout + _TO_SPARE),
+    }
+    for name in _HOOKS & set(gunicorn.__all__):
+        changes[name] = _both(getattr(gunicorn, name), getattr(config, name, None))
+    for name, value in changes.items():
+        setattr(config, name, value)
+
+
+def _both(ours: Callable[..., Any], theirs: Callable[..., Any] | None) -> Callable[..., Any]:
+    """One hook of two; Gunicorn counts its arguments."""
+    if theirs is None:
+        return ours
+    hook = theirs
+
+    @functools.wraps(hook)
+    def both(*args: Any) -> None:
+        ours(*args)
+        hook(*args)
+
+    return both
 
 
 def answer_when_stored() -> Callable[[], None]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightrag.api.gunicorn_worker import LightRAGUvicornWorker
+from lightrag_resilience.integrations.gunicorn import DrainingWorker
 
-from lightrag_resilience.registry import guards
-
-from ._serving import server_timeout
+try:
+    from lightrag.api.gunicorn_worker import LightRAGUvicornWorker
+except ImportError:  # before LightRAG 1.5
+    LightRAGUvicornWorker = object
 
 __all__ = ["Worker"]
 
+_Worker: Any = DrainingWorker
 
-class Worker(LightRAGUvicornWorker):  # type: ignore[misc]
-    """LightRAG's own, which ends before Gunicorn kills it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.config.timeout_graceful_shutdown = server_timeout(guards().settings)
+class Worker(_Worker, LightRAGUvicornWorker):  # type: ignore[misc]
+    """Ends in order, and also, as LightRAG's own, when its master is gone."""

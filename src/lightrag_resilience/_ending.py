@@ -1,0 +1,82 @@
+"""The end of what did not end by itself: cancelled, terminated, killed; clients closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from ._in_flight import cancel, has_ended
+from ._in_threads import names_of_threads
+
+__all__ = ["close_all", "end_all", "end_children"]
+
+_log = logging.getLogger("lightrag_resilience")
+
+_AGAIN = 0.1  # seconds between two cancellations of a task that goes on
+_LOOK = 0.02  # seconds between two looks at whether it has ended
+
+
+async def end_all(
+    tasks: Iterable[asyncio.Task[Any]],
+    processes: Iterable[Any],
+    has_time: Callable[[int], bool],
+) -> list[str]:
+    """Cancel tasks, again and again, and terminate processes, as long as there is time.
+
+    Returns:
+        The names of what did not end: tasks, and functions that still run in threads.
+    """
+    left, children = set(tasks), list(processes)
+    for process in children:
+        _end(process.terminate)
+    cancelled_at = -_AGAIN
+    while True:
+        left = {task for task in left if not task.done()}
+        children = [process for process in children if not has_ended(process)]
+        count = len(left) + len(children) + len(names_of_threads())
+        if not has_time(count) or not count:
+            break
+        if time.monotonic() - cancelled_at >= _AGAIN:
+            cancelled_at = time.monotonic()
+            for task in left:
+                cancel(task)
+        await asyncio.sleep(_LOOK)
+    end_children(children)
+    return sorted(task.get_name() for task in left) + names_of_threads()
+
+
+def end_children(processes: Iterable[Any]) -> None:
+    """Kill processes that still run."""
+    for process in processes:
+        if not has_ended(process):
+            _end(process.kill)
+
+
+def _end(how: Callable[[], Any]) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        how()
+
+
+async def close_all(
+    closers: Iterable[tuple[Callable[[], Awaitable[Any] | None], float | None]], deadline: float
+) -> tuple[str, ...]:
+    """Call each callback with its own seconds; returns the names of those that failed."""
+    failed = []
+    for callback, timeout in closers:
+        left = deadline - time.monotonic()
+        limit = left if timeout is None else min(timeout, left)
+        try:
+            async with asyncio.timeout(max(limit, 0.0)):
+                result = callback()
+                if inspect.isawaitable(result):
+                    await result
+        except Exception as error:  # noqa: BLE001 - the others are to be closed as well
+            name = getattr(callback, "__qualname__", repr(callback))
+            failed.append(name)
+            _log.warning("%s could not be closed: %s", name, type(error).__name__)
+    return tuple(failed)

@@ -1,0 +1,26 @@
+"""What the manager of this process lets it do at its end, and sees of it; nobody by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ._ledger import Ledger
+
+__all__ = ["Host", "host"]
+
+
+@dataclass(slots=True)
+class Host:
+    """Who started this process, such as Gunicorn.
+
+    Attributes:
+        patience: Seconds between its signal and the moment by which everything must have ended;
+            None where nobody says. Drains that would last longer are made shorter in proportion.
+        ledger: Where it reads what is in flight here, should this process die.
+    """
+
+    patience: float | None = None
+    ledger: Ledger | None = None
+
+
+host = Host()
