@@ -19,7 +19,6 @@ from support.served import STARTS_WITHIN, TEXT, served
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
 
-
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

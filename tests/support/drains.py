@@ -182,14 +182,98 @@ async def all_processed(server: Served, count: int) -> None:
             await asyncio.sleep(0.1)
 
 
+@dataclass
+class Killed:
+    """What became of documents whose server was killed, again and again.
+
+    Attributes:
+        submitted: Documents whose upload was answered.
+        unanswered: Documents whose upload was not, so that their sender knows that it must ask.
+        amid: How many rounds were killed amid an ingest.
+        lost: Submitted documents that are neither processed nor resumable, nor in the journal.
+        end: Documents by their state at the end of all.
+    """
+
+    submitted: int = 0
+    unanswered: int = 0
+    amid: int = 0
+    lost: list[str] = field(default_factory=list)
+    end: dict[str, int] = field(default_factory=dict)
+
+
+async def killed(folder: Path, rounds: int, seed: int, *options: str) -> Killed:
+    """Documents are sent one after the other, and kill -9 comes at a random moment."""
+    chance = random.Random(seed)
+    result = Killed()
+    tracks: dict[str, str] = {}
+    async with Recorder(latency=0.1) as provider:
+        for number in range(rounds):
+            async with serving(folder, provider, *options, **TIMES) as server:
+                result.lost += await lost(server, tracks)
+                sending = asyncio.create_task(sent(server, tracks, number, result))
+                await asyncio.sleep(chance.uniform(0.0, 1.5))
+                server.process.kill()
+                await asyncio.to_thread(server.process.wait)
+                await sending
+        async with serving(folder, provider, *options, **TIMES) as server:
+            result.lost += await lost(server, tracks)
+            result.submitted = len(tracks)
+            await settled(server)
+            result.end = await server.statuses()
+            result.lost += await lost(server, tracks, {"processed"})
+    return result
+
+
+async def sent(server: Served, tracks: dict[str, str], number: int, result: Killed) -> None:
+    """Documents, until the server is gone."""
+    for part in range(200):
+        name = f"{number}-{part}.txt"
+        text = f"Q{'abcdefghij'[part % 10]}{words(number)}{words(part)} lives beside a river."
+        body = {"text": text, "file_source": name}
+        try:
+            response = await server.http.post("/documents/text", json=body)
+        except httpx.TransportError:
+            result.unanswered += 1
+            return
+        assert response.json()["status"] == "success", response.text
+        tracks[response.json()["track_id"]] = name
+
+
+def words(number: int) -> str:
+    return "".join(chr(ord("a") + int(digit)) for digit in str(number))
+
+
+RESUMABLE = {"pending", "parsing", "analyzing", "processing", "processed"}
+
+
+async def lost(server: Served, tracks: dict[str, str], kept: set[str] = RESUMABLE) -> list[str]:
+    """Which of the documents are in no state that leads to an end."""
+    gone = []
+    for track, name in tracks.items():
+        response = await server.http.get(f"/documents/track_status/{track}")
+        states = {each["status"].lower() for each in response.json()["documents"]}
+        if len(states) != 1 or not states <= kept:
+            why = [each.get("error_msg") for each in response.json()["documents"]]
+            gone.append(f"{name}: {states} {why}")
+    return gone
+
+
+async def settled(server: Served) -> None:
+    async with asyncio.timeout(600):
+        while set(await server.statuses()) - {"processed", "failed"}:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.2)
+
+
 async def main(kind: str, times: int, options: list[str]) -> None:
-    for number in range(times):
+    if kind == "kill":
         with tempfile.TemporaryDirectory() as folder:
-            if kind == "sigterm":
-                for sentences in (2, 20):
-                    (Path(folder) / str(sentences)).mkdir()
-                    ended = await told_to_stop(Path(folder) / str(sentences), *options, sentences=sentences)
-                    print(number, sentences, ended, flush=True)  # noqa: T201
+            print(await killed(Path(folder), times, 1, *options), flush=True)  # noqa: T201
+        return
+    for number in range(times):
+        for sentences in (2, 20):
+            with tempfile.TemporaryDirectory() as folder:
+                ended = await told_to_stop(Path(folder), *options, sentences=sentences)
+                print(number, sentences, ended, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

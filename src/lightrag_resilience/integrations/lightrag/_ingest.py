@@ -23,7 +23,7 @@ from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.journal import Abandoned
 from lightrag_resilience.registry import Guards
 
-__all__ = ["Ingest", "Run", "current_run", "heard_when_stored"]
+__all__ = ["Ingest", "Run", "current_run", "heard_when_stored", "save_answers"]
 
 R = TypeVar("R")
 
@@ -218,6 +218,17 @@ class Ingest:
         if self.is_stopping:
             raise _EndedEarlyError
         return await original(*given)
+
+
+async def save_answers(rag: Any) -> None:
+    """Write the model's answers to the storage, before all that may take longer to flush.
+
+    Documents that are taken up again need not ask for them a second time.
+    """
+    try:
+        await rag.llm_response_cache.index_done_callback()
+    except Exception as error:  # noqa: BLE001 - the other storages are to be flushed as well
+        _log.warning("Answers of models could not be saved: %s", type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -20,10 +20,10 @@ from lightrag_resilience.registry import Guards
 
 from ._answers import honest
 from ._degradation import Degradation
-from ._ingest import Ingest, current_run
+from ._ingest import Ingest, current_run, save_answers
 from ._inner_retries import make_inner_retries_yield, restore_inner_retries
 from ._ladder import Part
-from ._queues import EMBEDDING, MODEL, RERANK, Slot, retire, without_queue
+from ._queues import EMBEDDING, MODEL, RERANK, Slot, abandon, retire, without_queue
 from ._recovery import Recovery
 from ._work import gated, working
 from .storages import guard_storage, release_storage
@@ -141,13 +141,22 @@ class Protection:
         @functools.wraps(finalize)
         async def finalize_storages() -> None:
             await self._end_recovery()
+            is_end = self._registry.gate.is_closed and self._are_storages_open
             with admitted():
+                if is_end:
+                    await save_answers(self._rag)
                 await finalize()
+            if is_end:
+                await asyncio.gather(*map(abandon, self._queues.values()))
 
         self._shadow("initialize_storages", initialize_storages)
         self._shadow("finalize_storages", finalize_storages)
-        if self._rag._storages_status is StoragesStatus.INITIALIZED:  # noqa: SLF001 - nowhere else
+        if self._are_storages_open:
             self._begin_recovery()
+
+    @property
+    def _are_storages_open(self) -> bool:
+        return self._rag._storages_status is StoragesStatus.INITIALIZED  # noqa: SLF001 - nowhere else
 
     def _begin_recovery(self) -> None:
         if self._recovery is None and self._registry.settings.recovery:

@@ -17,7 +17,7 @@ from ._ingest import heard_when_stored
 
 __all__ = ["answer_when_stored", "configure_gunicorn", "configure_uvicorn", "server_timeout"]
 
-_ROUTES = "lightrag.api.routers.document_routes"
+_SHARED = "lightrag.kg.shared_storage"
 _START = "start_reserved_background_task"
 _UPLOAD = "_indexing_work"
 _LONGEST_WAIT = 10.0  # seconds for an answer, while the storages are away
@@ -84,9 +84,9 @@ def answer_when_stored() -> Callable[[], None]:
     Returns:
         A function that takes it back.
     """
-    routes = sys.modules.get(_ROUTES)
-    original = getattr(routes, _START, None)
-    if routes is None or original is None:
+    shared = sys.modules.get(_SHARED)
+    original = getattr(shared, _START, None)
+    if shared is None or original is None:
         return lambda: None
 
     @functools.wraps(original)
@@ -95,9 +95,9 @@ def answer_when_stored() -> Callable[[], None]:
         return await original(tasks, work=_stored_first(work) if is_upload else work, **more)
 
     def take_back() -> None:
-        setattr(routes, _START, original)
+        setattr(shared, _START, original)
 
-    setattr(routes, _START, start)
+    setattr(shared, _START, start)
     return take_back
 
 
