@@ -64,6 +64,7 @@ LAYERS = [
     ["gathering", "guard", "integrations.sdks"],
     ["patience", "registry"],
     ["shutdown"],
+    ["integrations._asgi_work", "integrations._gunicorn"],
     ["integrations._gunicorn_worker", "integrations.asgi"],
     ["integrations.gunicorn"],
     ["telemetry", "telemetry._bounded", "telemetry._metrics"],

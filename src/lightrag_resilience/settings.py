@@ -27,7 +27,7 @@ from .errors import PolicyError, SettingsError
 from .policy import FAMILIES, PARTS, Policy, Wait
 from .shared.address import problem_with_address
 
-__all__ = ["Settings", "lightrag_timeouts", "load_settings"]
+__all__ = ["Settings", "has_prometheus_folder", "lightrag_timeouts", "load_settings"]
 
 _LONGEST_SHOWN = 60  # characters
 _REDIS_URL = f"{PREFIX}REDIS_URL"
@@ -189,6 +189,12 @@ def lightrag_timeouts(environ: Mapping[str, str] | None = None) -> dict[str, flo
         text = source.get(name, "")
         timeouts[family] = float(text) if text.strip().isdigit() else default
     return timeouts
+
+
+def has_prometheus_folder(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether processes share their metrics through files of prometheus_client."""
+    source = os.environ if environ is None else environ
+    return bool(source.get("PROMETHEUS_MULTIPROC_DIR"))
 
 
 def _read(found: Mapping[str, str]) -> _Variables:

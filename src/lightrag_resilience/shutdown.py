@@ -122,6 +122,7 @@ class Coordinator:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._root = self._registry.coordinators.setdefault(self._loop, self)
+        self.stopping = self._root.stopping
         if self._root is self:
             add_root(self)
             self._registry.gate.adopt()

@@ -27,16 +27,12 @@ from lightrag_resilience._host import host
 from lightrag_resilience._roots import drain_all, write_down_all
 from lightrag_resilience.shutdown import configured_drain
 
-__all__ = ["DrainingWorker", "patience_of"]
+from ._gunicorn import log_beside, patience_of
 
-_SPARE = 2.0  # seconds between the end of a drain and Gunicorn's SIGKILL
+__all__ = ["DrainingWorker"]
+
 _LAST = 1.0  # seconds between the end of the process and Gunicorn's SIGKILL
 _AGAIN = 0.1  # seconds between two cancellations of a task that goes on
-
-
-def patience_of(graceful_timeout: float) -> float:
-    """Seconds that a drain may last in a worker that Gunicorn kills after so many."""
-    return max(graceful_timeout - _SPARE, graceful_timeout / 2)
 
 
 class _Server(Server):
@@ -88,6 +84,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
 
     def run(self) -> None:
         """Serve until told to stop, and leave nothing behind."""
+        log_beside(self)
         host.patience = patience_of(self.cfg.graceful_timeout)
         drain = configured_drain()
         self._cancel_grace = drain.cancel_grace

@@ -5,28 +5,27 @@
     app = Draining(app)
 
 A request that was let in goes on until it ends; new ones get 503 with ``Retry-After`` while a drain
-lasts. ``/livez`` says that the process runs, ``/readyz`` whether it wants requests.
+lasts, and so does one that did not end in time. A websocket that waits for its client is closed
+with 1012, so that it comes back. ``/livez`` says that the process runs, ``/readyz`` whether it
+wants requests.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 from lightrag_resilience._gate import admitted
 from lightrag_resilience.breakers import State
+from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.registry import Guards, guards
 from lightrag_resilience.shutdown import Coordinator
 
-__all__ = ["Draining"]
+from ._asgi_work import Application, Message, Receive, Send, Serving
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+__all__ = ["Draining"]
 
 _TRY_AGAIN = 5  # seconds, of a process that is not ready
 
@@ -62,13 +61,40 @@ class Draining:
             await self._live(scope, receive, send)
         elif scope["type"] == "http" and scope["path"] in {"/livez", "/readyz"}:
             await self._probe(scope["path"], send)
-        elif scope["type"] == "http" and self._is_draining:
-            await _answer(send, 503, {"detail": "This process shuts down"}, self._retry_after)
-        else:
-            if self.coordinator is not None and (task := asyncio.current_task()) is not None:
-                self.coordinator.watch(task, "request", f"{scope.get('method')}")
+        elif self.coordinator is None:  # the server has no lifespan, or it has not begun
             with admitted():
                 await self._app(scope, receive, send)
+        else:
+            await self._serve(self.coordinator, scope, receive, send)
+
+    async def _serve(
+        self,
+        coordinator: Coordinator,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        serving = Serving(coordinator, receive, send)
+        is_http = scope["type"] == "http"
+        if coordinator.is_draining:
+            if is_http:
+                await self._refuse(send)
+            else:
+                await receive()  # its wish to connect
+                await serving.close()
+            return
+        try:
+            await serving.run(self._app, scope)
+        except ShuttingDownError:
+            if not is_http:
+                await serving.close()
+            elif serving.has_begun:
+                raise  # the server breaks the answer off, and its client sees that
+            else:
+                await self._refuse(send)
+
+    async def _refuse(self, send: Send) -> None:
+        await _answer(send, 503, {"detail": "This process shuts down"}, self._retry_after)
 
     @property
     def _is_draining(self) -> bool:

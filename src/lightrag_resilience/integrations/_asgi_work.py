@@ -1,0 +1,116 @@
+"""One request or websocket as a piece of work: waited for, given up, and nothing in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from lightrag_resilience._gate import admitted
+from lightrag_resilience.errors import ShuttingDownError
+from lightrag_resilience.shutdown import Coordinator
+
+__all__ = ["Application", "Message", "Receive", "Send", "Serving", "name_of"]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_SERVICE_RESTART = 1012  # a websocket's close code: come back
+_LONGEST = 24  # characters of a path's first part; what is longer may be a key
+
+
+class Serving:
+    """Runs an application for one scope, in a task that the coordinator waits for.
+
+    A task of its own: a server that has sent the whole answer may cancel its task, and with it
+    what the application still does; and what is given up is answered by somebody else.
+
+    Args:
+        coordinator: Who waits.
+        receive: The server's.
+        send: The server's.
+    """
+
+    def __init__(self, coordinator: Coordinator, receive: Receive, send: Send) -> None:
+        self._coordinator = coordinator
+        self._receive = receive
+        self._send = send
+        self.has_begun = False
+        """Whether the answer has, or the websocket is accepted."""
+        self.has_ended = False
+
+    async def run(self, app: Application, scope: MutableMapping[str, Any]) -> None:
+        """Serve to the end.
+
+        Raises:
+            ShuttingDownError: It did not end in time.
+        """
+        is_websocket = scope["type"] == "websocket"
+        receive = self._receive_until_the_drain if is_websocket else self._receive
+        kind, name = "websocket" if is_websocket else "request", name_of(scope)
+        with admitted():
+            task = asyncio.ensure_future(app(scope, receive, self._send_and_note))
+        self._coordinator.watch(task, kind, name)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if task.cancelled() and not (caller and caller.cancelling()):
+                raise ShuttingDownError(name, None, "and this did not end in time") from None
+            if not self.has_ended:
+                await _cancelled(task)
+            raise
+
+    async def close(self) -> None:
+        """Tell a websocket's client to come back, where it was not told yet."""
+        if not self.has_ended:
+            self.has_ended = True
+            with contextlib.suppress(Exception):  # the server, or the client, was faster
+                await self._send({"type": "websocket.close", "code": _SERVICE_RESTART})
+
+    async def _send_and_note(self, message: Message) -> None:
+        kind = message["type"]
+        if kind in {"http.response.start", "websocket.accept"}:
+            self.has_begun = True
+        await self._send(message)
+        if kind in {"http.response.pathsend", "websocket.close"} or (
+            kind == "http.response.body" and not message.get("more_body", False)
+        ):
+            self.has_ended = True
+
+    async def _receive_until_the_drain(self) -> Message:
+        """The next message; a drain ends a websocket that waits for one."""
+        message = asyncio.ensure_future(self._receive())
+        stopping = asyncio.ensure_future(self._coordinator.stopping.wait())
+        try:
+            await asyncio.wait({message, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if message.done():
+                return message.result()
+        finally:
+            stopping.cancel()
+            message.cancel()
+        await self.close()
+        return {"type": "websocket.disconnect", "code": _SERVICE_RESTART, "reason": ""}
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and wait for its end; whoever is impatient cancels it again."""
+    task.cancel()
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+    if not task.cancelled():
+        task.exception()  # nobody else will look
+
+
+def name_of(scope: MutableMapping[str, Any]) -> str:
+    """A request's method and the first part of its path: ``POST /documents/…``."""
+    first, _, rest = scope["path"].lstrip("/").partition("/")
+    if len(first) > _LONGEST:
+        first, rest = "…", ""
+    return f"{scope.get('method', 'websocket')} /{first}{'/…' if rest else ''}"
