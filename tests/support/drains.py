@@ -197,7 +197,7 @@ class Killed:
     submitted: int = 0
     unanswered: int = 0
     amid: int = 0
-    lost: list[str] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)
     end: dict[str, int] = field(default_factory=dict)
 
 
@@ -209,18 +209,18 @@ async def killed(folder: Path, rounds: int, seed: int, *options: str) -> Killed:
     async with Recorder(latency=0.1) as provider:
         for number in range(rounds):
             async with serving(folder, provider, *options, **TIMES) as server:
-                result.lost += await lost(server, tracks)
+                result.lost |= await lost(server, tracks)
                 sending = asyncio.create_task(sent(server, tracks, number, result))
                 await asyncio.sleep(chance.uniform(0.0, 1.5))
                 server.process.kill()
                 await asyncio.to_thread(server.process.wait)
                 await sending
         async with serving(folder, provider, *options, **TIMES) as server:
-            result.lost += await lost(server, tracks)
+            result.lost |= await lost(server, tracks)
             result.submitted = len(tracks)
             await settled(server)
             result.end = await server.statuses()
-            result.lost += await lost(server, tracks, {"processed"})
+            result.lost |= await lost(server, tracks, {"processed"})
     return result
 
 
@@ -228,7 +228,8 @@ async def sent(server: Served, tracks: dict[str, str], number: int, result: Kill
     """Documents, until the server is gone."""
     for part in range(200):
         name = f"{number}-{part}.txt"
-        text = f"Q{'abcdefghij'[part % 10]}{words(number)}{words(part)} lives beside a river."
+        person, town = (f"{first}{words(number)}x{words(part)}" for first in "PT")
+        text = f"Document {name}: {person} lives in {town}, and {town} has a river."
         body = {"text": text, "file_source": name}
         try:
             response = await server.http.post("/documents/text", json=body)
@@ -246,15 +247,15 @@ def words(number: int) -> str:
 RESUMABLE = {"pending", "parsing", "analyzing", "processing", "processed"}
 
 
-async def lost(server: Served, tracks: dict[str, str], kept: set[str] = RESUMABLE) -> list[str]:
+async def lost(server: Served, tracks: dict[str, str], kept: set[str] = RESUMABLE) -> set[str]:
     """Which of the documents are in no state that leads to an end."""
-    gone = []
+    gone = set()
     for track, name in tracks.items():
         response = await server.http.get(f"/documents/track_status/{track}")
         states = {each["status"].lower() for each in response.json()["documents"]}
         if len(states) != 1 or not states <= kept:
             why = [each.get("error_msg") for each in response.json()["documents"]]
-            gone.append(f"{name}: {states} {why}")
+            gone.add(f"{name}: {states} {why}")
     return gone
 
 

@@ -22,6 +22,7 @@ from lightrag_resilience._gate import admitted
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.journal import Abandoned
 from lightrag_resilience.registry import Guards
+from lightrag_resilience.shutdown import Coordinator
 
 __all__ = ["Ingest", "Run", "current_run", "heard_when_stored", "save_answers"]
 
@@ -50,14 +51,17 @@ class Run:
     Attributes:
         documents: Those under way: the id with its track id, and monotonic seconds of its begin.
         skipped: How many were left to the next start.
+        coordinator: Who cancels it at the end; None where nobody does.
     """
 
     def __init__(self, operation: str, workspace: str) -> None:
         self.operation = operation
         self.documents: dict[str, tuple[str, float]] = {}
         self.skipped = 0
+        self.coordinator: Coordinator | None = None
         self._workspace = workspace
         self._held = 0
+        self._ended = asyncio.Event()
 
     @property
     def is_resumable(self) -> bool:
@@ -70,14 +74,25 @@ class Run:
         return self._held > 0
 
     async def hold(self) -> None:
-        """Wait for the end, where a failure would fail a document; return where nothing is lost."""
-        if not self.is_resumable:
+        """Wait for the end, where a failure would fail a document; return where nothing is lost.
+
+        Raises:
+            CancelledError: The coordinator has cancelled the run, and this is what it has left
+                behind.
+        """
+        coordinator = self.coordinator
+        if not self.is_resumable or coordinator is None or not coordinator.is_draining:
             return
         self._held += 1
         try:
-            await asyncio.Event().wait()  # the coordinator cancels the run
+            await self._ended.wait()
         finally:
             self._held -= 1
+        raise asyncio.CancelledError
+
+    def end(self) -> None:
+        """It is over, and so is all that it held."""
+        self._ended.set()
 
     def records(self, task: Abandoned) -> Iterator[Abandoned]:
         """The run, and each document under way."""
@@ -142,6 +157,8 @@ class Ingest:
                 except _EndedEarlyError:
                     _log.info("Told to stop: %d documents are left to the next start", run.skipped)
                     return None
+                finally:
+                    run.end()
             if operation == "enqueue" and (tell := heard_when_stored.get()) is not None:
                 tell()
             return result
@@ -149,9 +166,12 @@ class Ingest:
         return follow
 
     async def _do(self, work: Coroutine[Any, Any, R], run: Run) -> R:
-        coordinator = self._registry.coordinators.get(asyncio.get_running_loop())
+        coordinator: Coordinator | None = self._registry.coordinators.get(
+            asyncio.get_running_loop()
+        )
         if coordinator is None:
             return await work
+        run.coordinator = coordinator
         with admitted():
             task = asyncio.create_task(work, name=f"{_NAME}.{run.operation}")
         tell_of(coordinator.track(task), run)
@@ -166,10 +186,8 @@ class Ingest:
     async def hold_if_late(self) -> None:
         """Before a model is called: one of ingest waits for the end where it would not be over."""
         run = current_run.get()
-        if run is not None and self.is_stopping:
-            coordinator = self._registry.coordinators.get(asyncio.get_running_loop())
-            if coordinator is not None and coordinator.is_late:
-                await run.hold()
+        if run is not None and run.coordinator is not None and run.coordinator.is_late:
+            await run.hold()
 
     # ------------------------------------------------------------------ between documents
 
