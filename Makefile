@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all test-lightrag lint types format bench docs clean
+.PHONY: help demo test test-all test-lightrag lint types format bench bench-draining docs clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ bench: $(INSTALLED) ## Cost of a call beside the peers, and of breakers that are
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 	$(BIN)/python -m benchmarks $(ARGS)
 	$(BIN)/python -m benchmarks.sharing $(ARGS)
+
+bench-draining: $(INSTALLED) ## Requests that fail while Gunicorn replaces its workers: none
+	$(BIN)/python -m benchmarks.draining $(ARGS)
 
 docs: $(INSTALLED) ## Write docs/variables.md anew from the code
 	$(BIN)/python -m lightrag_resilience._variables > docs/variables.md

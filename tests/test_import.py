@@ -37,7 +37,7 @@ LAYERS = [
     ],
     ["_gate", "_host", "_kinds", "_phases", "_signals"],
     ["_in_flight", "_roots"],
-    ["_ending"],
+    ["_accounts", "_ending"],
     ["adaptive", "priority"],
     ["_finish", "_opened", "_verdicts"],
     ["_failure_http"],

@@ -1,44 +1,67 @@
-"""What tracked tasks know of themselves: whether they go on, and what the journal says of them."""
+"""What a drain gives up, written down once for each piece of work, before it is ended."""
 
 from __future__ import annotations
 
-import asyncio
+import logging
+import time
+from collections import deque
 from collections.abc import Iterable
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any
 
-from .journal import Abandoned
+from ._in_flight import Work, records_of
+from .journal import Abandoned, Journal
 
-__all__ = ["Account", "account_of", "is_held", "tell_of"]
+__all__ = ["Accounts"]
 
+_log = logging.getLogger("lightrag_resilience")
 
-class Account(Protocol):
-    """What a task knows of itself."""
-
-    @property
-    def is_held(self) -> bool:
-        """Whether it will not go on in this process, so that nobody need wait for it."""
-        ...
-
-    def records(self, task: Abandoned) -> Iterable[Abandoned]:
-        """The record of the task, with all that is known, and those of its parts."""
-        ...
+_LATELY = 1.0  # seconds; a server that waits no longer tells the application only then
+_MOST = 1024  # requests
 
 
-_accounts: WeakKeyDictionary[asyncio.Task[Any], Account] = WeakKeyDictionary()
+class Accounts:
+    """The records of one coordinator.
 
+    Args:
+        journal: Where they go; None keeps them for the report alone.
 
-def tell_of(task: asyncio.Task[Any], account: Account) -> None:
-    """Let a task have an account of itself."""
-    _accounts[task] = account
+    Attributes:
+        records: All of them.
+    """
 
+    def __init__(self, journal: Journal | None) -> None:
+        self.journal = journal
+        self.records: tuple[Abandoned, ...] = ()
+        self._known: set[Any] = set()
+        self._lately: deque[tuple[float, Work]] = deque(maxlen=_MOST)
 
-def account_of(task: asyncio.Task[Any] | None) -> Account | None:
-    """What a task knows of itself, if it knows anything."""
-    return None if task is None else _accounts.get(task)
+    def __contains__(self, work: Any) -> bool:
+        return work in self._known
 
+    def write_down(self, works: Iterable[Any], reason: str) -> None:
+        """Write records of work that has none, and wait for the disk."""
+        new = [work for work in works if work not in self._known]
+        self._known.update(new)
+        records = tuple(record for work in new for record in records_of(work, reason))
+        self.records += records
+        if self.journal is None:
+            return
+        try:
+            self.journal.write(records)
+        except OSError as error:
+            name = type(error).__name__
+            _log.error("The journal %s cannot be written: %s", self.journal.path, name)
+            return
+        for work in new:
+            if isinstance(work, Work):
+                work.strike_out()  # its master need not write it
 
-def is_held(task: asyncio.Task[Any] | None) -> bool:
-    """Whether a task waits for nothing but its end."""
-    account = account_of(task)
-    return account is not None and account.is_held
+    def remember(self, work: Work) -> None:
+        """A request was cancelled before it had ended, by its client or by its server."""
+        if work.kind != "task":
+            self._lately.append((time.monotonic(), work))
+
+    def cancelled_lately(self) -> list[Work]:
+        """Requests that were cancelled just now."""
+        since = time.monotonic() - _LATELY
+        return [work for at, work in self._lately if at >= since]

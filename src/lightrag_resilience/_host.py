@@ -16,10 +16,13 @@ class Host:
     Attributes:
         patience: Seconds between its signal and the moment by which everything must have ended;
             None where nobody says. Drains that would last longer are made shorter in proportion.
+        repeats: Whether it says SIGTERM again as long as the process lives, so that a second one
+            does not mean haste.
         ledger: Where it reads what is in flight here, should this process die.
     """
 
     patience: float | None = None
+    repeats: bool = False
     ledger: Ledger | None = None
 
 

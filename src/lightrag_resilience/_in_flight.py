@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from ._accounts import account_of
 from ._gate import Gate
 from ._host import host
 from ._ledger import Line
+from ._task_accounts import account_of
 from .journal import Abandoned
 
 __all__ = [
@@ -92,7 +92,6 @@ class InFlight:
         self._gate = gate
         self._tasks: dict[asyncio.Task[Any], Work] = {}
         self._children: list[Work] = []
-        self._written: set[Any] = set()
 
     def add_task(
         self,
@@ -101,12 +100,12 @@ class InFlight:
         name: str,
         is_cut_off: Callable[[Work], None],
     ) -> None:
-        """Wait for a task; `is_cut_off` is told where it is cancelled before it was given up."""
+        """Wait for a task; `is_cut_off` is told where it is cancelled."""
         self._tasks[task] = work = Work(name, kind, task=task)
 
         def forget(done: asyncio.Task[Any]) -> None:
             del self._tasks[done]
-            if done.cancelled() and work not in self._written:
+            if done.cancelled():
                 is_cut_off(work)
             work.strike_out()
 
@@ -128,12 +127,6 @@ class InFlight:
         ]
         tasks = [work for task, work in list(self._tasks.items()) if task not in left_out]
         return [*tasks, *self._children, *calls]
-
-    def take_unwritten(self, works: Iterable[Any]) -> list[Any]:
-        """Those that no journal has, as from now on one has them."""
-        new = [work for work in works if work not in self._written]
-        self._written.update(new)
-        return new
 
     def _forget_ended_children(self) -> None:
         for work in list(self._children):

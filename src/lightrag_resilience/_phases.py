@@ -45,7 +45,9 @@ class Drain:
     def reset(self) -> None:
         """Nobody was told to stop."""
         self.phase = Phase.RUNNING
+        self.began = math.inf
         self.deadline = math.inf
+        self.is_hurried = False
         self._cancel_at = math.inf
         self._close_at = math.inf
 
@@ -62,6 +64,7 @@ class Drain:
         """The process was told to stop; a second time changes nothing."""
         if self.phase is Phase.RUNNING:
             self.phase = Phase.DRAINING
+            self.began = now
             self.deadline = now + self.timeout
             self._close_at = self.deadline - self.close_timeout
             self._cancel_at = self._close_at - self.cancel_grace
@@ -69,6 +72,7 @@ class Drain:
     def hurry(self, now: float) -> None:
         """It was told once more: nothing is waited for any longer."""
         self.begin(now)
+        self.is_hurried = True
         self._cancel_at = min(self._cancel_at, now)
         self._close_at = min(self._close_at, now + self.cancel_grace)
 

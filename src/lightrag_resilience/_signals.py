@@ -6,12 +6,13 @@ import contextlib
 import functools
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-__all__ = ["forget_signals", "hear_signals", "signals_to_hear"]
+__all__ = ["Ears", "forget_signals", "signals_to_hear"]
 
+_NOBODY = object()
 _heard: set[signal.Signals] = set()
 
 
@@ -23,27 +24,48 @@ def signals_to_hear() -> list[signal.Signals]:
     return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
-@contextlib.contextmanager
-def hear_signals(wanted: Iterable[signal.Signals], tell: Callable[[str], None]) -> Iterator[bool]:
-    """Tell of signals for as long as this lasts; False where only another thread could.
+class Ears:
+    """Tells of signals for as long as its block lasts; only the main thread can.
 
     A server's own handler is called as before: `asyncio.add_signal_handler` would replace it.
-    `tell` runs inside the handler, so it must neither wait nor log.
+
+    Args:
+        wanted: The signals.
+        tell: Runs inside the handler, so it must neither wait nor log.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield False
-        return
-    before: dict[signal.Signals, Any] = {}
-    for number in wanted:
-        before[number] = signal.getsignal(number)
-        signal.signal(number, _handler(number, before[number], tell))
-        _heard.add(number)
-    try:
-        yield True
-    finally:
-        for number, handler in before.items():
+
+    def __init__(self, wanted: Iterable[signal.Signals], tell: Callable[[str], None]) -> None:
+        self._wanted = tuple(wanted)
+        self._tell = tell
+        self._before: dict[signal.Signals, Any] = {}
+        self._ours: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> bool:
+        return self.listen()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def listen(self) -> bool:
+        """Hear, or hear again where somebody has set a handler since; False where nobody can."""
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        for number in self._wanted:
+            current = signal.getsignal(number)
+            if current is not self._ours.get(number, _NOBODY):
+                self._before[number] = current
+                self._ours[number] = _handler(number, current, self._tell)
+                signal.signal(number, self._ours[number])
+                _heard.add(number)
+        return True
+
+    def stop(self) -> None:
+        """Leave signals to those who heard them before, or have set a handler since."""
+        for number, handler in self._before.items():
             _heard.discard(number)
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            if signal.getsignal(number) is self._ours[number]:
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before, self._ours = {}, {}
 
 
 def forget_signals() -> None:

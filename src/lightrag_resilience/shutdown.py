@@ -22,14 +22,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ._accounts import is_held
+from ._accounts import Accounts
 from ._ending import close_all, end_all, end_children
 from ._gate import admitted
 from ._host import host
-from ._in_flight import InFlight, Process, Work, in_words, records_of, task_of
+from ._in_flight import InFlight, Process, Work, in_words, task_of
 from ._phases import Drain, Phase
 from ._roots import add_root, discard_root
-from ._signals import hear_signals, signals_to_hear
+from ._signals import Ears, signals_to_hear
+from ._task_accounts import is_held
 from .errors import ShuttingDownError
 from .journal import Abandoned, Journal
 from .registry import Guards, guards
@@ -103,18 +104,18 @@ class Coordinator:
         self._drain = configured_drain(settings, timeout, cancel_grace, close_timeout)
         path = settings.shutdown_journal if journal is None else journal
         self.journal = None if path is None else Journal(path)
+        self._accounts = Accounts(self.journal)
         self.stopping = asyncio.Event()
         """Set when the process is told to stop: for loops that take up new work."""
         self._hears_signals = hears_signals
         self._signals: list[str] = []
         self._reason = ""
         self._in_flight = InFlight(self._registry.gate)
-        self._cut_off: tuple[Abandoned, ...] = ()
         self._callers: set[asyncio.Task[Any]] = set()
         self._closers: list[tuple[Callable[[], Any], float | None]] = []
         self._ended: asyncio.Future[Report] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stack = contextlib.ExitStack()
+        self._ears: Ears | None = None
         self._root = self
 
     # ------------------------------------------------------------------ its life
@@ -129,7 +130,8 @@ class Coordinator:
             if host.ledger is not None and self.journal is not None:
                 host.ledger.journal = str(self.journal.path.absolute())
         if self._root is self and self._hears_signals:
-            self._stack.enter_context(hear_signals(signals_to_hear(), self._told_by_signal))
+            self._ears = Ears(signals_to_hear(), self._told_by_signal)
+            self._ears.listen()
         return self
 
     async def __aexit__(
@@ -143,7 +145,8 @@ class Coordinator:
         try:
             await self.drain("the end of the program")
         finally:
-            self._stack.close()
+            if self._ears is not None:
+                self._ears.stop()
             discard_root(self)
             assert self._loop is not None  # noqa: S101 - it was entered
             self._registry.coordinators.pop(self._loop, None)
@@ -158,6 +161,18 @@ class Coordinator:
     def is_late(self) -> bool:
         """Whether to begin nothing more, even of what was let in: it would hardly end in time."""
         return self._root._drain.is_late(time.monotonic())  # noqa: SLF001 - of its own kind
+
+    def listen(self) -> None:
+        """Hear signals again, where somebody else has set handlers since: a server, late."""
+        if (ears := self._root._ears) is not None:  # noqa: SLF001 - of its own kind
+            ears.listen()
+
+    def lets_in(self, seconds: float = 0.0) -> bool:
+        """Whether new work gets in: nobody said stop, or only once and less than so long ago."""
+        drain = self._root._drain  # noqa: SLF001 - of its own kind
+        return drain.phase is Phase.RUNNING or (
+            not drain.is_hurried and time.monotonic() - drain.began < seconds
+        )
 
     # ------------------------------------------------------------------ what it looks after
 
@@ -235,6 +250,8 @@ class Coordinator:
 
     def _told(self, reason: str) -> None:
         """Somebody wants the end; who says so twice is in a hurry."""
+        if host.repeats and self._signals and reason == "SIGTERM":
+            return
         self._signals.append(reason)
         if len(self._signals) > 1:
             self._drain.hurry(time.monotonic())
@@ -278,12 +295,14 @@ class Coordinator:
     async def _go_through_phases(self) -> Report:
         began = time.monotonic()
         found = len(self._left())
+        if cut_off := self._accounts.cancelled_lately():
+            await asyncio.to_thread(self._accounts.write_down, cut_off, self._reason)
         await self._wait_for_what_is_in_flight()
-        abandoned, stuck = await self._give_up()
+        stuck = await self._give_up()
         failed = await close_all(reversed(self._closers), self._drain.deadline)
-        abandoned = (*abandoned, *self._cut_off)
+        abandoned = self._accounts.records
         report = Report(
-            drained=max(found - sum(not record.parent for record in abandoned), 0),
+            drained=max(found + len(cut_off) - sum(not each.parent for each in abandoned), 0),
             abandoned=abandoned,
             stuck=tuple(stuck),
             failed_to_close=failed,
@@ -319,18 +338,14 @@ class Coordinator:
                 _log.info("Waiting %.0f s more for %s", wait, in_words(left))
             await asyncio.sleep(min(_LOOK, self._drain.left(now)))
 
-    async def _give_up(self) -> tuple[tuple[Abandoned, ...], list[str]]:
+    async def _give_up(self) -> list[str]:
         """Write down what is left, and then end it in the time for that."""
-        left = self._left()
-        records = self._records_of(left)
-        if left:
-            await asyncio.to_thread(self._write, records)
-            _strike_out(left)
+        if left := self._left():
+            await asyncio.to_thread(self._accounts.write_down, left, self._reason)
             _log.warning("Giving up %s", in_words(left))
         tasks = {task for work in left if (task := task_of(work)) is not None} - self._callers
         children = [work.process for work in left if _is_child(work)]
-        stuck = await end_all(tasks, children, self._may_still_end)
-        return records, stuck
+        return await end_all(tasks, children, self._may_still_end)
 
     def _may_still_end(self, left: int) -> bool:
         return self._drain.step(time.monotonic(), left) is Phase.CANCELLING
@@ -339,30 +354,16 @@ class Coordinator:
 
     def write_down(self, reason: str) -> None:
         """Write to the journal what is in flight, at once: for a process that dies here."""
-        self._reason = self._reason or reason
-        left = self._left()
-        self._write(self._records_of(left))
-        _strike_out(left)
+        self._accounts.write_down(self._left(), self._reason or reason)
 
     def _is_cut_off(self, work: Work) -> None:
         """Somebody cancelled it before its time had come, such as a server in a hurry."""
-        if self.is_draining:
-            records = self._records_of([work])
-            self._cut_off += records
-            self._write(records)
-
-    def _records_of(self, left: list[Any]) -> tuple[Abandoned, ...]:
-        unwritten = self._in_flight.take_unwritten(left)
-        return tuple(record for work in unwritten for record in records_of(work, self._reason))
-
-    def _write(self, records: tuple[Abandoned, ...]) -> None:
-        if self.journal is None:
+        if work in self._accounts:
             return
-        try:
-            self.journal.write(records)
-        except OSError as error:
-            reason = type(error).__name__
-            _log.error("The journal %s cannot be written: %s", self.journal.path, reason)
+        if self.is_draining:
+            self._accounts.write_down([work], self._reason)
+        else:
+            self._accounts.remember(work)
 
     def _left(self) -> list[Any]:
         return self._in_flight.now(but=self._callers)
@@ -377,12 +378,6 @@ class Coordinator:
 
 def _is_child(work: Any) -> bool:
     return isinstance(work, Work) and work.process is not None
-
-
-def _strike_out(left: list[Any]) -> None:
-    for work in left:
-        if isinstance(work, Work):
-            work.strike_out()
 
 
 def configured_drain(

@@ -176,7 +176,7 @@ async def test_a_process_that_drains_wants_no_requests() -> None:
         raise AssertionError
 
     guards = Guards(settings=load_settings({}))
-    app = Draining(application, registry=guards, ready_while_closed=["llm"])
+    app = Draining(application, registry=guards, last_requests=0, ready_while_closed=["llm"])
     assert (await ask(app, "/readyz"))[0] == 200
     guards.get("llm").breaker.open()
     status, headers, body = await ask(app, "/readyz")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience._signals import hear_signals, signals_to_hear
+from lightrag_resilience._signals import Ears, signals_to_hear
 
 SIGNAL = signal.SIGTERM
 
@@ -32,7 +32,7 @@ def test_a_servers_own_handler_is_called_too_and_back_afterwards() -> None:
 
     signal.signal(SIGNAL, handler)
     ours: list[str] = []
-    with hear_signals([SIGNAL], ours.append) as hears:
+    with Ears([SIGNAL], ours.append) as hears:
         assert hears
         signal.raise_signal(SIGNAL)
         signal.raise_signal(SIGNAL)
@@ -43,7 +43,7 @@ def test_a_servers_own_handler_is_called_too_and_back_afterwards() -> None:
 def test_without_a_handler_the_process_is_not_ended() -> None:
     signal.signal(SIGNAL, signal.SIG_DFL)
     ours: list[str] = []
-    with hear_signals([SIGNAL], ours.append):
+    with Ears([SIGNAL], ours.append):
         signal.raise_signal(SIGNAL)
     assert ours == ["SIGTERM"]
     assert signal.getsignal(SIGNAL) is signal.SIG_DFL
@@ -52,7 +52,7 @@ def test_without_a_handler_the_process_is_not_ended() -> None:
 def test_ctrl_c_breaks_off_only_the_second_time() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ours: list[str] = []
-    with hear_signals([signal.SIGINT], ours.append):
+    with Ears([signal.SIGINT], ours.append):
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -64,7 +64,7 @@ def test_asyncios_own_ctrl_c_waits_for_the_second_time_too() -> None:
         ours: list[str] = []
         handler = signal.getsignal(signal.SIGINT)
         assert isinstance(handler, functools.partial)
-        with hear_signals([signal.SIGINT], ours.append):
+        with Ears([signal.SIGINT], ours.append):
             signal.raise_signal(signal.SIGINT)
             await asyncio.sleep(0.01)
         return ours
@@ -76,7 +76,7 @@ def test_another_thread_hears_nothing() -> None:
     heard: list[bool] = []
 
     def elsewhere() -> None:
-        with hear_signals([SIGNAL], lambda _: None) as hears:
+        with Ears([SIGNAL], lambda _: None) as hears:
             heard.append(hears)
 
     thread = threading.Thread(target=elsewhere)

@@ -11,7 +11,7 @@ from lightrag_resilience._gate import admitted
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.shutdown import Coordinator
 
-__all__ = ["Application", "Message", "Receive", "Send", "Serving", "name_of"]
+__all__ = ["Application", "Message", "Receive", "Send", "Serving", "closing", "name_of"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -30,24 +30,33 @@ class Serving:
 
     Args:
         coordinator: Who waits.
+        scope: The server's.
         receive: The server's.
         send: The server's.
     """
 
-    def __init__(self, coordinator: Coordinator, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+    ) -> None:
         self._coordinator = coordinator
+        self._scope = scope
         self._receive = receive
         self._send = send
         self.has_begun = False
         """Whether the answer has, or the websocket is accepted."""
         self.has_ended = False
 
-    async def run(self, app: Application, scope: MutableMapping[str, Any]) -> None:
+    async def run(self, app: Application) -> None:
         """Serve to the end.
 
         Raises:
             ShuttingDownError: It did not end in time.
         """
+        scope = self._scope
         is_websocket = scope["type"] == "websocket"
         receive = self._receive_until_the_drain if is_websocket else self._receive
         kind, name = "websocket" if is_websocket else "request", name_of(scope)
@@ -75,6 +84,8 @@ class Serving:
         kind = message["type"]
         if kind in {"http.response.start", "websocket.accept"}:
             self.has_begun = True
+        if kind == "http.response.start" and self._coordinator.is_draining:
+            message = {**message, "headers": [*message.get("headers", ()), *closing(self._scope)]}
         await self._send(message)
         if kind in {"http.response.pathsend", "websocket.close"} or (
             kind == "http.response.body" and not message.get("more_body", False)
@@ -106,6 +117,12 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
             task.cancel()
     if not task.cancelled():
         task.exception()  # nobody else will look
+
+
+def closing(scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
+    """The header that lets a client ask another process next; HTTP/2 has none."""
+    is_http_1 = scope.get("http_version", "1.1").startswith("1")
+    return [(b"connection", b"close")] if is_http_1 else []
 
 
 def name_of(scope: MutableMapping[str, Any]) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from lightrag_resilience._host import host
 from lightrag_resilience.settings import Settings, load_settings
 
-__all__ = ["OWN_WORKER", "check_budget", "log_beside", "patience_of"]
+__all__ = ["OWN_WORKER", "check_budget", "log_beside", "patience_of", "tell_of_gunicorn"]
 
 OWN_WORKER = "lightrag_resilience.integrations.gunicorn.DrainingWorker"
 
@@ -93,6 +94,16 @@ def check_budget(  # noqa: PLR0913 - all by name
             "to a file"
         )
     return wrong
+
+
+def tell_of_gunicorn(graceful_timeout: float) -> None:
+    """Let this process's drains know who started it.
+
+    Gunicorn's master says SIGTERM once a second to a worker that is one too many, as after SIGTTOU,
+    and, an older one, after SIGHUP; its word for haste is SIGQUIT.
+    """
+    host.patience = patience_of(graceful_timeout)
+    host.repeats = True
 
 
 def log_beside(worker: Any) -> None:

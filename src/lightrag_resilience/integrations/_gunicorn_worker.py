@@ -23,28 +23,36 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from lightrag_resilience._host import host
 from lightrag_resilience._roots import drain_all, write_down_all
+from lightrag_resilience.errors import ResilienceError
 from lightrag_resilience.shutdown import configured_drain
 
-from ._gunicorn import log_beside, patience_of
+from ._gunicorn import log_beside, patience_of, tell_of_gunicorn
 
 __all__ = ["DrainingWorker"]
 
+_LAST_REQUESTS = 2.0  # seconds in which connections go on as before; each ends after an answer
 _LAST = 1.0  # seconds between the end of the process and Gunicorn's SIGKILL
+_LOOK = 0.02  # seconds between two looks at whether connections are left
 _AGAIN = 0.1  # seconds between two cancellations of a task that goes on
 
 
 class _Server(Server):
     """Begins the drain where uvicorn begins to stop, whatever made it stop."""
 
-    def __init__(self, config: Config, worker: DrainingWorker) -> None:
+    def __init__(self, config: Config, worker: DrainingWorker, last_requests: float) -> None:
         super().__init__(config)
         self._worker = worker
+        self.last_requests = last_requests
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._worker.stops_at = time.monotonic()
+        self._worker.stops_at = now = time.monotonic()
         drain_all("the worker's end")
+        for server in self.servers:
+            server.close()
+        # Uvicorn drops connections without a request; but theirs may be on its way.
+        while time.monotonic() < now + self.last_requests and self.server_state.connections:  # noqa: ASYNC110 - uvicorn has no event for that
+            await asyncio.sleep(_LOOK)
         await super().shutdown(sockets)
 
 
@@ -75,6 +83,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         if number == signal.SIGQUIT:  # of the others, uvicorn's own handler has heard
             config: Any = self.config
             config.timeout_graceful_shutdown = self._cancel_grace
+            self._server.last_requests = 0.0
         self._server.should_exit = True
 
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
@@ -85,13 +94,19 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
     def run(self) -> None:
         """Serve until told to stop, and leave nothing behind."""
         log_beside(self)
-        host.patience = patience_of(self.cfg.graceful_timeout)
-        drain = configured_drain()
+        tell_of_gunicorn(self.cfg.graceful_timeout)
+        try:
+            drain = configured_drain()
+        except ResilienceError as error:  # no other worker would fare better
+            self.log.critical("%s", error)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
         self._cancel_grace = drain.cancel_grace
+        self._last_requests = min(_LAST_REQUESTS, drain.timeout / 10)
         config: Any = self.config  # of which it says that its times are whole numbers
-        ours = host.patience - drain.cancel_grace - drain.close_timeout
+        patience = patience_of(self.cfg.graceful_timeout)
+        ours = patience - drain.cancel_grace - drain.close_timeout - self._last_requests
         theirs = config.timeout_graceful_shutdown
-        config.timeout_graceful_shutdown = ours if theirs is None else min(ours, theirs)
+        config.timeout_graceful_shutdown = max(ours if theirs is None else min(ours, theirs), 0.0)
         loop = (self.config.get_loop_factory() or asyncio.new_event_loop)()
         asyncio.set_event_loop(loop)
         try:
@@ -104,7 +119,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
-        self._server = server = _Server(self.config, self)
+        self._server = server = _Server(self.config, self, self._last_requests)
         beating = asyncio.create_task(self._beat())
         try:
             await server.serve(sockets=self.sockets)
@@ -123,9 +138,6 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         loop = asyncio.get_running_loop()
         ends = time.monotonic() + self._cancel_grace
         left = asyncio.all_tasks() - {asyncio.current_task()}
-        if left:
-            names = sorted(task.get_name() for task in left)
-            self.log.warning("Cut off: %d tasks that nobody waits for: %s", len(left), names[:10])
         while left and time.monotonic() < ends:
             for task in left:
                 task.cancel()
@@ -140,9 +152,9 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         now = time.monotonic()
         began = now if self.stops_at is None else self.stops_at
         seconds = max(began + self.cfg.graceful_timeout - _LAST - now, _LAST)
-        timer = threading.Timer(seconds, self._leave)
-        timer.daemon = True
-        timer.start()
+        self.watchdog = threading.Timer(seconds, self._leave)
+        self.watchdog.daemon = True
+        self.watchdog.start()
 
     def _leave(self) -> None:
         names = [thread.name for thread in threading.enumerate() if not thread.daemon]

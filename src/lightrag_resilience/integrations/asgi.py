@@ -4,15 +4,19 @@
 
     app = Draining(app)
 
-A request that was let in goes on until it ends; new ones get 503 with ``Retry-After`` while a drain
-lasts, and so does one that did not end in time. A websocket that waits for its client is closed
-with 1012, so that it comes back. ``/livez`` says that the process runs, ``/readyz`` whether it
-wants requests.
+A request that was let in goes on until it ends. Those that come within two seconds of the signal
+are let in too: their connections had been accepted already. Later ones get 503 with
+``Retry-After``, and so does one that did not end in time. A websocket that waits for its client is
+closed with 1012, so that it comes back. ``/livez`` says that the process runs, ``/readyz`` whether
+it wants requests.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
@@ -23,11 +27,17 @@ from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.registry import Guards, guards
 from lightrag_resilience.shutdown import Coordinator
 
-from ._asgi_work import Application, Message, Receive, Send, Serving
+from ._asgi_work import Application, Message, Receive, Send, Serving, closing
 
 __all__ = ["Draining"]
 
+_log = logging.getLogger("lightrag_resilience")
+
 _TRY_AGAIN = 5  # seconds, of a process that is not ready
+_NAMED = 10  # tasks in a line of the log
+_NOT_THE_APPLICATIONS = frozenset(
+    {*("gunicorn", "uvicorn", "hypercorn", "granian"), "asyncio", __name__.partition(".")[0]}
+)
 
 
 class Draining:
@@ -36,6 +46,7 @@ class Draining:
     Args:
         app: The application.
         registry: The guards whose calls are waited for; those of the process by default.
+        last_requests: Seconds after the signal in which requests still get in.
         ready_while_closed: Names of guards; the process is not ready while one's circuit is open.
         make_coordinator: Makes the coordinator when the server starts, for times of your own.
     """
@@ -45,22 +56,32 @@ class Draining:
         app: Application,
         *,
         registry: Guards | None = None,
+        last_requests: float = 2.0,
         ready_while_closed: Iterable[str] = (),
         make_coordinator: Callable[[Guards], Coordinator] | None = None,
     ) -> None:
         self._app = app
         self._registry = guards() if registry is None else registry
+        self._last_requests = last_requests
         self._needed = tuple(ready_while_closed)
         self._make = make_coordinator or (lambda registry: Coordinator(registry=registry))
         self.coordinator: Coordinator | None = None
         """What ends the process's work in order; None until the server has started."""
+        self._serves = False
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve."""
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
-        elif scope["type"] == "http" and scope["path"] in {"/livez", "/readyz"}:
-            await self._probe(scope["path"], send)
+            return
+        if self.coordinator is not None and not self._serves:
+            self._serves = True
+            self.coordinator.listen()  # some servers set their handlers after the lifespan's start
+        await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in {"/livez", "/readyz"}:
+            await self._probe(scope, send)
         elif self.coordinator is None:  # the server has no lifespan, or it has not begun
             with admitted():
                 await self._app(scope, receive, send)
@@ -74,27 +95,30 @@ class Draining:
         receive: Receive,
         send: Send,
     ) -> None:
-        serving = Serving(coordinator, receive, send)
+        serving = Serving(coordinator, scope, receive, send)
         is_http = scope["type"] == "http"
-        if coordinator.is_draining:
+        if not coordinator.lets_in(self._last_requests):
             if is_http:
-                await self._refuse(send)
+                await self._refuse(scope, send)
             else:
                 await receive()  # its wish to connect
                 await serving.close()
             return
         try:
-            await serving.run(self._app, scope)
+            await serving.run(self._app)
         except ShuttingDownError:
             if not is_http:
                 await serving.close()
+            elif serving.has_ended:
+                pass  # the client has its answer; what was to be done after it is written down
             elif serving.has_begun:
                 raise  # the server breaks the answer off, and its client sees that
             else:
-                await self._refuse(send)
+                await self._refuse(scope, send)
 
-    async def _refuse(self, send: Send) -> None:
-        await _answer(send, 503, {"detail": "This process shuts down"}, self._retry_after)
+    async def _refuse(self, scope: MutableMapping[str, Any], send: Send) -> None:
+        content = {"detail": "This process shuts down"}
+        await _answer(scope, send, 503, content, self._retry_after)
 
     @property
     def _is_draining(self) -> bool:
@@ -106,15 +130,16 @@ class Draining:
 
     # ------------------------------------------------------------------ probes
 
-    async def _probe(self, path: str, send: Send) -> None:
-        if path == "/livez":
-            await _answer(send, 200, {"status": "alive"})
+    async def _probe(self, scope: MutableMapping[str, Any], send: Send) -> None:
+        answer = functools.partial(_answer, scope, send)
+        if scope["path"] == "/livez":
+            await answer(200, {"status": "alive"})
         elif self._is_draining:
-            await _answer(send, 503, {"status": "draining"}, self._retry_after)
+            await answer(503, {"status": "draining"}, self._retry_after)
         elif away := [name for name in self._needed if not self._is_closed(name)]:
-            await _answer(send, 503, {"status": "not ready", "open": away}, _TRY_AGAIN)
+            await answer(503, {"status": "not ready", "open": away}, _TRY_AGAIN)
         else:
-            await _answer(send, 200, {"status": "ready"})
+            await answer(200, {"status": "ready"})
 
     def _is_closed(self, name: str) -> bool:
         return self._registry.get(name).breaker.state is not State.OPEN
@@ -123,6 +148,7 @@ class Draining:
 
     async def _live(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Begin with the application's own start, and drain before its own end."""
+        servers = asyncio.all_tasks()
         async with self._make(self._registry) as coordinator:
             self.coordinator = coordinator
 
@@ -132,11 +158,33 @@ class Draining:
                     await coordinator.drain("the server")
                 return message
 
-            await self._app(scope, receive_and_drain, send)
+            async def tell_and_send(message: Message) -> None:
+                if message["type"].startswith("lifespan.shutdown."):
+                    _tell_of_tasks(asyncio.all_tasks() - servers)
+                await send(message)
+
+            await self._app(scope, receive_and_drain, tell_and_send)
+
+
+def _tell_of_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Name tasks of the application that end with the process, as nobody tracked them."""
+    names = [
+        task.get_name()
+        for task in tasks
+        if (frame := getattr(task.get_coro(), "cr_frame", None)) is not None
+        and frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_APPLICATIONS
+    ]
+    if names:
+        shown = ", ".join(sorted(names)[:_NAMED])
+        _log.warning("Not tracked, and unfinished at the end: %d tasks: %s", len(names), shown)
 
 
 async def _answer(
-    send: Send, status: int, content: dict[str, Any], retry_after: int | None = None
+    scope: MutableMapping[str, Any],
+    send: Send,
+    status: int,
+    content: dict[str, Any],
+    retry_after: int | None = None,
 ) -> None:
     body = json.dumps(content).encode()
     headers = [
@@ -145,6 +193,6 @@ async def _answer(
         (b"cache-control", b"no-store"),
     ]
     if retry_after is not None:
-        headers += [(b"retry-after", str(retry_after).encode()), (b"connection", b"close")]
+        headers += [(b"retry-after", str(retry_after).encode()), *closing(scope)]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -26,9 +26,10 @@ from lightrag_resilience.registry import guards
 from lightrag_resilience.settings import has_prometheus_folder, load_settings
 from lightrag_resilience.shutdown import configured_drain
 
-from ._gunicorn import check_budget, log_beside, patience_of
+from ._gunicorn import check_budget, log_beside, patience_of, tell_of_gunicorn
 
 __all__ = [
+    "check_budget",
     "child_exit",
     "on_exit",
     "on_reload",
@@ -152,7 +153,7 @@ def post_fork(server: Any, worker: Any) -> None:
     """Begin to write to that memory."""
     del server
     host.ledger = getattr(worker, "ledger", None)
-    host.patience = patience_of(worker.cfg.graceful_timeout)
+    tell_of_gunicorn(worker.cfg.graceful_timeout)
 
 
 def post_worker_init(worker: Any) -> None:
@@ -175,6 +176,8 @@ async def _beat(worker: Any) -> None:
         worker.notify()
         if not worker.alive:
             drain_all("the worker's end")
+            for listener in worker.servers:
+                listener.close()
         await asyncio.sleep(_BEAT)
 
 

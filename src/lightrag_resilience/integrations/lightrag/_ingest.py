@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from lightrag_resilience._accounts import tell_of
 from lightrag_resilience._gate import admitted
+from lightrag_resilience._task_accounts import tell_of
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.journal import Abandoned
 from lightrag_resilience.registry import Guards

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards, Policy
-from lightrag_resilience._accounts import tell_of
 from lightrag_resilience._in_flight import records_of
+from lightrag_resilience._task_accounts import tell_of
 from lightrag_resilience.journal import Abandoned, Journal
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator

@@ -1,0 +1,99 @@
+"""What a worker has in flight is seen by its master, also after its death."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lightrag_resilience import Guards
+from lightrag_resilience._host import host
+from lightrag_resilience._ledger import Ledger, Line
+from lightrag_resilience.settings import load_settings
+from lightrag_resilience.shutdown import Coordinator
+
+
+def line(name: str, began: float = 1.0) -> Line:
+    return Line(uuid.uuid4().hex, name, "task", began)
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    made = Ledger()
+    host.ledger = made
+    yield made
+    host.ledger = None
+    made.close()
+
+
+def test_lines_are_read_as_they_were_written_the_oldest_first(ledger: Ledger) -> None:
+    young, old = line("young", 2.0), line("old", 1.5)
+    number = ledger.enter(young)
+    ledger.enter(old)
+    assert ledger.lines() == [old, young]
+    ledger.leave(number)
+    assert ledger.lines() == [old]
+
+
+def test_a_long_name_is_cut_off(ledger: Ledger) -> None:
+    ledger.enter(line("ä" * 100))
+    assert ledger.lines()[0].name == "ä" * 44
+
+
+def test_what_has_no_room_is_counted(ledger: Ledger) -> None:
+    numbers = [ledger.enter(line("work")) for _ in range(1026)]
+    assert (len(ledger.lines()), ledger.more) == (1024, 2)
+    for number in numbers:
+        ledger.leave(number)
+    assert (ledger.lines(), ledger.more) == ([], 0)
+
+
+def test_the_journals_path_is_known(ledger: Ledger) -> None:
+    assert ledger.journal == ""
+    ledger.journal = "/var/lib/ä/journal"
+    assert ledger.journal == "/var/lib/ä/journal"
+    ledger.journal = "/" + "too long" * 1000
+    assert ledger.journal == "/var/lib/ä/journal"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
+def test_a_process_that_was_killed_leaves_its_lines(ledger: Ledger) -> None:
+    child = os.fork()
+    if not child:
+        ledger.enter(line("work"))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert [each.name for each in ledger.lines()] == ["work"]
+
+
+def test_tracked_work_has_a_line_until_it_ends_or_is_written_down(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with Coordinator(
+            registry=Guards(settings=load_settings({})),
+            hears_signals=False,
+            journal=tmp_path / "journal",
+            timeout=1.0,
+            cancel_grace=0.3,
+            close_timeout=0.3,
+        ) as coordinator:
+            assert ledger.journal == str(tmp_path / "journal")
+            short = coordinator.track(asyncio.create_task(asyncio.sleep(0.1), name="short"))
+            coordinator.track(asyncio.create_task(asyncio.sleep(60), name="long"))
+            assert sorted(each.name for each in ledger.lines()) == ["long", "short"]
+            keys = {each.name: each.id for each in ledger.lines()}
+            await short
+            await asyncio.sleep(0)
+            assert [each.name for each in ledger.lines()] == ["long"]
+            report = await coordinator.drain()
+            assert [each.id for each in report.abandoned] == [keys["long"]]
+            assert ledger.lines() == []
+
+    asyncio.run(main())

@@ -1,0 +1,80 @@
+"""Draining behind other servers, through their lifespan alone."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.masters import Master, results, running
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals"),
+]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Hypercorn(Master):
+    workers = 1
+
+    def words(self, descriptor: int, port: int) -> list[str]:
+        del port
+        # Its worker hears of no signal, only of the end that this brings.
+        patience = "45" if self.budget[0] > 10 else "2"
+        return ["-m", "hypercorn", "-b", f"fd://{descriptor}", "--graceful-timeout", patience]
+
+
+class Granian(Master):
+    workers = 1
+
+    def words(self, descriptor: int, port: int) -> list[str]:
+        del descriptor
+        return ["-m", "granian", "--interface", "asgi", "--port", str(port)]
+
+
+class Uvicorn(Master):
+    workers = 1
+
+    def words(self, descriptor: int, port: int) -> list[str]:
+        del port
+        return ["-m", "uvicorn", "--fd", str(descriptor), "--timeout-graceful-shutdown", "45"]
+
+
+@pytest.fixture(params=[Hypercorn, Granian, Uvicorn], ids=lambda server: server.__name__)
+def server(request: pytest.FixtureRequest) -> Any:
+    if importlib.util.find_spec(request.param.__name__.lower()) is None:
+        pytest.skip(f"{request.param.__name__} is not installed")
+    return request.param
+
+
+async def test_what_fits_comes_to_its_end(server: type[Master], tmp_path: Path) -> None:
+    async with running(tmp_path / "files", "uvicorn", of=server) as master:
+        await asyncio.gather(*await master.begin("task", 1.5))
+        requests = await master.begin("request", 1.0, 5)
+        requests += await master.begin("stream", 1.0)
+        await master.stop(signal.SIGTERM)
+        assert await results(requests) == [200] * 6
+        assert sorted(master.done) == sorted(master.begun)
+        assert master.records() == {}
+        assert master.marked("lifespan", "shutdown")
+
+
+async def test_what_does_not_is_in_the_journal(server: type[Master], tmp_path: Path) -> None:
+    budget = (2.5, 0.5, 0.5)
+    async with running(tmp_path / "files", "uvicorn", of=server, budget=budget) as master:
+        await asyncio.gather(*await master.begin("task", 60.0))
+        requests = await master.begin("request", 60.0, 3)
+        await master.stop(signal.SIGTERM)
+        assert await results(requests) == ([500] if server is Hypercorn else [503]) * 3
+        assert set(master.records()) == set(master.begun)
+        assert master.marked("lifespan", "shutdown")
