@@ -7,7 +7,6 @@ import dataclasses
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -43,10 +42,15 @@ async def forever() -> None:
     await asyncio.Event().wait()
 
 
-def coordinator(path: Path, **changes: Any) -> Coordinator:
-    times = {"timeout": 60.0, "cancel_grace": 2.0, "close_timeout": 2.0, "journal": path}
-    guards = Guards(settings=load_settings({}))
-    return Coordinator(registry=guards, hears_signals=False, **(times | changes))
+def coordinator(path: Path) -> Coordinator:
+    return Coordinator(
+        registry=Guards(settings=load_settings({})),
+        hears_signals=False,
+        timeout=60.0,
+        cancel_grace=2.0,
+        close_timeout=2.0,
+        journal=path,
+    )
 
 
 async def test_what_waits_for_its_end_is_not_waited_for(tmp_path: Path) -> None:

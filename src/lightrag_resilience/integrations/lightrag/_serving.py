@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import math
 import sys
 from collections.abc import Awaitable, Callable
@@ -41,13 +42,25 @@ def configure_uvicorn(server: ModuleType, settings: Settings) -> Callable[[], No
         A function that takes it back.
     """
     original = server.uvicorn
-    run = functools.partial(original.run, timeout_graceful_shutdown=server_timeout(settings))
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        _log_beside("lightrag")
+        original.run(*args, timeout_graceful_shutdown=server_timeout(settings), **kwargs)
+
     server.uvicorn = SimpleNamespace(run=run)  # type: ignore[attr-defined]
 
     def take_back() -> None:
         server.uvicorn = original  # type: ignore[attr-defined]
 
     return take_back
+
+
+def _log_beside(name: str) -> None:
+    """What is said here goes where LightRAG's log goes, unless somebody has decided."""
+    ours, theirs = logging.getLogger("lightrag_resilience"), logging.getLogger(name)
+    if not ours.handlers and not logging.getLogger().handlers:
+        ours.handlers = list(theirs.handlers)
+        ours.setLevel(theirs.level)
 
 
 def configure_gunicorn(config: ModuleType, settings: Settings) -> None:
