@@ -6,8 +6,18 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lightrag_resilience.testing import Simulator
+
+# A busy machine is slow, and that is no mistake of what is tested.
+settings.register_profile(
+    "patient",
+    settings.get_profile(settings.get_current_profile_name()),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture

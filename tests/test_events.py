@@ -134,7 +134,7 @@ def test_an_event_is_frozen_and_holds_names_and_numbers_only(event: type) -> Non
     fields = typing.get_type_hints(event)
     assert set(fields.values()) <= {str, int, float}
     subject = next(iter(fields))
-    assert subject in {"dependency", "workspace"}
+    assert subject in {"dependency", "workspace", "phase", "drained", "kind"}
     made = event(*(kind() for kind in fields.values()))
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(made, subject, "other")
@@ -180,3 +180,48 @@ def test_a_listener_that_listens_already_is_called_once(events: Events) -> None:
     first()
     second()
     assert events.listeners == ()
+
+
+def test_a_listener_for_some_kinds_hears_no_other(events: Events) -> None:
+    heard: list[Event] = []
+    stop = events.listen(heard.append, CallRefused)
+    assert events.succeeded is None
+    assert events.heard == {CallRefused}
+    events.emit(EVENT)
+    events.emit(OTHER)
+    assert heard == [OTHER]
+    stop()
+    assert events.heard == set()
+    assert events.listeners == ()
+
+
+def test_a_counter_hears_of_successes_alone_with_a_listener_beside_it_and_without(
+    events: Events,
+) -> None:
+    counted: list[tuple[str, float, int]] = []
+    heard: list[Event] = []
+    stop_counting = events.count(lambda *fields: counted.append(fields))
+    events.emit(OTHER)
+    assert events.succeeded is not None
+    events.succeeded("llm", 1.0, 2)
+    stop = events.listen(heard.append)
+    events.succeeded("llm", 3.0, 4)
+    events.emit(CallSucceeded("llm", 5.0, 6))
+    assert counted == [("llm", 1.0, 2), ("llm", 3.0, 4), ("llm", 5.0, 6)]
+    assert heard == [CallSucceeded("llm", 3.0, 4), CallSucceeded("llm", 5.0, 6)]
+    stop()
+    stop_counting()
+    assert events.succeeded is None
+
+
+def test_a_counter_that_raises_is_dropped_and_reported_once(
+    events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(dependency: str, duration: float, tokens: int) -> None:
+        raise ZeroDivisionError
+
+    events.count(broken)
+    assert events.succeeded is not None
+    events.succeeded("llm", 1.0, 0)
+    assert events.succeeded is None
+    assert caplog.messages == ["A listener of lightrag_resilience failed and is dropped"]

@@ -68,7 +68,16 @@ async def complete() -> str:
 
 print(asyncio.run(complete()))
 """
-    extras = ("lightrag", "openai", "aiohttp", "typer", "rich", "prometheus_client", "numpy")
+    extras = [
+        "lightrag",
+        "openai",
+        "aiohttp",
+        "typer",
+        "rich",
+        "prometheus_client",
+        "opentelemetry",
+        "numpy",
+    ]
     assert without(*extras, then=script).stdout == "fine\n"
 
 
@@ -79,6 +88,8 @@ print(asyncio.run(complete()))
         ("aiohttp", "import lightrag_resilience.testing", "testing"),
         ("typer", "import lightrag_resilience.cli", "cli"),
         ("rich", "import lightrag_resilience.cli", "cli"),
+        ("prometheus_client", "import lightrag_resilience.telemetry.prometheus", "prometheus"),
+        ("opentelemetry", "import lightrag_resilience.telemetry.otel", "otel"),
         (
             "lightrag",
             "sys.argv[1:] = ['demo']\nfrom lightrag_resilience.cli import main\nmain()",

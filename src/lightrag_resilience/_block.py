@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from ._call import current_call, new_call
+from ._lateness import timeout_error
 from ._tell import tell_failure
 
 if TYPE_CHECKING:
@@ -30,14 +31,10 @@ async def begin_block(guard: Guard) -> None:
         return
     guard.gate.running[call] = None
     try:
-        parts = guard.prepare(call)
-        call.admission = guard.breaker.circuit.standing or await guard.ask_breaker()
-        if parts.line is not None:
-            await guard.wait_in_line(call, parts.line, ((), {}))
+        await guard.enter(call, guard.prepare(call), (), {})
     except BaseException:
         _leave(guard)
         raise
-    guard.start(call, parts)
 
 
 def end_block(guard: Guard, error: BaseException | None) -> None:
@@ -54,15 +51,15 @@ def end_block(guard: Guard, error: BaseException | None) -> None:
         return
     timed_out = call.timer is not None and call.timer.stop(call)
     if timed_out and isinstance(error, asyncio.CancelledError):
-        timeout = guard.timeout_error(call)
+        timeout = timeout_error(guard, call)
         guard.settle_error(call, timeout)
-        tell_failure(guard, call)
+        tell_failure(guard, call, timeout)
         raise timeout from error
     if error is None:
         guard.settle_success(call)
     else:
         guard.settle_error(call, error)
-        tell_failure(guard, call)
+        tell_failure(guard, call, error)
 
 
 def _leave(guard: Guard) -> None:

@@ -91,6 +91,10 @@ class Drain:
         last = (self.timeout - self.cancel_grace - self.close_timeout) / 3
         return now >= self._cancel_at - last
 
+    def lingers(self, now: float, seconds: float) -> bool:
+        """Whether it began less than so many seconds ago, and nobody is in a hurry."""
+        return not self.is_hurried and now - self.began < seconds
+
     def left(self, now: float) -> float:
         """Seconds to the end of this phase."""
         ends = {

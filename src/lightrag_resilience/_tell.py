@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import Protocol
 
 from ._call import Call
+from ._identity import note_id
 from .errors import CallRejected
-from .events import AttemptFailed, CallFailed, CallRefused, CallWaited, Events, RetryScheduled
+from .events import (
+    AttemptFailed,
+    CallFailed,
+    CallRefused,
+    CallWaited,
+    Events,
+    ProbeSent,
+    RetryScheduled,
+)
 from .failures import Failure, root_cause
 
-__all__ = ["tell_attempt", "tell_failure", "tell_refusal", "tell_retry", "tell_wait"]
+__all__ = ["tell_attempt", "tell_failure", "tell_probe", "tell_refusal", "tell_retry", "tell_wait"]
 
 
 class _Teller(Protocol):
@@ -21,32 +30,39 @@ class _Teller(Protocol):
 
 def tell_attempt(guard: _Teller, error: Exception, failure: Failure, duration: float) -> None:
     """An attempt failed, after so many seconds."""
-    if guard.events.listeners:
+    if AttemptFailed in guard.events.heard:
         name = type(root_cause(error)).__name__
         guard.events.emit(AttemptFailed(guard.name, failure.kind.value, name, duration))
 
 
-def tell_failure(guard: _Teller, call: Call) -> None:
+def tell_failure(guard: _Teller, call: Call, error: BaseException) -> None:
     """A call is over and its last attempt failed; one that was refused is told of elsewhere."""
-    if guard.events.listeners and call.failure is not None:
+    note_id(error)
+    if CallFailed in guard.events.heard and call.failure is not None:
         lasted = guard.clock() - call.began
         guard.events.emit(CallFailed(guard.name, call.failure.kind.value, lasted))
 
 
 def tell_refusal(guard: _Teller, refusal: type[CallRejected]) -> None:
     """A call was refused before it was sent."""
-    if guard.events.listeners:
+    if CallRefused in guard.events.heard:
         guard.events.emit(CallRefused(guard.name, refusal.__name__))
+
+
+def tell_probe(guard: _Teller) -> None:
+    """A half-open circuit let a call through."""
+    if ProbeSent in guard.events.heard:
+        guard.events.emit(ProbeSent(guard.name))
 
 
 def tell_retry(guard: _Teller, call: Call, attempt: int, wait: float) -> None:
     """An attempt of a call with this number follows in so many seconds."""
     call.attempt = attempt
-    if guard.events.listeners:
+    if RetryScheduled in guard.events.heard:
         guard.events.emit(RetryScheduled(guard.name, attempt, wait))
 
 
 def tell_wait(guard: _Teller, call: Call, began: float) -> None:
     """A call has been in line since `began`, and may be sent."""
-    if guard.events.listeners:
+    if CallWaited in guard.events.heard:
         guard.events.emit(CallWaited(guard.name, guard.clock() - began, call.tokens[0]))

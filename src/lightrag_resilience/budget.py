@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["RETRY_COST", "TIMEOUT_RETRY_COST", "RetryBudget"]
+__all__ = ["RETRY_COST", "TIMEOUT_RETRY_COST", "RetryBudget", "alone"]
 
 RETRY_COST = 5
 TIMEOUT_RETRY_COST = 10
+
+
+def alone() -> int:
+    """How many processes there are where none is known but this."""
+    return 1
 
 
 class RetryBudget:
@@ -23,7 +28,7 @@ class RetryBudget:
 
     __slots__ = ("_workers", "capacity", "tokens")
 
-    def __init__(self, capacity: int, workers: Callable[[], int] = lambda: 1) -> None:
+    def __init__(self, capacity: int, workers: Callable[[], int] = alone) -> None:
         self.capacity = capacity
         self.tokens = capacity
         self._workers = workers

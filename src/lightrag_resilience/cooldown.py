@@ -38,8 +38,8 @@ class Cooldown:
         self._name = name
         self._clock = clock
         self._first: object | None = None
-        self._line = asyncio.Lock()
-        self._judged = asyncio.Event()
+        self._line: asyncio.Lock | None = None  # most dependencies never ask to wait
+        self._judged: asyncio.Event | None = None
 
     @property
     def is_on(self) -> bool:
@@ -60,14 +60,16 @@ class Cooldown:
             return False
         if (left := self.until - self._clock()) > longest:
             raise self._refusal(left)
+        if self._line is None or self._judged is None:
+            self._line, self._judged = asyncio.Lock(), asyncio.Event()
         try:
             async with asyncio.timeout(longest if longest < math.inf else None), self._line:
-                await self._stand_still(call)
+                await self._stand_still(call, self._judged)
         except TimeoutError:
             raise self._refusal(max(self.until - self._clock(), 0.0)) from None
         return True
 
-    async def _stand_still(self, call: object) -> None:
+    async def _stand_still(self, call: object, judged: asyncio.Event) -> None:
         while self.is_on:
             if (left := self.until - self._clock()) > 0:
                 stagger = min(left * _STAGGER, _LONGEST_STAGGER)
@@ -76,8 +78,8 @@ class Cooldown:
                 self._first = call
                 return
             else:
-                self._judged.clear()
-                await self._judged.wait()
+                judged.clear()
+                await judged.wait()
 
     def ended(self, call: object, failure: Failure | None) -> None:
         """A call succeeded, or failed so."""
@@ -87,12 +89,16 @@ class Cooldown:
         passing = failure is None or failure.kind is FailureKind.FATAL
         if passing or (failure is not None and not failure.retry_after and not failure.counts):
             self.until = -math.inf
-        self._judged.set()
+        self._let_others_look()
 
     def gave_up(self, call: object) -> None:
         """A call ended with no verdict: the next one goes first."""
         if call is self._first:
             self._first = None
+            self._let_others_look()
+
+    def _let_others_look(self) -> None:
+        if self._judged is not None:
             self._judged.set()
 
     def _refusal(self, left: float) -> RateLimitedError:

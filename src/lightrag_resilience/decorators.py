@@ -67,13 +67,13 @@ def resilient(
 
 
 def _coroutine(function: Callable[..., Any], find: Callable[[], Guard]) -> Callable[..., Any]:
-    run: Any = None
+    guard: Guard | None = None  # not its method: once it is traced, that is another one
 
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        nonlocal run
-        if run is None:
-            run = find().run
-        return await run(function, args, kwargs)
+        nonlocal guard
+        if guard is None:
+            guard = find()
+        return await guard.run(function, args, kwargs)
 
     return guarded
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 __all__ = [
     "AttemptFailed",
@@ -15,15 +16,22 @@ __all__ = [
     "CallRefused",
     "CallSucceeded",
     "CallWaited",
+    "Counter",
+    "DocumentsCounted",
+    "DrainChanged",
+    "DrainEnded",
     "Event",
     "Events",
     "FellBack",
     "Hedged",
     "Listener",
+    "ProbeSent",
+    "QueryAnswered",
     "RecoveryRan",
     "RetryScheduled",
     "StaleAnswered",
     "StateChanged",
+    "WorkAbandoned",
 ]
 
 _log = logging.getLogger("lightrag_resilience")
@@ -98,6 +106,13 @@ class StateChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeSent:
+    """A half-open circuit let a call through, to find out."""
+
+    dependency: str
+
+
+@dataclass(frozen=True, slots=True)
 class FellBack:
     """A function of a chain failed and the next is called; `reason` is the name of the error."""
 
@@ -139,6 +154,56 @@ class RecoveryRan:
     given_up: int
 
 
+@dataclass(frozen=True, slots=True)
+class DocumentsCounted:
+    """So many documents of a LightRAG's workspace have a status, ``failed`` for one."""
+
+    workspace: str
+    status: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueryAnswered:
+    """A query of a protected LightRAG is over.
+
+    Attributes:
+        workspace: The LightRAG's.
+        outcome: ``success``, ``degraded`` for an answer made without something that is away, or
+            ``failed``.
+        duration: Seconds until the answer was there, or its first words.
+    """
+
+    workspace: str
+    outcome: str
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrainChanged:
+    """A drain came to a phase, or has waited a second more in it, with `left` in flight."""
+
+    phase: str
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainEnded:
+    """A drain is over: what became of what was in flight, and how many seconds it took."""
+
+    drained: int
+    abandoned: int
+    stuck: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkAbandoned:
+    """A drain gave something up; `kind` is ``call``, ``stream`` or ``task``."""
+
+    kind: str
+
+
 Event = (
     CallSucceeded
     | AttemptFailed
@@ -151,30 +216,95 @@ Event = (
     | Hedged
     | StaleAnswered
     | RecoveryRan
+    | ProbeSent
+    | DocumentsCounted
+    | QueryAnswered
+    | DrainChanged
+    | DrainEnded
+    | WorkAbandoned
 )
 Listener = Callable[[Event], None]
+Counter = Callable[[str, float, int], None]
+"""What hears of successes alone: the dependency, the duration in seconds, and the tokens used."""
 
 
 class Events:
-    """Hands each event to every listener; one that raises is reported once and dropped."""
+    """Hands each event to every listener; one that raises is reported once and dropped.
+
+    Attributes:
+        listeners: Who hears of anything.
+        heard: The kinds of events that somebody listens to; others need not be made.
+        succeeded: Tells that a call succeeded, by the fields of a `CallSucceeded`; None where
+            nobody wants to hear of it. This is on the way of every call.
+    """
 
     def __init__(self) -> None:
         self.listeners: tuple[Listener, ...] = ()
+        self.heard: frozenset[type[Event]] = frozenset()
+        self.succeeded: Counter | None = None
+        self._wanted: tuple[tuple[Listener, tuple[type, ...]], ...] = ()
+        self._counters: tuple[Counter, ...] = ()
+        self._told_of: dict[type, tuple[Listener, ...]] = {}
 
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with every event from now on, once each; returns what ends that."""
+    def listen(self, listener: Listener, *kinds: type[Event]) -> Callable[[], None]:
+        """Call `listener` with every event from now on, once each; returns what ends that.
+
+        Where `kinds` are given, with events of these alone: others then cost nothing.
+        """
         if listener not in self.listeners:
-            self.listeners += (listener,)
+            self._wanted += ((listener, kinds or get_args(Event)),)
+            self._sort()
         return lambda: self._drop(listener)
 
+    def count(self, counter: Counter) -> Callable[[], None]:
+        """Call `counter` with each success, of which no event is made; returns what ends that.
+
+        For what must cost little: successes are nearly all events there are.
+        """
+        self._counters += (counter,)
+        self._sort()
+        return lambda: self._drop(counter)
+
     def emit(self, event: Event) -> None:
-        """Tell all listeners. Never raises for one of theirs."""
-        for listener in self.listeners:
+        """Tell who listens to it. Never raises for one of theirs."""
+        if isinstance(event, CallSucceeded):
+            self._count(event.dependency, event.duration, event.tokens)
+        self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        for listener in self._told_of.get(event.__class__, ()):
             try:
                 listener(event)
             except Exception:  # noqa: BLE001 - whatever it is, the call goes on
-                self._drop(listener)
-                _log.exception("A listener of lightrag_resilience failed and is dropped")
+                self._failed(listener)
 
-    def _drop(self, listener: Listener) -> None:
-        self.listeners = tuple(other for other in self.listeners if other != listener)
+    def _count(self, dependency: str, duration: float, tokens: int) -> None:
+        for counter in self._counters:
+            try:
+                counter(dependency, duration, tokens)
+            except Exception:  # noqa: BLE001 - whatever it is, the call goes on
+                self._failed(counter)
+
+    def _count_and_tell(self, dependency: str, duration: float, tokens: int) -> None:
+        self.emit(CallSucceeded(dependency, duration, tokens))
+
+    def _failed(self, listener: object) -> None:
+        self._drop(listener)
+        _log.exception("A listener of lightrag_resilience failed and is dropped")
+
+    def _drop(self, dropped: object) -> None:
+        self._wanted = tuple(wanted for wanted in self._wanted if wanted[0] != dropped)
+        self._counters = tuple(counter for counter in self._counters if counter != dropped)
+        self._sort()
+
+    def _sort(self) -> None:
+        self.listeners = tuple(listener for listener, _ in self._wanted)
+        self._told_of = {
+            kind: tuple(listener for listener, kinds in self._wanted if kind in kinds)
+            for kind in get_args(Event)
+        }
+        self.heard = frozenset(kind for kind, listeners in self._told_of.items() if listeners)
+        if CallSucceeded in self.heard:
+            self.succeeded = self._count_and_tell
+        else:
+            self.succeeded = self._count if self._counters else None

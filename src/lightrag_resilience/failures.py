@@ -49,7 +49,8 @@ def classify(exc: BaseException) -> Failure:
     if not isinstance(exc, Exception):
         raise TypeError(f"{type(exc).__name__} is no failure of a dependency and must be raised on")
     try:
-        return _judge(exc, set())
+        answer = _answer(exc)
+        return answer if isinstance(answer, Failure) else _judge(exc, set())
     except RecursionError:  # groups within groups, without end
         return TRANSIENT
 

@@ -95,7 +95,6 @@ class _Attempt:
         self.gate = guard.gate
         self.clock = guard.clock
         self.remaining = guard.remaining
-        self.timeout_error = guard.timeout_error
 
     def settle_success(self, call: Call, duration: float | None = None) -> None:
         """The attempt goes on."""

@@ -13,26 +13,29 @@ import asyncio
 import functools
 import math
 import time
+from asyncio import get_running_loop  # its name alone: it is on the way of each call
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, overload
 
+from ._again import try_again
 from ._block import begin_block, end_block
 from ._call import Call, current_call, new_call
 from ._gate import Gate
 from ._kinds import as_coroutine_function, is_stream
+from ._lateness import timeout_error, was_cut_short
+from ._line_up import wait_in_line
 from ._loops import LoopParts, Loops
-from ._tell import tell_attempt, tell_failure, tell_refusal, tell_retry, tell_wait
+from ._tell import tell_attempt, tell_failure, tell_probe, tell_refusal
 from .breakers import Admission, Breaker
-from .budget import RetryBudget
+from .budget import RetryBudget, alone
 from .concurrency import Occupancy
-from .errors import AttemptTimeoutError, CallRejected, CircuitOpenError, DeadlineExceededError
-from .events import CallSucceeded, Events
+from .errors import CallRejected, CircuitOpenError
+from .events import Events
 from .failures import FailureKind, classify
 from .limits import SharedLimit
-from .line import Line
-from .policy import Policy, RetryPolicy
-from .retry import Retries, is_retryable
+from .policy import Policy
+from .retry import is_retryable
 from .streams import GuardedStream
 from .throttling import heed
 from .timeouts import Timer
@@ -42,6 +45,12 @@ __all__ = ["Guard"]
 _PLAIN = frozenset({str, dict, list, int, float, bool, tuple, bytes, type(None)})  # no streams
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _Clock(Protocol):
+    """Monotonic seconds. For pyright a plain ``Callable`` in a slot would be a method."""
+
+    def __call__(self) -> float: ...
 
 
 class Guard:
@@ -62,6 +71,21 @@ class Guard:
         gate: Lets calls in until a drain begins.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_circuit",
+        "_loops",
+        "_parts",
+        "breaker",
+        "budget",
+        "clock",
+        "events",
+        "gate",
+        "name",
+        "policy",
+        "sleep",
+    )
+
     def __init__(  # noqa: PLR0913 - all but two by name
         self,
         name: str,
@@ -70,7 +94,7 @@ class Guard:
         events: Events | None = None,
         breaker: Breaker | None = None,
         limit: SharedLimit | None = None,
-        workers: Callable[[], int] = lambda: 1,
+        workers: Callable[[], int] = alone,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         gate: Gate | None = None,
@@ -81,11 +105,10 @@ class Guard:
         self.breaker = breaker or Breaker(name, policy.breaker, events=self.events, clock=clock)
         self.budget = RetryBudget(policy.retry.budget, workers)
         self._circuit = self.breaker.circuit
-        self.clock = clock
+        self.clock: _Clock = clock
         self.sleep = sleep
         self.gate = gate or Gate()
         self._loops = Loops(name, policy, clock, limit)
-        self.cool_down = self._loops.cool_down
         self._parts: LoopParts | None = None
 
     def __repr__(self) -> str:
@@ -125,6 +148,10 @@ class Guard:
         self._loops.change(policy)
         self._parts = None
 
+    def cool_down(self, seconds: float) -> None:
+        """The provider asked to wait: no call of any worker goes before."""
+        self._loops.cool_down(seconds)
+
     @property
     def occupancy(self) -> Occupancy:
         """How the places for calls at once are taken, in this process."""
@@ -141,7 +168,7 @@ class Guard:
 
     # ------------------------------------------------------------------ the way of one call
 
-    async def run(
+    async def run(  # noqa: C901, PLR0912, PLR0915 - the first attempt is written out in it, see below
         self,
         function: Callable[..., Coroutine[Any, Any, R]],
         args: tuple[Any, ...],
@@ -169,14 +196,40 @@ class Guard:
         gate.running[call] = None
         token = current_call.set(call)
         try:
-            return await self._attempt(call, function, args, kwargs)
+            # As prepare(), enter() and _attempt() do it: three calls less are an eighth of what
+            # a guard costs.
+            parts = self._parts
+            if parts is None or parts.loop is not get_running_loop():
+                parts = self._enter_loop()
+            call.parts = parts
+            call.failure = None
+            admission = self._circuit.standing
+            if admission is None or parts.line is not None:
+                timer = await self.enter(call, parts, args, kwargs)
+            else:
+                call.admission = admission
+                call.started = now
+                call.timer = timer = parts.timer
+                if timer is not None:
+                    timer.start(call, now)
+            try:
+                result: Any = await function(*args, **kwargs)
+                if result.__class__ not in _PLAIN and is_stream(result.__class__):
+                    return await self._opened(call, result, timer)  # type: ignore[return-value]
+            except BaseException as error:
+                self._settle_raised(call, error, timer)
+                raise
+            if timer is not None:
+                timer.stop(call)
+            self.settle_success(call, None, result)
+            return result  # type: ignore[no-any-return]  # noqa: TRY300 - else is far away
         except Exception as error:
             retry = self.policy.retry.knowing(idempotent=idempotent)
             if once or call.failure is None or not is_retryable(call.failure, retry):
-                tell_failure(self, call)
+                tell_failure(self, call, error)
                 raise
             attempt = functools.partial(self._attempt, call, function, args, kwargs)
-            return await self._retry(call, retry, error, attempt)
+            return await try_again(self, call, retry, error, attempt)
         finally:
             call.guard = None
             if not call.is_streaming:
@@ -193,55 +246,19 @@ class Guard:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> R:
-        parts = self._parts  # as in prepare(): a call of it is a twentieth of all
-        if parts is None or parts.loop is not asyncio.get_running_loop():
-            parts = self._enter_loop()
-        call.parts = parts
-        call.failure = None
-        call.admission = self._circuit.standing or await self.ask_breaker()
-        if parts.line is not None:
-            await self.wait_in_line(call, parts.line, (args, kwargs))
-        timer = self.start(call, parts)
+        """An attempt after the first."""
+        timer = await self.enter(call, self.prepare(call), args, kwargs)
         try:
             result: Any = await function(*args, **kwargs)
             if result.__class__ not in _PLAIN and is_stream(result.__class__):
-                result = await GuardedStream(self, call, result).open(timer)
-                if timer is not None:
-                    timer.stop(call)
-                return result  # type: ignore[no-any-return]
+                return await self._opened(call, result, timer)  # type: ignore[return-value]
         except BaseException as error:
-            timed_out = timer is not None and timer.stop(call)
-            if timed_out and isinstance(error, asyncio.CancelledError):
-                timeout = self.timeout_error(call)
-                self.settle_error(call, timeout)
-                raise timeout from error
-            self.settle_error(call, error)
+            self._settle_raised(call, error, timer)
             raise
         if timer is not None:
             timer.stop(call)
-        self.settle_success(call, answer=result)
+        self.settle_success(call, None, result)
         return result  # type: ignore[no-any-return]
-
-    async def _retry(
-        self, call: Call, retry: RetryPolicy, first: Exception, attempt: Callable[[], Awaitable[R]]
-    ) -> R:
-        total = self.policy.timeout.total
-        call.deadline = None if total is None else call.began + total
-        retries = Retries(
-            dependency=self.name,
-            policy=retry,
-            budget=self.budget,
-            deadline=call.deadline,
-            clock=self.clock,
-            sleep=self.pause,
-            scheduled=functools.partial(tell_retry, self, call),
-            last_failure=lambda: call.failure,
-        )
-        try:
-            return await retries.after(first, attempt)
-        except Exception:
-            tell_failure(self, call)
-            raise
 
     async def pause(self, seconds: float) -> None:
         """Wait before another attempt; a drain ends it with a `ShuttingDownError`."""
@@ -253,7 +270,7 @@ class Guard:
     def prepare(self, call: Call) -> LoopParts:
         """Find the limits and timers of the running loop."""
         parts = self._parts
-        if parts is None or parts.loop is not asyncio.get_running_loop():
+        if parts is None or parts.loop is not get_running_loop():
             parts = self._enter_loop()
         call.parts = parts
         call.failure = None
@@ -266,31 +283,22 @@ class Guard:
     async def ask_breaker(self) -> Admission:
         """The breaker's leave for an attempt, or its refusal."""
         try:
-            return await self.breaker.ask()
+            admission = await self.breaker.ask()
         except CallRejected as refusal:
             tell_refusal(self, type(refusal))
             raise
+        if admission is not self._circuit.standing:
+            tell_probe(self)
+        return admission
 
-    async def wait_in_line(
-        self, call: Call, line: Line, question: tuple[tuple[Any, ...], dict[str, Any]]
-    ) -> None:
-        """Wait until the call may be sent, then ask the breaker again."""
-        began = self.clock()
-        try:
-            async with self.gate.interruptible(self.name):
-                waited = await line.enter(call, question, lambda: self.remaining(call))
-        except BaseException as refusal:
-            self.breaker.released(call.admission)
-            if isinstance(refusal, CallRejected):
-                tell_refusal(self, type(refusal))
-            raise
-        tell_wait(self, call, began)
-        if waited and not self._circuit.honours(call.admission):
-            try:
-                call.admission = await self.ask_breaker()
-            except CallRejected:
-                line.give_up(call)
-                raise
+    async def enter(
+        self, call: Call, parts: LoopParts, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Timer | None:
+        """Wait for all that a call may have to wait for, and let its time run."""
+        call.admission = self._circuit.standing or await self.ask_breaker()
+        if parts.line is not None:
+            await wait_in_line(self, call, parts.line, (args, kwargs))
+        return self.start(call, parts)
 
     def start(self, call: Call, parts: LoopParts) -> Timer | None:
         """Let the time of an attempt run."""
@@ -313,6 +321,21 @@ class Guard:
 
     # ------------------------------------------------------------------ after an attempt
 
+    async def _opened(self, call: Call, source: Any, timer: Timer | None) -> GuardedStream[Any]:
+        """A stream whose first item is there: until then it is an attempt like others."""
+        stream: GuardedStream[Any] = await GuardedStream(self, call, source).open(timer)
+        if timer is not None:
+            timer.stop(call)
+        return stream
+
+    def _settle_raised(self, call: Call, error: BaseException, timer: Timer | None) -> None:
+        """An attempt raised; where that was the end of its time, this raises what says so."""
+        if timer is not None and timer.stop(call) and isinstance(error, asyncio.CancelledError):
+            timeout = timeout_error(self, call)
+            self.settle_error(call, timeout)
+            raise timeout from error
+        self.settle_error(call, error)
+
     def settle_success(
         self, call: Call, duration: float | None = None, answer: object = None
     ) -> None:
@@ -326,8 +349,8 @@ class Guard:
         self.breaker.succeeded(call.admission, duration)
         if self.budget.tokens < self.budget.capacity:
             self.budget.earn()
-        if self.events.listeners:
-            self.events.emit(CallSucceeded(self.name, duration, tokens))
+        if (succeeded := self.events.succeeded) is not None:
+            succeeded(self.name, duration, tokens)
 
     def settle_error(self, call: Call, error: BaseException) -> None:
         """An attempt raised: the breaker learns of it where the dependency is to blame."""
@@ -340,7 +363,7 @@ class Guard:
             line.leave(call, failure, duration)
         if failure.kind is FailureKind.THROTTLED:
             heed(self, error, failure)
-        if failure.counts and not self._was_cut_short(call, error, duration):
+        if failure.counts and not was_cut_short(call, error, duration):
             self.breaker.failed(call.admission, duration)
         else:
             self.breaker.released(call.admission)
@@ -352,20 +375,6 @@ class Guard:
         if (line := call.parts.line) is not None:
             line.leave_without_verdict(call)
         self.breaker.released(call.admission)
-
-    def timeout_error(self, call: Call, late: str = "") -> Exception:
-        """The error for a call whose own time is up; `late` says so of an attempt."""
-        timeout = self.policy.timeout
-        if self.remaining(call) <= 0:
-            return DeadlineExceededError(self.name, None, f"after {timeout.total:g} s")
-        return AttemptTimeoutError(self.name, None, late or f"after {timeout.attempt:g} s")
-
-    def _was_cut_short(self, call: Call, error: Exception, duration: float) -> bool:
-        """Whether the deadline gave an attempt less time than the policy gives attempts."""
-        timer = call.parts.timer
-        return isinstance(error, DeadlineExceededError) and (
-            timer is not None and duration < timer.seconds
-        )
 
     # ------------------------------------------------------------------ as a block
 
@@ -385,7 +394,7 @@ class Guard:
 
     def _enter_loop(self) -> LoopParts:
         """The parts of the running loop, made on its first call."""
-        self._parts, is_new = self._loops.enter(asyncio.get_running_loop())
+        self._parts, is_new = self._loops.enter(get_running_loop())
         if is_new:
             self.breaker.begin()
         return self._parts

@@ -7,11 +7,13 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from ._gate import Gate
 from ._threads import BackgroundLoop
+from .budget import alone
 from .errors import PolicyError, SettingsError
 from .events import Events
 from .guard import Guard
@@ -23,9 +25,28 @@ if TYPE_CHECKING:
     from .shared.sync import Synchronizer
     from .shared.wire import Override
 
-__all__ = ["Guards", "guard", "guards"]
+__all__ = ["Guards", "Tracing", "guard", "guards"]
 
 _log = logging.getLogger("lightrag_resilience")
+
+
+class Query(Protocol):
+    """A query that is seen."""
+
+    def current(self) -> AbstractContextManager[None]:
+        """What is called in this block is called by it."""
+        ...
+
+    def end(self, error: BaseException | None = None, outcome: str | None = None) -> None:
+        """It is over."""
+
+
+class Tracing(Protocol):
+    """What sees queries of a LightRAG that is protected by these guards."""
+
+    def begin_query(self, workspace: str) -> Query:
+        """A query begins."""
+        ...
 
 
 class Guards:
@@ -46,6 +67,7 @@ class Guards:
     ) -> None:
         self.events = Events()
         self.gate = Gate()
+        self.tracing: Tracing | None = None
         self.coordinators: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self.threads = BackgroundLoop()
         self._settings = settings
@@ -55,6 +77,7 @@ class Guards:
         self._guards: dict[str, tuple[Guard, Policy | None]] = {}
         self._lock = threading.RLock()
         self._sync: Synchronizer | None = None
+        self._guard_class: type[Guard] = Guard
 
     @property
     def settings(self) -> Settings:
@@ -93,13 +116,13 @@ class Guards:
     def _make(self, name: str, policy: Policy | None) -> Guard:
         effective = (self._effective or self.settings).policy_for(name, policy)
         sync = self._synchronizer()
-        return Guard(
+        return self._guard_class(
             name,
             effective,
             events=self.events,
             breaker=sync.breaker(name, effective.breaker, self.events) if sync else None,
             limit=sync.limit(name, effective.limit) if sync else None,
-            workers=sync.workers if sync else lambda: 1,
+            workers=sync.workers if sync else alone,
             clock=self._clock,
             sleep=self._sleep,
             gate=self.gate,
@@ -156,6 +179,17 @@ class Guards:
             self.override(values, "; ".join(reasons) or "as the variables say")
         except SettingsError as error:
             _log.error("Overrides in Redis are ignored: %s", error)
+
+    def trace(self, tracing: Tracing | None, guard_class: type[Guard]) -> None:
+        """Let all guards, those to come included, be of a class that sees their calls.
+
+        Nothing is asked on the way of a call: a guard that nobody traces knows nothing of it.
+        """
+        with self._lock:
+            self.tracing = tracing
+            self._guard_class = guard_class
+            for guard, _ in self._guards.values():
+                guard.__class__ = guard_class
 
     @property
     def link(self) -> Link | None:

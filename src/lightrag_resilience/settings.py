@@ -75,6 +75,10 @@ class Settings:
     shutdown_close_timeout: float = 5.0
     shutdown_journal: str | None = None
     sections: Mapping[str, Section] = field(default_factory=dict)
+    _policies: dict[Policy, Policy] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Equal policies are one and the same: ten thousand dependencies need no copy each."""
 
     def policy_for(self, name: str, base: Policy | None = None) -> Policy:
         """The policy of a dependency: `base`, or its family's preset, changed by the variables.
@@ -88,7 +92,7 @@ class Settings:
         policy = self._layer(base or Policy.for_name(name), [DEFAULT, *prefixes], problems)
         if problems:
             raise SettingsError(*problems)
-        return policy
+        return self._policies.setdefault(policy, policy)
 
     def sources_for(self, name: str) -> dict[tuple[str, str], str]:
         """For each part and field of a dependency's policy that a variable sets, the variable."""

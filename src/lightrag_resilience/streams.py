@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self, TypeVar
 from ._call import Call, current_call
 from ._finish import Finish, finish_after, is_of_model
 from ._gate import Gate
+from ._lateness import timeout_error
 from ._opened import PassedOnStream, close_both
 from ._tell import tell_failure
 from .errors import AttemptTimeoutError, TruncatedStreamError
@@ -35,7 +36,6 @@ class _Guard(Protocol):
 
     def clock(self) -> float: ...
     def remaining(self, call: Call) -> float: ...
-    def timeout_error(self, call: Call, late: str = "") -> Exception: ...
     def settle_success(self, call: Call, duration: float | None = None) -> None: ...
     def settle_error(self, call: Call, error: BaseException) -> None: ...
     def settle_without_verdict(self, call: Call) -> None: ...
@@ -151,7 +151,7 @@ class GuardedStream(PassedOnStream[T_co]):
         except asyncio.CancelledError as error:
             if own.stop(call):
                 late = f"waiting {limit:g} s for the first item"
-                raise guard.timeout_error(call, late) from error
+                raise timeout_error(guard, call, late) from error
             raise
         finally:
             own.stop(call)
@@ -218,7 +218,7 @@ class GuardedStream(PassedOnStream[T_co]):
         if call is not None:
             self._guard.gate.running.pop(call, None)
             self._guard.settle_error(call, error)
-            tell_failure(self._guard, call)
+            tell_failure(self._guard, call, error)
         await self._close_after_error()
 
     def _release(self) -> None:

@@ -8,7 +8,9 @@ cancel a timer for each call.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
+from asyncio import current_task  # its name alone: it is on the way of each call
 from collections.abc import Callable
 
 __all__ = ["Timed", "Timer"]
@@ -48,7 +50,7 @@ class Timer:
 
     def start(self, timed: Timed, now: float) -> None:
         """Let the time of `timed` run from `now`, in the task that calls this."""
-        timed.task = task = asyncio.current_task(self.loop)  # type: ignore[assignment]
+        timed.task = task = current_task(self.loop)  # type: ignore[assignment]
         timed.cancelling = task.cancelling()  # type: ignore[union-attr]
         timed.expired = False
         timed.due = now + self.seconds
@@ -82,7 +84,8 @@ class Timer:
         return len(self._running)
 
     def _arm(self, delay: float) -> None:
-        self.loop.call_later(max(delay, 0.0), self._ring)
+        # In an empty context: that of the caller would be kept for as long as it lasts.
+        self.loop.call_later(max(delay, 0.0), self._ring, context=contextvars.Context())
         self._armed = True
 
     def _ring(self) -> None:

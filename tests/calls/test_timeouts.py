@@ -67,9 +67,9 @@ async def test_one_timer_is_armed_for_all() -> None:
     shared, armed = timer(5.0), list[float]()
     call_later = shared.loop.call_later
 
-    def noted(delay: float, *rest: Any) -> asyncio.TimerHandle:
+    def noted(delay: float, *rest: Any, **options: Any) -> asyncio.TimerHandle:
         armed.append(delay)
-        return call_later(delay, *rest)
+        return call_later(delay, *rest, **options)
 
     shared.loop.call_later = noted  # type: ignore[assignment, method-assign]
     calls = [Timed() for _ in range(1000)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,6 +16,7 @@ from lightrag_resilience import AttemptTimeoutError, CircuitOpenError, Guards
 from lightrag_resilience.integrations.lightrag._requests import HonestRequests
 from lightrag_resilience.integrations.lightrag._work import current_request
 from lightrag_resilience.settings import load_settings
+from lightrag_resilience.telemetry.correlation import correlated
 
 pytestmark = pytest.mark.anyio
 HEADERS = [(b"content-length", b"2"), (b"access-control-allow-origin", b"*"), (b"X-Id", b"7")]
@@ -82,6 +84,17 @@ async def test_the_answer_says_who_failed_and_when_to_come_back(
     assert headers[b"content-length"] == str(len(body["body"])).encode()
     assert headers[b"access-control-allow-origin"] == b"*"
     assert headers[b"x-id"] == b"7"
+
+
+@pytest.mark.parametrize("identity", ["r-1", None])
+async def test_the_answer_has_the_id_of_its_request(identity: str | None) -> None:
+    async def application(send: Any) -> None:
+        failed(CircuitOpenError("llm.openai"))
+        await answers(send, 500)
+
+    with contextlib.nullcontext() if identity is None else correlated(identity):
+        _, body = await ask(application)
+    assert json.loads(body["body"]).get("request_id") == identity
 
 
 @pytest.mark.parametrize("status", [200, 404, 422, 501, 503])

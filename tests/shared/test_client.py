@@ -205,7 +205,7 @@ def test_an_address_sets_what_it_says_and_the_limits_are_ours(scheme: str) -> No
         options = client.connection_pool.connection_kwargs
         assert client.connection_pool.max_connections == 8
     assert (options["username"], options["password"]) == ("u:", "se:cr et")
-    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.25, 0.25)
+    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (1.0, 1.0)
     assert options.get("ssl_check_hostname", False) is scheme.startswith("rediss")
 
 
@@ -306,9 +306,9 @@ async def test_a_server_that_does_not_answer_is_told_soon() -> None:
             began = time.monotonic()
             with pytest.raises(RedisError) as caught:
                 await client.ping()
-            assert time.monotonic() - began < 1.0
-        assert what_is_wrong(caught.value) == "no answer within 0.25 s"
-        assert await wrong(hung.url) == "no answer within 0.25 s"
+            assert time.monotonic() - began < 5.0
+        assert what_is_wrong(caught.value) == "no answer within 1 s"
+        assert await wrong(hung.url) == "no answer within 1 s"
 
 
 async def test_a_server_that_takes_no_writes_is_told() -> None:

@@ -19,7 +19,7 @@ from lightrag_resilience.testing.tcp_proxy import TcpProxy
 from support.workers import WorkerProcess, Workers, workers
 
 KEYS = Keys("lr:", "llm.made-up")
-WAITED_FOR_REDIS = 0.25  # seconds, the shortest that any command takes to fail
+WAITED_FOR_REDIS = 1.0  # seconds, the shortest that any command takes to fail
 AGREE_WITHIN = 2.0  # seconds
 
 

@@ -166,7 +166,7 @@ async def ask(app: Any, path: str) -> tuple[int, dict[str, str], Any]:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await app({"type": "http", "path": path}, receive, send)
+    await app({"type": "http", "method": "GET", "path": path}, receive, send)
     headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], headers, json.loads(sent[1]["body"])
 
@@ -233,3 +233,46 @@ async def test_the_application_ends_after_what_is_in_flight() -> None:
     await asyncio.gather(life, request)
     assert order == ["request", "end"]
     assert not guards.gate.is_closed
+
+
+async def test_clients_are_closed_only_when_no_request_can_come_any_more() -> None:
+    guards = Guards(settings=load_settings({}))
+    begun, stop = asyncio.Event(), asyncio.Event()
+    order: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            order.append("request")
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"{}"})
+            return
+        while (message := await receive())["type"] != "lifespan.shutdown":
+            await send({"type": f"{message['type']}.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def receive() -> Any:
+        if not begun.is_set():
+            return {"type": "lifespan.startup"}
+        await stop.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "lifespan.startup.complete":
+            begun.set()
+
+    app = Draining(
+        application,
+        registry=guards,
+        last_requests=20.0,
+        make_coordinator=lambda registry: Coordinator(registry=registry, hears_signals=False),
+    )
+    life = asyncio.create_task(app({"type": "lifespan"}, receive, send))
+    await begun.wait()
+    assert app.coordinator is not None
+    app.coordinator.on_close(lambda: order.append("closed"))
+    app.coordinator.begin("SIGTERM")  # nothing is in flight
+    await asyncio.sleep(0.3)
+    assert (await ask(app, "/late"))[0] == 200
+    stop.set()
+    await life
+    assert order == ["request", "closed"]

@@ -70,11 +70,17 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(application: Application, path: Path, **options: Any) -> AsyncIterator[Rig]:
+async def rig(
+    application: Application,
+    path: Path,
+    *,
+    timeout: float = 1.5,  # noqa: ASYNC109 - the coordinator's
+    **options: Any,
+) -> AsyncIterator[Rig]:
     async with Coordinator(
         registry=Guards(settings=load_settings({})),
         hears_signals=False,
-        timeout=1.5,
+        timeout=timeout,
         cancel_grace=0.5,
         close_timeout=0.5,
         journal=path / "journal",
@@ -235,7 +241,8 @@ def test_a_loop_that_ends_in_the_middle_of_a_drain_writes_down_what_is_left(
 
 async def test_the_last_requests_get_in_and_are_told_to_ask_elsewhere_next(tmp_path: Path) -> None:
     client, late = Client(), Client()
-    async with rig(quick, tmp_path, last_requests=60.0) as made:
+    async with rig(quick, tmp_path, last_requests=60.0, timeout=60.0) as made:
+        made.coordinator.linger(60.0)
         made.coordinator.begin("the test")
         await made.ask(client)
         made.coordinator.request("in a hurry")

@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
+from lightrag_resilience import Guards
+from lightrag_resilience._host import host
 from lightrag_resilience._signals import Ears, signals_to_hear
+from lightrag_resilience.settings import load_settings
+from lightrag_resilience.shutdown import Coordinator
 
 SIGNAL = signal.SIGTERM
 
@@ -87,3 +91,64 @@ def test_another_thread_hears_nothing() -> None:
 
 def test_those_that_end_a_process_are_heard() -> None:
     assert {signal.SIGTERM, signal.SIGINT} <= set(signals_to_hear())
+
+
+def test_a_server_that_sets_its_handler_late_is_heard_beside_too() -> None:
+    theirs: list[int] = []
+
+    def late(number: int, _: Any) -> None:
+        theirs.append(number)
+
+    ours: list[str] = []
+    ears = Ears([SIGNAL], ours.append)
+    with ears:
+        signal.signal(SIGNAL, late)
+        ears.listen()
+        ears.listen()  # changes nothing
+        signal.raise_signal(SIGNAL)
+        assert (ours, theirs) == (["SIGTERM"], [SIGNAL])
+    assert signal.getsignal(SIGNAL) is late
+
+
+def test_a_handler_that_was_set_since_stays() -> None:
+    def late(number: int, _: Any) -> None: ...
+
+    with Ears([SIGNAL], lambda _: None):
+        signal.signal(SIGNAL, late)
+    assert signal.getsignal(SIGNAL) is late
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGQUIT"), reason="Windows has none")
+def test_the_fast_stop_is_heard_only_where_a_server_hears_it() -> None:
+    before = signal.getsignal(signal.SIGQUIT)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    assert signal.SIGQUIT not in signals_to_hear()
+    signal.signal(signal.SIGQUIT, lambda *_: None)
+    assert signal.SIGQUIT in signals_to_hear()
+    signal.signal(signal.SIGQUIT, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGQUIT"), reason="Windows has none")
+def test_the_fast_stop_waits_for_nothing_and_a_repeated_stop_is_none() -> None:
+    async def main(*signals: signal.Signals, repeats: bool = False) -> bool:
+        """Whether a coordinator is in a hurry after these."""
+        host.repeats = repeats
+        guards = Guards(settings=load_settings({}))
+        async with Coordinator(registry=guards) as coordinator:
+            for number in signals:
+                signal.raise_signal(number)
+            await asyncio.wait_for(coordinator.stopping.wait(), 20)
+            await asyncio.sleep(0)
+            return not coordinator.lets_in(3600)
+
+    before = signal.getsignal(signal.SIGQUIT)
+    signal.signal(signal.SIGQUIT, lambda *_: None)
+    try:
+        assert asyncio.run(main(signal.SIGQUIT))
+        assert not asyncio.run(main(SIGNAL))
+        assert asyncio.run(main(SIGNAL, SIGNAL))
+        assert not asyncio.run(main(SIGNAL, SIGNAL, repeats=True))
+        assert asyncio.run(main(SIGNAL, signal.SIGQUIT, repeats=True))
+    finally:
+        host.repeats = False
+        signal.signal(signal.SIGQUIT, before)

@@ -29,12 +29,19 @@ from lightrag_resilience import (
 )
 from lightrag_resilience.events import (
     CallSucceeded,
+    DocumentsCounted,
+    DrainChanged,
+    DrainEnded,
     Event,
     FellBack,
     Hedged,
+    QueryAnswered,
+    RecoveryRan,
     StaleAnswered,
+    WorkAbandoned,
 )
 from lightrag_resilience.settings import load_settings
+from lightrag_resilience.telemetry import prometheus
 from lightrag_resilience.telemetry._metrics import METRICS, describe_metrics
 from lightrag_resilience.telemetry.prometheus import Observation, observe
 from lightrag_resilience.testing.redis_server import RedisServer
@@ -42,6 +49,7 @@ from lightrag_resilience.testing.redis_server import RedisServer
 ROOT = Path(__file__).parent.parent.parent
 PREFIX = "lightrag_resilience_"
 NAME = "llm.openai"
+BOUNDED = {"dependency", "kind", "outcome", "reason", "state", "status", "workspace"}
 
 Read = Callable[..., float | None]
 
@@ -191,8 +199,12 @@ async def test_an_open_circuit_its_refusals_and_its_transitions_are_seen(
     assert read("breaker_transitions_total", state="open") == 1
     assert read("refusals_total", reason="CircuitOpenError") == 1
     guard.breaker.half_open()
-    guard.breaker.admit()
+    leave = guard.breaker.admit()
     assert (read("breaker_state"), read("breaker_probes")) == (1, 1)
+    guard.breaker.released(leave)
+    await guard.call(answer)
+    await guard.call(answer)
+    assert read("probes_total") == 1
 
 
 @pytest.mark.anyio
@@ -220,6 +232,45 @@ async def test_calls_that_wait_for_a_place_are_the_depth_of_the_queue(
     gate.set()
     await asyncio.gather(*tasks)
     assert (read("in_flight"), read("queue_depth")) == (0, 0)
+
+
+@pytest.mark.anyio
+async def test_the_limit_of_calls_at_once_is_seen_where_there_is_one(
+    guards: Guards, read: Read
+) -> None:
+    await guards.get(NAME, Policy(concurrency=ConcurrencyPolicy(max_concurrent=7))).call(answer)
+    await guards.get("free").call(answer)
+    assert read("concurrency_limit") == 7
+    assert read("concurrency_limit", dependency="free") is None
+
+
+def test_documents_recoveries_queries_and_drains_are_counted(
+    guards: Guards, read: Read, registry: CollectorRegistry
+) -> None:
+    for event in (
+        DocumentsCounted("books", "failed", 4),
+        DocumentsCounted("books", "failed", 3),
+        RecoveryRan("books", 0, 2, 1),
+        RecoveryRan("books", 5, 0, 1),
+        QueryAnswered("books", "degraded", 1.5),
+        DrainChanged("draining", 9),
+        WorkAbandoned("stream"),
+        DrainEnded(8, 1, 0, 2.0),
+    ):
+        guards.events.emit(event)
+    one = registry.get_sample_value
+    recovered = PREFIX + "recovered_documents_total"
+    of_books = {"workspace": "books"}
+    assert one(PREFIX + "documents", {**of_books, "status": "failed"}) == 3
+    assert one(recovered, {**of_books, "outcome": "resumed"}) == 5
+    assert one(recovered, {**of_books, "outcome": "requeued"}) == 2
+    assert one(PREFIX + "documents_given_up", of_books) == 1
+    in_time = {"outcome": "degraded", "le": "2.0"}
+    assert one(PREFIX + "query_duration_seconds_bucket", in_time) == 1
+    assert one(PREFIX + "drain_phase") == 4
+    assert one(PREFIX + "drain_in_flight") == 0
+    assert one(PREFIX + "drained_total") == 8
+    assert one(PREFIX + "abandoned_total", {"kind": "stream"}) == 1
 
 
 @pytest.mark.parametrize(
@@ -274,7 +325,7 @@ def test_names_beyond_the_bound_are_other_and_the_log_says_so_once(
     assert read(count, {"dependency": "other", "outcome": "success"}) == 6
     assert read(count, {"dependency": "http.2", "outcome": "success"}) is None
     assert len(caplog.messages) == 1
-    assert len(observation._succeeded) <= 3
+    assert len(observation._successes) <= 3
     observation.close()
 
 
@@ -323,7 +374,7 @@ def test_each_metric_has_a_help_text_a_unit_and_no_label_without_bound() -> None
     assert len({metric.name for metric in METRICS}) == len(METRICS)
     for metric in METRICS:
         assert metric.meaning.endswith(".")
-        assert set(metric.labels) <= {"dependency", "outcome", "reason", "state"}
+        assert set(metric.labels) <= BOUNDED
         if metric.kind == "histogram":
             assert metric.name.endswith("_seconds")
 
@@ -334,6 +385,24 @@ def test_the_page_of_metrics_is_that_of_the_code() -> None:
 
 
 # ---------------------------------------------------------------------- several processes
+
+
+@pytest.mark.anyio
+async def test_where_another_process_is_asked_a_thread_sets_the_gauges(
+    guards: Guards, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prometheus, "_is_multiprocess", lambda: True)
+    monkeypatch.setattr(prometheus, "_EVERY", 0.001)
+    observation = observe(guards, registry=registry)
+    await guards.get(NAME).call(answer)
+    async with asyncio.timeout(20):
+        while ("breaker_state", NAME) not in observation._children:  # noqa: ASYNC110 - a thread
+            await asyncio.sleep(0.001)
+    thread = observation._thread
+    observation.close()
+    assert thread is not None
+    assert not thread.is_alive()
+
 
 WORKER = """
 import asyncio, sys

@@ -157,7 +157,9 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         self.watchdog.start()
 
     def _leave(self) -> None:
-        names = [thread.name for thread in threading.enumerate() if not thread.daemon]
+        main = threading.main_thread()
+        left = [each for each in threading.enumerate() if not each.daemon and each is not main]
+        names = [thread.name for thread in left]
         self.log.error("Left with threads that do not end: %s", names)
         logging.shutdown()
         os._exit(1)

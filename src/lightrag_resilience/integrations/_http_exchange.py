@@ -11,8 +11,10 @@ import math
 from typing import Any
 
 from lightrag_resilience._call import current_call, owned_by_a_guard
+from lightrag_resilience._lateness import timeout_error
 from lightrag_resilience.errors import AttemptTimeoutError, DeadlineExceededError
 from lightrag_resilience.guard import Guard
+from lightrag_resilience.telemetry.correlation import send_along
 from lightrag_resilience.throttling import learn_limits
 
 from ._http_bodies import Source, guarded_body, parsed, read_ahead
@@ -32,6 +34,7 @@ async def send(library: Any, transport: Any, guard: Guard, request: Any) -> Any:
         library.ReadTimeout: The guard's own time was up.
         library.RequestError: What the last attempt raised.
     """
+    send_along(request)
     around = current_call.get()
     if around is not None and around.is_within(guard):
         return await transport.handle_async_request(request)
@@ -109,7 +112,7 @@ class _Exchange:
             response = await self._transport.handle_async_request(request)
         except library.TimeoutException as error:
             if left < math.inf and self._guard.clock() >= call.due:
-                raise self._guard.timeout_error(call) from error  # the guard's time, not its own
+                raise timeout_error(self._guard, call) from error  # the guard's time, not its own
             raise
         finally:
             request.extensions = asked

@@ -77,9 +77,9 @@ class Draining:
         if self.coordinator is not None and not self._serves:
             self._serves = True
             self.coordinator.listen()  # some servers set their handlers after the lifespan's start
-        await self._answer(scope, receive, send)
+        await self._respond(scope, receive, send)
 
-    async def _answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _respond(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in {"/livez", "/readyz"}:
             await self._probe(scope, send)
         elif self.coordinator is None:  # the server has no lifespan, or it has not begun
@@ -151,10 +151,12 @@ class Draining:
         servers = asyncio.all_tasks()
         async with self._make(self._registry) as coordinator:
             self.coordinator = coordinator
+            coordinator.linger(self._last_requests)
 
             async def receive_and_drain() -> Message:
                 message = await receive()
                 if message["type"] == "lifespan.shutdown":
+                    coordinator.linger(0.0)  # nothing can come any more
                     await coordinator.drain("the server")
                 return message
 

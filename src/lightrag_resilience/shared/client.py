@@ -40,7 +40,7 @@ __all__ = [
 
 RedisClient: TypeAlias = Redis | RedisCluster
 
-PATIENCE = 0.25  # seconds for one answer
+PATIENCE = 1.0  # seconds for one answer: no call waits for it, and a busy machine needs a while
 
 
 def make_client(url: str) -> RedisClient:

@@ -183,9 +183,9 @@ class Worker:
             except BaseException:
                 limit.could_not_book(demand)
                 raise
-            limit.booked(demand, booking)
             if booking.found == "corrupt":
                 _log.error(_REPLACED, "limit", limit.name)
+            limit.booked(demand, booking)
 
     async def _ask(self, breaker: SharedBreaker) -> None:
         token = f"{self._name}:{next(self._tokens)}"

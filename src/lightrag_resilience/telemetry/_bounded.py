@@ -16,12 +16,14 @@ class BoundedNames:
 
     Args:
         most: Names at the most. The log says once that they are used up.
+        what: What is named, for the log.
     """
 
-    __slots__ = ("_complained", "_known", "_most")
+    __slots__ = ("_complained", "_known", "_what", "most")
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, what: str = "dependencies") -> None:
+        self.most = most
+        self._what = what
         self._known: set[str] = set()
         self._complained = False
 
@@ -29,14 +31,15 @@ class BoundedNames:
         """The name to show for `name`."""
         if name in self._known:
             return name
-        if len(self._known) < self._most:
+        if len(self._known) < self.most:
             self._known.add(name)
             return name
         if not self._complained:
             self._complained = True
             _log.warning(
-                "Metrics show %d dependencies; %r and all further ones are shown as %r",
-                self._most,
+                "Metrics show %d %s; %r and all further ones are shown as %r",
+                self.most,
+                self._what,
                 name,
                 OTHER,
             )

@@ -44,6 +44,7 @@ class Metric:
 
 
 _D = "dependency"
+_W = "workspace"
 METRICS = (
     Metric(
         "attempt_duration_seconds",
@@ -101,6 +102,7 @@ METRICS = (
         "livemax",
     ),
     Metric("breaker_probes", "gauge", (_D,), "Probes of a half-open circuit that are under way."),
+    Metric("probes", "counter", (_D,), "Calls that a half-open circuit let through, to find out."),
     Metric(
         "breaker_failure_ratio",
         "gauge",
@@ -117,6 +119,57 @@ METRICS = (
     ),
     Metric("in_flight", "gauge", (_D,), "Attempts under way, of those that have a time limit."),
     Metric("queue_depth", "gauge", (_D,), "Calls that wait for a place."),
+    Metric(
+        "concurrency_limit",
+        "gauge",
+        (_D,),
+        "Calls at once that are let through now, all processes together; it moves where it "
+        "adapts. Only of dependencies that have such a limit.",
+    ),
+    Metric(
+        "query_duration_seconds",
+        "histogram",
+        ("outcome",),
+        "Seconds of a query of a protected LightRAG; of a streamed answer, to its first words. "
+        "Its outcome is success, degraded (answered without something that is away), or failed.",
+    ),
+    Metric(
+        "documents",
+        "gauge",
+        (_W, "status"),
+        "Documents of a protected LightRAG's workspace by their status; counted twice a minute.",
+        "livemax",
+    ),
+    Metric(
+        "recovered_documents",
+        "counter",
+        (_W, "outcome"),
+        "Documents taken up again: resumed, which were left in the middle, or requeued, which had "
+        "failed.",
+    ),
+    Metric(
+        "documents_given_up",
+        "gauge",
+        (_W,),
+        "Failed documents that the last recovery that had any did not try again.",
+        "livemax",
+    ),
+    Metric(
+        "drain_phase",
+        "gauge",
+        (),
+        "How far a shutdown is: 0 none, 1 draining, 2 cancelling, 3 closing, 4 ended; of processes "
+        "the furthest.",
+        "livemax",
+    ),
+    Metric("drain_in_flight", "gauge", (), "Work that a drain waits for."),
+    Metric("drained", "counter", (), "Work in flight at the begin of a drain that then ended."),
+    Metric(
+        "abandoned",
+        "counter",
+        ("kind",),
+        "Work that a drain gave up and cancelled: call, stream or task.",
+    ),
     Metric(
         "redis_up",
         "gauge",

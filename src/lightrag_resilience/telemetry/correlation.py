@@ -7,8 +7,9 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
+
+from lightrag_resilience._identity import current_id
 
 __all__ = [
     "HEADER",
@@ -18,6 +19,7 @@ __all__ = [
     "correlated",
     "correlation_id",
     "read_id",
+    "send_along",
 ]
 
 HEADER = "X-Request-ID"
@@ -29,8 +31,6 @@ _TRACEPARENT = re.compile(
 )
 _LONGEST_TRACEPARENT = 256  # characters
 
-_current: ContextVar[str | None] = ContextVar("lightrag_resilience_correlation", default=None)
-
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -39,7 +39,7 @@ _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 def correlation_id() -> str | None:
     """The id of what the present code works for, if it has one."""
-    return _current.get()
+    return current_id.get()
 
 
 @contextmanager
@@ -52,11 +52,11 @@ def correlated(identity: str | None = None) -> Iterator[str]:
     chosen = uuid.uuid4().hex if identity is None else identity
     if not _REQUEST_ID.fullmatch(chosen):
         raise ValueError("An id has 1 to 64 letters, digits, or any of . _ : / + = @ -")
-    token = _current.set(chosen)
+    token = current_id.set(chosen)
     try:
         yield chosen
     finally:
-        _current.reset(token)
+        current_id.reset(token)
 
 
 def read_id(headers: Mapping[str, str]) -> str | None:
@@ -84,15 +84,23 @@ class CorrelationFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Never drops a record."""
-        record.correlation_id = _current.get() or "-"
+        record.correlation_id = current_id.get() or "-"
         return True
 
 
-async def add_header(request: Any) -> None:
-    """Send the id along: ``httpx.AsyncClient(event_hooks={"request": [add_header]})``."""
-    identity = _current.get()
+def send_along(request: Any) -> None:
+    """Give a request of httpx the id, unless it has one."""
+    identity = current_id.get()
     if identity is not None and HEADER not in request.headers:
         request.headers[HEADER] = identity
+
+
+async def add_header(request: Any) -> None:
+    """Send the id along: ``httpx.AsyncClient(event_hooks={"request": [add_header]})``.
+
+    `ResilientTransport` does so by itself.
+    """
+    send_along(request)
 
 
 class CorrelationMiddleware:

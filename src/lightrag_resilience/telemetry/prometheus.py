@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_args
 
 try:
     import prometheus_client as client
@@ -18,30 +18,20 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/telemetry/ runs
     message = f"Metrics need {error.name}: pip install 'lightrag-resilience[prometheus]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
-from lightrag_resilience._circuit import State
-from lightrag_resilience.events import (
-    AttemptFailed,
-    CallFailed,
-    CallRefused,
-    CallSucceeded,
-    CallWaited,
-    Event,
-    FellBack,
-    Hedged,
-    RetryScheduled,
-    StaleAnswered,
-    StateChanged,
-)
+from lightrag_resilience.events import CallSucceeded, Event
 from lightrag_resilience.registry import Guards
 
 from ._bounded import BoundedNames
+from ._measures import look_at, measures_of
 from ._metrics import BUCKETS, METRICS, PREFIX, Metric
+from ._tally import Tallies
 
 __all__ = ["Observation", "observe"]
 
-_STATES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 _EVERY = 1.0  # seconds between two looks, where another process is asked
 _LAST_WORDS = 2.0  # seconds that the thread gets to end
+_BY_NAME = {metric.name: metric for metric in METRICS}
+_OTHERS = [kind for kind in get_args(Event) if kind is not CallSucceeded]
 
 Exemplar = Callable[[], dict[str, str] | None]
 
@@ -85,34 +75,27 @@ class Observation:
         self._guards = guards
         self._registry = registry
         self._names = names
+        self._bounded = {"dependency": names, "workspace": BoundedNames(names.most, "workspaces")}
         self._exemplar = exemplar
         self._metrics: dict[str, Any] = {}
-        self._succeeded: dict[str, Callable[..., None]] = {}
+        self._successes: dict[str, Callable[[float], None]] = {}
         self._children: dict[tuple[str, ...], Any] = {}
-        self._heard: dict[type, Callable[[Any], None]] = {
-            AttemptFailed: self._attempt_failed,
-            CallFailed: self._call_failed,
-            CallRefused: self._refused,
-            CallSucceeded: self._call_succeeded,
-            CallWaited: self._waited,
-            FellBack: lambda event: self._count("fallbacks", event.dependency),
-            Hedged: lambda event: self._count("hedges", event.dependency),
-            RetryScheduled: self._retried,
-            StaleAnswered: lambda event: self._count("stale_answers", event.dependency),
-            StateChanged: self._state_changed,
-        }
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._look = _Look(self.look)
         self._register()
-        self._stop_listening = guards.events.listen(self._hear)
+        self._stop_listening = (
+            guards.events.count(self._succeeded),
+            guards.events.listen(self._hear, *_OTHERS),
+        )
         if _is_multiprocess():
             self._thread = threading.Thread(target=self._look_often, daemon=True, name="metrics")
             self._thread.start()
 
     def close(self) -> None:
         """End it: nothing is heard any more, and the metrics leave the registry."""
-        self._stop_listening()
+        for stop in self._stop_listening:
+            stop()
         self._ending.set()
         if self._thread is not None:
             self._thread.join(_LAST_WORDS)
@@ -123,19 +106,10 @@ class Observation:
 
     def look(self) -> None:
         """Set all gauges to what is so now."""
-        highest: dict[tuple[str, str], float] = {}
-        for guard in self._guards:
-            name = self._names.shown(guard.name)
-            for metric, value in _gauges(guard):
-                highest[metric, name] = _together(metric, highest.get((metric, name)), value)
-        for (metric, name), value in highest.items():
-            self._child(metric, name).set(value)
-        if (link := self._guards.link) is not None:
-            if "redis_up" not in self._metrics:
+        for metric, labels, value in look_at(self._guards, self._names):
+            if metric not in self._metrics:
                 self._make(metric for metric in METRICS if metric.of_redis)
-            self._metrics["redis_up"].set(link.is_up)
-            self._metrics["redis_round_trip_seconds"].set(link.round_trip)
-            self._metrics["redis_workers"].set(link.workers)
+            self._child(metric, *labels).set(value)
 
     # ------------------------------------------------------------------ in the registry
 
@@ -162,59 +136,44 @@ class Observation:
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:
-            self._children[key] = child = self._metrics[metric].labels(*labels)
+            made = self._metrics[metric]
+            self._children[key] = child = made.labels(*labels) if labels else made
         return child
 
     # ------------------------------------------------------------------ events
 
     def _hear(self, event: Event) -> None:
-        if isinstance(event, CallSucceeded):  # nearly all events are
-            observed = self._succeeded.get(event.dependency)
-            if observed is not None and not event.tokens and self._exemplar is None:
-                observed(event.duration)
-                return
-        if heard := self._heard.get(event.__class__):
-            heard(event)
+        for metric, labels, amount in measures_of(event):
+            self._count(_BY_NAME[metric], labels, amount)
 
-    def _call_succeeded(self, event: CallSucceeded) -> None:
-        name = self._names.shown(event.dependency)
-        child = self._child("attempt_duration_seconds", name, "success")
-        if len(self._succeeded) < len(self._children):  # bounded where names are not
-            self._succeeded[event.dependency] = child.observe
-        child.observe(event.duration, self._exemplar and self._exemplar())
-        if event.tokens:
-            self._child("tokens_used", name).inc(event.tokens)
+    def _succeeded(self, dependency: str, duration: float, tokens: int) -> None:
+        """Nearly all that happens. The time this takes is taken from every call."""
+        observe = self._successes.get(dependency)
+        if observe is None or tokens or self._exemplar is not None:
+            self._hear(CallSucceeded(dependency, duration, tokens))
+            self._keep(dependency)
+        else:
+            observe(duration)
 
-    def _attempt_failed(self, event: AttemptFailed) -> None:
-        name = self._names.shown(event.dependency)
-        child = self._child("attempt_duration_seconds", name, event.kind)
-        child.observe(event.duration, self._exemplar and self._exemplar())
+    def _keep(self, dependency: str) -> None:
+        if len(self._successes) < self._names.most:  # bounded where names are not
+            child = self._child(
+                "attempt_duration_seconds", self._names.shown(dependency), "success"
+            )
+            self._successes[dependency] = child.observe
 
-    def _call_failed(self, event: CallFailed) -> None:
-        name = self._names.shown(event.dependency)
-        self._child("call_failures", name, event.kind).inc()
-        self._child("call_failure_duration_seconds", name).observe(event.duration)
-
-    def _refused(self, event: CallRefused) -> None:
-        self._child("refusals", self._names.shown(event.dependency), event.error).inc()
-
-    def _retried(self, event: RetryScheduled) -> None:
-        name = self._names.shown(event.dependency)
-        self._child("retries", name).inc()
-        self._child("retry_wait_seconds", name).inc(event.wait)
-
-    def _waited(self, event: CallWaited) -> None:
-        name = self._names.shown(event.dependency)
-        self._child("line_wait_seconds", name).observe(event.seconds)
-        if event.tokens:
-            self._child("tokens_reserved", name).inc(event.tokens)
-
-    def _state_changed(self, event: StateChanged) -> None:
-        name = self._names.shown(event.dependency)
-        self._child("breaker_transitions", name, event.new).inc()
-
-    def _count(self, metric: str, dependency: str) -> None:
-        self._child(metric, self._names.shown(dependency)).inc()
+    def _count(self, metric: Metric, labels: tuple[str, ...], amount: float) -> None:
+        if metric.labels and metric.labels[0] in self._bounded:
+            labels = (self._bounded[metric.labels[0]].shown(labels[0]), *labels[1:])
+        child = self._child(metric.name, *labels)
+        if metric.kind == "counter":
+            child.inc(amount)
+        elif metric.kind == "gauge":
+            child.set(amount)
+        elif metric.name == "attempt_duration_seconds":
+            child.observe(amount, self._exemplar and self._exemplar())
+        else:
+            child.observe(amount)
 
 
 class _Look(Collector):
@@ -231,31 +190,6 @@ class _Look(Collector):
         return ()
 
 
-def _gauges(guard: Any) -> Iterable[tuple[str, float]]:
-    seen = guard.breaker.snapshot()
-    occupancy = guard.occupancy
-    budget = guard.budget
-    yield "breaker_state", _STATES[seen.state]
-    yield "breaker_probes", seen.probes
-    yield "breaker_failure_ratio", seen.failed / seen.calls if seen.calls else 0.0
-    yield "retry_budget_ratio", budget.tokens / budget.capacity if budget.capacity else 1.0
-    yield "in_flight", occupancy.in_use
-    yield "queue_depth", occupancy.waiting
-
-
-_ACROSS = {metric.name: metric.across for metric in METRICS}
-
-
-def _together(metric: str, before: float | None, value: float) -> float:
-    """What several dependencies are that share the name ``other``, as several processes are."""
-    if before is None:
-        return value
-    across = _ACROSS[metric]
-    if across == "livesum":
-        return before + value
-    return max(before, value) if across == "livemax" else min(before, value)
-
-
 def _is_multiprocess() -> bool:
     return values.ValueClass is not values.MutexValue
 
@@ -267,4 +201,8 @@ def _made(metric: Metric, registry: CollectorRegistry) -> Any:
         return client.Counter(name, metric.meaning, **options)
     if metric.kind == "gauge":
         return client.Gauge(name, metric.meaning, multiprocess_mode=metric.across, **options)
+    if metric.name == "attempt_duration_seconds" and not _is_multiprocess():
+        tallies = Tallies(name, metric.meaning, metric.labels, BUCKETS)
+        registry.register(tallies)
+        return tallies
     return client.Histogram(name, metric.meaning, buckets=BUCKETS, **options)

@@ -20,9 +20,11 @@ from lightrag_resilience.registry import Guards
 
 from ._answers import honest
 from ._degradation import Degradation
+from ._documents import DocumentCounts
 from ._ingest import Ingest, current_run, save_answers
 from ._inner_retries import make_inner_retries_yield, restore_inner_retries
 from ._ladder import Part
+from ._queries import told
 from ._queues import EMBEDDING, MODEL, RERANK, Slot, abandon, retire, without_queue
 from ._recovery import Recovery
 from ._work import gated, working
@@ -77,7 +79,7 @@ class Protection:
         self._let_cuts_pass: Callable[[], None] = lambda: None
         self._originals: dict[Slot, Callable[..., Any]] = {}
         self._methods: list[str] = []
-        self._recovery: Recovery | None = None
+        self._background: list[Recovery | DocumentCounts] = []
         self._stored: dict[str, frozenset[Part]] = {}
         self._has_roles = hasattr(rag, "_wrap_llm_role_func")  # LightRAG 1.5
 
@@ -107,12 +109,12 @@ class Protection:
             self._shadow(name, working(method, self._patience))
         for name, seam in list(self._ingest.seams()):
             self._shadow(name, seam)
-        self._follow_storages()
+        self._prepare_background()
 
     async def undo(self) -> None:
         """Give everything back."""
         rag = self._rag
-        await self._end_recovery()
+        await self._end_background()
         for name in self._methods:
             vars(rag).pop(name, None)
         for _, storage in _storages(rag):
@@ -129,18 +131,18 @@ class Protection:
         self._give_sdks_back()
         self._let_cuts_pass()
 
-    def _follow_storages(self) -> None:
-        """Recover while the storages are there; flush them also while the process shuts down."""
+    def _prepare_background(self) -> None:
+        """Recover and count documents while the storages are there, and flush them at the end."""
         initialize, finalize = self._rag.initialize_storages, self._rag.finalize_storages
 
         @functools.wraps(initialize)
         async def initialize_storages() -> None:
             await initialize()
-            self._begin_recovery()
+            self._begin_background()
 
         @functools.wraps(finalize)
         async def finalize_storages() -> None:
-            await self._end_recovery()
+            await self._end_background()
             is_end = self._registry.gate.is_closed and self._are_storages_open
             with admitted():
                 if is_end:
@@ -152,21 +154,25 @@ class Protection:
         self._shadow("initialize_storages", initialize_storages)
         self._shadow("finalize_storages", finalize_storages)
         if self._are_storages_open:
-            self._begin_recovery()
+            self._begin_background()
 
     @property
     def _are_storages_open(self) -> bool:
         return self._rag._storages_status is StoragesStatus.INITIALIZED  # noqa: SLF001 - nowhere else
 
-    def _begin_recovery(self) -> None:
-        if self._recovery is None and self._registry.settings.recovery:
-            self._recovery = Recovery(self._rag, self._registry)
-            self._recovery.begin()
+    def _begin_background(self) -> None:
+        if self._background:
+            return
+        self._background.append(DocumentCounts(self._rag, self._registry.events))
+        if self._registry.settings.recovery:
+            self._background.append(Recovery(self._rag, self._registry))
+        for each in self._background:
+            each.begin()
 
-    async def _end_recovery(self) -> None:
-        recovery, self._recovery = self._recovery, None
-        if recovery is not None:
-            await recovery.end()
+    async def _end_background(self) -> None:
+        background, self._background = self._background, []
+        for each in background:
+            await each.end()
 
     def _shadow(self, name: str, method: Callable[..., Any]) -> None:
         """Put a method before the one of the class."""
@@ -176,6 +182,9 @@ class Protection:
     # ------------------------------------------------------------------ what is put where
 
     def _query(self, name: str) -> Callable[..., Any]:
+        return told(self._honest(name), self._registry, self._rag.workspace or "")
+
+    def _honest(self, name: str) -> Callable[..., Any]:
         settings = self._registry.settings
         if not settings.degrade:
             return honest(getattr(self._rag, name))

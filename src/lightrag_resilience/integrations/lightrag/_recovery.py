@@ -62,7 +62,7 @@ class Recovery:
         """Watch from now on, and look for what was left before."""
         storage = self._rag.doc_status
         storage.upsert = self._annotating(storage.upsert)
-        self._stop_listening = self._registry.events.listen(self._heard)
+        self._stop_listening = self._registry.events.listen(self._heard, StateChanged)
         self._wanted.set()
         self._task = self._loop.create_task(self._watch())
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from lightrag_resilience._identity import current_id
 from lightrag_resilience.errors import CallRejected, DependencyError
 from lightrag_resilience.failures import FailureKind, classify
 from lightrag_resilience.registry import Guards, guards
@@ -38,7 +39,8 @@ class HonestRequests:
     """ASGI middleware: where a guarded call failed, an answer of 500 says so.
 
     It becomes 503 with ``Retry-After``, or 502 where waiting mends nothing, and a JSON body with
-    ``detail``, ``dependency`` and ``retry_after`` (seconds).
+    ``detail``, ``dependency``, ``retry_after`` (seconds) and, where the request has one,
+    ``request_id``.
 
     Args:
         app: The application; a protected LightRAG's calls are made inside it.
@@ -138,4 +140,6 @@ def _refusal(dependency: str, error: Exception) -> tuple[int, int | None, bytes]
     mends = isinstance(error, CallRejected) or classify(error).kind is not FailureKind.FATAL
     wait = (_WAIT if hint is None else max(1, math.ceil(hint))) if mends else None
     content = {"detail": str(typed), "dependency": name, "retry_after": wait}
+    if (identity := current_id.get()) is not None:
+        content["request_id"] = identity
     return 503 if mends else 502, wait, json.dumps(content).encode()

@@ -1,0 +1,20 @@
+"""The id of the request that the present code works for; `telemetry.correlation` sets it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+__all__ = ["current_id", "note_id"]
+
+current_id: ContextVar[str | None] = ContextVar("lightrag_resilience_correlation", default=None)
+
+_NOTE = "Request id: "
+
+
+def note_id(error: BaseException) -> None:
+    """Add the id to an error as a note, which tracebacks show; once, though guards are nested."""
+    identity = current_id.get()
+    if identity is None or not isinstance(error, Exception):
+        return
+    if not any(note.startswith(_NOTE) for note in getattr(error, "__notes__", ())):
+        error.add_note(_NOTE + identity)

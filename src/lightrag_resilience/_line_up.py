@@ -1,0 +1,41 @@
+"""A call's wait in line, between the breaker's leave and its attempt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._call import Call
+from ._tell import tell_refusal, tell_wait
+from .errors import CallRejected
+from .line import Line
+
+if TYPE_CHECKING:
+    from .guard import Guard
+
+__all__ = ["wait_in_line"]
+
+
+async def wait_in_line(
+    guard: Guard, call: Call, line: Line, question: tuple[tuple[Any, ...], dict[str, Any]]
+) -> None:
+    """Wait until the call may be sent, then ask the breaker again.
+
+    Raises:
+        CallRejected: It may not, or not in time.
+    """
+    began = guard.clock()
+    try:
+        async with guard.gate.interruptible(guard.name):
+            waited = await line.enter(call, question, lambda: guard.remaining(call))
+    except BaseException as refusal:
+        guard.breaker.released(call.admission)
+        if isinstance(refusal, CallRejected):
+            tell_refusal(guard, type(refusal))
+        raise
+    tell_wait(guard, call, began)
+    if waited and not guard.breaker.circuit.honours(call.admission):
+        try:
+            call.admission = await guard.ask_breaker()
+        except CallRejected:
+            line.give_up(call)
+            raise

@@ -1,0 +1,57 @@
+"""What OpenTelemetry's conventions for generative AI call things; names only, never content.
+
+As of the conventions' own repository in 2026: ``gen_ai.provider.name`` in place of
+``gen_ai.system``, and one span for an operation with all its retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["DURATION", "DURATION_BUCKETS", "attributes_of", "error_type", "span_name"]
+
+DURATION = "gen_ai.client.operation.duration"
+DURATION_BUCKETS = tuple(0.01 * 2**power for power in range(14))
+"""Seconds, as the conventions advise: 0.01 to 81.92."""
+
+_OPERATIONS = {"llm": "chat", "embedding": "embeddings", "rerank": "rerank"}
+_PROVIDERS = {
+    "azure_openai": "azure.ai.openai",
+    "bedrock": "aws.bedrock",
+    "gemini": "gcp.gemini",
+    "mistral": "mistral_ai",
+    "watsonx": "ibm.watsonx.ai",
+    "xai": "x_ai",
+}
+"""Those whose name there is another than that of LightRAG's binding."""
+_LONGEST = 100  # characters
+
+
+def attributes_of(dependency: str, kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Operation, provider and model of a call, as far as they are known; none where it is no AI."""
+    family, _, provider = dependency.partition(".")
+    if (operation := _OPERATIONS.get(family)) is None:
+        return {}
+    found = {"gen_ai.operation.name": operation}
+    if provider:
+        found["gen_ai.provider.name"] = _PROVIDERS.get(provider, provider)
+    model = kwargs.get("model")
+    if isinstance(model, str) and 0 < len(model) <= _LONGEST:
+        found["gen_ai.request.model"] = model
+    return found
+
+
+def span_name(dependency: str, attributes: Mapping[str, str]) -> str:
+    """Operation and model, or the dependency."""
+    operation = attributes.get("gen_ai.operation.name")
+    if operation is None:
+        return dependency
+    model = attributes.get("gen_ai.request.model")
+    return f"{operation} {model}" if model else operation
+
+
+def error_type(error: BaseException) -> str:
+    """The full name of an error's class, which is few values, and says nothing of its text."""
+    module, name = type(error).__module__, type(error).__qualname__
+    return name if module == "builtins" else f"{module}.{name}"

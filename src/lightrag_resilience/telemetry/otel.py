@@ -1,0 +1,190 @@
+"""Traces and metrics for OpenTelemetry: `instrument(guards())`.
+
+Only its API is needed; where they go is the SDK's to know, and without one nothing happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_args
+
+try:
+    from opentelemetry import metrics, trace
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+    from opentelemetry.trace import TracerProvider
+except ModuleNotFoundError as error:  # pragma: no cover - tests/telemetry/ runs it apart
+    message = f"Traces need {error.name}: pip install 'lightrag-resilience[otel]'"
+    raise ModuleNotFoundError(message, name=error.name) from error
+
+from lightrag_resilience._version import __version__
+from lightrag_resilience.events import CallSucceeded, Event, RetryScheduled, StateChanged
+from lightrag_resilience.guard import Guard
+from lightrag_resilience.registry import Guards
+
+from ._bounded import BoundedNames
+from ._genai import DURATION, DURATION_BUCKETS
+from ._measures import ASKED, look_at, measures_of
+from ._metrics import BUCKETS, METRICS, Metric
+from ._spans import TracedGuard, Tracing
+
+__all__ = ["Instrumentation", "instrument"]
+
+_NAME = "lightrag_resilience"
+_BY_NAME = {metric.name: metric for metric in METRICS}
+_OTHERS = [kind for kind in get_args(Event) if kind is not CallSucceeded]
+_SECONDS = "_seconds"
+
+Attributes = Mapping[str, str]
+
+
+def instrument(
+    guards: Guards,
+    *,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+    most: int = 100,
+) -> Instrumentation:
+    """Begin to trace and to measure all guards, those to come included.
+
+    With Gunicorn call it in each worker, after the fork.
+
+    Args:
+        guards: Of this process: ``guards()``.
+        tracer_provider: Where spans go; the global one by default.
+        meter_provider: Where metrics go; the global one by default.
+        most: Dependencies, and models, that metrics show by name; further ones are ``other``.
+
+    Returns:
+        What ends it, by ``close()``.
+
+    Raises:
+        ValueError: These guards are instrumented already.
+    """
+    return Instrumentation(guards, tracer_provider, meter_provider, most)
+
+
+class Instrumentation:
+    """Spans and metrics of one set of guards, until ``close()``; see `instrument`."""
+
+    def __init__(
+        self,
+        guards: Guards,
+        tracer_provider: TracerProvider | None,
+        meter_provider: MeterProvider | None,
+        most: int,
+    ) -> None:
+        if guards.tracing is not None:
+            raise ValueError("These guards are instrumented already")
+        self._guards = guards
+        self._bounded = {
+            "dependency": BoundedNames(most),
+            "workspace": BoundedNames(most, "workspaces"),
+            "model": BoundedNames(most, "models"),
+        }
+        self._successes: dict[str, Attributes] = {}
+        self._instruments: dict[str, Any] = {}
+        self._is_closed = False
+        self._make(metrics.get_meter(_NAME, __version__, meter_provider))
+        tracer = trace.get_tracer(_NAME, __version__, tracer_provider)
+        self._tracing = Tracing(tracer, self._measured)
+        self._stop_listening = (
+            guards.events.count(self._succeeded),
+            guards.events.listen(self._hear, *_OTHERS),
+        )
+        traced = type("TracedGuard", (TracedGuard,), {"tracing": self._tracing, "__slots__": ()})
+        guards.trace(self._tracing, traced)
+
+    def close(self) -> None:
+        """End it: what is under way is seen no further. Instruments of the SDK stay, and rest."""
+        for stop in self._stop_listening:
+            stop()
+        self._is_closed = True
+        if self._guards.tracing is self._tracing:
+            self._guards.trace(None, Guard)
+        self._tracing.close()
+
+    # ------------------------------------------------------------------ metrics
+
+    def _make(self, meter: metrics.Meter) -> None:
+        for metric in METRICS:
+            name, unit = _name_and_unit(metric)
+            if metric.name in ASKED:
+                asked = [self._asking(metric.name)]
+                meter.create_observable_gauge(name, asked, unit, metric.meaning)
+            elif metric.kind == "counter":
+                self._instruments[metric.name] = meter.create_counter(
+                    name, unit, metric.meaning
+                ).add
+            elif metric.kind == "gauge":
+                self._instruments[metric.name] = meter.create_gauge(name, unit, metric.meaning).set
+            else:
+                self._instruments[metric.name] = meter.create_histogram(
+                    name, unit, metric.meaning, explicit_bucket_boundaries_advisory=BUCKETS
+                ).record
+        self._operations = meter.create_histogram(
+            DURATION,
+            "s",
+            "GenAI operation duration.",
+            explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+        )
+        self._record = self._instruments["attempt_duration_seconds"]
+
+    def _asking(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def ask(_options: CallbackOptions) -> Iterable[Observation]:
+            if self._is_closed:
+                return
+            for metric, labels, value in look_at(self._guards, self._bounded["dependency"]):
+                if metric == name:
+                    yield Observation(value, dict(zip(_BY_NAME[name].labels, labels, strict=True)))
+
+        return ask
+
+    def _succeeded(self, dependency: str, duration: float, tokens: int) -> None:
+        attributes = self._successes.get(dependency)
+        if attributes is None or tokens:
+            self._count(CallSucceeded(dependency, duration, tokens))
+            if len(self._successes) < self._bounded["dependency"].most:
+                shown = self._bounded["dependency"].shown(dependency)
+                self._successes[dependency] = {"dependency": shown, "outcome": "success"}
+        else:
+            self._record(duration, attributes)
+
+    def _count(self, event: Event) -> None:
+        for name, values, amount in measures_of(event):
+            labels = dict(zip(_BY_NAME[name].labels, values, strict=True))
+            for label in labels.keys() & self._bounded.keys():
+                labels[label] = self._bounded[label].shown(labels[label])
+            self._instruments[name](amount, labels)
+
+    def _measured(self, seconds: float, known: Attributes, error: str | None) -> None:
+        attributes = dict(known)
+        if model := known.get("gen_ai.request.model"):
+            attributes["gen_ai.request.model"] = self._bounded["model"].shown(model)
+        if provider := known.get("gen_ai.provider.name"):
+            attributes["gen_ai.provider.name"] = self._bounded["dependency"].shown(provider)
+        if error is not None:
+            attributes["error.type"] = error
+        self._operations.record(seconds, attributes)
+
+    # ------------------------------------------------------------------ events
+
+    def _hear(self, event: Event) -> None:
+        self._count(event)
+        if isinstance(event, RetryScheduled):
+            _note("retry", {"attempt": event.attempt, "wait": event.wait})
+        elif isinstance(event, StateChanged):
+            changed = {"dependency": event.dependency, "old": event.old, "new": event.new}
+            _note("breaker", {**changed, "reason": event.reason})
+
+
+def _note(name: str, attributes: Mapping[str, str | int | float]) -> None:
+    """What happened, in the span in which it did."""
+    ours = {f"{_NAME}.{key}": value for key, value in attributes.items()}
+    trace.get_current_span().add_event(f"{_NAME}.{name}", ours)
+
+
+def _name_and_unit(metric: Metric) -> tuple[str, str]:
+    """So that through OpenTelemetry's exporter Prometheus knows them by the names of our own."""
+    if metric.name.endswith(_SECONDS):
+        return f"{_NAME}.{metric.name.removesuffix(_SECONDS)}", "s"
+    return f"{_NAME}.{metric.name}", "1" if metric.name.endswith("_ratio") else ""

@@ -1,0 +1,161 @@
+"""What listeners hear of a protected LightRAG: its queries and its documents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lightrag")
+
+from lightrag import QueryParam
+from lightrag.base import DocStatus
+
+from lightrag_resilience import Guards
+from lightrag_resilience.events import DocumentsCounted, Event, QueryAnswered
+from lightrag_resilience.integrations.lightrag import protect, unprotect
+from lightrag_resilience.integrations.lightrag._documents import DocumentCounts
+from lightrag_resilience.settings import load_settings
+from support.lightrag_rig import Provider, lightrag_on
+
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
+
+DOWN = ConnectionRefusedError("the provider is down")
+TEXT = "Ada founded Alderwick beside the river."
+VARIABLES = {
+    "RESILIENCE_DEFAULT__RETRY__INITIAL_BACKOFF": "0.001",
+    "RESILIENCE_DEFAULT__RETRY__MAX_BACKOFF": "0.002",
+}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def provider() -> Provider:
+    return Provider()
+
+
+@pytest.fixture
+def heard() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+async def rag(provider: Provider, heard: list[Event]) -> AsyncIterator[Any]:
+    guards = Guards(settings=load_settings(VARIABLES))
+    async with lightrag_on(provider) as rag:
+        await protect(rag, registry=guards)
+        await rag.ainsert(TEXT)
+        await rag.aclear_cache()
+        guards.events.listen(heard.append)
+        yield rag
+        await unprotect(rag)
+
+
+def outcomes(heard: list[Event]) -> list[str]:
+    return [event.outcome for event in heard if isinstance(event, QueryAnswered)]
+
+
+async def ask(rag: Any, **changes: Any) -> Any:
+    return await rag.aquery("Who founded Alderwick?", QueryParam(mode="naive", **changes))
+
+
+async def test_each_query_is_told_with_its_outcome_and_duration(
+    rag: Any, provider: Provider, heard: list[Event]
+) -> None:
+    await ask(rag)
+    provider.fail = lambda kind: DOWN if kind == "rerank" else None
+    await ask(rag, user_prompt="anew")
+    provider.fail = lambda kind: DOWN if kind == "llm" else None
+    with pytest.raises(Exception, match="not answered"):
+        await ask(rag, user_prompt="once more")
+    assert outcomes(heard) == ["success", "degraded", "failed"]
+    queries = [event for event in heard if isinstance(event, QueryAnswered)]
+    assert {query.workspace for query in queries} == {rag.workspace}
+    assert all(0 < query.duration < 60 for query in queries)
+
+
+async def test_a_streamed_answer_is_told_of_at_its_end(
+    rag: Any, provider: Provider, heard: list[Event]
+) -> None:
+    stream = await ask(rag, stream=True)
+    assert outcomes(heard) == []
+    async for _ in stream:
+        pass
+    assert outcomes(heard) == ["success"]
+    stream = await ask(rag, stream=True, user_prompt="anew")
+    await anext(stream)
+    provider.fail = lambda kind: DOWN if kind == "stream" else None
+    with pytest.raises(Exception, match="llm"):
+        async for _ in stream:
+            pass
+    assert outcomes(heard) == ["success", "failed"]
+
+
+async def test_a_streamed_answer_that_its_reader_leaves_was_an_answer(
+    rag: Any, heard: list[Event]
+) -> None:
+    stream = await ask(rag, stream=True)
+    await anext(stream)
+    await stream.aclose()
+    assert outcomes(heard) == ["success"]
+
+
+async def test_a_query_that_its_caller_gave_up_is_not_told_of(rag: Any, heard: list[Event]) -> None:
+    query = asyncio.create_task(ask(rag))
+    await asyncio.sleep(0)
+    query.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await query
+    assert outcomes(heard) == []
+
+
+async def test_documents_are_counted_by_status_as_long_as_somebody_listens(
+    rag: Any, heard: list[Event]
+) -> None:
+    guards = Guards(settings=load_settings(VARIABLES))
+    counts = DocumentCounts(rag, guards.events, every=0.01)
+    counts.begin()
+    try:
+        guards.events.listen(heard.append)
+        async with asyncio.timeout(30):
+            while not counted(heard):  # noqa: ASYNC110 - what is waited for is a round
+                await asyncio.sleep(0.01)
+    finally:
+        await counts.end()
+    assert counted(heard)["processed"] == 1
+    assert counted(heard)["failed"] == 0
+    assert set(counted(heard)) == {status.value for status in DocStatus}
+
+
+async def test_a_count_that_fails_is_done_again(
+    rag: Any, heard: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, failures = rag.doc_status.get_status_counts, [DOWN, DOWN]
+
+    async def at_last() -> Any:
+        if failures:
+            raise failures.pop()
+        return await count()
+
+    monkeypatch.setattr(rag.doc_status, "get_status_counts", at_last)
+    guards = Guards(settings=load_settings(VARIABLES))
+    guards.events.listen(heard.append)
+    counts = DocumentCounts(rag, guards.events, every=0.01)
+    counts.begin()
+    try:
+        async with asyncio.timeout(30):
+            while not counted(heard):  # noqa: ASYNC110 - what is waited for is a round
+                await asyncio.sleep(0.01)
+    finally:
+        await counts.end()
+    assert counted(heard)["processed"] == 1
+
+
+def counted(heard: list[Event]) -> dict[str, int]:
+    return {event.status: event.count for event in heard if isinstance(event, DocumentsCounted)}

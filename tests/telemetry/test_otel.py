@@ -1,0 +1,458 @@
+"""Traces: which spans there are, what they say, what is current in them, and what they cost."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk")
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from lightrag_resilience import (
+    AttemptTimeoutError,
+    BreakerPolicy,
+    CircuitOpenError,
+    Guards,
+    Policy,
+    RetryPolicy,
+    TimeoutPolicy,
+    resilient,
+)
+from lightrag_resilience.guard import Guard
+from lightrag_resilience.settings import load_settings
+from lightrag_resilience.telemetry.correlation import correlated
+from lightrag_resilience.telemetry.otel import Instrumentation, instrument
+
+pytestmark = pytest.mark.anyio
+
+NAME = "llm.openai"
+OURS = "lightrag_resilience."
+REFUSED = ConnectionRefusedError("the text of a prompt")
+
+
+async def no_sleep(seconds: float) -> None:
+    """Waits no time."""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def provider(exporter: InMemorySpanExporter) -> TracerProvider:
+    made = TracerProvider()
+    made.add_span_processor(SimpleSpanProcessor(exporter))
+    return made
+
+
+@pytest.fixture
+def guards() -> Guards:
+    return Guards(settings=load_settings({}), sleep=no_sleep)
+
+
+@pytest.fixture
+def instrumentation(guards: Guards, provider: TracerProvider) -> Iterator[Instrumentation]:
+    made = instrument(guards, tracer_provider=provider)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def guard(guards: Guards, instrumentation: Instrumentation) -> Guard:
+    return guards.get(NAME, Policy(retry=RetryPolicy(attempts=3, budget=100)))
+
+
+def spans(exporter: InMemorySpanExporter) -> dict[str, list[ReadableSpan]]:
+    found: dict[str, list[ReadableSpan]] = {}
+    for span in exporter.get_finished_spans():
+        found.setdefault(span.name, []).append(span)
+    return found
+
+
+def current_id() -> int:
+    return int(trace.get_current_span().get_span_context().span_id)
+
+
+def id_of(span: ReadableSpan) -> int:
+    assert span.context is not None
+    return int(span.context.span_id)
+
+
+def attributes(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+async def answer() -> str:
+    return "an answer"
+
+
+async def pieces() -> AsyncIterator[int]:
+    for number in range(3):
+        yield number
+
+
+# ---------------------------------------------------------------------- calls and attempts
+
+
+async def test_a_call_is_a_span_with_its_attempt_below_which_is_current_in_the_function(
+    guard: Guard, exporter: InMemorySpanExporter
+) -> None:
+    seen: list[int] = []
+
+    async def ask(prompt: str, *, model: str) -> str:
+        seen.append(current_id())
+        return "an answer"
+
+    outside = current_id()
+    with correlated("4bf92f35"):
+        await guard.call(ask, "the text of a prompt", model="gpt-4o")
+    assert current_id() == outside
+    attempt, call = exporter.get_finished_spans()
+    assert (call.name, call.kind) == ("chat gpt-4o", SpanKind.CLIENT)
+    assert attributes(call) == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "gpt-4o",
+        OURS + "dependency": NAME,
+        OURS + "request_id": "4bf92f35",
+        OURS + "attempts": 1,
+    }
+    assert (attempt.name, attributes(attempt)) == ("attempt", {OURS + "attempt": 1})
+    assert attempt.parent is not None
+    assert (attempt.parent.span_id, seen) == (id_of(call), [id_of(attempt)])
+    assert call.parent is None
+    assert call.status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "span", "known"),
+    [
+        ("storage.neo4j", {"model": "x"}, "storage.neo4j", {}),
+        ("llm", {}, "chat", {"gen_ai.operation.name": "chat"}),
+        ("llm.x", {"model": "m" * 200}, "chat", {"gen_ai.provider.name": "x"}),
+        ("llm.x", {"model": ["the text of a prompt"]}, "chat", {}),
+        (
+            "embedding.azure_openai",
+            {"model": "ada"},
+            "embeddings ada",
+            {"gen_ai.provider.name": "azure.ai.openai", "gen_ai.request.model": "ada"},
+        ),
+        ("rerank.cohere", {}, "rerank", {"gen_ai.provider.name": "cohere"}),
+    ],
+)
+async def test_a_span_is_named_by_what_is_known(  # noqa: PLR0913, PLR0917 - two fixtures, four values
+    guards: Guards,
+    exporter: InMemorySpanExporter,
+    instrumentation: Instrumentation,
+    name: str,
+    kwargs: dict[str, Any],
+    span: str,
+    known: dict[str, str],
+) -> None:
+    async def ask(**kwargs: Any) -> None:
+        """Does nothing."""
+
+    await guards.get(name).call(ask, **kwargs)
+    call = exporter.get_finished_spans()[-1]
+    assert call.name == span
+    assert known.items() <= attributes(call).items()
+    assert "the text of a prompt" not in str(attributes(call))
+
+
+async def test_each_attempt_is_a_span_and_a_retry_an_event(
+    guard: Guard, exporter: InMemorySpanExporter
+) -> None:
+    outcomes = [None, REFUSED, REFUSED]
+
+    async def at_last() -> None:
+        if (error := outcomes.pop()) is not None:
+            raise error
+
+    await guard.call(at_last)
+    (call,) = spans(exporter)["chat"]
+    attempts = spans(exporter)["attempt"]
+    assert [attributes(attempt)[OURS + "attempt"] for attempt in attempts] == [1, 2, 3]
+    assert {attempt.parent.span_id for attempt in attempts if attempt.parent} == {id_of(call)}
+    assert [attributes(attempt).get("error.type") for attempt in attempts] == [
+        "ConnectionRefusedError",
+        "ConnectionRefusedError",
+        None,
+    ]
+    assert [event.name for event in call.events] == [OURS + "retry"] * 2
+    assert dict(call.events[0].attributes or {})[OURS + "attempt"] == 2
+    assert (attributes(call)[OURS + "attempts"], attributes(call).get("error.type")) == (3, None)
+
+
+async def test_a_failure_and_a_refusal_say_their_class_and_never_their_text(
+    guards: Guards, exporter: InMemorySpanExporter, instrumentation: Instrumentation
+) -> None:
+    breaker = BreakerPolicy(consecutive_failures=1)
+    guard = guards.get(NAME, Policy(retry=RetryPolicy(attempts=1), breaker=breaker))
+
+    async def fail() -> None:
+        raise REFUSED
+
+    with pytest.raises(ConnectionRefusedError):
+        await guard.call(fail)
+    with pytest.raises(CircuitOpenError):
+        await guard.call(fail)
+    failed, refused = spans(exporter)["chat"]
+    assert attributes(failed)["error.type"] == "ConnectionRefusedError"
+    assert attributes(refused)["error.type"] == "lightrag_resilience.errors.CircuitOpenError"
+    assert failed.status.status_code is refused.status.status_code is StatusCode.ERROR
+    (opened,) = failed.events
+    assert opened.name == OURS + "breaker"
+    assert dict(opened.attributes or {})[OURS + "new"] == "open"
+    assert len(spans(exporter)["attempt"]) == 1
+    assert "prompt" not in "".join(span.to_json() for span in exporter.get_finished_spans())
+
+
+async def test_a_timeout_is_told_as_one(
+    guards: Guards, exporter: InMemorySpanExporter, instrumentation: Instrumentation
+) -> None:
+    policy = Policy(timeout=TimeoutPolicy(attempt=0.01), retry=RetryPolicy(attempts=1))
+    with pytest.raises(AttemptTimeoutError):
+        await guards.get(NAME, policy).call(asyncio.Event().wait)
+    for name in ("attempt", "chat"):
+        (span,) = spans(exporter)[name]
+        kind = attributes(span)["error.type"]
+        assert kind == "lightrag_resilience.errors.AttemptTimeoutError"
+
+
+async def test_a_call_that_its_caller_gave_up_has_ended_and_is_no_error(
+    guard: Guard, exporter: InMemorySpanExporter
+) -> None:
+    task = asyncio.create_task(guard.call(asyncio.Event().wait))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for span in exporter.get_finished_spans():
+        assert attributes(span)["error.type"] == "asyncio.exceptions.CancelledError"
+        assert span.status.status_code is StatusCode.UNSET
+    assert len(exporter.get_finished_spans()) == 2
+
+
+async def test_a_call_that_the_garbage_collector_ends_has_ended(
+    guard: Guard, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def wait() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    call = guard.run(wait, (), {})
+    call.send(None)
+    await asyncio.to_thread(call.close)  # in another context
+    assert len(exporter.get_finished_spans()) == 2
+    assert caplog.messages == []
+
+
+async def test_a_call_inside_a_call_of_its_own_guard_is_no_other(
+    guard: Guard, exporter: InMemorySpanExporter
+) -> None:
+    async def outer() -> str:
+        async with guard:
+            return await guard.call(answer)
+
+    await guard.call(outer)
+    assert len(exporter.get_finished_spans()) == 2
+
+
+async def test_a_block_is_a_span(guard: Guard, exporter: InMemorySpanExporter) -> None:
+    outside = current_id()
+    async with guard:
+        inside = current_id()
+    assert current_id() == outside
+    with pytest.raises(ConnectionRefusedError):
+        async with guard:
+            raise REFUSED
+    guard.breaker.open()
+    with pytest.raises(CircuitOpenError):
+        async with guard:
+            pass
+    assert current_id() == outside
+    well, failed, refused = exporter.get_finished_spans()
+    assert id_of(well) == inside
+    assert attributes(failed)["error.type"] == "ConnectionRefusedError"
+    assert attributes(refused)["error.type"] == "lightrag_resilience.errors.CircuitOpenError"
+
+
+async def test_a_block_whose_time_is_up_says_so(
+    guards: Guards, exporter: InMemorySpanExporter, instrumentation: Instrumentation
+) -> None:
+    with pytest.raises(AttemptTimeoutError):
+        async with guards.get(NAME, Policy(timeout=TimeoutPolicy(attempt=0.01))):
+            await asyncio.Event().wait()
+    (block,) = exporter.get_finished_spans()
+    kind = attributes(block)["error.type"]
+    assert kind == "lightrag_resilience.errors.AttemptTimeoutError"
+
+
+async def test_functions_of_each_kind_that_were_decorated_and_called_before_are_seen(
+    guards: Guards, provider: TracerProvider, exporter: InMemorySpanExporter
+) -> None:
+    coroutine = resilient(NAME, registry=guards)(answer)
+    stream = resilient(NAME, registry=guards)(pieces)
+
+    @resilient(NAME, registry=guards)
+    def sync() -> int:
+        return current_id()
+
+    await coroutine()
+    instrumentation = instrument(guards, tracer_provider=provider)
+    await coroutine()
+    assert [item async for item in stream()] == [0, 1, 2]
+    inside = await asyncio.to_thread(sync)
+    attempts = spans(exporter)["attempt"]
+    assert (len(attempts), len(spans(exporter)["chat"])) == (3, 3)
+    assert id_of(attempts[-1]) == inside
+    instrumentation.close()
+    guards.close()
+
+
+# ---------------------------------------------------------------------- streams
+
+
+async def test_a_streams_spans_end_with_it(guard: Guard, exporter: InMemorySpanExporter) -> None:
+    seen: list[int] = []
+
+    async def stream() -> AsyncIterator[int]:
+        seen.append(current_id())
+        yield 1
+        yield 2
+
+    outside = current_id()
+    opened: Any = await guard.call(stream)
+    assert current_id() == outside
+    assert exporter.get_finished_spans() == ()
+    assert [item async for item in opened] == [1, 2]
+    attempt, call = exporter.get_finished_spans()
+    assert seen == [id_of(attempt)]
+    assert call.end_time is not None
+    assert attempt.end_time is not None
+    assert attempt.end_time <= call.end_time
+    assert "error.type" not in attributes(call)
+
+
+async def test_a_stream_that_breaks_off_failed_and_one_that_is_left_did_not(
+    guard: Guard, exporter: InMemorySpanExporter
+) -> None:
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        raise REFUSED
+
+    opened: Any = await guard.call(broken)
+    with pytest.raises(ConnectionRefusedError):
+        async for _ in opened:
+            pass
+    left: Any = await guard.call(pieces)
+    await anext(left)
+    await left.aclose()
+    dropped: Any = await guard.call(pieces)
+    await anext(dropped)
+    del dropped
+    gc.collect()
+    types = [attributes(call).get("error.type") for call in spans(exporter)["chat"]]
+    assert types == ["ConnectionRefusedError", None, None]
+
+
+async def test_a_stream_that_cannot_begin_is_tried_again_in_another_attempt(
+    guard: Guard, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = [None, REFUSED]
+
+    async def stream() -> AsyncIterator[int]:
+        if (error := errors.pop()) is not None:
+            raise error
+        yield 1
+
+    opened: Any = await guard.call(stream)
+    assert [item async for item in opened] == [1]
+    first, second = spans(exporter)["attempt"]
+    (call,) = spans(exporter)["chat"]
+    assert attributes(first)["error.type"] == "ConnectionRefusedError"
+    for attempt in (first, second):
+        assert attempt.parent is not None
+        assert attempt.parent.span_id == id_of(call)
+    assert [event.name for event in call.events] == [OURS + "retry"]
+    assert caplog.messages == []
+
+
+async def test_an_empty_stream_has_ended(guard: Guard, exporter: InMemorySpanExporter) -> None:
+    async def empty() -> AsyncIterator[int]:
+        return
+        yield
+
+    opened: Any = await guard.call(empty)
+    assert [item async for item in opened] == []
+    assert len(exporter.get_finished_spans()) == 2
+
+
+# ---------------------------------------------------------------------- begin and end
+
+
+async def test_after_its_end_nothing_is_seen_and_it_can_begin_again(
+    guards: Guards, provider: TracerProvider, exporter: InMemorySpanExporter
+) -> None:
+    guard = guards.get(NAME)
+    instrumentation = instrument(guards, tracer_provider=provider)
+    with pytest.raises(ValueError, match="already"):
+        instrument(guards, tracer_provider=provider)
+    stream: Any = await guard.call(pieces)
+    await anext(stream)
+    async with guard:
+        instrumentation.close()
+        assert [span.name for span in exporter.get_finished_spans()] == ["attempt", "chat"]
+    assert current_id() == 0
+    assert [item async for item in stream] == [1, 2]
+    await guard.call(answer)
+    assert len(exporter.get_finished_spans()) == 3
+    assert type(guard) is type(guards.get("another")) is Guard
+    assert guards.events.listeners == ()
+    assert guards.events.succeeded is None
+    instrument(guards, tracer_provider=provider).close()
+
+
+async def test_what_began_to_be_called_before_the_end_is_called_after_it(
+    guards: Guards, provider: TracerProvider, exporter: InMemorySpanExporter
+) -> None:
+    guard = guards.get(NAME)
+    instrumentation = instrument(guards, tracer_provider=provider)
+    call, enter = guard.run(answer, (), {}), guard.__aenter__()
+
+    instrumentation.close()
+    assert await call == "an answer"
+    await enter
+    await guard.__aexit__(None, None, None)
+    call = guard.run(answer, (), {})
+    again = instrument(guards, tracer_provider=provider)
+    assert await call == "an answer"
+    assert exporter.get_finished_spans() == ()
+    again.close()
+
+
+async def test_without_an_sdk_nothing_happens(guards: Guards) -> None:
+    instrumentation = instrument(guards)
+    assert await guards.get(NAME).call(answer) == "an answer"
+    instrumentation.close()
+
+
+def test_a_guard_that_nobody_traces_is_what_it_was(guards: Guards) -> None:
+    made = guards.get(NAME)
+    instrument(guards).close()
+    assert type(made) is Guard
+    assert type(made).run is Guard.run
