@@ -38,7 +38,7 @@ LAYERS = [
     ],
     ["_gate", "_host", "_kinds", "_phases", "_signals", "_task_accounts"],
     ["_in_flight", "_roots"],
-    ["_ending", "_given_up"],
+    ["_accounts", "_ending"],
     ["adaptive", "priority"],
     ["_finish", "_opened", "_verdicts"],
     ["_failure_http"],

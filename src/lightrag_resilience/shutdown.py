@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from ._accounts import Accounts
 from ._ending import close_all, end_all, end_children
 from ._gate import admitted
-from ._given_up import GivenUp
 from ._host import host
 from ._in_flight import InFlight, Process, Work, in_words, task_of
 from ._phases import Drain, Phase
@@ -104,7 +104,7 @@ class Coordinator:
         self._drain = configured_drain(settings, timeout, cancel_grace, close_timeout)
         path = settings.shutdown_journal if journal is None else journal
         self.journal = None if path is None else Journal(path)
-        self._given_up = GivenUp(self.journal)
+        self._accounts = Accounts(self.journal)
         self.stopping = asyncio.Event()
         """Set when the process is told to stop: for loops that take up new work."""
         self._linger = 0.0
@@ -303,12 +303,12 @@ class Coordinator:
     async def _go_through_phases(self) -> Report:
         began = time.monotonic()
         found = len(self._left())
-        if cut_off := self._given_up.cancelled_lately():
-            await asyncio.to_thread(self._given_up.write_down, cut_off, self._reason)
+        if cut_off := self._accounts.cancelled_lately():
+            await asyncio.to_thread(self._accounts.write_down, cut_off, self._reason)
         await self._wait_for_what_is_in_flight()
         stuck = await self._give_up()
         failed = await close_all(reversed(self._closers), self._drain.deadline)
-        abandoned = self._given_up.records
+        abandoned = self._accounts.records
         report = Report(
             drained=max(found + len(cut_off) - sum(not each.parent for each in abandoned), 0),
             abandoned=abandoned,
@@ -350,7 +350,7 @@ class Coordinator:
     async def _give_up(self) -> list[str]:
         """Write down what is left, and then end it in the time for that."""
         if left := self._left():
-            await asyncio.to_thread(self._given_up.write_down, left, self._reason)
+            await asyncio.to_thread(self._accounts.write_down, left, self._reason)
             _log.warning("Giving up %s", in_words(left))
         tasks = {task for work in left if (task := task_of(work)) is not None} - self._callers
         children = [work.process for work in left if _is_child(work)]
@@ -363,16 +363,16 @@ class Coordinator:
 
     def write_down(self, reason: str) -> None:
         """Write to the journal what is in flight, at once: for a process that dies here."""
-        self._given_up.write_down(self._left(), self._reason or reason)
+        self._accounts.write_down(self._left(), self._reason or reason)
 
     def _is_cut_off(self, work: Work) -> None:
         """Somebody cancelled it before its time had come, such as a server in a hurry."""
-        if work in self._given_up:
+        if work in self._accounts:
             return
         if self.is_draining:
-            self._given_up.write_down([work], self._reason)
+            self._accounts.write_down([work], self._reason)
         else:
-            self._given_up.remember(work)
+            self._accounts.remember(work)
 
     def _left(self) -> list[Any]:
         return self._in_flight.now(but=self._callers)

@@ -96,6 +96,23 @@ async def test_a_child_has_its_number_for_a_name() -> None:
     assert [each.name for each in report.abandoned] == [f"child {child.pid}"]
 
 
+def test_a_child_is_killed_and_written_down_when_the_loop_ends_in_the_middle_of_a_drain(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        """Ends while a drain lasts; asyncio.run then cancels everything at once."""
+        made = await coordinator(journal=tmp_path / "journal", timeout=60.0).__aenter__()
+        made.child(child, "converter")
+        made.begin("the test")
+        await asyncio.sleep(0.05)
+
+    script = "import time; time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", script])  # noqa: S603 - our own interpreter
+    asyncio.run(main())
+    assert child.wait(20) != 0
+    assert [each.name for each in Journal(tmp_path / "journal").read()] == ["converter"]
+
+
 async def test_a_function_that_goes_on_in_its_thread_is_named() -> None:
     guards = Guards(settings=load_settings({}))
     begun, goes_on = threading.Event(), threading.Event()

@@ -92,6 +92,8 @@ def test_tracked_work_has_a_line_until_it_ends_or_is_written_down(
             await short
             await asyncio.sleep(0)
             assert [each.name for each in ledger.lines()] == ["long"]
+            coordinator.write_down("the test")  # and it goes on
+            assert ledger.lines() == []
             report = await coordinator.drain()
             assert [each.id for each in report.abandoned] == [keys["long"]]
             assert ledger.lines() == []

@@ -11,7 +11,7 @@ from typing import Any
 from ._in_flight import Work, records_of
 from .journal import Abandoned, Journal
 
-__all__ = ["GivenUp"]
+__all__ = ["Accounts"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -19,7 +19,7 @@ _LATELY = 1.0  # seconds; a server that waits no longer tells the application on
 _MOST = 1024  # requests
 
 
-class GivenUp:
+class Accounts:
     """The records of one coordinator.
 
     Args:
