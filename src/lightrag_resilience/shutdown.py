@@ -30,7 +30,7 @@ from ._in_flight import InFlight, Process, Work, in_words, task_of
 from ._phases import Drain, Phase
 from ._roots import add_root, discard_root
 from ._signals import Ears, signals_to_hear
-from ._task_accounts import is_held
+from ._task_accounts import Quiet
 from .errors import ShuttingDownError
 from .journal import Abandoned, Journal
 from .registry import Guards, guards
@@ -47,7 +47,6 @@ _log = logging.getLogger("lightrag_resilience")
 
 _LOOK = 0.05  # seconds between two looks at what is in flight
 _TELL = 1.0  # seconds between two lines of the log
-_QUIET = 10  # looks in a row at which nothing goes on any more
 _NAMED = 10  # names in a line of the log
 
 
@@ -330,21 +329,18 @@ class Coordinator:
 
     async def _wait_for_what_is_in_flight(self) -> None:
         told_at = time.monotonic()
-        quiet = 0
+        quiet = Quiet()
         while True:
             now = time.monotonic()
             left = self._left()
-            is_quiet = bool(left) and all(is_held(task_of(work)) for work in left)
-            quiet = quiet + 1 if is_quiet else 0
-            if quiet >= _QUIET:
+            if quiet.lasts(map(task_of, left)):
                 self._drain.hurry(now)
             count = len(left) + self._drain.lingers(now, self._linger)
             if self._drain.step(now, count) is not Phase.DRAINING:
                 return
             if left and now - told_at >= _TELL:
                 told_at = now
-                wait = self._drain.left(now)
-                _log.info("Waiting %.0f s more for %s", wait, in_words(left))
+                _log.info("Waiting %.0f s more for %s", self._drain.left(now), in_words(left))
             await asyncio.sleep(min(_LOOK, self._drain.left(now)))
 
     async def _give_up(self) -> list[str]:
@@ -354,10 +350,9 @@ class Coordinator:
             _log.warning("Giving up %s", in_words(left))
         tasks = {task for work in left if (task := task_of(work)) is not None} - self._callers
         children = [work.process for work in left if _is_child(work)]
-        return await end_all(tasks, children, self._may_still_end)
-
-    def _may_still_end(self, left: int) -> bool:
-        return self._drain.step(time.monotonic(), left) is Phase.CANCELLING
+        drain = self._drain
+        has_time = lambda left: drain.step(time.monotonic(), left) is Phase.CANCELLING  # noqa: E731
+        return await end_all(tasks, children, has_time)
 
     # ------------------------------------------------------------------ the journal
 
