@@ -18,7 +18,29 @@ class Account(Protocol):
     """What a task knows of itself."""
 
     @property
-    class Quiet:
+    def is_held(self) -> bool:
+        """Whether it will not go on in this process, so that nobody need wait for it."""
+        ...
+
+    def records(self, task: Abandoned) -> Iterable[Abandoned]:
+        """The record of the task, with all that is known, and those of its parts."""
+        ...
+
+
+_accounts: WeakKeyDictionary[asyncio.Task[Any], Account] = WeakKeyDictionary()
+
+
+def tell_of(task: asyncio.Task[Any], account: Account) -> None:
+    """Let a task have an account of itself."""
+    _accounts[task] = account
+
+
+def account_of(task: asyncio.Task[Any] | None) -> Account | None:
+    """What a task knows of itself, if it knows anything."""
+    return None if task is None else _accounts.get(task)
+
+
+class Quiet:
     """Notices when all that is in flight waits for nothing but its end, and for a while."""
 
     def __init__(self) -> None:

@@ -350,9 +350,8 @@ class Coordinator:
             _log.warning("Giving up %s", in_words(left))
         tasks = {task for work in left if (task := task_of(work)) is not None} - self._callers
         children = [work.process for work in left if _is_child(work)]
-        drain = self._drain
-        has_time = lambda left: drain.step(time.monotonic(), left) is Phase.CANCELLING  # noqa: E731
-        return await end_all(tasks, children, has_time)
+        is_time = lambda n: self._drain.step(time.monotonic(), n) is Phase.CANCELLING  # noqa: E731
+        return await end_all(tasks, children, is_time)
 
     # ------------------------------------------------------------------ the journal
 
