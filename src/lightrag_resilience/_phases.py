@@ -86,6 +86,11 @@ class Drain:
             self.phase = Phase.CLOSING
         return self.phase
 
+    def is_late(self, now: float) -> bool:
+        """Whether the last third of the time for what is in flight has begun."""
+        last = (self.timeout - self.cancel_grace - self.close_timeout) / 3
+        return now >= self._cancel_at - last
+
     def lingers(self, now: float, seconds: float) -> bool:
         """Whether it began less than so many seconds ago, and nobody is in a hurry."""
         return not self.is_hurried and now - self.began < seconds

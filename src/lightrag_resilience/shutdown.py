@@ -30,6 +30,7 @@ from ._in_flight import InFlight, Process, Work, in_words, task_of
 from ._phases import Drain, Phase
 from ._roots import add_root, discard_root
 from ._signals import Ears, signals_to_hear
+from ._task_accounts import Quiet
 from .errors import ShuttingDownError
 from .journal import Abandoned, Journal
 from .registry import Guards, guards
@@ -155,6 +156,11 @@ class Coordinator:
     def is_draining(self) -> bool:
         """Whether the process was told to stop."""
         return self._root._drain.phase is not Phase.RUNNING  # noqa: SLF001 - of its own kind
+
+    @property
+    def is_late(self) -> bool:
+        """Whether to begin nothing more, even of what was let in: it would hardly end in time."""
+        return self._root._drain.is_late(time.monotonic())  # noqa: SLF001 - of its own kind
 
     def listen(self) -> None:
         """Hear signals again, where somebody else has set handlers since: a server, late."""
@@ -303,7 +309,7 @@ class Coordinator:
         failed = await close_all(reversed(self._closers), self._drain.deadline)
         abandoned = self._accounts.records
         report = Report(
-            drained=max(found + len(cut_off) - len(abandoned), 0),
+            drained=max(found + len(cut_off) - sum(not each.parent for each in abandoned), 0),
             abandoned=abandoned,
             stuck=tuple(stuck),
             failed_to_close=failed,
@@ -323,16 +329,18 @@ class Coordinator:
 
     async def _wait_for_what_is_in_flight(self) -> None:
         told_at = time.monotonic()
+        quiet = Quiet()
         while True:
             now = time.monotonic()
             left = self._left()
+            if quiet.lasts(map(task_of, left)):
+                self._drain.hurry(now)
             count = len(left) + self._drain.lingers(now, self._linger)
             if self._drain.step(now, count) is not Phase.DRAINING:
                 return
             if left and now - told_at >= _TELL:
                 told_at = now
-                wait = self._drain.left(now)
-                _log.info("Waiting %.0f s more for %s", wait, in_words(left))
+                _log.info("Waiting %.0f s more for %s", self._drain.left(now), in_words(left))
             await asyncio.sleep(min(_LOOK, self._drain.left(now)))
 
     async def _give_up(self) -> list[str]:
@@ -342,10 +350,8 @@ class Coordinator:
             _log.warning("Giving up %s", in_words(left))
         tasks = {task for work in left if (task := task_of(work)) is not None} - self._callers
         children = [work.process for work in left if _is_child(work)]
-        return await end_all(tasks, children, self._may_still_end)
-
-    def _may_still_end(self, left: int) -> bool:
-        return self._drain.step(time.monotonic(), left) is Phase.CANCELLING
+        is_time = lambda n: self._drain.step(time.monotonic(), n) is Phase.CANCELLING  # noqa: E731
+        return await end_all(tasks, children, is_time)
 
     # ------------------------------------------------------------------ the journal
 
