@@ -30,7 +30,7 @@ from .errors import ShuttingDownError
 from .journal import Abandoned, Journal
 from .registry import Guards, guards
 
-__all__ = ["Coordinator", "Report"]
+__all__ = ["Coordinator", "Progress", "Report"]
 
 T = TypeVar("T")
 
@@ -58,6 +58,23 @@ class Report:
     stuck: tuple[str, ...]
     failed_to_close: tuple[str, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a drain has come.
+
+    Attributes:
+        phase: Where it is; ``running`` before it begins.
+        reason: Who told the process to stop.
+        left: Seconds to the end of this phase; infinity before it begins.
+        in_flight: How much of what is left there is, by name.
+    """
+
+    phase: Phase
+    reason: str
+    left: float
+    in_flight: dict[str, int]
 
 
 class Coordinator:
@@ -140,6 +157,14 @@ class Coordinator:
     def is_draining(self) -> bool:
         """Whether the process was told to stop."""
         return self._root._drain.phase is not Phase.RUNNING  # noqa: SLF001 - of its own kind
+
+    @property
+    def progress(self) -> Progress:
+        """How far the drain has come, for those who watch it; on its own loop."""
+        root = self._root
+        left, drain = root._in_flight(), root._drain  # noqa: SLF001 - of its own kind
+        reason, now = root._reason, time.monotonic()  # noqa: SLF001 - of its own kind
+        return Progress(drain.phase, reason, drain.left(now), _counted(left))
 
     # ------------------------------------------------------------------ what it looks after
 
@@ -331,9 +356,13 @@ def _task_of(work: Any) -> asyncio.Task[Any] | None:
     return task
 
 
-def _in_words(left: list[Any]) -> str:
+def _counted(left: list[Any]) -> dict[str, int]:
     names: dict[str, int] = {}
     for work in left:
         name = work.get_name() if isinstance(work, asyncio.Task) else work.name
         names[name] = names.get(name, 0) + 1
-    return ", ".join(f"{count} of {name}" for name, count in sorted(names.items())) or "nothing"
+    return dict(sorted(names.items()))
+
+
+def _in_words(left: list[Any]) -> str:
+    return ", ".join(f"{count} of {name}" for name, count in _counted(left).items()) or "nothing"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.registry import guards
 
 from . import protect
@@ -60,6 +61,8 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
     def create_app(*args: Any, **kwargs: Any) -> Any:
         app = original[1](*args, **kwargs)
         app.add_middleware(HonestRequests)
+        if guards().settings.status:
+            app.add_middleware(StatusPage)
         return app
 
     def take_back() -> None:
