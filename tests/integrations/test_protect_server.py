@@ -10,10 +10,12 @@ import pytest
 
 pytest.importorskip("lightrag")
 
-from lightrag_resilience import SettingsError, unprotect
+from lightrag_resilience import Guards, SettingsError, unprotect
 from lightrag_resilience.integrations.lightrag import is_protected
 from lightrag_resilience.integrations.lightrag import server as module
 from lightrag_resilience.integrations.lightrag._requests import HonestRequests
+from lightrag_resilience.integrations.status import StatusPage
+from lightrag_resilience.settings import load_settings
 from support.lightrag_rig import Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
@@ -60,6 +62,16 @@ def test_its_applications_answer_honestly_and_its_instances_protect_themselves()
     take_back()
     assert server.LightRAG is Rag
     assert server.create_app().middleware == []
+
+
+def test_the_status_page_is_there_where_the_operator_wants_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = Guards(settings=load_settings({"RESILIENCE_STATUS": "true"}))
+    monkeypatch.setattr(module, "guards", lambda: wanted)
+    server = made_up()
+    module.protect_server(server)
+    assert server.create_app(None).middleware == [HonestRequests, StatusPage]
 
 
 async def test_an_instance_is_protected_when_its_storages_are_initialized() -> None:

@@ -112,8 +112,8 @@ def changed(old: str, new: str, reason: str = "why", name: str = "llm") -> State
 def test_a_long_outage_is_one_entry_that_counts_its_tries() -> None:
     clock = Clock()
     record = Record(clock)
-    assert not record.hear(CallSucceeded("llm", 0.1))
-    assert record.hear(changed("closed", "open", "after 5 failures in a row"))
+    record.hear(CallSucceeded("llm", 0.1))
+    record.hear(changed("closed", "open", "after 5 failures in a row"))
     record.hear(changed("closed", "open", name="other"))
     for _ in range(1000):
         clock.now += 5

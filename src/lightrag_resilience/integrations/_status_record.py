@@ -56,13 +56,11 @@ class Record:
         self._changes: deque[_Change] = deque(maxlen=_MOST)
         self._outages: dict[str, Outage] = {}
 
-    def hear(self, event: Event) -> bool:
-        """Note a change of state; False for what is none."""
-        if not isinstance(event, StateChanged):
-            return False
-        with self._lock:
-            self._note(event)
-        return True
+    def hear(self, event: Event) -> None:
+        """Note a change of state."""
+        if isinstance(event, StateChanged):
+            with self._lock:
+                self._note(event)
 
     def _note(self, event: StateChanged) -> None:
         now, name = self._clock(), event.dependency

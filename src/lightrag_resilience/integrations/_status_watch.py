@@ -37,12 +37,16 @@ class Watch:
 
     Args:
         registry: Of this process.
+
+    Attributes:
+        changes: How many changes of breakers it has heard of.
     """
 
     def __init__(self, registry: Guards) -> None:
+        self.changes = 0
         self._registry = registry
         self._record = Record()
-        self._stop_listening = registry.events.listen(self._hear)
+        registry.events.listen(self._hear, changes_only=True)
         self._watchers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._lock = asyncio.Lock()
         self._connection = contextlib.AsyncExitStack()
@@ -73,11 +77,12 @@ class Watch:
                 await connection.aclose()
 
     def _hear(self, event: Event) -> None:
-        """From any thread: what is no change of state costs a look at its class."""
-        if self._record.hear(event):
-            for news, loop in list(self._watchers.items()):
-                with contextlib.suppress(RuntimeError):  # its loop is closed
-                    loop.call_soon_threadsafe(news.set)
+        """A breaker changed; from any thread."""
+        self._record.hear(event)
+        self.changes += 1
+        for news, loop in list(self._watchers.items()):
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                loop.call_soon_threadsafe(news.set)
 
     # ------------------------------------------------------------------ a look
 

@@ -17,6 +17,7 @@ import functools
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
 ]
 _EVERY = 0.4  # seconds between two looks, if nothing happens
+_FRESH = 0.2  # seconds for which one look serves all who watch, if nothing happens
 _AT_ONCE = 0.1  # seconds between two looks at the least
 _HEARTBEAT = 2.0  # seconds after which data is sent although nothing is new
 _LONGEST = 10.0  # seconds of one stream: a server that ends need not wait longer for a browser
@@ -64,6 +66,23 @@ _SLOWEST = 5.0  # seconds for a watcher to take what is sent
 _BODY_WITHIN = 5.0  # seconds for a request's body
 _MOST_WATCHERS = 32
 _VOLATILE = ("at", "next", "left", "standstill", "round_trip")  # count down by themselves
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What was seen at a moment, ready to be sent to all who watch.
+
+    Attributes:
+        until: Monotonic seconds until which it is new enough.
+        changes: How many changes of breakers had been heard of.
+        lasting: What does not count down by itself: is it another, there is something new.
+        event: It all, as an event.
+    """
+
+    until: float
+    changes: int
+    lasting: Any
+    event: bytes
 
 
 class StatusPage:
@@ -87,6 +106,7 @@ class StatusPage:
         self._registry = guards() if registry is None else registry
         self._own_token = token
         self._watch = Watch(self._registry)
+        self._sight: _Sight | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve."""
@@ -138,6 +158,16 @@ class StatusPage:
     async def _data(self) -> dict[str, Any]:
         return {**await self._watch.look(), "can_act": self._token is not None}
 
+    async def _look(self) -> _Sight:
+        """As `_data`, once for all who watch."""
+        sight, changes = self._sight, self._watch.changes
+        if sight is None or time.monotonic() >= sight.until or sight.changes != changes:
+            data = await self._data()
+            event = b"data: " + json.dumps(data).encode() + b"\n\n"
+            until = time.monotonic() + _FRESH
+            self._sight = sight = _Sight(until, changes, _without(data, _VOLATILE), event)
+        return sight
+
     async def _stream(self, receive: Receive, send: Send) -> None:
         """Server-sent events until the watcher goes, or the process ends.
 
@@ -164,12 +194,13 @@ class StatusPage:
         sent = None
         while not gone.done():
             news.clear()
-            data, now = await self._data(), time.monotonic()
-            if (known := _without(data, _VOLATILE)) != sent or now >= sent_at + _HEARTBEAT:
-                sent, sent_at = known, now
-                event = b"data: " + json.dumps(data).encode() + b"\n\n"
+            sight, now = await self._look(), time.monotonic()
+            if sight.lasting != sent or now >= sent_at + _HEARTBEAT:
+                sent, sent_at = sight.lasting, now
                 async with asyncio.timeout(_SLOWEST):
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                    await send(
+                        {"type": "http.response.body", "body": sight.event, "more_body": True}
+                    )
             if now >= began + _LONGEST or self._is_over():
                 return
             await asyncio.sleep(_AT_ONCE)
