@@ -283,6 +283,7 @@ async def test_it_shows_state_limits_and_work_of_this_process() -> None:
     assert row["in_flight"] == {"calls": 2, "not sent": 1}
     assert of(data, "llm.other")["in_flight"] == {"streams": 1}
     assert of(data, "storage.neo4j")["failed"] == 3
+    assert of(data, "storage.neo4j")["last_failure"]["error"] == "ConnectionRefusedError"
     assert of(data, "storage.neo4j")["budget"] == 1.0
     assert data["redis"] is None
     assert data["can_act"] is False

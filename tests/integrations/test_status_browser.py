@@ -18,6 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from lightrag_resilience.integrations import status
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.browser import DESK, PHONE, chromium, show_as
 from support.status_app import TOKEN, StatusApp, status_app
@@ -126,8 +127,10 @@ def test_a_change_appears_by_itself(
     assert took < PATIENCE
     row = seen.row("llm.openai")
     assert "Down" in row
-    assert "After 5 failures in a row. Next try in" in row
-    assert "After 5 failures in a row. Next try in" in seen.text("#why")
+    why = "After 5 failures in a row, the last with ConnectionRefusedError. Next try in"
+    assert why in row
+    assert why in seen.text("#why")
+    assert "ConnectionRefusedError, which may pass" in row
     assert "llm.openai went down" in seen.text("#changes")
     assert seen.driver.title == "1 down: llm.openai - Resilience"
     app.guards.get("llm.openai").breaker.close("after its probes succeeded")
@@ -226,7 +229,8 @@ def test_everything_can_be_done_by_keyboard(seen: Page, app: StatusApp) -> None:
     snapshot = app.guards.get("llm.openai").breaker.snapshot()
     assert snapshot.reason == "by the status page: they migrate"
     assert 800 < (snapshot.retry_after or 0) <= 900
-    assert seen.run("document.querySelector('.acts').contains(document.activeElement)")
+    seen.until(lambda: not seen.run("document.getElementById('dialog').open"))
+    seen.until(lambda: seen.run("document.querySelector('.acts').contains(document.activeElement)"))
 
 
 def test_minutes_that_are_none_are_asked_for_again(seen: Page, app: StatusApp) -> None:
@@ -288,6 +292,23 @@ def test_a_lost_connection_is_told_with_the_age_of_the_data(browser: Chrome) -> 
     lost = page.until(lambda: page.text("#lost"))
     assert "No connection to the server. What you see is data of " in lost
     assert page.text("#connection").startswith("Lost, data of ")
+
+
+def test_where_no_stream_comes_through_it_asks_again_and_again(
+    seen: Page, app: StatusApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_MOST_WATCHERS", 0)  # as long as this lasts
+    monkeypatch.setattr(status, "_LONGEST", 1.0)
+    seen.until(lambda: "others are watching" in seen.text("#lost"))
+    monkeypatch.setattr(status, "_MOST_WATCHERS", 32)
+    monkeypatch.setattr(status.StatusPage, "_send_events", nothing_comes)
+    app.call("llm.openai", times=5, fails=True)
+    seen.until(lambda: "Down" in seen.row("llm.openai"))
+    seen.until(lambda: not seen.one("#lost").is_displayed())
+
+
+async def nothing_comes(*_: object) -> None:
+    """A stream that something on the way holds back."""
 
 
 def test_it_shows_and_steers_what_other_processes_do(browser: Chrome) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience.events import CallSucceeded, StateChanged
+from lightrag_resilience.events import AttemptFailed, CallSucceeded, StateChanged
 from lightrag_resilience.integrations._status_record import Record
 from lightrag_resilience.integrations._status_words import headline, look_of
 
@@ -143,6 +143,20 @@ def test_outages_are_not_kept_without_bound() -> None:
     for number in range(2000):
         record.hear(changed("closed", "open", name=str(number)))
     assert len(record._outages) == 1000
+
+
+def test_the_last_failure_of_each_is_kept_for_ten_minutes() -> None:
+    clock = Clock()
+    record = Record(clock)
+    for number in range(1500):
+        record.hear(AttemptFailed(str(number), "transient", "ConnectError", 0.1))
+    record.hear(AttemptFailed("1499", "fatal", "AuthenticationError", 0.1))
+    assert record.last_failure("499") is None
+    assert record.last_failure("500") is not None
+    last = {"at": NOON, "error": "AuthenticationError", "kind": "fatal"}
+    assert record.last_failure("1499") == last
+    clock.now += 601
+    assert record.last_failure("1499") is None
 
 
 def test_an_outage_that_began_before_is_told_from_its_begin() -> None:

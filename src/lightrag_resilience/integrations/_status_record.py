@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightrag_resilience._circuit import State
-from lightrag_resilience.events import Event, StateChanged
+from lightrag_resilience.events import AttemptFailed, Event, StateChanged
 
 __all__ = ["Outage", "Record"]
 
 _MOST = 50  # changes
-_MOST_OUTAGES = 1000
+_MOST_NAMES = 1000
+_RECENT = 600.0  # seconds
 _SAME = 2.0  # seconds by which two accounts of one moment may differ
 
 
@@ -55,12 +56,18 @@ class Record:
         self._lock = threading.Lock()
         self._changes: deque[_Change] = deque(maxlen=_MOST)
         self._outages: dict[str, Outage] = {}
+        self._failures: dict[str, dict[str, Any]] = {}
 
     def hear(self, event: Event) -> None:
-        """Note a change of state."""
-        if isinstance(event, StateChanged):
-            with self._lock:
+        """Note a change of state, or how an attempt failed."""
+        with self._lock:
+            if isinstance(event, StateChanged):
                 self._note(event)
+            elif isinstance(event, AttemptFailed):
+                failure = {"at": self._clock(), "error": event.error, "kind": event.kind}
+                self._failures[event.dependency] = failure
+                if len(self._failures) > _MOST_NAMES:
+                    del self._failures[next(iter(self._failures))]
 
     def _note(self, event: StateChanged) -> None:
         now, name = self._clock(), event.dependency
@@ -83,7 +90,7 @@ class Record:
         self._changes.append(change)
 
     def _begin(self, name: str, outage: Outage) -> Outage:
-        if len(self._outages) < _MOST_OUTAGES:
+        if len(self._outages) < _MOST_NAMES:
             self._outages[name] = outage
         return outage
 
@@ -106,6 +113,13 @@ class Record:
         """A breaker of which nobody tells this process is closed."""
         if name in self._outages:
             self.hear(StateChanged(name, State.OPEN.value, State.CLOSED.value, reason, 0))
+
+    def last_failure(self, name: str) -> dict[str, Any] | None:
+        """How an attempt failed last in this process, and when; None if not in ten minutes."""
+        failure = self._failures.get(name)
+        if failure is None or self._clock() - failure["at"] > _RECENT:
+            return None
+        return failure
 
     def as_data(self) -> list[dict[str, Any]]:
         """The last changes, the newest first."""

@@ -43,6 +43,7 @@ def rows(registry: Guards, seen: Overview | None, record: Record) -> list[dict[s
         row |= _limits(guard)
         row |= {"name": name, "here": guard is not None, "alone": alone.count(name)}
         row["in_flight"] = under_way.get(name, {})
+        row["last_failure"] = record.last_failure(name)
         row["by_hand"] = row["mode"] == "forced-open" or row["reason"].startswith(_BY_HAND)
         _date(row, record)
         row["look"] = look_of(row)

@@ -13,7 +13,7 @@ from typing import Any
 from lightrag_resilience._phases import Phase
 from lightrag_resilience._steering import REDIS_FAILURES, cluster_of
 from lightrag_resilience._version import __version__
-from lightrag_resilience.events import Event
+from lightrag_resilience.events import AttemptFailed, Event, StateChanged
 from lightrag_resilience.policy import BreakerPolicy
 from lightrag_resilience.registry import Guards
 from lightrag_resilience.shared.overview import Cluster, Found, Overview
@@ -46,7 +46,7 @@ class Watch:
         self.changes = 0
         self._registry = registry
         self._record = Record()
-        registry.events.listen(self._hear, changes_only=True)
+        registry.events.listen(self._hear, StateChanged, AttemptFailed)
         self._watchers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._lock = asyncio.Lock()
         self._connection = contextlib.AsyncExitStack()
@@ -77,8 +77,10 @@ class Watch:
                 await connection.aclose()
 
     def _hear(self, event: Event) -> None:
-        """A breaker changed; from any thread."""
+        """A breaker changed, or an attempt failed; from any thread."""
         self._record.hear(event)
+        if not isinstance(event, StateChanged):
+            return
         self.changes += 1
         for news, loop in list(self._watchers.items()):
             with contextlib.suppress(RuntimeError):  # its loop is closed

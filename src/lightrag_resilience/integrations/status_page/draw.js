@@ -11,6 +11,12 @@ const WORDS = {
   isolated: "Kept off by hand",
   unwatched: "Not watched",
 };
+const MEANINGS = {
+  transient: "which may pass",
+  throttled: "too many calls",
+  fatal: "which waiting does not mend",
+  unknown: "no answer in time",
+};
 const KINDS = { calls: "call", streams: "stream", "not sent": "not sent yet" };
 
 const at = (id) => document.getElementById(id);
@@ -65,6 +71,12 @@ export function tick() {
   }
 }
 
+// What came after the first reason: who wants to mend it asks for the last error first.
+function since(row) {
+  const tries = row.tries ? `; ${row.tries === 1 ? "1 try" : `${row.tries} tries`} failed since` : "";
+  return row.last_failure && !row.by_hand ? `${tries}, the last with ${row.last_failure.error}` : tries;
+}
+
 function untilNext(row) {
   const due = latest.at + (row.next ?? 0);
   if (row.look === "tried") return () => "A call is trying it now.";
@@ -111,14 +123,14 @@ function drawHeadline({ headline, dependencies }) {
   const several = headline.why.length > 1;
   fill(list, headline.why.map(({ name, reason }) => {
     const row = dependencies.find((each) => each.name === name);
-    return { key: name, text: several ? `${name}: ${reason}. ` : `${sentence(reason)}. `, row };
+    const text = `${reason}${row ? since(row) : ""}. `;
+    return { key: name, text: several ? `${name}: ${text}` : sentence(text), row };
   }), (item) => {
     const line = make("li");
     line.append(make("span"), make("span", "next"));
     return line;
   }, (line, item) => {
-    const tries = item.row?.tries ? `${sentence(counted(item.row.tries, "try")).replace("trys", "tries")} failed since. ` : "";
-    put(line.firstChild, item.text + tries);
+    put(line.firstChild, item.text);
     if (item.row) ticking.set(line.lastChild, untilNext(item.row));
   });
 }
@@ -205,8 +217,7 @@ function drawRow(drawn, row, data) {
     put(drawn.next, row.standstill ? `Calls wait ${duration(row.standstill)}.` : "");
     put(drawn.why, row.alone ? `${counted(row.alone, "worker")} refuse it by themselves. ` : "");
   } else {
-    const again = row.tries ? `; ${row.tries === 1 ? "1 try" : `${row.tries} tries`} failed since` : "";
-    put(drawn.why, `${sentence(row.why)}${again}. `);
+    put(drawn.why, `${sentence(row.why)}${since(row)}. `);
     ticking.set(drawn.next, untilNext(row));
   }
   drawFacts(drawn.facts, row);
@@ -219,6 +230,7 @@ function drawFacts(list, row) {
     whole.append(make("dt", "", fact.key), make("dd"));
     return whole;
   }, (whole, fact) => {
+    whole.classList.toggle("wide", Boolean(fact.isWide));
     put(whole.children[1], fact.text);
     if (fact.share === undefined) return whole.querySelector(".bar")?.remove();
     let bar = whole.querySelector(".bar");
@@ -237,7 +249,7 @@ function facts(row) {
   if (row.calls) {
     const share = row.failed / row.calls;
     const slow = row.slow ? `, ${number(row.slow)} slow` : "";
-    const failed = row.failed ? `${number(row.failed)} of ${number(row.calls)} failed (${percent(share)})` : `0 of ${number(row.calls)} failed`;
+    const failed = `${number(row.failed)} of ${number(row.calls)} failed${share < 0.1 ? "" : ` (${percent(share)})`}`;
     found.push({ key: "Last calls", text: failed + slow, share: share || undefined, kind: "failed" });
   }
   const kinds = Object.entries(row.in_flight);
@@ -252,6 +264,10 @@ function facts(row) {
   if (row.places?.limit) {
     const line = row.places.waiting ? `, ${number(row.places.waiting)} in line` : "";
     found.push({ key: "At once", text: `${row.places.in_use} of ${number(row.places.limit)}${line}` });
+  }
+  if (row.last_failure) {
+    const { error, kind, at } = row.last_failure;
+    found.push({ key: "Last failure", text: `${error}, ${MEANINGS[kind] ?? kind} (${clock(at)})`, isWide: true });
   }
   if (row.rpm) found.push({ key: "Requests a minute", text: `up to ${number(row.rpm)}` });
   if (row.tpm) found.push({ key: "Tokens a minute", text: `up to ${number(row.tpm)}` });

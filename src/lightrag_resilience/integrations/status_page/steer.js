@@ -4,30 +4,32 @@ const KEY = "resilience-token";
 const SHOWN = 8000; // milliseconds
 const WAIT = 10000;
 
+// Not everybody knows that an open breaker is one that lets nothing through.
 const TEXTS = {
   open: {
     label: "Open…",
-    title: (name) => `Open ${name}`,
-    text: "Calls to it are refused for as long as its policy says; then it is tried again automatically.",
-    submit: "Open it",
+    hint: "Refuse calls for a while",
+    text: "Calls are refused for as long as its policy says; then it is tried again automatically.",
+    submit: "Open it: refuse calls",
   },
   close: {
     label: "Close…",
-    title: (name) => `Close ${name}`,
-    text: "All calls go through again at once. If it still fails, the breaker opens again by itself.",
-    submit: "Close it",
+    hint: "Let calls through again",
+    text: "All calls go through again at once. If it still fails, the breaker opens by itself.",
+    submit: "Close it: let calls through",
   },
   isolate: {
     label: "Isolate…",
-    title: (name) => `Isolate ${name}`,
-    text: "Calls to it are refused and nothing tries it, until the time is over or somebody closes it.",
-    submit: "Isolate it",
+    hint: "Refuse calls for a time that you choose",
+    text: "Calls are refused and nothing tries it, until the time is over or somebody closes it.",
+    submit: "Isolate it: refuse calls",
   },
 };
 
+const titleOf = (what, name) => `${TEXTS[what].label.slice(0, -1)} ${name}`;
 const at = (id) => document.getElementById(id);
 let token = sessionStorage.getItem(KEY) ?? "";
-let asked = null; // what, name
+let asked = null; // what, name, and where the buttons are
 let fading = 0;
 
 export function offer(place, row, data) {
@@ -40,18 +42,19 @@ export function offer(place, row, data) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = TEXTS[what].label;
-    button.setAttribute("aria-label", TEXTS[what].title(row.name));
-    button.addEventListener("click", () => ask(what, row.name, data.redis !== null));
+    button.title = TEXTS[what].hint;
+    button.setAttribute("aria-label", titleOf(what, row.name));
+    button.addEventListener("click", () => ask(what, row.name, place, data.redis !== null));
     return button;
   }));
   if (hadFocus) place.firstChild?.focus();
 }
 
-function ask(what, name, isShared) {
-  asked = { what, name };
+function ask(what, name, place, isShared) {
+  asked = { what, name, place };
   const words = TEXTS[what];
   const scope = isShared ? "This holds in all workers." : "This holds in this process alone, as no Redis is set.";
-  at("dialog-title").textContent = words.title(name);
+  at("dialog-title").textContent = titleOf(what, name);
   at("dialog-text").textContent = `${words.text} ${scope}`;
   at("submit").textContent = words.submit;
   at("minutes-part").hidden = what !== "isolate";
@@ -126,3 +129,7 @@ function done(text, given) {
 
 at("form").addEventListener("submit", submit);
 at("cancel").addEventListener("click", () => at("dialog").close());
+// The button that was pressed may be another by now: who uses the keyboard stays where they were.
+at("dialog").addEventListener("close", () => {
+  if (document.activeElement === document.body) asked.place.firstChild?.focus();
+});
