@@ -265,13 +265,13 @@ function facts(row) {
     const line = row.places.waiting ? `, ${number(row.places.waiting)} in line` : "";
     found.push({ key: "At once", text: `${row.places.in_use} of ${number(row.places.limit)}${line}` });
   }
+  if (row.rpm) found.push({ key: "Requests a minute", text: `up to ${number(row.rpm)}` });
+  if (row.tpm) found.push({ key: "Tokens a minute", text: `up to ${number(row.tpm)}` });
+  if (row.workers) found.push({ key: "Workers calling", text: number(row.workers) });
   if (row.last_failure) {
     const { error, kind, at } = row.last_failure;
     found.push({ key: "Last failure", text: `${error}, ${MEANINGS[kind] ?? kind} (${clock(at)})`, isWide: true });
   }
-  if (row.rpm) found.push({ key: "Requests a minute", text: `up to ${number(row.rpm)}` });
-  if (row.tpm) found.push({ key: "Tokens a minute", text: `up to ${number(row.tpm)}` });
-  if (row.workers) found.push({ key: "Workers calling", text: number(row.workers) });
   return found;
 }
 

@@ -131,5 +131,6 @@ at("form").addEventListener("submit", submit);
 at("cancel").addEventListener("click", () => at("dialog").close());
 // The button that was pressed may be another by now: who uses the keyboard stays where they were.
 at("dialog").addEventListener("close", () => {
-  if (document.activeElement === document.body) asked.place.firstChild?.focus();
+  const here = document.activeElement;
+  if (!here || here === document.body || at("dialog").contains(here)) asked.place.firstChild?.focus();
 });
