@@ -344,7 +344,8 @@ async def test_of_very_many_dependencies_the_worst_are_shown() -> None:
 # ---------------------------------------------------------------------- the stream
 
 
-async def test_a_change_is_told_at_once_to_all_who_watch() -> None:
+async def test_a_change_is_told_at_once_to_all_who_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "_EVERY", 10 * PATIENCE)  # it is the change that wakes them
     guards = made()
     app = page(guards)
     async with watching(app) as (one, _), watching(app) as (other, _):
@@ -554,6 +555,13 @@ async def test_breakers_of_other_processes_are_shown_and_steered(redis: RedisSer
             assert not row["here"]
             assert {worker["pid"] for worker in data["workers"]} >= {w.process.pid for w in two}
             assert not data["redis"]["trouble"]
+
+            # A process that has not begun to share yet shows what the others have decided.
+            idle = made(REDIS_URL=redis.url)
+            await asyncio.to_thread(idle.get, made_up)
+            row = of((await ask(page(idle), "/resilience/data")).json, made_up)
+            assert (row["here"], row["state"]) == (True, "open")
+            assert idle.get(made_up).breaker.state.value == "closed"
 
             content = {"action": "isolate", "name": made_up, "minutes": 10, "reason": "they move"}
             done = (await act(app, content)).json["done"]
