@@ -57,19 +57,6 @@ def test_listeners_are_called_in_the_order_they_came(events: Events) -> None:
     assert calls == ["first", "second"]
 
 
-def test_who_chooses_a_kind_hears_no_other_event(events: Events) -> None:
-    changes: list[Event] = []
-    stop = events.listen(changes.append, StateChanged)
-    assert not events.listeners  # so that no other event is even made for it
-    change = StateChanged("llm.openai", "closed", "open", "by hand", 1)
-    for event in (EVENT, change, OTHER):
-        events.emit(event)
-    assert changes == [change]
-    stop()
-    events.emit(change)
-    assert changes == [change]
-
-
 def test_a_listener_hears_nothing_from_before_or_after_its_time(events: Events) -> None:
     heard: list[Event] = []
     events.emit(EVENT)
