@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards
-from lightrag_resilience.integrations import status
+from lightrag_resilience.integrations import _status_watch, status
 from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
@@ -597,6 +597,18 @@ async def test_a_breaker_of_this_process_is_counted_over_all(redis: RedisServer)
         guards.get("llm").breaker.set_mode("forced-open", "until tomorrow")
         data = await watcher.until(lambda data: of(data, "llm")["mode"] == "forced-open")
         assert of(data, "llm")["why"] == "until tomorrow"
+    guards.close()
+
+
+async def test_where_a_search_takes_too_long_it_shows_the_breakers_of_this_process(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_status_watch, "_SEARCH_PATIENCE", -1.0)
+    guards = made(REDIS_URL=redis.url, REDIS_PREFIX="vast:")
+    guards.get("llm")
+    data = (await ask(page(guards), "/resilience/data")).json
+    assert [row["name"] for row in data["dependencies"]] == ["llm"]
+    assert not data["redis"]["trouble"]
     guards.close()
 
 

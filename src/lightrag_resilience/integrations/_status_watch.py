@@ -28,7 +28,8 @@ __all__ = ["Watch", "breaker_policy", "drain_of"]
 
 _MOST = 200  # dependencies
 _FRESH = 0.2  # seconds for which one look at Redis serves all
-_PATIENCE = 2.0  # seconds for one look at Redis
+_PATIENCE = 4.0  # seconds for one look at Redis
+_SEARCH_PATIENCE = 2.0  # of these, for the search
 _SEARCH_SHARE = 20  # searching all keys of a Redis takes a twentieth of its time at the most
 
 
@@ -149,19 +150,25 @@ class Watch:
                 return
             try:
                 async with asyncio.timeout(_PATIENCE):
-                    self._seen = await self._look(await self._connected(), now)
+                    cluster = await self._connected()
+                    if now >= self._search_at:
+                        await self._search(cluster, now)
+                    self._seen = await cluster.look(self._found)
                 self._trouble = ""
             except (*REDIS_FAILURES, TimeoutError) as error:
                 self._seen, self._trouble = None, what_is_wrong(error)
                 self._search_at = 0.0
             self._looked_at = time.monotonic()
 
-    async def _look(self, cluster: Cluster, now: float) -> Overview:
-        if now >= self._search_at:
-            self._found = await cluster.find()
-            took = time.monotonic() - now
-            self._search_at = now + took * _SEARCH_SHARE
-        return await cluster.look(self._found)
+    async def _search(self, cluster: Cluster, now: float) -> None:
+        """Find what there is, as often as that takes little of Redis's time."""
+        try:
+            async with asyncio.timeout(_SEARCH_PATIENCE):
+                self._found = await cluster.find()
+        except TimeoutError:  # there are millions of keys: those of this process must do
+            self._found = Found([guard.name for guard in self._registry], [])
+        took = time.monotonic() - now
+        self._search_at = now + took * _SEARCH_SHARE
 
     async def _connected(self) -> Cluster:
         if self._cluster is None:
