@@ -402,6 +402,8 @@ async def test_a_stream_lasts_while_a_drain_waits_for_work_and_no_longer() -> No
     async with Coordinator(registry=guards, hears_signals=False, timeout=PATIENCE + 10) as ours:
         call = asyncio.ensure_future(guards.get("llm").call(goes_on.wait))
         async with watching(app) as (watcher, task):
+            task.set_name("GET /resilience/…")  # as where requests are waited for, too
+            ours.track(task)
             await watcher.until(lambda data: of(data, "llm").get("in_flight") == {"calls": 1})
             drain = asyncio.ensure_future(ours.drain("SIGTERM"))
             data = await watcher.until(lambda data: data["drain"])

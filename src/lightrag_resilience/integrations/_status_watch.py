@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from lightrag_resilience._phases import Phase
@@ -27,6 +28,7 @@ from ._status_words import headline
 __all__ = ["Watch", "breaker_policy", "drain_of"]
 
 _MOST = 200  # dependencies
+_WATCHING = "GET /resilience"  # how the names of watchers' requests begin
 _FRESH = 0.2  # seconds for which one look at Redis serves all
 _PATIENCE = 4.0  # seconds for one look at Redis
 _SEARCH_PATIENCE = 2.0  # of these, for the search
@@ -187,6 +189,13 @@ def breaker_policy(registry: Guards, name: str) -> BreakerPolicy:
 
 
 def drain_of(registry: Guards) -> Progress | None:
-    """How far the drain of the running loop has come; None where nothing coordinates one."""
+    """How far the drain of the running loop has come; None where nothing coordinates one.
+
+    Who watches it is no work: a drain that waits for them, and they for its end, would not end.
+    """
     coordinator: Coordinator | None = registry.coordinators.get(asyncio.get_running_loop())
-    return None if coordinator is None else coordinator.progress
+    if coordinator is None:
+        return None
+    progress = coordinator.progress
+    work = {name: n for name, n in progress.in_flight.items() if not name.startswith(_WATCHING)}
+    return replace(progress, in_flight=work)
