@@ -165,7 +165,11 @@ def test_gunicorn_kills_later_than_a_drain_lasts_and_hears_of_both_hooks() -> No
 
 def test_a_worker_does_not_wait_for_its_masters_children(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Any] = []
-    monkeypatch.setattr(hooks.DrainingWorker, "init_process", lambda worker: begun.append(worker))
+
+    def begin(worker: Any) -> None:
+        begun.append(worker)
+
+    monkeypatch.setattr(hooks.DrainingWorker, "init_process", begin)
     monkeypatch.setattr(process, "_children", {"LightRAG's manager"}, raising=False)
     worker = worker_module.Worker.__new__(worker_module.Worker)
     worker.init_process()

@@ -175,6 +175,35 @@ async def test_what_is_done_after_the_answer_survives_the_servers_cancellation(
     assert (done, report.drained) == (["background"], 1)
 
 
+async def test_what_fails_after_the_answer_is_told_where_the_server_does_not_hear_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        await quick(scope, receive, send)
+        await asyncio.sleep(0.1)
+        raise ValueError("secret")
+
+    client = Client()
+    async with rig(failing, tmp_path) as made:
+        request = made.ask(client)
+        await client.has_sent(2)
+        request.cancel()
+        await asyncio.wait({request})
+        await made.coordinator.drain()
+    assert "What was to be done after an answer failed: ValueError" in caplog.messages
+    assert "secret" not in caplog.text
+
+
+async def test_an_application_that_cancels_itself_is_no_shutdown(tmp_path: Path) -> None:
+    async def cancelled(scope: Any, receive: Any, send: Any) -> None:
+        raise asyncio.CancelledError
+
+    async with rig(cancelled, tmp_path) as made:
+        request = made.ask(Client())
+        await asyncio.wait({request})
+        assert request.cancelled()
+
+
 async def test_a_request_that_the_server_cancels_is_cancelled(tmp_path: Path) -> None:
     ends: list[str] = []
 

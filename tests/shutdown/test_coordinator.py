@@ -223,3 +223,16 @@ async def test_times_that_do_not_add_up_are_refused_at_once() -> None:
     guards = registry(RESILIENCE_SHUTDOWN_TIMEOUT="5", RESILIENCE_SHUTDOWN_CLOSE_TIMEOUT="4")
     with pytest.raises(PolicyError, match="A drain of 5 s has no room"):
         Coordinator(registry=guards)
+
+
+async def test_one_that_joins_another_is_told_to_stop_and_kept_open_with_it() -> None:
+    guards = registry()
+    async with coordinator(guards, timeout=60.0) as outer, coordinator(guards) as inner:
+        inner.linger(60.0)
+        inner.begin("the test")
+        assert inner.stopping.is_set()
+        drain = asyncio.create_task(outer.drain())
+        await asyncio.sleep(0.2)
+        assert not drain.done()  # though nothing is in flight
+        inner.linger(0.0)
+        assert (await drain).drained == 0

@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_in_the_journal_before_it_is_ended(play: Play) -> N
     assert kinds >= {"task", "after", "child", "stream", "request"}
     assert outcome.lost == set()
     assert outcome.seen["request"] == [503] * 3
-    assert outcome.seen["stream"] == ["RemoteProtocolError"]
+    assert set(outcome.seen["stream"]) <= SEEN_BY_CLIENTS - {503}
     (child,) = (key for key in outcome.begun if key.startswith("child"))
     assert outcome.marked("ended", child)
     assert len(outcome.marked("lifespan", "shutdown")) == len(outcome.marked("exit", "worker")) == 2
@@ -108,7 +108,8 @@ def test_a_reload_loses_nothing(play: Play) -> None:
 
 def test_workers_that_end_after_some_requests_end_their_work_first(play: Play) -> None:
     outcome = play("max_requests")
-    assert set(outcome.seen["task"]) <= {200, 503}
+    assert set(outcome.seen["task"]) <= SEEN_BY_CLIENTS | {200}
+    assert outcome.seen["task"].count(200) > 3  # the limit of one worker
     assert sorted(outcome.done) == sorted(outcome.begun)
     assert outcome.records == {}
 
@@ -125,7 +126,7 @@ def test_the_master_writes_down_what_a_killed_worker_had_begun(play: Play) -> No
 def test_work_beside_a_blocked_loop_is_not_lost_when_gunicorn_kills(play: Play) -> None:
     outcome = play("blocked")
     assert outcome.lost == set()
-    assert len(outcome.records) == 2
+    assert {key.partition("-")[0] for key in outcome.records} >= {"blocked", "task"}
     assert outcome.seen["later"] == [200] * 10
 
 

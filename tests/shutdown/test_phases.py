@@ -94,3 +94,20 @@ def test_it_is_late_in_the_last_third_of_the_time_for_what_is_in_flight() -> Non
     assert made.is_late(115.4)
     made.hurry(101.0)
     assert made.is_late(101.0)
+
+
+def test_where_there_is_less_time_all_parts_become_shorter_alike() -> None:
+    made = drain()
+    made.fit(None)
+    made.fit(60.0)
+    assert (made.timeout, made.cancel_grace, made.close_timeout) == (30.0, 2.0, 5.0)
+    made.fit(15.0)
+    assert (made.timeout, made.cancel_grace, made.close_timeout) == (15.0, 1.0, 2.5)
+
+
+def test_it_lingers_for_a_while_but_not_in_haste() -> None:
+    made = drain()
+    made.begin(100.0)
+    assert [made.lingers(now, 2.0) for now in (100.0, 101.9, 102.0)] == [True, True, False]
+    made.hurry(101.0)
+    assert not made.lingers(101.0, 2.0)

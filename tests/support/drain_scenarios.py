@@ -118,11 +118,11 @@ async def reload(master: Master, seen: dict[str, Any]) -> None:
 
 async def max_requests(master: Master, seen: dict[str, Any]) -> None:
     """Workers end themselves after a few requests."""
-    codes = []
-    for _ in range(6):
-        codes += await results(await master.begin("task", 0.7, 2))
+    seen["task"] = []
+    for turn in range(6):
+        asked = [master.http.get(f"/task-{turn}-{each}?task=0.7") for each in range(2)]
+        seen["task"] += await results(asked)
     await master.until(lambda: master.marked("exit"))
-    seen["task"] = codes
     await master.stop(signal.SIGTERM)
 
 
@@ -176,7 +176,7 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "SIGHUP": (reload, AMPLE),
     "max_requests": (max_requests, {**AMPLE, "max_requests": 3}),
     "kill -9": (killed, AMPLE),
-    "blocked": (blocked, {**AMPLE, "timeout": 2}),
+    "blocked": (blocked, {**AMPLE, "timeout": 4}),
     "blocked at the end": (blocked_at_the_end, {**SHORT, "graceful_timeout": 4}),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -17,6 +18,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger("lightrag_resilience")
 
 _SERVICE_RESTART = 1012  # a websocket's close code: come back
 _LONGEST = 24  # characters of a path's first part; what is longer may be a key
@@ -67,9 +70,12 @@ class Serving:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             caller = asyncio.current_task()
-            if task.cancelled() and not (caller and caller.cancelling()):
+            is_given_up = task.cancelled() and self._coordinator.is_draining
+            if is_given_up and not (caller and caller.cancelling()):
                 raise ShuttingDownError(name, None, "and this did not end in time") from None
-            if not self.has_ended:
+            if self.has_ended:
+                task.add_done_callback(_tell_of_failure)  # the server hears of nothing any more
+            else:
                 await _cancelled(task)
             raise
 
@@ -117,6 +123,11 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
             task.cancel()
     if not task.cancelled():
         task.exception()  # nobody else will look
+
+
+def _tell_of_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("What was to be done after an answer failed: %s", type(error).__name__)
 
 
 def closing(scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:

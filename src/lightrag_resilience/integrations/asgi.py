@@ -150,7 +150,7 @@ class Draining:
         """Begin with the application's own start, and drain before its own end."""
         servers = asyncio.all_tasks()
         async with self._make(self._registry) as coordinator:
-            self.coordinator = coordinator
+            self.coordinator, self._serves = coordinator, False
             coordinator.linger(self._last_requests)
 
             async def receive_and_drain() -> Message:
