@@ -20,6 +20,7 @@ __all__ = [
     "Process",
     "Work",
     "cancel",
+    "counted",
     "has_ended",
     "in_words",
     "records_of",
@@ -205,7 +206,11 @@ def has_ended(process: Any) -> bool:
     return process.returncode is not None
 
 
+def counted(left: Iterable[Any]) -> dict[str, int]:
+    """How much is in flight, by name."""
+    return dict(sorted(Counter(work.name for work in left).items()))
+
+
 def in_words(left: Iterable[Any]) -> str:
-    """What is in flight, counted by name."""
-    names = Counter(work.name for work in left)
-    return ", ".join(f"{count} of {name}" for name, count in sorted(names.items())) or "nothing"
+    """The same for people."""
+    return ", ".join(f"{count} of {name}" for name, count in counted(left).items()) or "nothing"

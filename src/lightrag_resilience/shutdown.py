@@ -18,7 +18,6 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -26,19 +25,20 @@ from ._accounts import Accounts
 from ._ending import close_all, end_all, end_children
 from ._gate import admitted
 from ._host import host
-from ._in_flight import InFlight, Process, Work, in_words, task_of
+from ._in_flight import InFlight, Process, Work, counted, in_words, task_of
 from ._phases import Drain, Phase
+from ._progress import Progress, Report
 from ._roots import add_root, discard_root
 from ._signals import Ears, signals_to_hear
 from ._task_accounts import Quiet
 from .errors import ShuttingDownError
-from .journal import Abandoned, Journal
+from .journal import Journal
 from .registry import Guards, guards
 
 if TYPE_CHECKING:
     from .settings import Settings
 
-__all__ = ["Coordinator", "Report", "configured_drain"]
+__all__ = ["Coordinator", "Progress", "Report", "configured_drain"]
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Process)
@@ -48,26 +48,6 @@ _log = logging.getLogger("lightrag_resilience")
 _LOOK = 0.05  # seconds between two looks at what is in flight
 _TELL = 1.0  # seconds between two lines of the log
 _NAMED = 10  # names in a line of the log
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What became of the work that was in flight when the drain began.
-
-    Attributes:
-        drained: How much of it ended by itself.
-        abandoned: What was cancelled, as the journal has it.
-        stuck: Names of tasks that did not end although they were cancelled, and of functions that
-            still run in threads.
-        failed_to_close: Names of callbacks that failed, or took too long.
-        seconds: How long all of it took.
-    """
-
-    drained: int
-    abandoned: tuple[Abandoned, ...]
-    stuck: tuple[str, ...]
-    failed_to_close: tuple[str, ...]
-    seconds: float
 
 
 class Coordinator:
@@ -180,6 +160,14 @@ class Coordinator:
         For a server through which something may still come, until it says otherwise with 0.
         """
         self._root._linger = seconds  # noqa: SLF001 - of its own kind
+
+    @property
+    def progress(self) -> Progress:
+        """How far the drain has come, for those who watch it; on its own loop."""
+        root = self._root
+        left, drain = root._left(), root._drain  # noqa: SLF001 - of its own kind
+        reason, now = root._reason, time.monotonic()  # noqa: SLF001 - of its own kind
+        return Progress(drain.phase, reason, drain.left(now), counted(left))
 
     # ------------------------------------------------------------------ what it looks after
 

@@ -16,7 +16,7 @@ pytest.importorskip("lightrag")
 
 from lightrag.base import StoragesStatus
 
-from lightrag_resilience import SettingsError, unprotect
+from lightrag_resilience import Guards, SettingsError, unprotect
 from lightrag_resilience.integrations import gunicorn as hooks
 from lightrag_resilience.integrations.asgi import Draining
 from lightrag_resilience.integrations.lightrag import _serving as serving
@@ -30,6 +30,7 @@ from lightrag_resilience.integrations.lightrag._serving import (
     configure_gunicorn,
     configure_uvicorn,
 )
+from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.settings import Settings, load_settings
 from lightrag_resilience.shutdown import Coordinator
 from support.lightrag_rig import Provider, lightrag_on
@@ -79,6 +80,17 @@ def test_its_applications_answer_honestly_and_its_instances_protect_themselves()
     take_back()
     assert server.LightRAG is Rag
     assert server.create_app().middleware == []
+
+
+def test_the_status_page_is_there_where_the_operator_wants_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = Guards(settings=load_settings({"RESILIENCE_STATUS": "true"}))
+    monkeypatch.setattr(module, "guards", lambda: wanted)
+    server = made_up()
+    take_back = module.protect_server(server)
+    assert server.create_app(None).middleware == [HonestRequests, Draining, StatusPage]
+    take_back()
 
 
 async def test_an_instance_is_protected_when_its_storages_are_initialized() -> None:

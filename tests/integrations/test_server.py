@@ -28,7 +28,7 @@ def anyio_backend() -> str:
 async def test_an_outage_is_told_with_the_time_to_come_back(
     options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    async with served(tmp_path, *options) as server:
+    async with served(tmp_path, *options, RESILIENCE_STATUS="true") as server:
         await server.ingest()
         answer = await server.ask("Who founded Alderwick?")
         assert answer.status_code == 200
@@ -49,6 +49,11 @@ async def test_an_outage_is_told_with_the_time_to_come_back(
             assert int(refused.headers["retry-after"]) == body["retry_after"] > 0
             assert body["dependency"] == "llm.openai"
             assert "Circuit 'llm.openai' is open" in body["detail"]
+
+        shown = await server.http.get("/resilience/data")
+        assert shown.json()["can_act"] is False
+        if not options:
+            assert shown.json()["headline"]["sentence"][0] == "llm.openai has been down"
 
         # LightRAG's own errors stay its own.
         assert (await server.http.post("/query", json={"query": ""})).status_code == 422

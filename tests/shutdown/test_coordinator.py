@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lightrag_resilience import Guards, PolicyError, ShuttingDownError
+from lightrag_resilience._phases import Phase
 from lightrag_resilience.journal import Journal
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
@@ -134,6 +136,31 @@ async def test_a_second_request_waits_for_nothing_any_more() -> None:
             await running
     report = await made.drain()
     assert report.seconds < 5
+
+
+async def test_its_progress_can_be_watched() -> None:
+    guards = registry()
+    made = coordinator(guards, timeout=30.0)
+    async with made:
+        go_on = asyncio.Event()
+        call = asyncio.create_task(guards.get("llm").call(go_on.wait))
+        task = made.track(asyncio.create_task(go_on.wait(), name="ingest"))
+        await asyncio.sleep(0.05)
+        before = made.progress
+        assert (before.phase, before.reason, before.left) == (Phase.RUNNING, "", math.inf)
+        assert before.in_flight == {"ingest": 1, "llm": 1}
+        made.request("SIGTERM")
+        await asyncio.sleep(0.1)
+        during = Coordinator(registry=guards, hears_signals=False)
+        async with during:  # inside of it
+            assert during.progress.phase is Phase.DRAINING
+            assert during.progress.reason == "SIGTERM"
+            assert 0 < during.progress.left < 30
+        go_on.set()
+        await made.drain()
+        assert made.progress.phase is Phase.CLOSING
+        assert made.progress.in_flight == {}
+        await asyncio.gather(call, task)
 
 
 async def test_nothing_new_is_begun_once_it_drains() -> None:

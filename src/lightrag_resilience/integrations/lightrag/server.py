@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.registry import guards
 
 from . import protect
@@ -67,7 +68,9 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
     def create_app(*args: Any, **kwargs: Any) -> Any:
         app = original[1](*args, **kwargs)
         app.add_middleware(HonestRequests)
-        app.add_middleware(Draining)  # outermost
+        app.add_middleware(Draining)
+        if guards().settings.status:
+            app.add_middleware(StatusPage)  # outermost: it answers while all else is refused
         return app
 
     answer_at_once = answer_when_stored()
