@@ -90,10 +90,11 @@ async def test_a_child_that_goes_on_is_written_down_and_ended(
 
 
 async def test_a_child_has_its_number_for_a_name() -> None:
-    async with coordinator(cancel_grace=1.0, timeout=2.0) as made:
+    async with coordinator(cancel_grace=20.0, timeout=20.5) as made:
         child = made.child(await program("import time; time.sleep(60)"))
         report = await made.drain()
     assert [each.name for each in report.abandoned] == [f"child {child.pid}"]
+    assert sys.platform == "win32" or child.returncode == -signal.SIGTERM  # asked, not killed
 
 
 def test_a_child_is_killed_and_written_down_when_the_loop_ends_in_the_middle_of_a_drain(
