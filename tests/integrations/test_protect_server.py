@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import logging
 import sys
+from multiprocessing import process
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightrag_resilience import Guards, SettingsError, unprotect
 from lightrag_resilience.integrations import gunicorn as hooks
 from lightrag_resilience.integrations.asgi import Draining
 from lightrag_resilience.integrations.lightrag import _serving as serving
+from lightrag_resilience.integrations.lightrag import _worker as worker_module
 from lightrag_resilience.integrations.lightrag import is_protected
 from lightrag_resilience.integrations.lightrag import server as module
 from lightrag_resilience.integrations.lightrag._ingest import heard_when_stored
@@ -171,6 +173,20 @@ def test_gunicorn_kills_later_than_a_drain_lasts_and_hears_of_both_hooks() -> No
     assert heard == ["master"]
     assert config.child_exit is hooks.child_exit
     assert not hasattr(config, "post_worker_init")  # LightRAG does not hand it on
+
+
+def test_a_worker_does_not_wait_for_its_masters_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+
+    def begin(worker: Any) -> None:
+        begun.append(worker)
+
+    monkeypatch.setattr(hooks.DrainingWorker, "init_process", begin)
+    monkeypatch.setattr(process, "_children", {"LightRAG's manager"}, raising=False)
+    worker = worker_module.Worker.__new__(worker_module.Worker)
+    worker.init_process()
+    assert begun == [worker]
+    assert process._children == set()  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------- uploads
