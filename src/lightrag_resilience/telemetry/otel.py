@@ -27,7 +27,7 @@ from ._measures import ASKED, look_at, measures_of
 from ._metrics import BUCKETS, METRICS, Metric
 from ._spans import TracedGuard, Tracing
 
-__all__ = ["Instrumentation", "instrument"]
+__all__ = ["Instrumentation", "current_trace", "instrument"]
 
 _NAME = "lightrag_resilience"
 _BY_NAME = {metric.name: metric for metric in METRICS}
@@ -61,6 +61,20 @@ def instrument(
         ValueError: These guards are instrumented already.
     """
     return Instrumentation(guards, tracer_provider, meter_provider, most)
+
+
+def current_trace() -> dict[str, str] | None:
+    """The trace and the span that the present code is in, where they are kept.
+
+    For metrics of Prometheus that lead to traces: ``observe(guards(), exemplar=current_trace)``.
+    """
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid or not context.trace_flags.sampled:
+        return None
+    return {
+        "trace_id": trace.format_trace_id(context.trace_id),
+        "span_id": trace.format_span_id(context.span_id),
+    }
 
 
 class Instrumentation:
