@@ -32,6 +32,7 @@ from ._roots import add_root, discard_root
 from ._signals import Ears, signals_to_hear
 from ._task_accounts import Quiet
 from .errors import ShuttingDownError
+from .events import DrainChanged, DrainEnded, Events, WorkAbandoned
 from .journal import Abandoned, Journal
 from .registry import Guards, guards
 
@@ -68,6 +69,13 @@ class Report:
     stuck: tuple[str, ...]
     failed_to_close: tuple[str, ...]
     seconds: float
+
+    def tell(self, events: Events) -> None:
+        """Let listeners know."""
+        for given_up in self.abandoned:
+            events.emit(WorkAbandoned(given_up.kind))
+        abandoned, stuck = len(self.abandoned), len(self.stuck)
+        events.emit(DrainEnded(self.drained, abandoned, stuck, self.seconds))
 
 
 class Coordinator:
@@ -108,6 +116,7 @@ class Coordinator:
         """Set when the process is told to stop: for loops that take up new work."""
         self._linger = 0.0
         self._hears_signals = hears_signals
+        self._drain.changed = self._tell_phase
         self._signals: list[str] = []
         self._reason = ""
         self._in_flight = InFlight(self._registry.gate)
@@ -278,6 +287,9 @@ class Coordinator:
         _log.info("Told to stop by %s: %d in flight", reason, len(self._left()))
         self._ended = asyncio.ensure_future(self._all_phases())
 
+    def _tell_phase(self, phase: Phase, left: int) -> None:
+        self._registry.events.emit(DrainChanged(phase.value, left))
+
     async def drain(self, reason: str = "a call of drain()") -> Report:
         """Go through all phases; who calls it later gets the same report.
 
@@ -315,6 +327,7 @@ class Coordinator:
             failed_to_close=failed,
             seconds=time.monotonic() - began,
         )
+        report.tell(self._registry.events)
         level = logging.WARNING if abandoned or stuck or failed else logging.INFO
         _log.log(
             level,

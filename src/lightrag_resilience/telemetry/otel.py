@@ -21,7 +21,7 @@ from lightrag_resilience.events import CallSucceeded, Event, RetryScheduled, Sta
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.registry import Guards
 
-from ._bounded import BoundedNames
+from ._bounded import BoundedNames, bounded_labels
 from ._genai import DURATION, DURATION_BUCKETS
 from ._measures import ASKED, look_at, measures_of
 from ._metrics import BUCKETS, METRICS, Metric
@@ -90,11 +90,7 @@ class Instrumentation:
         if guards.tracing is not None:
             raise ValueError("These guards are instrumented already")
         self._guards = guards
-        self._bounded = {
-            "dependency": BoundedNames(most),
-            "workspace": BoundedNames(most, "workspaces"),
-            "model": BoundedNames(most, "models"),
-        }
+        self._bounded = bounded_labels(most) | {"model": BoundedNames(most, "models")}
         self._successes: dict[str, Attributes] = {}
         self._instruments: dict[str, Any] = {}
         self._is_closed = False

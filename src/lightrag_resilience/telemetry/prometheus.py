@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/telemetry/ runs
 from lightrag_resilience.events import CallSucceeded, Event
 from lightrag_resilience.registry import Guards
 
-from ._bounded import BoundedNames
+from ._bounded import bounded_labels
 from ._measures import look_at, measures_of
 from ._metrics import BUCKETS, METRICS, PREFIX, Metric
 from ._tally import Tallies
@@ -59,7 +59,7 @@ def observe(
     Raises:
         ValueError: The registry has these metrics already.
     """
-    return Observation(guards, registry, BoundedNames(most), exemplar)
+    return Observation(guards, registry, most, exemplar)
 
 
 class Observation:
@@ -69,13 +69,13 @@ class Observation:
         self,
         guards: Guards,
         registry: CollectorRegistry,
-        names: BoundedNames,
+        most: int,
         exemplar: Exemplar | None,
     ) -> None:
         self._guards = guards
         self._registry = registry
-        self._names = names
-        self._bounded = {"dependency": names, "workspace": BoundedNames(names.most, "workspaces")}
+        self._bounded = bounded_labels(most)
+        self._names = self._bounded["dependency"]
         self._exemplar = exemplar
         self._metrics: dict[str, Any] = {}
         self._successes: dict[str, Callable[[float], None]] = {}
