@@ -30,6 +30,7 @@ from lightrag_resilience.integrations.lightrag._serving import (
 )
 from lightrag_resilience.settings import Settings, load_settings
 from lightrag_resilience.shutdown import Coordinator
+from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 from support.lightrag_rig import Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
@@ -70,7 +71,7 @@ def made_up() -> Any:
 def test_its_applications_answer_honestly_and_its_instances_protect_themselves() -> None:
     server = made_up()
     take_back = module.protect_server(server)
-    assert server.create_app(None).middleware == [HonestRequests, Draining]
+    assert server.create_app(None).middleware == [HonestRequests, Draining, CorrelationMiddleware]
     made = server.LightRAG(workspace="w")
     assert made.options == {"workspace": "w"}
     assert "initialize_storages" in vars(made)

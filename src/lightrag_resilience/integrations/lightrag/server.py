@@ -16,6 +16,7 @@ from typing import Any
 
 from lightrag_resilience.integrations.asgi import Draining
 from lightrag_resilience.registry import guards
+from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 
 from . import protect
 from ._requests import HonestRequests
@@ -67,7 +68,8 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
     def create_app(*args: Any, **kwargs: Any) -> Any:
         app = original[1](*args, **kwargs)
         app.add_middleware(HonestRequests)
-        app.add_middleware(Draining)  # outermost
+        app.add_middleware(Draining)  # around all that answers
+        app.add_middleware(CorrelationMiddleware)  # outermost, so that all know the id
         return app
 
     answer_at_once = answer_when_stored()
