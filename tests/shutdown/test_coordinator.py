@@ -249,8 +249,8 @@ async def test_listeners_hear_how_far_a_drain_is_and_what_became_of_the_work() -
         report = await made.drain()
     assert ends.result() == "done"
     assert heard[0] == DrainChanged("draining", 2)
-    assert heard[-3:-1] == [DrainChanged("cancelling", 1), WorkAbandoned("task")]
-    assert heard[-1] == DrainEnded(1, 1, 0, report.seconds)
+    assert DrainChanged("cancelling", 1) in heard
+    assert heard[-2:] == [WorkAbandoned("task"), DrainEnded(1, 1, 0, report.seconds)]
 
 
 async def test_a_drain_with_nothing_in_flight_closes_at_once() -> None:
