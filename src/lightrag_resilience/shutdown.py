@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -28,12 +28,12 @@ from ._gate import admitted
 from ._host import host
 from ._in_flight import InFlight, Process, Work, in_words, task_of
 from ._phases import Drain, Phase
+from ._report import Report, tell_phase
 from ._roots import add_root, discard_root
 from ._signals import Ears, signals_to_hear
 from ._task_accounts import Quiet
 from .errors import ShuttingDownError
-from .events import DrainChanged, DrainEnded, Events, WorkAbandoned
-from .journal import Abandoned, Journal
+from .journal import Journal
 from .registry import Guards, guards
 
 if TYPE_CHECKING:
@@ -48,34 +48,6 @@ _log = logging.getLogger("lightrag_resilience")
 
 _LOOK = 0.05  # seconds between two looks at what is in flight
 _TELL = 1.0  # seconds between two lines of the log
-_NAMED = 10  # names in a line of the log
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What became of the work that was in flight when the drain began.
-
-    Attributes:
-        drained: How much of it ended by itself.
-        abandoned: What was cancelled, as the journal has it.
-        stuck: Names of tasks that did not end although they were cancelled, and of functions that
-            still run in threads.
-        failed_to_close: Names of callbacks that failed, or took too long.
-        seconds: How long all of it took.
-    """
-
-    drained: int
-    abandoned: tuple[Abandoned, ...]
-    stuck: tuple[str, ...]
-    failed_to_close: tuple[str, ...]
-    seconds: float
-
-    def tell(self, events: Events) -> None:
-        """Let listeners know."""
-        for given_up in self.abandoned:
-            events.emit(WorkAbandoned(given_up.kind))
-        abandoned, stuck = len(self.abandoned), len(self.stuck)
-        events.emit(DrainEnded(self.drained, abandoned, stuck, self.seconds))
 
 
 class Coordinator:
@@ -116,7 +88,7 @@ class Coordinator:
         """Set when the process is told to stop: for loops that take up new work."""
         self._linger = 0.0
         self._hears_signals = hears_signals
-        self._drain.changed = self._tell_phase
+        self._drain.changed = functools.partial(tell_phase, self._registry.events)
         self._signals: list[str] = []
         self._reason = ""
         self._in_flight = InFlight(self._registry.gate)
@@ -287,9 +259,6 @@ class Coordinator:
         _log.info("Told to stop by %s: %d in flight", reason, len(self._left()))
         self._ended = asyncio.ensure_future(self._all_phases())
 
-    def _tell_phase(self, phase: Phase, left: int) -> None:
-        self._registry.events.emit(DrainChanged(phase.value, left))
-
     async def drain(self, reason: str = "a call of drain()") -> Report:
         """Go through all phases; who calls it later gets the same report.
 
@@ -328,16 +297,6 @@ class Coordinator:
             seconds=time.monotonic() - began,
         )
         report.tell(self._registry.events)
-        level = logging.WARNING if abandoned or stuck or failed else logging.INFO
-        _log.log(
-            level,
-            "Drained in %.1f s: %d ended, %d given up, %d stuck%s",
-            report.seconds,
-            report.drained,
-            len(abandoned),
-            len(stuck),
-            f": {', '.join(stuck[:_NAMED])}" if stuck else "",
-        )
         return report
 
     async def _wait_for_what_is_in_flight(self) -> None:
