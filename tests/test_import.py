@@ -37,7 +37,7 @@ LAYERS = [
         "journal",
     ],
     ["_gate", "_host", "_kinds", "_phases", "_signals", "_task_accounts"],
-    ["_in_flight", "_progress", "_roots"],
+    ["_in_flight", "_report", "_roots"],
     ["_accounts", "_ending"],
     ["adaptive", "priority"],
     ["_finish", "_opened", "_verdicts"],

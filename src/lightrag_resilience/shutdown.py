@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -27,7 +28,7 @@ from ._gate import admitted
 from ._host import host
 from ._in_flight import InFlight, Process, Work, counted, in_words, task_of
 from ._phases import Drain, Phase
-from ._progress import Progress, Report
+from ._report import Progress, Report, tell_phase
 from ._roots import add_root, discard_root
 from ._signals import Ears, signals_to_hear
 from ._task_accounts import Quiet
@@ -47,7 +48,6 @@ _log = logging.getLogger("lightrag_resilience")
 
 _LOOK = 0.05  # seconds between two looks at what is in flight
 _TELL = 1.0  # seconds between two lines of the log
-_NAMED = 10  # names in a line of the log
 
 
 class Coordinator:
@@ -88,6 +88,7 @@ class Coordinator:
         """Set when the process is told to stop: for loops that take up new work."""
         self._linger = 0.0
         self._hears_signals = hears_signals
+        self._drain.changed = functools.partial(tell_phase, self._registry.events)
         self._signals: list[str] = []
         self._reason = ""
         self._in_flight = InFlight(self._registry.gate)
@@ -303,16 +304,7 @@ class Coordinator:
             failed_to_close=failed,
             seconds=time.monotonic() - began,
         )
-        level = logging.WARNING if abandoned or stuck or failed else logging.INFO
-        _log.log(
-            level,
-            "Drained in %.1f s: %d ended, %d given up, %d stuck%s",
-            report.seconds,
-            report.drained,
-            len(abandoned),
-            len(stuck),
-            f": {', '.join(stuck[:_NAMED])}" if stuck else "",
-        )
+        report.tell(self._registry.events)
         return report
 
     async def _wait_for_what_is_in_flight(self) -> None:

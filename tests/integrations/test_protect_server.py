@@ -33,6 +33,7 @@ from lightrag_resilience.integrations.lightrag._serving import (
 from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.settings import Settings, load_settings
 from lightrag_resilience.shutdown import Coordinator
+from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 from support.lightrag_rig import Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
@@ -73,7 +74,7 @@ def made_up() -> Any:
 def test_its_applications_answer_honestly_and_its_instances_protect_themselves() -> None:
     server = made_up()
     take_back = module.protect_server(server)
-    assert server.create_app(None).middleware == [HonestRequests, Draining]
+    assert server.create_app(None).middleware == [HonestRequests, Draining, CorrelationMiddleware]
     made = server.LightRAG(workspace="w")
     assert made.options == {"workspace": "w"}
     assert "initialize_storages" in vars(made)
@@ -89,7 +90,12 @@ def test_the_status_page_is_there_where_the_operator_wants_it(
     monkeypatch.setattr(module, "guards", lambda: wanted)
     server = made_up()
     take_back = module.protect_server(server)
-    assert server.create_app(None).middleware == [HonestRequests, Draining, StatusPage]
+    assert server.create_app(None).middleware == [
+        HonestRequests,
+        Draining,
+        StatusPage,
+        CorrelationMiddleware,
+    ]
     take_back()
 
 

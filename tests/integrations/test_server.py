@@ -48,6 +48,7 @@ async def test_an_outage_is_told_with_the_time_to_come_back(
             assert refused.status_code == 503
             assert int(refused.headers["retry-after"]) == body["retry_after"] > 0
             assert body["dependency"] == "llm.openai"
+            assert body["request_id"] == refused.headers["x-request-id"]
             assert "Circuit 'llm.openai' is open" in body["detail"]
 
         shown = await server.http.get("/resilience/data")

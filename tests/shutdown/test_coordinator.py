@@ -12,6 +12,7 @@ import pytest
 
 from lightrag_resilience import Guards, PolicyError, ShuttingDownError
 from lightrag_resilience._phases import Phase
+from lightrag_resilience.events import DrainChanged, DrainEnded, Event, WorkAbandoned
 from lightrag_resilience.journal import Journal
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
@@ -263,3 +264,26 @@ async def test_one_that_joins_another_is_told_to_stop_and_kept_open_with_it() ->
         assert not drain.done()  # though nothing is in flight
         inner.linger(0.0)
         assert (await drain).drained == 0
+
+
+async def test_listeners_hear_how_far_a_drain_is_and_what_became_of_the_work() -> None:
+    guards = registry()
+    heard: list[Event] = []
+    guards.events.listen(heard.append, DrainChanged, DrainEnded, WorkAbandoned)
+    async with coordinator(guards, timeout=1.0, cancel_grace=0.2, close_timeout=0.2) as made:
+        ends = made.track(asyncio.create_task(work(0.1)))
+        made.track(asyncio.create_task(work(60.0)))
+        report = await made.drain()
+    assert ends.result() == "done"
+    assert heard[0] == DrainChanged("draining", 2)
+    assert DrainChanged("cancelling", 1) in heard
+    assert heard[-2:] == [WorkAbandoned("task"), DrainEnded(1, 1, 0, report.seconds)]
+
+
+async def test_a_drain_with_nothing_in_flight_closes_at_once() -> None:
+    guards = registry()
+    heard: list[Event] = []
+    guards.events.listen(heard.append, DrainChanged)
+    async with coordinator(guards):
+        pass
+    assert heard == [DrainChanged("closing", 0)]

@@ -209,10 +209,10 @@ class Protection:
         timeout: int,
         model_kwargs: dict[str, Any],
     ) -> Callable[..., Any]:
-        binding = self._rag._role_llm_states[role].metadata.get("binding")  # noqa: SLF001
-        guard = self._guard_of("llm", function, binding)
+        metadata = self._rag._role_llm_states[role].metadata  # noqa: SLF001
+        guard = self._guard_of("llm", function, metadata.get("binding"))
         build = type(self._rag)._wrap_llm_role_func  # noqa: SLF001
-        called = _guarded(function, guard, self._ingest.hold_if_late)
+        called = _guarded(function, guard, self._ingest.hold_if_late, metadata.get("model"))
         queued = build(self._rag, role, called, max_async, timeout, model_kwargs)
         return self._gated(role, queued, guard)
 
@@ -261,12 +261,18 @@ def _guarded(
     function: Callable[..., Any],
     guard: Guard,
     before: Callable[[], Awaitable[None]] | None = None,
+    model: str | None = None,
 ) -> Callable[..., Any]:
-    """Inside LightRAG's queue: the guard, after what is to be waited for before."""
+    """Inside LightRAG's queue: the guard, after what is to be waited for before.
+
+    The model is for those who trace.
+    """
 
     async def begin(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
         return await result if inspect.isawaitable(result) else result
+
+    vars(begin)["__resilience_model__"] = model
 
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:

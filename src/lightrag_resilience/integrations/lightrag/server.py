@@ -17,6 +17,7 @@ from typing import Any
 from lightrag_resilience.integrations.asgi import Draining
 from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.registry import guards
+from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 
 from . import protect
 from ._requests import HonestRequests
@@ -70,7 +71,8 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
         app.add_middleware(HonestRequests)
         app.add_middleware(Draining)
         if guards().settings.status:
-            app.add_middleware(StatusPage)  # outermost: it answers while all else is refused
+            app.add_middleware(StatusPage)  # it answers while all else is refused
+        app.add_middleware(CorrelationMiddleware)  # outermost, so that all know the id
         return app
 
     answer_at_once = answer_when_stored()

@@ -1,13 +1,19 @@
-"""How far a drain has come, and what became of the work in the end."""
+"""How far a drain has come, what became of the work, and who is told of it."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from ._phases import Phase
+from .events import DrainChanged, DrainEnded, Events, WorkAbandoned
 from .journal import Abandoned
 
-__all__ = ["Progress", "Report"]
+__all__ = ["Progress", "Report", "tell_phase"]
+
+_log = logging.getLogger("lightrag_resilience")
+
+_NAMED = 10  # names in a line of the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,23 @@ class Report:
     failed_to_close: tuple[str, ...]
     seconds: float
 
+    def tell(self, events: Events) -> None:
+        """Let the log and listeners know."""
+        abandoned, stuck = len(self.abandoned), len(self.stuck)
+        level = logging.WARNING if abandoned or stuck or self.failed_to_close else logging.INFO
+        _log.log(
+            level,
+            "Drained in %.1f s: %d ended, %d given up, %d stuck%s",
+            self.seconds,
+            self.drained,
+            abandoned,
+            stuck,
+            f": {', '.join(self.stuck[:_NAMED])}" if stuck else "",
+        )
+        for given_up in self.abandoned:
+            events.emit(WorkAbandoned(given_up.kind))
+        events.emit(DrainEnded(self.drained, abandoned, stuck, self.seconds))
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -45,3 +68,8 @@ class Progress:
     reason: str
     left: float
     in_flight: dict[str, int]
+
+
+def tell_phase(events: Events, phase: Phase, left: int) -> None:
+    """A drain is in this phase, with so much in flight."""
+    events.emit(DrainChanged(phase.value, left))
