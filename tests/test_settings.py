@@ -121,6 +121,15 @@ def test_variables_of_no_dependency() -> None:
     assert "secret" not in repr(settings)
 
 
+@pytest.mark.parametrize("token", ["too short", "with spaces in between", "x" * 257])
+def test_a_token_is_not_shown_even_if_it_is_wrong(token: str) -> None:
+    assert problem(STATUS_TOKEN=token) == (
+        "RESILIENCE_STATUS_TOKEN must be 16 to 256 ASCII characters without spaces"
+    )
+    settings = load_settings({"RESILIENCE_STATUS_TOKEN": "long-enough-for-a-token"})
+    assert "long-enough" not in repr(settings)
+
+
 @given(st.data())
 def test_every_field_takes_what_its_policy_takes(data: st.DataObject) -> None:
     part = data.draw(st.sampled_from(sorted(PARTS)))

@@ -37,8 +37,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: ZipFile) -> None:
     names = [name for name in wheel.namelist() if ".dist-info/" not in name]
     modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     scripts = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.lua")}
+    page = ROOT / "src" / "lightrag_resilience" / "integrations" / "status_page"
+    shown = {str(path.relative_to(ROOT / "src")) for path in page.iterdir()}
     assert len(scripts) > 5
-    assert set(names) == modules | scripts | {"lightrag_resilience/py.typed"}
+    assert len(shown) > 4
+    assert set(names) == modules | scripts | shown | {"lightrag_resilience/py.typed"}
 
 
 def test_the_wheel_says_what_it_needs(wheel: ZipFile) -> None:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from ._in_flight import Work, record_of
+from ._in_flight import Work, records_of
 from .journal import Abandoned, Journal
 
 __all__ = ["Accounts"]
@@ -42,7 +42,7 @@ class Accounts:
         """Write records of work that has none, and wait for the disk."""
         new = [work for work in works if work not in self._known]
         self._known.update(new)
-        records = tuple(record_of(work, reason) for work in new)
+        records = tuple(record for work in new for record in records_of(work, reason))
         self.records += records
         if self.journal is None:
             return

@@ -40,7 +40,7 @@ async def try_again(
         deadline=call.deadline,
         clock=guard.clock,
         sleep=guard.pause,
-        scheduled=functools.partial(tell_retry, guard),
+        scheduled=functools.partial(tell_retry, guard, call),
         last_failure=lambda: call.failure,
     )
     try:

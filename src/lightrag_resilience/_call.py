@@ -25,6 +25,8 @@ class Call(Timed):
         parts: The limits and timers of the event loop it runs on.
         tokens: Tokens that were booked for it, and how many of them the question has.
         admission: The breaker's leave for the attempt under way.
+        attempt: The number of the present attempt; unset in the first.
+        idempotent: Whether it may be made twice; unset where only the policy knows.
         aside: How many pieces of somebody else's work are done inside it.
         left_at: Monotonic seconds at which the first of these began.
         began: Monotonic seconds at which the call began.
@@ -40,11 +42,13 @@ class Call(Timed):
     __slots__ = (
         "admission",
         "aside",
+        "attempt",
         "began",
         "deadline",
         "failure",
         "foreign",
         "guard",
+        "idempotent",
         "is_pass_through",
         "is_streaming",
         "left_at",
@@ -57,6 +61,8 @@ class Call(Timed):
     )
 
     guard: Any
+    attempt: int
+    idempotent: bool
     name: str
     parent: Call | None
     parts: LoopParts

@@ -12,9 +12,23 @@ from typing import Any, Protocol
 from ._gate import Gate
 from ._host import host
 from ._ledger import Line
+from ._task_accounts import account_of
 from .journal import Abandoned
 
-__all__ = ["InFlight", "Process", "Work", "cancel", "has_ended", "in_words", "record_of", "task_of"]
+__all__ = [
+    "InFlight",
+    "Process",
+    "Work",
+    "cancel",
+    "counted",
+    "has_ended",
+    "in_words",
+    "records_of",
+    "task_of",
+]
+
+_PURE = frozenset({"llm", "vlm", "embedding", "rerank"})
+"""Families of dependencies that change nothing when they are called."""
 
 
 class Process(Protocol):
@@ -122,14 +136,50 @@ class InFlight:
                 work.strike_out()
 
 
-def record_of(work: Any, reason: str) -> Abandoned:
-    """What the journal gets of a piece of work or of a guarded call."""
+def records_of(work: Any, reason: str) -> tuple[Abandoned, ...]:
+    """What the journal gets of a piece of work, and of its parts, or of a guarded call."""
+    record = _record_of(work, reason)
+    account = account_of(work.task) if isinstance(work, Work) else None
+    return (record,) if account is None else tuple(account.records(record))
+
+
+def _record_of(work: Any, reason: str) -> Abandoned:
     lasted = time.monotonic() - work.began
     if isinstance(work, Work):
-        return Abandoned(work.name, work.kind, "outcome_unknown", lasted, reason, id=work.id)
-    kind = "stream" if work.is_streaming else "call"
-    state = "in_flight" if hasattr(work, "started") else "not_sent"
-    return Abandoned(work.name, kind, state, lasted, reason)
+        return Abandoned(
+            work.name,
+            work.kind,
+            "outcome_unknown",
+            lasted,
+            reason,
+            started=work.began,
+            id=work.id,
+        )
+    return Abandoned(
+        work.name,
+        "stream" if work.is_streaming else "call",
+        _state_of(work),
+        lasted,
+        reason,
+        attempt=getattr(work, "attempt", 1),
+        effect=_effect_of(work),
+        started=work.began,
+    )
+
+
+def _state_of(call: Any) -> str:
+    if hasattr(call, "started"):
+        return "in_flight"
+    return "queued" if hasattr(call, "admission") else "not_sent"
+
+
+def _effect_of(call: Any) -> str:
+    if call.name.partition(".")[0] in _PURE:
+        return "pure"
+    idempotent = getattr(call, "idempotent", None)
+    if idempotent is None:
+        return "unknown"
+    return "idempotent_write" if idempotent else "unsafe_write"
 
 
 def task_of(work: Any) -> asyncio.Task[Any] | None:
@@ -156,7 +206,11 @@ def has_ended(process: Any) -> bool:
     return process.returncode is not None
 
 
+def counted(left: Iterable[Any]) -> dict[str, int]:
+    """How much is in flight, by name."""
+    return dict(sorted(Counter(work.name for work in left).items()))
+
+
 def in_words(left: Iterable[Any]) -> str:
-    """What is in flight, counted by name."""
-    names = Counter(work.name for work in left)
-    return ", ".join(f"{count} of {name}" for name, count in sorted(names.items())) or "nothing"
+    """The same for people."""
+    return ", ".join(f"{count} of {name}" for name, count in counted(left).items()) or "nothing"

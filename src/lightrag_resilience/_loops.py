@@ -129,7 +129,8 @@ class Loops:
         found = [parts.occupancy for parts in list(self._parts)]
         limits = [each.limit for each in found if each.limit is not None]
         in_use, waiting = (sum(each.in_use for each in found), sum(each.waiting for each in found))
-        return Occupancy(sum(limits) if limits else None, in_use, waiting)
+        standstill = max(self._cold_until - self._clock(), 0.0)
+        return Occupancy(sum(limits) if limits else None, in_use, waiting, standstill)
 
     def cool_down(self, seconds: float) -> None:
         """The provider asked to wait: no call of any worker goes before."""

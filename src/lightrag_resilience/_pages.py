@@ -1,4 +1,4 @@
-"""The state of the cluster as people and programs read it."""
+"""The state of the cluster as people read it."""
 
 from __future__ import annotations
 
@@ -13,40 +13,11 @@ from ._words import as_words, counted
 from .shared.overview import Overview
 from .shared.wire import Description
 
-__all__ = ["as_data", "as_page"]
+__all__ = ["as_page"]
 
 _COLUMNS = ("breaker", "state", "why", "calls", "failed", "slow", "workers", "next probe")
 _WHOLE = {"breaker", "state"}  # columns that are not broken where the terminal is narrow
 _COLOURS = {State.CLOSED: "green", State.OPEN: "bold red", State.HALF_OPEN: "yellow"}
-
-
-def as_data(seen: Overview) -> dict[str, Any]:
-    """The cluster for a program; times in seconds."""
-    return {
-        "breakers": [
-            {
-                "name": name,
-                "state": it.now.state.value,
-                "reason": it.now.reason,
-                "retry_after": it.now.remaining if it.now.state is State.OPEN else None,
-                "opens": it.now.opens,
-                "calls": it.calls,
-                "failed": it.failed,
-                "slow": it.slow,
-                "workers": it.workers,
-                "probes": it.probes,
-            }
-            for name, it in seen.breakers.items()
-        ],
-        "workers": [
-            {"host": worker.host, "pid": worker.pid, "alone": list(worker.alone)}
-            for worker in seen.workers
-        ],
-        "overrides": {
-            name: {"value": override.value, "reason": override.reason}
-            for name, override in seen.overrides.items()
-        },
-    }
 
 
 def as_page(seen: Overview) -> Group:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import Enum
 
 from .errors import PolicyError
@@ -27,6 +28,9 @@ class Drain:
         cancel_grace: Of these, for what is cancelled to end.
         close_timeout: Of these, for clients to be closed.
 
+    Attributes:
+        changed: Told of each new phase, and of each change of what is in flight in it.
+
     Raises:
         PolicyError: No time is left for what is in flight.
     """
@@ -37,6 +41,8 @@ class Drain:
                 f"A drain of {timeout:g} s has no room for {cancel_grace:g} s to cancel and "
                 f"{close_timeout:g} s to close: raise the first, or lower the others"
             )
+        self.changed: Callable[[Phase, int], None] = lambda _phase, _left: None
+        self._told: tuple[Phase, int] | None = None
         self.timeout = timeout
         self.cancel_grace = cancel_grace
         self.close_timeout = close_timeout
@@ -84,7 +90,15 @@ class Drain:
             self.phase = Phase.CLOSING
         if self.phase in {Phase.DRAINING, Phase.CANCELLING} and not left:
             self.phase = Phase.CLOSING
+        if self._told != (self.phase, left):
+            self._told = self.phase, left
+            self.changed(self.phase, left)
         return self.phase
+
+    def is_late(self, now: float) -> bool:
+        """Whether the last third of the time for what is in flight has begun."""
+        last = (self.timeout - self.cancel_grace - self.close_timeout) / 3
+        return now >= self._cancel_at - last
 
     def lingers(self, now: float, seconds: float) -> bool:
         """Whether it began less than so many seconds ago, and nobody is in a hurry."""

@@ -55,8 +55,9 @@ def tell_probe(guard: _Teller) -> None:
         guard.events.emit(ProbeSent(guard.name))
 
 
-def tell_retry(guard: _Teller, attempt: int, wait: float) -> None:
-    """An attempt with this number follows in so many seconds."""
+def tell_retry(guard: _Teller, call: Call, attempt: int, wait: float) -> None:
+    """An attempt of a call with this number follows in so many seconds."""
+    call.attempt = attempt
     if RetryScheduled in guard.events.heard:
         guard.events.emit(RetryScheduled(guard.name, attempt, wait))
 

@@ -22,6 +22,7 @@ __all__ = [
     "PREFIX",
     "Plain",
     "describe_variables",
+    "is_token",
     "nearest",
     "section_of",
     "variable",
@@ -122,6 +123,20 @@ PLAIN = (
         "the path of a file",
         "Where work that did not end in time is written down; none writes nothing.",
     ),
+    Plain(
+        f"{PREFIX}STATUS",
+        "false",
+        "true or false",
+        "Whether `lightrag-resilience serve` has the status page, at `/resilience`. It belongs "
+        "behind the authentication of your ingress: who reads it sees the names of dependencies.",
+    ),
+    Plain(
+        f"{PREFIX}STATUS_TOKEN",
+        "none",
+        "16 to 256 ASCII characters without spaces",
+        "What the status page asks of who opens, closes or isolates a breaker there; without it "
+        "nobody can.",
+    ),
 )
 
 
@@ -139,6 +154,11 @@ def is_misspelt(section: str) -> bool:
     """Whether a dependency's name begins with what is nearly, and not quite, a family's."""
     word = section.partition("_")[0]
     return word not in _KNOWN and bool(get_close_matches(word, _KNOWN, n=1, cutoff=_NEARLY))
+
+
+def is_token(text: str) -> bool:
+    """Whether a header can carry it, and nobody guesses it."""
+    return re.fullmatch("[!-~]{16,256}", text) is not None
 
 
 def nearest(unknown: str) -> str | None:

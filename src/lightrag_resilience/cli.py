@@ -131,11 +131,14 @@ def journal(
     if as_json:
         typer.echo(json.dumps([asdict(record) for record in records]))
     else:
-        table = Table("when", "what", "kind", "state", "after", "signal", "process")
+        table = Table("when", "what", "about", "kind", "state", "after", "signal", "process")
         for each in records:
             when = datetime.fromtimestamp(each.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             process, lasted = f"{each.pid} on {each.host}", f"{each.seconds:.1f} s"
-            cells = (when, each.name, each.kind, each.state, lasted, each.signal, process)
+            about = " ".join(filter(None, (each.workspace, each.document, each.track)))
+            kind = each.kind if each.effect == "unknown" else f"{each.kind}, {each.effect}"
+            state = each.state if each.attempt == 1 else f"{each.state}, attempt {each.attempt}"
+            cells = (when, each.name, about, kind, state, lasted, each.signal, process)
             table.add_row(*map(escape, cells))
         Console().print(table if records else "Nothing was given up.")
     if records:

@@ -28,11 +28,13 @@ class Occupancy:
         limit: Calls at once, for now; None where there is no limit.
         in_use: Calls under way.
         waiting: Calls in line.
+        standstill: Seconds for which nothing goes, as the provider asked.
     """
 
     limit: int | None = None
     in_use: int = 0
     waiting: int = 0
+    standstill: float = 0.0
 
 
 class Places:

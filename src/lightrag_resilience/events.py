@@ -181,7 +181,7 @@ class QueryAnswered:
 
 @dataclass(frozen=True, slots=True)
 class DrainChanged:
-    """A drain came to a phase, or has waited a second more in it, with `left` in flight."""
+    """A drain is in this phase, with `left` in flight; one of both is new."""
 
     phase: str
     left: int
@@ -199,7 +199,7 @@ class DrainEnded:
 
 @dataclass(frozen=True, slots=True)
 class WorkAbandoned:
-    """A drain gave something up; `kind` is ``call``, ``stream`` or ``task``."""
+    """A drain gave something up; `kind`, such as ``call``, is that of the journal."""
 
     kind: str
 

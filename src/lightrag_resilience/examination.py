@@ -9,24 +9,21 @@ from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import typer
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
 from ._diagnosis import Finding, Level, examine
+from ._steering import REDIS_FAILURES, cluster_of
 from ._terminal import Exit, settings_or_exit
 from .errors import SettingsError
 from .policy import FAMILIES, PARTS, Policy
 from .settings import Settings, lightrag_timeouts
 from .shared.checkup import check_up
 from .shared.client import make_client
-from .shared.overview import Cluster
 from .shared.trouble import what_is_wrong
-from .shared.wire import WireError
 
 __all__ = ["COMMANDS"]
 
-_REDIS = (RedisError, OSError, WireError)
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 _Names = Annotated[list[str] | None, typer.Argument(help="Dependencies, such as llm.openai.")]
 
@@ -76,7 +73,7 @@ async def _look_at_redis(settings: Settings) -> tuple[list[Finding], bool]:
     client = make_client(settings.redis_url.get_secret_value())
     try:
         remarks = await check_up(client, settings.redis_prefix)
-    except _REDIS as error:
+    except REDIS_FAILURES as error:
         problem = f"it cannot be used: {what_is_wrong(error)}"
         advice = "check RESILIENCE_REDIS_URL; until then each process has breakers of its own"
         return [Finding(Level.ERROR, "redis", problem, advice)], True
@@ -148,6 +145,8 @@ def _plain(settings: Settings) -> dict[str, str]:
         "redis_url": "none" if settings.redis_url is None else "set, and not shown",
         "redis_prefix": settings.redis_prefix,
         "ingest_patience": f"{settings.ingest_patience:g}",
+        "status": str(settings.status).lower(),
+        "status_token": "none" if settings.status_token is None else "set, and not shown",
     }
 
 
@@ -168,15 +167,12 @@ async def _overrides(settings: Settings) -> tuple[dict[str, str], str]:
     """What `set` set, and what is wrong where that cannot be known."""
     if settings.redis_url is None:
         return {}, ""
-    client = make_client(settings.redis_url.get_secret_value())
-    cluster = Cluster(client, settings.redis_prefix, lambda name: settings.policy_for(name).breaker)
     try:
-        known = await cluster.overrides()
+        async with cluster_of(settings) as cluster:
+            known = await cluster.overrides()
         return {name: override.value for name, override in known.items()}, ""
-    except _REDIS as error:
+    except REDIS_FAILURES as error:
         return {}, f"Redis cannot be used, so its overrides are not known: {what_is_wrong(error)}"
-    finally:
-        await client.aclose()
 
 
 COMMANDS = {"doctor": doctor, "config": config}

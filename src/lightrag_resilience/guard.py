@@ -191,6 +191,8 @@ class Guard:
         if (wait := self._circuit.open_until - now) > 0:
             raise self._refusal(wait)
         call = new_call(self, parent, now)
+        if idempotent is not None:
+            call.idempotent = idempotent
         gate.running[call] = None
         token = current_call.set(call)
         try:

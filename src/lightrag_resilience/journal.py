@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
+import re
 import socket
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Abandoned", "Journal"]
+__all__ = ["EFFECTS", "STATES", "Abandoned", "Journal"]
 
-_VERSION = 1
+STATES = frozenset({"queued", "not_sent", "in_flight", "outcome_unknown"})
+EFFECTS = frozenset({"pure", "idempotent_write", "unsafe_write", "unknown"})
+
+_VERSION = 2
+_KIND = re.compile(r"[a-z_]{1,30}")
 _LARGEST = 4 * 1024 * 1024  # bytes; then the file is put aside, and the one before is forgotten
-_LONGEST_LINE = 16 * 1024  # bytes
+_LONGEST_LINE = 64 * 1024  # bytes
+_LONGEST_TEXT = 500  # characters
+
+
+@functools.cache
+def _boot() -> str:
+    """What the system calls its life since it was started; empty where it has no name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +41,24 @@ class Abandoned:
     """A piece of work that did not end in time. It holds no argument and no text of the work.
 
     Attributes:
-        name: The dependency of a call, or the name of a task.
-        kind: ``call``, ``stream`` or ``task``.
-        state: ``not_sent``, ``in_flight``, or ``outcome_unknown``.
+        name: The dependency of a call, else the name of a task, a request or an ingest.
+        kind: ``call``, ``stream``, ``request``, ``websocket``, ``task``, ``child`` or ``document``.
+        state: One of `STATES`.
         seconds: How long it had been under way.
         signal: What told the process to stop.
-        at: Seconds since 1970.
+        operation: What was being done, where that is known, such as ``extract`` or ``ingest``.
+        parent: The `id` of the record of the work that it was part of; empty where there is none.
+        document: The document's id, where it was about one.
+        track: LightRAG's track id, by which its uploader follows it.
+        workspace: The LightRAG's.
+        attempt: Which one it was.
+        effect: One of `EFFECTS`: what is left of it if it was done, or is done twice.
+        started: Monotonic seconds at which it began, of this `boot` and `host`; None if unknown.
+        at: Seconds since 1970 at which it was given up; it began `seconds` before.
         id: Different for each.
         pid: The process.
         host: The machine.
+        boot: Which life of the machine; empty where it has no name.
     """
 
     name: str
@@ -40,10 +66,24 @@ class Abandoned:
     state: str
     seconds: float
     signal: str
+    operation: str = ""
+    parent: str = ""
+    document: str = ""
+    track: str = ""
+    workspace: str = ""
+    attempt: int = 1
+    effect: str = "unknown"
+    started: float | None = None
     at: float = field(default_factory=time.time)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     pid: int = field(default_factory=os.getpid)
     host: str = field(default_factory=socket.gethostname)
+    boot: str = field(default_factory=_boot)
+
+    @property
+    def started_at(self) -> float:
+        """Seconds since 1970 at which it began."""
+        return self.at - self.seconds
 
 
 class Journal:
@@ -62,7 +102,7 @@ class Journal:
         Raises:
             OSError: The file cannot be written.
         """
-        lines = [json.dumps({"version": _VERSION, **asdict(record)}) for record in records]
+        lines = [_line(record) for record in records]
         if not lines:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,26 +141,44 @@ class Journal:
             self.path.replace(self._older)
 
 
+_OF_FIRST_VERSION = {"name", "kind", "state", "seconds", "signal", "at", "id", "pid", "host"}
+_NUMBERS = {"seconds", "started", "at"}
+_COUNTS = {"attempt", "pid"}
+_WORDS = {"state": STATES, "effect": EFFECTS}
+_FIELDS = {each.name for each in fields(Abandoned)}
+
+
+def _line(record: Abandoned) -> str:
+    values = {
+        name: value[:_LONGEST_TEXT] if isinstance(value, str) else value
+        for name, value in asdict(record).items()
+    }
+    return json.dumps({"version": _VERSION, **values, "started_at": record.started_at})
+
+
 def _parsed(line: bytes) -> Abandoned | None:
     try:
         found: Any = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(found, dict) or found.pop("version", None) != _VERSION:
+    if not isinstance(found, dict) or type(version := found.pop("version", None)) is not int:
         return None
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "name": str,
-        "kind": str,
-        "state": str,
-        "seconds": (int, float),
-        "signal": str,
-        "at": (int, float),
-        "id": str,
-        "pid": int,
-        "host": str,
-    }
-    fits = found.keys() == kinds.keys() and all(
-        isinstance(found[name], kind) and not isinstance(found[name], bool)
-        for name, kind in kinds.items()
-    )
-    return Abandoned(**found) if fits else None
+    if version == 1 and found.keys() == _OF_FIRST_VERSION:
+        found["boot"] = ""
+    elif version == _VERSION and found.keys() == _FIELDS | {"started_at"}:
+        if not _fits("at", found.pop("started_at")):
+            return None
+    else:
+        return None
+    return Abandoned(**found) if all(_fits(*item) for item in found.items()) else None
+
+
+def _fits(name: str, value: object) -> bool:
+    if name in _NUMBERS:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return (is_number and math.isfinite(value)) or (name == "started" and value is None)  # type: ignore[arg-type]
+    if name in _COUNTS:
+        return type(value) is int and value > 0
+    if name == "kind":
+        return isinstance(value, str) and _KIND.fullmatch(value) is not None
+    return isinstance(value, str) and (name not in _WORDS or value in _WORDS[name])

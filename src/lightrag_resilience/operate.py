@@ -11,28 +11,26 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
 import typer
-from redis.exceptions import RedisError
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from ._circuit import State
-from ._pages import as_data, as_page
+from ._pages import as_page
+from ._steering import REDIS_FAILURES, UnknownBreakerError, cluster_of, signed, steer_known
 from ._terminal import Exit, fail, settings_or_exit
 from ._words import as_duration, as_words, counted
 from .errors import SettingsError
 from .settings import Settings
-from .shared.client import make_client, needed_rights
-from .shared.overview import Cluster
+from .shared.client import needed_rights
+from .shared.overview import Cluster, as_data
 from .shared.trouble import what_is_wrong
-from .shared.wire import Description, Override, WireError
+from .shared.wire import Override
 
 __all__ = ["COMMANDS"]
 
 R = TypeVar("R")
-_LONGEST_REASON = 120  # characters
 _HEARD = 4  # seconds until all workers have seen a change
-_REDIS = (RedisError, OSError, WireError)
 
 
 def _duration(text: str) -> float:
@@ -69,7 +67,7 @@ def watch(
 ) -> None:
     """Show every breaker of the cluster, again and again, until Ctrl-C."""
     settings = settings_or_exit()
-    _address_of(settings)
+    _check_address(settings)
     try:
         with Live(console=Console(), auto_refresh=False) as live:
             count = 0
@@ -134,13 +132,13 @@ def set_(
     """Give variables of policies other values in all workers, with no restart, until `unset`."""
     settings = settings_or_exit()
     pairs = dict(_pair(text) for text in variables)
-    signed = _signed(reason)
+    why = _signed(reason)
 
     async def override(cluster: Cluster) -> None:
         known = {name: it.value for name, it in (await cluster.overrides()).items()}
         settings.with_overrides({**known, **pairs})
         for name, value in pairs.items():
-            await cluster.override(name, Override(value, signed))
+            await cluster.override(name, Override(value, why))
 
     try:
         _with_cluster(settings, override)
@@ -201,20 +199,19 @@ COMMANDS: dict[str, Callable[..., None]] = {
 # ---------------------------------------------------------------------- talking to the cluster
 
 
-def _address_of(settings: Settings) -> str:
+def _check_address(settings: Settings) -> None:
     if settings.redis_url is None:
         fail(
             "RESILIENCE_REDIS_URL is not set, so each process has breakers of its own, "
             "which nobody else can see"
         )
-    return settings.redis_url.get_secret_value()
 
 
 def _with_cluster(settings: Settings, work: Callable[[Cluster], Awaitable[R]]) -> R:
     """Do something with the cluster, or end with what is wrong with Redis."""
     try:
         return asyncio.run(_connected(settings, work))
-    except _REDIS as error:
+    except REDIS_FAILURES as error:
         fail(
             f"Redis cannot be used ({what_is_wrong(error)}), so each process has breakers of its "
             "own until it can",
@@ -223,31 +220,25 @@ def _with_cluster(settings: Settings, work: Callable[[Cluster], Awaitable[R]]) -
 
 
 async def _connected(settings: Settings, work: Callable[[Cluster], Awaitable[R]]) -> R:
-    client = make_client(_address_of(settings))
-    cluster = Cluster(client, settings.redis_prefix, lambda name: settings.policy_for(name).breaker)
-    try:
+    _check_address(settings)
+    async with cluster_of(settings) as cluster:
         return await work(cluster)
-    finally:
-        await client.aclose()
 
 
 def _steer(
     name: str, state: State, reason: str, *, new: bool, open_for: float | None = None
 ) -> None:
     settings = settings_or_exit()
-    signed = _signed(reason)
-
-    async def steer(cluster: Cluster) -> Description | list[str]:
-        known = list((await cluster.look()).breakers)
-        if name not in known and not new:
-            return known
-        return await cluster.steer(name, state, signed, open_for=open_for)
-
-    done = _with_cluster(settings, steer)
-    if isinstance(done, list):
+    why = _signed(reason)
+    try:
+        done = _with_cluster(
+            settings,
+            lambda cluster: steer_known(cluster, name, state, why, open_for=open_for, new=new),
+        )
+    except UnknownBreakerError as error:
         fail(
             f"No worker has reported a breaker {name!r} in the last ten minutes. "
-            f"Known: {', '.join(done) or 'none'}. Add --new to go on all the same"
+            f"Known: {', '.join(error.known) or 'none'}. Add --new to go on all the same"
         )
     until = f" for {as_words(done.now.remaining)}" if done.now.remaining else ""
     typer.echo(f"{name} is {done.now.state.value} in all workers{until}: {done.now.reason}")
@@ -259,14 +250,12 @@ def _signed(reason: str) -> str:
         who = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         who = "somebody"
-    signed = f"by {who} on {socket.gethostname()}"
-    clean = "".join(character for character in reason if character.isprintable())
-    return f"{signed}: {clean[:_LONGEST_REASON]}" if clean else signed
+    return signed(reason, f"{who} on {socket.gethostname()}")
 
 
 def _page_or_trouble(settings: Settings) -> Group:
     try:
         return as_page(asyncio.run(_connected(settings, lambda cluster: cluster.look())))
-    except _REDIS as error:
+    except REDIS_FAILURES as error:
         text = f"Redis cannot be used: {what_is_wrong(error)}. Each process has its own breakers."
         return Group(Text(text, "bold red"))

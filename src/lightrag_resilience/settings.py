@@ -22,7 +22,16 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from ._bounds import describe, field_hints
-from ._variables import DEFAULT, PLAIN, PREFIX, is_misspelt, nearest, section_of, variable
+from ._variables import (
+    DEFAULT,
+    PLAIN,
+    PREFIX,
+    is_misspelt,
+    is_token,
+    nearest,
+    section_of,
+    variable,
+)
 from .errors import PolicyError, SettingsError
 from .policy import FAMILIES, PARTS, Policy, Wait
 from .shared.address import problem_with_address
@@ -31,6 +40,7 @@ __all__ = ["Settings", "has_prometheus_folder", "lightrag_timeouts", "load_setti
 
 _LONGEST_SHOWN = 60  # characters
 _REDIS_URL = f"{PREFIX}REDIS_URL"
+_STATUS_TOKEN = f"{PREFIX}STATUS_TOKEN"
 _LIGHTRAG_TIMEOUTS = {
     "llm": ("LLM_TIMEOUT", 240.0),
     "embedding": ("EMBEDDING_TIMEOUT", 30.0),
@@ -59,6 +69,8 @@ class Settings:
         shutdown_cancel_grace: Of these, for what is cancelled to end.
         shutdown_close_timeout: Of these, for clients to be closed.
         shutdown_journal: The file for what was given up, or None.
+        status: Whether a protected LightRAG's server has the status page.
+        status_token: What lets who knows it steer breakers there, or None.
         sections: For each dependency that variables name, what they set.
     """
 
@@ -74,6 +86,8 @@ class Settings:
     shutdown_cancel_grace: float = 2.0
     shutdown_close_timeout: float = 5.0
     shutdown_journal: str | None = None
+    status: bool = False
+    status_token: SecretStr | None = None
     sections: Mapping[str, Section] = field(default_factory=dict)
     _policies: dict[Policy, Policy] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -178,6 +192,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         shutdown_cancel_grace=variables.shutdown_cancel_grace,
         shutdown_close_timeout=variables.shutdown_close_timeout,
         shutdown_journal=variables.shutdown_journal,
+        status=variables.status,
+        status_token=variables.status_token,
         sections=variables.model_dump(exclude_unset=True)["sections"],
     )
     if problems := sorted(set(settings.contradictions())):
@@ -254,6 +270,12 @@ def _redis_address(text: str) -> str:
     return text
 
 
+def _token(text: str) -> str:
+    if not is_token(text):
+        raise ValueError("a header could not carry it, or it is too short to be a secret")
+    return text
+
+
 class _Variables(BaseSettings):
     model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
 
@@ -269,6 +291,8 @@ class _Variables(BaseSettings):
     shutdown_cancel_grace: Wait = 2.0
     shutdown_close_timeout: Wait = 5.0
     shutdown_journal: str | None = None
+    status: bool = False
+    status_token: Annotated[SecretStr, BeforeValidator(_token)] | None = None
     sections: dict[str, _Section] = {}  # type: ignore[valid-type]
 
     def __init__(self, found: Mapping[str, str]) -> None:
@@ -328,6 +352,8 @@ def _problems(error: ValidationError, found: Mapping[str, str]) -> Iterator[str]
             yield from map(_unknown, names)
         elif name == _REDIS_URL:  # it may hold a password
             yield f"{name} {problem_with_address(found[name])}"
+        elif name == _STATUS_TOKEN:
+            yield f"{name} must be {_allowed(name, place)}"
         else:
             yield f"{name} is {_shown(name, found)}, but must be {_allowed(name, place)}"
 

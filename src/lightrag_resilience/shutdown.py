@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -26,18 +26,20 @@ from ._accounts import Accounts
 from ._ending import close_all, end_all, end_children
 from ._gate import admitted
 from ._host import host
-from ._in_flight import InFlight, Process, Work, in_words, task_of
+from ._in_flight import InFlight, Process, Work, counted, in_words, task_of
 from ._phases import Drain, Phase
+from ._report import Progress, Report, tell_phase
 from ._roots import add_root, discard_root
 from ._signals import Ears, signals_to_hear
+from ._task_accounts import Quiet
 from .errors import ShuttingDownError
-from .journal import Abandoned, Journal
+from .journal import Journal
 from .registry import Guards, guards
 
 if TYPE_CHECKING:
     from .settings import Settings
 
-__all__ = ["Coordinator", "Report", "configured_drain"]
+__all__ = ["Coordinator", "Progress", "Report", "configured_drain"]
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Process)
@@ -46,27 +48,6 @@ _log = logging.getLogger("lightrag_resilience")
 
 _LOOK = 0.05  # seconds between two looks at what is in flight
 _TELL = 1.0  # seconds between two lines of the log
-_NAMED = 10  # names in a line of the log
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What became of the work that was in flight when the drain began.
-
-    Attributes:
-        drained: How much of it ended by itself.
-        abandoned: What was cancelled, as the journal has it.
-        stuck: Names of tasks that did not end although they were cancelled, and of functions that
-            still run in threads.
-        failed_to_close: Names of callbacks that failed, or took too long.
-        seconds: How long all of it took.
-    """
-
-    drained: int
-    abandoned: tuple[Abandoned, ...]
-    stuck: tuple[str, ...]
-    failed_to_close: tuple[str, ...]
-    seconds: float
 
 
 class Coordinator:
@@ -107,6 +88,7 @@ class Coordinator:
         """Set when the process is told to stop: for loops that take up new work."""
         self._linger = 0.0
         self._hears_signals = hears_signals
+        self._drain.changed = functools.partial(tell_phase, self._registry.events)
         self._signals: list[str] = []
         self._reason = ""
         self._in_flight = InFlight(self._registry.gate)
@@ -156,6 +138,11 @@ class Coordinator:
         """Whether the process was told to stop."""
         return self._root._drain.phase is not Phase.RUNNING  # noqa: SLF001 - of its own kind
 
+    @property
+    def is_late(self) -> bool:
+        """Whether to begin nothing more, even of what was let in: it would hardly end in time."""
+        return self._root._drain.is_late(time.monotonic())  # noqa: SLF001 - of its own kind
+
     def listen(self) -> None:
         """Hear signals again, where somebody else has set handlers since: a server, late."""
         if (ears := self._root._ears) is not None:  # noqa: SLF001 - of its own kind
@@ -174,6 +161,14 @@ class Coordinator:
         For a server through which something may still come, until it says otherwise with 0.
         """
         self._root._linger = seconds  # noqa: SLF001 - of its own kind
+
+    @property
+    def progress(self) -> Progress:
+        """How far the drain has come, for those who watch it; on its own loop."""
+        root = self._root
+        left, drain = root._left(), root._drain  # noqa: SLF001 - of its own kind
+        reason, now = root._reason, time.monotonic()  # noqa: SLF001 - of its own kind
+        return Progress(drain.phase, reason, drain.left(now), counted(left))
 
     # ------------------------------------------------------------------ what it looks after
 
@@ -303,36 +298,29 @@ class Coordinator:
         failed = await close_all(reversed(self._closers), self._drain.deadline)
         abandoned = self._accounts.records
         report = Report(
-            drained=max(found + len(cut_off) - len(abandoned), 0),
+            drained=max(found + len(cut_off) - sum(not each.parent for each in abandoned), 0),
             abandoned=abandoned,
             stuck=tuple(stuck),
             failed_to_close=failed,
             seconds=time.monotonic() - began,
         )
-        level = logging.WARNING if abandoned or stuck or failed else logging.INFO
-        _log.log(
-            level,
-            "Drained in %.1f s: %d ended, %d given up, %d stuck%s",
-            report.seconds,
-            report.drained,
-            len(abandoned),
-            len(stuck),
-            f": {', '.join(stuck[:_NAMED])}" if stuck else "",
-        )
+        report.tell(self._registry.events)
         return report
 
     async def _wait_for_what_is_in_flight(self) -> None:
         told_at = time.monotonic()
+        quiet = Quiet()
         while True:
             now = time.monotonic()
             left = self._left()
+            if quiet.lasts(map(task_of, left)):
+                self._drain.hurry(now)
             count = len(left) + self._drain.lingers(now, self._linger)
             if self._drain.step(now, count) is not Phase.DRAINING:
                 return
             if left and now - told_at >= _TELL:
                 told_at = now
-                wait = self._drain.left(now)
-                _log.info("Waiting %.0f s more for %s", wait, in_words(left))
+                _log.info("Waiting %.0f s more for %s", self._drain.left(now), in_words(left))
             await asyncio.sleep(min(_LOOK, self._drain.left(now)))
 
     async def _give_up(self) -> list[str]:
@@ -342,10 +330,8 @@ class Coordinator:
             _log.warning("Giving up %s", in_words(left))
         tasks = {task for work in left if (task := task_of(work)) is not None} - self._callers
         children = [work.process for work in left if _is_child(work)]
-        return await end_all(tasks, children, self._may_still_end)
-
-    def _may_still_end(self, left: int) -> bool:
-        return self._drain.step(time.monotonic(), left) is Phase.CANCELLING
+        is_time = lambda n: self._drain.step(time.monotonic(), n) is Phase.CANCELLING  # noqa: E731
+        return await end_all(tasks, children, is_time)
 
     # ------------------------------------------------------------------ the journal
 

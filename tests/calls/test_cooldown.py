@@ -48,6 +48,17 @@ async def test_nobody_goes_before_the_time_and_the_first_goes_alone() -> None:
     assert not stands_still(guard)
 
 
+async def test_how_long_it_stands_still_can_be_seen() -> None:
+    guard = guard_on_loop()
+    assert guard.occupancy.standstill == 0
+    await throttle(guard)
+    assert guard.occupancy.standstill == 5.0
+    await asyncio.sleep(2.0)
+    assert guard.occupancy.standstill == 3.0
+    await asyncio.sleep(9.0)
+    assert guard.occupancy.standstill == 0
+
+
 async def test_a_call_that_was_under_way_is_not_disturbed() -> None:
     guard = guard_on_loop()
     slow = asyncio.create_task(guard.call(Scripted(3.0, "done")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
@@ -11,9 +12,10 @@ import pytest
 
 pytest.importorskip("lightrag")
 
-from lightrag_resilience import AttemptTimeoutError, CircuitOpenError
+from lightrag_resilience import AttemptTimeoutError, CircuitOpenError, Guards
 from lightrag_resilience.integrations.lightrag._requests import HonestRequests
 from lightrag_resilience.integrations.lightrag._work import current_request
+from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry.correlation import correlated
 
 pytestmark = pytest.mark.anyio
@@ -144,3 +146,91 @@ async def test_a_websocket_is_none_of_its_business() -> None:
         assert current_request.get() is None
 
     assert await ask(application, "websocket") == []
+
+
+# ---------------------------------------------------------------------- given up by a drain
+
+
+class Told:
+    """A server's side of one request that is cancelled amid its answer."""
+
+    def __init__(self, answer: Callable[[Any], Awaitable[None]], *, drains: bool = True) -> None:
+        self.registry = Guards(settings=load_settings({}))
+        self.sent: list[Any] = []
+        self.waits = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await answer(send)
+            self.waits.set()
+            await asyncio.Event().wait()
+
+        self.app = HonestRequests(app, registry=self.registry)
+        if drains:
+            self.registry.gate.close()
+
+    async def cancelled(self) -> bool:
+        """Whether the cancellation went on; what was sent stands in `sent`."""
+
+        async def send(message: Any) -> None:
+            self.sent.append(message)
+
+        async def receive() -> Any:
+            raise AssertionError
+
+        task = asyncio.create_task(self.app({"type": "http"}, receive, send))
+        await self.waits.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+
+async def nothing(send: Any) -> None:
+    del send
+
+
+async def lines(send: Any, *, more: bool = True) -> None:
+    kind = [(b"content-type", b"application/x-ndjson")]
+    await send({"type": "http.response.start", "status": 200, "headers": kind})
+    await send({"type": "http.response.body", "body": b'{"response": "Ada"}\n', "more_body": more})
+
+
+async def all_lines(send: Any) -> None:
+    await lines(send, more=False)
+
+
+async def html(send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+async def test_a_request_that_is_given_up_is_told_to_come_back() -> None:
+    told = Told(nothing)
+    assert not await told.cancelled()
+    start, body = told.sent
+    assert start["status"] == 503
+    assert dict(start["headers"])[b"retry-after"] == b"1"
+    assert dict(start["headers"])[b"connection"] == b"close"
+    assert "shuts down" in json.loads(body["body"])["detail"]
+
+
+async def test_a_stream_that_is_given_up_ends_with_an_error_line() -> None:
+    told = Told(lines)
+    assert not await told.cancelled()
+    last = told.sent[-1]
+    assert "shuts down" in json.loads(last["body"])["error"]
+    assert last["body"].endswith(b"\n")
+    assert not last.get("more_body")
+
+
+@pytest.mark.parametrize("answer", [all_lines, html])
+async def test_where_no_more_can_be_said_it_is_just_cancelled(
+    answer: Callable[[Any], Awaitable[None]],
+) -> None:
+    told = Told(answer)
+    assert await told.cancelled()
+    assert b"shuts down" not in told.sent[-1].get("body", b"")
+
+
+async def test_a_cancellation_without_a_drain_is_none_of_its_business() -> None:
+    told = Told(nothing, drains=False)
+    assert await told.cancelled()
+    assert told.sent == []

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
+import logging
 import sys
-from types import ModuleType
+from multiprocessing import process
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("lightrag")
 
-from lightrag_resilience import SettingsError, unprotect
+from lightrag.base import StoragesStatus
+
+from lightrag_resilience import Guards, SettingsError, unprotect
+from lightrag_resilience.integrations import gunicorn as hooks
+from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.integrations.lightrag import _serving as serving
+from lightrag_resilience.integrations.lightrag import _worker as worker_module
 from lightrag_resilience.integrations.lightrag import is_protected
 from lightrag_resilience.integrations.lightrag import server as module
+from lightrag_resilience.integrations.lightrag._ingest import heard_when_stored
 from lightrag_resilience.integrations.lightrag._requests import HonestRequests
+from lightrag_resilience.integrations.lightrag._serving import (
+    answer_when_stored,
+    configure_gunicorn,
+    configure_uvicorn,
+)
+from lightrag_resilience.integrations.status import StatusPage
+from lightrag_resilience.settings import Settings, load_settings
+from lightrag_resilience.shutdown import Coordinator
+from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 from support.lightrag_rig import Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
@@ -46,6 +66,7 @@ def made_up() -> Any:
     server.LightRAG = Rag
     server.create_app = lambda *_: App()
     server.ran = []
+    server.uvicorn = SimpleNamespace(run=lambda *_, **options: server.ran.append(options))
     server.main = lambda: server.ran.append(list(sys.argv))
     return server
 
@@ -53,13 +74,29 @@ def made_up() -> Any:
 def test_its_applications_answer_honestly_and_its_instances_protect_themselves() -> None:
     server = made_up()
     take_back = module.protect_server(server)
-    assert server.create_app(None).middleware == [HonestRequests]
+    assert server.create_app(None).middleware == [HonestRequests, Draining, CorrelationMiddleware]
     made = server.LightRAG(workspace="w")
     assert made.options == {"workspace": "w"}
     assert "initialize_storages" in vars(made)
     take_back()
     assert server.LightRAG is Rag
     assert server.create_app().middleware == []
+
+
+def test_the_status_page_is_there_where_the_operator_wants_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = Guards(settings=load_settings({"RESILIENCE_STATUS": "true"}))
+    monkeypatch.setattr(module, "guards", lambda: wanted)
+    server = made_up()
+    take_back = module.protect_server(server)
+    assert server.create_app(None).middleware == [
+        HonestRequests,
+        Draining,
+        StatusPage,
+        CorrelationMiddleware,
+    ]
+    take_back()
 
 
 async def test_an_instance_is_protected_when_its_storages_are_initialized() -> None:
@@ -78,6 +115,8 @@ def test_serving_hands_lightrags_options_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server, starter = made_up(), made_up()
+    config = ModuleType("lightrag.api.gunicorn_config")
+    monkeypatch.setitem(sys.modules, "lightrag.api.gunicorn_config", config)
     monkeypatch.setitem(sys.modules, "lightrag.api", ModuleType("lightrag.api"))
     monkeypatch.setitem(sys.modules, "lightrag.api.lightrag_server", server)
     monkeypatch.setitem(sys.modules, "lightrag.api.run_with_gunicorn", starter)
@@ -86,6 +125,174 @@ def test_serving_hands_lightrags_options_on(
     name = "lightrag-gunicorn" if gunicorn else "lightrag-server"
     assert (starter if gunicorn else server).ran == [[name, "--port", "1"]]
     assert server.LightRAG is not Rag
+    assert hasattr(config, "worker_class") == gunicorn
+
+
+async def test_a_coordinator_flushes_the_storages_of_an_instance_at_its_end() -> None:
+    async with lightrag_on(Provider()) as rag:
+        module.protect_on_start(rag)
+        async with Coordinator(hears_signals=False) as coordinator:
+            await rag.initialize_storages()
+            assert rag._storages_status is StoragesStatus.INITIALIZED
+            report = await coordinator.drain()
+            assert rag._storages_status is StoragesStatus.FINALIZED
+        assert report.failed_to_close == ()
+        await unprotect(rag)
+
+
+# ---------------------------------------------------------------------- times and hooks
+
+
+def settings(**variables: str) -> Settings:
+    return load_settings(variables)
+
+
+def test_uvicorn_cuts_requests_off_no_sooner_than_the_drain_does() -> None:
+    server = made_up()
+    before = server.uvicorn
+    take_back = configure_uvicorn(
+        server,
+        settings(RESILIENCE_SHUTDOWN_TIMEOUT="60.5", RESILIENCE_SHUTDOWN_CLOSE_TIMEOUT="10"),
+    )
+    logger = logging.getLogger("lightrag_resilience")
+    handlers, level = logger.handlers, logger.level
+    try:
+        server.uvicorn.run(port=1)
+    finally:
+        logger.handlers = handlers
+        logger.setLevel(level)
+    assert server.ran == [{"port": 1, "timeout_graceful_shutdown": 51}]
+    take_back()
+    assert server.uvicorn is before
+
+
+def test_gunicorn_kills_later_than_a_drain_lasts_and_hears_of_both_hooks() -> None:
+    config: Any = ModuleType("lightrag.api.gunicorn_config")
+    heard: list[str] = []
+    config.on_exit = lambda server: heard.append(server.name)
+    configure_gunicorn(config, settings(RESILIENCE_SHUTDOWN_TIMEOUT="60.5"))
+    assert config.graceful_timeout == 66
+    module_name, _, name = config.worker_class.rpartition(".")
+    worker = getattr(importlib.import_module(module_name), name)
+    assert issubclass(worker, hooks.DrainingWorker)
+    config.on_exit(SimpleNamespace(WORKERS={}, name="master"))
+    assert heard == ["master"]
+    assert config.child_exit is hooks.child_exit
+    assert not hasattr(config, "post_worker_init")  # LightRAG does not hand it on
+
+
+def test_a_worker_does_not_wait_for_its_masters_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+
+    def begin(worker: Any) -> None:
+        begun.append(worker)
+
+    monkeypatch.setattr(hooks.DrainingWorker, "init_process", begin)
+    monkeypatch.setattr(process, "_children", {"LightRAG's manager"}, raising=False)
+    worker = worker_module.Worker.__new__(worker_module.Worker)
+    worker.init_process()
+    assert begun == [worker]
+    assert process._children == set()  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------- uploads
+
+
+class Uploads:
+    """LightRAG's way to begin work in the background, with an upload of one document."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Any) -> None:
+        shared: Any = ModuleType("lightrag.kg.shared_storage")
+        shared.start_reserved_background_task = self.start
+        monkeypatch.setitem(sys.modules, "lightrag.kg.shared_storage", shared)
+        self.take_back = answer_when_stored()
+        self.shared = shared
+        self.store = store
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, tasks: Any, *, work: Any) -> asyncio.Task[None]:
+        started = asyncio.Event()
+        task = asyncio.create_task(work(started))
+        tasks.add(task)
+        waits = asyncio.create_task(started.wait())
+        await asyncio.wait([waits, task], return_when=asyncio.FIRST_COMPLETED)
+        waits.cancel()
+        if not started.is_set():
+            raise RuntimeError("reserved background task failed to start")
+        return task
+
+    async def _indexing_work(self, started: asyncio.Event) -> None:
+        started.set()
+        await self.store()
+
+    async def other_work(self, started: asyncio.Event) -> None:
+        await self._indexing_work(started)
+
+    async def upload(self, work: Any = None) -> asyncio.Task[None]:
+        begin = self.shared.start_reserved_background_task
+        task: asyncio.Task[None] = await begin(self.tasks, work=work or self._indexing_work)
+        return task
+
+
+async def test_an_upload_is_answered_when_its_documents_are_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored: list[str] = []
+
+    async def store() -> None:
+        await asyncio.sleep(0.05)
+        stored.append("stored")
+        tell = heard_when_stored.get()
+        assert tell is not None
+        tell()
+        await asyncio.Event().wait()  # what is done with them takes longer
+
+    uploads = Uploads(monkeypatch, store)
+    task = await uploads.upload()
+    assert stored == ["stored"]
+    assert not task.done()
+    task.cancel()
+
+
+async def test_an_upload_that_cannot_be_stored_is_not_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def store() -> None:
+        raise ConnectionRefusedError
+
+    with pytest.raises(RuntimeError, match="failed to start"):
+        await Uploads(monkeypatch, store).upload()
+
+
+async def test_an_upload_is_answered_in_time_whatever_the_storages_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving, "_LONGEST_WAIT", 0.05)
+
+    async def store() -> None:
+        await asyncio.Event().wait()
+
+    task = await Uploads(monkeypatch, store).upload()
+    assert not task.done()
+    task.cancel()
+
+
+async def test_other_work_in_the_background_begins_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def store() -> None:
+        assert heard_when_stored.get() is None
+        await asyncio.Event().wait()
+
+    uploads = Uploads(monkeypatch, store)
+    (await uploads.upload(uploads.other_work)).cancel()
+    uploads.take_back()
+    assert uploads.shared.start_reserved_background_task == uploads.start
+
+
+def test_a_lightrag_without_such_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = ModuleType("lightrag.kg.shared_storage")
+    monkeypatch.setitem(sys.modules, "lightrag.kg.shared_storage", empty)
+    answer_when_stored()()
+    assert not hasattr(empty, "start_reserved_background_task")
 
 
 def test_a_wrong_variable_ends_it_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,3 +224,44 @@ async def closed(guards: Guards) -> bool:
     if guard.breaker.state is State.OPEN:
         guard.breaker.close()
     return guard.breaker.state is State.CLOSED
+
+
+async def test_what_another_process_has_taken_up_is_looked_for_again() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        await rag.apipeline_enqueue_documents(TEXTS)
+        guards = registry()
+        await protect(rag, registry=guards)
+        process = rag.apipeline_process_enqueue_documents
+        asked: list[int] = []
+
+        async def busy_at_first() -> None:
+            asked.append(1)
+            if len(asked) > 2:
+                await process()
+
+        rag.apipeline_process_enqueue_documents = busy_at_first
+        runs = heard(guards)
+        await until(processed(rag, len(TEXTS)))
+        await until(lambda: told(runs))
+        assert len(asked) == 3
+        assert [run.resumed for run in runs] == [len(TEXTS)]
+        await unprotect(rag)
+
+
+async def test_nothing_is_taken_up_once_the_process_is_told_to_stop() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        await rag.apipeline_enqueue_documents(TEXTS)
+        guards = registry()
+        guards.gate.close()
+        before = asyncio.all_tasks()
+        await protect(rag, registry=guards)
+
+        async def has_ended() -> bool:
+            return not [task for task in asyncio.all_tasks() - before if "_watch" in repr(task)]
+
+        await until(has_ended)
+        guards.gate.open()
+        assert await statuses(rag) == {"pending": len(TEXTS)}
+        await unprotect(rag)

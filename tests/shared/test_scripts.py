@@ -252,6 +252,38 @@ def test_what_is_corrupt_is_reported_and_replaced(server: RedisServer, corrupt: 
     assert asyncio.run(run()) == ("corrupt", "held")
 
 
+def test_an_outage_lasts_from_its_first_break_over_all_tries_in_between(
+    server: RedisServer,
+) -> None:
+    subject = Subject("since:", "llm", policy_as_json(policy_of()))
+
+    async def ask() -> None:
+        async with make_client(server.url) as client:
+            store = Store(client, "one", "1000000")
+
+            async def since(now: int) -> float | None:
+                store.now_ms = str(now)
+                return (await store.describe(subject)).since
+
+            assert await since(1_000_000) is None
+            await store.report(subject, Report(0, 5, 0, 0))
+            assert await since(1_000_000) is None  # it has always been well
+            await store.report(subject, Report(1, 5, 5, 0, "after 5 failures in a row"))
+            for number in range(1, 4):  # each break is over, and the probe fails
+                now = 1_000_000 + number * 20_000
+                assert await since(now) == number * 20.0
+                token = f"probe {number}"
+                assert (await store.admit(subject, token)).extra > 0
+                report = Report(number + 1, verdicts=((token, "failed"),))
+                assert (await store.report(subject, report)).now.state is State.OPEN
+            await store.steer(subject, State.CLOSED, "by hand")
+            assert await since(1_065_000) == 5.0
+            await store.steer(subject, State.OPEN, "by hand", open_for=9.0)
+            assert await since(1_066_000) == 1.0
+
+    asyncio.run(ask())
+
+
 def test_a_window_that_is_none_is_replaced(server: RedisServer) -> None:
     keys = Keys("t:", "window")
     with redis.Redis.from_url(server.url) as client:

@@ -21,7 +21,7 @@ from lightrag_resilience.shared.wire import (
 )
 
 GOOD = [b"O", b"1795440408113", b"2500", b"2", b"after 5 failures in a row", b"held", b"-1"]
-COUNTS = [b"12", b"5", b"0", b"3", b"1"]
+COUNTS = [b"12", b"5", b"0", b"3", b"1", b"2500"]
 words = st.one_of(
     st.binary(max_size=20),
     st.integers().map(lambda number: b"%d" % number),
@@ -85,6 +85,8 @@ def test_control_characters_and_length_are_taken_from_a_reason() -> None:
 def test_a_description_is_read_and_checked() -> None:
     read = Description.parse([*GOOD, *COUNTS])
     assert (read.calls, read.failed, read.slow, read.workers, read.probes) == (12, 5, 0, 3, 1)
+    assert read.since == 2.5
+    assert Description.parse([*GOOD, *COUNTS[:-1], b""]).since is None
     for wrong in ([*GOOD, *COUNTS[:-1]], [*GOOD, *COUNTS[:-1], b"-1"], GOOD, None):
         with pytest.raises(WireError):
             Description.parse(wrong)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lightrag_resilience import Guards, PolicyError, ShuttingDownError
+from lightrag_resilience._phases import Phase
+from lightrag_resilience.events import DrainChanged, DrainEnded, Event, WorkAbandoned
 from lightrag_resilience.journal import Journal
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
@@ -136,6 +139,31 @@ async def test_a_second_request_waits_for_nothing_any_more() -> None:
     assert report.seconds < 5
 
 
+async def test_its_progress_can_be_watched() -> None:
+    guards = registry()
+    made = coordinator(guards, timeout=30.0)
+    async with made:
+        go_on = asyncio.Event()
+        call = asyncio.create_task(guards.get("llm").call(go_on.wait))
+        task = made.track(asyncio.create_task(go_on.wait(), name="ingest"))
+        await asyncio.sleep(0.05)
+        before = made.progress
+        assert (before.phase, before.reason, before.left) == (Phase.RUNNING, "", math.inf)
+        assert before.in_flight == {"ingest": 1, "llm": 1}
+        made.request("SIGTERM")
+        await asyncio.sleep(0.1)
+        during = Coordinator(registry=guards, hears_signals=False)
+        async with during:  # inside of it
+            assert during.progress.phase is Phase.DRAINING
+            assert during.progress.reason == "SIGTERM"
+            assert 0 < during.progress.left < 30
+        go_on.set()
+        await made.drain()
+        assert made.progress.phase is Phase.CLOSING
+        assert made.progress.in_flight == {}
+        await asyncio.gather(call, task)
+
+
 async def test_nothing_new_is_begun_once_it_drains() -> None:
     made = coordinator()
     async with made:
@@ -236,3 +264,26 @@ async def test_one_that_joins_another_is_told_to_stop_and_kept_open_with_it() ->
         assert not drain.done()  # though nothing is in flight
         inner.linger(0.0)
         assert (await drain).drained == 0
+
+
+async def test_listeners_hear_how_far_a_drain_is_and_what_became_of_the_work() -> None:
+    guards = registry()
+    heard: list[Event] = []
+    guards.events.listen(heard.append, DrainChanged, DrainEnded, WorkAbandoned)
+    async with coordinator(guards, timeout=1.0, cancel_grace=0.2, close_timeout=0.2) as made:
+        ends = made.track(asyncio.create_task(work(0.1)))
+        made.track(asyncio.create_task(work(60.0)))
+        report = await made.drain()
+    assert ends.result() == "done"
+    assert heard[0] == DrainChanged("draining", 2)
+    assert DrainChanged("cancelling", 1) in heard
+    assert heard[-2:] == [WorkAbandoned("task"), DrainEnded(1, 1, 0, report.seconds)]
+
+
+async def test_a_drain_with_nothing_in_flight_closes_at_once() -> None:
+    guards = registry()
+    heard: list[Event] = []
+    guards.events.listen(heard.append, DrainChanged)
+    async with coordinator(guards):
+        pass
+    assert heard == [DrainChanged("closing", 0)]

@@ -57,13 +57,59 @@ def test_what_is_no_record_is_left_out(lines: list[Any]) -> None:
         assert module._parsed(text) is None
 
 
-@pytest.mark.parametrize("change", [{"pid": "1"}, {"seconds": True}, {"version": 2}, {"more": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pid": "1"},
+        {"pid": 0},
+        {"pid": True},
+        {"seconds": True},
+        {"seconds": float("nan")},
+        {"started": "1"},
+        {"started_at": None},
+        {"kind": "Who is Ada?"},
+        {"state": "lost"},
+        {"effect": ""},
+        {"attempt": 1.0},
+        {"document": None},
+        {"version": 1},
+        {"version": 3},
+        {"version": True},
+        {"version": "2"},
+        {"more": 1},
+    ],
+    ids=str,
+)
 def test_a_record_of_another_shape_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
     made = Journal(tmp_path / "journal")
     made.write([record()])
     good = json.loads(made.path.read_text().strip())
     assert module._parsed(json.dumps(good).encode()) is not None
     assert module._parsed(json.dumps(good | change).encode()) is None
+
+
+def test_a_journal_of_the_first_version_is_read(tmp_path: Path) -> None:
+    old = {"name": "llm", "kind": "call", "state": "in_flight", "seconds": 2, "signal": "SIGTERM"}
+    old |= {"at": 100.0, "id": "x", "pid": 7, "host": "h"}
+    made = Journal(tmp_path / "journal")
+    made.path.write_text(json.dumps({"version": 1, **old}) + "\n")
+    made.write([record()])
+    first, second = made.read()
+    assert (first.name, first.pid, first.started_at) == ("llm", 7, 98.0)
+    assert (first.boot, first.started, first.effect) == ("", None, "unknown")
+    assert second.name == "llm.openai"
+
+
+def test_a_record_is_never_too_long_to_be_read(tmp_path: Path) -> None:
+    made = Journal(tmp_path / "journal")
+    made.write([record("\N{SNOWMAN}" * 100_000)])
+    (found,) = made.read()
+    assert found.name == "\N{SNOWMAN}" * 500
+
+
+def test_it_says_which_life_of_which_machine_it_was(tmp_path: Path) -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    assert record().boot == (boot.read_text().strip() if boot.exists() else "")
 
 
 def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from lightrag_resilience.journal import Abandoned, Journal
 
 
 def run(*words: str, **variables: str) -> tuple[int, str]:
-    ran = CliRunner().invoke(app, ["journal", *words], env={"COLUMNS": "160", **variables})
+    ran = CliRunner().invoke(app, ["journal", *words], env={"COLUMNS": "180", **variables})
     return ran.exit_code, ran.output
 
 
@@ -31,6 +32,18 @@ def test_it_lists_what_was_given_up(tmp_path: Path) -> None:
     code, text = run("--json", RESILIENCE_SHUTDOWN_JOURNAL=str(path))
     assert code == 1
     assert [each["id"] for each in json.loads(text)] == [record.id]
+
+
+def test_it_tells_of_documents_attempts_and_what_is_left_of_a_call(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    about: Any = {"workspace": "books", "document": "doc-1", "track": "insert_7"}
+    document = Abandoned("lightrag.ingest", "document", "in_flight", 1.0, "SIGTERM", **about)
+    call = Abandoned("llm", "call", "queued", 1.0, "SIGTERM", attempt=3, effect="pure")
+    Journal(path).write([document, call])
+    _, text = run(str(path), COLUMNS="240")
+    assert "books doc-1 insert_7" in text
+    assert "call, pure" in text
+    assert "queued, attempt 3" in text
 
 
 def test_nothing_given_up_is_said(tmp_path: Path) -> None:

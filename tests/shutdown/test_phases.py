@@ -86,6 +86,16 @@ def test_it_only_goes_forward_and_is_over_by_its_deadline(
     assert made.step(made.deadline, 1) is Phase.CLOSING
 
 
+def test_it_is_late_in_the_last_third_of_the_time_for_what_is_in_flight() -> None:
+    made = drain()
+    assert not made.is_late(1e9)
+    made.begin(100.0)
+    assert not made.is_late(115.3)
+    assert made.is_late(115.4)
+    made.hurry(101.0)
+    assert made.is_late(101.0)
+
+
 def test_where_there_is_less_time_all_parts_become_shorter_alike() -> None:
     made = drain()
     made.fit(None)

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 pytest.importorskip("opentelemetry.sdk")
+pytest.importorskip("prometheus_client")
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from lightrag_resilience import (
     AttemptTimeoutError,
@@ -30,7 +33,8 @@ from lightrag_resilience import (
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry.correlation import correlated
-from lightrag_resilience.telemetry.otel import Instrumentation, instrument
+from lightrag_resilience.telemetry.otel import Instrumentation, current_trace, instrument
+from lightrag_resilience.telemetry.prometheus import observe
 
 pytestmark = pytest.mark.anyio
 
@@ -322,6 +326,21 @@ async def test_functions_of_each_kind_that_were_decorated_and_called_before_are_
     assert id_of(attempts[-1]) == inside
     instrumentation.close()
     guards.close()
+
+
+async def test_a_duration_for_prometheus_leads_to_its_trace(
+    guards: Guards, guard: Guard, exporter: InMemorySpanExporter
+) -> None:
+    assert current_trace() is None
+    registry = CollectorRegistry()
+    observation = observe(guards, registry=registry, exemplar=current_trace)
+    await guard.call(answer)
+    text = generate_openmetrics(registry).decode()  # type: ignore[no-untyped-call]
+    (call,) = spans(exporter)["chat"]
+    assert call.context is not None
+    assert f'trace_id="{call.context.trace_id:032x}"' in text
+    assert f'span_id="{call.context.span_id:016x}"' in text
+    observation.close()
 
 
 # ---------------------------------------------------------------------- streams

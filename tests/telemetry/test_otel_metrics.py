@@ -180,6 +180,7 @@ def test_ten_thousand_names_are_few_series_for_prometheus(guards: Guards) -> Non
     assert total == 2 * MANY
     assert len(observation._successes) <= MOST
     assert len(observation._children) < 20 * (MOST + 1)
+    assert len(observation._known) < 20 * (MOST + 1)
     observation.close()
 
 

@@ -15,7 +15,7 @@ from .client import RedisClient
 from .store import Store, Subject
 from .wire import Description, Keys, Override, Presence, WireError, policy_as_json
 
-__all__ = ["Cluster", "Overview"]
+__all__ = ["Cluster", "Found", "Overview", "as_data"]
 
 _A_PAGE = 1000  # keys that Redis looks at in one go
 
@@ -43,6 +43,19 @@ class Overview:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What there is to look at: all keys of a Redis had to be gone through to find it.
+
+    Attributes:
+        breakers: Their names.
+        workers: The keys of their presences.
+    """
+
+    breakers: list[str]
+    workers: list[bytes]
+
+
 class Cluster:
     """Looks at and steers the breakers of all workers.
 
@@ -60,24 +73,34 @@ class Cluster:
         self._policy_of = policy_of
         self._store = Store(client, "operator")
 
-    async def look(self) -> Overview:
-        """Gather what there is.
+    async def find(self) -> Found:
+        """Find what there is.
+
+        Raises:
+            RedisError: Redis cannot be used.
+        """
+        states = await self._keys(Keys.every_state(self._prefix))
+        names = {Keys.name_in_state(key, self._prefix) for key in states}
+        workers = await self._keys(Presence.key(self._prefix, "*"))
+        return Found(sorted(filter(str.isprintable, names)), workers)
+
+    async def look(self, found: Found | None = None) -> Overview:
+        """Gather what there is, or how what was found lately is now.
 
         Raises:
             RedisError: Redis cannot be used.
             WireError: What stands there is none of ours.
         """
-        pattern = Keys.every_state(self._prefix)
-        found = {Keys.name_in_state(key, self._prefix) for key in await self._keys(pattern)}
-        names = sorted(filter(str.isprintable, found))
-        looks = (self._store.describe(self._subject(name)) for name in names)
+        if found is None:
+            found = await self.find()
+        looks = (self._store.describe(self._subject(name)) for name in found.breakers)
         described = await asyncio.gather(*looks)
         workers = []
-        for key in await self._keys(Presence.key(self._prefix, "*")):
+        for key in found.workers:
             with suppress(WireError):  # it has just ended, or is none of ours
                 workers.append(Presence.parse(await self._client.get(key)))
         workers.sort(key=lambda worker: (worker.host, worker.pid))
-        breakers = dict(zip(names, described, strict=True))
+        breakers = dict(zip(found.breakers, described, strict=True))
         return Overview(breakers, workers, await self.overrides())
 
     async def overrides(self) -> dict[str, Override]:
@@ -122,3 +145,33 @@ class Cluster:
     def _subject(self, name: str) -> Subject:
         policy = policy_as_json(self._policy_of(name))
         return Subject(self._prefix, name, policy)
+
+
+def as_data(seen: Overview) -> dict[str, Any]:
+    """The cluster for a program; times in seconds."""
+    return {
+        "breakers": [
+            {
+                "name": name,
+                "state": it.now.state.value,
+                "reason": it.now.reason,
+                "retry_after": it.now.remaining if it.now.state is State.OPEN else None,
+                "opens": it.now.opens,
+                "calls": it.calls,
+                "failed": it.failed,
+                "slow": it.slow,
+                "workers": it.workers,
+                "probes": it.probes,
+                "since": it.since,
+            }
+            for name, it in seen.breakers.items()
+        ],
+        "workers": [
+            {"host": worker.host, "pid": worker.pid, "alone": list(worker.alone)}
+            for worker in seen.workers
+        ],
+        "overrides": {
+            name: {"value": override.value, "reason": override.reason}
+            for name, override in seen.overrides.items()
+        },
+    }

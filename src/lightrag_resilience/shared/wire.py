@@ -290,6 +290,7 @@ class Description:
         slow: How many were slow.
         workers: Workers that reported them.
         probes: Probes under way.
+        since: Seconds since it broke, or was well again; None where nobody knows.
     """
 
     now: Announcement
@@ -299,6 +300,7 @@ class Description:
     slow: int
     workers: int
     probes: int
+    since: float | None
 
     @classmethod
     def parse(cls, answer: object) -> Description:
@@ -307,10 +309,12 @@ class Description:
         Raises:
             WireError: It is none that our script gives.
         """
-        if not isinstance(answer, list) or len(answer) != 12:  # noqa: PLR2004
+        if not isinstance(answer, list) or len(answer) != 13:  # noqa: PLR2004
             raise WireError("an answer of another shape")
         reply = Reply.parse(answer[:7])
-        return cls(reply.now, reply.found, *map(_whole, answer[7:]))
+        since = None if answer[12] == b"" else _whole(answer[12]) / 1000.0
+        calls, failed, slow, workers, probes = map(_whole, answer[7:12])
+        return cls(reply.now, reply.found, calls, failed, slow, workers, probes, since)
 
 
 def _announcement(state: Any, ver: Any, remaining: Any, opens: Any, why: Any) -> Announcement:

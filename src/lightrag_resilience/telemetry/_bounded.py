@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ["OTHER", "BoundedNames"]
+__all__ = ["OTHER", "BoundedNames", "bounded_labels"]
 
 OTHER = "other"
+_KINDS = 20  # of work, which who tracks it may name
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -44,3 +45,12 @@ class BoundedNames:
                 OTHER,
             )
         return OTHER
+
+
+def bounded_labels(most: int) -> dict[str, BoundedNames]:
+    """For labels whose values somebody else chooses, those of their values that are shown."""
+    return {
+        "dependency": BoundedNames(most),
+        "workspace": BoundedNames(most, "workspaces"),
+        "kind": BoundedNames(_KINDS, "kinds of work"),
+    }

@@ -6,7 +6,7 @@ As of the conventions' own repository in 2026: ``gen_ai.provider.name`` in place
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["DURATION", "DURATION_BUCKETS", "attributes_of", "error_type", "span_name"]
@@ -28,15 +28,20 @@ _PROVIDERS = {
 _LONGEST = 100  # characters
 
 
-def attributes_of(dependency: str, kwargs: Mapping[str, Any]) -> dict[str, str]:
-    """Operation, provider and model of a call, as far as they are known; none where it is no AI."""
+def attributes_of(
+    dependency: str, function: Callable[..., Any] | None, kwargs: Mapping[str, Any]
+) -> dict[str, str]:
+    """Operation, provider and model of a call, as far as they are known; none where it is no AI.
+
+    The model is the argument of that name, or what the function's ``__resilience_model__`` says.
+    """
     family, _, provider = dependency.partition(".")
     if (operation := _OPERATIONS.get(family)) is None:
         return {}
     found = {"gen_ai.operation.name": operation}
     if provider:
         found["gen_ai.provider.name"] = _PROVIDERS.get(provider, provider)
-    model = kwargs.get("model")
+    model = kwargs.get("model") or getattr(function, "__resilience_model__", None)
     if isinstance(model, str) and 0 < len(model) <= _LONGEST:
         found["gen_ai.request.model"] = model
     return found

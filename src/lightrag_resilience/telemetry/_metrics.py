@@ -168,7 +168,7 @@ METRICS = (
         "abandoned",
         "counter",
         ("kind",),
-        "Work that a drain gave up and cancelled: call, stream or task.",
+        "Work that a drain gave up and cancelled, by its kind in the journal, such as call.",
     ),
     Metric(
         "redis_up",

@@ -32,6 +32,7 @@ Measured = Callable[[float, Mapping[str, str], str | None], None]
 """The seconds of an operation, what is known of it, and the type of its error."""
 
 _OURS = "lightrag_resilience."
+_NONE: Mapping[str, Any] = {}
 
 _blocks: dict[Call | None, tuple[Operation, Token[Context]]] = {}
 """Blocks under way, and what restores the context at their end."""
@@ -53,9 +54,14 @@ class Tracing:
         self.measured = measured
         self.streams: dict[Call, Operation] = {}
 
-    def begin(self, dependency: str, kwargs: Mapping[str, Any]) -> Operation:
-        """A call begins."""
-        known = attributes_of(dependency, kwargs)
+    def begin(
+        self,
+        dependency: str,
+        function: Callable[..., Any] | None = None,
+        kwargs: Mapping[str, Any] = _NONE,
+    ) -> Operation:
+        """A call begins, of a function or a block."""
+        known = attributes_of(dependency, function, kwargs)
         attributes = {**known, _OURS + "dependency": dependency}
         span = self._start(span_name(dependency, known), SpanKind.CLIENT, attributes)
         return Operation(self, span, known)
@@ -236,7 +242,7 @@ class TracedGuard(Guard):
         tracing = _tracing_of(self)
         if tracing is None or _is_inside(self):
             return await Guard.run(self, function, args, kwargs, once=once, idempotent=idempotent)
-        operation = tracing.begin(self.name, kwargs)
+        operation = tracing.begin(self.name, function, kwargs)
         try:
             with operation.current():
                 around = operation.around(function)
@@ -272,7 +278,7 @@ class TracedGuard(Guard):
         if tracing is None or _is_inside(self):
             await Guard.__aenter__(self)
             return self
-        operation = tracing.begin(self.name, {})
+        operation = tracing.begin(self.name)
         token = attach(operation.context)
         try:
             await Guard.__aenter__(self)

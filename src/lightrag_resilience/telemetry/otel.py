@@ -21,13 +21,13 @@ from lightrag_resilience.events import CallSucceeded, Event, RetryScheduled, Sta
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.registry import Guards
 
-from ._bounded import BoundedNames
+from ._bounded import BoundedNames, bounded_labels
 from ._genai import DURATION, DURATION_BUCKETS
 from ._measures import ASKED, look_at, measures_of
 from ._metrics import BUCKETS, METRICS, Metric
 from ._spans import TracedGuard, Tracing
 
-__all__ = ["Instrumentation", "instrument"]
+__all__ = ["Instrumentation", "current_trace", "instrument"]
 
 _NAME = "lightrag_resilience"
 _BY_NAME = {metric.name: metric for metric in METRICS}
@@ -63,6 +63,20 @@ def instrument(
     return Instrumentation(guards, tracer_provider, meter_provider, most)
 
 
+def current_trace() -> dict[str, str] | None:
+    """The trace and the span that the present code is in, where they are kept.
+
+    For metrics of Prometheus that lead to traces: ``observe(guards(), exemplar=current_trace)``.
+    """
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid or not context.trace_flags.sampled:
+        return None
+    return {
+        "trace_id": trace.format_trace_id(context.trace_id),
+        "span_id": trace.format_span_id(context.span_id),
+    }
+
+
 class Instrumentation:
     """Spans and metrics of one set of guards, until ``close()``; see `instrument`."""
 
@@ -76,11 +90,7 @@ class Instrumentation:
         if guards.tracing is not None:
             raise ValueError("These guards are instrumented already")
         self._guards = guards
-        self._bounded = {
-            "dependency": BoundedNames(most),
-            "workspace": BoundedNames(most, "workspaces"),
-            "model": BoundedNames(most, "models"),
-        }
+        self._bounded = bounded_labels(most) | {"model": BoundedNames(most, "models")}
         self._successes: dict[str, Attributes] = {}
         self._instruments: dict[str, Any] = {}
         self._is_closed = False

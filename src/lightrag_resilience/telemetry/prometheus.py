@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/telemetry/ runs
 from lightrag_resilience.events import CallSucceeded, Event
 from lightrag_resilience.registry import Guards
 
-from ._bounded import BoundedNames
+from ._bounded import bounded_labels
 from ._measures import look_at, measures_of
 from ._metrics import BUCKETS, METRICS, PREFIX, Metric
 from ._tally import Tallies
@@ -59,7 +59,7 @@ def observe(
     Raises:
         ValueError: The registry has these metrics already.
     """
-    return Observation(guards, registry, BoundedNames(most), exemplar)
+    return Observation(guards, registry, most, exemplar)
 
 
 class Observation:
@@ -69,16 +69,17 @@ class Observation:
         self,
         guards: Guards,
         registry: CollectorRegistry,
-        names: BoundedNames,
+        most: int,
         exemplar: Exemplar | None,
     ) -> None:
         self._guards = guards
         self._registry = registry
-        self._names = names
-        self._bounded = {"dependency": names, "workspace": BoundedNames(names.most, "workspaces")}
+        self._bounded = bounded_labels(most)
+        self._names = self._bounded["dependency"]
         self._exemplar = exemplar
         self._metrics: dict[str, Any] = {}
         self._successes: dict[str, Callable[[float], None]] = {}
+        self._known: dict[tuple[str, tuple[str, ...]], Callable[[float], None]] = {}
         self._children: dict[tuple[str, ...], Any] = {}
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -144,36 +145,43 @@ class Observation:
 
     def _hear(self, event: Event) -> None:
         for metric, labels, amount in measures_of(event):
-            self._count(_BY_NAME[metric], labels, amount)
+            add = self._known.get((metric, labels)) or self._find(metric, labels)
+            add(amount)
 
     def _succeeded(self, dependency: str, duration: float, tokens: int) -> None:
         """Nearly all that happens. The time this takes is taken from every call."""
         observe = self._successes.get(dependency)
         if observe is None or tokens or self._exemplar is not None:
             self._hear(CallSucceeded(dependency, duration, tokens))
-            self._keep(dependency)
+            if self._names.shown(dependency) == dependency:
+                child = self._child("attempt_duration_seconds", dependency, "success")
+                self._successes[dependency] = child.observe
         else:
             observe(duration)
 
-    def _keep(self, dependency: str) -> None:
-        if len(self._successes) < self._names.most:  # bounded where names are not
-            child = self._child(
-                "attempt_duration_seconds", self._names.shown(dependency), "success"
-            )
-            self._successes[dependency] = child.observe
+    def _find(self, metric: str, labels: tuple[str, ...]) -> Callable[[float], None]:
+        """What adds to a series. It is kept where no label is ``other``, of which there are few."""
+        described, shown = _BY_NAME[metric], labels
+        if labels and (bounded := self._bounded.get(described.labels[0])) is not None:
+            shown = (bounded.shown(labels[0]), *labels[1:])
+        add = self._adding(described, self._child(metric, *shown))
+        if shown == labels:
+            self._known[metric, labels] = add
+        return add
 
-    def _count(self, metric: Metric, labels: tuple[str, ...], amount: float) -> None:
-        if metric.labels and metric.labels[0] in self._bounded:
-            labels = (self._bounded[metric.labels[0]].shown(labels[0]), *labels[1:])
-        child = self._child(metric.name, *labels)
+    def _adding(self, metric: Metric, child: Any) -> Callable[[float], None]:
+        exemplar = self._exemplar
         if metric.kind == "counter":
-            child.inc(amount)
+            add = child.inc
         elif metric.kind == "gauge":
-            child.set(amount)
-        elif metric.name == "attempt_duration_seconds":
-            child.observe(amount, self._exemplar and self._exemplar())
+            add = child.set
+        elif metric.name == "attempt_duration_seconds" and exemplar is not None:
+
+            def add(seconds: float) -> None:
+                child.observe(seconds, exemplar())
         else:
-            child.observe(amount)
+            add = child.observe
+        return add  # type: ignore[no-any-return]
 
 
 class _Look(Collector):

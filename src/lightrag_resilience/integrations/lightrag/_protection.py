@@ -6,12 +6,13 @@ import asyncio
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 from lightrag.base import StoragesStatus
 
+from lightrag_resilience._gate import admitted, is_admitted
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.integrations.sdks import tell_cut_off_streams, yield_retries
 from lightrag_resilience.priority import Priority, current_priority, priority
@@ -20,18 +21,21 @@ from lightrag_resilience.registry import Guards
 from ._answers import honest
 from ._degradation import Degradation
 from ._documents import DocumentCounts
+from ._ingest import Ingest, current_run, save_answers
 from ._inner_retries import make_inner_retries_yield, restore_inner_retries
 from ._ladder import Part
 from ._queries import told
-from ._queues import EMBEDDING, MODEL, RERANK, Slot, retire, without_queue
+from ._queues import EMBEDDING, MODEL, RERANK, Slot, abandon, retire, without_queue
 from ._recovery import Recovery
 from ._work import gated, working
 from .storages import guard_storage, release_storage
 
 __all__ = ["Protection"]
 
-_LEVEL = "_resilience_priority"
-"""An argument that goes with a call through a queue, whose workers have contexts of their own."""
+_CARRIED = "_resilience_carried"
+"""An argument that goes with a call through a queue, whose workers have contexts of their own:
+its priority, whether it was let in before a drain, and the run of ingest it is part of."""
+_CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None)
 _PARTS = {"llm": frozenset({Part.MODEL}), "embedding": frozenset({Part.VECTORS})}
 _STORAGES: dict[str, Part | None] = {
     "full_docs": None,
@@ -68,6 +72,7 @@ class Protection:
     def __init__(self, rag: Any, registry: Guards) -> None:
         self._rag = rag
         self._registry = registry
+        self._ingest = Ingest(rag, registry)
         self._patience = registry.settings.ingest_patience
         self._queues: dict[str, Callable[..., Any]] = {}
         self._give_sdks_back: Callable[[], None] = lambda: None
@@ -100,7 +105,10 @@ class Protection:
         for name in _QUERIES:
             self._shadow(name, self._query(name))
         for name in filter(functools.partial(hasattr, rag), _INGEST):
-            self._shadow(name, working(getattr(rag, name), self._patience))
+            method = self._ingest.followed(getattr(rag, name), name)
+            self._shadow(name, working(method, self._patience))
+        for name, seam in list(self._ingest.seams()):
+            self._shadow(name, seam)
         self._prepare_background()
 
     async def undo(self) -> None:
@@ -124,7 +132,7 @@ class Protection:
         self._let_cuts_pass()
 
     def _prepare_background(self) -> None:
-        """Recover, and count documents, while the storages are there."""
+        """Recover and count documents while the storages are there, and flush them at the end."""
         initialize, finalize = self._rag.initialize_storages, self._rag.finalize_storages
 
         @functools.wraps(initialize)
@@ -135,12 +143,22 @@ class Protection:
         @functools.wraps(finalize)
         async def finalize_storages() -> None:
             await self._end_background()
-            await finalize()
+            is_end = self._registry.gate.is_closed and self._are_storages_open
+            with admitted():
+                if is_end:
+                    await save_answers(self._rag)
+                await finalize()
+            if is_end:
+                await asyncio.gather(*map(abandon, self._queues.values()))
 
         self._shadow("initialize_storages", initialize_storages)
         self._shadow("finalize_storages", finalize_storages)
-        if self._rag._storages_status is StoragesStatus.INITIALIZED:  # noqa: SLF001 - nowhere else
+        if self._are_storages_open:
             self._begin_background()
+
+    @property
+    def _are_storages_open(self) -> bool:
+        return self._rag._storages_status is StoragesStatus.INITIALIZED  # noqa: SLF001 - nowhere else
 
     def _begin_background(self) -> None:
         if self._background:
@@ -191,17 +209,19 @@ class Protection:
         timeout: int,
         model_kwargs: dict[str, Any],
     ) -> Callable[..., Any]:
-        binding = self._rag._role_llm_states[role].metadata.get("binding")  # noqa: SLF001
-        guard = self._guard_of("llm", function, binding)
+        metadata = self._rag._role_llm_states[role].metadata  # noqa: SLF001
+        guard = self._guard_of("llm", function, metadata.get("binding"))
         build = type(self._rag)._wrap_llm_role_func  # noqa: SLF001
-        queued = build(self._rag, role, _guarded(function, guard), max_async, timeout, model_kwargs)
+        called = _guarded(function, guard, self._ingest.hold_if_late, metadata.get("model"))
+        queued = build(self._rag, role, called, max_async, timeout, model_kwargs)
         return self._gated(role, queued, guard)
 
     async def _replace(self, slot: Slot, old: Any) -> None:
         original = without_queue(old)
         self._originals[slot] = original
         guard = self._guard_of(slot.name, original)
-        queued = slot.new_queue(self._rag, _guarded(original, guard))
+        before = self._ingest.hold_if_late if slot is MODEL else None
+        queued = slot.new_queue(self._rag, _guarded(original, guard, before))
         slot.put(self._rag, self._gated(slot.name, queued, guard))
         await retire(old)
 
@@ -223,8 +243,9 @@ class Protection:
 
         @functools.wraps(queued)
         async def through_the_gate(*args: Any, **kwargs: Any) -> Any:
-            if (level := current_priority.get()) is not Priority.INTERACTIVE:
-                kwargs[_LEVEL] = level
+            carried = current_priority.get(), is_admitted.get(), current_run.get()
+            if carried != _CARRIED_BY_NONE:
+                kwargs[_CARRIED] = carried
             return await gated(guard, lambda: queues[name](*args, **kwargs))
 
         return through_the_gate
@@ -236,17 +257,35 @@ def _storages(rag: Any) -> Iterator[tuple[str, Any]]:
             yield attribute, storage
 
 
-def _guarded(function: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
-    """Inside LightRAG's queue: the guard."""
+def _guarded(
+    function: Callable[..., Any],
+    guard: Guard,
+    before: Callable[[], Awaitable[None]] | None = None,
+    model: str | None = None,
+) -> Callable[..., Any]:
+    """Inside LightRAG's queue: the guard, after what is to be waited for before.
+
+    The model is for those who trace.
+    """
 
     async def begin(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
         return await result if inspect.isawaitable(result) else result
 
+    vars(begin)["__resilience_model__"] = model
+
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        with priority(kwargs.pop(_LEVEL, Priority.INTERACTIVE)):
-            return await guard.run(begin, args, kwargs)
+        level, may_go_on, run = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
+        tokens = is_admitted.set(may_go_on), current_run.set(run)
+        try:
+            if before is not None:
+                await before()
+            with priority(level):
+                return await guard.run(begin, args, kwargs)
+        finally:
+            is_admitted.reset(tokens[0])
+            current_run.reset(tokens[1])
 
     return guarded
 

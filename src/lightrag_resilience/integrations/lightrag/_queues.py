@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from lightrag.utils import priority_limit_async_func_call
 
-__all__ = ["EMBEDDING", "MODEL", "RERANK", "Slot", "retire", "without_queue"]
+__all__ = ["EMBEDDING", "MODEL", "RERANK", "Slot", "abandon", "retire", "without_queue"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,14 @@ async def retire(queued: Any) -> None:
     if shutdown is not None:
         is_known = "graceful" in inspect.signature(shutdown).parameters
         await (shutdown(graceful=True) if is_known else shutdown())
+
+
+async def abandon(queued: Any) -> None:
+    """End a queue with the work it holds; left alone, its workers outlive a cancellation."""
+    shutdown = getattr(queued, "shutdown", None)
+    if shutdown is not None:
+        is_known = "graceful" in inspect.signature(shutdown).parameters
+        await (shutdown(graceful=False) if is_known else shutdown())
 
 
 MODEL = Slot("llm", _queue_model, _put_model)

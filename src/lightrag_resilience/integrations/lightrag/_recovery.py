@@ -20,9 +20,11 @@ except ImportError:  # LightRAG 1.4
 
 from lightrag_resilience.breakers import Snapshot, State
 from lightrag_resilience.events import Event, RecoveryRan, StateChanged
+from lightrag_resilience.journal import Journal
 from lightrag_resilience.registry import Guards
 
 from ._failed_documents import RESUMABLE, Record, Records, plan
+from ._left_documents import in_words, left_documents
 from ._work import current_work
 
 __all__ = ["Recovery"]
@@ -94,11 +96,14 @@ class Recovery:
                 self._loop.call_soon_threadsafe(self._wanted.set)
 
     async def _watch(self) -> None:
+        await self._tell_of_what_was_left()
         while True:
             await self._wanted.wait()
             wait = min(self._delay * _GROWTH ** min(self._rounds, 16), _LONGEST)
             await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
             self._wanted.clear()
+            if self._registry.gate.is_closed:
+                return  # the next start does it
             if (probe_due_in := self._probe_due_in()) > 0:
                 self._loop.call_later(min(probe_due_in, _LONGEST), self._wanted.set)
                 continue
@@ -108,6 +113,21 @@ class Recovery:
                 self._rounds += 1
                 self._wanted.set()
                 _log.warning("Documents could not be taken up again: %s", type(error).__name__)
+
+    async def _tell_of_what_was_left(self) -> None:
+        """Say what has become of the documents that the journal names."""
+        path = self._registry.settings.shutdown_journal
+        if path is None:
+            return
+        try:
+            records = await asyncio.to_thread(lambda: list(Journal(path).read()))
+            left = left_documents(records, self._rag.workspace or "")
+            rows = await self._rag.doc_status.get_by_ids(list(left)) if left else []
+        except Exception as error:  # noqa: BLE001 - they are taken up again in any case
+            _log.warning("The journal %s could not be heeded: %s", path, type(error).__name__)
+            return
+        if words := in_words(rows):
+            _log.info("Of %d documents that the journal names, %s", len(left), words)
 
     def _probe_due_in(self) -> float:
         """Seconds until every dependency may be called; without traffic nobody else probes it."""
@@ -127,12 +147,15 @@ class Recovery:
             if requeued or resumed:
                 _log.info("Taking up %d documents, %d of them failed", requeued + resumed, requeued)
                 await self._rag.apipeline_process_enqueue_documents()
+            # Another process may do it, and be told to stop before their end.
+            others = min(await self._waiting(), resumed)
             is_better = not _open(guard.breaker.snapshot() for guard in self._registry)
-            self._rounds = 0 if is_better and not is_well else self._rounds + bool(requeued)
-            if len(planned) > requeued:
+            goes_on = bool(requeued or others)
+            self._rounds = 0 if is_better and not is_well else self._rounds + goes_on
+            if len(planned) > requeued or others:
                 self._wanted.set()
-        if requeued or resumed or given_up:
-            event = RecoveryRan(self._rag.workspace or "", resumed, requeued, given_up)
+        if requeued or resumed > others or given_up:
+            event = RecoveryRan(self._rag.workspace or "", resumed - others, requeued, given_up)
             self._registry.events.emit(event)
 
     @contextlib.asynccontextmanager

@@ -1,7 +1,11 @@
-"""HTTP requests that a dependency failed: 503 with the time to come back, instead of 500."""
+"""HTTP requests that a dependency failed: 503 with the time to come back, instead of 500.
+
+The same for those that a drain has given up; a stream of lines that was begun ends with one more.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -11,6 +15,7 @@ from typing import Any
 from lightrag_resilience._identity import current_id
 from lightrag_resilience.errors import CallRejected, DependencyError
 from lightrag_resilience.failures import FailureKind, classify
+from lightrag_resilience.registry import Guards, guards
 
 from ._answers import query_error
 from ._work import Request, current_request
@@ -25,6 +30,8 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _WAIT = 5  # seconds, where nobody knows: the first break of a breaker
+_SHUTS_DOWN = "This was not answered to its end: the process shuts down. Ask again"
+_LINES = b"application/x-ndjson"
 _BODY_HEADERS = (b"content-length", b"content-type", b"content-encoding", b"etag")
 
 
@@ -37,10 +44,12 @@ class HonestRequests:
 
     Args:
         app: The application; a protected LightRAG's calls are made inside it.
+        registry: The guards of these calls; those of the process by default.
     """
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: Application, *, registry: Guards | None = None) -> None:
         self._app = app
+        self._registry = registry
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass a request on, and its answer back."""
@@ -56,6 +65,11 @@ class HonestRequests:
                 raise
             _log.exception("A request failed with a dependency")
             await answer.refuse(())
+        except asyncio.CancelledError:
+            gate = (self._registry or guards()).gate
+            if not gate.is_closed or not await answer.break_off(gate.retry_after):
+                raise
+            # The request's task ends here in any case, and now it ends with an answer.
         finally:
             current_request.reset(token)
 
@@ -68,12 +82,17 @@ class _Answer:
         self.is_begun = False
         self._send = send
         self._is_replaced = False
+        self._is_of_lines = False
+        self._is_ended = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.is_begun = True
+            self._is_of_lines = _LINES in dict(message.get("headers", ())).get(b"content-type", b"")
             if message["status"] == 500 and self.request.last is not None:  # noqa: PLR2004
                 await self.refuse(message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            self._is_ended = not message.get("more_body")
         if not self._is_replaced:
             await self._send(message)
 
@@ -83,13 +102,32 @@ class _Answer:
         self._is_replaced = True
         status, wait, body = _refusal(*self.request.last)
         kept = [(name, value) for name, value in headers if name.lower() not in _BODY_HEADERS]
-        kept += [
+        await self._answer(status, wait, body, kept)
+
+    async def break_off(self, retry_after: float) -> bool:
+        """Say that no more will come; False where it is too late for that."""
+        if not self.is_begun:
+            wait = max(1, math.ceil(retry_after))
+            content = {"detail": _SHUTS_DOWN, "dependency": None, "retry_after": wait}
+            await self._answer(503, wait, json.dumps(content).encode(), [(b"connection", b"close")])
+        elif self._is_of_lines and not self._is_replaced and not self._is_ended:
+            line = json.dumps({"error": _SHUTS_DOWN}).encode()
+            await self._send({"type": "http.response.body", "body": line + b"\n"})
+        else:
+            return False
+        return True
+
+    async def _answer(
+        self, status: int, wait: int | None, body: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        headers = [
+            *headers,
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
         ]
         if wait is not None:
-            kept.append((b"retry-after", str(wait).encode()))
-        await self._send({"type": "http.response.start", "status": status, "headers": kept})
+            headers.append((b"retry-after", str(wait).encode()))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
 

@@ -10,11 +10,13 @@ from contextvars import ContextVar
 from typing import Any
 
 from lightrag_resilience._call import current_call
-from lightrag_resilience.errors import CallRejected
+from lightrag_resilience.errors import CallRejected, ShuttingDownError
 from lightrag_resilience.failures import FailureKind, classify, root_cause
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.patience import patiently
 from lightrag_resilience.priority import Priority, priority
+
+from ._ingest import current_run
 
 __all__ = [
     "Request",
@@ -101,6 +103,8 @@ async def gated(
                 guard.refuse_if_open()
                 result = await call()
     except Exception as error:
+        if isinstance(error, ShuttingDownError) and (run := current_run.get()) is not None:
+            await run.hold()  # LightRAG would fail a document for it
         if outer is not None:
             outer.foreign = error
         if not is_foreign(error):

@@ -6,6 +6,7 @@ that makes its application.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import sys
@@ -13,10 +14,14 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.registry import guards
+from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 
 from . import protect
 from ._requests import HonestRequests
+from ._serving import answer_when_stored, configure_gunicorn, configure_uvicorn
 
 __all__ = ["protect_on_start", "protect_server", "serve"]
 
@@ -33,10 +38,14 @@ def serve(arguments: Sequence[str], *, gunicorn: bool = False) -> None:
     """
     sys.argv = ["lightrag-gunicorn" if gunicorn else "lightrag-server", *arguments]
     server = importlib.import_module("lightrag.api.lightrag_server")  # it reads .env
-    guards().settings  # noqa: B018 - what is wrong is said before anything is begun
+    settings = guards().settings  # what is wrong is said before anything is begun
     protect_server(server)
-    command = importlib.import_module("lightrag.api.run_with_gunicorn") if gunicorn else server
-    command.main()
+    if gunicorn:
+        configure_gunicorn(importlib.import_module("lightrag.api.gunicorn_config"), settings)
+        importlib.import_module("lightrag.api.run_with_gunicorn").main()
+    else:
+        configure_uvicorn(server, settings)
+        server.main()
 
 
 def protect_server(server: ModuleType) -> Callable[[], None]:
@@ -60,9 +69,16 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
     def create_app(*args: Any, **kwargs: Any) -> Any:
         app = original[1](*args, **kwargs)
         app.add_middleware(HonestRequests)
+        app.add_middleware(Draining)
+        if guards().settings.status:
+            app.add_middleware(StatusPage)  # it answers while all else is refused
+        app.add_middleware(CorrelationMiddleware)  # outermost, so that all know the id
         return app
 
+    answer_at_once = answer_when_stored()
+
     def take_back() -> None:
+        answer_at_once()
         server.LightRAG, server.create_app = original  # type: ignore[attr-defined]
 
     server.LightRAG, server.create_app = make, create_app  # type: ignore[attr-defined]
@@ -70,13 +86,19 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
 
 
 def protect_on_start(rag: Any) -> None:
-    """Protect a LightRAG as soon as its storages are initialized: for code that cannot await."""
+    """Protect a LightRAG as soon as its storages are initialized: for code that cannot await.
+
+    Where a coordinator looks after the event loop, it flushes the storages before the process dies.
+    """
     initialize = rag.initialize_storages
 
     @functools.wraps(initialize)
     async def initialize_storages(*args: Any, **kwargs: Any) -> Any:
         result = await initialize(*args, **kwargs)
         await protect(rag)
+        coordinator = guards().coordinators.get(asyncio.get_running_loop())
+        if coordinator is not None:
+            coordinator.on_close(rag.finalize_storages)
         return result
 
     rag.initialize_storages = initialize_storages

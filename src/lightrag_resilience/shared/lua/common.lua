@@ -39,6 +39,7 @@ local function load_state()
     local state = {
       st = fields.st, ver = whole(fields.ver), till = whole(fields.till),
       opens = whole(fields.opens), proven = whole(fields.proven), why = fields.why or '',
+      since = whole(fields.since) or 0,
     }
     local known = state.st == 'C' or state.st == 'O' or state.st == 'H'
     if known and state.ver and state.till and state.opens and state.proven then
@@ -56,13 +57,15 @@ end
 local function save(state)
   redis.call('HSET', STATE, 'st', state.st, 'ver', string.format('%.0f', state.ver),
     'till', string.format('%.0f', state.till), 'opens', state.opens, 'proven', state.proven,
-    'why', state.why)
+    'why', state.why, 'since', string.format('%.0f', state.since or 0))
   redis.call('PEXPIRE', STATE, string.format('%.0f', math.max(KEEP_MS, 4 * remaining(state))))
 end
 
 -- A new state: versions grow across lost state and clocks that step back, and the window begins anew.
 local function enter(state, st, till, why)
   state.ver = math.max(state.ver + 1, KNOWN + 1, now)
+  -- When it broke, or was well again: a probe that fails begins no new outage.
+  if (state.st == 'C') ~= (st == 'C') then state.since = now end
   state.st, state.till, state.why, state.proven = st, till, why, 0
   if st == 'C' then state.opens = 0 end
   redis.call('DEL', WINDOW)

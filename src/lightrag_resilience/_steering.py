@@ -1,0 +1,83 @@
+"""What operators do to breakers of the cluster, however they ask for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from redis.exceptions import RedisError
+
+from ._circuit import State
+from .policy import BreakerPolicy
+from .settings import Settings
+from .shared.client import make_client
+from .shared.overview import Cluster
+from .shared.wire import Description, WireError
+
+__all__ = ["REDIS_FAILURES", "UnknownBreakerError", "cluster_of", "signed", "steer_known"]
+
+REDIS_FAILURES = (RedisError, OSError, WireError)
+"""What talking to Redis may raise."""
+_LONGEST_REASON = 120  # characters
+
+
+class UnknownBreakerError(LookupError):
+    """No worker has reported a breaker of this name lately; `known` are those that were."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(name)
+        self.name = name
+        self.known = known
+
+
+@contextlib.asynccontextmanager
+async def cluster_of(
+    settings: Settings, policy_of: Callable[[str], BreakerPolicy] | None = None
+) -> AsyncIterator[Cluster]:
+    """The breakers of all workers, over a connection that lasts as long as the block.
+
+    Args:
+        settings: With the address of Redis.
+        policy_of: The policy of a breaker, where code says more than the settings.
+    """
+    assert settings.redis_url is not None  # noqa: S101 - who calls this has looked
+    client = make_client(settings.redis_url.get_secret_value())
+    policy = policy_of or (lambda name: settings.policy_for(name).breaker)
+    try:
+        yield Cluster(client, settings.redis_prefix, policy)
+    finally:
+        await client.aclose()
+
+
+async def steer_known(  # noqa: PLR0913 - two of them by name
+    cluster: Cluster,
+    name: str,
+    state: State,
+    reason: str,
+    *,
+    open_for: float | None = None,
+    new: bool = False,
+) -> Description:
+    """Change the state of a breaker in all workers, so that a slip of the pen changes nothing.
+
+    Args:
+        cluster: The workers.
+        name: The breaker.
+        state: Its new state.
+        reason: Why, for those who wonder; see `signed`.
+        open_for: Seconds; None opens it for as long as its policy says.
+        new: Whether it may be one that no worker has reported.
+
+    Raises:
+        UnknownBreakerError: No worker has reported it.
+        RedisError: Redis cannot be used.
+    """
+    if not new and name not in (known := (await cluster.find()).breakers):
+        raise UnknownBreakerError(name, known)
+    return await cluster.steer(name, state, reason, open_for=open_for)
+
+
+def signed(reason: str, who: str) -> str:
+    """The reason of a change by hand as all workers show it, with who made it."""
+    clean = "".join(character for character in reason if character.isprintable())
+    return f"by {who}: {clean[:_LONGEST_REASON]}" if clean.strip() else f"by {who}"

@@ -1,0 +1,153 @@
+"""What the status page shows of each dependency: of all workers where they share, and of this one.
+
+Names, numbers and reasons; no prompt, address or secret.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightrag_resilience._circuit import Snapshot, State
+from lightrag_resilience.guard import Guard
+from lightrag_resilience.registry import Guards
+from lightrag_resilience.shared.overview import Overview
+from lightrag_resilience.shared.wire import Description
+
+from ._status_record import Record
+from ._status_words import look_of
+
+__all__ = ["in_flight", "rows"]
+
+_ORDER = ("down", "tried", "isolated", "paused", "uneasy", "works", "unwatched")
+_BY_HAND = ("by ", "through ")  # how the reasons of changes by hand begin
+
+
+def rows(registry: Guards, seen: Overview | None, record: Record) -> list[dict[str, Any]]:
+    """All dependencies, those in trouble first.
+
+    Args:
+        registry: Of this process.
+        seen: The breakers of all workers; None where nothing is shared, or Redis is away.
+        record: When outages began.
+    """
+    here = {guard.name: guard for guard in registry}
+    there = {} if seen is None else seen.breakers
+    alone = [name for worker in seen.workers for name in worker.alone] if seen else []
+    hears = registry.link is not None and registry.link.is_up
+    under_way = in_flight(registry)
+    made = []
+    for name in {**here, **there}:
+        guard, it = here.get(name), there.get(name)
+        row = _state(guard, it, hears=hears)
+        row |= _limits(guard)
+        row |= {"name": name, "here": guard is not None, "alone": alone.count(name)}
+        row["in_flight"] = under_way.get(name, {})
+        row["last_failure"] = record.last_failure(name)
+        row["by_hand"] = row["mode"] == "forced-open" or row["reason"].startswith(_BY_HAND)
+        _date(row, record)
+        row["look"] = look_of(row)
+        made.append(row)
+    made.sort(key=lambda row: (_ORDER.index(row["look"]), row["name"]))
+    return made
+
+
+def in_flight(registry: Guards) -> dict[str, dict[str, int]]:
+    """How many guarded calls of this process are under way: by dependency and kind."""
+    counts: dict[str, dict[str, int]] = {}
+    for call in list(registry.gate.running):
+        kind = "streams" if call.is_streaming else "calls"
+        if not hasattr(call, "started"):  # a slot that is set when it is sent
+            kind = "not sent"
+        of_name = counts.setdefault(call.name, {})
+        of_name[kind] = of_name.get(kind, 0) + 1
+    return counts
+
+
+def _state(guard: Guard | None, it: Description | None, *, hears: bool) -> dict[str, Any]:
+    """How a breaker stands.
+
+    What this process knows is newer than what was just asked of Redis, where it hears of changes;
+    what is counted is counted by all.
+    """
+    if guard is None:
+        assert it is not None  # noqa: S101 - or nobody would know its name
+        return _of_cluster(it)
+    breaker = guard.breaker
+    by_itself = breaker.circuit.mode != "enforce" or getattr(breaker, "is_alone", False)
+    if it is None or by_itself:
+        return _of_process(breaker.snapshot())
+    if not hears:
+        return _of_cluster(it)
+    own, shared = _of_process(breaker.snapshot()), _of_cluster(it)
+    if own["state"] != shared["state"]:
+        return own
+    counts = {name: shared[name] for name in ("calls", "failed", "slow", "probes", "workers")}
+    return {**own, **counts, "age": max(own["age"], shared["age"] or 0.0)}
+
+
+def _of_cluster(it: Description) -> dict[str, Any]:
+    now = it.now
+    return {
+        "state": now.state.value,
+        "mode": "enforce",
+        "reason": now.reason,
+        "next": now.remaining if now.state is State.OPEN else None,
+        "breaks": now.opens,
+        "calls": it.calls,
+        "failed": it.failed,
+        "slow": it.slow,
+        "probes": it.probes,
+        "workers": it.workers,
+        "age": it.since,
+        "told": False,
+    }
+
+
+def _of_process(seen: Snapshot) -> dict[str, Any]:
+    return {
+        "state": seen.state.value,
+        "mode": seen.mode,
+        "reason": seen.reason,
+        "next": seen.retry_after if seen.state is State.OPEN else None,
+        "breaks": seen.opens,
+        "calls": seen.calls,
+        "failed": seen.failed,
+        "slow": seen.slow,
+        "probes": seen.probes,
+        "workers": None,
+        "age": seen.since,
+        "told": True,
+    }
+
+
+def _limits(guard: Guard | None) -> dict[str, Any]:
+    """Limits and budgets as this process has them."""
+    if guard is None:
+        return {"budget": None, "rpm": None, "tpm": None, "places": None, "standstill": 0.0}
+    budget, limit, places = guard.budget, guard.policy.limit, guard.occupancy
+    return {
+        "budget": budget.tokens / budget.capacity if budget.capacity else None,
+        "rpm": limit.rpm,
+        "tpm": limit.tpm,
+        "places": {
+            "limit": places.limit or guard.policy.concurrency.max_concurrent,
+            "in_use": places.in_use,
+            "waiting": places.waiting,
+        },
+        "standstill": places.standstill,
+    }
+
+
+def _date(row: dict[str, Any], record: Record) -> None:
+    """Since when, in seconds since the epoch, and why: what an outage began with."""
+    age, told = row.pop("age"), row.pop("told")
+    if row["state"] == State.CLOSED.value:
+        row |= {"since": None, "why": "", "tries": 0}
+        if not told:
+            record.ended(row["name"], row["reason"])
+        return
+    began = time.time() - (age or 0.0)
+    outage = record.outage(row["name"], began, row["state"], row["reason"])
+    why = row["reason"] if row["by_hand"] else outage.reason
+    row |= {"since": round(outage.since, 1), "why": why, "tries": outage.tries}

@@ -1,0 +1,201 @@
+"""Looks at breakers and work for those who watch the status page: once for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from lightrag_resilience._phases import Phase
+from lightrag_resilience._steering import REDIS_FAILURES, cluster_of
+from lightrag_resilience._version import __version__
+from lightrag_resilience.events import AttemptFailed, Event, StateChanged
+from lightrag_resilience.policy import BreakerPolicy
+from lightrag_resilience.registry import Guards
+from lightrag_resilience.shared.overview import Cluster, Found, Overview
+from lightrag_resilience.shared.trouble import what_is_wrong
+from lightrag_resilience.shutdown import Coordinator, Progress
+
+from ._status_record import Record
+from ._status_rows import rows
+from ._status_words import headline
+
+__all__ = ["Watch", "breaker_policy", "drain_of"]
+
+_MOST = 200  # dependencies
+_WATCHING = "GET /resilience"  # how the names of watchers' requests begin
+_FRESH = 0.2  # seconds for which one look at Redis serves all
+_PATIENCE = 4.0  # seconds for one look at Redis
+_SEARCH_PATIENCE = 2.0  # of these, for the search
+_SEARCH_SHARE = 20  # searching all keys of a Redis takes a twentieth of its time at the most
+
+
+class Watch:
+    """What there is to see, for as many watchers as there are.
+
+    Args:
+        registry: Of this process.
+
+    Attributes:
+        changes: How many changes of breakers it has heard of.
+    """
+
+    def __init__(self, registry: Guards) -> None:
+        self.changes = 0
+        self._registry = registry
+        self._record = Record()
+        registry.events.listen(self._hear, StateChanged, AttemptFailed)
+        self._watchers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._lock = asyncio.Lock()
+        self._connection = contextlib.AsyncExitStack()
+        self._cluster: Cluster | None = None
+        self._found = Found([], [])
+        self._search_at = 0.0
+        self._looked_at = 0.0
+        self._seen: Overview | None = None
+        self._trouble = ""
+
+    @property
+    def watchers(self) -> int:
+        """How many there are."""
+        return len(self._watchers)
+
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[asyncio.Event]:
+        """Be a watcher, with an event that is set when there is something new."""
+        news = asyncio.Event()
+        self._watchers[news] = asyncio.get_running_loop()
+        try:
+            yield news
+        finally:
+            del self._watchers[news]
+            if not self._watchers:
+                self._cluster = None
+                connection, self._connection = self._connection, contextlib.AsyncExitStack()
+                await connection.aclose()
+
+    def _hear(self, event: Event) -> None:
+        """A breaker changed, or an attempt failed; from any thread."""
+        self._record.hear(event)
+        if not isinstance(event, StateChanged):
+            return
+        self.changes += 1
+        for news, loop in list(self._watchers.items()):
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                loop.call_soon_threadsafe(news.set)
+
+    # ------------------------------------------------------------------ a look
+
+    async def look(self) -> dict[str, Any]:
+        """Everything that the page shows; times in seconds, moments since the epoch."""
+        registry = self._registry
+        is_shared = registry.settings.redis_url is not None
+        if is_shared:
+            await self._look_at_redis()
+        seen = rows(registry, self._seen, self._record)
+        return {
+            "at": time.time(),
+            "process": {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__},
+            "headline": headline(seen),
+            "dependencies": seen[:_MOST],
+            "left_out": max(len(seen) - _MOST, 0),
+            "changes": self._record.as_data(),
+            "drain": self._drain(),
+            "redis": self._redis() if is_shared else None,
+            "workers": self._workers(),
+            "overrides": self._overrides(),
+        }
+
+    def _drain(self) -> dict[str, Any] | None:
+        progress = drain_of(self._registry)
+        if progress is None or progress.phase is Phase.RUNNING:
+            closed = self._registry.gate.is_closed
+            return {"phase": "draining", "reason": "", "left": None, "work": 0} if closed else None
+        return {
+            "phase": progress.phase.value,
+            "reason": progress.reason,
+            "left": progress.left,
+            "work": sum(progress.in_flight.values()),
+        }
+
+    def _redis(self) -> dict[str, Any]:
+        link = self._registry.link
+        return {
+            "trouble": self._trouble,
+            "is_up": not self._trouble,
+            "round_trip": link.round_trip if link is not None and link.is_up else None,
+        }
+
+    def _workers(self) -> list[dict[str, Any]]:
+        workers = self._seen.workers if self._seen is not None else []
+        return [
+            {"host": worker.host, "pid": worker.pid, "alone": list(worker.alone)}
+            for worker in workers[:_MOST]
+        ]
+
+    def _overrides(self) -> list[dict[str, str]]:
+        overrides = self._seen.overrides if self._seen is not None else {}
+        return [
+            {"name": name, "value": it.value, "reason": it.reason}
+            for name, it in list(overrides.items())[:_MOST]
+        ]
+
+    async def _look_at_redis(self) -> None:
+        async with self._lock:
+            now = time.monotonic()
+            if now < self._looked_at + _FRESH:
+                return
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    cluster = await self._connected()
+                    if now >= self._search_at:
+                        await self._search(cluster, now)
+                    self._seen = await cluster.look(self._found)
+                self._trouble = ""
+            except (*REDIS_FAILURES, TimeoutError) as error:
+                self._seen, self._trouble = None, what_is_wrong(error)
+                self._search_at = 0.0
+            self._looked_at = time.monotonic()
+
+    async def _search(self, cluster: Cluster, now: float) -> None:
+        """Find what there is, as often as that takes little of Redis's time."""
+        try:
+            async with asyncio.timeout(_SEARCH_PATIENCE):
+                self._found = await cluster.find()
+        except TimeoutError:  # there are millions of keys: those of this process must do
+            self._found = Found([guard.name for guard in self._registry], [])
+        took = time.monotonic() - now
+        self._search_at = now + took * _SEARCH_SHARE
+
+    async def _connected(self) -> Cluster:
+        if self._cluster is None:
+            registry = self._registry
+            cluster = cluster_of(registry.settings, lambda name: breaker_policy(registry, name))
+            self._cluster = await self._connection.enter_async_context(cluster)
+        return self._cluster
+
+
+def breaker_policy(registry: Guards, name: str) -> BreakerPolicy:
+    """The policy of a breaker, also of one that this process does not have."""
+    for guard in registry:
+        if guard.name == name:
+            return guard.policy.breaker
+    return registry.settings.policy_for(name).breaker
+
+
+def drain_of(registry: Guards) -> Progress | None:
+    """How far the drain of the running loop has come; None where nothing coordinates one.
+
+    Who watches it is no work: a drain that waits for them, and they for its end, would not end.
+    """
+    coordinator: Coordinator | None = registry.coordinators.get(asyncio.get_running_loop())
+    if coordinator is None:
+        return None
+    progress = coordinator.progress
+    work = {name: n for name, n in progress.in_flight.items() if not name.startswith(_WATCHING)}
+    return replace(progress, in_flight=work)

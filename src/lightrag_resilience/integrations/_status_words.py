@@ -1,0 +1,108 @@
+"""One sentence for who comes to the status page in a hurry, and the words for each dependency.
+
+A sentence is a list of texts, and of times in seconds since the epoch, which the page shows in the
+reader's own time. Nothing in it counts, so that it is read out only when it says something new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["headline", "look_of"]
+
+Sentence = list[str | float]
+
+_UNEASY = 0.1  # share of failed calls
+_ENOUGH = 10  # calls, to speak of a share
+_MOST_NAMES = 2
+
+
+def look_of(row: dict[str, Any]) -> str:
+    """How a dependency is, in one word: the worst that can be said of it."""
+    if row["state"] == "open":
+        return "isolated" if row["by_hand"] else "down"
+    if row["state"] == "half-open":
+        return "tried"
+    if row["mode"] == "disabled":
+        return "unwatched"
+    if row["standstill"]:
+        return "paused"
+    is_uneasy = row["calls"] >= _ENOUGH and row["failed"] >= _UNEASY * row["calls"]
+    return "uneasy" if is_uneasy or row["alone"] else "works"
+
+
+def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is wrong, since when, and what is done about it; or that all is well.
+
+    Args:
+        rows: All dependencies.
+    """
+    by_look: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_look.setdefault(row["look"], []).append(row)
+    down, tried = by_look.get("down", []), by_look.get("tried", [])
+    isolated = by_look.get("isolated", [])
+    if down or tried:
+        sentence = _outage(down, tried)
+        if isolated:
+            sentence.append(f" Kept off by hand: {_names(isolated)}.")
+        return _made("down" if down else "tried", sentence, [*down, *tried, *isolated])
+    if isolated:
+        return _made("isolated", _isolation(isolated), isolated)
+    for look, tell in (("paused", _pause), ("uneasy", _unease)):
+        if found := by_look.get(look):
+            return _made(look, tell(found), found)
+    if not rows:
+        return _made("works", ["Nothing has been called yet, so there is nothing to tell."], [])
+    works = "the only dependency works" if len(rows) == 1 else f"all {len(rows)} dependencies work"
+    return _made("works", [f"All is well: {works}."], [])
+
+
+def _made(look: str, sentence: Sentence, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    why = [{"name": row["name"], "reason": row["why"]} for row in rows if row["why"]]
+    return {"look": look, "sentence": sentence, "why": why[:3]}
+
+
+def _outage(down: list[dict[str, Any]], tried: list[dict[str, Any]]) -> Sentence:
+    rows = [*down, *tried]
+    has, them, they = ("has", "it", "it is") if len(rows) == 1 else ("have", "them", "they are")
+    sentence: Sentence = [f"{_names(rows)} {has} been down", *_since(rows)]
+    if down:
+        return [
+            *sentence,
+            f"; calls to {them} are refused at once, and {they} tried again automatically.",
+        ]
+    return [*sentence, f"; a single call is trying {them} now, and the others follow if it works."]
+
+
+def _isolation(rows: list[dict[str, Any]]) -> Sentence:
+    has, them = ("has", "it") if len(rows) == 1 else ("have", "them")
+    return [
+        f"{_names(rows)} {has} been kept off by hand",
+        *_since(rows),
+        f"; calls to {them} are refused until the time is over or somebody closes the breaker.",
+    ]
+
+
+def _pause(rows: list[dict[str, Any]]) -> Sentence:
+    return [f"{_names(rows)} asked for a pause; calls wait for its end, and then go one by one."]
+
+
+def _unease(rows: list[dict[str, Any]]) -> Sentence:
+    names, works = _names(rows), "works" if len(rows) == 1 else "work"
+    if any(row["alone"] for row in rows):
+        return [f"{names} {works} for most workers; those it fails refuse calls by themselves."]
+    return [f"{names} {works}, but one call in ten fails, or more; they are tried again."]
+
+
+def _since(rows: list[dict[str, Any]]) -> Sentence:
+    times = [row["since"] for row in rows if row["since"] is not None]
+    return [" since ", min(times)] if times else []
+
+
+def _names(rows: Sequence[dict[str, Any]]) -> str:
+    names = [row["name"] for row in rows]
+    if len(names) <= _MOST_NAMES:
+        return " and ".join(names)
+    return f"{names[0]} and {len(names) - 1} others"

@@ -1,0 +1,99 @@
+"""What a start says of documents that the journal names."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lightrag")
+
+from lightrag.base import DocStatus
+
+from lightrag_resilience import Guards
+from lightrag_resilience.integrations.lightrag import protect, unprotect
+from lightrag_resilience.integrations.lightrag._left_documents import in_words, left_documents
+from lightrag_resilience.journal import Abandoned, Journal
+from lightrag_resilience.settings import load_settings
+from support.lightrag_rig import Provider, lightrag_on
+
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def record(document: str, workspace: str = "w", **more: Any) -> Abandoned:
+    about: Any = {"workspace": workspace, "document": document}
+    return Abandoned("lightrag.ingest", "document", "in_flight", 1.0, "SIGTERM", **about, **more)
+
+
+def test_of_each_document_of_a_workspace_the_last_record_counts() -> None:
+    run = Abandoned("lightrag.ingest", "task", "outcome_unknown", 1.0, "SIGTERM", workspace="w")
+    records = [record("a", at=1.0), run, record("b"), record("c", "other"), record("a", at=2.0)]
+    left = left_documents(records, "w")
+    assert list(left) == ["b", "a"]
+    assert left["a"].at == 2.0
+
+
+def test_no_more_are_remembered_than_there_is_room_for() -> None:
+    left = left_documents((record(str(number)) for number in range(5010)), "w")
+    assert (len(left), next(iter(left))) == (5000, "10")
+
+
+class Row:
+    status = DocStatus.PROCESSING
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], ""),
+        ([{"status": "processed"}, None], ""),
+        (
+            [Row(), {"status": DocStatus.PENDING}, {"status": "PROCESSED"}, {"status": "failed"}],
+            "2 are taken up again, 1 are done, 1 failed, 0 are gone",
+        ),
+        ([None, {"status": "failed"}], "0 are taken up again, 0 are done, 1 failed, 1 are gone"),
+    ],
+)
+def test_what_has_become_of_them_is_said_while_something_is_left(
+    rows: list[Any], words: str
+) -> None:
+    assert in_words(rows) == words
+
+
+async def started(rag: Any, journal: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
+    """Protect it, and wait until it has said something."""
+    caplog.set_level(logging.INFO, "lightrag_resilience")
+    variables = {"RESILIENCE_SHUTDOWN_JOURNAL": str(journal), "RESILIENCE_RECOVERY_DELAY": "300"}
+    await protect(rag, registry=Guards(settings=load_settings(variables)))
+    async with asyncio.timeout(60):
+        while text not in caplog.text:  # noqa: ASYNC110 - a log tells nobody
+            await asyncio.sleep(0.02)
+    await unprotect(rag)
+
+
+async def test_a_start_says_what_is_taken_up_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with lightrag_on(Provider()) as rag:
+        await rag.apipeline_enqueue_documents(["Ada founded Alderwick.", "Ada has a boat."])
+        rows, _ = await rag.doc_status.get_docs_paginated(page=1, page_size=10)
+        names = [document for document, _ in rows]
+        journal = Journal(tmp_path / "journal")
+        journal.write([record(name, rag.workspace) for name in [*names, "gone"]])
+        said = "Of 3 documents that the journal names, 2 are taken up again, 0 are done"
+        await started(rag, journal.path, caplog, said)
+
+
+async def test_a_journal_that_cannot_be_read_is_no_reason_not_to_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with lightrag_on(Provider()) as rag:
+        await started(rag, tmp_path, caplog, "could not be heeded: IsADirectoryError")

@@ -1,0 +1,46 @@
+"""LightRAG's own server at its end: SIGTERM amid an ingest and a stream, kill -9 at any time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightrag")
+pytest.importorskip("fastapi", reason="LightRAG's server comes with lightrag-hku[api]")
+pytest.importorskip("jwt", reason="LightRAG's server comes with lightrag-hku[api]")
+
+from support.drains import killed, told_to_stop
+
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
+
+WORKERS = 2
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def test_a_server_that_is_told_to_stop_loses_nothing(tmp_path: Path) -> None:
+    ended = await told_to_stop(tmp_path, sentences=20)
+    assert '"response"' in ended.stream or '"error"' in ended.stream, ended
+    assert ended.repeated <= 1
+    assert ended.log.count("Successfully finalized 12 storages") == 1
+
+
+async def test_neither_do_the_workers_of_gunicorn_before_it_kills_them(tmp_path: Path) -> None:
+    options = ("--gunicorn", "--workers", str(WORKERS))
+    ended = await told_to_stop(tmp_path, *options, budget=40.0)
+    assert '"response"' in ended.stream or '"error"' in ended.stream, ended
+    assert ended.repeated <= 1
+    assert ended.log.count("Successfully finalized 12 storages") == WORKERS
+    assert "SIGKILL" not in ended.log
+    assert ended.code == 0
+
+
+async def test_what_a_server_has_accepted_survives_its_sudden_death(tmp_path: Path) -> None:
+    result = await killed(tmp_path, 3, 7)
+    assert result.unanswered == 3
+    assert {name for name in result.lost if "set()" in name} == set()
+    assert set(result.end) <= {"processed", "failed"}

@@ -1,0 +1,179 @@
+"""The one sentence of the status page, and what it remembers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lightrag_resilience.events import AttemptFailed, CallSucceeded, StateChanged
+from lightrag_resilience.integrations._status_record import Record
+from lightrag_resilience.integrations._status_words import headline, look_of
+
+NOON = 1_790_000_000.0
+
+
+def row(name: str = "llm.openai", state: str = "closed", **other: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "name": name,
+        "state": state,
+        "mode": "enforce",
+        "by_hand": False,
+        "standstill": 0.0,
+        "calls": 0,
+        "failed": 0,
+        "alone": 0,
+        "since": None if state == "closed" else NOON,
+        "why": "" if state == "closed" else "after 5 failures in a row",
+        **other,
+    }
+    return {**made, "look": look_of(made)}
+
+
+def said(*rows: dict[str, Any]) -> str:
+    parts = headline(rows)["sentence"]
+    return "".join("NOON" if part == NOON else str(part) for part in parts)
+
+
+ONE = "calls to it are refused at once, and it is tried again automatically."
+MORE = "calls to them are refused at once, and they are tried again automatically."
+TRIED = "a single call is trying it now, and the others follow if it works."
+BY_HAND = "calls to it are refused until the time is over or somebody closes the breaker."
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([], "Nothing has been called yet, so there is nothing to tell."),
+        ([row()], "All is well: the only dependency works."),
+        ([row(), row("b")], "All is well: all 2 dependencies work."),
+        ([row(state="open")], f"llm.openai has been down since NOON; {ONE}"),
+        (
+            [row(state="open", since=NOON + 9), row("b", "open"), row("c")],
+            f"llm.openai and b have been down since NOON; {MORE}",
+        ),
+        (
+            [row(state="open"), row("b", "half-open"), row("c", "open")],
+            f"llm.openai and 2 others have been down since NOON; {MORE}",
+        ),
+        ([row(state="half-open")], f"llm.openai has been down since NOON; {TRIED}"),
+        (
+            [row(state="open", by_hand=True)],
+            f"llm.openai has been kept off by hand since NOON; {BY_HAND}",
+        ),
+        (
+            [row(state="open"), row("b", "open", by_hand=True)],
+            f"llm.openai has been down since NOON; {ONE} Kept off by hand: b.",
+        ),
+        (
+            [row(standstill=3.0), row("b")],
+            "llm.openai asked for a pause; calls wait for its end, and then go one by one.",
+        ),
+        (
+            [row(calls=50, failed=5)],
+            "llm.openai works, but one call in ten fails, or more; they are tried again.",
+        ),
+        (
+            [row(alone=1)],
+            "llm.openai works for most workers; those it fails refuse calls by themselves.",
+        ),
+        ([row(calls=50, failed=4)], "All is well: the only dependency works."),
+        ([row(calls=9, failed=9)], "All is well: the only dependency works."),
+        ([row(mode="disabled", calls=50, failed=50)], "All is well: the only dependency works."),
+    ],
+)
+def test_one_sentence_tells_what_is_wrong_since_when_and_what_is_done(
+    rows: list[dict[str, Any]], sentence: str
+) -> None:
+    assert said(*rows) == sentence
+
+
+def test_the_reasons_are_told_of_three_at_the_most() -> None:
+    told = headline([row(str(number), "open") for number in range(9)])
+    assert told["why"] == [
+        {"name": str(number), "reason": "after 5 failures in a row"} for number in range(3)
+    ]
+
+
+# ---------------------------------------------------------------------- what it remembers
+
+
+class Clock:
+    now = NOON
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def changed(old: str, new: str, reason: str = "why", name: str = "llm") -> StateChanged:
+    return StateChanged(name, old, new, reason, 1)
+
+
+def test_a_long_outage_is_one_entry_that_counts_its_tries() -> None:
+    clock = Clock()
+    record = Record(clock)
+    record.hear(CallSucceeded("llm", 0.1))
+    record.hear(changed("closed", "open", "after 5 failures in a row"))
+    record.hear(changed("closed", "open", name="other"))
+    for _ in range(1000):
+        clock.now += 5
+        record.hear(changed("open", "half-open"))
+        record.hear(changed("half-open", "open", "after a probe failed"))
+    other, llm = record.as_data()
+    assert (llm["at"], llm["reason"], llm["tries"]) == (NOON, "after 5 failures in a row", 1000)
+    assert (other["name"], other["tries"]) == ("other", 0)
+    outage = record.outage("llm", clock.now, "open", "after a probe failed")
+    assert (outage.since, outage.reason) == (NOON, "after 5 failures in a row")
+
+    record.hear(changed("half-open", "closed", "after its probes succeeded"))
+    assert record.as_data()[0]["lasted"] == 5000
+    assert "llm" not in record._outages
+
+
+def test_only_the_last_changes_are_kept() -> None:
+    record = Record()
+    for number in range(500):
+        record.hear(changed("closed", "open", name=str(number)))
+    names = [change["name"] for change in record.as_data()]
+    assert names == [str(number) for number in range(499, 449, -1)]
+
+
+def test_outages_are_not_kept_without_bound() -> None:
+    record = Record()
+    for number in range(2000):
+        record.hear(changed("closed", "open", name=str(number)))
+    assert len(record._outages) == 1000
+
+
+def test_the_last_failure_of_each_is_kept_for_ten_minutes() -> None:
+    clock = Clock()
+    record = Record(clock)
+    for number in range(1500):
+        record.hear(AttemptFailed(str(number), "transient", "ConnectError", 0.1))
+    record.hear(AttemptFailed("1499", "fatal", "AuthenticationError", 0.1))
+    assert record.last_failure("499") is None
+    assert record.last_failure("500") is not None
+    last = {"at": NOON, "error": "AuthenticationError", "kind": "fatal"}
+    assert record.last_failure("1499") == last
+    clock.now += 601
+    assert record.last_failure("1499") is None
+
+
+def test_an_outage_that_began_before_is_told_from_its_begin() -> None:
+    record = Record(Clock())
+    assert record.outage("llm", NOON - 60, "open", "after 5 failures in a row").since == NOON - 60
+    assert record.as_data()[0]["at"] == NOON - 60
+    # Others tell it with small differences, or know of an earlier begin.
+    assert record.outage("llm", NOON - 61, "open", "").since == NOON - 60
+    assert record.outage("llm", NOON - 90, "open", "").since == NOON - 90
+    assert record.outage("llm", NOON, "half-open", "").reason == "after 5 failures in a row"
+    record.ended("llm", "after its probes succeeded")
+    record.ended("llm", "after its probes succeeded")
+    assert [change["new"] for change in record.as_data()] == ["closed", "open"]
+    assert record.as_data()[0]["lasted"] == 90
+
+
+def test_a_breaker_that_was_half_open_when_it_was_met_has_broken_too() -> None:
+    record = Record(Clock())
+    record.hear(changed("half-open", "open", "after a probe failed"))
+    assert [change["reason"] for change in record.as_data()] == ["after a probe failed"]
