@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -67,9 +67,7 @@ def main() -> None:
             rows[name] = asyncio.run(measure(worker, options.requests, kept=kept))
     show(rows)
     if options.json:
-        plain = {
-            name: {**asdict(row), "processes": len(row.processes)} for name, row in rows.items()
-        }
+        plain = {name: {**vars(row), "processes": len(row.processes)} for name, row in rows.items()}
         options.json.write_text(json.dumps(plain, indent=2))
     sys.exit(any(row.failed for row in rows.values()))
 
