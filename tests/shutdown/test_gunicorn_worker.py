@@ -57,7 +57,7 @@ class Served:
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen()
         self.config = Config()
-        log = logging.getLogger("gunicorn.error")
+        log = logging.getLogger("tests.gunicorn_worker")  # uvicorn shares its list of handlers
         parts = SimpleNamespace(
             error_log=log, access_log=log, close_on_exec=lambda: None, warning=log.warning
         )
