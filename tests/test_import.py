@@ -26,6 +26,7 @@ LAYERS = [
     [
         "_version",
         "_bounds",
+        "_surroundings",
         "_hints",
         "_identity",
         "_in_threads",
@@ -49,7 +50,7 @@ LAYERS = [
     ["turnstile"],
     ["_diagnosis", "line", "throttling"],
     ["_circuit", "_loops", "settings"],
-    ["breakers"],
+    ["breakers", "_diagnosis_code", "_diagnosis_process"],
     ["shared.scripts", "shared.wire"],
     ["shared.booking", "shared.client"],
     ["shared.limit"],
@@ -111,7 +112,7 @@ LAYERS = [
     ["cli"],
     ["__main__"],
 ]
-READ_THE_ENVIRONMENT = {"settings", "testing.commanded"}
+READ_THE_ENVIRONMENT = {"settings", "_surroundings", "testing.commanded"}
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 

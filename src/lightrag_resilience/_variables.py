@@ -122,6 +122,12 @@ PLAIN = (
         "the path of a file",
         "Where work that did not end in time is written down; none writes nothing.",
     ),
+    Plain(
+        f"{PREFIX}METRICS",
+        "false",
+        "true or false",
+        "Whether `lightrag-resilience serve` answers `/metrics`, for Prometheus.",
+    ),
 )
 
 

@@ -224,7 +224,7 @@ def _with_cluster(settings: Settings, work: Callable[[Cluster], Awaitable[R]]) -
 
 async def _connected(settings: Settings, work: Callable[[Cluster], Awaitable[R]]) -> R:
     client = make_client(_address_of(settings))
-    cluster = Cluster(client, settings.redis_prefix, lambda name: settings.policy_for(name).breaker)
+    cluster = Cluster(client, settings.redis_prefix, lambda name: settings.policy_for(name).circuit)
     try:
         return await work(cluster)
     finally:

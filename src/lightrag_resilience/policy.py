@@ -27,12 +27,17 @@ __all__ = [
 
 FAMILIES = ("llm", "embedding", "rerank", "storage")
 
+_DAY = 86_400.0  # seconds
+
 Share = Annotated[float, Gt(0), Le(1)]
 Seconds = Annotated[float, Gt(0), Le(86_400)]
 Wait = Annotated[float, Ge(0), Le(86_400)]
 Growth = Annotated[float, Ge(1), Le(10)]
 Mode = Literal["enforce", "metrics-only", "disabled", "forced-open"]
 Count = Annotated[int, Ge(1), Le(100_000)]
+
+_LEASE = 60.0  # seconds of a probe whose attempt has no end
+_MARGIN = 10.0  # seconds from the end of a probe's attempt, for its report to arrive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +74,8 @@ class BreakerPolicy(_Checked):
         open_growth: Factor for each further break with no recovery between.
         open_max: Longest break, in seconds; None is twice the first.
         probes: Calls let through half-open; all must succeed.
-        probe_lease: Seconds after which a probe that has not reported loses its place.
+        probe_lease: Seconds after which a probe that has not reported loses its place; None is 10
+            more than its attempt may take, and 60 where that has no end.
         quorum: Workers that must have seen failures before all open, where Redis is shared.
     """
 
@@ -86,7 +92,7 @@ class BreakerPolicy(_Checked):
     open_growth: Growth = 1.5
     open_max: Seconds | None = None
     probes: Count = 1
-    probe_lease: Seconds = 60.0
+    probe_lease: Seconds | None = None
     quorum: Count = 1
 
     def __post_init__(self) -> None:
@@ -106,6 +112,11 @@ class BreakerPolicy(_Checked):
     def longest_break(self) -> float:
         """Seconds: a recovery is seen so late at the most, and one probe costs little."""
         return 2.0 * self.open_for if self.open_max is None else self.open_max
+
+    @property
+    def lease(self) -> float:
+        """Seconds; where it is to follow an attempt's timeout, see `Policy.circuit`."""
+        return _LEASE if self.probe_lease is None else self.probe_lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,6 +351,14 @@ class Policy:
         preset = getattr(cls, family) if family in FAMILIES else cls
         policy: Policy = preset()
         return policy
+
+    @property
+    def circuit(self) -> BreakerPolicy:
+        """The breaker's part as its circuit takes it: a probe's lease outlasts its attempt."""
+        attempt = self.timeout.attempt
+        if self.breaker.probe_lease is not None or attempt is None:
+            return self.breaker
+        return replace(self.breaker, probe_lease=min(attempt + _MARGIN, _DAY))
 
     def with_changes(self, **changes: Unpack[Changes]) -> Self:
         """A copy with whole parts, or single fields by their shorthands, changed.

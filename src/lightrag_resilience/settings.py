@@ -59,7 +59,9 @@ class Settings:
         shutdown_cancel_grace: Of these, for what is cancelled to end.
         shutdown_close_timeout: Of these, for clients to be closed.
         shutdown_journal: The file for what was given up, or None.
+        metrics: Whether a server made by `serve` has ``/metrics``.
         sections: For each dependency that variables name, what they set.
+        given: Names of those above that variables set.
     """
 
     redis_url: SecretStr | None = None
@@ -74,7 +76,9 @@ class Settings:
     shutdown_cancel_grace: float = 2.0
     shutdown_close_timeout: float = 5.0
     shutdown_journal: str | None = None
+    metrics: bool = False
     sections: Mapping[str, Section] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
     _policies: dict[Policy, Policy] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -178,7 +182,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         shutdown_cancel_grace=variables.shutdown_cancel_grace,
         shutdown_close_timeout=variables.shutdown_close_timeout,
         shutdown_journal=variables.shutdown_journal,
+        metrics=variables.metrics,
         sections=variables.model_dump(exclude_unset=True)["sections"],
+        given=frozenset(variables.model_fields_set - {"sections"}),
     )
     if problems := sorted(set(settings.contradictions())):
         raise SettingsError(*problems)
@@ -269,6 +275,7 @@ class _Variables(BaseSettings):
     shutdown_cancel_grace: Wait = 2.0
     shutdown_close_timeout: Wait = 5.0
     shutdown_journal: str | None = None
+    metrics: bool = False
     sections: dict[str, _Section] = {}  # type: ignore[valid-type]
 
     def __init__(self, found: Mapping[str, str]) -> None:
