@@ -116,13 +116,6 @@ def test_a_setup_that_nobody_touched_has_no_finding() -> None:
         ({}, {"GUNICORN_CMD_ARGS": "--workers 2 --graceful-timeout=20"}, Level.ERROR, "longer"),
         ({}, {"WORKERS": "4"}, Level.WARNING, "RESILIENCE_REDIS_URL"),
         ({}, {"WEB_CONCURRENCY": "2"}, Level.WARNING, "RESILIENCE_REDIS_URL"),
-        (
-            {"METRICS": "true", "REDIS_URL": "redis://redis"},
-            {"WORKERS": "2"},
-            Level.WARNING,
-            "PROMETHEUS_MULTIPROC_DIR",
-        ),
-        ({"METRICS": "true"}, {"PROMETHEUS_MULTIPROC_DIR": "/no/where"}, Level.ERROR, "make it"),
     ],
 )
 def test_what_starts_and_ends_a_process_must_add_up(
@@ -141,7 +134,6 @@ def test_what_starts_and_ends_a_process_must_add_up(
         ({"SHUTDOWN_TIMEOUT": "50"}, {"GUNICORN_CMD_ARGS": "--graceful-timeout 60"}),
         ({"REDIS_URL": "redis://redis"}, {"WORKERS": "4", "WEB_CONCURRENCY": "x"}),
         ({}, {"WORKERS": "1", "WEB_CONCURRENCY": "4"}),
-        ({"METRICS": "true"}, {}),
     ],
 )
 def test_what_adds_up_is_no_finding(variables: dict[str, str], around: dict[str, str]) -> None:

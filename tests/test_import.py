@@ -74,7 +74,7 @@ LAYERS = [
     ["telemetry._measures", "telemetry._tally", "telemetry.correlation"],
     ["telemetry._spans", "telemetry.logs", "telemetry.prometheus"],
     ["telemetry.otel"],
-    ["decorators", "fallback", "hedging"],
+    ["decorators", "fallback", "hedging", "integrations.metrics"],
     ["integrations.lightrag._ingest"],
     [
         "integrations.lightrag._ladder",

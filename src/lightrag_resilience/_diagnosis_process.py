@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from ._diagnosis import Finding, Level
 from ._surroundings import Surroundings
@@ -25,7 +24,6 @@ def examine_process(settings: Settings, around: Surroundings) -> list[Finding]:
     found = [
         *_shutdown(settings, around),
         *_workers(settings, around),
-        *_metrics(settings, around),
     ]
     return [Finding(level, subject, problem, advice) for level, subject, problem, advice in found]
 
@@ -76,24 +74,4 @@ def _workers(settings: Settings, around: Surroundings) -> _Found:
                 f"a limit holds {workers} times, and each finds an outage out by itself"
             ),
             "set RESILIENCE_REDIS_URL",
-        )
-
-
-def _metrics(settings: Settings, around: Surroundings) -> _Found:
-    if not settings.metrics:
-        return
-    folder = around.multiprocess_folder
-    if folder and not Path(folder).is_dir():
-        yield (
-            Level.ERROR,
-            "metrics",
-            "the folder of PROMETHEUS_MULTIPROC_DIR is not there",
-            "make it before the start, empty",
-        )
-    elif not folder and (workers := around.workers) > 1:
-        yield (
-            Level.WARNING,
-            "metrics",
-            f"each scrape shows one of {workers} workers, at random",
-            "set PROMETHEUS_MULTIPROC_DIR to an empty folder that all workers may write to",
         )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Surroundings", "surroundings"]
+__all__ = ["Surroundings", "share_metrics", "surroundings"]
 
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _GRACEFUL = 30.0  # seconds: Gunicorn's own default, and the grace period of Kubernetes
 
 
@@ -36,5 +41,29 @@ def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
     return Surroundings(
         workers=next((int(text) for text in workers if text.isdigit()), 1),
         graceful_timeout=float(graceful[-1]) if graceful else _GRACEFUL,
-        multiprocess_folder=source.get("PROMETHEUS_MULTIPROC_DIR", ""),
+        multiprocess_folder=source.get(_FOLDER, ""),
     )
+
+
+def share_metrics() -> Path:
+    """Let this process and those it forks keep their metrics in one folder, from now on empty.
+
+    It is what ``PROMETHEUS_MULTIPROC_DIR`` names, or else one that ends with this process. Call it
+    before anything imports prometheus_client.
+    """
+    if named := os.environ.get(_FOLDER):
+        folder = Path(named)
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("*.db"):  # of processes that ended: their counters would count on
+            left.unlink(missing_ok=True)
+        return folder
+    folder = Path(tempfile.mkdtemp(prefix="lightrag-resilience-metrics-"))
+    os.environ[_FOLDER] = str(folder)
+    owner = os.getpid()
+
+    @atexit.register
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    return folder
