@@ -186,7 +186,7 @@ class Guard:
             return await function(*args, **kwargs)
         gate = self.gate
         if gate.is_closed and parent is None:
-            gate.check(self.name)
+            gate.check(self.name, self.events)
         now = self.clock()
         if (wait := self._circuit.open_until - now) > 0:
             raise self._refusal(wait)
