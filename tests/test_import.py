@@ -95,7 +95,7 @@ LAYERS = [
     ["integrations.lightrag._recovery"],
     ["integrations.lightrag._protection"],
     ["integrations.lightrag"],
-    ["integrations.lightrag._serving"],
+    ["integrations.lightrag._metrics", "integrations.lightrag._serving"],
     [
         "integrations.lightrag._worker",
         "integrations.lightrag.by_name",

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from lightrag_resilience import Guards
 from lightrag_resilience._surroundings import share_metrics, surroundings
+from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.integrations.metrics import Metrics
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry.prometheus import observe
@@ -183,6 +185,50 @@ def test_any_worker_answers_for_all(tmp_path: Path) -> None:
             seen[pid] = seen.get(pid, 0) + 1
         for _ in range(4):
             assert counted(http) == sum(seen.values())
+
+
+# ---------------------------------------------------------------------- LightRAG's own server
+
+
+@pytest.fixture
+def show_metrics() -> Any:
+    return pytest.importorskip("lightrag_resilience.integrations.lightrag._metrics").show_metrics
+
+
+@pytest.mark.anyio
+async def test_the_applications_of_a_server_module_get_them(show_metrics: Any) -> None:
+    starlette = pytest.importorskip("starlette.applications")
+    server = ModuleType("server")
+    server.create_app = starlette.Starlette  # type: ignore[attr-defined]
+    show_metrics(server, is_shared=False)
+    app = server.create_app()
+    sent: list[Any] = []
+    steps = iter(("lifespan.startup", "lifespan.shutdown"))
+
+    async def receive() -> Any:
+        step = next(steps)
+        if step == "lifespan.shutdown":
+            async with client_of(app) as http:
+                assert "lightrag_resilience_" in (await http.get("/metrics")).text
+                assert (await http.get("/other")).status_code == 404
+        return {"type": step}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    await app({"type": "lifespan", "asgi": {}, "state": {}}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_without_prometheus_client_the_server_does_not_start(
+    show_metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lightrag_resilience.integrations.metrics", None)
+    with pytest.raises(SettingsError, match="RESILIENCE_METRICS is true"):
+        show_metrics(ModuleType("server"), is_shared=False)
+
+
+# ---------------------------------------------------------------------- the folder
 
 
 @pytest.fixture
