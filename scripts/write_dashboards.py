@@ -293,18 +293,18 @@ def drain() -> Iterator[Panel]:
     """Does a shutdown lose anything?"""
     yield number(
         "Is anything shutting down?",
-        f"max({P}drain_phase)",
+        f"max({P}drain_phase) or vector(0)",
         words=PHASES,
         about="Of several processes the furthest.",
     )
     yield number(
         "What does it wait for?",
-        f"sum({P}drain_in_flight)",
+        f"sum({P}drain_in_flight) or vector(0)",
         about="Calls, streams and tasks under way in processes that end.",
     )
     yield number(
         "How much ended by itself?",
-        f"sum(increase({P}drained_total[1h]))",
+        f"sum(max_over_time({P}drained_total[1h])) or vector(0)",
         about="In the last hour.",
     )
     yield number(

@@ -39,7 +39,11 @@ VARIABLES = {
     "RESILIENCE_LLM__LIMIT__TPM": "1000000000",
     "RESILIENCE_LLM__CONCURRENCY__MAX_CONCURRENT": "4",
 }
-EMPTY = {"What was given up?": "nothing was: only what a drain cancelled is there"}
+EMPTY = {
+    "How far is each server?": "no drain was told of",
+    "What is left?": "the same",
+    "What was given up?": "nothing was",
+}
 """Panels that may show nothing, and why."""
 
 
