@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Surroundings", "share_metrics", "surroundings"]
+from dotenv import dotenv_values
+
+__all__ = ["Surroundings", "share_metrics", "surroundings", "take_from"]
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _GRACEFUL = 30.0  # seconds: Gunicorn's own default, and the grace period of Kubernetes
@@ -43,6 +45,18 @@ def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
         graceful_timeout=float(graceful[-1]) if graceful else _GRACEFUL,
         multiprocess_folder=source.get(_FOLDER, ""),
     )
+
+
+def take_from(file: Path) -> None:
+    """Set the variables of a file, as LightRAG does those of its ``.env``; what is set stays.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with file.open(encoding="utf-8") as lines:
+        for name, value in dotenv_values(stream=lines).items():
+            if value is not None:
+                os.environ.setdefault(name, value)
 
 
 def share_metrics() -> Path:
