@@ -31,6 +31,7 @@ RUN_ELSEWHERE = {
     "serve": "tests/integrations/test_server.py starts it",
     "make": "tests/test_documents.py knows the targets",
     ".ci/run": "it runs this",
+    "pip": "tests/test_wheel.py installs it",
     "docker": "it needs containers; tests/telemetry/test_compose.py reads what it reads",
 }
 ENDS_WITH = {"status": {0, 1}, "journal": {1}}  # others with 0

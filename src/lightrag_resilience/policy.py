@@ -7,6 +7,7 @@ and those made from environment variables in ``settings.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
 from annotated_types import Ge, Gt, Le
@@ -358,7 +359,7 @@ class Policy:
         attempt = self.timeout.attempt
         if self.breaker.probe_lease is not None or attempt is None:
             return self.breaker
-        return replace(self.breaker, probe_lease=min(attempt + _MARGIN, _DAY))
+        return _with_lease(self.breaker, min(attempt + _MARGIN, _DAY))
 
     def with_changes(self, **changes: Unpack[Changes]) -> Self:
         """A copy with whole parts, or single fields by their shorthands, changed.
@@ -376,6 +377,11 @@ class Policy:
             before = parts.get(part, getattr(self, part))
             parts[part] = replace(before, **{attribute: value}) if attribute else value
         return replace(self, **parts)
+
+
+@lru_cache(maxsize=64)  # equal policies are one, however many dependencies have them
+def _with_lease(breaker: BreakerPolicy, seconds: float) -> BreakerPolicy:
+    return replace(breaker, probe_lease=seconds)
 
 
 PARTS: dict[str, type[_Checked]] = {

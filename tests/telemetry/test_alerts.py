@@ -103,7 +103,7 @@ def test_one_in_a_hundred_that_fails_for_good_is_a_ticket(tmp_path: Path) -> Non
         return 0.8
 
     recording = record(60, answers)
-    check(recording, {10: {SLOWLY}, 30: {SLOWLY}, 59: {SLOWLY}}, tmp_path)
+    check(recording, {20: {SLOWLY}, 40: {SLOWLY}, 59: {SLOWLY}}, tmp_path)
 
 
 def test_slow_answers_are_a_ticket_after_a_quarter_of_an_hour(tmp_path: Path) -> None:
