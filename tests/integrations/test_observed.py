@@ -39,6 +39,8 @@ VARIABLES = {
     "RESILIENCE_LLM__LIMIT__TPM": "1000000000",
     "RESILIENCE_LLM__CONCURRENCY__MAX_CONCURRENT": "4",
 }
+NOISE = {"LightragSlow", "LightragAway"}
+"""Alerts that a busy machine may bring near: they would have to last for minutes."""
 EMPTY = {
     "How far is each server?": "no drain was told of",
     "What is left?": "the same",
@@ -109,7 +111,7 @@ def test_each_panel_shows_something_and_each_alert_comes_when_it_should(observed
     until(lambda: asked.query(f"queries:{P}failed:ratio_rate5m"), "the rules are evaluated")
     assert asked.value(failed) is None
     assert asked.alerts("firing") == set()
-    assert asked.alerts("pending") <= {"LightragSlow"}  # as the machine has it
+    assert asked.alerts("pending") <= NOISE
     observed.look()
 
     (observed.folder / "down").touch()
@@ -117,7 +119,7 @@ def test_each_panel_shows_something_and_each_alert_comes_when_it_should(observed
     until(lambda: asked.alerts("firing") >= due, "the outage is told")
     until(lambda: "LightragNotRecovered" in asked.alerts("pending"), "its circuit is open")
     assert asked.alerts("firing") == due
-    assert asked.alerts("pending") <= {"LightragNotRecovered", "LightragErrors", "LightragSlow"}
+    assert asked.alerts("pending") <= {"LightragNotRecovered", "LightragErrors", *NOISE}
     observed.look()
 
     (observed.folder / "down").unlink()
@@ -131,7 +133,7 @@ def test_each_panel_shows_something_and_each_alert_comes_when_it_should(observed
 
     observed.process.terminate()
     until(lambda: observed.look() <= set(EMPTY), "all have answers", lambda: observed.unanswered)
-    assert asked.alerts("firing") - {"LightragWorkAbandoned"} == due
+    assert asked.alerts("firing") <= {"LightragWorkAbandoned", *due}
 
     (observed.folder / "seen").touch()
     until(lambda: "LightragAway" in asked.alerts("pending"), "the service is gone")

@@ -29,7 +29,7 @@ from lightrag_resilience.telemetry.prometheus import observe
 from lightrag_resilience.testing import Fault
 
 TEXT = "Ada founded Alderwick beside the river."
-LONGEST = 60.0  # seconds that the test may take to look at the drain
+LONGEST = 120.0  # seconds that the test may take to look at the drain
 
 
 async def main(port: int, folder: Path) -> None:
@@ -37,7 +37,7 @@ async def main(port: int, folder: Path) -> None:
     start_http_server(port, "127.0.0.1")
     async with (
         build_rig(protected=True, seed=1, guards=guards()) as rig,
-        Coordinator(timeout=70, cancel_grace=1, close_timeout=LONGEST + 5) as coordinator,
+        Coordinator(timeout=LONGEST + 10, cancel_grace=1, close_timeout=LONGEST + 5) as coordinator,
     ):
         await rig.rag.ainsert(TEXT)
         coordinator.track(asyncio.create_task(asyncio.Event().wait(), name="never ends"))
