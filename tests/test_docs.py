@@ -32,6 +32,7 @@ RUN_ELSEWHERE = {
     "make": "tests/test_documents.py knows the targets",
     ".ci/run": "it runs this",
     "pip": "tests/test_wheel.py installs it",
+    "curl": "tests/integrations/test_server.py asks the same",
     "docker": "it needs containers; tests/telemetry/test_compose.py reads what it reads",
 }
 ENDS_WITH = {"status": {0, 1}, "journal": {1}}  # others with 0
