@@ -112,7 +112,7 @@ def test_a_setup_that_nobody_touched_has_no_finding() -> None:
     [
         ({"SHUTDOWN_TIMEOUT": "6"}, {}, Level.ERROR, "raise SHUTDOWN_TIMEOUT, or lower"),
         ({"SHUTDOWN_TIMEOUT": "7"}, {}, Level.WARNING, "raise SHUTDOWN_TIMEOUT"),
-        ({"SHUTDOWN_TIMEOUT": "30"}, {}, Level.ERROR, "longer --graceful-timeout"),
+        ({"SHUTDOWN_TIMEOUT": "28.1"}, {}, Level.ERROR, "longer --graceful-timeout"),
         ({}, {"GUNICORN_CMD_ARGS": "--workers 2 --graceful-timeout=20"}, Level.ERROR, "longer"),
         ({}, {"WORKERS": "4"}, Level.WARNING, "RESILIENCE_REDIS_URL"),
         ({}, {"WEB_CONCURRENCY": "2"}, Level.WARNING, "RESILIENCE_REDIS_URL"),
@@ -131,6 +131,7 @@ def test_what_starts_and_ends_a_process_must_add_up(
     ("variables", "around"),
     [
         ({"SHUTDOWN_TIMEOUT": "8"}, {}),
+        ({"SHUTDOWN_TIMEOUT": "28"}, {}),
         ({"SHUTDOWN_TIMEOUT": "50"}, {"GUNICORN_CMD_ARGS": "--graceful-timeout 60"}),
         ({"REDIS_URL": "redis://redis"}, {"WORKERS": "4", "WEB_CONCURRENCY": "x"}),
         ({}, {"WORKERS": "1", "WEB_CONCURRENCY": "4"}),

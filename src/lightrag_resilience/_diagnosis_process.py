@@ -10,6 +10,7 @@ from .settings import Settings
 
 __all__ = ["examine_process"]
 
+_SPARE = 2.0  # seconds that a server needs besides
 _ROOM = 1.0  # seconds for what is in flight; less is as good as none
 _Found = Iterator[tuple[Level, str, str, str]]
 
@@ -49,7 +50,7 @@ def _shutdown(settings: Settings, around: Surroundings) -> _Found:
             f"calls under way get {room:g} s to end before they are cancelled",
             "raise SHUTDOWN_TIMEOUT",
         )
-    if timeout >= (graceful := around.graceful_timeout):
+    if timeout + _SPARE > (graceful := around.graceful_timeout):
         yield (
             Level.ERROR,
             "shutdown",
