@@ -30,6 +30,11 @@ from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry.prometheus import observe
 
 WITHIN = 60.0  # seconds, on a busy machine
+ASKED_FOR = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,*/*;q=0.1"
+)
+"""As Prometheus 3 asks."""
 COUNTED = "lightrag_resilience_attempt_duration_seconds_count"
 APPLICATION = '''
 """Tells which worker made a guarded call."""
@@ -169,7 +174,9 @@ def gunicorn(folder: Path, metrics: Path) -> Iterator[httpx.Client]:
 
 
 def counted(http: httpx.Client) -> float:
-    found = re.findall(rf"^{COUNTED}{{.*}} (.*)$", http.get("/metrics").text, re.MULTILINE)
+    text = http.get("/metrics", headers={"accept": ASKED_FOR}).text
+    assert text.endswith("# EOF\n")
+    found = re.findall(rf"^{COUNTED}{{.*}} (.*)$", text, re.MULTILINE)
     return sum(map(float, found))
 
 
@@ -183,6 +190,9 @@ def test_any_worker_answers_for_all(tmp_path: Path) -> None:
             assert time.monotonic() < deadline, seen
             pid = http.get("/").text
             seen[pid] = seen.get(pid, 0) + 1
+        while counted(http) < sum(seen.values()):  # workers write down theirs once a second
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         for _ in range(4):
             assert counted(http) == sum(seen.values())
 
