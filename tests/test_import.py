@@ -39,7 +39,7 @@ LAYERS = [
     ],
     ["_gate", "_host", "_kinds", "_phases", "_signals", "_task_accounts"],
     ["_in_flight", "_roots"],
-    ["_accounts", "_ending"],
+    ["_accounts", "_drain_told", "_ending"],
     ["adaptive", "priority"],
     ["_finish", "_opened", "_verdicts"],
     ["_failure_http"],

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ._accounts import Accounts
+from ._drain_told import tell_of_drain
 from ._ending import close_all, end_all, end_children
 from ._gate import admitted
 from ._host import host
@@ -277,6 +278,7 @@ class Coordinator:
         self.stopping.set()
         _log.info("Told to stop by %s: %d in flight", reason, len(self._left()))
         self._ended = asyncio.ensure_future(self._all_phases())
+        tell_of_drain(self._registry.events, self._drain, lambda: len(self._left()), self._ended)
 
     async def drain(self, reason: str = "a call of drain()") -> Report:
         """Go through all phases; who calls it later gets the same report.

@@ -41,11 +41,7 @@ VARIABLES = {
 }
 NOISE = {"LightragSlow", "LightragAway"}
 """Alerts that a busy machine may bring near: they would have to last for minutes."""
-EMPTY = {
-    "How far is each server?": "no drain was told of",
-    "What is left?": "the same",
-    "What was given up?": "nothing was",
-}
+EMPTY = {"What was given up?": "it is told when a drain has ended, and this one waits to be seen"}
 """Panels that may show nothing, and why."""
 
 

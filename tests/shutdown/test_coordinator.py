@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards, PolicyError, ShuttingDownError
+from lightrag_resilience.events import DrainChanged, DrainEnded, WorkAbandoned
 from lightrag_resilience.journal import Journal
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
@@ -236,3 +237,20 @@ async def test_one_that_joins_another_is_told_to_stop_and_kept_open_with_it() ->
         assert not drain.done()  # though nothing is in flight
         inner.linger(0.0)
         assert (await drain).drained == 0
+
+
+async def test_listeners_hear_of_its_phases_and_of_what_it_gave_up() -> None:
+    guards = registry()
+    heard: list[Any] = []
+    guards.events.listen(heard.append)
+    async with coordinator(guards, timeout=1.0) as made:
+        made.on_close(work)
+        call = asyncio.create_task(guards.get("llm").call(work, 60.0))
+        await asyncio.sleep(0)
+        report = await made.drain()
+        await asyncio.wait([call])
+    phases = [event for event in heard if isinstance(event, DrainChanged)]
+    assert phases[0] == DrainChanged("draining", 1)
+    assert phases[-1].phase in {"cancelling", "closing"}
+    assert phases[-1].left == 0
+    assert heard[-2:] == [WorkAbandoned("call"), DrainEnded(0, 1, 0, report.seconds)]
