@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 from ._phases import Drain
@@ -16,14 +16,14 @@ _TELL = 1.0  # seconds after which a phase that lasts is told again
 
 
 def tell_of_drain(
-    events: Events, drain: Drain, in_flight: Callable[[], int], ended: asyncio.Future[Any]
+    events: Events, drain: Drain, in_flight: Callable[[], Sized], ended: asyncio.Future[Any]
 ) -> None:
     """Tell of a drain that has begun until it has ended. Nothing waits for it; it makes no task.
 
     Args:
         events: Where it is told.
         drain: What knows the phase.
-        in_flight: How much is left.
+        in_flight: What is left.
         ended: Becomes the drain's report.
     """
     loop = asyncio.get_running_loop()
@@ -35,7 +35,7 @@ def tell_of_drain(
             return
         if drain.phase is not told or loop.time() - told_at >= _TELL:
             told, told_at = drain.phase, loop.time()
-            events.emit(DrainChanged(told.value, in_flight()))
+            events.emit(DrainChanged(told.value, len(in_flight())))
         loop.call_later(_LOOK, look)
 
     def end(done: asyncio.Future[Any]) -> None:

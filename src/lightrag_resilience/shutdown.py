@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from ._accounts import Accounts
 from ._drain_told import tell_of_drain
@@ -35,9 +35,7 @@ from ._task_accounts import Quiet
 from .errors import ShuttingDownError
 from .journal import Abandoned, Journal
 from .registry import Guards, guards
-
-if TYPE_CHECKING:
-    from .settings import Settings
+from .settings import Settings
 
 __all__ = ["Coordinator", "Report", "configured_drain"]
 
@@ -278,7 +276,7 @@ class Coordinator:
         self.stopping.set()
         _log.info("Told to stop by %s: %d in flight", reason, len(self._left()))
         self._ended = asyncio.ensure_future(self._all_phases())
-        tell_of_drain(self._registry.events, self._drain, lambda: len(self._left()), self._ended)
+        tell_of_drain(self._registry.events, self._drain, self._left, self._ended)
 
     async def drain(self, reason: str = "a call of drain()") -> Report:
         """Go through all phases; who calls it later gets the same report.
