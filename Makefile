@@ -52,8 +52,10 @@ bench-installed: $(INSTALLED)
 bench-draining: $(INSTALLED) ## Requests that fail while Gunicorn replaces its workers: none
 	$(BIN)/python -m benchmarks.draining $(ARGS)
 
-docs: $(INSTALLED) ## Write docs/variables.md anew from the code
+docs: $(INSTALLED) ## Write docs/variables.md, rules and dashboards anew from the code
 	$(BIN)/python -m lightrag_resilience._variables > docs/variables.md
+	$(BIN)/python scripts/write_rules.py
+	$(BIN)/python scripts/write_dashboards.py
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .venv-* demo-output .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
