@@ -136,5 +136,5 @@ def commands_of_clients(client: Any) -> int:
     """
     stats = client.info("commandstats")
     counts = {name.removeprefix("cmdstat_"): told["calls"] for name, told in stats.items()}
-    sent = sum(number for name, number in counts.items() if name not in _NOT_OF_CLIENTS)
-    return sent + counts.get("zcard", 0)
+    sent: int = sum(number for name, number in counts.items() if name not in _NOT_OF_CLIENTS)
+    return sent + int(counts.get("zcard", 0))

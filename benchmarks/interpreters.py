@@ -26,7 +26,7 @@ from benchmarks.figures import BARE, COMPOSED, OURS, Figure, costs
 from benchmarks.stack import Stack
 from benchmarks.stacks import find_stacks
 
-__all__ = ["LOOPS", "measure", "sample"]
+__all__ = ["LOOPS", "measure", "merged", "sample"]
 
 LOOPS = ("asyncio", "uvloop")
 _NOT_HERE = 3  # the exit code where a loop is not installed
@@ -49,7 +49,7 @@ def measure(pythons: Sequence[str], rounds: int) -> dict[str, Any]:
                 pairs.remove((python, loop))
                 continue
             samples.setdefault(f"{told['python']}, {loop}", []).append(told["cases"])
-    return {name: _merged(samples[name]) for name in sorted(samples)}
+    return {name: merged(samples[name]) for name in sorted(samples)}
 
 
 def _sample_of(python: str, loop: str) -> dict[str, Any] | None:
@@ -67,15 +67,16 @@ def _sample_of(python: str, loop: str) -> dict[str, Any] | None:
     return told
 
 
-def _merged(samples: Sequence[Sample]) -> Sample:
-    merged: Sample = {}
+def merged(samples: Sequence[Sample]) -> Sample:
+    """One for all: medians of their figures, and the least of all."""
+    together: Sample = {}
     for case, stack in product(samples[0], _NAMES):
         found = [sample[case][stack] for sample in samples if stack in sample[case]]
         if found:
             whole = {key: median(one[key] for one in found) for key in found[0]}
             whole["least"] = min(one["least"] for one in found)
-            merged.setdefault(case, {})[stack] = whole
-    return merged
+            together.setdefault(case, {})[stack] = whole
+    return together
 
 
 async def sample(stacks: Sequence[Stack], rounds: int, calls: int, at_once: int) -> Sample:

@@ -125,11 +125,12 @@ async def _in_rounds(
             fitting = int(_SAMPLE / await measure(call, _FEWEST))
             sizes[name] = min(calls, max(fitting, _FEWEST))
     order = list(ready)
-    for _ in range(rounds):
-        random.shuffle(order)
-        for name in order:
-            await asyncio.sleep(0)  # the loop drops the timers that the last sample cancelled
-            with quietly():
+    with quietly():
+        for _ in range(rounds):
+            random.shuffle(order)
+            for name in order:
+                await asyncio.sleep(0)  # the loop drops the timers that the last sample cancelled
+                gc.collect()
                 samples[name].append(await measure(ready[name], sizes[name]))
     return samples
 
@@ -164,7 +165,7 @@ async def _at_once(call: Call, calls: int) -> float:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Collect what the last sample left, and nothing during this one."""
+    """Collect what is left over now; what then is there is never looked at again in this block."""
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -7,6 +7,7 @@ By hand is what `asyncio.timeout` costs around each item, with nothing else.
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from time import perf_counter
@@ -60,11 +61,12 @@ async def per_item(
         await _read(stream, len(items))
     samples: Samples = {name: [] for name in ready}
     order = list(ready)
-    for _ in range(rounds):
-        random.shuffle(order)
-        for name in order:
-            await asyncio.sleep(0)
-            with quietly():
+    with quietly():
+        for _ in range(rounds):
+            random.shuffle(order)
+            for name in order:
+                await asyncio.sleep(0)
+                gc.collect()
                 samples[name].append(await _read(ready[name], len(items)))
     return samples
 

@@ -33,6 +33,7 @@ def page(data: Data, pictures: Sequence[str]) -> str:
     parts = [
         *_head(data, pictures),
         *_calls(data),
+        *_litellm(data),
         *_streams(data["cases"]),
         *_growth(data, pictures),
         *_sharing(data),
@@ -87,6 +88,22 @@ def _calls(data: Data) -> Iterator[str]:
     )
     yield _table(("stack", *(title for title, _ in _CASES.values())), rows)
     yield "![Bars: the cost of a refusal, ours and the peers'](performance-refused.svg)"
+
+
+def _litellm(data: Data) -> Iterator[str]:
+    found = data.get("litellm")
+    if not found:
+        return
+    happy, refused = found["happy"], found["refused"]
+    yield "## litellm's Router"
+    yield (
+        "It protects calls of litellm alone, so it is measured around one that litellm answers by "
+        f"itself, in an environment of its own: `litellm.acompletion` takes "
+        f"{happy['bare']['low']:,.0f} µs, guarded by ours {happy['ours']['low']:,.0f}, through the "
+        f"Router {happy['litellm Router']['low']:,.0f}. While all its deployments cool down it "
+        f"refuses in {refused['litellm Router']['low']:,.0f} µs, ours in "
+        f"{refused['ours']['low']:.1f}. `scripts/bench-litellm --page` measures it again."
+    )
 
 
 def _streams(cases: Data) -> Iterator[str]:
