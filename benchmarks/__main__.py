@@ -82,6 +82,7 @@ def _measured(console: Console, scale: Scale, pythons: Sequence[str]) -> dict[st
         figures = rounded(part())
         data |= figures if name == "calls" else {name: figures}
         console.print(f"[dim]{name}: done after {time.monotonic() - began:.0f} s")
+        console.file.flush()  # who reads along in a file wants to see it now
     return data
 
 

@@ -43,11 +43,11 @@ class Scale:
 
 
 FULL = Scale(
-    rounds=31,
+    rounds=25,
     calls=1000,
-    bursts=5,
+    bursts=4,
     at_once=10_000,
-    dependencies=500,
+    dependencies=100,
     imports=7,
     largest=100_000,
     ingests=8,
