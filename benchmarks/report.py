@@ -128,7 +128,7 @@ def _goals(data: Data) -> Table:
     for title in ("what", "goal", "ours", "", "peers in the same run"):
         table.add_column(title)
     for row in goals(data):
-        met = "[green]met" if row.is_met else "[red]not met"
+        met = {True: "[green]met", False: "[red]not met", None: ""}[row.is_met]
         table.add_row(row.what, row.goal, row.ours, met, row.peers)
     return table
 

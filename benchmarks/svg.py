@@ -14,7 +14,7 @@ _TEXT, _FAINT, _OURS, _THEIRS = "#7d8590", "#7d859055", "#2f9e6e", "#8a8fa3"
 _FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 _WIDTH, _LABELS, _FIGURES = 760, 268, 70
 _BAR, _STEP, _TOP = 14, 22, 40
-_CELL_WIDTH, _CELL_HEIGHT, _PAD = 250, 150, 34
+_CELL_WIDTH, _CELL_HEIGHT, _PAD = 380, 150, 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def _bars(
         yield _text(_LABELS + width + 6, y + 11, row.told, "start", bold=row.is_ours)
 
 
-def small_multiples(title: str, lines: Sequence[Line], columns: int = 3) -> str:
+def small_multiples(title: str, lines: Sequence[Line], columns: int = 2) -> str:
     """A curve in each cell, both axes logarithmic; a flat curve is a linear cost."""
     height = _TOP + _CELL_HEIGHT * math.ceil(len(lines) / columns)
     parts = (

@@ -17,6 +17,7 @@ __all__ = ["page"]
 
 Data = Mapping[str, Any]
 
+_MET = {True: "yes", False: "no", None: ""}
 _CASES: dict[str, tuple[str, Callable[[Data], str]]] = {
     "happy": ("succeeds, µs", lambda one: f"{one['low']:.2f} ({one['median']:.2f})"),
     "refused": ("refused, µs", lambda one: f"{one['low']:.2f} ({one['median']:.2f})"),
@@ -58,8 +59,7 @@ def _head(data: Data, pictures: Sequence[str]) -> Iterator[str]:
         )
     )
     rows = (
-        (row.what, row.goal, f"**{row.ours}**", "yes" if row.is_met else "no", row.peers)
-        for row in goals(data)
+        (row.what, row.goal, f"**{row.ours}**", _MET[row.is_met], row.peers) for row in goals(data)
     )
     yield _table(("what", "goal", "ours", "met", "peers in the same run"), rows)
     yield f"![Bars: the cost of a call that succeeds, ours and the peers']({pictures[0]})"
@@ -72,7 +72,9 @@ def _calls(data: Data) -> Iterator[str]:
         "Above the bare call; `bare` is the call itself. Every row of ours has breaker, retry with "
         "its budget, the timeout of an attempt, the deadline of the call, and the register that a "
         "drain looks into. *Everything* adds limits of requests and of tokens and a breaker, all "
-        "shared through a real Redis, and places for calls at once. Peers do what they can of "
+        "shared through a real Redis, and places for calls at once: its calls, one right after the "
+        "other, wait at every 64th for the next lot of turns from Redis, and the wait is in the "
+        "figure. Peers do what they can of "
         "that; each is first checked to do what it says. pybreaker and aiobreaker ask Redis with a "
         "blocking client. baldur's breaker counts every error, so it has no exception path."
     )
