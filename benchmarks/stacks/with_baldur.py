@@ -19,6 +19,7 @@ from benchmarks.stack import TRANSIENT, Call, Setup, Stack
 
 _folder = tempfile.TemporaryDirectory(prefix="baldur-")
 os.environ["BALDUR_SYSTEM_CONTROL_DIR"] = _folder.name
+os.environ["BALDUR_CB_RECOVERY_TIMEOUT"] = "3600"  # seconds, as `Setup.open_for`
 _names = (f"llm.{number}" for number in itertools.count())
 
 
