@@ -1,6 +1,6 @@
 """What a guarded call costs beside the peers, and everything else that costs.
 
-``python -m benchmarks [--quick | --page] [--json FILE] [--pythons PYTHON …]``
+``python -m benchmarks [--quick] [--page] [--json FILE] [--parts PART …] [--pythons PYTHON …]``
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from benchmarks.stacks import find_stacks
 
 _LEAST_ADVANTAGE = 2.0
 _NOISE = 1.5  # a quick run looks at growth more kindly
+_PARTS = ("calls", "sharing", "growth", "ingests", "interpreters", "cluster")
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
     options = _options()
     logging.disable(logging.CRITICAL)  # peers log the retries that the checks cause
     console = Console(width=None if sys.stdout.isatty() else 150)
-    data = _measured(console, options.scale, options.pythons)
+    data = _measured(console, options)
     print_all(console, data)
     if options.json:
         options.json.write_text(json.dumps(data, indent=1) + "\n")
@@ -57,48 +58,57 @@ def _options() -> argparse.Namespace:
     scales.add_argument(
         "--smoke", dest="scale", action="store_const", const=SMOKE, help="only see that it runs"
     )
-    scales.add_argument("--page", action="store_true", help="write the pages in docs/, too")
+    parser.add_argument("--page", action="store_true", help="write the pages in docs/, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument(
+        "--parts", nargs="+", choices=_PARTS, default=_PARTS, help="what to measure; all by default"
+    )
     parser.add_argument(
         "--pythons", nargs="+", default=[], metavar="PYTHON", help="interpreters to compare"
     )
     return parser.parse_args()
 
 
-def _measured(console: Console, scale: Scale, pythons: Sequence[str]) -> dict[str, Any]:
-    stacks, missing = find_stacks("all" if scale.peers else "plain")
-    for module in missing:
-        console.print(f"{module} is not installed and left out; 'make bench' brings it")
+def _measured(console: Console, options: argparse.Namespace) -> dict[str, Any]:
+    scale: Scale = options.scale
+    measures: dict[str, Callable[[], Any]] = {
+        "calls": lambda: _calls(console, scale),
+        "sharing": lambda: parts.sharing(scale),
+        "growth": lambda: parts.growing(scale),
+        "ingests": lambda: parts.ingests(scale),
+        "interpreters": lambda: parts.on_interpreters(scale, options.pythons),
+        "cluster": lambda: parts.cluster(scale),
+    }
     data: dict[str, Any] = {"machine": machine.describe(), "scale": asdict(scale)}
     began = time.monotonic()
-    for name, part in (
-        ("calls", lambda: asyncio.run(parts.calls(stacks, scale))),
-        ("sharing", lambda: parts.sharing(scale)),
-        ("growth", lambda: parts.growing(scale)),
-        ("ingests", lambda: parts.ingests(scale)),
-        ("interpreters", lambda: parts.on_interpreters(scale, pythons)),
-        ("cluster", lambda: parts.cluster(scale)),
-    ):
-        figures = rounded(part())
+    for name in options.parts:
+        figures = rounded(measures[name]())
         data |= figures if name == "calls" else {name: figures}
         console.print(f"[dim]{name}: done after {time.monotonic() - began:.0f} s")
         console.file.flush()  # who reads along in a file wants to see it now
     return data
 
 
+def _calls(console: Console, scale: Scale) -> dict[str, Any]:
+    stacks, missing = find_stacks("all" if scale.peers else "plain")
+    for module in missing:
+        console.print(f"{module} is not installed and left out; 'make bench' brings it")
+    return asyncio.run(parts.calls(stacks, scale))
+
+
 def _is_too_dear(console: Console, data: dict[str, Any]) -> bool:
     """Bounds that only a mistake breaks, however busy the machine is."""
     wrong = []
-    for case in ("happy", "refused", "failing"):
+    for case in ("happy", "refused", "failing") if "cases" in data else ():
         advantage = data["cases"][case][COMPOSED]["ratio"]
         if advantage < _LEAST_ADVANTAGE:
             wrong.append(f"{case}: the composed stack costs only {advantage:.1f} times ours")
     wrong += [
         f"{curve['what']}: costs grow by the power of {curve['exponent']:.2f}"
-        for curve in data["growth"]
+        for curve in data.get("growth", ())
         if curve["exponent"] > LINEAR * _NOISE
     ]
-    if data["extras"]:
+    if data.get("extras"):
         wrong.append(f"the import loads {', '.join(data['extras'])}")
     for line in wrong:
         console.print(f"[red]{line}")

@@ -35,12 +35,14 @@ _ITEMS = {"items of text": "text", "items of a model": "chunks of OpenAI"}
 
 def print_all(console: Console, data: Data) -> None:
     """Every table for which there are figures; the goals last."""
-    for table in (_costs(data["cases"]), _rest(data), _items(data["cases"])):
-        console.print(table)
-    console.print("bare: what the call itself takes; its import is asyncio's, which all need\n")
+    if "cases" in data:
+        for table in (_costs(data["cases"]), _rest(data), _items(data["cases"])):
+            console.print(table)
+        console.print("bare: what the call itself takes; its import is asyncio's\n")
     if data.get("sharing"):
         console.print(as_table(data["sharing"]))
-    console.print(_growth(data["growth"]))
+    if data.get("growth"):
+        console.print(_growth(data["growth"]))
     if data.get("ingests"):
         console.print(_ingests(data["ingests"]))
     for name, cases in data.get("interpreters", {}).items():
@@ -49,7 +51,8 @@ def print_all(console: Console, data: Data) -> None:
         console.print(costs_in_words(data["cluster"]))
         for table in as_tables(data["cluster"]):
             console.print(table)
-    console.print(_goals(data))
+    if "cases" in data:
+        console.print(_goals(data))
 
 
 def _costs(cases: Data) -> Table:

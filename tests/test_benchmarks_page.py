@@ -136,3 +136,17 @@ def test_figures_that_are_kept_have_four_digits() -> None:
         "a": [1.235, 123456],
         "b": "1.23456",
     }
+
+
+def test_a_run_of_some_parts_tells_of_the_machine_that_the_calls_were_made_on(
+    kept: dict[str, Any], tmp_path: Path
+) -> None:
+    page.write(kept, tmp_path)
+    curve = {**kept["growth"][0], "what": "another"}
+
+    page.renew({"machine": {}, "scale": {}, "growth": [curve], "cluster": {}}, tmp_path)
+
+    written = json.loads((tmp_path / page.FIGURES).read_text("utf-8"))
+    assert written["machine"] == kept["machine"]
+    assert written["growth"] == [curve]
+    assert written["cluster"] == kept["cluster"]
