@@ -37,7 +37,7 @@ def renew(data: Data, folder: Path = DOCS) -> None:
     before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     told = {part: figures for part, figures in data.items() if figures}
     if before and "cases" not in told:  # the page tells of the machine that the calls were made on
-        del told["machine"], told["scale"]
+        told = {part: told[part] for part in told if part not in {"machine", "scale"}}
     write({**before, **told}, folder)
 
 

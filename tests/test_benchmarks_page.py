@@ -144,7 +144,9 @@ def test_a_run_of_some_parts_tells_of_the_machine_that_the_calls_were_made_on(
     page.write(kept, tmp_path)
     curve = {**kept["growth"][0], "what": "another"}
 
-    page.renew({"machine": {}, "scale": {}, "growth": [curve], "cluster": {}}, tmp_path)
+    page.renew(
+        {"machine": {"cpus": 1}, "scale": {"rounds": 1}, "growth": [curve], "cluster": {}}, tmp_path
+    )
 
     written = json.loads((tmp_path / page.FIGURES).read_text("utf-8"))
     assert written["machine"] == kept["machine"]
