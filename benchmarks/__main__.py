@@ -39,8 +39,6 @@ def main() -> int:
     print_all(console, data)
     if options.json:
         options.json.write_text(json.dumps(data, indent=1) + "\n")
-    if options.page:
-        page.renew(data)
     return 1 if options.scale is QUICK and _is_too_dear(console, data) else 0
 
 
@@ -84,6 +82,8 @@ def _measured(console: Console, options: argparse.Namespace) -> dict[str, Any]:
     for name in options.parts:
         figures = rounded(measures[name]())
         data |= figures if name == "calls" else {name: figures}
+        if options.page:
+            page.renew(data)  # part by part: what is measured is not lost
         console.print(f"[dim]{name}: done after {time.monotonic() - began:.0f} s")
         console.file.flush()  # who reads along in a file wants to see it now
     return data
