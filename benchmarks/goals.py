@@ -23,6 +23,7 @@ _PEERS = {
     "hyx": "hyx",
     "pyresilience": "pyresilience",
     "stamina + aiobreaker, no timeout": "stamina + aiobreaker",
+    "stamina + aiobreaker, Redis, no timeout": "aiobreaker, Redis",
     "interlock-cb pipeline": "interlock-cb",
     "interlock-cb pipeline, Redis": "interlock-cb, Redis",
     "baldur": "baldur",

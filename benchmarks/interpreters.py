@@ -31,7 +31,7 @@ __all__ = ["LOOPS", "measure", "merged", "sample"]
 LOOPS = ("asyncio", "uvloop")
 _NOT_HERE = 3  # the exit code where a loop is not installed
 _LONGEST = 120.0  # seconds for one sample
-_ROUNDS, _CALLS, _AT_ONCE = 9, 1000, 10_000
+_ROUNDS, _CALLS, _AT_ONCE = 7, 1000, 10_000
 _NAMES = (BARE, OURS, "ours, with Prometheus", COMPOSED)
 
 Sample = dict[str, dict[str, Any]]

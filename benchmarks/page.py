@@ -35,7 +35,7 @@ def renew(data: Data, folder: Path = DOCS) -> None:
     """As `write`; figures of parts that were not measured this time, as a soak's, are kept."""
     kept = folder / FIGURES
     before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    told = {part: figures for part, figures in data.items() if figures}
+    told = {part: figures for part, figures in data.items() if figures != {}}
     if before and "cases" not in told:  # the page tells of the machine that the calls were made on
         told = {part: told[part] for part in told if part not in {"machine", "scale"}}
     write({**before, **told}, folder)
