@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: bench bench-draining bench-quick bench-page bench-soak bench-installed
 
 help: ## Show what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(INSTALLED) ## A real LightRAG lives through an outage, beside an unprotected one
 	$(BIN)/lightrag-resilience demo
