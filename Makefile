@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all test-lightrag lint types format bench bench-draining docs clean
+.PHONY: help demo test test-all test-lightrag lint types format docs clean
+.PHONY: bench bench-draining bench-quick bench-page bench-soak bench-installed
 
 help: ## Show what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(INSTALLED) ## A real LightRAG lives through an outage, beside an unprotected one
 	$(BIN)/lightrag-resilience demo
@@ -33,16 +34,28 @@ format: $(INSTALLED) ## Put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## Cost of a call beside the peers, and of breakers that are shared
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
+bench: bench-installed ## All costs beside the peers, and the goals of the design: ten minutes
 	$(BIN)/python -m benchmarks $(ARGS)
-	$(BIN)/python -m benchmarks.sharing $(ARGS)
+
+bench-quick: bench-installed ## The same in a minute, and only what a mistake would break
+	$(BIN)/python -m benchmarks --quick $(ARGS)
+
+bench-page: ## The same on every Python that is here, written into docs/performance.md
+	@scripts/bench-pythons --page $(ARGS)
+
+bench-soak: bench-installed ## Ten minutes of calls, and whether memory stays where it was
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+bench-installed: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 
 bench-draining: $(INSTALLED) ## Requests that fail while Gunicorn replaces its workers: none
 	$(BIN)/python -m benchmarks.draining $(ARGS)
 
-docs: $(INSTALLED) ## Write docs/variables.md anew from the code
+docs: $(INSTALLED) ## Write docs/variables.md, rules and dashboards anew from the code
 	$(BIN)/python -m lightrag_resilience._variables > docs/variables.md
+	$(BIN)/python scripts/write_rules.py
+	$(BIN)/python scripts/write_dashboards.py
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .venv-* demo-output .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,7 +6,7 @@ import asyncio
 
 from benchmarks.stack import Call, Stack
 
-__all__ = ["answer", "hang", "outcome", "reject", "trip", "unreachable"]
+__all__ = ["Hiccup", "answer", "hang", "outcome", "reject", "trip", "unreachable"]
 
 
 async def answer(number: int) -> int:
@@ -26,6 +26,24 @@ async def unreachable(number: int) -> int:
 async def hang(number: int) -> int:
     await asyncio.sleep(60)
     return number
+
+
+class Hiccup:
+    """A function that fails once when it is told to, and is well again."""
+
+    def __init__(self) -> None:
+        self.is_due = False
+
+    def as_function(self) -> Call:
+        """A plain coroutine function: peers look for one."""
+
+        async def hiccup(number: int) -> int:
+            if self.is_due:
+                self.is_due = False
+                raise ConnectionError(number)
+            return number
+
+        return hiccup
 
 
 async def trip(stack: Stack, call: Call) -> None:

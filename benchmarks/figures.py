@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median, quantiles
+from typing import Any
 
 from benchmarks.measure import Samples
 
-__all__ = ["BARE", "COMPOSED", "OURS", "Figure", "as_they_are", "costs"]
+__all__ = ["BARE", "COMPOSED", "OURS", "Figure", "as_they_are", "costs", "rounded"]
 
 BARE, OURS, COMPOSED = "bare", "ours", "composed by hand"
 
@@ -18,12 +19,14 @@ class Figure:
 
     Attributes:
         median: Over all rounds.
+        least: The quietest round's.
         low: A quarter of the rounds were below.
         high: A quarter of the rounds were above.
         ratio: Median over the rounds of this stack's figure to ours in the same round.
     """
 
     median: float
+    least: float
     low: float
     high: float
     ratio: float
@@ -48,4 +51,13 @@ def as_they_are(samples: Samples) -> dict[str, Figure]:
 def _figure(values: list[float], ours: list[float]) -> Figure:
     low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     ratio = median(own / base for own, base in zip(values, ours, strict=True))
-    return Figure(median(values), low, high, ratio)
+    return Figure(median(values), min(values), low, high, ratio)
+
+
+def rounded(figures: Any) -> Any:
+    """The same with four digits, which is more than noise leaves; for a file that is kept."""
+    if isinstance(figures, dict):
+        return {name: rounded(value) for name, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [rounded(value) for value in figures]
+    return float(f"{figures:.4g}") if isinstance(figures, float) else figures

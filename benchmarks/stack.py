@@ -40,8 +40,12 @@ class Stack:
             bounds no attempt.
         retries: Whether it calls again after a transient error.
         limits_places: Whether it limits how many calls are under way.
+        counts_all_errors: Whether its breaker counts a ValueError, too: it has no exception path
+            that could be compared.
         imports: What it imports, as after the word ``import``; empty where another row says it.
         window: Calls that its breaker remembers: so many are made before its memory is weighed.
+        is_weighed: Whether its memory is; where its breakers poll Redis for ever it is not.
+        close: Ends what runs beside it.
     """
 
     name: str
@@ -50,5 +54,8 @@ class Stack:
     timeout: type[Exception] | None
     retries: bool = True
     limits_places: bool = False
+    counts_all_errors: bool = False
     imports: str = ""
     window: int = 1
+    is_weighed: bool = True
+    close: Callable[[], None] = lambda: None

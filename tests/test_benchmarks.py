@@ -13,7 +13,16 @@ import pytest
 pytest.importorskip("rich")
 
 ROOT = Path(__file__).parents[1]
-CASES = {"happy", "refused", "failing", "throughput", "memory", "imports"}
+CASES = {
+    "happy",
+    "refused",
+    "failing",
+    "retried",
+    "throughput",
+    "items of text",
+    "memory",
+    "imports",
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +41,38 @@ def test_a_run_prints_a_row_for_ours_beside_the_bare_call(run: tuple[str, dict[s
     assert {"bare", "ours", "composed by hand"} <= set(rows)
 
 
-def test_a_run_has_figures_above_zero_for_every_case(run: tuple[str, dict[str, Any]]) -> None:
+def test_a_run_has_figures_for_every_case(run: tuple[str, dict[str, Any]]) -> None:
     cases = run[1]["cases"]
 
-    assert set(cases) == CASES
-    for figures in cases.values():
-        assert {"ours", "composed by hand"} <= set(figures)
-        assert all(figure["median"] > 0 for figure in figures.values())
+    assert set(cases) - {"items of a model"} == CASES
+    for case, figures in cases.items():
+        expected = {"ours"} if case.startswith("items") else {"ours", "composed by hand"}
+        assert expected <= set(figures)
+        for figure in figures.values():
+            assert figure["least"] <= figure["low"] <= figure["median"] <= figure["high"]
+
+
+def test_a_run_prints_the_goals_of_the_design(run: tuple[str, dict[str, Any]]) -> None:
+    for goal in ("≤ 1.5 µs", "≤ 0.8 µs", "≤ 3.5 µs", "≥ 73 %", "≤ 1024 bytes", "≤ 150 ms"):
+        assert goal in run[0]
+
+
+def test_a_run_follows_how_cost_grows(run: tuple[str, dict[str, Any]]) -> None:
+    curves = run[1]["growth"]
+
+    assert len(curves) == 7
+    for curve in curves:
+        assert curve["sizes"] == [1, 10, 100]
+        assert all(cost > 0 for cost in curve["costs"])
+
+
+def test_the_import_loads_no_extra(run: tuple[str, dict[str, Any]]) -> None:
+    assert run[1]["extras"] == []
 
 
 def test_a_run_says_where_it_was_made(run: tuple[str, dict[str, Any]]) -> None:
-    assert run[1]["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
-    assert run[1]["platform"]
-    assert run[1]["cpus"] >= 1
+    machine = run[1]["machine"]
+
+    assert machine["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert machine["kernel"]
+    assert machine["cpus"] >= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,26 @@ def run(*arguments: str, **variables: str) -> Result:
 
 def test_without_a_command_it_helps() -> None:
     assert "doctor" in run().output
+
+
+def test_variables_come_from_a_file_unless_they_are_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / ".env"
+    file.write_text('RESILIENCE_LLM__RETRY__ATTEMPTS="7"\nRESILIENCE_LLM__RETRY__BUDGET=9\nLONE\n')
+    monkeypatch.setenv("RESILIENCE_LLM__RETRY__ATTEMPTS", "2")
+    monkeypatch.setenv("RESILIENCE_LLM__RETRY__BUDGET", "")
+    monkeypatch.delenv("RESILIENCE_LLM__RETRY__BUDGET")
+    shown = run("--env-file", str(file), "config", "llm", "--json")
+    values = {row["field"]: row["value"] for row in json.loads(shown.output)["values"]}
+    assert (values["retry.attempts"], values["retry.budget"]) == ("2", "9")
+    monkeypatch.undo()
+
+
+def test_a_file_of_variables_that_is_not_there_is_told(tmp_path: Path) -> None:
+    ran = run("--env-file", str(tmp_path / "none"), "status")
+    assert ran.exit_code == 2
+    assert "cannot be read: No such file" in ran.output
 
 
 def test_the_doctor_shows_the_policies_in_force() -> None:

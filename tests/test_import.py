@@ -26,6 +26,7 @@ LAYERS = [
     [
         "_version",
         "_bounds",
+        "_surroundings",
         "_hints",
         "_identity",
         "_in_threads",
@@ -49,7 +50,7 @@ LAYERS = [
     ["turnstile"],
     ["_diagnosis", "line", "throttling"],
     ["_circuit", "_loops", "settings"],
-    ["breakers"],
+    ["breakers", "_diagnosis_code", "_diagnosis_process"],
     ["shared.scripts", "shared.wire"],
     ["shared.booking", "shared.client"],
     ["shared.limit"],
@@ -80,7 +81,7 @@ LAYERS = [
     ["telemetry._measures", "telemetry._tally", "telemetry.correlation"],
     ["telemetry._spans", "telemetry.logs", "telemetry.prometheus"],
     ["telemetry.otel"],
-    ["decorators", "fallback", "hedging"],
+    ["decorators", "fallback", "hedging", "integrations.metrics"],
     ["integrations.lightrag._ingest"],
     [
         "integrations.lightrag._ladder",
@@ -101,7 +102,7 @@ LAYERS = [
     ["integrations.lightrag._recovery"],
     ["integrations.lightrag._protection"],
     ["integrations.lightrag"],
-    ["integrations.lightrag._serving"],
+    ["integrations.lightrag._metrics", "integrations.lightrag._serving"],
     [
         "integrations.lightrag._worker",
         "integrations.lightrag.by_name",
@@ -118,7 +119,7 @@ LAYERS = [
     ["cli"],
     ["__main__"],
 ]
-READ_THE_ENVIRONMENT = {"settings", "testing.commanded"}
+READ_THE_ENVIRONMENT = {"settings", "_surroundings", "testing.commanded"}
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 

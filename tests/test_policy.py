@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lightrag_resilience import (
     BreakerPolicy,
     ConcurrencyPolicy,
+    Guard,
     LimitPolicy,
     Policy,
     PolicyError,
@@ -106,13 +107,25 @@ def test_each_family_has_its_defaults() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("attempt", "own", "lease"),
+    [(120.0, None, 130.0), (None, None, 60.0), (120.0, 7.0, 7.0), (DAY, None, DAY)],
+)
+def test_a_probe_keeps_its_place_until_its_attempt_must_be_over(
+    attempt: float | None, own: float | None, lease: float
+) -> None:
+    policy = Policy(breaker=BreakerPolicy(probe_lease=own), timeout=TimeoutPolicy(attempt=attempt))
+    assert policy.circuit.lease == lease
+    assert Guard("x", policy).breaker.circuit.policy == policy.circuit
+
+
 def test_the_plain_defaults_are_those_the_documentation_names() -> None:
     breaker, retry = BreakerPolicy(), RetryPolicy()
     assert (breaker.failure_rate, breaker.slow_rate, breaker.slow_call) == (0.5, 1.0, None)
     assert (breaker.window, breaker.window_calls, breaker.min_calls) == ("count", 100, 10)
     assert (breaker.window_seconds, breaker.consecutive_failures) == (60.0, 5)
     assert (breaker.open_for, breaker.open_growth, breaker.longest_break) == (5.0, 1.5, 10.0)
-    assert (breaker.mode, breaker.probes, breaker.probe_lease) == ("enforce", 1, 60.0)
+    assert (breaker.mode, breaker.probes, breaker.probe_lease) == ("enforce", 1, None)
     assert (retry.attempts, retry.initial_backoff, retry.backoff_growth) == (3, 0.5, 2.0)
     assert (retry.max_backoff, retry.jitter, retry.max_retry_after) == (30.0, "growing", 60.0)
     assert (retry.idempotent, retry.budget) == (True, 500)
@@ -295,7 +308,7 @@ def test_none_turns_off_what_can_be_turned_off(part: type, name: str) -> None:
 
 def test_none_is_refused_where_there_is_nothing_to_turn_off() -> None:
     optional = {key for key in ALL_FIELDS if accepts(*key, None)}
-    assert len(optional) == 14
+    assert len(optional) == 15
 
 
 @pytest.mark.parametrize(

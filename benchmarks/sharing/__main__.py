@@ -6,43 +6,18 @@ import argparse
 import asyncio
 import json
 import logging
-import os
-import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import machine
 from benchmarks.sharing import cost, limits, outages, speed
-from benchmarks.sharing.limits import Accuracy
-from benchmarks.sharing.outages import Outage
-from benchmarks.sharing.speed import Spread
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
-    """How much is measured.
-
-    Attributes:
-        trips: Trips that spread.
-        rounds: Times that a cluster probes.
-        calls: Calls in a closed circuit.
-        seconds: For each measurement that runs for a while.
-        breakers: Breakers that are weighed.
-        samples: Of the cost of a call.
-    """
-
-    trips: int
-    rounds: int
-    calls: int
-    seconds: float
-    breakers: int
-    samples: int
-
+from benchmarks.sharing.scale import Scale
 
 FULL = Scale(trips=100, rounds=20, calls=10_000, seconds=10, breakers=10_000, samples=41)
 QUICK = Scale(trips=20, rounds=5, calls=10_000, seconds=2, breakers=10_000, samples=9)
@@ -67,13 +42,15 @@ def main() -> None:
 
 
 def measure_all(scale: Scale) -> dict[str, Any]:
-    """Every figure; durations are seconds, costs of calls microseconds."""
+    """Every figure as JSON has it; durations are seconds, costs of calls microseconds."""
     sent, batches = speed.sent_for_closed_calls(scale.calls)
+    asked, looks = speed.sent_for_open_calls(scale.calls)
     round_trips, calls = speed.round_trips(scale.seconds)
-    return {
+    results = {
         "propagation": speed.propagation(scale.trips),
         "probes": speed.probes(scale.rounds),
         "closed calls": {"calls": scale.calls, "scripts": sent, "batches": batches},
+        "open calls": {"calls": scale.calls, "scripts": asked, "looks": looks},
         "round trips": {"per 1000 calls": round_trips, "calls": calls},
         "limits": {
             "requests": limits.request_accuracy(scale.seconds),
@@ -84,6 +61,8 @@ def measure_all(scale: Scale) -> dict[str, Any]:
         "bytes": {"breakers": scale.breakers, "bytes": cost.bytes_of_breakers(scale.breakers)},
         "costs": asyncio.run(cost.call_costs(scale.samples, 1000)),
     }
+    plain: dict[str, Any] = json.loads(json.dumps(results, default=asdict))
+    return plain
 
 
 def as_table(results: dict[str, Any]) -> Table:
@@ -91,18 +70,21 @@ def as_table(results: dict[str, Any]) -> Table:
     table = Table(title="Four processes share a breaker and limits through a real server")
     for heading in ("what", "measured", "goal"):
         table.add_column(heading, no_wrap=heading != "measured")
-    for row in _rows(results):
+    for row in sharing_rows(results):
         table.add_row(*row)
     return table
 
 
-def _rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def sharing_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "trip to refusal in another process", _ms(results["propagation"]), "p99 ≤ 5 ms"
     probes = results["probes"]
     yield "probes let through, quota 3", f"{min(probes)} to {max(probes)} a round", "3"
     closed = results["closed calls"]
     beyond = max(closed["scripts"] - closed["batches"], 0)
     yield f"scripts for {closed['calls']:,} calls, beyond the batches", str(beyond), "0"
+    refused = results["open calls"]
+    beyond = max(refused["scripts"] - refused["looks"], 0)
+    yield f"scripts for {refused['calls']:,} refusals, beyond the looks", str(beyond), "0"
     round_trips = results["round trips"]["per 1000 calls"]
     yield "commands for 1000 calls of 50 ms", f"{round_trips:.1f}", "≤ 30"
     for what, told in (
@@ -110,17 +92,17 @@ def _rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         ("tokens", "100,000 tokens a second, lognormal use"),
     ):
         yield from _limit_rows(told, results["limits"][what])
-    away: dict[str, Any] = results["outages"]
+    away = results["outages"]
     yield "an instant call while Redis is well", _ms(away["well"]), ""
     for kind in ("killed", "hung"):
-        outage: Outage = away[kind]
-        yield f"… while Redis is {kind}", _ms(outage.calls), "≤ 1 ms more"
-        wrong = f"{outage.wrong} failed, {outage.leaked} passed an open breaker"
-        yield f"… of {outage.calls.samples:,} calls", wrong, "0"
-        yield "… all agree after its return within", f"{outage.agreed:.2f} s", "≤ 2 s"
+        outage = away[kind]
+        yield f"… while Redis is {kind}", _ms(outage["calls"]), "≤ 1 ms more"
+        wrong = f"{outage['wrong']} failed, {outage['leaked']} passed an open breaker"
+        yield f"… of {outage['calls']['samples']:,} calls", wrong, "0"
+        yield "… all agree after its return within", f"{outage['agreed']:.2f} s", "≤ 2 s"
     for name, lag in results["loop lag"].items():
         yield (
-            f"timers run late, 200 callers {name}",
+            f"timers run late, 4 x 50 callers {name}",
             _ms(lag),
             "≤ 1 ms over bare" * (name != "bare"),
         )
@@ -128,32 +110,28 @@ def _rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield f"{weight['breakers']:,} breakers", f"{weight['bytes'] / 1e6:.1f} MB", "≤ 10 MB"
     for case, figures in results["costs"].items():
         shared, local = figures["ours, shared"], figures["ours"]
-        text = f"{shared.median:.2f} µs, unshared {local.median:.2f} µs"
+        text = f"{shared['median']:.2f} µs, unshared {local['median']:.2f} µs"
         yield f"a call above the bare one, {case}", text, ""
 
 
-def _limit_rows(told: str, accuracy: Accuracy) -> Iterator[tuple[str, str, str]]:
+def _limit_rows(told: str, accuracy: dict[str, float]) -> Iterator[tuple[str, str, str]]:
     # How many round trips are good depends on what may go at once: a lot is a fifth of that.
-    yield f"{told}: worst window", f"{accuracy.worst:.3f} of the limit", "≤ 1.10"
-    yield "… used of what might have been", f"{accuracy.used:.1%}", "≥ 95 %"
-    yield "… round trips for 1000 admitted", f"{accuracy.round_trips:.0f}", ""
+    yield f"{told}: worst window", f"{accuracy['worst']:.3f} of the limit", "≤ 1.10"
+    yield "… used of what might have been", f"{accuracy['used']:.1%}", "≥ 95 %"
+    yield "… round trips for 1000 admitted", f"{accuracy['round_trips']:.0f}", ""
 
 
-def _ms(figure: Spread) -> str:
-    parts = (figure.p50, figure.p99, figure.most)
-    p50, p99, most = (f"{part * 1000:.2f}" for part in parts)
+def _ms(figure: dict[str, float]) -> str:
+    p50, p99, most = (f"{figure[part] * 1000:.2f}" for part in ("p50", "p99", "most"))
     return f"p50 {p50}, p99 {p99}, most {most} ms"
 
 
 def as_json(results: dict[str, Any], scale: Scale) -> dict[str, Any]:
     """Durations in seconds, costs of calls in microseconds."""
     return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "load": os.getloadavg(),
+        "machine": machine.describe(),
         "scale": asdict(scale),
-        "results": json.loads(json.dumps(results, default=asdict)),
+        "results": results,
     }
 
 

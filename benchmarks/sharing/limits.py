@@ -58,7 +58,7 @@ def token_accuracy(seconds: float) -> Accuracy:
 def _limited(limits: dict[str, float]) -> Iterator[Cluster]:
     """Workers whose breakers report nothing, so that all scripts are those of the limit."""
     variables = {f"LIMIT__{name}": f"{value:g}" for name, value in limits.items()}
-    with cluster(MODE="disabled", **variables) as four:
+    with cluster(4, shared=True, MODE="disabled", **variables) as four:
         yield four
 
 

@@ -70,16 +70,20 @@ def _calls(four: Cluster, seconds: float) -> tuple[Spread, int]:
 
 
 def loop_lag(seconds: float) -> dict[str, Spread]:
-    """How late timers run beside 200 callers: bare, guarded, and guarded with a shared breaker."""
+    """How late timers run in four processes, beside 50 callers each whose calls take 50 ms.
+
+    Bare, guarded, and guarded with a shared breaker.
+    """
     lags = {}
-    with cluster(1, shared=False) as local, cluster(1) as shared:
-        for name, one, guarded in (
+    with cluster(shared=False) as local, cluster() as shared:
+        for name, four, guarded in (
             ("bare", local, False),
             ("not shared", local, True),
             ("shared", shared, True),
         ):
-            one.all("behave", takes=0.01)
-            one.all("begin", callers=200, guarded=guarded)
-            lags[name] = spread(one.all("lag", seconds=seconds)[0])
-            one.all("end")
+            four.all("behave", takes=0.05)
+            four.all("begin", callers=50, guarded=guarded)
+            told = four.all("lag", seconds=seconds)
+            lags[name] = spread([lag for one in told for lag in one])
+            four.all("end")
     return lags

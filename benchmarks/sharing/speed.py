@@ -5,14 +5,26 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import redis
+
+from benchmarks.footprint import commands_of_clients
 from benchmarks.sharing.cluster import cluster
 
-__all__ = ["Spread", "probes", "propagation", "round_trips", "sent_for_closed_calls", "spread"]
+__all__ = [
+    "Spread",
+    "probes",
+    "propagation",
+    "round_trips",
+    "sent_for_closed_calls",
+    "sent_for_open_calls",
+    "spread",
+]
 
 _QUOTA = 3
 _CALLERS = 100
 _PROBE = 0.02  # seconds
 _ONE_BATCH = 0.1  # seconds
+_ONE_LOOK = 0.8  # seconds: as often as they come
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +80,30 @@ def sent_for_closed_calls(calls: int) -> tuple[int, int]:
     return ran, int(took / _ONE_BATCH) + 1
 
 
+def sent_for_open_calls(calls: int) -> tuple[int, int]:
+    """Scripts that Redis ran while an open circuit refused calls, and looks that may be due."""
+    with cluster(1, OPEN_FOR="120", OPEN_MAX="120") as one:
+        one.workers[0].ask("trip")
+        one.all("steer", how="open", open_for=120)
+        time.sleep(_ONE_BATCH)
+        before = one.sent().get("evalsha", 0)
+        took = one.workers[0].ask("refusals", number=calls)
+        ran = one.sent().get("evalsha", 0) - before
+    return ran, 2 * (int(took / _ONE_LOOK) + 1)  # and it is shown that it is there
+
+
 def round_trips(seconds: float) -> tuple[float, int]:
     """Commands for Redis for each 1000 calls of 50 ms by 20 callers in four processes; calls.
 
     Every command counts, also those that travel together with others.
     """
-    with cluster() as four:
+    with cluster() as four, redis.Redis.from_url(four.server.url) as client:
         four.all("behave", takes=0.05)
         four.all("begin", callers=20)
         time.sleep(0.5)
         four.all("take")
-        before = _commands(four.sent())
+        before = commands_of_clients(client)
         time.sleep(seconds)
-        sent = _commands(four.sent()) - before
+        sent = commands_of_clients(client) - before
         calls = sum(told["made"] for told in four.all("take"))
     return sent / calls * 1000, calls
-
-
-def _commands(sent: dict[str, int]) -> int:
-    """Those that a client sends: what scripts call is counted by the server, too."""
-    within_scripts = {"time", "hget", "hmget", "hset", "hdel", "hvals", "hgetall", "hincrby"}
-    within_scripts |= {"del", "pexpire", "info", "client|setinfo", "hello"}
-    return sum(number for name, number in sent.items() if name not in within_scripts)

@@ -115,6 +115,13 @@ class Worker:
             await self._guard.call(self._dependency)
         return time.perf_counter() - began
 
+    async def refusals(self, number: int) -> float:
+        """Make calls that are refused, one after the other; the seconds that took."""
+        began = time.perf_counter()
+        for _ in range(number):
+            await self._call()
+        return time.perf_counter() - began
+
     async def begin(self, callers: int, pause: float = 0.0, *, guarded: bool = True) -> None:
         """Call again and again, until `end`."""
 

@@ -11,20 +11,28 @@ from __future__ import annotations
 import asyncio
 
 from aiolimiter import AsyncLimiter
-from pybreaker import CircuitBreaker, CircuitBreakerError
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from pybreaker import CircuitBreaker, CircuitBreakerError, CircuitBreakerStorage
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_none
 
 from benchmarks.stack import TRANSIENT, Call, Setup, Stack
 
+__all__ = ["STACKS", "compose"]
+
 
 def protect(function: Call, setup: Setup) -> Call:
-    breaker = CircuitBreaker(fail_max=5, reset_timeout=setup.open_for, exclude=[ValueError])
+    return compose(function, setup)
+
+
+def compose(function: Call, setup: Setup, storage: CircuitBreakerStorage | None = None) -> Call:
+    breaker = CircuitBreaker(
+        fail_max=5, reset_timeout=setup.open_for, exclude=[ValueError], state_storage=storage
+    )
     limiter = AsyncLimiter(100_000, time_period=0.6)
 
     @retry(
         retry=retry_if_exception_type(TRANSIENT),
         stop=stop_after_attempt(4),
-        wait=wait_exponential_jitter(initial=0.001, max=0.002, jitter=0.001),
+        wait=wait_none(),
         reraise=True,
     )
     async def call(number: int) -> int:

@@ -1,5 +1,10 @@
 """lightrag_resilience with the policy of an LLM, in each of its forms.
 
+Every one of them has breaker, retry and its budget, the timeout of an attempt and the deadline of
+the call, and a drain finds its calls. "With everything" adds what `protect` and a few variables
+give a user: the breaker and the limits of requests and of tokens shared through a real Redis, and
+places for calls at once.
+
 Only the waits between attempts are left out, so that the checks are quick, and a break lasts
 longer than a measurement; neither is on the path that is measured.
 """
@@ -25,7 +30,7 @@ from lightrag_resilience import (
 )
 from lightrag_resilience.settings import load_settings
 
-__all__ = ["STACKS", "decorator", "make_registry", "stack"]
+__all__ = ["STACKS", "decorator", "everything", "limited", "make_registry", "stack"]
 
 _names = (f"llm.{number}" for number in itertools.count())
 
@@ -72,8 +77,25 @@ def _limited_policy(setup: Setup) -> Policy:
     )
 
 
-def _with_limits(function: Call, setup: Setup) -> Call:
+@functools.lru_cache
+def _full_policy(setup: Setup) -> Policy:
+    limits = LimitPolicy(
+        rpm=10_000_000, burst=100_000, tpm=10_000_000_000, token_burst=1_000_000_000
+    )
+    return _limited_policy(setup).with_changes(limit=limits)
+
+
+def limited(function: Call, setup: Setup) -> Call:
     return resilient(next(_names), _limited_policy(setup), registry=_silent)(function)
+
+
+def everything(registry: Guards) -> Callable[[Call, Setup], Call]:
+    """As `decorator`, with limits of requests, of tokens, and of calls at once."""
+
+    def decorate(function: Call, setup: Setup) -> Call:
+        return resilient(next(_names), _full_policy(setup), registry=registry)(function)
+
+    return decorate
 
 
 def _as_block(function: Call, setup: Setup) -> Call:
@@ -103,7 +125,7 @@ stack = functools.partial(
 STACKS = [
     stack(name="ours", protect=decorator(_silent), imports="lightrag_resilience"),
     stack(name="ours, with a listener", protect=decorator(_announcing)),
-    stack(name="ours, with limits", protect=_with_limits, limits_places=True),
+    stack(name="ours, with limits", protect=limited, limits_places=True),
     stack(name="ours, async with guard(…)", protect=_as_block, retries=False),
     stack(name="ours, guard.call", protect=_as_call),
 ]

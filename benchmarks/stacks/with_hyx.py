@@ -16,7 +16,7 @@ _FAILURES = (*TRANSIENT, MaxDurationExceeded)
 
 
 def protect(function: Call, setup: Setup) -> Call:
-    @retry(on=_FAILURES, attempts=4, backoff=0.001)
+    @retry(on=_FAILURES, attempts=4, backoff=0)
     @consecutive_breaker(_FAILURES, failure_threshold=5, recovery_time_secs=setup.open_for)
     @bulkhead(max_concurrency=setup.places, max_capacity=setup.places)
     @timeout(setup.timeout)

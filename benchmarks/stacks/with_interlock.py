@@ -6,9 +6,12 @@ import itertools
 
 from interlock import CallTimeoutError, CircuitBreaker, CircuitOpenError, Config, Pipeline
 from interlock.integrations.tenacity import retry_unless_open
-from tenacity import wait_fixed
+from interlock.protocols import AsyncStorage
+from tenacity import wait_none
 
 from benchmarks.stack import TRANSIENT, Call, Setup, Stack
+
+__all__ = ["STACKS", "pipeline_around"]
 
 _FAILURES = (*TRANSIENT, CallTimeoutError)
 _names = (f"llm.{number}" for number in itertools.count())
@@ -23,14 +26,19 @@ class _Failures:
 
 
 def protect(function: Call, setup: Setup) -> Call:
+    return pipeline_around(function, setup)
+
+
+def pipeline_around(function: Call, setup: Setup, storage: AsyncStorage | None = None) -> Call:
     breaker = CircuitBreaker(
         name=next(_names),
         config=Config(wait_duration_in_open=setup.open_for),
         classifier=_Failures(),
+        storage=storage,
     )
     pipeline = (
         Pipeline.builder()
-        .retry(attempts=4, retry=retry_unless_open(*_FAILURES), wait=wait_fixed(0.001))
+        .retry(attempts=4, retry=retry_unless_open(*_FAILURES), wait=wait_none())
         .circuit_breaker(breaker)
         .bulkhead(setup.places)
         .timeout(setup.timeout)

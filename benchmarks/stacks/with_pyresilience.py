@@ -17,7 +17,7 @@ from benchmarks.stack import TRANSIENT, Call, Setup, Stack
 
 def protect(function: Call, setup: Setup) -> Call:
     decorate = resilient(
-        retry=RetryConfig(max_attempts=4, delay=0.001, retry_on=TRANSIENT),
+        retry=RetryConfig(max_attempts=4, delay=0, retry_on=TRANSIENT),
         timeout=TimeoutConfig(seconds=setup.timeout),
         circuit_breaker=CircuitBreakerConfig(
             recovery_timeout=setup.open_for, error_types=TRANSIENT

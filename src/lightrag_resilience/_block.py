@@ -23,7 +23,7 @@ async def begin_block(guard: Guard) -> None:
     """
     parent = current_call.get()
     if parent is None and guard.gate.is_closed:
-        guard.gate.check(guard.name)
+        guard.gate.check(guard.name, guard.events)
     call = new_call(guard, parent, guard.clock())
     call.is_pass_through = parent is not None and parent.is_within(guard)
     current_call.set(call)

@@ -119,7 +119,7 @@ class Circuit:
         if len(self._leases) + self.proven >= self.policy.probes:
             return None
         probe = Admission(self.generation)
-        self._leases[probe] = now + self.policy.probe_lease
+        self._leases[probe] = now + self.policy.lease
         return probe
 
     def _drop_lapsed(self, now: float) -> None:

@@ -118,18 +118,18 @@ def _queue(policy: Policy, timeout: float | None) -> _Found:
 
 
 def _breaker(policy: Policy) -> _Found:
-    attempt, breaker = policy.timeout.attempt, policy.breaker
+    attempt, breaker = policy.timeout.attempt, policy.circuit
     if breaker.mode == "disabled":
         return
-    if attempt is not None and breaker.probe_lease < attempt:
+    if attempt is not None and breaker.lease < attempt:
         yield (
             Level.WARNING,
             (
-                f"a probe loses its place after {breaker.probe_lease:g} s, before its "
+                f"a probe loses its place after {breaker.lease:g} s, before its "
                 f"attempt is over "
                 f"({attempt:g} s), so that more probes go out than wanted"
             ),
-            "set BREAKER__PROBE_LEASE above TIMEOUT__ATTEMPT",
+            "leave BREAKER__PROBE_LEASE out, or set it above TIMEOUT__ATTEMPT",
         )
     if attempt is not None and breaker.slow_call is not None and breaker.slow_call >= attempt:
         yield (

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .errors import ShuttingDownError
+from .events import CallRefused, Events
 
 __all__ = ["Gate", "Interruptible", "admitted"]
 
@@ -67,13 +68,15 @@ class Gate:
         """Let calls in again."""
         self.is_closed = False
 
-    def check(self, dependency: str) -> None:
-        """Refuse a call that nothing around it has let in.
+    def check(self, dependency: str, events: Events | None = None) -> None:
+        """Refuse a call that nothing around it has let in, and tell who listens.
 
         Raises:
             ShuttingDownError: A drain lasts.
         """
         if self.is_closed and not is_admitted.get():
+            if events is not None:
+                events.emit(CallRefused(dependency, ShuttingDownError.__name__))
             raise self.refusal(dependency)
 
     def refusal(self, dependency: str) -> ShuttingDownError:

@@ -64,8 +64,14 @@ def _sentences(seen: Overview) -> list[str]:
         if worker.alone:
             names = ", ".join(worker.alone)
             said.append(f"Process {worker.pid} on {worker.host} refuses by itself: {names}")
-    if seen.troubled:
-        said.append(f"Not closed: {', '.join(seen.troubled)}")
-    else:
+    # Once more in words: in a narrow terminal the table is hard to read.
+    said += [f"Not closed: {name}, {_in_words(seen.breakers[name])}" for name in seen.troubled]
+    if not seen.troubled:
         said.append("All breakers are closed" if seen.breakers else "No breaker was used lately")
     return said
+
+
+def _in_words(it: Description) -> str:
+    probe = _next_probe(it)
+    probes = f"; next probe {probe}" if it.now.state is State.OPEN else f"; probes: {probe}"
+    return f"{it.now.state.value} {it.now.reason}{probes}"

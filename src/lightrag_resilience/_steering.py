@@ -42,7 +42,7 @@ async def cluster_of(
     """
     assert settings.redis_url is not None  # noqa: S101 - who calls this has looked
     client = make_client(settings.redis_url.get_secret_value())
-    policy = policy_of or (lambda name: settings.policy_for(name).breaker)
+    policy = policy_of or (lambda name: settings.policy_for(name).circuit)
     try:
         yield Cluster(client, settings.redis_prefix, policy)
     finally:

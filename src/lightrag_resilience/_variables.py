@@ -137,6 +137,12 @@ PLAIN = (
         "What the status page asks of who opens, closes or isolates a breaker there; without it "
         "nobody can.",
     ),
+    Plain(
+        f"{PREFIX}METRICS",
+        "false",
+        "true or false",
+        "Whether `lightrag-resilience serve` answers `/metrics`, for Prometheus.",
+    ),
 )
 
 

@@ -18,6 +18,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py r
     sys.exit(f"The command line needs {error.name}: pip install 'lightrag-resilience[cli]'")
 
 from . import examination
+from ._surroundings import take_from
 from ._terminal import Exit, fail, settings_or_exit
 from ._version import __version__
 from .errors import SettingsError
@@ -45,12 +46,26 @@ def _tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way of callin
         raise typer.Exit
 
 
+def _take_from(file: Path | None) -> None:
+    if file is not None:
+        try:
+            take_from(file)
+        except OSError as error:
+            fail(f"{file} cannot be read: {error.strerror}")
+
+
 @app.callback()
 def _about(
     *,
     version: Annotated[
         bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell it.")
     ] = False,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_take_from, help="Variables that are not set are read from it, such as .env."
+        ),
+    ] = None,
 ) -> None:
     """Circuit breakers, retries, limits and timeouts for LightRAG."""
 

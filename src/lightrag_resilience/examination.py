@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Annotated
 
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
 from ._diagnosis import Finding, Level, examine
+from ._diagnosis_code import examine_module
+from ._diagnosis_process import examine_process
 from ._steering import REDIS_FAILURES, cluster_of
-from ._terminal import Exit, settings_or_exit
+from ._surroundings import surroundings
+from ._terminal import Exit, fail, settings_or_exit
+from ._variables import PLAIN, PREFIX
 from .errors import SettingsError
 from .policy import FAMILIES, PARTS, Policy
 from .settings import Settings, lightrag_timeouts
@@ -33,6 +41,10 @@ def doctor(
     *,
     as_json: _Json = False,
     strict: Annotated[bool, typer.Option(help="Warnings are trouble, too.")] = False,
+    code: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Import it, and look for retries around retries."),
+    ] = None,
 ) -> None:
     """Check the RESILIENCE_* variables and Redis, and show the policies they lead to.
 
@@ -44,6 +56,9 @@ def doctor(
     found = [
         finding for name in chosen for finding in examine(name, settings.policy_for(name), timeouts)
     ]
+    found += examine_process(settings, surroundings())
+    for module in code or ():
+        found += examine_module(_imported(module))
     is_away = False
     if settings.redis_url is not None:
         of_redis, is_away = asyncio.run(_look_at_redis(settings))
@@ -53,6 +68,8 @@ def doctor(
     else:
         console = Console()
         console.print(_policies(settings, chosen))
+        if not found:
+            console.print("Nothing was found that is wrong.")
         for finding in found:
             console.print(
                 f"{finding.level}: {finding.subject}: {finding.problem}. To do: {finding.advice}.",
@@ -61,6 +78,16 @@ def doctor(
                 soft_wrap=True,
             )
     raise typer.Exit(Exit.NO_REDIS if is_away else _verdict(found, strict=strict))
+
+
+def _imported(name: str) -> ModuleType:
+    sys.path.insert(0, "")  # as `python -m` has it, and a script of ours has not
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001 - it is somebody else's code, and may raise anything
+        fail(f"{name} cannot be imported: {type(error).__name__}: {error}")
+    finally:
+        sys.path.remove("")
 
 
 def _verdict(found: list[Finding], *, strict: bool) -> Exit:
@@ -125,13 +152,13 @@ def config(names: _Names = None, *, as_json: _Json = False) -> None:
     except SettingsError as error:
         effective, overrides = settings, {}
         trouble = f"Overrides in Redis are ignored, as all workers do: {error}"
-    values = [value for name in names or FAMILIES for value in _values(effective, name, overrides)]
+    values = _plain(settings)
+    for name in names or FAMILIES:
+        values += _values(effective, name, overrides)
     if as_json:
-        typer.echo(json.dumps({"plain": _plain(settings), "values": [asdict(v) for v in values]}))
+        typer.echo(json.dumps({"values": [asdict(value) for value in values]}))
     else:
         table = Table("dependency", "field", "value", "source")
-        for name, shown in _plain(settings).items():
-            table.add_row("", name, shown, "")
         for value in values:
             table.add_row(value.dependency, value.field, value.value, value.source)
         Console().print(table)
@@ -140,14 +167,16 @@ def config(names: _Names = None, *, as_json: _Json = False) -> None:
         raise typer.Exit(Exit.NO_REDIS)
 
 
-def _plain(settings: Settings) -> dict[str, str]:
-    return {
-        "redis_url": "none" if settings.redis_url is None else "set, and not shown",
-        "redis_prefix": settings.redis_prefix,
-        "ingest_patience": f"{settings.ingest_patience:g}",
-        "status": str(settings.status).lower(),
-        "status_token": "none" if settings.status_token is None else "set, and not shown",
-    }
+def _plain(settings: Settings) -> list[_Value]:
+    """What belongs to no dependency."""
+    rows = []
+    for plain in PLAIN:
+        name = plain.name.removeprefix(PREFIX).lower()
+        value = getattr(settings, name)
+        is_secret = isinstance(value, SecretStr)
+        source = plain.name if name in settings.given else "default"
+        rows.append(_Value("", name, "set, and not shown" if is_secret else _shown(value), source))
+    return rows
 
 
 def _values(settings: Settings, name: str, overrides: Mapping[str, str]) -> list[_Value]:

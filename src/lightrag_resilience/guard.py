@@ -102,7 +102,7 @@ class Guard:
         self.name = name
         self.policy = policy
         self.events = events or Events()
-        self.breaker = breaker or Breaker(name, policy.breaker, events=self.events, clock=clock)
+        self.breaker = breaker or Breaker(name, policy.circuit, events=self.events, clock=clock)
         self.budget = RetryBudget(policy.retry.budget, workers)
         self._circuit = self.breaker.circuit
         self.clock: _Clock = clock
@@ -143,7 +143,7 @@ class Guard:
     def change(self, policy: Policy, reason: str = "by hand") -> None:
         """Go on by another policy, from any thread; calls under way end by their own."""
         self.policy = policy
-        self.breaker.change(policy.breaker, reason)
+        self.breaker.change(policy.circuit, reason)
         self.budget.resize(policy.retry.budget)
         self._loops.change(policy)
         self._parts = None
@@ -186,7 +186,7 @@ class Guard:
             return await function(*args, **kwargs)
         gate = self.gate
         if gate.is_closed and parent is None:
-            gate.check(self.name)
+            gate.check(self.name, self.events)
         now = self.clock()
         if (wait := self._circuit.open_until - now) > 0:
             raise self._refusal(wait)

@@ -7,6 +7,7 @@ and those made from environment variables in ``settings.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
 
 from annotated_types import Ge, Gt, Le
@@ -27,12 +28,17 @@ __all__ = [
 
 FAMILIES = ("llm", "embedding", "rerank", "storage")
 
+_DAY = 86_400.0  # seconds
+
 Share = Annotated[float, Gt(0), Le(1)]
 Seconds = Annotated[float, Gt(0), Le(86_400)]
 Wait = Annotated[float, Ge(0), Le(86_400)]
 Growth = Annotated[float, Ge(1), Le(10)]
 Mode = Literal["enforce", "metrics-only", "disabled", "forced-open"]
 Count = Annotated[int, Ge(1), Le(100_000)]
+
+_LEASE = 60.0  # seconds of a probe whose attempt has no end
+_MARGIN = 10.0  # seconds from the end of a probe's attempt, for its report to arrive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +75,8 @@ class BreakerPolicy(_Checked):
         open_growth: Factor for each further break with no recovery between.
         open_max: Longest break, in seconds; None is twice the first.
         probes: Calls let through half-open; all must succeed.
-        probe_lease: Seconds after which a probe that has not reported loses its place.
+        probe_lease: Seconds after which a probe that has not reported loses its place; None is 10
+            more than its attempt may take, and 60 where that has no end.
         quorum: Workers that must have seen failures before all open, where Redis is shared.
     """
 
@@ -86,7 +93,7 @@ class BreakerPolicy(_Checked):
     open_growth: Growth = 1.5
     open_max: Seconds | None = None
     probes: Count = 1
-    probe_lease: Seconds = 60.0
+    probe_lease: Seconds | None = None
     quorum: Count = 1
 
     def __post_init__(self) -> None:
@@ -106,6 +113,11 @@ class BreakerPolicy(_Checked):
     def longest_break(self) -> float:
         """Seconds: a recovery is seen so late at the most, and one probe costs little."""
         return 2.0 * self.open_for if self.open_max is None else self.open_max
+
+    @property
+    def lease(self) -> float:
+        """Seconds; where it is to follow an attempt's timeout, see `Policy.circuit`."""
+        return _LEASE if self.probe_lease is None else self.probe_lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,6 +353,14 @@ class Policy:
         policy: Policy = preset()
         return policy
 
+    @property
+    def circuit(self) -> BreakerPolicy:
+        """The breaker's part as its circuit takes it: a probe's lease outlasts its attempt."""
+        attempt = self.timeout.attempt
+        if self.breaker.probe_lease is not None or attempt is None:
+            return self.breaker
+        return _with_lease(self.breaker, min(attempt + _MARGIN, _DAY))
+
     def with_changes(self, **changes: Unpack[Changes]) -> Self:
         """A copy with whole parts, or single fields by their shorthands, changed.
 
@@ -357,6 +377,11 @@ class Policy:
             before = parts.get(part, getattr(self, part))
             parts[part] = replace(before, **{attribute: value}) if attribute else value
         return replace(self, **parts)
+
+
+@lru_cache(maxsize=64)  # equal policies are one, however many dependencies have them
+def _with_lease(breaker: BreakerPolicy, seconds: float) -> BreakerPolicy:
+    return replace(breaker, probe_lease=seconds)
 
 
 PARTS: dict[str, type[_Checked]] = {

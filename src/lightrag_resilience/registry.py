@@ -120,7 +120,7 @@ class Guards:
             name,
             effective,
             events=self.events,
-            breaker=sync.breaker(name, effective.breaker, self.events) if sync else None,
+            breaker=sync.breaker(name, effective.circuit, self.events) if sync else None,
             limit=sync.limit(name, effective.limit) if sync else None,
             workers=sync.workers if sync else alone,
             clock=self._clock,

@@ -71,7 +71,9 @@ class Settings:
         shutdown_journal: The file for what was given up, or None.
         status: Whether a protected LightRAG's server has the status page.
         status_token: What lets who knows it steer breakers there, or None.
+        metrics: Whether a server made by `serve` has ``/metrics``.
         sections: For each dependency that variables name, what they set.
+        given: Names of those above that variables set.
     """
 
     redis_url: SecretStr | None = None
@@ -88,7 +90,9 @@ class Settings:
     shutdown_journal: str | None = None
     status: bool = False
     status_token: SecretStr | None = None
+    metrics: bool = False
     sections: Mapping[str, Section] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
     _policies: dict[Policy, Policy] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -194,7 +198,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         shutdown_journal=variables.shutdown_journal,
         status=variables.status,
         status_token=variables.status_token,
+        metrics=variables.metrics,
         sections=variables.model_dump(exclude_unset=True)["sections"],
+        given=frozenset(variables.model_fields_set - {"sections"}),
     )
     if problems := sorted(set(settings.contradictions())):
         raise SettingsError(*problems)
@@ -293,6 +299,7 @@ class _Variables(BaseSettings):
     shutdown_journal: str | None = None
     status: bool = False
     status_token: Annotated[SecretStr, BeforeValidator(_token)] | None = None
+    metrics: bool = False
     sections: dict[str, _Section] = {}  # type: ignore[valid-type]
 
     def __init__(self, found: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from ._accounts import Accounts
 from ._ending import close_all, end_all, end_children
@@ -35,9 +35,7 @@ from ._task_accounts import Quiet
 from .errors import ShuttingDownError
 from .journal import Journal
 from .registry import Guards, guards
-
-if TYPE_CHECKING:
-    from .settings import Settings
+from .settings import Settings
 
 __all__ = ["Coordinator", "Progress", "Report", "configured_drain"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,9 @@ def anyio_backend() -> str:
 async def test_an_outage_is_told_with_the_time_to_come_back(
     options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    async with served(tmp_path, *options, RESILIENCE_STATUS="true") as server:
+    async with served(
+        tmp_path, *options, RESILIENCE_STATUS="true", RESILIENCE_METRICS="true"
+    ) as server:
         await server.ingest()
         answer = await server.ask("Who founded Alderwick?")
         assert answer.status_code == 200
@@ -55,6 +58,11 @@ async def test_an_outage_is_told_with_the_time_to_come_back(
         assert shown.json()["can_act"] is False
         if not options:
             assert shown.json()["headline"]["sentence"][0] == "llm.openai has been down"
+        metrics = (await server.http.get("/metrics")).text
+        open_circuit = r'refusals_total{dependency="llm.openai",reason="CircuitOpenError"} (\d+)'
+        assert sum(map(int, re.findall(open_circuit, metrics))) >= 20
+        no_answer = r'query_duration_seconds_count{outcome="failed"} (\d+)'
+        assert sum(map(int, re.findall(no_answer, metrics))) >= 26
 
         # LightRAG's own errors stay its own.
         assert (await server.http.post("/query", json={"query": ""})).status_code == 422
@@ -69,6 +77,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_line(tmp_path: Path) 
         lines = answer.text.strip().split("\n")
         assert answer.status_code == 200
         assert any('"response"' in line for line in lines)
+        assert (await server.http.get("/metrics")).status_code == 404  # nobody asked for them
         assert '"error"' in lines[-1]
         assert "llm.openai" in lines[-1]
 

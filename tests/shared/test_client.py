@@ -20,6 +20,7 @@ from redis.exceptions import ClusterError, RedisError
 from lightrag_resilience import BreakerPolicy, LimitPolicy, State
 from lightrag_resilience.shared.address import problem_with_address
 from lightrag_resilience.shared.booking import Demand
+from lightrag_resilience.shared.checkup import check_up
 from lightrag_resilience.shared.client import (
     lost_connections,
     make_client,
@@ -469,6 +470,7 @@ async def test_a_cluster_serves_as_well_until_nodes_die_and_then_the_others_do()
             found = [key async for key in client.scan_iter(match=Keys.every_state("lr:"))]
             assert len(found) == 3
             assert [boss.acl_log() for boss in bosses] == [[]] * 4
+            assert [is_bad for is_bad, _, _ in await check_up(client, "lr:")] == [False]  # INFO
 
             # a replica that never saw a script takes over
             bosses[3].execute_command("CLUSTER FAILOVER TAKEOVER")

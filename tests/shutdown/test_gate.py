@@ -10,9 +10,11 @@ import pytest
 
 from lightrag_resilience import Guards, Policy, ShuttingDownError
 from lightrag_resilience._gate import admitted
+from lightrag_resilience.events import CallRefused
 from lightrag_resilience.patience import patiently
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.testing import VirtualTimeLoop
+from support.guards import heard_by
 
 pytestmark = pytest.mark.anyio
 
@@ -39,11 +41,13 @@ async def test_a_new_call_is_refused_and_one_under_way_ends() -> None:
     await asyncio.sleep(0.5)
     assert [call.name for call in guards.gate.running] == ["llm"]
     guards.gate.close()
+    heard = heard_by(guard)
     with pytest.raises(ShuttingDownError, match="'llm' is not called any more"):
         await guard.call(work)
     with pytest.raises(ShuttingDownError):
         async with guard:
             raise AssertionError
+    assert heard == [CallRefused("llm", "ShuttingDownError")] * 2
     assert await under_way == "done"
     assert not guards.gate.running
     guards.gate.open()

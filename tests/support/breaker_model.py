@@ -138,7 +138,7 @@ class Model:
         self._drop_lapsed(now)
         if len(self.leases) + held.proven >= self.policy.probes:
             return -1
-        lease = round(self.policy.probe_lease * 1000)
+        lease = round(self.policy.lease * 1000)
         self.leases[token] = now + lease
         return lease
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -56,18 +57,46 @@ def test_promtool_finds_the_rules_right(task: str, file: str) -> None:
 def test_rules_ask_for_metrics_that_exist() -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     for rule in rules():
-        assert asked_for(rule["expr"])
+        assert asked_for(rule["expr"]) or rule["expr"].startswith("up{")
         assert asked_for(rule["expr"]) <= EXPOSED | recorded
 
 
+@pytest.mark.parametrize("name", ["write_rules", "write_dashboards"])
+def test_files_are_what_their_scripts_write(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    texts = runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["texts"]()
+    assert {path.resolve() for path in texts} <= {RULES, *DASHBOARDS}
+    for path, text in texts.items():
+        assert path.read_text(encoding="utf-8") == text, "run `make docs`"
+
+
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
-def test_every_panel_asks_for_metrics_that_exist(dashboard: Path) -> None:
-    panels = json.loads(dashboard.read_text(encoding="utf-8"))["panels"]
-    assert panels
-    for panel in panels:
+def test_every_panel_asks_for_metrics_that_exist_and_says_what_it_shows(dashboard: Path) -> None:
+    content = json.loads(dashboard.read_text(encoding="utf-8"))
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    assert content["panels"]
+    for panel in content["panels"]:
+        assert panel["title"].endswith("?")
+        assert panel["fieldConfig"]["defaults"]["unit"]
         for target in panel["targets"]:
-            assert asked_for(target["expr"])
-            assert asked_for(target["expr"]) <= EXPOSED
+            names = asked_for(target["expr"])
+            assert names <= EXPOSED | recorded
+            assert names or re.match(r"[\w (,)]*(up|ALERTS)\{", target["expr"])
+
+
+def test_no_two_panels_of_a_dashboard_lie_on_each_other() -> None:
+    for dashboard in DASHBOARDS:
+        taken: set[tuple[int, int]] = set()
+        for panel in json.loads(dashboard.read_text(encoding="utf-8"))["panels"]:
+            at = panel["gridPos"]
+            place = {
+                (x, y)
+                for x in range(at["x"], at["x"] + at["w"])
+                for y in range(at["y"], at["y"] + at["h"])
+            }
+            assert max(x for x, _ in place) < 24
+            assert not place & taken
+            taken |= place
 
 
 def test_every_alert_has_a_runbook_and_a_test_of_when_it_comes_and_when_not() -> None:

@@ -57,19 +57,22 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def build_rig(*, protected: bool, seed: int, latency: float = 0.02) -> AsyncIterator[Rig]:
+async def build_rig(
+    *, protected: bool, seed: int, latency: float = 0.02, guards: Guards | None = None
+) -> AsyncIterator[Rig]:
     """A fresh LightRAG on a fresh provider, ended in full afterwards.
 
     Args:
-        protected: Whether to `protect` it, with guards of its own.
+        protected: Whether to `protect` it.
         seed: For the provider's faults.
         latency: Seconds the provider takes to answer.
+        guards: What it is protected with; guards of its own by default.
     """
     async with Simulator(seed=seed, latency=latency) as provider:
         with tempfile.TemporaryDirectory(prefix="lightrag-resilience-") as folder:
             rag = _make_rag(provider.base_url, folder)
             await rag.initialize_storages()
-            registry = Guards() if protected else None
+            registry = (guards or Guards()) if protected else None
             if registry is not None:
                 await protect(rag, registry=registry)
             try:

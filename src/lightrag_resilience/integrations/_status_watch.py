@@ -184,8 +184,8 @@ def breaker_policy(registry: Guards, name: str) -> BreakerPolicy:
     """The policy of a breaker, also of one that this process does not have."""
     for guard in registry:
         if guard.name == name:
-            return guard.policy.breaker
-    return registry.settings.policy_for(name).breaker
+            return guard.policy.circuit
+    return registry.settings.policy_for(name).circuit
 
 
 def drain_of(registry: Guards) -> Progress | None:

@@ -6,11 +6,12 @@ import contextlib
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha1
 from typing import Any
 
 from redis.exceptions import RedisError
 
-from .client import RedisClient
+from .client import PATIENCE, RedisClient, subscriptions
 from .trouble import what_is_wrong
 
 __all__ = ["Remark", "check_up"]
@@ -19,6 +20,8 @@ Remark = tuple[bool, str, str]
 """Whether it is an error, what is wrong, and what to do."""
 
 _OLDEST = (6, 2)
+_SCRIPT = "return 1"
+_FULL = 0.9  # of its memory
 _BRIEF = 5  # seconds after which our own key is gone, whatever happens
 
 
@@ -52,6 +55,7 @@ async def _one_node(seen: Any) -> Mapping[str, Any]:
 
 async def _rights(client: Any, prefix: str) -> list[Remark]:
     key = f"{prefix}{{doctor}}:{secrets.token_hex(8)}"
+    channel = f"{prefix}cb:ev:doctor"
     steps: list[Callable[[], Awaitable[Any]]] = [
         lambda: client.hset(key, "a", "1"),
         lambda: client.pexpire(key, _BRIEF * 1000),
@@ -61,8 +65,11 @@ async def _rights(client: Any, prefix: str) -> list[Remark]:
         lambda: client.zcard(key),
         lambda: client.zremrangebyscore(key, 0, 1),
         lambda: client.get(key),
-        lambda: client.script_load("return 1"),
-        lambda: client.publish(f"{prefix}cb:ev:doctor", ""),
+        client.time,
+        lambda: client.script_load(_SCRIPT),
+        lambda: client.evalsha(sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest(), 1, key),
+        lambda: client.publish(channel, ""),
+        lambda: _listen(client, channel),
     ]
     problems: dict[str, None] = {}
     for step in steps:
@@ -76,6 +83,12 @@ async def _rights(client: Any, prefix: str) -> list[Remark]:
     return [(True, problem, advice) for problem in problems]
 
 
+async def _listen(client: Any, channel: str) -> None:
+    async with subscriptions(client) as pubsub:
+        await pubsub.subscribe(channel)
+        await pubsub.get_message(timeout=PATIENCE)  # the answer, or what it raises
+
+
 def _version(seen: Mapping[str, Any]) -> list[Remark]:
     shown = str(seen.get("redis_version", ""))
     found = re.match(r"(\d+)\.(\d+)", shown)
@@ -87,6 +100,10 @@ def _version(seen: Mapping[str, Any]) -> list[Remark]:
 def _memory(seen: Mapping[str, Any]) -> list[Remark]:
     policy = str(seen.get("maxmemory_policy", "noeviction"))
     if not policy.startswith("allkeys"):
-        return []
+        most, used = int(seen.get("maxmemory", 0)), int(seen.get("used_memory", 0))
+        if not most or used < _FULL * most:
+            return []
+        problem = f"its memory is {used / most:.0%} full, and beyond it takes no writes"
+        return [(False, problem, "raise maxmemory, or see what else is kept there")]
     problem = f"when its memory is full it drops any key (maxmemory-policy {policy}), ours too"
     return [(True, problem, "set maxmemory-policy to noeviction or volatile-ttl")]

@@ -363,7 +363,7 @@ def policy_as_json(policy: BreakerPolicy) -> str:
             "growth": policy.open_growth,
             "max_ms": round(policy.longest_break * 1000),
             "probes": policy.probes,
-            "lease_ms": round(policy.probe_lease * 1000),
+            "lease_ms": round(policy.lease * 1000),
             "quorum": policy.quorum,
         }
     )

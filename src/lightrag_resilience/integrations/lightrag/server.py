@@ -20,6 +20,7 @@ from lightrag_resilience.registry import guards
 from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 
 from . import protect
+from ._metrics import show_metrics
 from ._requests import HonestRequests
 from ._serving import answer_when_stored, configure_gunicorn, configure_uvicorn
 
@@ -40,6 +41,8 @@ def serve(arguments: Sequence[str], *, gunicorn: bool = False) -> None:
     server = importlib.import_module("lightrag.api.lightrag_server")  # it reads .env
     settings = guards().settings  # what is wrong is said before anything is begun
     protect_server(server)
+    if settings.metrics:  # before anything else imports prometheus_client
+        show_metrics(server, is_shared=gunicorn)
     if gunicorn:
         configure_gunicorn(importlib.import_module("lightrag.api.gunicorn_config"), settings)
         importlib.import_module("lightrag.api.run_with_gunicorn").main()

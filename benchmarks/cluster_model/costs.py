@@ -1,0 +1,115 @@
+"""What the server's one thread takes for each thing that workers ask, while it has enough to do.
+
+A server that is nearly idle spends more on waking up than on its commands; what counts for a large
+cluster is one that never sleeps. The workers' own code asks it, over many connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from lightrag_resilience import BreakerPolicy
+from lightrag_resilience.shared.client import make_client
+from lightrag_resilience.shared.store import Store, Subject
+from lightrag_resilience.shared.wire import Presence, Report, policy_as_json
+from lightrag_resilience.testing.redis_server import RedisServer
+
+__all__ = ["Costs", "measure_costs"]
+
+_CONNECTIONS = 40
+_PREFIX = "lr:"
+_SHOWN = 10.0  # seconds
+
+_Ask = Callable[[Store, Subject, int], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds of the server's processor.
+
+    Attributes:
+        look: A look at one breaker.
+        show: A worker shows that it is there, counts the others and reads the overrides.
+        report: A report of calls that succeeded.
+        delivery: Handing one message to one subscriber.
+    """
+
+    look: float
+    show: float
+    report: float
+    delivery: float
+
+
+def measure_costs(each: int) -> Costs:
+    """Every cost, by so many commands of each connection."""
+    with RedisServer() as server:
+        return asyncio.run(_measure(server.url, each))
+
+
+async def _measure(url: str, each: int) -> Costs:
+    stores = [Store(make_client(url), f"worker-{count}") for count in range(_CONNECTIONS)]
+    subject = Subject(_PREFIX, "llm.model", policy_as_json(BreakerPolicy()))
+    with redis.Redis.from_url(url) as client:
+
+        async def cost(ask: _Ask) -> float:
+            async def ask_on(store: Store, number: int) -> None:
+                for batch in range(number):
+                    await ask(store, subject, batch)
+
+            await asyncio.gather(*(ask_on(store, 1) for store in stores))  # scripts are loaded
+            before = _cpu(client)
+            await asyncio.gather(*(ask_on(store, each) for store in stores))
+            return (_cpu(client) - before) / each / len(stores)
+
+        costs = Costs(
+            look=await cost(_look),
+            show=await cost(_show),
+            report=await cost(_report),
+            delivery=await _delivery(client, stores, each),
+        )
+    for store in stores:
+        await store.client.aclose()
+    return costs
+
+
+async def _look(store: Store, subject: Subject, _: int) -> None:
+    await store.snapshot(subject)
+
+
+async def _show(store: Store, _: Subject, __: int) -> None:
+    await store.show(_PREFIX, Presence("host", 1), _SHOWN)
+    await store.count_workers(_PREFIX, _SHOWN)
+    await store.overrides(_PREFIX)
+
+
+async def _report(store: Store, subject: Subject, batch: int) -> None:
+    await store.report(subject, Report(batch + 1, calls=5))
+
+
+async def _delivery(client: Any, stores: list[Store], messages: int) -> float:
+    """What a message costs that goes to all, above one that goes to nobody."""
+    listeners = [store.client.pubsub() for store in stores]
+    for listener in listeners:
+        await listener.subscribe("news")
+
+    async def cost(channel: str) -> float:
+        before = _cpu(client)
+        for _ in range(messages):
+            client.publish(channel, "{}")
+        return _cpu(client) - before
+
+    nobody = await cost("nobody")
+    everybody = await cost("news")
+    for listener in listeners:
+        await listener.aclose()
+    return max(everybody - nobody, 0.0) / messages / len(listeners)
+
+
+def _cpu(client: Any) -> float:
+    told = client.info("cpu")
+    return float(told["used_cpu_sys"] + told["used_cpu_user"])

@@ -1,0 +1,141 @@
+"""The goals of this project's design, beside what was measured, ours and the peers'.
+
+A cost is judged by its lower quartile: a quarter of the samples were below. The machine is shared
+with others, and noise only adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.figures import BARE, COMPOSED, OURS
+from benchmarks.footprint import BESIDE_OTEL
+
+__all__ = ["EVERYTHING", "OBSERVED", "Goal", "goals"]
+
+OBSERVED = "ours, with Prometheus"
+EVERYTHING = "ours, everything, Redis"
+_PEERS = {
+    COMPOSED: "composed",
+    "composed by hand, Redis": "composed, Redis",
+    "hyx": "hyx",
+    "pyresilience": "pyresilience",
+    "stamina + aiobreaker, no timeout": "stamina + aiobreaker",
+    "stamina + aiobreaker, Redis, no timeout": "aiobreaker, Redis",
+    "interlock-cb pipeline": "interlock-cb",
+    "interlock-cb pipeline, Redis": "interlock-cb, Redis",
+    "baldur": "baldur",
+}
+_MILLI = 1e3
+
+Data = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One row.
+
+    Attributes:
+        what: Is measured.
+        goal: In words; empty where there is none.
+        ours: What was measured.
+        is_met: Whether that is what it shall be; None where there is no goal.
+        peers: What was measured of them in the same run.
+    """
+
+    what: str
+    goal: str
+    ours: str
+    is_met: bool | None
+    peers: str = ""
+
+
+def goals(data: Data) -> Iterator[Goal]:
+    """Every row of the design for which there are figures."""
+    yield from _of_calls(data["cases"], data["scale"]["at_once"])
+    yield from _of_sharing(data)
+    yield from _of_footprint(data)
+
+
+def _of_calls(cases: Data, at_once: int) -> Iterator[Goal]:
+    happy, refused, failing = cases["happy"], cases["refused"], cases["failing"]
+    for what, case, stack, limit in (
+        ("happy path over a bare call, with a deadline", happy, OURS, 1.5),
+        ("the same, with Prometheus", happy, OBSERVED, 2.5),
+        ("refused by an open breaker", refused, OURS, 0.8),
+        ("exception path, not retried", failing, OURS, 3.5),
+    ):
+        if stack in case:
+            cost = case[stack]["low"]
+            told = f"{cost:.2f} µs (median {case[stack]['median']:.2f})"
+            yield Goal(what, f"≤ {limit} µs", told, cost <= limit, _peers(case, _in_microseconds))
+    if EVERYTHING in happy:
+        told = _in_microseconds(happy[EVERYTHING])
+        yield Goal("happy path, everything on and shared through Redis", "", f"{told} µs", None)
+    rates = cases["throughput"]
+    share = rates[OURS]["high"] / rates[BARE]["high"]
+    at_best = f"{rates[OURS]['high']:,.0f} calls/s, {share:.0%} of the bare"
+    what = f"{at_once:,} concurrent calls of 50 ms"
+    yield Goal(what, "≥ 73 % of the bare", at_best, share >= 0.73, _peers(rates, _a_second))
+
+
+def _of_sharing(data: Data) -> Iterator[Goal]:
+    shared = data.get("sharing")
+    if not shared:
+        return
+    closed, refused = shared["closed calls"], shared["open calls"]
+    beyond = max(closed["scripts"] - closed["batches"], 0)
+    beyond += max(refused["scripts"] - refused["looks"], 0)
+    each = [f"{_PEERS[name]} {n:.1f}" for name, n in data["commands"].items() if name in _PEERS]
+    what = "Redis commands a closed or open call waits for"
+    yield Goal(what, "0", str(beyond), beyond == 0, ", ".join(each))
+    trips = shared["round trips"]["per 1000 calls"]
+    what = "Redis commands per 1000 calls, 4 processes"
+    thousands = [
+        f"{_PEERS[name]} {n * 1000:,.0f}" for name, n in data["commands"].items() if name in _PEERS
+    ]
+    yield Goal(what, "≤ 30", f"{trips:.0f}", trips <= 30, ", ".join(thousands))
+    late = shared["propagation"]
+    told = f"p50 {late['p50'] * _MILLI:.1f}, p99 {late['p99'] * _MILLI:.1f} ms"
+    yield Goal("trip seen in another process", "p99 ≤ 5 ms", told, late["p99"] <= 0.005)
+    probes = shared["probes"]
+    told = f"{min(probes)} to {max(probes)} of 3"
+    exact = set(probes) == {3}
+    yield Goal("probes half-open, over all processes", "exactly the quota", told, exact)
+
+
+def _of_footprint(data: Data) -> Iterator[Goal]:
+    memory, imports = data["cases"]["memory"], data["cases"]["imports"]
+    size = memory[OURS]["median"]
+    what = "memory per dependency, window of 100 included"
+    yield Goal(what, "≤ 1024 bytes", f"{size:,.0f} bytes", size <= 1024, _peers(memory, _bytes))
+    took, loaded = imports[OURS]["low"] * _MILLI, data["extras"]
+    told = f"{took:.0f} ms, " + (f"loads {', '.join(loaded)}" if loaded else "no extra loaded")
+    if BESIDE_OTEL in imports:
+        told += f" ({imports[BESIDE_OTEL]['low'] * _MILLI:.0f} where redis-py finds OpenTelemetry)"
+    is_met = took <= 150 and not loaded
+    yield Goal("import", "≤ 150 ms, no extra", told, is_met, _peers(imports, _milliseconds))
+
+
+def _peers(case: Data, show: Callable[[Data], str]) -> str:
+    return ", ".join(
+        f"{short} {show(case[name])}" for name, short in _PEERS.items() if name in case
+    )
+
+
+def _in_microseconds(figure: Data) -> str:
+    return f"{figure['low']:.1f}" if figure["low"] < 10 else f"{figure['low']:.0f}"
+
+
+def _a_second(figure: Data) -> str:
+    return f"{figure['high'] / 1000:.0f} k"
+
+
+def _bytes(figure: Data) -> str:
+    return f"{figure['median']:,.0f}"
+
+
+def _milliseconds(figure: Data) -> str:
+    return f"{figure['low'] * _MILLI:.0f}"

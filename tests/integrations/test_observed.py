@@ -1,0 +1,135 @@
+"""A protected LightRAG lives through an outage and a drain before a real Prometheus.
+
+Every query of every dashboard is asked while there is something to see, and the alerts that need no
+time fire when they should. How long the others take is tests/telemetry/test_alerts.py's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightrag")
+pytest.importorskip("prometheus_client")
+
+from lightrag_resilience.testing.redis_server import RedisServer
+from support.prometheus_server import Asked, end, free_port, prometheus, until
+
+pytestmark = [
+    pytest.mark.lightrag,
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="apt-get install prometheus"),
+]
+
+ROOT = Path(__file__).parents[2]
+SERVICE = ROOT / "tests" / "support" / "observed_service.py"
+P = "lightrag_resilience_"
+VARIABLES = {
+    "RESILIENCE_DEFAULT__RETRY__INITIAL_BACKOFF": "0.01",
+    "RESILIENCE_DEFAULT__BREAKER__OPEN_FOR": "1",
+    "RESILIENCE_LLM__LIMIT__RPM": "1000000",
+    "RESILIENCE_LLM__LIMIT__TPM": "1000000000",
+    "RESILIENCE_LLM__CONCURRENCY__MAX_CONCURRENT": "4",
+}
+NOISE = {"LightragSlow", "LightragAway"}
+"""Alerts that a busy machine may bring near: they would have to last for minutes."""
+EMPTY = {"What was given up?": "it is told when a drain has ended, and this one waits to be seen"}
+"""Panels that may show nothing, and why."""
+
+
+@dataclass
+class Observed:
+    """The service, what steers it, and who looks at it."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    redis: RedisServer
+    asked: Asked
+    unanswered: set[tuple[str, str, str]]
+
+    def look(self) -> set[str]:
+        """Ask what has had no answer yet, and tell whose is missing; wrong queries raise."""
+        answered = {panel for panel in self.unanswered if self.asked.value(panel[2]) is not None}
+        self.unanswered -= answered
+        return {title for _, title, _ in self.unanswered}
+
+
+def panels() -> set[tuple[str, str, str]]:
+    """Dashboard, title and query of each, with the values of Grafana's variables in it."""
+    return {
+        (path.stem, panel["title"], as_asked(target["expr"]))
+        for path in (ROOT / "deploy" / "grafana").glob("*.json")
+        for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]
+        for target in panel["targets"]
+    }
+
+
+def as_asked(query: str) -> str:
+    return query.replace("$dependency", ".*").replace("$__rate_interval", "1m")
+
+
+@pytest.fixture
+def observed(tmp_path: Path) -> Iterator[Observed]:
+    port = free_port()
+    folder = tmp_path / "service"
+    folder.mkdir()
+    theirs = {name: value for name, value in os.environ.items() if "RESILIENCE_" not in name}
+    with contextlib.ExitStack() as stack:
+        redis = stack.enter_context(RedisServer())
+        log = folder / "output.txt"
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                [sys.executable, str(SERVICE), str(port), str(folder)],
+                cwd=folder,
+                env=theirs | VARIABLES | {"RESILIENCE_REDIS_URL": redis.url},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        stack.callback(end, process)
+        stack.callback((folder / "seen").touch)
+        asked = stack.enter_context(prometheus(tmp_path / "prometheus", f"127.0.0.1:{port}"))
+        yield Observed(folder, process, redis, asked, panels())
+
+
+def test_each_panel_shows_something_and_each_alert_comes_when_it_should(observed: Observed) -> None:
+    asked = observed.asked
+    answered = f'sum({P}query_duration_seconds_count{{outcome="success"}})'
+    failed = f'sum({P}query_duration_seconds_count{{outcome="failed"}})'
+    until(lambda: (asked.value(answered) or 0) > 50, "50 queries are answered")
+    until(lambda: asked.query(f"queries:{P}failed:ratio_rate5m"), "the rules are evaluated")
+    assert asked.value(failed) is None
+    assert asked.alerts("firing") == set()
+    assert asked.alerts("pending") <= NOISE
+    observed.look()
+
+    (observed.folder / "down").touch()
+    due = {"LightragQueriesFail", "LightragQueriesFailSlowly"}
+    until(lambda: asked.alerts("firing") >= due, "the outage is told")
+    until(lambda: "LightragNotRecovered" in asked.alerts("pending"), "its circuit is open")
+    assert asked.alerts("firing") == due
+    assert asked.alerts("pending") <= {"LightragNotRecovered", "LightragErrors", *NOISE}
+    observed.look()
+
+    (observed.folder / "down").unlink()
+    before = asked.value(answered) or 0
+    until(lambda: (asked.value(answered) or 0) > before + 20, "queries are answered again")
+    until(lambda: "LightragNotRecovered" not in asked.alerts("pending"), "the circuit is closed")
+
+    observed.redis.kill()
+    until(lambda: "LightragRedisAway" in asked.alerts("pending"), "Redis is missed")
+    observed.look()
+
+    observed.process.terminate()
+    until(lambda: observed.look() <= set(EMPTY), "all have answers", lambda: observed.unanswered)
+    assert asked.alerts("firing") <= {"LightragWorkAbandoned", *due}
+
+    (observed.folder / "seen").touch()
+    until(lambda: "LightragAway" in asked.alerts("pending"), "the service is gone")
