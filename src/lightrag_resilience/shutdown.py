@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import logging
 import os
@@ -94,6 +95,7 @@ class Coordinator:
         self._closers: list[tuple[Callable[[], Any], float | None]] = []
         self._ended: asyncio.Future[Report] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._context = contextvars.Context()
         self._ears: Ears | None = None
         self._root = self
 
@@ -101,6 +103,7 @@ class Coordinator:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         self._root = self._registry.coordinators.setdefault(self._loop, self)
         self.stopping = self._root.stopping
         if self._root is self:
@@ -263,7 +266,9 @@ class Coordinator:
         self._registry.gate.close()
         self.stopping.set()
         _log.info("Told to stop by %s: %d in flight", reason, len(self._left()))
-        self._ended = asyncio.ensure_future(self._all_phases())
+        # Not in the context of whatever the signal interrupted, such as the holder of a lock.
+        phases = self._all_phases()
+        self._ended = asyncio.get_running_loop().create_task(phases, context=self._context)
 
     async def drain(self, reason: str = "a call of drain()") -> Report:
         """Go through all phases; who calls it later gets the same report.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,21 @@ async def test_a_second_request_waits_for_nothing_any_more() -> None:
             await running
     report = await made.drain()
     assert report.seconds < 5
+
+
+async def test_what_closes_knows_nothing_of_the_code_that_the_signal_interrupted() -> None:
+    held: ContextVar[str] = ContextVar("held", default="no lock")
+    seen: list[str] = []
+
+    async def holder() -> None:
+        held.set("a lock")
+        made.request("SIGTERM")  # as a signal's handler does, in the midst of it
+
+    async with coordinator() as made:
+        made.on_close(lambda: seen.append(held.get()))
+        await asyncio.create_task(holder())
+        await made.drain()
+    assert seen == ["no lock"]
 
 
 async def test_its_progress_can_be_watched() -> None:
