@@ -86,6 +86,22 @@ def test_a_cancellation_or_an_exit_has_no_verdict(error: BaseException) -> None:
 # ---------------------------------------------------------------------- builtins
 
 
+def test_what_asyncio_makes_of_writing_to_a_lost_connection_is_no_bug_of_the_caller() -> None:
+    """Python 3.12 raises a TypeError then, out of its own module."""
+
+    def raised_in(module: str) -> Exception:
+        namespace: dict[str, Any] = {"__name__": module}
+        exec("def write(): return None()", namespace)  # noqa: S102 - a function of that module
+        try:
+            namespace["write"]()
+        except TypeError as error:
+            return error
+        raise AssertionError
+
+    assert classify(raised_in("asyncio.selector_events")).kind is FailureKind.UNKNOWN_OUTCOME
+    assert classify(raised_in("my_app")).kind is FailureKind.FATAL
+
+
 def test_builtin_errors_have_their_verdicts() -> None:
     fatal = [
         *(TypeError(), ValueError(), AttributeError(), KeyError(), IndexError(), NameError()),

@@ -88,6 +88,15 @@ def _by_aws_code(exc: Any) -> Failure:
     return with_wait(verdict, asked_wait(advice(answer.get("HTTPHeaders")), now_wall=time.time()))
 
 
+def _by_transport(exc: Any) -> Failure:
+    """A bug, but where asyncio raised it: Python 3.12 does so for writing to a lost connection."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return UNKNOWN if module == "asyncio.selector_events" else FATAL
+
+
 def _by_retryable(exc: Any) -> Failure:
     return TRANSIENT if exc.retryable else FATAL
 
@@ -104,7 +113,8 @@ _BUILTINS: Table = {
     "TimeoutError": UNKNOWN,
     **dict.fromkeys(("FileNotFoundError", "FileExistsError", "PermissionError"), FATAL),
     **dict.fromkeys(("IsADirectoryError", "NotADirectoryError"), FATAL),
-    **dict.fromkeys(("TypeError", "ValueError", "AttributeError", "LookupError"), FATAL),
+    **dict.fromkeys(("TypeError", "AttributeError"), _by_transport),
+    **dict.fromkeys(("ValueError", "LookupError"), FATAL),
     "UnicodeDecodeError": _by_decoder,
     **dict.fromkeys(("NameError", "AssertionError", "NotImplementedError"), FATAL),
     **dict.fromkeys(("ArithmeticError", "ImportError", "MemoryError", "RecursionError"), FATAL),
