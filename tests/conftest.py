@@ -21,6 +21,12 @@ settings.load_profile("patient")
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """Not trio, which selenium brings along."""
+    return "asyncio"
+
+
+@pytest.fixture
 async def provider() -> AsyncIterator[Simulator]:
     async with Simulator(seed=1) as simulator:
         yield simulator

@@ -198,11 +198,11 @@ class Guard:
         try:
             # As prepare(), enter() and _attempt() do it: three calls less are an eighth of what
             # a guard costs.
+            call.failure = None
             parts = self._parts
             if parts is None or parts.loop is not get_running_loop():
                 parts = self._enter_loop()
             call.parts = parts
-            call.failure = None
             admission = self._circuit.standing
             if admission is None or parts.line is not None:
                 timer = await self.enter(call, parts, args, kwargs)

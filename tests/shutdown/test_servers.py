@@ -70,6 +70,8 @@ async def test_what_fits_comes_to_its_end(server: type[Master], tmp_path: Path) 
 
 
 async def test_what_does_not_is_in_the_journal(server: type[Master], tmp_path: Path) -> None:
+    if server is Hypercorn and sys.version_info >= (3, 12):
+        pytest.skip("its asyncio worker waits for all connections first, for as long as they last")
     budget = (2.5, 0.5, 0.5)
     async with running(tmp_path / "files", "uvicorn", of=server, budget=budget) as master:
         await asyncio.gather(*await master.begin("task", 60.0))
