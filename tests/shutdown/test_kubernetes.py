@@ -95,3 +95,45 @@ def test_each_service_finds_its_pods(name: str) -> None:
 def test_redis_is_where_the_server_looks_for_it() -> None:
     (port,) = OBJECTS["Service", "redis"]["spec"]["ports"]
     assert VARIABLES["RESILIENCE_REDIS_URL"] == f"redis://redis:{port['port']}/0"
+
+
+DEPLOY = FOLDER.parent
+
+
+def test_what_watches_the_server_finds_all_that_it_names() -> None:
+    made = yaml.safe_load((DEPLOY / "kustomization.yml").read_text())
+    objects = [
+        each
+        for name in made["resources"]
+        for each in yaml.safe_load_all((DEPLOY / name).read_text())
+    ]
+    names = {(each["kind"], each["metadata"]["name"]) for each in objects}
+    assert len(names) == len(objects)
+    maps = {each["name"]: each["files"] for each in made["configMapGenerator"]}
+    for files in maps.values():
+        assert all((DEPLOY / file.rpartition("=")[2]).is_file() for file in files)
+    mounted = {
+        volume["configMap"]["name"]
+        for each in objects
+        if each["kind"] == "Deployment"
+        for volume in each["spec"]["template"]["spec"].get("volumes", [])
+        if "configMap" in volume
+    }
+    assert mounted == set(maps)
+    assert {("Service", "prometheus"), ("Service", "alertmanager")} <= names
+
+
+def test_prometheus_asks_each_pod_where_the_server_listens() -> None:
+    config = yaml.safe_load((DEPLOY / "prometheus" / "kubernetes.yml").read_text())
+    (scrape,) = config["scrape_configs"]
+    (found,) = scrape["dns_sd_configs"]
+    pods = next(
+        each
+        for each in yaml.safe_load_all((DEPLOY / "monitoring" / "kubernetes.yml").read_text())
+        if each["metadata"]["name"] == found["names"][0]
+    )
+    assert pods["spec"]["clusterIP"] == "None"
+    assert found["port"] == int(VARIABLES["PORT"])
+    assert settings().metrics
+    by_compose = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    assert scrape["job_name"] == by_compose["scrape_configs"][0]["job_name"]
