@@ -231,7 +231,7 @@ def _cluster(data: Data) -> Iterator[str]:
         "worker reports less often where there are many, the workers that call one breaker end at "
         f"{figures['capacity'][0]['busy']:,} on such a core: give parts of a larger fleet prefixes "
         "of their own (`RESILIENCE_REDIS_PREFIX`), or names of their own. Where Redis cannot keep "
-        "up no call waits: a worker that is not answered in 0.25 s goes on by itself."
+        "up no call waits: a worker that is not answered in 1 s goes on by itself."
     )
 
 
