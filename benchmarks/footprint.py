@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import json
 import random
@@ -15,8 +16,9 @@ from typing import Any
 import redis
 
 from benchmarks.calls import answer
+from benchmarks.figures import BARE
 from benchmarks.measure import Samples
-from benchmarks.stack import Setup, Stack
+from benchmarks.stack import Call, Setup, Stack
 
 __all__ = [
     "BESIDE_OTEL",
@@ -54,12 +56,25 @@ _LOADED = "import json, sys, lightrag_resilience; print(json.dumps(sorted(sys.mo
 
 
 async def memory(stacks: Sequence[Stack], dependencies: int) -> Samples:
-    """Bytes for one dependency: the protected function, and a breaker whose window is full."""
-    return {
-        stack.name: [await _bytes(stack, dependencies)]
-        for stack in stacks
-        if stack.refusal and stack.is_weighed
-    }
+    """Bytes for one dependency whose window is full, above a wrapper that does nothing.
+
+    For the bare call those of this wrapper: each stack has one, and no dependency costs less.
+    """
+    wrapper = Stack(name=BARE, protect=_wrapped, refusal=None, timeout=None)
+    own = await _bytes(wrapper, dependencies)
+    found = {BARE: [own]}
+    for stack in stacks:
+        if stack.refusal and stack.is_weighed:
+            found[stack.name] = [await _bytes(stack, dependencies) - own]
+    return found
+
+
+def _wrapped(function: Call, _setup: Setup) -> Call:
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return await function(*args, **kwargs)
+
+    return wrapper
 
 
 async def _bytes(stack: Stack, dependencies: int) -> float:

@@ -38,7 +38,10 @@ def print_all(console: Console, data: Data) -> None:
     if "cases" in data:
         for table in (_costs(data["cases"]), _rest(data), _items(data["cases"])):
             console.print(table)
-        console.print("bare: what the call itself takes; its import is asyncio's\n")
+        console.print(
+            "bare: what the call itself takes; of memory, a wrapper that does nothing; "
+            "its import is asyncio's\n"
+        )
     if data.get("sharing"):
         console.print(as_table(data["sharing"]))
     if data.get("growth"):

@@ -69,14 +69,15 @@ def _calls(data: Data) -> Iterator[str]:
     cases = data["cases"]
     yield "## A call"
     yield (
-        "Above the bare call; `bare` is the call itself. Every row of ours has breaker, retry with "
-        "its budget, the timeout of an attempt, the deadline of the call, and the register that a "
-        "drain looks into. *Everything* adds limits of requests and of tokens and a breaker, all "
-        "shared through a real Redis, and places for calls at once: its calls, one right after the "
-        "other, wait at every 64th for the next lot of turns from Redis, and the wait is in the "
-        "figure. Peers do what they can of "
-        "that; each is first checked to do what it says. pybreaker and aiobreaker ask Redis with a "
-        "blocking client. baldur's breaker counts every error, so it has no exception path."
+        "Above the bare call; `bare` is the call itself, and of memory a wrapper by "
+        "`functools.wraps` that does nothing, which every stack has around a function. Every row "
+        "of ours has breaker, retry with its budget, the timeout of an attempt, the deadline of "
+        "the call, and the register that a drain looks into. *Everything* adds limits of requests "
+        "and of tokens and a breaker, all shared through a real Redis, and places for calls at "
+        "once: its calls, one right after the other, wait at every 64th for the next lot of turns "
+        "from Redis, and the wait is in the figure. Peers do what they can of that; each is first "
+        "checked to do what it says. pybreaker and aiobreaker ask Redis with a blocking client. "
+        "baldur's breaker counts every error, so it has no exception path."
     )
     rows = (
         (

@@ -95,16 +95,30 @@ class CircuitMachine(RuleBasedStateMachine):
     @rule(admission=consumes(admissions), duration=durations)
     def succeed(self, admission: Admission, duration: float) -> None:
         before, stale = self.shown(), admission.generation != self.circuit.generation
+        is_content = self.circuit.is_content
         quick = duration < self.circuit.slow_after
         if self.circuit.state is State.HALF_OPEN and self.circuit.honours(admission) and quick:
             self.proofs.add(admission)
         self.circuit.succeed(admission, duration, self.now)
-        if stale:
+        if stale or is_content:
             assert self.shown() == before
-        elif before.state is State.CLOSED and before.mode != "disabled":
+        if stale:
+            return
+        if before.state is State.CLOSED and before.mode != "disabled":
             self.remember(before.mode, failed=False, slow=not quick)
         if before.state is State.HALF_OPEN and self.circuit.state is State.CLOSED:
             assert len(self.proofs) == self.policy.probes
+
+    @rule()
+    def be_well(self) -> None:
+        """A closed circuit is content with a window of quick successes, if slow ones are too."""
+        if self.circuit.state is not State.CLOSED:
+            return
+        for _ in range(self.policy.window_calls):
+            self.circuit.succeed(self.circuit.admit(self.now), 0.0, self.now)  # type: ignore[arg-type]
+            self.past.append((False, False))
+        counts = self.policy.window == "count" and self.circuit.mode != "disabled"
+        assert self.circuit.is_content == (counts and self.policy.slow_call is None)
 
     @rule(admission=consumes(admissions), duration=durations)
     def fail(self, admission: Admission, duration: float) -> None:
@@ -160,6 +174,9 @@ class CircuitMachine(RuleBasedStateMachine):
             assert circuit.open_until - self.now <= self.policy.longest_break
         else:
             assert circuit.open_until == -math.inf
+        if circuit.is_content:
+            assert circuit.state is State.CLOSED
+            assert circuit.streak == 0
         if circuit.state is not State.HALF_OPEN:
             assert shown.probes == circuit.proven == 0
 

@@ -19,7 +19,6 @@ class Call(Timed):
     """What a guard knows of one call. Plain slots: one is made for every call.
 
     Attributes:
-        name: The dependency.
         guard: Whose call it is; None once it has ended, for tasks that were begun inside it.
         parent: The guarded call inside of which this one is made.
         parts: The limits and timers of the event loop it runs on.
@@ -52,7 +51,6 @@ class Call(Timed):
         "is_pass_through",
         "is_streaming",
         "left_at",
-        "name",
         "parent",
         "parts",
         "started",
@@ -63,7 +61,6 @@ class Call(Timed):
     guard: Any
     attempt: int
     idempotent: bool
-    name: str
     parent: Call | None
     parts: LoopParts
     admission: Admission

@@ -16,6 +16,7 @@ from .policy import BreakerPolicy, Mode
 
 __all__ = ["Admission", "Circuit", "Snapshot", "State"]
 
+_NEVER = -math.inf
 _LATER = 1.0  # seconds: while probes are out, their verdict is near but nobody knows when
 
 
@@ -71,12 +72,20 @@ class Snapshot:
 
 
 class Circuit:
-    """Decides who is admitted, and when the state changes."""
+    """Decides who is admitted, and when the state changes.
+
+    Args:
+        policy: When to open, and for how long.
+        now: Monotonic seconds.
+        counts_all: Whether somebody counts successes that change nothing here.
+    """
 
     __slots__ = (
+        "_counts_all",
         "_entered",
         "_leases",
         "generation",
+        "is_content",
         "mode",
         "open_until",
         "opens",
@@ -90,14 +99,17 @@ class Circuit:
         "window",
     )
 
-    def __init__(self, policy: BreakerPolicy, now: float) -> None:
+    def __init__(self, policy: BreakerPolicy, now: float, *, counts_all: bool = False) -> None:
+        self._counts_all = counts_all
+        self.is_content = False
+        """Whether nobody needs to know of one more success, nor how long it took."""
         self._take(policy)
         self.mode: Mode = policy.mode
         self.generation = 0
         self.opens = 0
         self.standing: Admission | None = None
         """What any caller may use without asking; None unless the circuit is closed."""
-        self.open_until = -math.inf
+        self.open_until = _NEVER
         """When an open circuit may be tried; every call before that is refused."""
         self._leases = _NO_LEASES
         self.set_mode(policy.mode, now, "since the start")
@@ -181,6 +193,7 @@ class Circuit:
             return
         window = self.window
         window.record(now, failed=failed, slow=slow)
+        self.is_content = window.spotless and self.slow_after == math.inf and not self._counts_all
         if (window.failed or window.slow) and self.mode == "enforce" and (why := self._verdict()):
             self.open(now, why)
 
@@ -251,6 +264,7 @@ class Circuit:
             self.set_mode(policy.mode, now, reason)
         elif self.state is State.CLOSED:
             self.window = make_window(policy, now)
+            self.is_content = False
 
     def _take(self, policy: BreakerPolicy) -> None:
         self.policy = policy
@@ -264,9 +278,10 @@ class Circuit:
         self._entered = now
         self.state = state
         self.reason = reason
-        self.open_until = -math.inf
+        self.open_until = _NEVER
         self.generation += 1
         self.window = make_window(self.policy, now)
+        self.is_content = False
         self.streak = 0
         self.proven = 0
         self._leases = {} if state is State.HALF_OPEN else _NO_LEASES

@@ -8,105 +8,112 @@ import math
 from collections.abc import Callable
 
 from .concurrency import Occupancy
-from .limits import Limit, SharedLimit
-from .line import Line
+from .limits import SharedLimit
+from .line import Line, is_limited
 from .policy import Policy
-from .timeouts import Timer
+from .timeouts import Timer, Timers
 
 __all__ = ["LoopParts", "Loops"]
+
+_NEVER = -math.inf
 
 
 class LoopParts:
     """Timers, rate limit and places of one dependency on one event loop; None where not asked for.
 
-    Args:
-        name: The dependency.
-        policy: What is asked for.
-        loop: The loop.
-        clock: Monotonic seconds.
-        shared: The limit of all workers together, instead of one of this loop's own.
-
     Attributes:
+        loop: The loop.
         timer: Ends an attempt, or a whole call where that is shorter.
         line: What a call waits for before it is sent; None while there is nothing to wait for.
     """
 
-    __slots__ = ("_clock", "_gap_timer", "_line", "_policy", "line", "loop", "timer")
+    __slots__ = ("_gap_timer", "_line", "_loops", "line", "loop", "timer")
 
-    def __init__(
-        self,
-        name: str,
-        policy: Policy,
-        loop: asyncio.AbstractEventLoop,
-        clock: Callable[[], float],
-        *,
-        shared: Limit | None = None,
-    ) -> None:
+    def __init__(self, loops: Loops, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        attempt, total = policy.timeout.attempt, policy.timeout.total
+        self._loops = loops
+        attempt, total = loops.policy.timeout.attempt, loops.policy.timeout.total
         limits = [seconds for seconds in (attempt, total) if seconds]
-        self.timer = Timer(min(limits), loop, clock) if limits else None
+        self.timer = loops.timers.of(loop, min(limits)) if limits else None
         self._gap_timer: Timer | None = None  # only streams need it
-        self._policy = policy
-        self._clock = clock
-        self._line = Line(name, policy, clock, shared)
-        self.line = self._line if self._line.is_needed else None
+        self._line: Line | None = None  # most dependencies never need it
+        self.line = self._make_line() if is_limited(loops.policy) else None
 
     @property
     def gap_timer(self) -> Timer | None:
         """Ends the wait for a stream's next item."""
         if self._gap_timer is None:
-            gap = self._policy.timeout.gap or self._policy.timeout.attempt
-            self._gap_timer = Timer(gap, self.loop, self._clock) if gap else None
+            timeout = self._loops.policy.timeout
+            gap = timeout.gap or timeout.attempt
+            self._gap_timer = self._loops.timers.of(self.loop, gap) if gap else None
         return self._gap_timer
 
     def cool_down(self, seconds: float) -> None:
         """The provider asked to wait; from any thread."""
-        self._line.cooldown.begin(seconds)
-        self.line = self._line
+        line = self._line or self._make_line()
+        line.cooldown.begin(seconds)
+        self.line = line
 
     @property
     def occupancy(self) -> Occupancy:
-        """How the places of this loop are taken; without places, what runs against the time."""
-        found = self._line.occupancy
-        return found if found.limit is not None else Occupancy(in_use=len(self.timer or ()))
+        """How the places of this loop are taken."""
+        return Occupancy() if self._line is None else self._line.occupancy
 
     def warm_up(self) -> None:
         """Calls go past the line again, if there is nothing left to wait for."""
-        if not self._line.is_needed:
+        if self._line is not None and not self._line.is_needed:
             self.line = None
+
+    def _make_line(self) -> Line:
+        self._line = self._loops.new_line()
+        return self._line
 
 
 class Loops:
-    """The parts of one dependency for each event loop that is there.
+    """The parts of one dependency for each event loop that is there, by one policy.
 
     Args:
         name: The dependency.
         policy: What is asked for.
+        timers: Where its calls are timed together with others.
         clock: Monotonic seconds.
         shared: The limit of all workers together, if there is one.
     """
 
-    __slots__ = ("_clock", "_cold_until", "_name", "_parts", "_policy", "_shared")
+    __slots__ = ("_clock", "_cold_until", "_name", "_parts", "_shared", "policy", "timers")
 
     def __init__(
-        self, name: str, policy: Policy, clock: Callable[[], float], shared: SharedLimit | None
+        self,
+        name: str,
+        policy: Policy,
+        timers: Timers,
+        clock: Callable[[], float],
+        shared: SharedLimit | None,
     ) -> None:
         self._name = name
-        self._policy = policy
+        self.policy = policy
+        self.timers = timers
         self._clock = clock
         self._shared = shared
-        self._cold_until = -math.inf
+        self._cold_until = _NEVER
         self._parts: list[LoopParts] = []  # loops are few
         if shared is not None:
             shared.heard_cooldown = self._cool_down_here
+
+    def by(self, policy: Policy) -> Loops:
+        """The same by another policy, for new calls; those under way end by their own."""
+        changed = Loops(self._name, policy, self.timers, self._clock, self._shared)
+        changed._cold_until = self._cold_until
+        if self._shared is not None:
+            self._shared.policy = policy.limit
+        return changed
 
     def enter(self, loop: asyncio.AbstractEventLoop) -> tuple[LoopParts, bool]:
         """The parts of a loop, and whether they are new."""
         for parts in self._parts:
             if parts.loop is loop:
                 return parts, False
-        parts = LoopParts(self._name, self._policy, loop, self._clock, shared=self._shared)
+        parts = LoopParts(self, loop)
         if (left := self._cold_until - self._clock()) > 0:
             parts.cool_down(left)
         self._parts.append(parts)
@@ -116,12 +123,9 @@ class Loops:
                     self._parts.remove(other)
         return parts, True
 
-    def change(self, policy: Policy) -> None:
-        """New calls go by another policy; those under way end by the one they began with."""
-        self._policy = policy
-        self._parts = []
-        if self._shared is not None:
-            self._shared.policy = policy.limit
+    def new_line(self) -> Line:
+        """What the calls of one loop wait in."""
+        return Line(self._name, self.policy, self._clock, self._shared)
 
     @property
     def occupancy(self) -> Occupancy:

@@ -11,8 +11,6 @@ from .policy import BreakerPolicy
 
 __all__ = ["CountWindow", "TimeWindow", "Window", "make_window"]
 
-_FAILED = 1
-_SLOW = 2
 _SLICES = 10
 
 
@@ -35,31 +33,36 @@ class Window(Protocol):
 
 
 class CountWindow:
-    """The last `size` calls, in a ring of one byte each."""
+    """The last `size` calls, as two numbers of a bit each, the newest lowest: both 0 while well."""
 
-    __slots__ = ("_next", "_ring", "calls", "failed", "slow", "spotless")
+    __slots__ = ("_failures", "_size", "_slowness", "calls", "failed", "slow", "spotless")
 
     def __init__(self, size: int) -> None:
-        self._ring = bytearray(size)
-        self._next = 0
+        self._size = size
+        self._failures = self._slowness = 0
         self.calls = self.failed = self.slow = 0
         self.spotless = False
 
     def record(self, now: float, *, failed: bool, slow: bool) -> None:
         """Remember one call, in place of the oldest."""
         del now
-        ring, at = self._ring, self._next
-        before, code = ring[at], failed * _FAILED | slow * _SLOW
-        ring[at] = code
-        self._next = at + 1 if at + 1 < len(ring) else 0
-        if self.calls < len(ring):
+        size = self._size
+        if self.calls < size:
             self.calls += 1
-        self.failed += (code & _FAILED) - (before & _FAILED)
-        self.slow += (code >> 1) - (before >> 1)
-        self.spotless = self.calls == len(ring) and not self.failed and not self.slow
+        if failed or self.failed:
+            self._failures = _pushed(self._failures, failed, size)
+            self.failed = self._failures.bit_count()
+        if slow or self.slow:
+            self._slowness = _pushed(self._slowness, slow, size)
+            self.slow = self._slowness.bit_count()
+        self.spotless = self.calls == size and not self.failed and not self.slow
 
     def advance(self, now: float) -> None:
         """Nothing: a count window forgets by calls alone."""
+
+
+def _pushed(bits: int, bit: int, size: int) -> int:
+    return (bits << 1 | bit) & ~(-1 << size)
 
 
 class TimeWindow:

@@ -10,8 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from pybreaker import CircuitBreaker, CircuitBreakerStorage
 
@@ -34,6 +35,7 @@ class Breaker:
         policy: When to open, and for how long.
         events: Where changes of state are announced.
         clock: Monotonic seconds.
+        lock: Held for microseconds, so that many breakers may have one.
     """
 
     __slots__ = (
@@ -49,6 +51,8 @@ class Breaker:
         "name",
     )
 
+    _counts_all: ClassVar[bool] = False
+
     def __init__(
         self,
         name: str,
@@ -56,14 +60,15 @@ class Breaker:
         *,
         events: Events | None = None,
         clock: Callable[[], float] = time.monotonic,
+        lock: AbstractContextManager[object] | None = None,
     ) -> None:
         self.name = name
-        self.circuit = Circuit(policy, clock())
+        self.circuit = Circuit(policy, clock(), counts_all=self._counts_all)
         self._pybreaker: _PyBreaker | None = None
         self._clock = clock
         self._events = events or Events()
         # Reentrant: the garbage collector may end an abandoned call while the lock is held.
-        self._lock = threading.RLock()
+        self._lock = lock or threading.RLock()
         self._noted = self.circuit.state
         self._changes: tuple[StateChanged, ...] = ()
         self._is_telling = False

@@ -16,6 +16,7 @@ from .failures import Failure, FailureKind
 
 __all__ = ["Cooldown"]
 
+_NEVER = -math.inf
 _STAGGER = 0.1  # of the wait, so that workers do not all go first at once
 _LONGEST_STAGGER = 0.5  # seconds
 
@@ -34,7 +35,7 @@ class Cooldown:
     __slots__ = ("_clock", "_first", "_judged", "_line", "_name", "until")
 
     def __init__(self, name: str, clock: Callable[[], float]) -> None:
-        self.until = -math.inf
+        self.until = _NEVER
         self._name = name
         self._clock = clock
         self._first: object | None = None
@@ -44,7 +45,7 @@ class Cooldown:
     @property
     def is_on(self) -> bool:
         """Whether calls stand still, or wait for the one that goes first."""
-        return self.until > -math.inf
+        return self.until > _NEVER
 
     def begin(self, seconds: float) -> None:
         """The provider asked to wait; from any thread."""
@@ -88,7 +89,7 @@ class Cooldown:
         self._first = None
         passing = failure is None or failure.kind is FailureKind.FATAL
         if passing or (failure is not None and not failure.retry_after and not failure.counts):
-            self.until = -math.inf
+            self.until = _NEVER
         self._let_others_look()
 
     def gave_up(self, call: object) -> None:

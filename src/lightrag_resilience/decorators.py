@@ -67,15 +67,32 @@ def resilient(
 
 
 def _coroutine(function: Callable[..., Any], find: Callable[[], Guard]) -> Callable[..., Any]:
-    guard: Guard | None = None  # not its method: once it is traced, that is another one
+    guard: Guard | _Unfound  # not its method: once it is traced, that is another one
 
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        nonlocal guard
-        if guard is None:
-            guard = find()
         return await guard.run(function, args, kwargs)
 
+    def found(it: Guard) -> None:
+        nonlocal guard
+        guard = it
+
+    guard = _Unfound(find, found)
     return guarded
+
+
+class _Unfound:
+    """Stands where the guard will be, until the first call."""
+
+    def __init__(self, find: Callable[[], Guard], found: Callable[[Guard], None]) -> None:
+        self._find = find
+        self._found = found
+
+    async def run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        guard = self._find()
+        self._found(guard)
+        return await guard.run(function, args, kwargs)
 
 
 def _stream(function: Callable[..., Any], find: Callable[[], Guard]) -> Callable[..., Any]:

@@ -16,11 +16,11 @@ import time
 from asyncio import get_running_loop  # its name alone: it is on the way of each call
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from ._again import try_again
 from ._block import begin_block, end_block
-from ._call import Call, current_call, new_call
+from ._call import Call, current_call
 from ._gate import Gate
 from ._kinds import as_coroutine_function, is_stream
 from ._lateness import timeout_error, was_cut_short
@@ -38,19 +38,13 @@ from .policy import Policy
 from .retry import is_retryable
 from .streams import GuardedStream
 from .throttling import heed
-from .timeouts import Timer
+from .timeouts import Clock, Timer, Timers
 
 __all__ = ["Guard"]
 
 _PLAIN = frozenset({str, dict, list, int, float, bool, tuple, bytes, type(None)})  # no streams
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class _Clock(Protocol):
-    """Monotonic seconds. For pyright a plain ``Callable`` in a slot would be a method."""
-
-    def __call__(self) -> float: ...
 
 
 class Guard:
@@ -62,6 +56,7 @@ class Guard:
     Args:
         name: The dependency, such as ``llm.openai``.
         policy: What to do; durations are seconds.
+        base: The policy that was given in code, where variables made `policy` of it.
         events: Where each step is announced.
         breaker: One that is made already, such as one that all workers share.
         limit: What all workers may send together.
@@ -69,6 +64,7 @@ class Guard:
         clock: Monotonic seconds.
         sleep: Waits so many seconds between attempts.
         gate: Lets calls in until a drain begins.
+        timers: Time its calls together with those of other guards.
     """
 
     __slots__ = (
@@ -76,6 +72,7 @@ class Guard:
         "_circuit",
         "_loops",
         "_parts",
+        "base",
         "breaker",
         "budget",
         "clock",
@@ -91,6 +88,7 @@ class Guard:
         name: str,
         policy: Policy,
         *,
+        base: Policy | None = None,
         events: Events | None = None,
         breaker: Breaker | None = None,
         limit: SharedLimit | None = None,
@@ -98,25 +96,26 @@ class Guard:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         gate: Gate | None = None,
+        timers: Timers | None = None,
     ) -> None:
         self.name = name
         self.policy = policy
+        self.base = base
         self.events = events or Events()
         self.breaker = breaker or Breaker(name, policy.circuit, events=self.events, clock=clock)
         self.budget = RetryBudget(policy.retry.budget, workers)
         self._circuit = self.breaker.circuit
-        self.clock: _Clock = clock
+        self.clock: Clock = clock
         self.sleep = sleep
         self.gate = gate or Gate()
-        self._loops = Loops(name, policy, clock, limit)
+        self._loops = Loops(name, policy, timers or Timers(clock), clock, limit)
         self._parts: LoopParts | None = None
 
     def __repr__(self) -> str:
         return f"<Guard {self.name!r}: {self.breaker.state.value}>"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
         """A guard stands for the dependency in this process: its copy is itself."""
-        del memo
         return self
 
     @overload
@@ -145,7 +144,7 @@ class Guard:
         self.policy = policy
         self.breaker.change(policy.circuit, reason)
         self.budget.resize(policy.retry.budget)
-        self._loops.change(policy)
+        self._loops = self._loops.by(policy)
         self._parts = None
 
     def cool_down(self, seconds: float) -> None:
@@ -168,7 +167,7 @@ class Guard:
 
     # ------------------------------------------------------------------ the way of one call
 
-    async def run(  # noqa: C901, PLR0912, PLR0915 - the first attempt is written out in it, see below
+    async def run(  # noqa: C901, PLR0912, PLR0915 - the first attempt is written out in it
         self,
         function: Callable[..., Coroutine[Any, Any, R]],
         args: tuple[Any, ...],
@@ -181,7 +180,8 @@ class Guard:
 
         `once` leaves retries to somebody else; `idempotent` knows better than the policy.
         """
-        parent = current_call.get()
+        around = current_call  # of an imported name each method would be bound anew
+        parent = around.get()
         if parent is not None and parent.is_within(self):
             return await function(*args, **kwargs)
         gate = self.gate
@@ -190,18 +190,24 @@ class Guard:
         now = self.clock()
         if (wait := self._circuit.open_until - now) > 0:
             raise self._refusal(wait)
-        call = new_call(self, parent, now)
+        # From here new_call(), prepare(), enter() and _attempt() are written out: to call them is
+        # a fifth of what a guard costs.
+        call = Call()
+        call.name = self.name
+        call.guard = self
+        call.parent = parent
+        call.began = now
+        call.deadline = call.failure = None
+        call.aside = 0
+        call.is_streaming = False
         if idempotent is not None:
             call.idempotent = idempotent
         gate.running[call] = None
-        token = current_call.set(call)
+        token = around.set(call)
         try:
-            # As prepare(), enter() and _attempt() do it: three calls less are an eighth of what
-            # a guard costs.
-            call.failure = None
             parts = self._parts
             if parts is None or parts.loop is not get_running_loop():
-                parts = self._enter_loop()
+                parts = self.prepare(call)
             call.parts = parts
             admission = self._circuit.standing
             if admission is None or parts.line is not None:
@@ -235,7 +241,7 @@ class Guard:
             if not call.is_streaming:
                 gate.running.pop(call, None)
             try:  # noqa: SIM105 - suppress() costs more than all of this
-                current_call.reset(token)
+                around.reset(token)
             except ValueError:
                 pass  # ended by the garbage collector, in the context of other code
 
@@ -269,10 +275,10 @@ class Guard:
 
     def prepare(self, call: Call) -> LoopParts:
         """Find the limits and timers of the running loop."""
-        parts = self._parts
-        if parts is None or parts.loop is not get_running_loop():
-            parts = self._enter_loop()
-        call.parts = parts
+        parts, is_new = self._loops.enter(get_running_loop())
+        if is_new:
+            self.breaker.begin()
+        self._parts = call.parts = parts
         call.failure = None
         return parts
 
@@ -303,7 +309,6 @@ class Guard:
     def start(self, call: Call, parts: LoopParts) -> Timer | None:
         """Let the time of an attempt run."""
         call.started = now = self.clock()
-        call.timer = None
         timer = parts.timer
         if timer is not None:
             if parts.line is not None or call.deadline is not None:
@@ -311,7 +316,7 @@ class Guard:
                 if left < timer.seconds:  # one of its own: the deadline cuts this attempt short
                     timer = Timer(left, timer.loop, self.clock)
             timer.start(call, now)
-            call.timer = timer
+        call.timer = timer
         return timer
 
     def remaining(self, call: Call) -> float:
@@ -340,16 +345,20 @@ class Guard:
         self, call: Call, duration: float | None = None, answer: object = None
     ) -> None:
         """An attempt succeeded, to its end; `duration` is a stream's wait for its first item."""
+        budget = self.budget
+        if budget.tokens < budget.capacity:
+            budget.earn()
+        line, succeeded = call.parts.line, self.events.succeeded
+        if line is None and succeeded is None and self._circuit.is_content:
+            return  # before the clock is asked: nobody wants to know
         tokens = 0
         if duration is None:
             duration = self.clock() - call.started
-        if (line := call.parts.line) is not None:
+        if line is not None:
             tokens = line.leave(call, None, duration, answer)
             call.parts.warm_up()
         self.breaker.succeeded(call.admission, duration)
-        if self.budget.tokens < self.budget.capacity:
-            self.budget.earn()
-        if (succeeded := self.events.succeeded) is not None:
+        if succeeded is not None:
             succeeded(self.name, duration, tokens)
 
     def settle_error(self, call: Call, error: BaseException) -> None:
@@ -389,12 +398,3 @@ class Guard:
         traceback: TracebackType | None,
     ) -> None:
         end_block(self, error)
-
-    # ------------------------------------------------------------------ small things
-
-    def _enter_loop(self) -> LoopParts:
-        """The parts of the running loop, made on its first call."""
-        self._parts, is_new = self._loops.enter(get_running_loop())
-        if is_new:
-            self.breaker.begin()
-        return self._parts

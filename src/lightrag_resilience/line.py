@@ -13,9 +13,15 @@ from .policy import Policy
 from .turnstile import Turnstile
 from .usage import estimate_tokens, text_tokens, used_tokens
 
-__all__ = ["Line"]
+__all__ = ["Line", "is_limited"]
 
 _OVERLOAD = frozenset({FailureKind.THROTTLED, FailureKind.UNKNOWN_OUTCOME})
+
+
+def is_limited(policy: Policy) -> bool:
+    """Whether calls may have to wait, even while the provider does not ask for it."""
+    limit, concurrency = policy.limit, policy.concurrency
+    return bool(limit.rpm or limit.tpm or concurrency.max_concurrent)
 
 
 class _Caller(Protocol):

@@ -13,11 +13,13 @@ from weakref import WeakKeyDictionary
 
 from ._gate import Gate
 from ._threads import BackgroundLoop
+from .breakers import Breaker
 from .budget import alone
 from .errors import PolicyError, SettingsError
 from .events import Events
 from .guard import Guard
 from .policy import Policy
+from .timeouts import Timers
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -67,6 +69,7 @@ class Guards:
     ) -> None:
         self.events = Events()
         self.gate = Gate()
+        self.timers = Timers(clock)
         self.tracing: Tracing | None = None
         self.coordinators: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self.threads = BackgroundLoop()
@@ -74,8 +77,9 @@ class Guards:
         self._effective: Settings | None = None
         self._clock = clock
         self._sleep = sleep
-        self._guards: dict[str, tuple[Guard, Policy | None]] = {}
+        self._guards: dict[str, Guard] = {}
         self._lock = threading.RLock()
+        self._breakers_lock = threading.RLock()
         self._sync: Synchronizer | None = None
         self._guard_class: type[Guard] = Guard
 
@@ -102,11 +106,10 @@ class Guards:
             SettingsError: A ``RESILIENCE_*`` variable is wrong.
         """
         with self._lock:
-            guard, base = self._guards.get(name, (None, None))
+            guard = self._guards.get(name)
             if guard is None:
-                guard = self._make(name, policy)
-                self._guards[name] = (guard, policy)
-            elif policy is not None and policy != base:
+                guard = self._guards[name] = self._make(name, policy)
+            elif policy is not None and policy != guard.base:
                 raise PolicyError(
                     f"The guard {name!r} exists with another policy; give the policy once, "
                     "where the guard is used first"
@@ -116,16 +119,28 @@ class Guards:
     def _make(self, name: str, policy: Policy | None) -> Guard:
         effective = (self._effective or self.settings).policy_for(name, policy)
         sync = self._synchronizer()
+        if sync is not None:
+            breaker: Breaker = sync.breaker(name, effective.circuit, self.events)
+        else:
+            breaker = Breaker(
+                name,
+                effective.circuit,
+                events=self.events,
+                clock=self._clock,
+                lock=self._breakers_lock,
+            )
         return self._guard_class(
             name,
             effective,
+            base=policy,
             events=self.events,
-            breaker=sync.breaker(name, effective.circuit, self.events) if sync else None,
+            breaker=breaker,
             limit=sync.limit(name, effective.limit) if sync else None,
             workers=sync.workers if sync else alone,
             clock=self._clock,
             sleep=self._sleep,
             gate=self.gate,
+            timers=self.timers,
         )
 
     def _synchronizer(self) -> Synchronizer | None:
@@ -164,9 +179,9 @@ class Guards:
         with self._lock:
             changed = self.settings.with_overrides(variables)
             made = list(self._guards.values())
-            policies = [changed.policy_for(guard.name, base) for guard, base in made]
+            policies = [changed.policy_for(guard.name, guard.base) for guard in made]
             self._effective = changed
-            for (guard, _), policy in zip(made, policies, strict=True):
+            for guard, policy in zip(made, policies, strict=True):
                 if policy != guard.policy:
                     _log.warning("The policy of %r is changed: %s", guard.name, reason)
                     guard.change(policy, reason)
@@ -188,7 +203,7 @@ class Guards:
         with self._lock:
             self.tracing = tracing
             self._guard_class = guard_class
-            for guard, _ in self._guards.values():
+            for guard in self._guards.values():
                 guard.__class__ = guard_class
 
     @property
@@ -205,7 +220,7 @@ class Guards:
     def __iter__(self) -> Iterator[Guard]:
         """All guards made so far, by name."""
         with self._lock:
-            return iter([self._guards[name][0] for name in sorted(self._guards)])
+            return iter([self._guards[name] for name in sorted(self._guards)])
 
 
 _process_guards = Guards()

@@ -12,15 +12,26 @@ import contextvars
 import math
 from asyncio import current_task  # its name alone: it is on the way of each call
 from collections.abc import Callable
+from typing import Protocol
 
-__all__ = ["Timed", "Timer"]
+__all__ = ["Clock", "Timed", "Timer", "Timers"]
+
+
+class Clock(Protocol):
+    """A clock. For pyright a plain ``Callable`` in a slot would be a method."""
+
+    def __call__(self) -> float:
+        """Monotonic seconds."""
+        ...
 
 
 class Timed:
     """Something whose task is cancelled when its time is up."""
 
-    __slots__ = ("cancelling", "due", "expired", "task")
+    __slots__ = ("cancelling", "due", "expired", "name", "task")
 
+    name: str
+    """The dependency that has it run."""
     task: asyncio.Task[object]
     cancelling: int
     """Cancellations the task already had when the time began to run."""
@@ -80,8 +91,9 @@ class Timer:
             if not self._armed:
                 self._arm(self.seconds)
 
-    def __len__(self) -> int:
-        return len(self._running)
+    def running(self) -> list[Timed]:
+        """Those whose time runs; any thread may ask."""
+        return list(self._running)
 
     def _arm(self, delay: float) -> None:
         # In an empty context: that of the caller would be kept for as long as it lasts.
@@ -100,3 +112,32 @@ class Timer:
             del self._running[first]
             first.expired = True
             first.task.cancel()
+
+
+class Timers:
+    """On one event loop, all calls that may take equally long share a timer, whoever makes them.
+
+    Args:
+        clock: Monotonic seconds, by which `Timed.due` is set.
+    """
+
+    __slots__ = ("_clock", "_timers")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._timers: dict[tuple[asyncio.AbstractEventLoop, float], Timer] = {}
+
+    def of(self, loop: asyncio.AbstractEventLoop, seconds: float) -> Timer:
+        """The timer of a loop that ends what takes longer than `seconds`."""
+        timer = self._timers.get((loop, seconds))
+        if timer is None:
+            for key in list(self._timers):
+                if key[0].is_closed():
+                    self._timers.pop(key, None)
+            timer = Timer(seconds, loop, self._clock)
+            timer = self._timers.setdefault((loop, seconds), timer)
+        return timer
+
+    def running(self) -> list[Timed]:
+        """Those of all loops whose time runs; any thread may ask."""
+        return [timed for timer in list(self._timers.values()) for timed in timer.running()]

@@ -120,7 +120,8 @@ async def test_a_cancelled_call_leaves_its_place_and_its_time(phase: Phase, poli
     assert parts is not None
     assert parts.timer is not None
     assert parts.gap_timer is not None
-    assert len(parts.timer) == len(parts.gap_timer) == 0
+    assert not parts.timer.running()
+    assert not parts.gap_timer.running()
     assert (guard.occupancy.in_use, guard.occupancy.waiting) == (0, 0)
 
 

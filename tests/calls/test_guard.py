@@ -36,6 +36,7 @@ from support.guards import Scripted, down, guard_on_loop, heard_by, now, outcome
 pytestmark = pytest.mark.anyio
 
 ONE_PLACE = ConcurrencyPolicy(max_concurrent=1)
+SMALL = BreakerPolicy(window_calls=4, min_calls=4, consecutive_failures=None)
 
 
 async def as_block(guard: Guard, function: Callable[[], Any]) -> Any:
@@ -339,6 +340,43 @@ async def test_a_successful_call_leaves_no_cycle_behind() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+async def test_a_success_that_changes_nothing_is_not_timed() -> None:
+    looks = 0
+
+    def clock() -> float:
+        nonlocal looks
+        looks += 1
+        return now()
+
+    guard = Guard("llm", patient(breaker=SMALL), clock=clock)
+    for _ in range(4):
+        await guard.call(Scripted("fine"))
+    looks = 0
+    await guard.call(Scripted("fine"))
+    assert looks == 1
+
+
+@both_ways
+async def test_who_listens_hears_of_a_success_that_changes_nothing(run: Any) -> None:
+    guard = guard_on_loop(breaker=SMALL)
+    for _ in range(4):
+        await run(guard, Scripted("fine"))
+    assert guard.breaker.circuit.is_content
+    events = heard_by(guard)
+    await run(guard, Scripted(2.5))
+    assert events == [CallSucceeded("llm", 2.5, 0)]
+
+
+async def test_a_success_earns_back_retries_whatever_else_it_changes() -> None:
+    guard = guard_on_loop(breaker=SMALL)
+    for _ in range(4):
+        await guard.call(Scripted("fine"))
+    guard.budget.spend(5)
+    before = guard.budget.tokens
+    await guard.call(Scripted("fine"))
+    assert guard.budget.tokens == before + 1
 
 
 async def test_a_metrics_only_breaker_records_and_never_refuses() -> None:

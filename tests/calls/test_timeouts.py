@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience.timeouts import Timed, Timer
+from lightrag_resilience import Guards, Policy, TimeoutPolicy
+from lightrag_resilience.settings import Settings
+from lightrag_resilience.timeouts import Timed, Timer, Timers
 from support.guards import now
 
 pytestmark = pytest.mark.anyio
@@ -60,7 +62,7 @@ async def test_each_of_many_calls_has_its_own_time() -> None:
     assert results == [
         ("done", start + 4.0) if start % 2 else ("timeout", start + 5.0) for start in range(10)
     ]
-    assert len(shared) == 0
+    assert not shared.running()
 
 
 async def test_one_timer_is_armed_for_all() -> None:
@@ -87,7 +89,7 @@ async def test_somebody_elses_cancellation_is_no_timeout() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert len(shared) == 0
+    assert not shared.running()
 
 
 async def test_a_cancellation_at_the_same_moment_wins_over_the_timeout() -> None:
@@ -126,3 +128,42 @@ async def test_it_works_inside_asyncios_own_timeout() -> None:
     assert now() == 2.0
     async with asyncio.timeout(20):
         assert await timed(timer(5.0), sleeping(60)) == "timeout"
+
+
+async def test_calls_of_equal_duration_share_a_timer_whoever_makes_them() -> None:
+    loop = asyncio.get_running_loop()
+    registry = Guards(settings=Settings(), clock=loop.time)
+    policy = Policy(timeout=TimeoutPolicy(attempt=5.0))
+    one, two = registry.get("llm.one", policy), registry.get("storage.two", policy)
+    calls = [asyncio.create_task(guard.call(asyncio.sleep, 3)) for guard in (one, two)]
+    await asyncio.sleep(1)
+    timer = registry.timers.of(loop, 5.0)
+    assert [timed.name for timed in timer.running()] == ["llm.one", "storage.two"]
+    assert registry.timers.running() == timer.running()
+    await asyncio.gather(*calls)
+    assert registry.timers.running() == []
+
+
+async def test_a_timer_is_of_one_loop_and_one_duration() -> None:
+    loop, other = asyncio.get_running_loop(), asyncio.new_event_loop()
+    timers = Timers(loop.time)
+    try:
+        found = [timers.of(loop, 5.0), timers.of(loop, 6.0), timers.of(other, 5.0)]
+        assert [(timer.loop, timer.seconds) for timer in found] == [
+            (loop, 5.0),
+            (loop, 6.0),
+            (other, 5.0),
+        ]
+        assert timers.of(loop, 5.0) is found[0]
+    finally:
+        other.close()
+
+
+async def test_timers_of_loops_that_are_closed_are_forgotten() -> None:
+    closed = [asyncio.new_event_loop() for _ in range(3)]
+    timers = Timers(now)
+    for loop in closed:
+        timers.of(loop, 5.0)
+        loop.close()
+    timers.of(asyncio.get_running_loop(), 5.0)
+    assert [key[0] for key in timers._timers] == [asyncio.get_running_loop()]

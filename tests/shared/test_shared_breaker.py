@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience import BreakerPolicy, CircuitOpenError, State
+from lightrag_resilience import BreakerPolicy, CircuitOpenError, Guard, Policy, State
 from lightrag_resilience.shared.breaker import SharedBreaker, When
 from lightrag_resilience.shared.wire import Announcement, Report
 
@@ -466,3 +466,14 @@ def test_the_wait_for_an_answer_is_short_and_grows_with_the_way_to_redis() -> No
             patch.setattr(asyncio, "wait", wait)
             rig.refuses()
         assert math.isclose(waits[0], longest)
+
+
+@pytest.mark.anyio
+async def test_each_success_is_counted_for_the_cluster() -> None:
+    rig = Rig(window_calls=10)
+    guard = Guard("llm", Policy(), breaker=rig.breaker, clock=rig.clock)
+    for _ in range(25):
+        await guard.call(asyncio.sleep, 0)
+    report = rig.breaker.take_report()
+    assert report is not None
+    assert (report.calls, report.failed) == (25, 0)

@@ -14,7 +14,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from lightrag_resilience._circuit import Admission, State
 from lightrag_resilience.breakers import Breaker
@@ -105,6 +105,8 @@ class SharedBreaker(Breaker):
         "_sync",
         "subject",
     )
+
+    _counts_all: ClassVar[bool] = True  # for its reports
 
     def __init__(  # noqa: PLR0913 - two of them by name
         self,

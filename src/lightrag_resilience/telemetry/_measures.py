@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -142,9 +143,10 @@ ASKED = frozenset(
 def look_at(guards: Guards, names: BoundedNames) -> Iterable[Measure]:
     """What guards know now. Those that share the name ``other`` are put together."""
     found: dict[tuple[str, str], float] = {}
+    timed = Counter(call.name for call in guards.timers.running())
     for guard in guards:
         name = names.shown(guard.name)
-        for metric, value in _gauges_of(guard):
+        for metric, value in _gauges_of(guard, timed[guard.name]):
             found[metric, name] = _together(metric, found.get((metric, name)), value)
     for (metric, name), value in found.items():
         yield metric, (name,), value
@@ -154,8 +156,8 @@ def look_at(guards: Guards, names: BoundedNames) -> Iterable[Measure]:
         yield "redis_workers", (), link.workers
 
 
-def _gauges_of(guard: Guard) -> Iterable[tuple[str, float]]:
-    """What a guard knows when asked."""
+def _gauges_of(guard: Guard, timed: int) -> Iterable[tuple[str, float]]:
+    """What a guard knows when asked; `timed` are its calls that run against the time."""
     seen = guard.breaker.snapshot()
     occupancy = guard.occupancy
     budget = guard.budget
@@ -163,7 +165,7 @@ def _gauges_of(guard: Guard) -> Iterable[tuple[str, float]]:
     yield "breaker_probes", seen.probes
     yield "breaker_failure_ratio", seen.failed / seen.calls if seen.calls else 0.0
     yield "retry_budget_ratio", budget.tokens / budget.capacity if budget.capacity else 1.0
-    yield "in_flight", occupancy.in_use
+    yield "in_flight", timed if occupancy.limit is None else occupancy.in_use
     yield "queue_depth", occupancy.waiting
     if occupancy.limit is not None:
         yield "concurrency_limit", occupancy.limit
