@@ -74,4 +74,5 @@ def _sentences(seen: Overview) -> list[str]:
 def _in_words(it: Description) -> str:
     probe = _next_probe(it)
     probes = f"; next probe {probe}" if it.now.state is State.OPEN else f"; probes: {probe}"
-    return f"{it.now.state.value} {it.now.reason}{probes}"
+    lasted = "" if it.since is None else f" for {as_words(it.since)},"
+    return f"{it.now.state.value}{lasted} {it.now.reason}{probes}"
