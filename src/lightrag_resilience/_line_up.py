@@ -23,6 +23,9 @@ async def wait_in_line(
     Raises:
         CallRejected: It may not, or not in time.
     """
+    if line.pass_through(call, question):
+        tell_wait(guard, call, 0.0)
+        return
     began = guard.clock()
     try:
         async with guard.gate.interruptible(guard.name):
@@ -32,7 +35,7 @@ async def wait_in_line(
         if isinstance(refusal, CallRejected):
             tell_refusal(guard, type(refusal))
         raise
-    tell_wait(guard, call, began)
+    tell_wait(guard, call, guard.clock() - began)
     if waited and not guard.breaker.circuit.honours(call.admission):
         try:
             call.admission = await guard.ask_breaker()

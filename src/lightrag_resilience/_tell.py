@@ -62,7 +62,7 @@ def tell_retry(guard: _Teller, call: Call, attempt: int, wait: float) -> None:
         guard.events.emit(RetryScheduled(guard.name, attempt, wait))
 
 
-def tell_wait(guard: _Teller, call: Call, began: float) -> None:
-    """A call has been in line since `began`, and may be sent."""
+def tell_wait(guard: _Teller, call: Call, waited: float) -> None:
+    """A call has been in line for so many seconds, and may be sent."""
     if CallWaited in guard.events.heard:
-        guard.events.emit(CallWaited(guard.name, guard.clock() - began, call.tokens[0]))
+        guard.events.emit(CallWaited(guard.name, waited, call.tokens[0]))

@@ -33,6 +33,10 @@ class Waiters(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._lines))
 
+    def __bool__(self) -> bool:
+        interactive, background = self._lines
+        return bool(interactive or background)
+
     def ahead_of(self, level: Priority) -> int:
         """How many would be served before a newcomer, as far as one can tell."""
         return sum(len(self._lines[each]) for each in Priority if each <= level)

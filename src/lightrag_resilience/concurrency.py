@@ -69,6 +69,17 @@ class Places:
         """How they are taken now."""
         return Occupancy(self._limit, self._in_use, len(self._waiters))
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a call can have a place at once."""
+        return self._in_use < self._limit and not self._waiters
+
+    def take(self) -> None:
+        """Have a place; there must be room."""
+        self._in_use += 1
+        if self._adaptive is not None and self._in_use >= self._limit:
+            self._adaptive.reached()
+
     async def acquire(self, longest: float) -> bool:
         """Take a place, waiting at most `longest` seconds for it. True if there was a wait.
 
@@ -79,8 +90,8 @@ class Places:
         Raises:
             QueueFullError: The line is full, or no place came free in time.
         """
-        if self._in_use < self._limit and not self._waiters:
-            self._take()
+        if self.has_room:
+            self.take()
             return False
         longest = min(longest, self._policy.max_wait)
         level = current_priority.get()
@@ -119,15 +130,10 @@ class Places:
         self._limit = adaptive.value
         self._hand_out()
 
-    def _take(self) -> None:
-        self._in_use += 1
-        if self._adaptive is not None and self._in_use >= self._limit:
-            self._adaptive.reached()
-
     def _hand_out(self) -> None:
         while self._in_use < self._limit and (place := self._waiters.pop()) is not None:
             if not place.done():  # else its caller leaves
-                self._take()
+                self.take()
                 place.set_result(None)
 
     def _stand_in_line(self, level: Priority, longest: float) -> asyncio.Future[None]:

@@ -20,6 +20,10 @@ _MINUTE = 60.0  # seconds
 class Limit(Protocol):
     """Hands out turns, first come first served, and learns what became of their tokens."""
 
+    def take(self, tokens: int) -> bool:
+        """Take a turn of so many tokens if it has come. False if a caller would have to wait."""
+        ...
+
     async def acquire(self, tokens: int, longest: float) -> bool:
         """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.
 
@@ -76,28 +80,37 @@ class LocalLimit:
         self._begins = begins
         self.waiting = (0, 0)
 
+    def take(self, tokens: int) -> bool:
+        """Take a turn of so many tokens if it has come. False if a caller would have to wait."""
+        now = asyncio.get_running_loop().time()
+        if self._wait(tokens, now) > 0:
+            return False
+        if self._tokens is not None:
+            self._tokens.book(tokens, now)
+        if self._bucket is not None:
+            self._bucket.take()
+        return True
+
     async def acquire(self, tokens: int, longest: float) -> bool:
         """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.
 
         Raises:
             RateLimitedError: The turn would come later than that, or than the policy allows.
         """
+        if self.take(tokens):
+            return False
         now = asyncio.get_running_loop().time()
-        wait = max(self._wait_for_request(), self._begins - now)
-        if self._tokens is not None:
-            wait = max(wait, self._tokens.wait(tokens, now))
+        wait = self._wait(tokens, now)
         if wait > min(self._max_wait, longest):
             raise RateLimitedError(self._name, wait, f"with {self.waiting[0]} calls waiting")
         ready = now if self._tokens is None else self._tokens.book(tokens, now)
         try:
-            if not wait:
-                await self._take_request()
-                return False
             self._wait_too(1, tokens)
             try:
                 async with self._line:
                     await self._sleep_until(self._begins)
-                    await self._take_request()
+                    if self._bucket is not None:
+                        await self._bucket.acquire()
                     await self._sleep_until(ready)
             finally:
                 self._wait_too(-1, -tokens)
@@ -111,10 +124,14 @@ class LocalLimit:
         if self._tokens is not None:
             self._tokens.correct(used - booked)
 
-    def _wait_for_request(self) -> float:
-        if self._bucket is None:
-            return 0.0
-        return self._bucket.wait() + self.waiting[0] * self._interval
+    def _wait(self, tokens: int, now: float) -> float:
+        """Seconds until the turn of one more caller, with so many tokens."""
+        wait = max(self._begins - now, 0.0)
+        if self._bucket is not None:
+            wait = max(wait, self._bucket.wait() + self.waiting[0] * self._interval)
+        if self._tokens is not None:
+            wait = max(wait, self._tokens.wait(tokens, now))
+        return wait
 
     def _wait_too(self, calls: int, tokens: int) -> None:
         self.waiting = (self.waiting[0] + calls, self.waiting[1] + tokens)
@@ -122,10 +139,6 @@ class LocalLimit:
     async def _sleep_until(self, time: float) -> None:
         if (wait := time - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(wait)
-
-    async def _take_request(self) -> None:
-        if self._bucket is not None:
-            await self._bucket.acquire()
 
 
 class _Tokens:
@@ -162,6 +175,10 @@ class _Tokens:
 
 class _Bucket(AsyncLimiter):
     __slots__ = ()
+
+    def take(self) -> None:
+        """What `acquire` does where it need not wait, for which it takes four times as long."""
+        self._level += 1
 
     def wait(self) -> float:
         """Seconds until one more request fits in."""

@@ -59,6 +59,23 @@ class Line:
         """Whether there is anything to wait for."""
         return self.cooldown.is_on or self._limit is not None or self._places is not None
 
+    def pass_through(
+        self, call: _Caller, question: tuple[Sequence[Any], Mapping[str, Any]]
+    ) -> bool:
+        """Let a call go if it need not wait, which costs a third of `enter`."""
+        call.tokens = 0, 0
+        places, limit = self._places, self._limit
+        if self.cooldown.is_on or (places is not None and not places.has_room):
+            return False
+        if limit is not None:
+            tokens = self._tokens_for(*question)
+            if not limit.take(tokens[0]):
+                return False
+            call.tokens = tokens
+        if places is not None:
+            places.take()
+        return True
+
     async def enter(
         self,
         call: _Caller,

@@ -36,6 +36,11 @@ class Turnstile:
         self._head = asyncio.Lock()
         self.settle = limit.settle
 
+    def take(self, tokens: int) -> bool:
+        """Take a turn of so many tokens if it has come. False if a caller would have to wait."""
+        is_behind = current_priority.get() is not Priority.INTERACTIVE and self._head.locked()
+        return not is_behind and self._limit.take(tokens)
+
     async def acquire(self, tokens: int, longest: float) -> bool:
         """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.
 

@@ -59,6 +59,24 @@ async def test_who_comes_first_is_served_first() -> None:
     assert served == sorted(served)
 
 
+async def test_a_turn_is_taken_only_when_it_has_come_and_nobody_waits_for_it() -> None:
+    rate = limit(rpm=60.0, burst=2)
+    assert [rate.take(0) for _ in range(3)] == [True, True, False]
+    waiting = [asyncio.create_task(turn(rate)) for _ in range(2)]
+    await asyncio.sleep(1.5)
+    assert not rate.take(0)
+    assert await asyncio.gather(*waiting) == pytest.approx([1, 2], abs=0.01)
+    await asyncio.sleep(1.01)
+    assert rate.take(0)
+
+
+async def test_tokens_are_taken_only_when_there_are_enough() -> None:
+    rate = LocalLimit("llm", LimitPolicy(tpm=600.0, token_burst=100, max_wait=1000.0))
+    assert [rate.take(60), rate.take(60), rate.take(40)] == [True, False, True]
+    rate.settle(40, 0)
+    assert [rate.take(41), rate.take(40)] == [False, True]
+
+
 async def test_a_wait_beyond_the_policy_is_refused_with_its_length() -> None:
     rate = limit(max_wait=2.5)
     outcomes = await asyncio.gather(*(turn(rate) for _ in range(6)), return_exceptions=True)

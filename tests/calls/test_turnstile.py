@@ -38,6 +38,33 @@ async def test_a_query_waits_little_though_ingest_has_much_to_do() -> None:
     assert entered[-1] == pytest.approx(20, abs=1.2)  # and no turn is left unused
 
 
+async def test_nobody_in_the_background_goes_past_those_at_the_head() -> None:
+    limit = LocalLimit("llm", LimitPolicy(tpm=60.0, token_burst=60, max_wait=1000.0))
+    made = Turnstile("llm", limit, asyncio.get_running_loop().time)
+    with priority(BACKGROUND):
+        assert made.take(60)
+        head = asyncio.create_task(made.acquire(60, math.inf))
+        await asyncio.sleep(1)
+        made.settle(60, 0)  # there would be enough for a small one
+        assert not made.take(10)
+        head.cancel()
+        await asyncio.wait([head])
+        assert made.take(10)
+
+
+async def test_who_waits_for_the_answer_does() -> None:
+    limit = LocalLimit("llm", LimitPolicy(tpm=60.0, token_burst=60, max_wait=1000.0))
+    made = Turnstile("llm", limit, asyncio.get_running_loop().time)
+    with priority(BACKGROUND):
+        assert made.take(60)
+        head = asyncio.create_task(made.acquire(60, math.inf))
+    await asyncio.sleep(1)
+    made.settle(60, 0)
+    assert made.take(10)
+    head.cancel()
+    await asyncio.wait([head])
+
+
 async def test_without_the_turnstile_it_waits_for_all_of_it() -> None:
     bare = LocalLimit("llm", LimitPolicy(rpm=60.0, burst=1, max_wait=1000.0))
     ingest = [asyncio.create_task(bare.acquire(0, math.inf)) for _ in range(20)]

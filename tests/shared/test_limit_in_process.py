@@ -127,6 +127,25 @@ async def test_a_turn_beyond_the_deadline_is_refused_and_left_to_others(make: An
 
 
 @pytest.mark.anyio
+async def test_a_turn_that_is_held_is_taken_when_it_has_come_and_left_before(make: Any) -> None:
+    one = make(RPM=120, BURST=4)  # two turns a second, a lot of one
+    await connected(one)
+    limit = limit_of(one)
+    assert not limit.take(0)  # none is held yet
+    for _ in range(4):
+        assert not await limit.acquire(0, 10.0)
+    waiter = asyncio.create_task(limit.acquire(0, 10.0))
+    await until(lambda: limit._sleeping)
+    limit._put_back(limit._clock() + 0.3, 0)
+    assert not limit.take(0)
+    assert limit._requests.total == 1
+    await asyncio.sleep(0.31)
+    assert limit.take(0)
+    assert not limit.take(0)
+    await waiter
+
+
+@pytest.mark.anyio
 async def test_who_is_cancelled_while_it_waits_leaves_its_turn(make: Any) -> None:
     one = make(RPM=120, BURST=1)
     await connected(one)

@@ -68,6 +68,20 @@ async def test_a_call_inside_one_that_was_let_in_goes_on() -> None:
     assert await under_way == "done"
 
 
+async def test_a_call_inside_another_goes_on_where_a_limit_need_not_be_waited_for() -> None:
+    guards = registry()
+    inner = guards.get("storage.kv", Policy().with_changes(rpm=600.0, max_concurrent=1))
+
+    async def outer() -> str:
+        await asyncio.sleep(1.0)
+        return await inner.call(work)
+
+    under_way = asyncio.create_task(guards.get("llm").call(outer))
+    await asyncio.sleep(0.5)
+    guards.gate.close()
+    assert await under_way == "done"
+
+
 async def test_work_that_was_let_in_makes_new_calls() -> None:
     guards = registry()
 

@@ -122,6 +122,20 @@ class SharedLimit:
 
     # ------------------------------------------------------------------ for calls
 
+    def take(self, tokens: int) -> bool:
+        """Take a turn of so many tokens if one is held that has come."""
+        tokens = min(tokens, int(self.policy.tpm or 0))
+        with self._lock:
+            if self._line or not self._sync.connected:
+                return False
+            ready = self._take(tokens)
+        if ready is None:
+            return False
+        if ready > self._clock():
+            self._put_back(ready, tokens)
+            return False
+        return True
+
     async def acquire(self, tokens: int, longest: float) -> bool:
         """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.
 
