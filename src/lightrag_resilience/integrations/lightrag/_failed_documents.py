@@ -9,7 +9,7 @@ from typing import Any
 
 from ._work import Work
 
-__all__ = ["FAILED", "RESUMABLE", "Record", "Records", "cause_of", "plan"]
+__all__ = ["FAILED", "RESUMABLE", "Record", "Records", "cause_of", "is_failed", "plan"]
 
 FAILED = "failed"
 RESUMABLE = ("pending", "parsing", "analyzing", "processing")
@@ -70,8 +70,7 @@ class Records:
         """
         has_failed = False
         for document, row in rows.items():
-            status = str(getattr(row.get("status"), "value", row.get("status")))
-            if status == FAILED:
+            if is_failed(row):
                 cause = cause_of(str(row.get("error_msg") or ""), work)
                 has_failed |= cause == TRANSIENT
                 if is_away and self._requeues.get(document, 0):
@@ -91,6 +90,12 @@ def cause_of(message: str, work: Work | None) -> str:
         if text and text in message:
             return TRANSIENT if is_transient else FATAL
     return ""
+
+
+def is_failed(row: Mapping[str, Any] | None) -> bool:
+    """Whether a row of the documents' status is that of a failed one."""
+    status = row.get("status") if row else None
+    return getattr(status, "value", status) == FAILED
 
 
 def plan(failed: Iterable[tuple[str, object]], *, attempts: int) -> dict[str, Record]:

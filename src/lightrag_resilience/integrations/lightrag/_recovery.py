@@ -23,7 +23,7 @@ from lightrag_resilience.events import Event, RecoveryRan, StateChanged
 from lightrag_resilience.journal import Journal
 from lightrag_resilience.registry import Guards
 
-from ._failed_documents import RESUMABLE, Record, Records, plan
+from ._failed_documents import RESUMABLE, Record, Records, is_failed, plan
 from ._left_documents import in_words, left_documents
 from ._work import current_work
 
@@ -186,9 +186,12 @@ class Recovery:
     async def _requeue(self, planned: list[tuple[str, Any, Record]]) -> int:
         """Make failed documents pending; how many."""
         requeued = 0
-        for document, row, record in planned:
+        for document, found, record in planned:
             content = await self._rag.full_docs.get_by_id(document)
-            if content:
+            whole = await self._rag.doc_status.get_by_id(document)
+            if content and is_failed(whole):
+                # A page of rows is without chunks; LightRAG takes out of the graph what they name.
+                row = dataclasses.replace(found, chunks_list=whole.get("chunks_list") or [])
                 self._records.requeued(document, record.requeues)
                 update = _pending(self._rag, row, content, record)
                 await self._rag.doc_status.upsert({document: update})
