@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ._work import Work
 
-__all__ = ["FAILED", "RESUMABLE", "Record", "Records", "cause_of", "is_failed", "plan"]
+__all__ = [
+    "FAILED",
+    "RESUMABLE",
+    "Record",
+    "Records",
+    "cause_of",
+    "is_failed",
+    "is_refused",
+    "plan",
+]
 
 FAILED = "failed"
 RESUMABLE = ("pending", "parsing", "analyzing", "processing")
@@ -17,6 +26,7 @@ RESUMABLE = ("pending", "parsing", "analyzing", "processing")
 TRANSIENT, FATAL = "transient", "fatal"
 _KEY = "resilience"
 _REMEMBERED = 10_000  # documents
+_REFUSAL = "recovery anchor row(s) missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +81,9 @@ class Records:
         has_failed = False
         for document, row in rows.items():
             if is_failed(row):
-                cause = cause_of(str(row.get("error_msg") or ""), work)
-                has_failed |= cause == TRANSIENT
+                message = str(row.get("error_msg") or "")
+                cause = cause_of(message, work)
+                has_failed |= cause == TRANSIENT or is_refused(message)
                 if is_away and self._requeues.get(document, 0):
                     self._requeues[document] -= 1
             elif document in self._requeues:
@@ -98,16 +109,24 @@ def is_failed(row: Mapping[str, Any] | None) -> bool:
     return getattr(status, "value", status) == FAILED
 
 
-def plan(failed: Iterable[tuple[str, object]], *, attempts: int) -> dict[str, Record]:
+def is_refused(message: object) -> bool:
+    """Whether LightRAG did not take a document out of the graph, for want of its anchors."""
+    return _REFUSAL in str(message)
+
+
+def plan(
+    failed: Iterable[tuple[str, object]], *, attempts: int, mended: Collection[str] = ()
+) -> dict[str, Record]:
     """Which failed documents to try again, and their records then.
 
     Args:
         failed: Documents with their metadata.
         attempts: How often a document is tried again at the most.
+        mended: Those whose cause is no more.
     """
     records = {document: Record.of(metadata) for document, metadata in failed}
     return {
         document: Record(TRANSIENT, record.requeues + 1)
         for document, record in records.items()
-        if record.cause == TRANSIENT and record.requeues < attempts
+        if (record.cause == TRANSIENT or document in mended) and record.requeues < attempts
     }
