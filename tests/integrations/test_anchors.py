@@ -17,7 +17,7 @@ pytest.importorskip("lightrag")
 from lightrag import LightRAG
 from lightrag.base import DocStatus
 
-from lightrag_resilience import Guards
+from lightrag_resilience import Guards, ShuttingDownError
 from lightrag_resilience.events import Event, RecoveryRan
 from lightrag_resilience.integrations.lightrag import protect, unprotect
 from lightrag_resilience.integrations.lightrag._anchors import Anchors
@@ -36,9 +36,11 @@ pytestmark = [
     ),
 ]
 
+DOWN = ConnectionRefusedError("the provider is down")
 DOCUMENT = "doc-ada"
 TEXT = "Ada founded Alderwick."
 ENTITIES, RELATIONS = ["Ada", "Alderwick"], [["Ada", "Alderwick"]]
+STARTED = "graph_mutation_started"
 FOUND = "Found anew what"
 QUICK = {"RESILIENCE_RECOVERY_DELAY": "0.05", "RESILIENCE_INGEST_PATIENCE": "0.1"}
 NOT_CACHED = {"enable_llm_cache_for_entity_extract": False, "enable_llm_cache": False}
@@ -115,7 +117,7 @@ async def killed_twice(disk: Disk, *, is_protected: bool) -> None:
     row = disk.rows("doc_status")[DOCUMENT]
     assert row["status"] == "processing"
     assert row["chunks_list"]
-    assert row["metadata"]["kg_write_state"] == "graph_mutation_started"
+    assert row["metadata"]["kg_write_state"] == STARTED
 
 
 async def refused(rag: Any, document: str = DOCUMENT) -> None:
@@ -131,9 +133,14 @@ async def forgotten(rag: Any, *documents: str) -> None:
     await rag.full_entities.delete(list(documents))
     await rag.full_relations.delete(list(documents))
     for document in documents:
-        row = await rag.doc_status.get_by_id(document)
-        await rag.doc_status.upsert({document: {**row, "status": DocStatus.PROCESSING}})
+        await begun_anew(rag, document)
     await rag.apipeline_process_enqueue_documents()
+
+
+async def begun_anew(rag: Any, document: str) -> None:
+    """Its process has died, as far as the next run of the pipeline knows."""
+    row = await rag.doc_status.get_by_id(document)
+    await rag.doc_status.upsert({document: {**row, "status": DocStatus.PROCESSING}})
 
 
 async def until_processed(rag: Any, count: int = 1) -> None:
@@ -175,6 +182,24 @@ async def test_a_protected_one_leaves_nothing_to_mend(disk: Disk) -> None:
         await rag.apipeline_process_enqueue_documents()
         await until_processed(rag)
         assert await anchors(rag) == (ENTITIES, RELATIONS)
+
+
+async def test_an_outage_between_leaves_nothing_to_mend_either() -> None:
+    provider = Provider()
+    async with lightrag_on(provider, **NOT_CACHED) as rag:
+        off = {"RESILIENCE_RECOVERY": "false", "RESILIENCE_DEFAULT__BREAKER__MODE": "disabled"}
+        await protect(rag, registry=registry(**off))
+        await rag.apipeline_enqueue_documents([TEXT], ids=[DOCUMENT])
+        for down in ("embedding", "llm"):
+            provider.fail = {down: DOWN}.get
+            await rag.apipeline_process_enqueue_documents()
+            row = await rag.doc_status.get_by_id(DOCUMENT)
+            assert (row["status"], row["metadata"]["kg_write_state"]) == ("failed", STARTED)
+            await begun_anew(rag, DOCUMENT)
+        provider.fail = lambda _: None
+        await rag.apipeline_process_enqueue_documents()
+        await until_processed(rag)
+        await unprotect(rag)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
@@ -226,6 +251,18 @@ async def test_a_failure_changes_nothing_and_is_told_once(caplog: pytest.LogCapt
         assert len(told) == 1
         assert "kg_integrity_repair" in told[0]
         assert TEXT not in told[0]
+
+
+async def test_a_refusal_of_our_own_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    async with lightrag_on(Provider()) as rag:
+        guards = registry(RESILIENCE_RECOVERY="false")
+        await protect(rag, registry=guards)
+        guards.gate.close()
+        with pytest.raises(ShuttingDownError):
+            await Anchors(rag).mend([DOCUMENT])
+        guards.gate.open()
+        assert "stay failed" not in caplog.text
+        await unprotect(rag)
 
 
 async def test_a_mend_that_fails_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:

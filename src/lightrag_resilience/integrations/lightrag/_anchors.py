@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from lightrag_resilience.errors import CallRejected
+
 from ._contributions import contributions
 from ._failed_documents import is_failed
 
@@ -65,12 +67,17 @@ class Anchors:
 
         Returns:
             The documents that have anchors now.
+
+        Raises:
+            CallRejected: The storages may not be asked now.
         """
         if not documents or not self.can_mend:
             return set()
         try:
             async with asyncio.timeout(_LONGEST):
                 mended = await self._mend(documents)
+        except CallRejected:  # the storages are away, or the process ends: another time
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the documents stay as they are
             self._failures += 1
             _log.error(
