@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 
 pytest.importorskip("lightrag")
 
+from lightrag.base import DocStatus
+
 from lightrag_resilience import CircuitOpenError
 from lightrag_resilience.integrations.lightrag._failed_documents import (
     Record,
     Records,
     cause_of,
+    is_failed,
+    is_refused,
     plan,
 )
 from lightrag_resilience.integrations.lightrag._work import Work
@@ -86,6 +90,33 @@ def test_only_transient_failures_are_tried_again_and_not_for_ever() -> None:
     ]
     assert plan(failed, attempts=3) == {"a": Record("transient", 1), "b": Record("transient", 3)}
     assert plan(failed, attempts=0) == {}
+
+
+def test_what_was_mended_is_tried_again_whatever_its_cause_and_not_for_ever() -> None:
+    failed = [
+        ("a", {}),
+        ("b", Record("fatal", 1).put_into({})),
+        ("c", Record("", 2).put_into({})),
+        ("d", {}),
+    ]
+    planned = plan(failed, attempts=2, mended={"a", "b", "c"})
+    assert planned == {"a": Record("transient", 1), "b": Record("transient", 2)}
+
+
+def test_a_document_that_lightrag_refuses_is_looked_at() -> None:
+    refusal = "Refusing to purge document doc-1: recovery anchor row(s) missing or unusable (…)"
+    assert is_refused(refusal)
+    assert not is_refused(None)
+    row: dict[str, Any] = {"status": "failed", "error_msg": refusal}
+    assert Records().annotate({"a": row}, None)
+    assert Record.of(row["metadata"]) == Record("", 0)
+    assert not Records().annotate({"a": {"status": "failed", "error_msg": "no such file"}}, None)
+
+
+def test_a_row_is_failed_by_name_and_by_status() -> None:
+    assert is_failed({"status": "failed"})
+    assert is_failed({"status": DocStatus.FAILED})
+    assert not any(map(is_failed, ({"status": "pending"}, {"status": DocStatus.PENDING}, {}, None)))
 
 
 def test_how_often_a_document_was_tried_again_outlives_lightrags_own_rows() -> None:

@@ -10,15 +10,18 @@ import pytest
 
 pytest.importorskip("lightrag")
 
+from lightrag import LightRAG
 from lightrag.base import DocStatus
 
 from lightrag_resilience import Guards, State
 from lightrag_resilience.events import Event, RecoveryRan
 from lightrag_resilience.integrations.lightrag import protect, unprotect
+from lightrag_resilience.integrations.lightrag._failed_documents import Record
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shared.lease import Lease
 from lightrag_resilience.testing.redis_server import RedisServer
-from support.lightrag_rig import Provider, lightrag_on
+from support import lightrag_rig
+from support.lightrag_rig import EXTRACTED, Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
@@ -84,9 +87,52 @@ async def test_documents_that_failed_in_an_outage_are_processed_after_it() -> No
         provider.fail = lambda _: None
         await until(processed(rag, len(TEXTS)))
         await until(lambda: told(runs))
-        assert sum(run.requeued for run in runs) >= 1  # LightRAG 1.4 takes up the others
+        assert sum(run.requeued + run.resumed for run in runs) >= 1
         chunks = [row["chunks_list"] for row in await rag.doc_status.get_by_ids(await ids(rag))]
         assert sorted(map(len, chunks)) == [1, 1, 1]
+        await unprotect(rag)
+
+
+@pytest.mark.skipif(
+    not hasattr(LightRAG, "_purge_doc_chunks_and_kg"), reason="LightRAG 1.4 takes nothing out"
+)
+async def test_what_a_failed_document_gave_is_taken_out_before_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provider = Provider(fail=lambda kind: DOWN if kind == "embedding" else None)
+    async with lightrag_on(provider, enable_llm_cache_for_entity_extract=False) as rag:
+        await protect(rag, registry=registry(RESILIENCE_RECOVERY_ATTEMPTS="100"))
+        await rag.ainsert(TEXTS[0])
+        assert await statuses(rag) == {"failed": 1}
+        monkeypatch.setattr(lightrag_rig, "EXTRACTED", EXTRACTED.replace("Ada", "Grace"))
+        provider.fail = lambda _: None
+        await until(processed(rag, 1))
+        nodes = await rag.chunk_entity_relation_graph.get_all_nodes()
+        assert {node["entity_id"] for node in nodes} == {"Alderwick", "Grace"}
+        await unprotect(rag)
+
+
+async def test_what_another_process_has_taken_up_meanwhile_is_not_begun_anew() -> None:
+    async with lightrag_on(Provider()) as rag:
+        await rag.apipeline_enqueue_documents(TEXTS[0])
+        (document,) = await ids(rag)
+        row = await rag.doc_status.get_by_id(document)
+        failed = {"status": DocStatus.FAILED, "metadata": Record("transient").put_into({})}
+        await rag.doc_status.upsert({document: row | failed})
+        read = rag.doc_status.get_docs_paginated
+
+        async def taken_up_after(**given: Any) -> Any:
+            page = await read(**given)
+            await rag.doc_status.upsert({document: row | {"status": DocStatus.PROCESSED}})
+            return page
+
+        rag.doc_status.get_docs_paginated = taken_up_after
+        guards = registry()
+        runs = heard(guards)
+        await protect(rag, registry=guards)
+        await asyncio.sleep(0.4)
+        assert await statuses(rag) == {"processed": 1}
+        assert sum(run.requeued for run in runs) == 0
         await unprotect(rag)
 
 

@@ -1,11 +1,13 @@
 """LightRAG's server is told to stop, or is killed, amid an ingest; and what became of it.
 
-By hand: ``python tests/support/drains.py sigterm 10 [--gunicorn --workers 2]``, ``… kill 50``.
+By hand: ``python tests/support/drains.py sigterm 10 [--gunicorn --workers 2]``, ``… kill 50``, and
+``… kill 2x60`` for two rounds in each of sixty fresh folders.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import random
@@ -39,6 +41,7 @@ TIMES = {
     "MAX_ASYNC": "4",
 }
 DOCUMENTS = 8
+SETTLES_WITHIN = 180.0  # seconds
 QUESTION = "Who founded Alderwick?"
 
 
@@ -278,17 +281,21 @@ async def lost(server: Served, tracks: dict[str, str], kept: set[str] = RESUMABL
 
 
 async def settled(server: Served) -> None:
-    async with asyncio.timeout(600):
-        while set(await server.statuses()) - {"processed", "failed"}:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.2)
+    """Wait until all are processed, or for as long as it makes sense."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SETTLES_WITHIN):
+            while set(await server.statuses()) - {"processed"}:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.2)
 
 
-async def main(kind: str, times: int, options: list[str]) -> None:
+async def main(kind: str, times: str, options: list[str]) -> None:
+    rounds, _, folders = times.partition("x")
     if kind == "kill":
-        with tempfile.TemporaryDirectory() as folder:
-            print(await killed(Path(folder), times, 1, *options), flush=True)  # noqa: T201
+        for seed in range(1, int(folders or 1) + 1):
+            with tempfile.TemporaryDirectory() as folder:
+                print(seed, await killed(Path(folder), int(rounds), seed, *options), flush=True)  # noqa: T201
         return
-    for number in range(times):
+    for number in range(int(rounds)):
         for sentences in (2, 20):
             with tempfile.TemporaryDirectory() as folder:
                 ended = await told_to_stop(Path(folder), *options, sentences=sentences)
@@ -296,4 +303,4 @@ async def main(kind: str, times: int, options: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))
+    asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3:]))

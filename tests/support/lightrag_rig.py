@@ -82,16 +82,16 @@ class Provider:
 
 @contextlib.asynccontextmanager
 async def lightrag_on(provider: Provider, **changes: Any) -> AsyncIterator[Any]:
-    """A fresh LightRAG with embedded storages in a folder of its own."""
+    """A LightRAG with embedded storages, in a fresh folder of its own unless told otherwise."""
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {
+            "working_dir": folder,
+            "workspace": folder.rsplit("/", 1)[-1],
             "llm_model_func": provider.complete,
             "embedding_func": EmbeddingFunc(embedding_dim=DIMENSIONS, func=provider.embed),
             "rerank_model_func": provider.rerank,
         }
         rag = LightRAG(
-            working_dir=folder,
-            workspace=folder.rsplit("/", 1)[-1],
             tokenizer=Tokenizer("characters", Characters()),
             entity_extract_max_gleaning=0,
             **(options | changes),

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ._work import Work
 
-__all__ = ["FAILED", "RESUMABLE", "Record", "Records", "cause_of", "plan"]
+__all__ = [
+    "FAILED",
+    "RESUMABLE",
+    "Record",
+    "Records",
+    "cause_of",
+    "is_failed",
+    "is_refused",
+    "plan",
+]
 
 FAILED = "failed"
 RESUMABLE = ("pending", "parsing", "analyzing", "processing")
@@ -17,6 +26,7 @@ RESUMABLE = ("pending", "parsing", "analyzing", "processing")
 TRANSIENT, FATAL = "transient", "fatal"
 _KEY = "resilience"
 _REMEMBERED = 10_000  # documents
+_REFUSAL = "recovery anchor row(s) missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +80,10 @@ class Records:
         """
         has_failed = False
         for document, row in rows.items():
-            status = str(getattr(row.get("status"), "value", row.get("status")))
-            if status == FAILED:
-                cause = cause_of(str(row.get("error_msg") or ""), work)
-                has_failed |= cause == TRANSIENT
+            if is_failed(row):
+                message = str(row.get("error_msg") or "")
+                cause = cause_of(message, work)
+                has_failed |= cause == TRANSIENT or is_refused(message)
                 if is_away and self._requeues.get(document, 0):
                     self._requeues[document] -= 1
             elif document in self._requeues:
@@ -93,16 +103,30 @@ def cause_of(message: str, work: Work | None) -> str:
     return ""
 
 
-def plan(failed: Iterable[tuple[str, object]], *, attempts: int) -> dict[str, Record]:
+def is_failed(row: Mapping[str, Any] | None) -> bool:
+    """Whether a row of the documents' status is that of a failed one."""
+    status = row.get("status") if row else None
+    return getattr(status, "value", status) == FAILED
+
+
+def is_refused(message: object) -> bool:
+    """Whether LightRAG did not take a document out of the graph, for want of its anchors."""
+    return _REFUSAL in str(message)
+
+
+def plan(
+    failed: Iterable[tuple[str, object]], *, attempts: int, mended: Collection[str] = ()
+) -> dict[str, Record]:
     """Which failed documents to try again, and their records then.
 
     Args:
         failed: Documents with their metadata.
         attempts: How often a document is tried again at the most.
+        mended: Those whose cause is no more.
     """
     records = {document: Record.of(metadata) for document, metadata in failed}
     return {
         document: Record(TRANSIENT, record.requeues + 1)
         for document, record in records.items()
-        if record.cause == TRANSIENT and record.requeues < attempts
+        if (record.cause == TRANSIENT or document in mended) and record.requeues < attempts
     }

@@ -18,6 +18,7 @@ from lightrag_resilience.integrations.sdks import tell_cut_off_streams, yield_re
 from lightrag_resilience.priority import Priority, current_priority, priority
 from lightrag_resilience.registry import Guards
 
+from ._anchors import Anchors
 from ._answers import honest
 from ._degradation import Degradation
 from ._documents import DocumentCounts
@@ -107,7 +108,7 @@ class Protection:
         for name in filter(functools.partial(hasattr, rag), _INGEST):
             method = self._ingest.followed(getattr(rag, name), name)
             self._shadow(name, working(method, self._patience))
-        for name, seam in list(self._ingest.seams()):
+        for name, seam in [*self._ingest.seams(), *Anchors(rag).seams()]:
             self._shadow(name, seam)
         self._prepare_background()
 

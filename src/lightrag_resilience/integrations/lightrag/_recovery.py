@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 from lightrag.base import DocStatus
@@ -23,7 +23,8 @@ from lightrag_resilience.events import Event, RecoveryRan, StateChanged
 from lightrag_resilience.journal import Journal
 from lightrag_resilience.registry import Guards
 
-from ._failed_documents import RESUMABLE, Record, Records, plan
+from ._anchors import Anchors
+from ._failed_documents import RESUMABLE, Record, Records, is_failed, is_refused, plan
 from ._left_documents import in_words, left_documents
 from ._work import current_work
 
@@ -51,6 +52,7 @@ class Recovery:
         self._registry = registry
         self._attempts = registry.settings.recovery_attempts
         self._delay = registry.settings.recovery_delay
+        self._anchors = Anchors(rag, self._attempts)
         self._records = Records()
         self._wanted = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -140,7 +142,7 @@ class Recovery:
             if not is_mine:
                 return
             is_well = not _open(guard.breaker.snapshot() for guard in self._registry)
-            planned, given_up = await self._plan()
+            planned, given_up = await self._plan(is_well=is_well)
             # While nobody knows whether the dependency is back, one document finds out for all.
             requeued = await self._requeue(planned if is_well else planned[:1])
             resumed = max(await self._waiting() - requeued, 0)
@@ -172,23 +174,40 @@ class Recovery:
         async with lease.held() as is_mine:
             yield is_mine
 
-    async def _plan(self) -> tuple[list[tuple[str, Any, Record]], int]:
+    async def _plan(self, *, is_well: bool) -> tuple[list[tuple[str, Any, Record]], int]:
         """Which failed documents may be tried again, the least tried first; how many may not."""
         failed = {
             document: row async for document, row in self._failed() if not _is_somebody_elses(row)
         }
+        mended = await self._mended(failed) if is_well else set()
         metadata = [(document, row.metadata) for document, row in failed.items()]
-        planned = plan(metadata, attempts=self._attempts)
+        planned = plan(metadata, attempts=self._attempts, mended=mended)
         least_tried = sorted(planned.items(), key=lambda entry: entry[1].requeues)
         found = [(document, failed[document], record) for document, record in least_tried]
         return found, len(failed) - len(planned)
 
+    async def _mended(self, failed: Mapping[str, Any]) -> set[str]:
+        """Those that LightRAG refused to process anew, and will not refuse any more."""
+        refused = {
+            document
+            for document, row in failed.items()
+            if is_refused(row.error_msg) and Record.of(row.metadata).requeues < self._attempts
+        }
+        mended = await self._anchors.mend(refused)
+        if refused - mended and self._anchors.can_mend:
+            self._rounds += 1
+            self._wanted.set()
+        return mended
+
     async def _requeue(self, planned: list[tuple[str, Any, Record]]) -> int:
         """Make failed documents pending; how many."""
         requeued = 0
-        for document, row, record in planned:
+        for document, found, record in planned:
             content = await self._rag.full_docs.get_by_id(document)
-            if content:
+            whole = await self._rag.doc_status.get_by_id(document)
+            if content and is_failed(whole):
+                # A page of rows is without chunks; LightRAG takes out of the graph what they name.
+                row = dataclasses.replace(found, chunks_list=whole.get("chunks_list") or [])
                 self._records.requeued(document, record.requeues)
                 update = _pending(self._rag, row, content, record)
                 await self._rag.doc_status.upsert({document: update})
