@@ -18,7 +18,7 @@ class Scale:
         calls: Calls in a sample, and items of a stream.
         bursts: Samples of each stack for calls at once.
         at_once: Calls at once.
-        dependencies: Dependencies whose memory is weighed together.
+        dependencies: Dependencies whose memory is weighed together, at the most.
         imports: Fresh interpreters for each stack.
         largest: Calls, dependencies and callers up to which growth is followed.
         ingests: Real ingests, protected and not each; 0 leaves them out.
