@@ -112,11 +112,13 @@ class CircuitMachine(RuleBasedStateMachine):
     @rule()
     def be_well(self) -> None:
         """A closed circuit is content with a window of quick successes, if slow ones are too."""
-        if self.circuit.state is not State.CLOSED:
-            return
         for _ in range(self.policy.window_calls):
-            self.circuit.succeed(self.circuit.admit(self.now), 0.0, self.now)  # type: ignore[arg-type]
+            if (standing := self.circuit.standing) is None:  # the calls before were too bad
+                return
+            self.circuit.succeed(standing, 0.0, self.now)
             self.past.append((False, False))
+        if self.circuit.standing is None:
+            return
         counts = self.policy.window == "count" and self.circuit.mode != "disabled"
         assert self.circuit.is_content == (counts and self.policy.slow_call is None)
 
