@@ -23,11 +23,12 @@ from benchmarks.figures import COMPOSED, rounded
 from benchmarks.growth import LINEAR
 from benchmarks.report import print_all
 from benchmarks.scale import FULL, QUICK, SMOKE, Scale
+from benchmarks.stack import Stack
 from benchmarks.stacks import find_stacks
 
 _LEAST_ADVANTAGE = 2.0
 _NOISE = 1.5  # a quick run looks at growth more kindly
-_PARTS = ("calls", "sharing", "growth", "ingests", "interpreters", "cluster")
+_PARTS = ("calls", "memory", "sharing", "growth", "ingests", "interpreters", "cluster")
 
 
 def main() -> int:
@@ -70,7 +71,8 @@ def _options() -> argparse.Namespace:
 def _measured(console: Console, options: argparse.Namespace) -> dict[str, Any]:
     scale: Scale = options.scale
     measures: dict[str, Callable[[], Any]] = {
-        "calls": lambda: _calls(console, scale),
+        "calls": lambda: asyncio.run(parts.calls(_stacks(console, scale), scale)),
+        "memory": lambda: asyncio.run(parts.memory(_stacks(console, scale), scale)),
         "sharing": lambda: parts.sharing(scale),
         "growth": lambda: parts.growing(scale),
         "ingests": lambda: parts.ingests(scale),
@@ -89,11 +91,11 @@ def _measured(console: Console, options: argparse.Namespace) -> dict[str, Any]:
     return data
 
 
-def _calls(console: Console, scale: Scale) -> dict[str, Any]:
+def _stacks(console: Console, scale: Scale) -> list[Stack]:
     stacks, missing = find_stacks("all" if scale.peers else "plain")
     for module in missing:
         console.print(f"{module} is not installed and left out; 'make bench' brings it")
-    return asyncio.run(parts.calls(stacks, scale))
+    return stacks
 
 
 def _is_too_dear(console: Console, data: dict[str, Any]) -> bool:

@@ -53,7 +53,8 @@ _OF_SCRIPTS = frozenset(
 _NOT_OF_CLIENTS = _OF_SCRIPTS.union(
     ("zadd", "zcard", "zremrangebyscore", "info", "client|setinfo", "hello")
 )
-_LONGEST = 5.0  # seconds to make the dependencies of a stack whose memory is weighed
+_WEIGHED = 3  # times
+_LONGEST = 3.0  # seconds to make the dependencies of a stack whose memory is weighed
 _FEWEST = 20  # of them, however long they take
 _LOADED = "import json, sys, lightrag_resilience; print(json.dumps(sorted(sys.modules)))"
 
@@ -61,14 +62,15 @@ _LOADED = "import json, sys, lightrag_resilience; print(json.dumps(sorted(sys.mo
 async def memory(stacks: Sequence[Stack], dependencies: int) -> Samples:
     """Bytes for one dependency whose window is full, above a wrapper that does nothing.
 
-    For the bare call those of this wrapper: each stack has one, and no dependency costs less.
+    For the bare call those of this wrapper: each stack has one, and no dependency costs less. Each
+    is weighed several times, as threads beside it take memory of their own now and then.
     """
     wrapper = Stack(name=BARE, protect=_wrapped, refusal=None, timeout=None)
-    own = await _bytes(wrapper, dependencies)
-    found = {BARE: [own]}
+    own = [await _bytes(wrapper, dependencies) for _ in range(_WEIGHED)]
+    found = {BARE: own}
     for stack in stacks:
         if stack.refusal and stack.is_weighed:
-            found[stack.name] = [await _bytes(stack, dependencies) - own]
+            found[stack.name] = [await _bytes(stack, dependencies) - bare for bare in own]
     return found
 
 

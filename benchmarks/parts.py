@@ -16,7 +16,7 @@ from benchmarks.server import redis_url
 from benchmarks.sharing.__main__ import measure_all
 from benchmarks.stack import Stack
 
-__all__ = ["calls", "cluster", "growing", "ingests", "on_interpreters", "sharing"]
+__all__ = ["calls", "cluster", "growing", "ingests", "memory", "on_interpreters", "sharing"]
 
 Cases = dict[str, dict[str, Figure]]
 
@@ -53,9 +53,18 @@ async def _cases(stacks: Sequence[Stack], scale: Scale) -> Cases:
     }
     if (chunks := streams.items_of_model(number)) is not None:
         cases["items of a model"] = costs(await streams.per_item(chunks, rounds))
-    cases["memory"] = as_they_are(await footprint.memory(stacks, scale.dependencies))
     cases["imports"] = as_they_are(footprint.import_times(stacks, scale.imports))
     return cases
+
+
+async def memory(stacks: Sequence[Stack], scale: Scale) -> dict[str, Any]:
+    """Bytes of a dependency, for each stack."""
+    try:
+        weighed = await footprint.memory(stacks, scale.dependencies)
+    finally:
+        for stack in stacks:
+            stack.close()
+    return {stack: asdict(figure) for stack, figure in as_they_are(weighed).items()}
 
 
 def sharing(scale: Scale) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def _rest(data: Data) -> Table:
     table.add_column("stack", no_wrap=True)
     for title, _ in _REST.values():
         table.add_column(title, justify="right", no_wrap=True)
-    cases = data["cases"]
+    cases = {**data["cases"], "memory": data.get("memory", {})}
     for stack in cases["happy"]:
         cells = (_plain(cases[case].get(stack), show) for case, (_, show) in _REST.items())
         table.add_row(stack, *cells)

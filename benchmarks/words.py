@@ -54,9 +54,8 @@ def _head(data: Data, pictures: Sequence[str]) -> Iterator[str]:
     yield (
         f"Measured in one run on a {describe_in_words(machine)}, which others used at the same "
         "time (load {load}): costs are lower quartiles of interleaved rounds, with the median in "
-        "brackets. `make bench` measures it all again, here or on your machine.".format(
-            load=machine["load"][0]
-        )
+        "brackets. Bytes are weighed apart, as they do not depend on who else is there. `make "
+        "bench` measures it all again, here or on your machine.".format(load=machine["load"][0])
     )
     rows = (
         (row.what, row.goal, f"**{row.ours}**", _MET[row.is_met], row.peers) for row in goals(data)
@@ -66,7 +65,7 @@ def _head(data: Data, pictures: Sequence[str]) -> Iterator[str]:
 
 
 def _calls(data: Data) -> Iterator[str]:
-    cases = data["cases"]
+    cases = {**data["cases"], "memory": data["memory"]}
     yield "## A call"
     yield (
         "Above the bare call; `bare` is the call itself, and of memory a wrapper by "

@@ -20,7 +20,6 @@ CASES = {
     "retried",
     "throughput",
     "items of text",
-    "memory",
     "imports",
 }
 
@@ -50,6 +49,16 @@ def test_a_run_has_figures_for_every_case(run: tuple[str, dict[str, Any]]) -> No
         assert expected <= set(figures)
         for figure in figures.values():
             assert figure["least"] <= figure["low"] <= figure["median"] <= figure["high"]
+
+
+def test_a_run_weighs_a_dependency_of_each_stack_above_a_bare_wrapper(
+    run: tuple[str, dict[str, Any]],
+) -> None:
+    memory = run[1]["memory"]
+
+    assert {"bare", "ours", "ours, guard.call", "composed by hand"} <= set(memory)
+    for figure in memory.values():
+        assert 100 < figure["median"] < 100_000
 
 
 def test_a_run_prints_the_goals_of_the_design(run: tuple[str, dict[str, Any]]) -> None:
