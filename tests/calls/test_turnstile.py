@@ -38,21 +38,8 @@ async def test_a_query_waits_little_though_ingest_has_much_to_do() -> None:
     assert entered[-1] == pytest.approx(20, abs=1.2)  # and no turn is left unused
 
 
-async def test_nobody_in_the_background_goes_past_those_at_the_head() -> None:
-    limit = LocalLimit("llm", LimitPolicy(tpm=60.0, token_burst=60, max_wait=1000.0))
-    made = Turnstile("llm", limit, asyncio.get_running_loop().time)
-    with priority(BACKGROUND):
-        assert made.take(60)
-        head = asyncio.create_task(made.acquire(60, math.inf))
-        await asyncio.sleep(1)
-        made.settle(60, 0)  # there would be enough for a small one
-        assert not made.take(10)
-        head.cancel()
-        await asyncio.wait([head])
-        assert made.take(10)
-
-
-async def test_who_waits_for_the_answer_does() -> None:
+async def with_one_at_the_head() -> tuple[Turnstile, asyncio.Task[bool]]:
+    """A background call waits for sixty tokens, of which there are enough for a small one."""
     limit = LocalLimit("llm", LimitPolicy(tpm=60.0, token_burst=60, max_wait=1000.0))
     made = Turnstile("llm", limit, asyncio.get_running_loop().time)
     with priority(BACKGROUND):
@@ -60,6 +47,20 @@ async def test_who_waits_for_the_answer_does() -> None:
         head = asyncio.create_task(made.acquire(60, math.inf))
     await asyncio.sleep(1)
     made.settle(60, 0)
+    return made, head
+
+
+async def test_nobody_in_the_background_goes_past_who_is_at_the_head() -> None:
+    made, head = await with_one_at_the_head()
+    with priority(BACKGROUND):
+        assert not made.take(10)
+        head.cancel()
+        await asyncio.wait([head])
+        assert made.take(10)
+
+
+async def test_a_call_that_is_waited_for_does() -> None:
+    made, head = await with_one_at_the_head()
     assert made.take(10)
     head.cancel()
     await asyncio.wait([head])
