@@ -180,8 +180,10 @@ async def test_what_does_not_end_in_time_is_left_and_none_of_its_calls_repeated(
             with pytest.raises(ShuttingDownError, match="did not end in time"):
                 await ingest
         left = await statuses(rag)
+        ended = left.pop("processed", 0)  # in the time that was left
         assert set(left) <= RESUMABLE, left
-        assert sum(left.values()) == 3
+        assert sum(left.values()) == 3 - ended
+        assert ended < 3
         documents = [each for each in report.abandoned if each.kind == "document"]
         assert [each.track for each in documents] == ["t-7"] * len(documents)
         ours = [each for each in report.abandoned if each.kind in {"task", "document"}]
