@@ -34,6 +34,7 @@ def page(data: Data, pictures: Sequence[str]) -> str:
     parts = [
         *_head(data, pictures),
         *_calls(data),
+        *_profile(data),
         *_litellm(data),
         *_streams(data["cases"]),
         *_growth(data, pictures),
@@ -90,6 +91,27 @@ def _calls(data: Data) -> Iterator[str]:
     )
     yield _table(("stack", *(title for title, _ in _CASES.values())), rows)
     yield "![Bars: the cost of a refusal, ours and the peers'](performance-refused.svg)"
+
+
+def _profile(data: Data) -> Iterator[str]:
+    found = data.get("profile")
+    if not found:
+        return
+    whole, steps = found["whole"], found["steps"]
+    yield "## Where the time of a call goes"
+    yield (
+        "Instructions of a call that succeeds, by callgrind: noise does not reach them. These "
+        "steps, measured each by itself, are what no guard of this kind can do without; the rest "
+        "is the bytecode that asks breaker, gate and budget. `python -m benchmarks.profile --page` "
+        "measures them again."
+    )
+    rows = [(what, f"{count:,}", f"{count / whole:.0%}") for what, count in steps.items()]
+    rest = whole - sum(steps.values())
+    rows += [
+        ("the rest", f"{rest:,}", f"{rest / whole:.0%}"),
+        ("the whole, above the bare call", f"{whole:,}", ""),
+    ]
+    yield _table(("step", "instructions", "share"), rows)
 
 
 def _litellm(data: Data) -> Iterator[str]:
