@@ -177,7 +177,7 @@ class _Bucket(AsyncLimiter):
     __slots__ = ()
 
     def take(self) -> None:
-        """What `acquire` does where it need not wait, for which it takes four times as long."""
+        """What `acquire` does where it need not wait, without a coroutine."""
         self._level += 1
 
     def wait(self) -> float:

@@ -62,7 +62,7 @@ class Line:
     def pass_through(
         self, call: _Caller, question: tuple[Sequence[Any], Mapping[str, Any]]
     ) -> bool:
-        """Let a call go if it need not wait, which costs a third of `enter`."""
+        """Let a call go at once if it need not wait; False if it has to `enter`."""
         call.tokens = 0, 0
         places, limit = self._places, self._limit
         if self.cooldown.is_on or (places is not None and not places.has_room):
