@@ -19,6 +19,7 @@ import pytest
 
 from lightrag_resilience import (
     CircuitOpenError,
+    Guard,
     Guards,
     Policy,
     PolicyError,
@@ -152,6 +153,28 @@ async def test_a_partial_and_an_object_can_be_guarded(owner: Guards) -> None:
 
 
 # ---------------------------------------------------------------------- coroutine functions
+
+
+@pytest.mark.anyio
+async def test_a_guard_is_looked_up_on_the_first_call_only() -> None:
+    class Counting(Guards):
+        looks = 0
+
+        def get(self, name: str, policy: Policy | None = None) -> Guard:
+            self.looks += 1
+            return super().get(name, policy)
+
+    owner = Counting(settings=Settings())
+
+    @resilient("llm", registry=owner)
+    async def answer(number: int) -> int:
+        return number
+
+    assert owner.looks == 0
+    assert await asyncio.gather(*(answer(number) for number in range(3))) == [0, 1, 2]
+    looks = owner.looks
+    assert [await answer(number) for number in range(3)] == [0, 1, 2]
+    assert owner.looks == looks
 
 
 @pytest.mark.anyio
