@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test test-all test-lightrag lint types format docs clean
 .PHONY: bench bench-draining bench-quick bench-page bench-soak bench-installed
@@ -13,10 +14,10 @@ help: ## Show what there is
 demo: $(INSTALLED) ## A real LightRAG lives through an outage, beside an unprotected one
 	$(BIN)/lightrag-resilience demo
 
-test: $(INSTALLED) ## Run all tests, with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+test: $(INSTALLED) ## Run all tests, with branch coverage, a file at a time on each core
+	$(BIN)/python -m pytest --cov --cov-report=term $(SIDE_BY_SIDE) $(ARGS)
 
-test-all: ## Run all tests on every Python from 3.12 that is here
+test-all: ## Run all tests that Python matters to on each one from 3.12 that is here
 	@scripts/test-other-pythons $(ARGS)
 
 test-lightrag: ## Run the tests of LightRAG's protection on the last LightRAG 1.4

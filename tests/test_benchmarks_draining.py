@@ -13,6 +13,7 @@ pytest.importorskip("rich")
 pytest.importorskip("gunicorn.workers.gasgi")
 pytest.importorskip("uvicorn_worker")
 
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[1]
 
 

@@ -21,6 +21,7 @@ from benchmarks.growth import LINEAR, Curve, exponent
 from benchmarks.soak import Soaked
 from benchmarks.stacks import find_stacks
 
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[1]
 SIZES = [1, 10, 100, 1000, 10_000]
 COSTS = Costs(look=10e-6, show=30e-6, report=70e-6, delivery=1e-6)

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("rich")
 
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[1]
 
 

@@ -20,6 +20,7 @@ from lightrag_resilience import (
     RateLimitedError,
     another_may_help,
 )
+from support.names import without_address
 
 REQUEST: Any = httpx.Request("POST", "https://provider.invalid/v1")
 
@@ -71,7 +72,7 @@ def in_stream(**body: str) -> Exception:
         in_stream(type="authentication_error"),
         given_up(status(401)),
     ],
-    ids=repr,
+    ids=without_address,
 )
 def test_what_is_wrong_with_one_provider_another_may_mend(error: Exception) -> None:
     assert another_may_help(error) is True
@@ -94,7 +95,7 @@ def test_what_is_wrong_with_one_provider_another_may_mend(error: Exception) -> N
         given_up(ValueError()),
         ProviderError(__resilience_failure__=Failure(FailureKind.FATAL)),
     ],
-    ids=repr,
+    ids=without_address,
 )
 def test_what_is_wrong_everywhere_is_not_tried_elsewhere(error: Exception) -> None:
     assert another_may_help(error) is False

@@ -21,6 +21,7 @@ import anyio
 import pytest
 
 from lightrag_resilience._kinds import Kind, as_coroutine_function, is_stream, kind_of
+from support.names import without_address
 
 if TYPE_CHECKING:
     from nowhere import Nowhere  # type: ignore[import-not-found]
@@ -213,12 +214,12 @@ KINDS: list[tuple[Callable[..., Any], Kind]] = [
 ]
 
 
-@pytest.mark.parametrize(("function", "kind"), KINDS, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(("function", "kind"), KINDS, ids=without_address)
 def test_the_kind_of_a_callable_is_known(function: Callable[..., Any], kind: Kind) -> None:
     assert kind_of(function) is kind
 
 
-@pytest.mark.parametrize(("function", "kind"), KINDS, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(("function", "kind"), KINDS, ids=without_address)
 def test_a_partial_is_of_the_kind_it_is_a_partial_of(
     function: Callable[..., Any], kind: Kind
 ) -> None:

@@ -24,6 +24,7 @@ from support.browser import DESK, PHONE, chromium, show_as
 from support.status_app import TOKEN, StatusApp, status_app
 from support.workers import workers
 
+pytestmark = pytest.mark.once
 T = TypeVar("T")
 PATIENCE = 30.0  # seconds, on a busy machine
 HOSTILE = "<img src=x onerror=\"document.title='broken in'\">"

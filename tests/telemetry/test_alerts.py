@@ -13,9 +13,10 @@ pytest.importorskip("prometheus_client")
 
 from support.recorded import Answers, check, record
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is not there: apt-get install prometheus"
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(shutil.which("promtool") is None, reason="apt-get install prometheus"),
+]
 
 FAST, SLOWLY = "LightragQueriesFail", "LightragQueriesFailSlowly"
 NOT_RECOVERED = "LightragNotRecovered"

@@ -15,6 +15,7 @@ import yaml
 
 from lightrag_resilience.telemetry._metrics import METRICS
 
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).parent.parent.parent
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana").glob("*.json"))

