@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "lightrag_resilience"
 LONGEST = 400  # lines
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
-    ["shared", "shared.address"],
+    ["_forks", "shared", "shared.address"],
     [
         "_version",
         "_bounds",

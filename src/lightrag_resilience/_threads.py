@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+
+from ._forks import renew_in_children
 
 __all__ = ["BackgroundLoop"]
 
@@ -21,7 +22,6 @@ class BackgroundLoop:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._pid = 0
         self._lock = threading.Lock()
 
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
@@ -38,14 +38,19 @@ class BackgroundLoop:
         """Cancel what runs, end the loop and its thread; the next `run` starts anew."""
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
-            if loop is None or thread is None or self._pid != os.getpid():
+            if loop is None or thread is None:
                 return
             loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
+    def renew_after_fork(self) -> None:
+        """In a child process: the thread and its loop are the parent's."""
+        self._lock = threading.Lock()
+        self._loop = self._thread = None
+
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None or self._pid != os.getpid():
-            self._pid = os.getpid()
+        if self._loop is None:
+            renew_in_children(self)
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(
                 target=_serve, args=(self._loop,), name="lightrag-resilience", daemon=True

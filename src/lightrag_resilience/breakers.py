@@ -115,6 +115,11 @@ class Breaker:
             raise CircuitOpenError(self.name, wait, reason, state.value)
         return admission
 
+    def take_lock(self, lock: AbstractContextManager[object]) -> None:
+        """In a child process: who held the lock, or told listeners, may be the parent's thread."""
+        self._lock = lock
+        self._is_telling = False
+
     def begin(self) -> None:
         """Calls will come from a new event loop; nothing to prepare for."""
 

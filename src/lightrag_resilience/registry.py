@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
+from ._forks import renew_in_children
 from ._gate import Gate
 from ._threads import BackgroundLoop
 from .breakers import Breaker
@@ -108,6 +109,7 @@ class Guards:
         with self._lock:
             guard = self._guards.get(name)
             if guard is None:
+                renew_in_children(self)
                 guard = self._guards[name] = self._make(name, policy)
             elif policy is not None and policy != guard.base:
                 raise PolicyError(
@@ -216,6 +218,14 @@ class Guards:
         self.threads.close()
         if self._sync is not None:
             self._sync.close()
+
+    def renew_after_fork(self) -> None:
+        """In a child process: who held a lock may be a thread of the parent's."""
+        self._lock = threading.RLock()
+        self._breakers_lock = threading.RLock()
+        if self._sync is None:  # it renews what it shares
+            for guard in self._guards.values():
+                guard.breaker.take_lock(self._breakers_lock)
 
     def __iter__(self) -> Iterator[Guard]:
         """All guards made so far, by name."""

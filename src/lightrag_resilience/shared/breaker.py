@@ -388,8 +388,8 @@ class SharedBreaker(Breaker):
 
     def renew_after_fork(self) -> None:
         """In a child process: no lock, report or lease of the parent's is ours."""
-        self._lock = threading.RLock()
-        self._is_telling = self._is_due = False
+        self.take_lock(threading.RLock())
+        self._is_due = False
         self._report = Report(0)
         self._lease = None
         self._asked_until = -math.inf

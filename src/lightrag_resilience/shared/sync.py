@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightrag_resilience._circuit import State
+from lightrag_resilience._forks import renew_in_children
 from lightrag_resilience.events import Events
 from lightrag_resilience.policy import BreakerPolicy, LimitPolicy
 
@@ -52,7 +51,7 @@ class Synchronizer:
         self._members = Members({}, {}, override)
         self._lock = threading.Lock()
         self._worker: Worker | None = None
-        _renew_after_fork(self)
+        renew_in_children(self)
 
     @property
     def connected(self) -> bool:
@@ -160,15 +159,3 @@ def _is_in_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _renew_after_fork(sync: Synchronizer) -> None:
-    if not hasattr(os, "register_at_fork"):
-        return
-    here = weakref.ref(sync)
-
-    def renew() -> None:
-        if (sync := here()) is not None:
-            sync.renew_after_fork()
-
-    os.register_at_fork(after_in_child=renew)
