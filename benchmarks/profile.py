@@ -22,15 +22,18 @@ __all__ = ["STEPS", "instructions"]
 _FEW, _MORE = 1_000, 11_000
 _PROGRAM = """
 import asyncio, gc, time
-from asyncio import current_task, get_running_loop
+from asyncio import get_running_loop
+from threading import get_ident
 from contextvars import ContextVar
 from benchmarks.calls import answer
 from benchmarks.stack import Setup
 from benchmarks.stacks import ours
 from lightrag_resilience._call import Call
+from lightrag_resilience._tasks import current_task
 variable = ContextVar("variable", default=None)
 async def main():
-    loop, task, register, call = get_running_loop(), current_task(), {{}}, Call()
+    loop, register, call = get_running_loop(), {{}}, Call()
+    task = current_task(loop)
     guarded = ours.decorator(ours.make_registry())(answer, Setup())
     for _ in range(300):
         await guarded(1)
@@ -52,7 +55,7 @@ STEPS = {
     "the task that the timer ends, and its cancellations": "current_task(loop); task.cancelling()",
     "what is known of the call: one object": "Call()",
     "the clock": "time.monotonic()",
-    "the loop": "get_running_loop()",
+    "the loop, which is the one that runs": "get_ident(); current_task(loop)",
 }
 """What no guard of this kind can do without, as code."""
 

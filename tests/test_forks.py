@@ -75,6 +75,56 @@ def test_no_lock_of_the_parent_is_waited_for(held: str) -> None:
     )
 
 
+INSIDE = """
+import asyncio, os, signal
+from lightrag_resilience import AttemptTimeoutError, Guard, Policy, RetryPolicy, TimeoutPolicy
+from lightrag_resilience.registry import Guards
+from lightrag_resilience.settings import load_settings
+
+policy = Policy(timeout=TimeoutPolicy(attempt=0.05), retry=RetryPolicy(attempts=1))
+guard = GUARD
+
+async def answer():
+    return "answered"
+
+async def hang():
+    await asyncio.Event().wait()
+
+async def ends_in_time():
+    try:
+        await guard.call(hang)
+    except AttemptTimeoutError:
+        return await guard.call(answer)
+
+async def fork():  # what multiprocessing does, called on a loop
+    assert await guard.call(answer) == "answered"
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(50)
+        try:
+            assert asyncio.run(ends_in_time()) == "answered"
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    print("child", os.waitstatus_to_exitcode(status), await ends_in_time())
+
+asyncio.run(fork())
+"""
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        pytest.param("Guards(settings=load_settings({})).get('x', policy)", id="of a registry"),
+        pytest.param("Guard('x', policy)", id="by itself"),
+    ],
+)
+def test_a_child_forked_on_a_running_loop_has_one_of_its_own(guard: str) -> None:
+    assert output_of(INSIDE.replace("GUARD", guard)) == ("child 0 answered\n", "")
+
+
 def test_what_is_gone_is_not_renewed() -> None:
     class Part:
         def renew_after_fork(self) -> None: ...

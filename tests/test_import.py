@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "lightrag_resilience"
 LONGEST = 400  # lines
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
-    ["_forks", "shared", "shared.address"],
+    ["_forks", "_tasks", "shared", "shared.address"],
     [
         "_version",
         "_bounds",
@@ -45,7 +45,7 @@ LAYERS = [
     ["_failure_http"],
     ["_failure_databases", "_failure_providers"],
     ["failures", "policy", "stale", "timeouts"],
-    ["_waiters"],
+    ["_homes", "_waiters"],
     ["_elsewhere", "_variables", "_windows", "concurrency", "cooldown", "limits", "retry", "usage"],
     ["turnstile"],
     ["_diagnosis", "line", "throttling"],

@@ -1,18 +1,36 @@
-"""A call's wait in line, between the breaker's leave and its attempt."""
+"""What a call may have to wait for before an attempt: the breaker's leave, and its turn in line."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ._call import Call
-from ._tell import tell_refusal, tell_wait
+from ._tell import tell_probe, tell_refusal, tell_wait
+from .breakers import Admission
 from .errors import CallRejected
 from .line import Line
 
 if TYPE_CHECKING:
     from .guard import Guard
 
-__all__ = ["wait_in_line"]
+__all__ = ["ask_breaker", "wait_in_line"]
+
+
+async def ask_breaker(guard: Guard) -> Admission:
+    """The breaker's leave for an attempt.
+
+    Raises:
+        CallRejected: It gives none.
+    """
+    breaker = guard.breaker
+    try:
+        admission = await breaker.ask()
+    except CallRejected as refusal:
+        tell_refusal(guard, type(refusal))
+        raise
+    if admission is not breaker.circuit.standing:
+        tell_probe(guard)
+    return admission
 
 
 async def wait_in_line(
@@ -38,7 +56,7 @@ async def wait_in_line(
     tell_wait(guard, call, guard.clock() - began)
     if waited and not guard.breaker.circuit.honours(call.admission):
         try:
-            call.admission = await guard.ask_breaker()
+            call.admission = await ask_breaker(guard)
         except CallRejected:
             line.give_up(call)
             raise

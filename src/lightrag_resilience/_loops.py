@@ -7,11 +7,12 @@ import contextlib
 import math
 from collections.abc import Callable
 
+from ._homes import Home, Homes
 from .concurrency import Occupancy
 from .limits import SharedLimit
 from .line import Line, is_limited
 from .policy import Policy
-from .timeouts import Timer, Timers
+from .timeouts import Timer
 
 __all__ = ["LoopParts", "Loops"]
 
@@ -22,22 +23,27 @@ class LoopParts:
     """Timers, rate limit and places of one dependency on one event loop; None where not asked for.
 
     Attributes:
-        loop: The loop.
+        home: The loop, and its thread.
         timer: Ends an attempt, or a whole call where that is shorter.
         line: What a call waits for before it is sent; None while there is nothing to wait for.
     """
 
-    __slots__ = ("_gap_timer", "_line", "_loops", "line", "loop", "timer")
+    __slots__ = ("_gap_timer", "_line", "_loops", "home", "line", "timer")
 
-    def __init__(self, loops: Loops, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+    def __init__(self, loops: Loops, home: Home) -> None:
+        self.home = home
         self._loops = loops
         attempt, total = loops.policy.timeout.attempt, loops.policy.timeout.total
         limits = [seconds for seconds in (attempt, total) if seconds]
-        self.timer = loops.timers.of(loop, min(limits)) if limits else None
+        self.timer = home.timer(min(limits)) if limits else None
         self._gap_timer: Timer | None = None  # only streams need it
         self._line: Line | None = None  # most dependencies never need it
         self.line = self._make_line() if is_limited(loops.policy) else None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop."""
+        return self.home.loop
 
     @property
     def gap_timer(self) -> Timer | None:
@@ -45,7 +51,7 @@ class LoopParts:
         if self._gap_timer is None:
             timeout = self._loops.policy.timeout
             gap = timeout.gap or timeout.attempt
-            self._gap_timer = self._loops.timers.of(self.loop, gap) if gap else None
+            self._gap_timer = self.home.timer(gap) if gap else None
         return self._gap_timer
 
     def cool_down(self, seconds: float) -> None:
@@ -75,24 +81,24 @@ class Loops:
     Args:
         name: The dependency.
         policy: What is asked for.
-        timers: Where its calls are timed together with others.
+        homes: What it shares with other guards on each loop.
         clock: Monotonic seconds.
         shared: The limit of all workers together, if there is one.
     """
 
-    __slots__ = ("_clock", "_cold_until", "_name", "_parts", "_shared", "policy", "timers")
+    __slots__ = ("_clock", "_cold_until", "_homes", "_name", "_parts", "_shared", "policy")
 
     def __init__(
         self,
         name: str,
         policy: Policy,
-        timers: Timers,
+        homes: Homes,
         clock: Callable[[], float],
         shared: SharedLimit | None,
     ) -> None:
         self._name = name
         self.policy = policy
-        self.timers = timers
+        self._homes = homes
         self._clock = clock
         self._shared = shared
         self._cold_until = _NEVER
@@ -102,7 +108,7 @@ class Loops:
 
     def by(self, policy: Policy) -> Loops:
         """The same by another policy, for new calls; those under way end by their own."""
-        changed = Loops(self._name, policy, self.timers, self._clock, self._shared)
+        changed = Loops(self._name, policy, self._homes, self._clock, self._shared)
         changed._cold_until = self._cold_until
         if self._shared is not None:
             self._shared.policy = policy.limit
@@ -110,10 +116,11 @@ class Loops:
 
     def enter(self, loop: asyncio.AbstractEventLoop) -> tuple[LoopParts, bool]:
         """The parts of a loop, and whether they are new."""
+        home = self._homes.of(loop)
         for parts in self._parts:
-            if parts.loop is loop:
+            if parts.home is home:
                 return parts, False
-        parts = LoopParts(self, loop)
+        parts = LoopParts(self, home)
         if (left := self._cold_until - self._clock()) > 0:
             parts.cool_down(left)
         self._parts.append(parts)

@@ -13,8 +13,8 @@ import asyncio
 import functools
 import math
 import time
-from asyncio import get_running_loop  # its name alone: it is on the way of each call
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from threading import get_ident  # names alone, where they are on the way of each call
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
 
@@ -22,12 +22,14 @@ from ._again import try_again
 from ._block import begin_block, end_block
 from ._call import Call, current_call
 from ._gate import Gate
+from ._homes import Homes
 from ._kinds import as_coroutine_function, is_stream
 from ._lateness import timeout_error, was_cut_short
-from ._line_up import wait_in_line
+from ._line_up import ask_breaker, wait_in_line
 from ._loops import LoopParts, Loops
-from ._tell import tell_attempt, tell_failure, tell_probe, tell_refusal
-from .breakers import Admission, Breaker
+from ._tasks import current_task
+from ._tell import tell_attempt, tell_failure, tell_refusal
+from .breakers import Breaker
 from .budget import RetryBudget, alone
 from .concurrency import Occupancy
 from .errors import CallRejected, CircuitOpenError
@@ -38,7 +40,7 @@ from .policy import Policy
 from .retry import is_retryable
 from .streams import GuardedStream
 from .throttling import heed
-from .timeouts import Clock, Timer, Timers
+from .timeouts import Clock, Timer
 
 __all__ = ["Guard"]
 
@@ -64,7 +66,7 @@ class Guard:
         clock: Monotonic seconds.
         sleep: Waits so many seconds between attempts.
         gate: Lets calls in until a drain begins.
-        timers: Time its calls together with those of other guards.
+        homes: What it shares with other guards on each event loop.
     """
 
     __slots__ = (
@@ -96,7 +98,7 @@ class Guard:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         gate: Gate | None = None,
-        timers: Timers | None = None,
+        homes: Homes | None = None,
     ) -> None:
         self.name = name
         self.policy = policy
@@ -108,7 +110,7 @@ class Guard:
         self.clock: Clock = clock
         self.sleep = sleep
         self.gate = gate or Gate()
-        self._loops = Loops(name, policy, timers or Timers(clock), clock, limit)
+        self._loops = Loops(name, policy, homes or Homes(clock), clock, limit)
         self._parts: LoopParts | None = None
 
     def __repr__(self) -> str:
@@ -206,7 +208,11 @@ class Guard:
         token = around.set(call)
         try:
             parts = self._parts
-            if parts is None or parts.loop is not get_running_loop():
+            if (  # not on the running loop; to name that, Python 3.11 asks the kernel who we are
+                parts is None
+                or (home := parts.home).thread != get_ident()
+                or current_task(home.loop) is None
+            ):
                 parts = self.prepare(call)
             call.parts = parts
             admission = self._circuit.standing
@@ -275,7 +281,7 @@ class Guard:
 
     def prepare(self, call: Call) -> LoopParts:
         """Find the limits and timers of the running loop."""
-        parts, is_new = self._loops.enter(get_running_loop())
+        parts, is_new = self._loops.enter(asyncio.get_running_loop())
         if is_new:
             self.breaker.begin()
         self._parts = call.parts = parts
@@ -286,22 +292,11 @@ class Guard:
         tell_refusal(self, CircuitOpenError)
         return CircuitOpenError(self.name, None if wait == math.inf else wait, self._circuit.reason)
 
-    async def ask_breaker(self) -> Admission:
-        """The breaker's leave for an attempt, or its refusal."""
-        try:
-            admission = await self.breaker.ask()
-        except CallRejected as refusal:
-            tell_refusal(self, type(refusal))
-            raise
-        if admission is not self._circuit.standing:
-            tell_probe(self)
-        return admission
-
     async def enter(
         self, call: Call, parts: LoopParts, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Timer | None:
         """Wait for all that a call may have to wait for, and let its time run."""
-        call.admission = self._circuit.standing or await self.ask_breaker()
+        call.admission = self._circuit.standing or await ask_breaker(self)
         if parts.line is not None:
             await wait_in_line(self, call, parts.line, (args, kwargs))
         return self.start(call, parts)

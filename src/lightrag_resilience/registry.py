@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from ._forks import renew_in_children
 from ._gate import Gate
+from ._homes import Homes
 from ._threads import BackgroundLoop
 from .breakers import Breaker
 from .budget import alone
@@ -20,7 +21,6 @@ from .errors import PolicyError, SettingsError
 from .events import Events
 from .guard import Guard
 from .policy import Policy
-from .timeouts import Timers
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -70,7 +70,7 @@ class Guards:
     ) -> None:
         self.events = Events()
         self.gate = Gate()
-        self.timers = Timers(clock)
+        self.homes = Homes(clock)
         self.tracing: Tracing | None = None
         self.coordinators: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self.threads = BackgroundLoop()
@@ -142,7 +142,7 @@ class Guards:
             clock=self._clock,
             sleep=self._sleep,
             gate=self.gate,
-            timers=self.timers,
+            homes=self.homes,
         )
 
     def _synchronizer(self) -> Synchronizer | None:

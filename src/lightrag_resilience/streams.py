@@ -49,7 +49,7 @@ class GuardedStream(PassedOnStream[T_co]):
     call is under way, and has its place, until one of these happens.
     """
 
-    __slots__ = ("_call", "_finish", "_first", "_guard", "_span", "_waited")
+    __slots__ = ("_call", "_finish", "_first", "_gap_timer", "_guard", "_span", "_waited")
 
     def __init__(self, guard: _Guard, call: Call, source: Any) -> None:
         self._call: Call | None = None  # the caller's to settle where the source is no iterable
@@ -58,6 +58,7 @@ class GuardedStream(PassedOnStream[T_co]):
         self._guard = guard
         self._first: Any = _NOTHING
         self._finish: Finish | None = None
+        self._gap_timer: Timer | None = None
         self._span: _Span | None = None
         self._waited: float | None = None
 
@@ -90,6 +91,7 @@ class GuardedStream(PassedOnStream[T_co]):
             await self._close_after_error()
             raise
         self._waited = self._guard.clock() - call.started
+        self._gap_timer = call.parts.gap_timer
         call.is_streaming = True
         if self._guard.policy.stream.finish_marker:
             self._finish = finish_after(self._first)
@@ -103,28 +105,31 @@ class GuardedStream(PassedOnStream[T_co]):
             return first  # type: ignore[no-any-return]
         if (call := self._call) is None:
             raise StopAsyncIteration
+        timer = self._gap_timer
+        if (span := self._span) is not None:
+            timer = await self._timer_within(span)
+        around = current_call
+        call.guard, call.parent = self._guard, around.get()
+        token = around.set(call)
+        if timer is not None:
+            timer.start(call, timer.clock())
         try:
-            if (span := self._span) is None:
-                item = await self._next(call, call.parts.gap_timer)
-            else:
-                item = await self._next_within(call, span)
-        except StopAsyncIteration:
-            if (finish := self._finish) is None or not finish.is_missing:
-                self._end()
-                raise
-            cut_off = TruncatedStreamError(self._guard.name, None, "before its finish marker")
-            await self._fail(cut_off)
-            raise cut_off from None
-        except Exception as error:
-            await self._fail(error)
+            item = await anext(self._iterator)
+        except BaseException as error:
+            await self._interrupted(error, call, timer)
             raise
-        except GeneratorExit:  # dropped while it waits: nothing can be awaited here any more
-            self._abandon()
-            raise
-        except BaseException:
-            self._release()
-            await self._close_after_error()
-            raise
+        finally:
+            call.guard = None
+            if span is not None:
+                span.left = self._guard.clock()
+            try:  # noqa: SIM105 - suppress() costs more than all of this
+                around.reset(token)
+            except ValueError:
+                pass  # ended by the garbage collector, in the context of other code
+        if timer is not None and timer.stop(call):
+            # LightRAG answers a cancellation amid a model's thoughts with one more item.
+            await self._fail(late := self._too_late(timer))
+            raise late
         if (finish := self._finish) is not None:
             finish.note(item)
         return item
@@ -156,42 +161,35 @@ class GuardedStream(PassedOnStream[T_co]):
         finally:
             own.stop(call)
 
-    async def _next_within(self, call: Call, span: _Span) -> T_co:
-        """As `_next`, of a stream that may take only so long as a whole."""
+    async def _timer_within(self, span: _Span) -> Timer:
+        """What ends the wait for an item, where the stream may take only so long as a whole."""
         now = self._guard.clock()
         span.reader_came_back(now)
         if now >= span.until:
-            raise self._too_long(span)
-        try:
-            return await self._next(call, span.timer_at(now))
-        finally:
-            span.left = self._guard.clock()
+            await self._fail(late := self._too_long(span))
+            raise late
+        return span.timer_at(now)
 
-    async def _next(self, call: Call, timer: Timer | None) -> T_co:
-        call.guard, call.parent = self._guard, current_call.get()
-        token = current_call.set(call)
-        if timer is not None:
-            timer.start(call, timer.clock())
-        try:
-            item = await anext(self._iterator)
-        except (asyncio.CancelledError, StopAsyncIteration) as error:
-            if timer is not None and timer.stop(call):
-                raise self._too_late(timer) from error
-            raise
-        except BaseException:
-            if timer is not None:
-                timer.stop(call)
-            raise
-        finally:
-            call.guard = None
-            try:  # noqa: SIM105 - suppress() costs more than all of this
-                current_call.reset(token)
-            except ValueError:
-                pass  # ended by the garbage collector, in the context of other code
-        if timer is not None and timer.stop(call):
-            # LightRAG answers a cancellation amid a model's thoughts with one more item.
-            raise self._too_late(timer)
-        return item
+    async def _interrupted(self, error: BaseException, call: Call, timer: Timer | None) -> None:
+        """An error ended the wait for an item; where it stands for another, this raises that."""
+        is_late = timer is not None and timer.stop(call)
+        if is_late and isinstance(error, asyncio.CancelledError | StopAsyncIteration):
+            assert timer is not None  # noqa: S101 - it is what was late
+            await self._fail(late := self._too_late(timer))
+            raise late from error
+        if isinstance(error, StopAsyncIteration):
+            if (finish := self._finish) is not None and finish.is_missing:
+                cut_off = TruncatedStreamError(self._guard.name, None, "before its finish marker")
+                await self._fail(cut_off)
+                raise cut_off from None
+            self._end()
+        elif isinstance(error, Exception):
+            await self._fail(error)
+        elif isinstance(error, GeneratorExit):  # dropped while it waits: nothing can be awaited
+            self._abandon()
+        else:
+            self._release()
+            await self._close_after_error()
 
     def _too_late(self, timer: Timer) -> Exception:
         if (span := self._span) is not None and timer is span.timer:

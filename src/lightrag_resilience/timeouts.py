@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from asyncio import current_task  # its name alone: it is on the way of each call
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Clock", "Timed", "Timer", "Timers"]
+from ._tasks import current_task
+
+__all__ = ["Clock", "Timed", "Timer"]
 
 
 class Clock(Protocol):
@@ -112,32 +113,3 @@ class Timer:
             del self._running[first]
             first.expired = True
             first.task.cancel()
-
-
-class Timers:
-    """On one event loop, all calls that may take equally long share a timer, whoever makes them.
-
-    Args:
-        clock: Monotonic seconds, by which `Timed.due` is set.
-    """
-
-    __slots__ = ("_clock", "_timers")
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._timers: dict[tuple[asyncio.AbstractEventLoop, float], Timer] = {}
-
-    def of(self, loop: asyncio.AbstractEventLoop, seconds: float) -> Timer:
-        """The timer of a loop that ends what takes longer than `seconds`."""
-        timer = self._timers.get((loop, seconds))
-        if timer is None:
-            for key in list(self._timers):
-                if key[0].is_closed():
-                    self._timers.pop(key, None)
-            timer = Timer(seconds, loop, self._clock)
-            timer = self._timers.setdefault((loop, seconds), timer)
-        return timer
-
-    def running(self) -> list[Timed]:
-        """Those of all loops whose time runs; any thread may ask."""
-        return [timed for timer in list(self._timers.values()) for timed in timer.running()]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards, Policy, TimeoutPolicy
+from lightrag_resilience._homes import Homes
 from lightrag_resilience.settings import Settings
-from lightrag_resilience.timeouts import Timed, Timer, Timers
+from lightrag_resilience.timeouts import Timed, Timer
 from support.guards import now
 
 pytestmark = pytest.mark.anyio
@@ -137,33 +138,37 @@ async def test_calls_of_equal_duration_share_a_timer_whoever_makes_them() -> Non
     one, two = registry.get("llm.one", policy), registry.get("storage.two", policy)
     calls = [asyncio.create_task(guard.call(asyncio.sleep, 3)) for guard in (one, two)]
     await asyncio.sleep(1)
-    timer = registry.timers.of(loop, 5.0)
+    timer = registry.homes.of(loop).timer(5.0)
     assert [timed.name for timed in timer.running()] == ["llm.one", "storage.two"]
-    assert registry.timers.running() == timer.running()
+    assert registry.homes.running() == timer.running()
     await asyncio.gather(*calls)
-    assert registry.timers.running() == []
+    assert registry.homes.running() == []
 
 
 async def test_a_timer_is_of_one_loop_and_one_duration() -> None:
     loop, other = asyncio.get_running_loop(), asyncio.new_event_loop()
-    timers = Timers(loop.time)
+    homes = Homes(loop.time)
     try:
-        found = [timers.of(loop, 5.0), timers.of(loop, 6.0), timers.of(other, 5.0)]
+        found = [
+            homes.of(loop).timer(5.0),
+            homes.of(loop).timer(6.0),
+            homes.of(other).timer(5.0),
+        ]
         assert [(timer.loop, timer.seconds) for timer in found] == [
             (loop, 5.0),
             (loop, 6.0),
             (other, 5.0),
         ]
-        assert timers.of(loop, 5.0) is found[0]
+        assert homes.of(loop).timer(5.0) is found[0]
     finally:
         other.close()
 
 
-async def test_timers_of_loops_that_are_closed_are_forgotten() -> None:
+async def test_loops_that_are_closed_are_forgotten_with_their_timers() -> None:
     closed = [asyncio.new_event_loop() for _ in range(3)]
-    timers = Timers(now)
+    homes = Homes(now)
     for loop in closed:
-        timers.of(loop, 5.0)
+        homes.of(loop)
         loop.close()
-    timers.of(asyncio.get_running_loop(), 5.0)
-    assert [key[0] for key in timers._timers] == [asyncio.get_running_loop()]
+    homes.of(asyncio.get_running_loop())
+    assert list(homes._homes) == [asyncio.get_running_loop()]

@@ -313,7 +313,7 @@ async def test_a_reader_who_saw_the_beginning_is_told_and_asks_again(
         "corrupt": (ValueError,),
         "disconnect": (openai.APIConnectionError, httpx2.RequestError),
     }
-    one = guard()
+    one = guard(timeout=TimeoutPolicy(attempt=10.0, total=30.0, gap=1.0))  # a slow server is none
     async with asking(client, provider) as ask:
         with pytest.raises(told[kind]):
             text_of([item async for item in await one.call(ask)])
