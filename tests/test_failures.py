@@ -732,3 +732,48 @@ def test_verdicts_can_be_sent_to_another_process_and_asked_for_in_threads() -> N
         verdicts = list(pool.map(classify, [ConnectionResetError()] * 50))
     assert verdicts == [UNKNOWN] * 50
     assert pickle.loads(pickle.dumps(verdicts[0])) == UNKNOWN  # noqa: S301 - our own bytes
+
+
+class SlottedStatusError(ValueError):
+    __slots__ = ("status_code",)
+
+
+class ComputedStatusError(ValueError):
+    @property
+    def status(self) -> int:
+        return 503
+
+
+class OfTheClassStatusError(ValueError):
+    code = 503
+
+
+class LookedUpStatusError(ValueError):
+    def __getattr__(self, name: str) -> int:
+        if name == "status_code":
+            return 503
+        raise AttributeError(name)
+
+
+class InterceptedStatusError(ValueError):
+    def __getattribute__(self, name: str) -> Any:
+        return 503 if name == "status_code" else super().__getattribute__(name)
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        ValueError,
+        SlottedStatusError,
+        ComputedStatusError,
+        OfTheClassStatusError,
+        LookedUpStatusError,
+        InterceptedStatusError,
+    ],
+)
+def test_a_status_is_found_wherever_an_error_has_it(cls: type[Any]) -> None:
+    error = cls()
+    if cls in {ValueError, SlottedStatusError}:
+        assert classify(error).kind is FailureKind.FATAL
+        error.status_code = 503
+    assert classify(error).kind is FailureKind.TRANSIENT

@@ -10,8 +10,17 @@ from typing import Any
 from ._hints import advice, asked_wait, longest_reset, retry_info
 from ._verdicts import FATAL, THROTTLED, TRANSIENT, Failure, package_of, with_wait
 
-__all__ = ["by_body", "by_status", "names_a_spent_quota", "of_status", "status_of", "words_of"]
+__all__ = [
+    "by_body",
+    "by_status",
+    "may_tell_status",
+    "names_a_spent_quota",
+    "of_status",
+    "status_of",
+    "words_of",
+]
 
+_STATUS_NAMES = ("status_code", "status", "response", "code")  # where `status_of` looks
 _PASSING = frozenset({408, 409, 425})
 _TOO_MANY = 429
 _LONGEST_RESET = 30.0  # seconds: a full refill takes longer than room for one call
@@ -37,6 +46,14 @@ def _first_number(exc: BaseException) -> int | None:
         return status
     status = getattr(exc, "code", None)
     return status if isinstance(status, int) else None
+
+
+def may_tell_status(cls: type[BaseException]) -> bool:
+    """Whether an object of it may have an HTTP status with nothing in its ``__dict__``."""
+    looks_up = hasattr(cls, "__getattr__") or (
+        cls.__getattribute__ is not BaseException.__getattribute__
+    )
+    return looks_up or any(hasattr(cls, name) for name in _STATUS_NAMES)
 
 
 def by_status(exc: BaseException, status: int) -> Failure:

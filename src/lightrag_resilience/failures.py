@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 from ._failure_databases import DATABASES
-from ._failure_http import by_status, status_of
+from ._failure_http import by_status, may_tell_status, status_of
 from ._failure_providers import OURS, PROVIDERS
 from ._verdicts import (
     TRANSIENT,
@@ -127,7 +127,7 @@ def _answer(exc: Exception) -> Failure | tuple[Exception, ...]:
             told = _told(exc, known.registered)
             if told is not None:
                 return told
-        if known.may_be_http:
+        if known.may_be_http and (known.may_tell_status or exc.__dict__):
             status = status_of(exc)
             if status is not None:
                 return by_status(exc, status)
@@ -193,6 +193,7 @@ class _Known(NamedTuple):
 
     rule: Rule
     may_be_http: bool
+    may_tell_status: bool
     registered: _Verdict | _Registered | None
 
 
@@ -238,7 +239,7 @@ def _find(told: Mapping[type, _Verdict | _Registered], cls: type[Exception]) -> 
         for package in (package_of(base),)
     )
     package, rule = next((package, rule) for package, rule in rules if rule is not None)
-    return _Known(rule, package not in DATABASES, registered)
+    return _Known(rule, package not in DATABASES, may_tell_status(cls), registered)
 
 
 _rules = _Rules()
