@@ -1,7 +1,8 @@
 """The goals of this project's design, beside what was measured, ours and the peers'.
 
 A cost is judged by its lower quartile: a quarter of the samples were below. The machine is shared
-with others, and noise only adds.
+with others, and noise only adds. The design tells what pyresilience took where its goals were set:
+a machine on which it takes longer is slower, and the goal grows with it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _PEERS = {
     "interlock-cb pipeline, Redis": "interlock-cb, Redis",
     "baldur": "baldur",
 }
+_PEER = "pyresilience"  # the yardstick
 _MILLI = 1e3
 
 Data = Mapping[str, Any]
@@ -61,16 +63,20 @@ def goals(data: Data) -> Iterator[Goal]:
 
 def _of_calls(cases: Data, at_once: int) -> Iterator[Goal]:
     happy, refused, failing = cases["happy"], cases["refused"], cases["failing"]
-    for what, case, stack, limit in (
-        ("happy path over a bare call, with a deadline", happy, OURS, 1.5),
-        ("the same, with Prometheus", happy, OBSERVED, 2.5),
-        ("refused by an open breaker", refused, OURS, 0.8),
-        ("exception path, not retried", failing, OURS, 3.5),
+    for what, case, stack, limit, yardstick in (
+        ("happy path over a bare call, with a deadline", happy, OURS, 1.5, 17.1),
+        ("the same, with Prometheus", happy, OBSERVED, 2.5, 17.1),
+        ("refused by an open breaker", refused, OURS, 0.8, 1.8),
+        ("exception path, not retried", failing, OURS, 3.5, 21.0),
     ):
         if stack in case:
             cost = case[stack]["low"]
             told = f"{cost:.2f} µs (median {case[stack]['median']:.2f})"
-            yield Goal(what, f"≤ {limit} µs", told, cost <= limit, _peers(case, _in_microseconds))
+            goal, slower = f"≤ {limit} µs", case.get(_PEER, {}).get("low", 0.0) / yardstick
+            if slower > 1:
+                goal += f", here {limit * slower:.2f}: {_PEER} takes {slower:.1f} times as long"
+            is_met = cost <= limit * max(slower, 1.0)
+            yield Goal(what, goal, told, is_met, _peers(case, _in_microseconds))
     if EVERYTHING in happy:
         told = _in_microseconds(happy[EVERYTHING])
         yield Goal("happy path, everything on and shared through Redis", "", f"{told} µs", None)
