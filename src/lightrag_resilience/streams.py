@@ -114,18 +114,19 @@ class GuardedStream(PassedOnStream[T_co]):
         if timer is not None:
             timer.start(call, timer.clock())
         try:
-            item = await anext(self._iterator)
+            try:
+                item = await anext(self._iterator)
+            finally:
+                call.guard = None
+                if span is not None:
+                    span.left = self._guard.clock()
+                try:  # noqa: SIM105 - suppress() costs more than all of this
+                    around.reset(token)
+                except ValueError:
+                    pass  # ended by the garbage collector, in the context of other code
         except BaseException as error:
             await self._interrupted(error, call, timer)
             raise
-        finally:
-            call.guard = None
-            if span is not None:
-                span.left = self._guard.clock()
-            try:  # noqa: SIM105 - suppress() costs more than all of this
-                around.reset(token)
-            except ValueError:
-                pass  # ended by the garbage collector, in the context of other code
         if timer is not None and timer.stop(call):
             # LightRAG answers a cancellation amid a model's thoughts with one more item.
             await self._fail(late := self._too_late(timer))

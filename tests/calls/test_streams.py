@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -221,6 +221,34 @@ async def test_the_source_runs_inside_its_call_and_the_reader_does_not() -> None
     async for _ in await guard.call(source.words):
         assert not owned_by_a_guard()
     assert source.owned == [True, True]
+
+
+async def test_a_source_is_closed_outside_of_the_call_that_it_failed() -> None:
+    class Closed:
+        def __init__(self) -> None:
+            self.steps: Iterator[str | Exception] = iter(["one", down()])
+            self.was_owned: bool | None = None
+
+        def __aiter__(self) -> Closed:
+            return self
+
+        async def __anext__(self) -> str:
+            step = next(self.steps)
+            if isinstance(step, Exception):
+                raise step
+            return step
+
+        async def aclose(self) -> None:
+            self.was_owned = owned_by_a_guard()
+
+    source = Closed()
+
+    async def begin() -> Closed:
+        return source
+
+    with pytest.raises(ConnectionError):
+        await collected(await guard_on_loop(retry=RetryPolicy(attempts=1)).call(begin))
+    assert source.was_owned is False
 
 
 async def test_a_source_without_aclose_is_read_and_left() -> None:
