@@ -173,9 +173,8 @@ class GuardedStream(PassedOnStream[T_co]):
 
     async def _interrupted(self, error: BaseException, call: Call, timer: Timer | None) -> None:
         """An error ended the wait for an item; where it stands for another, this raises that."""
-        is_late = timer is not None and timer.stop(call)
-        if is_late and isinstance(error, asyncio.CancelledError | StopAsyncIteration):
-            assert timer is not None  # noqa: S101 - it is what was late
+        ends = (asyncio.CancelledError, StopAsyncIteration)
+        if timer is not None and timer.stop(call) and isinstance(error, ends):
             await self._fail(late := self._too_late(timer))
             raise late from error
         if isinstance(error, StopAsyncIteration):
