@@ -208,7 +208,7 @@ async def test_what_a_forked_child_forgets() -> None:
     made.begin("the test")
     guards.gate._pid = 0
     wakes = signal.set_wakeup_fd(-1)
-    _roots._forget()
+    _roots._roots.renew_after_fork()
     signal.set_wakeup_fd(wakes)
     assert not made.is_draining
     assert (guards.gate.is_closed, guards.gate.running, dict(guards.coordinators)) == (
