@@ -121,7 +121,7 @@ def new_call(guard: Any, parent: Call | None, now: float) -> Call:
     call.name = guard.name
     call.guard = guard
     call.parent = parent
-    call.deadline = None
+    call.deadline = call.timer = None
     call.aside = 0
     call.is_streaming = False
     call.began = now

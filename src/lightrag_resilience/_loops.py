@@ -12,7 +12,6 @@ from .concurrency import Occupancy
 from .limits import SharedLimit
 from .line import Line, is_limited
 from .policy import Policy
-from .timeouts import Timer
 
 __all__ = ["LoopParts", "Loops"]
 
@@ -28,7 +27,7 @@ class LoopParts:
         line: What a call waits for before it is sent; None while there is nothing to wait for.
     """
 
-    __slots__ = ("_gap_timer", "_line", "_loops", "home", "line", "timer")
+    __slots__ = ("_line", "_loops", "home", "line", "timer")
 
     def __init__(self, loops: Loops, home: Home) -> None:
         self.home = home
@@ -36,7 +35,6 @@ class LoopParts:
         attempt, total = loops.policy.timeout.attempt, loops.policy.timeout.total
         limits = [seconds for seconds in (attempt, total) if seconds]
         self.timer = home.timer(min(limits)) if limits else None
-        self._gap_timer: Timer | None = None  # only streams need it
         self._line: Line | None = None  # most dependencies never need it
         self.line = self._make_line() if is_limited(loops.policy) else None
 
@@ -44,15 +42,6 @@ class LoopParts:
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop."""
         return self.home.loop
-
-    @property
-    def gap_timer(self) -> Timer | None:
-        """Ends the wait for a stream's next item."""
-        if self._gap_timer is None:
-            timeout = self._loops.policy.timeout
-            gap = timeout.gap or timeout.attempt
-            self._gap_timer = self.home.timer(gap) if gap else None
-        return self._gap_timer
 
     def cool_down(self, seconds: float) -> None:
         """The provider asked to wait; from any thread."""

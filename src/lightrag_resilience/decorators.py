@@ -12,6 +12,7 @@ from .errors import UnsupportedCallError
 from .guard import Guard
 from .policy import Policy
 from .registry import Guards, guards
+from .streams import items_of
 
 __all__ = ["resilient"]
 
@@ -101,7 +102,7 @@ def _stream(function: Callable[..., Any], find: Callable[[], Guard]) -> Callable
     async def guarded(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         stream = await find().run(begin, args, kwargs)
         try:
-            async for item in stream:
+            async for item in items_of(stream):
                 yield item
         finally:
             if hasattr(stream, "aclose"):

@@ -15,7 +15,7 @@ from ._kinds import as_coroutine_function, is_stream
 from ._opened import OpenedStream, PassedOnStream
 from .errors import UnsupportedCallError
 from .events import Events
-from .streams import GuardedStream
+from .streams import GuardedStream, items_of
 
 __all__ = ["gathered"]
 
@@ -64,7 +64,7 @@ def gathered(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, 
             found = type(source).__name__
             raise UnsupportedCallError(f"gathered({name}) needs a stream, not {found}")
         async with await _watched(source) as stream:
-            return [item async for item in stream]
+            return [item async for item in items_of(stream)]
 
     return gather
 
@@ -73,7 +73,7 @@ async def _watched(source: Any) -> PassedOnStream[Any]:
     call = current_call.get()
     if call is None or call.guard is None:
         return await OpenedStream[Any](source).open()
-    return await GuardedStream(_Attempt(call), _reading(call), source).open(None)
+    return await GuardedStream(_Attempt(call), source).open(_reading(call), None)
 
 
 def _reading(call: Call) -> Call:

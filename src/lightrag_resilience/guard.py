@@ -323,7 +323,7 @@ class Guard:
 
     async def _opened(self, call: Call, source: Any, timer: Timer | None) -> GuardedStream[Any]:
         """A stream whose first item is there: until then it is an attempt like others."""
-        stream: GuardedStream[Any] = await GuardedStream(self, call, source).open(timer)
+        stream: GuardedStream[Any] = await GuardedStream(self, source).open(call, timer)
         if timer is not None:
             timer.stop(call)
         return stream

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ from lightrag_resilience import (
     QueueFullError,
     RetryPolicy,
     State,
+    TimeoutPolicy,
     TruncatedStreamError,
 )
 from lightrag_resilience._call import owned_by_a_guard
@@ -136,6 +139,64 @@ async def test_a_stream_that_another_task_closes_is_settled_once() -> None:
     assert (verdict(guard), free_places(guard)) == ((0, 0), 1)
 
 
+async def test_a_stream_that_another_task_closes_ends_with_the_item_under_way() -> None:
+    class Endless:
+        def __aiter__(self) -> Endless:
+            return self
+
+        async def __anext__(self) -> float:
+            await asyncio.sleep(2.0)
+            return now()
+
+    async def begin() -> Endless:
+        return Endless()
+
+    guard = guard_on_loop(concurrency=ONE_PLACE)
+    stream: Any = await guard.call(begin)
+    assert await anext(stream) == 2.0
+    reading = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(1.0)
+    await stream.aclose()
+    assert await reading == 4.0
+    assert await collected(stream) == []
+    assert (verdict(guard), free_places(guard)) == ((0, 0), 1)
+
+
+async def test_items_that_were_read_are_not_kept() -> None:
+    class Item:
+        pass
+
+    class Items:
+        async def all(self) -> AsyncIterator[Item]:
+            for _ in range(3):
+                yield Item()
+
+    stream = await guard_on_loop().call(Items().all)
+    first = weakref.ref(await anext(stream))
+    await anext(stream)
+    assert first() is None
+
+
+WAYS_TO_END: dict[str, tuple[Any, ...]] = {
+    "read to its end": ("one", 1.0, "two"),
+    "closed": ("one", 1.0, "two", "three"),
+    "broken": ("one", 1.0, "two", down()),
+    "late": ("one", 1.0, "two", 90.0),
+}
+
+
+@pytest.mark.parametrize("steps", WAYS_TO_END.values(), ids=list(WAYS_TO_END))
+async def test_a_stream_that_has_ended_leaves_no_timer_behind(steps: tuple[Any, ...]) -> None:
+    loop: Any = asyncio.get_running_loop()
+    guard = guard_on_loop(timeout=TimeoutPolicy(attempt=None, total=None, gap=60.0))
+    stream = await guard.call(Source(*steps).words)
+    with contextlib.suppress(ConnectionRefusedError, AttemptTimeoutError):
+        async for word in stream:
+            if word == "three":
+                await stream.aclose()
+    assert [handle for handle in loop._scheduled if not handle.cancelled()] == []
+
+
 async def test_a_fatal_error_in_a_stream_is_not_the_dependencys_fault() -> None:
     guard = guard_on_loop()
     with pytest.raises(ValueError, match="a bug"):
@@ -249,6 +310,25 @@ async def test_a_source_is_closed_outside_of_the_call_that_it_failed() -> None:
     with pytest.raises(ConnectionError):
         await collected(await guard_on_loop(retry=RetryPolicy(attempts=1)).call(begin))
     assert source.was_owned is False
+
+
+async def test_a_second_reader_is_told_so_and_nobody_is_blamed() -> None:
+    class Slow:
+        async def words(self) -> AsyncIterator[str]:
+            yield "one"
+            await asyncio.sleep(5.0)
+            yield "two"
+
+    guard = guard_on_loop()
+    stream = await guard.call(Slow().words)
+    assert await anext(stream) == "one"
+    reader = asyncio.create_task(anext(stream))
+    await asyncio.sleep(1.0)
+    with pytest.raises(RuntimeError, match="already running"):
+        await anext(stream)
+    assert await reader == "two"
+    assert await collected(stream) == []
+    assert verdict(guard) == (1, 0)
 
 
 async def test_a_source_without_aclose_is_read_and_left() -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -233,6 +233,18 @@ async def test_calls_that_wait_for_a_place_are_the_depth_of_the_queue(
     gate.set()
     await asyncio.gather(*tasks)
     assert (read("in_flight"), read("queue_depth")) == (0, 0)
+
+
+@pytest.mark.anyio
+async def test_a_stream_is_in_flight_until_its_end(guards: Guards, read: Read) -> None:
+    async def words() -> AsyncIterator[str]:
+        yield "one"
+        yield "two"
+
+    stream = await guards.get(NAME).call(words)
+    assert read("in_flight") == 1
+    assert [word async for word in stream] == ["one", "two"]
+    assert read("in_flight") == 0
 
 
 @pytest.mark.anyio

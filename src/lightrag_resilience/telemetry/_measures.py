@@ -144,6 +144,7 @@ def look_at(guards: Guards, names: BoundedNames) -> Iterable[Measure]:
     """What guards know now. Those that share the name ``other`` are put together."""
     found: dict[tuple[str, str], float] = {}
     timed = Counter(call.name for call in guards.homes.running())
+    timed += Counter(call.name for call in list(guards.gate.running) if call.is_streaming)
     for guard in guards:
         name = names.shown(guard.name)
         for metric, value in _gauges_of(guard, timed[guard.name]):

@@ -117,7 +117,7 @@ METRICS = (
         "Share of the retry budget that is left, 0 to 1; of processes the least.",
         "livemin",
     ),
-    Metric("in_flight", "gauge", (_D,), "Attempts under way, of those that have a time limit."),
+    Metric("in_flight", "gauge", (_D,), "Streams, and attempts with a time limit, under way."),
     Metric("queue_depth", "gauge", (_D,), "Calls that wait for a place."),
     Metric(
         "concurrency_limit",

@@ -1,0 +1,196 @@
+"""One timer for all waits of a stream, armed seldom: each wait ends when its own time is up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightrag_resilience._gaps import GapTimer
+from lightrag_resilience.testing import VirtualTimeLoop
+from support.guards import now
+
+pytestmark = pytest.mark.anyio
+
+GAP = 5.0
+NEVER = float("inf")
+
+
+def gap_timer(*, seconds: float = GAP, until: float = NEVER) -> GapTimer:
+    loop = asyncio.get_running_loop()
+    return GapTimer(seconds, until, loop, loop.time)
+
+
+async def waited(gaps: GapTimer, seconds: float) -> bool:
+    """Whether a wait of so many seconds ended in time."""
+    gaps.start()
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        if gaps.stop():
+            return False
+        raise
+    assert not gaps.stop()
+    return True
+
+
+def on_virtual_time(steps: Coroutine[Any, Any, Any]) -> Any:
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(steps)
+
+
+def armed() -> list[float]:
+    """When a timer will ring."""
+    loop: Any = asyncio.get_running_loop()
+    return sorted(handle.when() for handle in loop._scheduled if not handle.cancelled())
+
+
+def noting_arms(gaps: GapTimer) -> list[float]:
+    """When the timer of `gaps` was armed, from now on."""
+    loop: Any = asyncio.get_running_loop()
+    call_later, arms = loop.call_later, list[float]()
+
+    def noting(delay: float, callback: Any, *args: Any, **options: Any) -> Any:
+        if callback == gaps._ring:
+            arms.append(now())
+        return call_later(delay, callback, *args, **options)
+
+    loop.call_later = noting
+    return arms
+
+
+async def test_a_wait_that_lasts_too_long_is_ended_in_time() -> None:
+    gaps = gap_timer()
+    assert not await waited(gaps, 60.0)
+    assert now() == GAP
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_it_is_armed_once_in_its_time_however_many_waits_there_are() -> None:
+    gaps = gap_timer()
+    arms = noting_arms(gaps)
+    for _ in range(1000):
+        assert await waited(gaps, 0.015625)
+    assert now() == 15.625
+    assert arms == pytest.approx([0.0, 5.0, 10.0, 15.0], abs=0.1)
+
+
+async def test_each_wait_has_its_own_time_wherever_the_timer_was_armed_for() -> None:
+    gaps = gap_timer()
+    for _ in range(3):
+        assert await waited(gaps, 4.0)
+    assert not await waited(gaps, 60.0)
+    assert now() == 3 * 4.0 + GAP
+
+
+async def test_a_reader_who_takes_long_costs_the_source_no_time() -> None:
+    gaps = gap_timer()
+    assert await waited(gaps, 1.0)
+    await asyncio.sleep(100.0)
+    assert armed() == []
+    assert await waited(gaps, 4.0)
+    assert not await waited(gaps, 60.0)
+    assert now() == 1.0 + 100.0 + 4.0 + GAP
+
+
+async def test_no_wait_lasts_beyond_the_end_of_all() -> None:
+    gaps = gap_timer(until=7.0)
+    assert await waited(gaps, 4.0)
+    assert not await waited(gaps, 60.0)
+    assert now() == 7.0
+
+
+async def test_where_no_wait_has_an_end_none_is_armed() -> None:
+    gaps = gap_timer(seconds=NEVER)
+    assert await waited(gaps, 1e6)
+    assert armed() == []
+
+
+async def test_a_closed_one_leaves_nothing_behind() -> None:
+    gaps = gap_timer()
+    assert await waited(gaps, 1.0)
+    gaps.close()
+    gaps.close()
+    assert armed() == []
+
+
+async def test_a_dropped_one_ends_with_its_next_ring() -> None:
+    assert await waited(gap_timer(), 1.0)
+    assert armed() == [GAP]
+    await asyncio.sleep(60.0)
+    assert armed() == []
+
+
+async def test_somebody_elses_cancellation_is_passed_on() -> None:
+    gaps = gap_timer()
+    task = asyncio.create_task(waited(gaps, 60.0))
+    await asyncio.sleep(1.0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_somebody_elses_cancellation_at_the_same_moment_is_passed_on() -> None:
+    task = asyncio.create_task(waited(gap_timer(), 60.0))
+    asyncio.get_running_loop().call_at(GAP, task.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+async def test_an_item_at_the_last_moment_takes_the_cancellation_back() -> None:
+    gaps, task = gap_timer(), asyncio.current_task()
+    assert task is not None
+    gaps.start()
+    gaps._due = now()
+    gaps._ring()
+    assert task.cancelling() == 1
+    assert gaps.stop()
+    assert task.cancelling() == 0
+    assert not gaps.stop()
+
+
+SECONDS = st.integers(0, 60).map(lambda eighths: eighths / 8 + 0.0625)
+
+
+@given(
+    steps=st.lists(st.tuples(SECONDS, SECONDS), max_size=12),
+    until=st.one_of(st.just(NEVER), SECONDS.map(lambda seconds: seconds * 4 + 0.03125)),
+)
+def test_it_ends_what_an_own_timer_for_each_wait_would_end(
+    steps: list[tuple[float, float]], until: float
+) -> None:
+    async def seldom_armed() -> list[tuple[bool, float]]:
+        gaps, seen = gap_timer(until=until), list[tuple[bool, float]]()
+        for away, wait in steps:
+            await asyncio.sleep(away)
+            if now() >= until:
+                break
+            seen.append((await waited(gaps, wait), now()))
+        assert len(armed()) <= 1
+        gaps.close()
+        assert armed() == []
+        return seen
+
+    async def armed_for_each() -> list[tuple[bool, float]]:
+        seen = list[tuple[bool, float]]()
+        for away, wait in steps:
+            await asyncio.sleep(away)
+            if now() >= until:
+                break
+            try:
+                async with asyncio.timeout_at(min(now() + GAP, until)):
+                    await asyncio.sleep(wait)
+            except TimeoutError:
+                seen.append((False, now()))
+            else:
+                seen.append((True, now()))
+        return seen
+
+    assert on_virtual_time(seldom_armed()) == on_virtual_time(armed_for_each())
