@@ -49,6 +49,10 @@ def text_completion(reason: str | None) -> SimpleNamespace:
     return SimpleNamespace(choices=[SimpleNamespace(index=0, text="x", finish_reason=reason)])
 
 
+def object_with(*choices: dict[str, Any]) -> SimpleNamespace:
+    return SimpleNamespace(choices=[SimpleNamespace(**choice) for choice in choices])
+
+
 def google(reason: str | None, index: int | None = None) -> gemini.GenerateContentResponse:
     return gemini.GenerateContentResponse.model_validate(
         {"candidates": [{"finish_reason": reason, "index": index}]}
@@ -92,6 +96,13 @@ MORE, STOP, USAGE = openai((0, None)), openai((0, "stop")), openai()
         ((openai_dict((0, "")), openai_dict((0, ""))), CUT),
         ((openai_dict((0, "")), openai_dict((0, "stop"))), WHOLE),
         (({"choices": [{"delta": {"content": "x"}}]},), NOT_JUDGED),
+        ((object_with({"text": "x"}), object_with({"text": "x"})), NOT_JUDGED),
+        ((object_with({"finish_reason": None}), object_with({"finish_reason": "stop"})), WHOLE),
+        ((object_with({"finish_reason": None}), object_with({"finish_reason": None})), CUT),
+        ((MORE, object_with({"finish_reason": "stop"})), WHOLE),
+        ((MORE, object_with({"finish_reason": "stop", "index": None})), WHOLE),
+        ((MORE, object_with({"finish_reason": "", "index": 0})), CUT),
+        ((MORE, SimpleNamespace(choices=None), STOP), WHOLE),
     ],
 )
 def test_openai(items: Any, expected: str) -> None:

@@ -47,7 +47,7 @@ def _recognised(first: Any) -> Finish | None:
     read: _Read = dict.get if isinstance(first, dict) else getattr
     for name in ("choices", "candidates"):
         if isinstance(read(first, name, None), list):
-            return _EachFinishes(read, name)
+            return _Choices() if (read, name) == (getattr, "choices") else _EachFinishes(read, name)
     if read(first, "type", None) == "message_start" and read(first, "message", None) is not None:
         return _LastItem(read, "type", "message_stop")
     parts = (read(first, "message", None), read(first, "response", None))
@@ -91,6 +91,22 @@ class _EachFinishes:
     @property
     def is_missing(self) -> bool:
         return not self._begun <= self._finished
+
+
+class _Choices(_EachFinishes):
+    """The choices of objects: attributes that stand in the code are found in half the time."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(getattr, "choices")
+
+    def note(self, item: Any) -> None:
+        try:
+            for choice in item.choices or ():
+                (self._finished if choice.finish_reason else self._begun).add(choice.index or 0)
+        except AttributeError:  # one without a reason, or an index
+            super().note(item)
 
 
 class _LastItem:

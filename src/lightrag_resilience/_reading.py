@@ -80,8 +80,9 @@ class Reading(Generic[T]):
         """
         yield first
         del first
-        guard, iterator, finish = self._guard, self._iterator, self._finish
-        gaps, span, around = self._gaps, self._span, current_call
+        guard, iterator, gaps = self._guard, self._iterator, self._gaps
+        span, around = self._span, current_call
+        note = None if self._finish is None else self._finish.note
         while (call := self._call) is not None:
             if span is not None:
                 await self._resume(span)
@@ -109,8 +110,8 @@ class Reading(Generic[T]):
                 # LightRAG answers a cancellation amid a model's thoughts with one more item.
                 await self._fail(late := self._too_late())
                 raise late
-            if finish is not None:
-                finish.note(item)
+            if note is not None:
+                note(item)
             yield item
 
     # ------------------------------------------------------------------ waiting
