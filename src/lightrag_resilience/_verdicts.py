@@ -35,6 +35,10 @@ class FailureKind(enum.Enum):
     """Sent, no answer: repeat only what is idempotent. Counted."""
 
 
+# Looked up once: a member of an enum takes Python 3.11 as long as a function call.
+_TRANSIENT, _UNKNOWN_OUTCOME = FailureKind.TRANSIENT, FailureKind.UNKNOWN_OUTCOME
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """The verdict on one exception.
@@ -50,7 +54,7 @@ class Failure:
     @property
     def counts(self) -> bool:
         """Whether the dependency is to blame, so that its breaker counts it."""
-        return self.kind is FailureKind.TRANSIENT or self.kind is FailureKind.UNKNOWN_OUTCOME
+        return self.kind is _TRANSIENT or self.kind is _UNKNOWN_OUTCOME
 
 
 # A reader gives a verdict, or the errors beneath that are to be judged instead.

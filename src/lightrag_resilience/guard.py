@@ -45,6 +45,7 @@ from .timeouts import Clock, Timer
 __all__ = ["Guard"]
 
 _PLAIN = frozenset({str, dict, list, int, float, bool, tuple, bytes, type(None)})  # no streams
+_THROTTLED = FailureKind.THROTTLED
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -365,7 +366,7 @@ class Guard:
         duration = self.clock() - call.started
         if (line := call.parts.line) is not None:
             line.leave(call, failure, duration)
-        if failure.kind is FailureKind.THROTTLED:
+        if failure.kind is _THROTTLED:
             heed(self, error, failure)
         if failure.counts and not was_cut_short(call, error, duration):
             self.breaker.failed(call.admission, duration)

@@ -16,14 +16,15 @@ from .policy import RetryPolicy
 
 __all__ = ["Retries", "is_retryable"]
 
+_FATAL, _UNKNOWN_OUTCOME = FailureKind.FATAL, FailureKind.UNKNOWN_OUTCOME  # each a slow lookup
 R = TypeVar("R")
 
 
 def is_retryable(failure: Failure, policy: RetryPolicy) -> bool:
     """Whether calling again can help, and can do no harm."""
-    if failure.kind is FailureKind.UNKNOWN_OUTCOME:
+    if failure.kind is _UNKNOWN_OUTCOME:
         return policy.idempotent
-    return failure.kind is not FailureKind.FATAL
+    return failure.kind is not _FATAL
 
 
 @dataclass(slots=True, kw_only=True)
