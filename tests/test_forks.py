@@ -125,6 +125,56 @@ def test_a_child_forked_on_a_running_loop_has_one_of_its_own(guard: str) -> None
     assert output_of(INSIDE.replace("GUARD", guard)) == ("child 0 answered\n", "")
 
 
+LOCKED = """
+import os, signal, threading, warnings
+from lightrag_resilience.failures import _rules
+from lightrag_resilience.stale import StaleCache
+from lightrag_resilience.telemetry._tally import Tally
+from lightrag_resilience.integrations._replaced import replace_methods
+from lightrag_resilience.integrations._status_record import Record
+from lightrag_resilience.integrations.lightrag import storages
+from lightrag_resilience.integrations import _replaced
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking while threads run
+cache, tally, record = StaleCache(max_age=60.0), Tally([1.0]), Record()
+locks = [cache._lock, tally._folding, record._lock, _rules._lock, _replaced._lock, storages._lock]
+held, go_on = threading.Event(), threading.Event()
+
+def hold():
+    for lock in locks:
+        lock.acquire()
+    held.set()
+    go_on.wait(60)
+    for lock in locks:
+        lock.release()
+
+holder = threading.Thread(target=hold)
+holder.start()
+assert held.wait(60)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(50)  # who waits for a lock that nobody gives back
+    cache.clear()
+    tally.observe(0.5)
+    assert tally.read()[1] == 0.5
+    record.outage("llm", 0.0, "open", "by hand")
+    for lock in locks:
+        with lock:
+            assert not lock.acquire(wait=False)
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+assert [lock.acquire(wait=False) for lock in locks] == [False] * len(locks)
+go_on.set()
+holder.join()
+cache.clear()
+print("child", os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_no_lock_of_what_is_kept_for_all_calls_is_waited_for() -> None:
+    assert output_of(LOCKED)[0] == "child 0\n"
+
+
 def test_what_is_gone_is_not_renewed() -> None:
     class Part:
         def renew_after_fork(self) -> None: ...

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
+from types import TracebackType
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["Renewed", "renew_in_children"]
+__all__ = ["ProcessLock", "Renewed", "renew_in_children"]
 
 
 class Renewed(Protocol):
@@ -32,3 +34,39 @@ def renew_in_children(it: Renewed) -> None:
 def _renew() -> None:
     for it in list(_renewed):
         it.renew_after_fork()
+
+
+class ProcessLock:
+    """A `threading.Lock` of this process: a child has one of its own, which nobody holds."""
+
+    __slots__ = ("__weakref__", "_is_known", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_known = False  # importing a module that has a lock tells the system nothing
+
+    def acquire(self, *, wait: bool = True) -> bool:
+        """Take it; False if somebody else has it and is not to be waited for."""
+        if not self._is_known:
+            renew_in_children(self)
+            self._is_known = True
+        return self._lock.acquire(blocking=wait)
+
+    def release(self) -> None:
+        """Give it back."""
+        self._lock.release()
+
+    def renew_after_fork(self) -> None:
+        """In a child process: who holds it may be a thread that only the parent has."""
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()

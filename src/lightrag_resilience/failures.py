@@ -12,7 +12,6 @@ assumed to pass: TRANSIENT.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from ._failure_databases import DATABASES
 from ._failure_http import by_status, may_tell_status, status_of
 from ._failure_providers import OURS, PROVIDERS
+from ._forks import ProcessLock
 from ._verdicts import (
     TRANSIENT,
     Failure,
@@ -210,7 +210,7 @@ class _Rules:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._replace(())
 
     def register(self, cls: type[Exception], verdict: _Verdict | _Registered) -> Callable[[], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -12,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 from annotated_types import Ge, Gt, Le
 
 from ._bounds import problem_with
+from ._forks import ProcessLock
 from .errors import PolicyError, UnsupportedCallError
 
 __all__ = ["OldAnswer", "StaleCache"]
@@ -65,7 +65,7 @@ class StaleCache:
         self._key = key
         self._clock = clock
         self._entries: OrderedDict[Hashable, tuple[Any, str, float]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lightrag_resilience._forks import ProcessLock
+
 __all__ = ["replace_methods"]
 
-_lock = threading.Lock()
+_lock = ProcessLock()
 
 
 def replace_methods(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightrag_resilience._circuit import State
+from lightrag_resilience._forks import ProcessLock
 from lightrag_resilience.events import AttemptFailed, Event, StateChanged
 
 __all__ = ["Outage", "Record"]
@@ -53,7 +53,7 @@ class Record:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._changes: deque[_Change] = deque(maxlen=_MOST)
         self._outages: dict[str, Outage] = {}
         self._failures: dict[str, dict[str, Any]] = {}

@@ -7,7 +7,6 @@ takes a tenth of what prometheus_client's own histogram takes.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,8 @@ from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
+
+from lightrag_resilience._forks import ProcessLock
 
 __all__ = ["Tallies", "Tally"]
 
@@ -47,7 +48,7 @@ class Tally:
         self._counts = [0] * (len(bounds) + 1)
         self._total = 0.0
         self._exemplars: list[Exemplar | None] = [None] * (len(bounds) + 1)
-        self._folding = threading.Lock()
+        self._folding = ProcessLock()
 
     def observe(self, seconds: float, exemplar: Mapping[str, str] | None = None) -> None:
         """One more, and what to show beside it, unless that is longer than it may be."""
@@ -63,7 +64,7 @@ class Tally:
 
         The garbage collector may run other code of this thread while it folds: it must not wait.
         """
-        if not self._folding.acquire(blocking=wait):
+        if not self._folding.acquire(wait=wait):
             return
         try:
             taken = self.waiting[:]

@@ -7,10 +7,10 @@ reference to it stays good, and whatever looks at the class finds what it found 
 from __future__ import annotations
 
 import functools
-import threading
 from typing import Any
 
 from lightrag_resilience._call import current_call
+from lightrag_resilience._forks import ProcessLock
 from lightrag_resilience.errors import CallRejected, PolicyError, UnsupportedCallError
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.policy import Policy
@@ -42,7 +42,7 @@ _KINDS = {
     "DocStatusStorage": "doc_status",
 }
 _classes: dict[type, type] = {}
-_lock = threading.Lock()
+_lock = ProcessLock()
 
 
 def guard_storage(storage: Any, *, registry: Guards | None = None) -> Guard:
