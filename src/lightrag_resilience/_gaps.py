@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable
 
 from ._tasks import current_task
+from .errors import UnsupportedCallError
 from .timeouts import Clock
 
-__all__ = ["GapTimer"]
+__all__ = ["GapTimer", "read_elsewhere"]
 
 _NEVER = math.inf
 
@@ -60,9 +61,16 @@ class GapTimer:
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """A wait begins, in the task that calls this."""
-        self._task = task = current_task(self._loop)  # type: ignore[assignment]
-        self._cancelling = task.cancelling()  # type: ignore[union-attr]
+        """A wait begins, in the task that calls this.
+
+        Raises:
+            UnsupportedCallError: It runs on another loop than the stream.
+        """
+        task = current_task(self._loop)
+        if task is None:
+            raise read_elsewhere()
+        self._task = task
+        self._cancelling = task.cancelling()
         due = self._clock() + self.seconds
         if due > self.until:  # noqa: PLR1730 - min() takes as long as the rest
             due = self.until
@@ -101,3 +109,8 @@ class GapTimer:
             return
         self._is_late = True
         self._task.cancel()
+
+
+def read_elsewhere() -> UnsupportedCallError:
+    """What a reader on another loop is told."""
+    return UnsupportedCallError("A stream must be read on the event loop that began it")

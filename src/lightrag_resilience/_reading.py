@@ -88,9 +88,9 @@ class Reading(Generic[T]):
                 await self._resume(span)
             call.guard, call.parent = guard, around.get()
             token = around.set(call)
-            gaps.start()
             try:
                 try:
+                    gaps.start()
                     item = await anext(iterator)
                 finally:
                     call.guard = None
@@ -113,6 +113,11 @@ class Reading(Generic[T]):
             if note is not None:
                 note(item)
             yield item
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether there is no verdict yet, and may be one."""
+        return self._call is not None
 
     # ------------------------------------------------------------------ waiting
 

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 from ._call import Call
 from ._finish import is_of_model
+from ._gaps import read_elsewhere
 from ._lateness import timeout_error
 from ._opened import PassedOnStream
 from ._reading import Reading, StreamKeeper
@@ -72,6 +73,11 @@ class GuardedStream(PassedOnStream[T_co]):
     async def __anext__(self) -> T_co:
         try:
             return await anext(self._items)
+        except StopAsyncIteration:
+            if self._reading is not None and self._reading.is_under_way:  # its loop has ended
+                self._abandon()
+                raise read_elsewhere() from None
+            raise
         except GeneratorExit:  # Python 3.11 does not tell the generator
             self._abandon()
             self._items = _nothing()
@@ -82,9 +88,11 @@ class GuardedStream(PassedOnStream[T_co]):
         if (reading := self._reading) is None:
             await super().aclose()
             return
-        with contextlib.suppress(RuntimeError):  # another task waits in it
-            await self._items.aclose()
-        await reading.close()
+        try:
+            await reading.close()
+        finally:
+            with contextlib.suppress(RuntimeError):  # another task waits in it
+                await self._items.aclose()
 
     async def _first_in_time(self, call: Call, timer: Timer | None, limit: float) -> T_co:
         guard = self._guard

@@ -16,11 +16,13 @@ from lightrag_resilience import (
     BreakerPolicy,
     ConcurrencyPolicy,
     Guard,
+    Policy,
     QueueFullError,
     RetryPolicy,
     State,
     TimeoutPolicy,
     TruncatedStreamError,
+    UnsupportedCallError,
 )
 from lightrag_resilience._call import owned_by_a_guard
 from lightrag_resilience.streams import GuardedStream
@@ -329,6 +331,28 @@ async def test_a_second_reader_is_told_so_and_nobody_is_blamed() -> None:
     assert await reader == "two"
     assert await collected(stream) == []
     assert verdict(guard) == (1, 0)
+
+
+@pytest.mark.parametrize("is_shut_down", [True, False])
+def test_a_stream_that_is_read_on_another_loop_is_told_so_and_keeps_no_place(
+    is_shut_down: bool,  # noqa: FBT001 - a test's case
+) -> None:
+    guard = Guard("llm", Policy(concurrency=ONE_PLACE))
+
+    async def begin() -> AsyncIterator[str]:
+        stream: AsyncIterator[str] = await guard.call(Source("one", "two").words)
+        assert await anext(stream) == "one"
+        return stream
+
+    loop = asyncio.new_event_loop()
+    stream = loop.run_until_complete(begin())
+    assert (len(guard.gate.running), free_places(guard)) == (1, 0)
+    if is_shut_down:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    with pytest.raises(UnsupportedCallError, match="on the event loop that began it"):
+        asyncio.run(collected(stream))
+    assert (verdict(guard), len(guard.gate.running), free_places(guard)) == ((0, 0), 0, 1)
+    loop.close()
 
 
 async def test_a_source_without_aclose_is_read_and_left() -> None:
