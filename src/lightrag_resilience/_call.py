@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+from ._gaps import GapTimer
 from ._loops import LoopParts
 from .breakers import Admission
 from .failures import Failure
@@ -34,7 +35,8 @@ class Call(Timed):
         foreign: What a call of another guard inside it failed with last; unset where none did.
         failure: The class of the last attempt's failure; None where it was refused.
         timer: What ends its present attempt; None where nothing does.
-        is_streaming: Whether it lasts until its stream ends.
+        gaps: The time of its stream, until whose end it lasts; None while it has none. Whoever
+            has the stream keeps it.
         is_pass_through: Whether a block stands inside a call of the same guard.
     """
 
@@ -46,10 +48,10 @@ class Call(Timed):
         "deadline",
         "failure",
         "foreign",
+        "gaps",
         "guard",
         "idempotent",
         "is_pass_through",
-        "is_streaming",
         "left_at",
         "parent",
         "parts",
@@ -71,10 +73,15 @@ class Call(Timed):
     foreign: Exception
     timer: Timer | None
     is_pass_through: bool
-    is_streaming: bool
+    gaps: Callable[[], GapTimer | None] | None
     aside: int
     left_at: float
     tokens: tuple[int, int]
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether it lasts until its stream ends."""
+        return self.gaps is not None
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -86,7 +93,10 @@ class Call(Timed):
         self.aside += 1
         if self.aside == 1:
             self.left_at = guard.clock()
-            if self.timer is not None:
+            if self.gaps is not None:
+                if (gaps := self.gaps()) is not None:
+                    gaps.pause()
+            elif self.timer is not None:
                 self.timer.pause(self)
         try:
             yield
@@ -102,7 +112,10 @@ class Call(Timed):
         self.started += paused
         if self.deadline is not None:
             self.deadline += paused
-        if self.timer is not None:
+        if self.gaps is not None:
+            if (gaps := self.gaps()) is not None:
+                gaps.resume(now)
+        elif self.timer is not None:
             self.timer.resume(self, now)
 
     def is_within(self, guard: object) -> bool:
@@ -123,7 +136,7 @@ def new_call(guard: Any, parent: Call | None, now: float) -> Call:
     call.parent = parent
     call.deadline = call.timer = None
     call.aside = 0
-    call.is_streaming = False
+    call.gaps = None
     call.began = now
     return call
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+import sys
 from collections.abc import Callable
+from weakref import ref
 
 from ._tasks import current_task
 from .errors import UnsupportedCallError
@@ -14,6 +16,7 @@ from .timeouts import Clock
 __all__ = ["GapTimer", "read_elsewhere"]
 
 _NEVER = math.inf
+_PAUSED = sys.float_info.max  # later than any moment, and still not never
 
 
 class GapTimer:
@@ -27,22 +30,26 @@ class GapTimer:
         until: Monotonic seconds at which the last must end in any case.
         loop: The loop on which the stream is read.
         clock: Monotonic seconds.
+
+    Attributes:
+        ran_out: Whether the last wait that was ended here had come to `until`.
     """
 
     __slots__ = (
+        "__weakref__",
         "_cancelling",
         "_clock",
         "_due",
         "_handle",
         "_is_late",
         "_loop",
+        "_reader",
         "_rings_at",
-        "_task",
+        "ran_out",
         "seconds",
         "until",
     )
 
-    _task: asyncio.Task[object]
     _cancelling: int
 
     def __init__(
@@ -54,11 +61,18 @@ class GapTimer:
     ) -> None:
         self.seconds = seconds
         self.until = until
+        self.ran_out = False
         self._loop = loop
         self._clock: Clock = clock
         self._due = self._rings_at = _NEVER
         self._is_late = False
         self._handle: asyncio.TimerHandle | None = None
+        self._reader = _reader_on(loop)
+
+    @property
+    def task(self) -> asyncio.Task[object] | None:
+        """Who waits, or waited last, or has the stream since it was begun."""
+        return self._reader()
 
     def start(self) -> None:
         """A wait begins, in the task that calls this.
@@ -69,7 +83,7 @@ class GapTimer:
         task = current_task(self._loop)
         if task is None:
             raise read_elsewhere()
-        self._task = task
+        self._reader = ref(task)  # its result may be the stream, which shall go when it is dropped
         self._cancelling = task.cancelling()
         due = self._clock() + self.seconds
         if due > self.until:  # noqa: PLR1730 - min() takes as long as the rest
@@ -84,16 +98,29 @@ class GapTimer:
         if not self._is_late:
             return False
         self._is_late = False
-        return self._task.uncancel() <= self._cancelling
+        task = self._reader()
+        return task is not None and task.uncancel() <= self._cancelling
+
+    def pause(self) -> None:
+        """Let no time run, if a wait is under way."""
+        self._due = max(self._due, _PAUSED)
+
+    def resume(self, now: float) -> None:
+        """Let its whole time run anew from `now`, if it is paused and not over."""
+        if self._due == _PAUSED:
+            self._due = min(now + self.seconds, self.until)
+            if self._due < self._rings_at:
+                self._arm(self._due)
 
     def close(self) -> None:
-        """No wait follows; on the loop of the stream."""
-        if self._handle is not None:
+        """No wait follows the present one, which still ends in time; on the loop of the stream."""
+        if self._handle is not None and self._due == _NEVER:
             self._handle.cancel()
             self._handle = None
 
     def _arm(self, due: float) -> None:
-        self.close()
+        if self._handle is not None:
+            self._handle.cancel()
         delay = max(due - self._clock(), 0.0)
         # In an empty context: that of the caller would be kept for as long as it lasts.
         self._handle = self._loop.call_later(delay, self._ring, context=contextvars.Context())
@@ -104,13 +131,24 @@ class GapTimer:
         self._handle = None
         self._rings_at = _NEVER
         if self._due > self._clock():
-            if self._due < _NEVER:
+            if self._due < _PAUSED:
                 self._arm(self._due)
             return
-        self._is_late = True
-        self._task.cancel()
+        if (task := self._reader()) is not None:
+            self._is_late = True
+            self.ran_out = self._due >= self.until
+            task.cancel()
 
 
 def read_elsewhere() -> UnsupportedCallError:
     """What a reader on another loop is told."""
     return UnsupportedCallError("A stream must be read on the event loop that began it")
+
+
+def _reader_on(loop: asyncio.AbstractEventLoop) -> Callable[[], asyncio.Task[object] | None]:
+    task = current_task(loop)
+    return _nobody if task is None else ref(task)
+
+
+def _nobody() -> None:
+    return None

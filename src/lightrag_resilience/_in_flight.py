@@ -184,7 +184,8 @@ def _effect_of(call: Any) -> str:
 
 def task_of(work: Any) -> asyncio.Task[Any] | None:
     """What has to be cancelled."""
-    task: asyncio.Task[Any] | None = getattr(work, "task", None)
+    gaps = getattr(work, "gaps", None)  # of a stream, which others may read than began it
+    task: asyncio.Task[Any] | None = getattr(work if gaps is None else gaps(), "task", None)
     return task
 
 

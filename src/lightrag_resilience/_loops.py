@@ -43,6 +43,11 @@ class LoopParts:
         """The loop."""
         return self.home.loop
 
+    @property
+    def policy(self) -> Policy:
+        """What the calls that are given these go by, whatever follows."""
+        return self._loops.policy
+
     def cool_down(self, seconds: float) -> None:
         """The provider asked to wait; from any thread."""
         line = self._line or self._make_line()

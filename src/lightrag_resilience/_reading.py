@@ -7,6 +7,7 @@ import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
+from weakref import ref
 
 from ._call import Call, current_call
 from ._finish import Finish, finish_after
@@ -15,7 +16,7 @@ from ._gate import Gate
 from ._lateness import Timekeeper
 from ._opened import close_both
 from ._tell import tell_failure
-from .errors import AttemptTimeoutError, TruncatedStreamError
+from .errors import AttemptTimeoutError, TruncatedStreamError, UnsupportedCallError
 from .events import Events
 
 __all__ = ["Reading", "StreamKeeper"]
@@ -57,20 +58,23 @@ class Reading(Generic[T]):
         self._call: Call | None = call
         self._iterator = iterator
         self._source = source
-        now, timeout = guard.clock(), guard.policy.timeout
+        now, policy = guard.clock(), call.parts.policy
+        timeout = policy.timeout
         self._waited = now - call.started
-        call.is_streaming = True
         self._span: _Span | None = None
         if timeout.stream_total is not None:
             self._span = _Span(timeout.stream_total, call.started, now)
         gap = timeout.gap or timeout.attempt or math.inf
         until = math.inf if self._span is None else self._span.until
         self._gaps = GapTimer(gap, until, call.parts.loop, guard.clock)
+        call.gaps = ref(self._gaps)
+        if hasattr(call, "task"):
+            del call.task  # its result may be the stream, which is to go when it is dropped
         self._finish: Finish | None = None
-        if guard.policy.stream.finish_marker:
+        if policy.stream.finish_marker:
             self._finish = finish_after(first)
 
-    async def items(self, first: T) -> AsyncGenerator[T, None]:
+    async def items(self, first: T) -> AsyncGenerator[T, None]:  # noqa: C901 - as `Guard.run`
         """All items. A generator, as a coroutine for each would cost as much as all else.
 
         Raises:
@@ -86,11 +90,15 @@ class Reading(Generic[T]):
         while (call := self._call) is not None:
             if span is not None:
                 await self._resume(span)
+            try:
+                gaps.start()
+            except UnsupportedCallError:
+                self.abandon()
+                raise
             call.guard, call.parent = guard, around.get()
             token = around.set(call)
             try:
                 try:
-                    gaps.start()
                     item = await anext(iterator)
                 finally:
                     call.guard = None
@@ -111,8 +119,12 @@ class Reading(Generic[T]):
                 await self._fail(late := self._too_late())
                 raise late
             if note is not None:
-                note(item)
+                try:  # noqa: SIM105 - suppress() costs more than all of this
+                    note(item)
+                except Exception:  # noqa: BLE001, S110 - an odd item must not break its stream
+                    pass
             yield item
+            del item
 
     @property
     def is_under_way(self) -> bool:
@@ -140,7 +152,7 @@ class Reading(Generic[T]):
                 cut_off = TruncatedStreamError(self._guard.name, None, "before its finish marker")
                 await self._fail(cut_off)
                 raise cut_off from None
-            self._end()
+            self.end()
         elif isinstance(error, Exception):
             await self._fail(error)
         elif isinstance(error, GeneratorExit):  # dropped while it waits: nothing can be awaited
@@ -150,7 +162,7 @@ class Reading(Generic[T]):
             await self._close_after_error()
 
     def _too_late(self) -> Exception:
-        if (span := self._span) is not None and self._guard.clock() >= span.until:
+        if (span := self._span) is not None and self._gaps.ran_out:
             return self._too_long(span)
         late = f"waiting {self._gaps.seconds:g} s for the next item"
         return AttemptTimeoutError(self._guard.name, None, late)
@@ -166,7 +178,7 @@ class Reading(Generic[T]):
     async def close(self) -> None:
         """Stop here and close the source: no verdict, unless the finish marker came already."""
         if (finish := self._finish) is not None and finish.is_seen:
-            self._end()
+            self.end()
         self._release()
         await self._close_source()
 
@@ -180,7 +192,8 @@ class Reading(Generic[T]):
         with contextlib.suppress(RuntimeError):  # the loop is closed
             call.parts.loop.call_soon_threadsafe(_close_later, self._close_after_error)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """The source has said all: a success."""
         self._gaps.close()
         if (call := self._take_call()) is not None:
             self._guard.settle_success(call, self._waited)

@@ -202,7 +202,7 @@ class Guard:
         call.began = now
         call.deadline = call.failure = None
         call.aside = 0
-        call.is_streaming = False
+        call.gaps = None
         if idempotent is not None:
             call.idempotent = idempotent
         gate.running[call] = None
@@ -245,7 +245,7 @@ class Guard:
             return await try_again(self, call, retry, error, attempt)
         finally:
             call.guard = None
-            if not call.is_streaming:
+            if call.gaps is None:
                 gate.running.pop(call, None)
             try:  # noqa: SIM105 - suppress() costs more than all of this
                 around.reset(token)
@@ -324,10 +324,7 @@ class Guard:
 
     async def _opened(self, call: Call, source: Any, timer: Timer | None) -> GuardedStream[Any]:
         """A stream whose first item is there: until then it is an attempt like others."""
-        stream: GuardedStream[Any] = await GuardedStream(self, source).open(call, timer)
-        if timer is not None:
-            timer.stop(call)
-        return stream
+        return await GuardedStream(self, source).open(call, timer)
 
     def _settle_raised(self, call: Call, error: BaseException, timer: Timer | None) -> None:
         """An attempt raised; where that was the end of its time, this raises what says so."""

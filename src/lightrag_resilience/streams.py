@@ -18,7 +18,7 @@ from .errors import TruncatedStreamError
 from .policy import TimeoutPolicy
 from .timeouts import Timer
 
-__all__ = ["GuardedStream", "items_of"]
+__all__ = ["GuardedStream", "end_whole", "items_of"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -50,15 +50,15 @@ class GuardedStream(PassedOnStream[T_co]):
 
         The caller judges this wait, and ends it by `timer` unless streams have a time of their own.
         """
-        guard = self._guard
-        limit = _limit_of_first_item(guard.policy.timeout)
+        guard, policy = self._guard, call.parts.policy
+        limit = _limit_of_first_item(policy.timeout)
         try:
             if limit is None:
                 first = await anext(self._iterator)
             else:
                 first = await self._first_in_time(call, timer, limit)
         except StopAsyncIteration:
-            if guard.policy.stream.finish_marker and is_of_model(self._source):
+            if policy.stream.finish_marker and is_of_model(self._source):
                 raise TruncatedStreamError(guard.name, None, "before its first item") from None
             guard.settle_success(call)
             return self
@@ -66,6 +66,8 @@ class GuardedStream(PassedOnStream[T_co]):
             with contextlib.suppress(Exception):  # what goes wrong here does not hide why
                 await self._close_source()
             raise
+        if timer is not None:
+            timer.stop(call)
         self._reading = Reading(guard, call, self._iterator, self._source, first)
         self._items = self._reading.items(first)
         return self
@@ -124,6 +126,13 @@ class GuardedStream(PassedOnStream[T_co]):
 def items_of(stream: AsyncIterator[T]) -> AsyncIterator[T]:
     """What `stream` gives, by a shorter way if it is guarded. It must be kept until the end."""
     return stream._items if isinstance(stream, GuardedStream) else stream  # noqa: SLF001
+
+
+async def end_whole(stream: GuardedStream[Any]) -> None:
+    """Close a stream whose source has said all, read or not: a success."""
+    if (reading := stream._reading) is not None:  # noqa: SLF001 - for the way of one source
+        reading.end()
+    await stream.aclose()
 
 
 async def _nothing() -> AsyncGenerator[Any, None]:

@@ -156,6 +156,39 @@ async def test_an_item_at_the_last_moment_takes_the_cancellation_back() -> None:
     assert not gaps.stop()
 
 
+async def test_what_is_paused_has_its_whole_time_again() -> None:
+    gaps = gap_timer()
+    task = asyncio.create_task(waited(gaps, 60.0))
+    await asyncio.sleep(4.0)
+    gaps.pause()
+    await asyncio.sleep(20.0)
+    assert armed() == [60.0]  # what the task itself waits for
+    gaps.resume(now())
+    assert not await task
+    assert now() == 24.0 + GAP
+
+
+async def test_a_pause_that_outlives_its_wait_starts_none() -> None:
+    gaps = gap_timer()
+    gaps.start()
+    gaps.pause()
+    assert not gaps.stop()
+    gaps.resume(now())
+    gaps.pause()
+    gaps.resume(now())
+    await asyncio.sleep(60.0)
+
+
+async def test_closing_it_leaves_the_wait_under_way_its_time() -> None:
+    gaps = gap_timer()
+    task = asyncio.create_task(waited(gaps, 60.0))
+    await asyncio.sleep(1.0)
+    gaps.close()
+    assert not await task
+    assert now() == GAP
+    assert armed() == []
+
+
 SECONDS = st.integers(0, 60).map(lambda eighths: eighths / 8 + 0.0625)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightrag_resilience import (
     RetryPolicy,
     TimeoutPolicy,
 )
+from lightrag_resilience._call import current_call
 from support.guards import down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio
@@ -226,6 +228,64 @@ async def test_a_gap_that_comes_first_is_named() -> None:
     assert now() == 5.0
     assert "of its stream" in (await ends(read(guard, stream_of("one", 3.0, *ENDLESS))))[1]
     assert now() == 25.0
+
+
+async def test_a_gap_is_a_gap_however_long_its_source_takes_to_clean_up() -> None:
+    async def words() -> AsyncIterator[str]:
+        yield "one"
+        try:
+            await asyncio.sleep(60.0)
+        finally:
+            await asyncio.sleep(8.0)
+
+    guard = guarded(stream_total=20.0, gap=5.0)
+    at, said = await ends(read(guard, words, pause=11.0))
+    assert (at, verdict(guard)) == (24.0, (1, 1))
+    assert "waiting 5 s for the next item" in said
+
+
+GAP_OF_60, GAP_OF_3 = {"gap": 60.0}, {"gap": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ends_at"),
+    [
+        (GAP_OF_60, GAP_OF_3, 25.0),
+        (GAP_OF_3, GAP_OF_60, 8.0),
+        (GAP_OF_60, {"gap": 60.0, "stream_total": 6.0}, 25.0),
+    ],
+)
+async def test_a_stream_goes_by_the_policy_it_was_begun_with(
+    before: Any, after: Any, ends_at: float
+) -> None:
+    guard = guarded(**before)
+    reading = asyncio.create_task(read(guard, stream_of(5.0, "one", 20.0, "two")))
+    await asyncio.sleep(1.0)
+    guard.change(guarded(**after).policy)
+    with contextlib.suppress(AttemptTimeoutError):
+        assert await reading == ["one", "two"]
+    assert now() == ends_at
+
+
+@pytest.mark.parametrize("times", [{"gap": 20.0}, {"attempt": 20.0}, {"attempt": 9.0, "gap": 20.0}])
+async def test_what_is_set_aside_in_a_stream_costs_it_no_time(times: Any) -> None:
+    async def words(last: float) -> AsyncIterator[str]:
+        yield "one"
+        call = current_call.get()
+        assert call is not None
+        with call.set_aside():
+            await asyncio.sleep(100.0)
+        await asyncio.sleep(last)
+        yield "two"
+
+    guard = guarded(**times)
+    assert [word async for word in await guard.call(words, 19.0)] == ["one", "two"]
+    assert now() == 119.0
+    stream = await guard.call(words, 60.0)
+    await anext(stream)
+    with pytest.raises(AttemptTimeoutError):
+        await anext(stream)
+    assert now() == 119.0 + 100.0 + 20.0
 
 
 @pytest.mark.parametrize("times", [{}, {"attempt": 30.0}, {"first_item": 30.0}])

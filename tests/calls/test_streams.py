@@ -172,11 +172,46 @@ async def test_items_that_were_read_are_not_kept() -> None:
         async def all(self) -> AsyncIterator[Item]:
             for _ in range(3):
                 yield Item()
+                assert [item() for item in seen] == [None] * len(seen)
 
-    stream = await guard_on_loop().call(Items().all)
-    first = weakref.ref(await anext(stream))
+    seen: list[Any] = []
+    async for item in await guard_on_loop().call(Items().all):
+        seen.append(weakref.ref(item))
+        del item
+    assert len(seen) == 3
+
+
+async def test_an_odd_item_does_not_break_its_stream() -> None:
+    choice: Any = {"index": 0, "finish_reason": None}
+    steps: list[Any] = [
+        {"choices": [choice]},
+        "odd",
+        {"choices": [choice | {"finish_reason": "x"}]},
+    ]
+    guard = guard_on_loop()
+    assert await collected(await guard.call(Source(*steps).words)) == steps
+    assert verdict(guard) == (1, 0)
+
+
+class Deaf:
+    """Waits for ever, closed or not."""
+
+    async def words(self) -> AsyncIterator[str]:
+        yield "one"
+        await asyncio.get_running_loop().create_future()
+
+
+async def test_a_reader_whose_stream_was_closed_is_not_left_waiting() -> None:
+    guard = guard_on_loop(timeout=TimeoutPolicy(attempt=None, total=None, gap=10.0))
+    stream: Any = await guard.call(Deaf().words)
     await anext(stream)
-    assert first() is None
+    reading = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(1.0)
+    with pytest.raises(RuntimeError, match="already running"):
+        await stream.aclose()
+    with pytest.raises(AttemptTimeoutError):
+        await reading
+    assert (now(), verdict(guard)) == (10.0, (0, 0))
 
 
 WAYS_TO_END: dict[str, tuple[Any, ...]] = {
@@ -270,6 +305,33 @@ async def test_a_stream_that_is_dropped_frees_its_place() -> None:
     assert (verdict(guard), free_places(guard)) == ((0, 0), 1)
 
 
+@pytest.mark.parametrize("times", [{}, {"attempt": 30.0}, {"gap": 30.0}])
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_a_stream_that_a_task_returned_is_gone_once_it_is_dropped(
+    times: Any,
+    is_read: bool,  # noqa: FBT001 - a test's case
+) -> None:
+    timeout = TimeoutPolicy(**{"attempt": None, "total": None} | times)
+    guard = guard_on_loop(concurrency=ONE_PLACE, timeout=timeout)
+
+    async def begin() -> AsyncIterator[str]:
+        stream: AsyncIterator[str] = await guard.call(Source("one", 1.0, "two", "three").words)
+        if is_read:
+            assert [await anext(stream), await anext(stream)] == ["one", "two"]
+        return stream
+
+    gc.collect()
+    gc.disable()
+    try:
+        stream = await asyncio.create_task(begin())
+        await asyncio.sleep(0)  # the loop has the task until then
+        assert (len(guard.gate.running), free_places(guard)) == (1, 0)
+        del stream
+        assert (len(guard.gate.running), free_places(guard)) == (0, 1)
+    finally:
+        gc.enable()
+
+
 async def test_a_stream_is_a_probe_until_its_end() -> None:
     guard = guard_on_loop()
     guard.breaker.half_open()
@@ -337,10 +399,26 @@ async def test_a_second_reader_is_told_so_and_nobody_is_blamed() -> None:
 def test_a_stream_that_is_read_on_another_loop_is_told_so_and_keeps_no_place(
     is_shut_down: bool,  # noqa: FBT001 - a test's case
 ) -> None:
-    guard = Guard("llm", Policy(concurrency=ONE_PLACE))
+    class Endless:
+        def __init__(self) -> None:
+            self.closed_on: list[asyncio.AbstractEventLoop] = []
+
+        def __aiter__(self) -> Endless:
+            return self
+
+        async def __anext__(self) -> str:
+            return "one"
+
+        async def aclose(self) -> None:
+            self.closed_on.append(asyncio.get_running_loop())
+
+    guard, source = Guard("llm", Policy(concurrency=ONE_PLACE)), Endless()
+
+    async def connect() -> Endless:
+        return source
 
     async def begin() -> AsyncIterator[str]:
-        stream: AsyncIterator[str] = await guard.call(Source("one", "two").words)
+        stream: AsyncIterator[str] = await guard.call(connect)
         assert await anext(stream) == "one"
         return stream
 
@@ -352,6 +430,8 @@ def test_a_stream_that_is_read_on_another_loop_is_told_so_and_keeps_no_place(
     with pytest.raises(UnsupportedCallError, match="on the event loop that began it"):
         asyncio.run(collected(stream))
     assert (verdict(guard), len(guard.gate.running), free_places(guard)) == ((0, 0), 0, 1)
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert source.closed_on == [loop]
     loop.close()
 
 

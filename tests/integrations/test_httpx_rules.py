@@ -641,6 +641,55 @@ async def test_a_response_closed_by_another_task_is_settled_once(library: Any) -
     assert (verdict(guard), free_places(guard), told.closed) == ((0, 0), 1, 1)
 
 
+END_OF_EVENTS = b"data: [DONE]\n\n"
+
+
+async def test_a_response_may_be_closed_while_another_task_waits_for_its_last_byte(
+    library: Any,
+) -> None:
+    registry = new_guards()
+    options: Any = {"policy": policy(max_concurrent=1), "registry": registry}
+    told = Answer(200, b"data: 1\n\n", END_OF_EVENTS, 60.0, content_type="text/event-stream")
+    async with (
+        wire(library, answers(library, told), **options) as client,
+        client.stream("GET", URL) as response,
+    ):
+        reading = asyncio.ensure_future(response.aread())
+        await asyncio.sleep(1.0)
+        await response.stream.aclose()
+        guard = the_guard(registry)
+        assert (verdict(guard), free_places(guard), told.closed) == ((1, 0), 1, 1)
+        reading.cancel()
+        await asyncio.wait([reading])
+
+
+@pytest.mark.parametrize("attempt", range(5))  # generators are closed in no certain order
+def test_a_response_left_open_at_its_end_marker_is_a_success_when_the_loop_ends(
+    library: Any, attempt: int
+) -> None:
+    told = Answer(200, b"data: 1\n\n", END_OF_EVENTS, 60.0, content_type="text/event-stream")
+    left, guards = [], []
+    del attempt
+
+    async def leave() -> None:
+        registry = new_guards()
+        client = wire(library, answers(library, told), registry=registry)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            async with client.stream("GET", URL) as response:
+                async for chunk in response.aiter_raw():
+                    yield chunk
+
+        body = pieces()
+        assert [await anext(body), await anext(body)] == [b"data: 1\n\n", END_OF_EVENTS]
+        left.append(body)
+        guards.append(the_guard(registry))
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(leave())
+    assert (verdict(guards[0]), told.closed) == ((1, 0), 1)
+
+
 async def test_closing_twice_closes_once_and_chunks_need_no_generator(library: Any) -> None:
     class Chunks(library.AsyncByteStream):  # type: ignore[misc]
         closed = 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightrag_resilience import Guards, PolicyError, ShuttingDownError
+from lightrag_resilience import Guards, Policy, PolicyError, ShuttingDownError, TimeoutPolicy
 from lightrag_resilience._phases import Phase
 from lightrag_resilience.events import DrainChanged, DrainEnded, Event, WorkAbandoned
 from lightrag_resilience.journal import Journal
@@ -96,6 +97,39 @@ async def test_what_does_not_end_is_written_down_and_then_cancelled(tmp_path: Pa
         ("the indexer", "task", "outcome_unknown", "SIGTERM"),
         ("llm", "call", "in_flight", "SIGTERM"),
     }
+
+
+@pytest.mark.parametrize("times", [{"attempt": 60.0}, {"attempt": None, "gap": 60.0}])
+@pytest.mark.parametrize("is_tracked", [True, False])
+async def test_of_a_stream_the_reader_is_cancelled_and_not_who_began_it(
+    times: Any,
+    is_tracked: bool,  # noqa: FBT001 - a test's case
+) -> None:
+    guards = registry()
+    guard = guards.get("llm", Policy(timeout=TimeoutPolicy(**times)))
+    streams: asyncio.Queue[AsyncIterator[str]] = asyncio.Queue()
+
+    async def words() -> AsyncIterator[str]:
+        yield "one"
+        await asyncio.sleep(60.0)
+
+    async def begin() -> None:
+        await streams.put(await guard.call(words))
+        await asyncio.sleep(60.0)
+
+    async def read() -> None:
+        async for _ in await streams.get():
+            pass
+
+    async with coordinator(guards, timeout=1.0, cancel_grace=0.2, close_timeout=0.2) as made:
+        worker, reader = asyncio.create_task(begin()), asyncio.create_task(read(), name="reader")
+        if is_tracked:
+            made.track(reader)
+        await asyncio.sleep(0.05)
+        report = await made.drain()
+    assert [each.kind for each in report.abandoned] == ["task" if is_tracked else "stream"]
+    assert (reader.cancelled(), worker.done(), report.stuck) == (True, False, ())
+    worker.cancel()
 
 
 async def test_a_task_that_swallows_cancellation_is_cancelled_again_and_told_of() -> None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 from lightrag_resilience.errors import AttemptTimeoutError
-from lightrag_resilience.streams import GuardedStream
+from lightrag_resilience.streams import GuardedStream, end_whole
 
 __all__ = ["Source", "guarded_body", "parsed", "read_ahead"]
 
@@ -29,23 +29,20 @@ class Source(AsyncIterator[bytes]):
         self._is_events = response.headers.get("content-type", "").startswith("text/event-stream")
         self._tail = b""
         self._is_closed = False
-        self._has_ended = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._has_ended:
-            raise StopAsyncIteration
         chunk: bytes = await anext(self._chunks)
         if self._is_events:
             self._tail = (self._tail + chunk[-_TAIL:])[-_TAIL:]
         return chunk
 
-    def end_if_complete(self) -> bool:
-        """Come to an end where the last event was OpenAI's end marker: SDKs read no further."""
-        self._has_ended |= self._tail.rstrip().endswith(_END_OF_EVENTS)
-        return self._has_ended
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last event was OpenAI's end marker: SDKs read no further."""
+        return self._tail.rstrip().endswith(_END_OF_EVENTS)
 
     async def aclose(self) -> None:
         """Give the connection back; a body not read to its end costs the connection."""
@@ -94,10 +91,7 @@ def guarded_body(library: Any, stream: GuardedStream[bytes], source: Source) -> 
     """The body of a response whose call goes on to its end."""
 
     async def end() -> None:
-        if source.end_if_complete():
-            async for _ in stream:  # what came before the marker; then the verdict falls
-                pass
-        await stream.aclose()
+        await (end_whole(stream) if source.is_complete else stream.aclose())
 
     return _class_for(library)(stream, end, library)
 
