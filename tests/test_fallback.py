@@ -593,10 +593,16 @@ async def test_another_question_has_no_old_answer(chain: Any, cache: StaleCache)
         ((1, 1), {}),
         ((True,), {"end": 1}),
         ((1,), {"end": 1.0}),
+        (((1,),), {"end": 1}),
+        (((True,),), {"end": 1}),
+        ((frozenset({1}),), {"end": 1}),
+        ((frozenset({1.0}),), {"end": 1}),
     ]
     for args, kwargs in others:
         with pytest.raises(AllFailedError):
             await answered(complete, *args, **kwargs)
+    keys = [cache.key_of(complete, args, kwargs) for args, kwargs in others]
+    assert len(set(keys)) == len(others)
     assert (await answered(complete, 1, end=1)).value == "answer"
 
 

@@ -16,6 +16,7 @@ from collections.abc import (
 )
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock
 
 import anyio
 import pytest
@@ -225,6 +226,13 @@ def test_a_partial_is_of_the_kind_it_is_a_partial_of(
 ) -> None:
     assert kind_of(functools.partial(function)) is kind
     assert kind_of(functools.partial(functools.partial(function), end="?")) is kind
+
+
+async def test_a_mock_of_a_coroutine_function_is_one() -> None:
+    mock = AsyncMock(return_value="x")
+    assert kind_of(mock) is Kind.COROUTINE
+    assert await as_coroutine_function(mock)(1) == "x"
+    mock.assert_awaited_once_with(1)
 
 
 def test_a_partial_of_a_partial_with_attributes_is_of_the_inner_kind() -> None:

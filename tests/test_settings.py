@@ -93,6 +93,12 @@ def test_no_jitter_is_a_word_and_not_nothing() -> None:
     assert settings.policy_for("llm").retry.jitter == "none"
 
 
+@pytest.mark.parametrize("name", ["REDIS_URL", "SHUTDOWN_JOURNAL", "STATUS_TOKEN"])
+def test_none_is_what_it_is_where_nothing_is_given(name: str) -> None:
+    settings = load_settings({f"RESILIENCE_{name}": "None"})
+    assert getattr(settings, name.lower()) is None
+
+
 def test_an_empty_variable_is_as_good_as_none_at_all() -> None:
     settings = load_settings({"RESILIENCE_LLM__TIMEOUT__TOTAL": " ", "RESILIENCE_REDIS_URL": ""})
     assert settings == Settings()

@@ -34,6 +34,8 @@ def kind_of(function: Callable[..., Any]) -> Kind:
     inner: Any = function
     while isinstance(inner, functools.partial):
         inner = inner.func
+    if inspect.iscoroutinefunction(inner):  # an object may say so too: `unittest.mock.AsyncMock`
+        return Kind.COROUTINE
     if not inspect.isroutine(inner) and not inspect.isclass(inner):
         inner = type(inner).__call__
     if inspect.iscoroutinefunction(inner):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import AsyncIterator
 from typing import Any, Generic, Self, TypeVar
@@ -69,7 +70,8 @@ class OpenedStream(PassedOnStream[T_co]):
         try:
             self._first = await anext(self._iterator, _NOTHING)
         except BaseException:
-            await self.aclose()
+            with contextlib.suppress(Exception):  # what goes wrong here does not hide why
+                await self.aclose()
             raise
         return self
 

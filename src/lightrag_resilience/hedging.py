@@ -70,9 +70,13 @@ def hedged(
                 done, _ = await asyncio.wait(asked, timeout=after)
                 if not done and _may_ask_again(owner.get(name)):
                     asked.append(asyncio.create_task(function(*args, **kwargs)))
-                return await _first_answer(asked)
-            finally:
-                await _give_up(asked)
+                answer = await _first_answer(asked)
+            except BaseException:
+                await asyncio.gather(*map(_given_up, asked), return_exceptions=True)
+                raise
+            for task in asked:
+                _given_up(task)  # its connection may have stalled: the answer does not wait for it
+            return answer
 
         return ask
 
@@ -97,8 +101,18 @@ async def _first_answer(asked: list[asyncio.Task[R]]) -> R:
     return asked[0].result()
 
 
-async def _give_up(asked: list[asyncio.Task[R]]) -> None:
-    """End what is still asked, and hear its errors."""
-    for task in asked:
-        task.cancel()
-    await asyncio.gather(*asked, return_exceptions=True)
+_leaving: set[asyncio.Task[Any]] = set()
+
+
+def _given_up(task: asyncio.Task[R]) -> asyncio.Task[R]:
+    """The task of a question, which is cancelled, kept until it has ended, and heard."""
+    _leaving.add(task)  # a loop keeps no task alive by itself
+    task.add_done_callback(_left)
+    task.cancel()
+    return task
+
+
+def _left(task: asyncio.Task[Any]) -> None:
+    _leaving.discard(task)
+    if not task.cancelled():
+        task.exception()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic import (
@@ -249,8 +249,8 @@ def _reader(hint: Any) -> Callable[[str], str | None]:
     has_none = NoneType in get_args(hint)
     has_words = get_origin(hint) is Literal
 
-    def read(text: str) -> str | None:
-        if has_none and text.lower() == "none":
+    def read(text: str | None) -> str | None:
+        if text is None or (has_none and text.lower() == "none"):
             return None
         return text.lower() if has_words else text
 
@@ -282,10 +282,14 @@ def _token(text: str) -> str:
     return text
 
 
+T = TypeVar("T")
+_OrNone = Annotated[T | None, BeforeValidator(_reader(str | None))]
+
+
 class _Variables(BaseSettings):
     model_config = ConfigDict(extra="forbid")  # type: ignore[assignment]
 
-    redis_url: Annotated[SecretStr, BeforeValidator(_redis_address)] | None = None
+    redis_url: _OrNone[Annotated[SecretStr, BeforeValidator(_redis_address)]] = None
     redis_prefix: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9:._-]{1,64}$")] = "lr:"
     ingest_patience: Wait = 600.0
     degrade: bool = False
@@ -296,9 +300,9 @@ class _Variables(BaseSettings):
     shutdown_timeout: Wait = 25.0
     shutdown_cancel_grace: Wait = 2.0
     shutdown_close_timeout: Wait = 5.0
-    shutdown_journal: str | None = None
+    shutdown_journal: _OrNone[str] = None
     status: bool = False
-    status_token: Annotated[SecretStr, BeforeValidator(_token)] | None = None
+    status_token: _OrNone[Annotated[SecretStr, BeforeValidator(_token)]] = None
     metrics: bool = False
     sections: dict[str, _Section] = {}  # type: ignore[valid-type]
 

@@ -89,8 +89,7 @@ class StaleCache:
         for place, value in [*enumerate(args, 1), *named]:
             _must_be_hashable(value, f"argument {place!r} of a call with a StaleCache")
         # 1, 1.0 and True are equal, and other questions.
-        types = tuple(type(value) for value in (*args, *(value for _, value in named)))
-        return owner, args, tuple(named), types
+        return owner, args, tuple(named), _types((args, tuple(named)))
 
     def remember(self, key: Hashable, source: str, value: Any) -> None:
         """Keep an answer; one that cannot be copied, such as a stream, is not kept."""
@@ -116,6 +115,15 @@ class StaleCache:
                 return None
             self._entries.move_to_end(key)
         return OldAnswer(copy.deepcopy(value), source, age)
+
+
+def _types(value: object) -> object:
+    """What equal values may differ in, to the innermost."""
+    if isinstance(value, tuple):
+        return type(value), *map(_types, value)
+    if isinstance(value, frozenset):
+        return type(value), frozenset((each, _types(each)) for each in value)
+    return type(value)
 
 
 def _must_be_hashable(value: object, what: str) -> None:

@@ -18,6 +18,7 @@ from lightrag_resilience import (
     resilient,
 )
 from lightrag_resilience.events import Hedged
+from lightrag_resilience.hedging import _leaving
 from lightrag_resilience.settings import load_settings
 from support.guards import Scripted, down, now, patient
 
@@ -65,9 +66,27 @@ async def test_of_two_answers_the_first_counts_and_the_other_is_given_up() -> No
     registry.events.listen(heard.append)
     assert await ask() == "second"
     assert now() == pytest.approx(0.3)
+    await asyncio.sleep(0.01)
     assert ended == ["slow"]
     assert Hedged("storage") in heard
     assert registry.get("storage").breaker.snapshot().calls == 1
+
+
+async def test_an_answer_does_not_wait_for_the_other_to_clean_up() -> None:
+    async def stalled() -> str:
+        try:
+            return str(await after(60.0, "late"))
+        finally:
+            await asyncio.sleep(3.0)
+            raise down()
+
+    before = asyncio.all_tasks()
+    assert await asking(Scripted(stalled, lambda: after(0.1, "second")))[1]() == "second"
+    assert now() == pytest.approx(0.3)
+    assert len(asyncio.all_tasks() - before) == 1
+    await asyncio.sleep(4.0)
+    assert asyncio.all_tasks() == before
+    assert not _leaving
 
 
 async def test_the_first_may_still_win() -> None:

@@ -104,6 +104,20 @@ async def test_what_is_private_of_the_source_is_not_there(face: Any) -> None:
 
 
 @FACES
+@pytest.mark.parametrize("step", [down(), 60.0], ids=["broken", "cancelled"])
+async def test_a_close_that_fails_does_not_hide_why_there_is_no_first_item(
+    face: Any, step: Any
+) -> None:
+    source = Source(step, error=OSError("stuck"))
+    task = asyncio.ensure_future(face(source))
+    await asyncio.sleep(1.0)
+    task.cancel()
+    with pytest.raises((ConnectionRefusedError, asyncio.CancelledError)):
+        await task
+    assert source.closed == ["iterator", "source"]
+
+
+@FACES
 @pytest.mark.parametrize("name", ["aclose", "close"])
 async def test_the_iterator_and_the_source_are_closed(face: Any, name: str) -> None:
     source = Source("one", name=name)

@@ -767,6 +767,17 @@ async def test_hosts_beyond_the_bound_share_one_guard_and_it_is_said_once(
     assert "max_hosts" in warned[0]
 
 
+async def test_the_shared_guard_of_hosts_beyond_the_bound_serves_transports_of_any_policy(
+    library: Any,
+) -> None:
+    registry = new_guards()
+    options: Any = {"registry": registry, "max_hosts": 1}
+    for number, more in enumerate(({}, {"policy": policy(attempts=2)}, {"policy": policy()})):
+        async with wire(library, answers(library, Answer()), **options, **more) as client:
+            assert (await client.get(f"http://host{number}.test")).status_code == 200
+    assert [guard.name for guard in registry] == ["http.host0.test", "http.other"]
+
+
 async def test_the_transport_beneath_is_opened_and_closed_with_it(library: Any) -> None:
     transport = answers(library, Answer())
     client = wire(library, transport)

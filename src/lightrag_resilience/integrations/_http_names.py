@@ -57,7 +57,8 @@ class GuardsOfHosts:
         name = self._name
         if not isinstance(name, str):
             name = self._within_bound(name_of_host(request.url) if name is None else name(request))
-        return self._registry.get(name, self._policy)
+        # What comes last is shared by transports of any policy.
+        return self._registry.get(name, None if name == OTHER else self._policy)
 
     def _within_bound(self, name: str) -> str:
         """A guard forgets nothing, so none is dropped for another: what comes later must share."""
