@@ -592,3 +592,10 @@ def test_pybreakers_storage_keeps_no_time_of_its_own() -> None:
     made = breaker()
     made.storage.opened_at = datetime.now(UTC)
     assert made.storage.opened_at is None
+
+
+def test_a_forced_circuit_stays_open_however_long_a_break_shall_last() -> None:
+    made = breaker(mode="forced-open")
+    made.open("by a tool", open_for=5.0)
+    assert refusal_of(made).retry_after is None
+    assert made.snapshot().mode == "forced-open"

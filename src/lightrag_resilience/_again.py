@@ -31,13 +31,13 @@ async def try_again(
     Raises:
         Exception: What the last attempt raised.
     """
-    total = guard.policy.timeout.total
+    total = call.parts.policy.timeout.total
     call.deadline = None if total is None else call.began + total
     retries = Retries(
         dependency=guard.name,
         policy=policy,
         budget=guard.budget,
-        deadline=call.deadline,
+        deadline=lambda: call.deadline,  # it moves while time is set aside
         clock=guard.clock,
         sleep=guard.pause,
         scheduled=functools.partial(tell_retry, guard, call),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from ._call import current_call, new_call
+from ._call import current_call, new_call, owned_by_a_guard
 from ._lateness import timeout_error
 from ._tell import tell_failure
 
@@ -22,7 +22,7 @@ async def begin_block(guard: Guard) -> None:
         CallRejected: It may not.
     """
     parent = current_call.get()
-    if parent is None and guard.gate.is_closed:
+    if guard.gate.is_closed and not owned_by_a_guard():
         guard.gate.check(guard.name, guard.events)
     call = new_call(guard, parent, guard.clock())
     call.is_pass_through = parent is not None and parent.is_within(guard)

@@ -262,9 +262,11 @@ class Circuit:
         self._take(policy)
         if policy.mode != before.mode:
             self.set_mode(policy.mode, now, reason)
-        elif self.state is State.CLOSED:
+        elif self.state is State.CLOSED and policy != before:
             self.window = make_window(policy, now)
             self.is_content = False
+        elif self.state is State.HALF_OPEN and self.proven >= policy.probes:
+            self.close(now, "after its probes succeeded")
 
     def _take(self, policy: BreakerPolicy) -> None:
         self.policy = policy

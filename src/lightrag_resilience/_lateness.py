@@ -6,7 +6,6 @@ from typing import Protocol
 
 from ._call import Call
 from .errors import AttemptTimeoutError, DeadlineExceededError
-from .policy import Policy
 
 __all__ = ["Timekeeper", "timeout_error", "was_cut_short"]
 
@@ -15,7 +14,6 @@ class Timekeeper(Protocol):
     """A guard, as far as times are concerned."""
 
     name: str
-    policy: Policy
 
     def remaining(self, call: Call) -> float:
         """Seconds to the deadline of a call."""
@@ -24,10 +22,12 @@ class Timekeeper(Protocol):
 
 def timeout_error(guard: Timekeeper, call: Call, late: str = "") -> Exception:
     """The error for a call whose own time is up; `late` says so of an attempt."""
-    timeout = guard.policy.timeout
-    if guard.remaining(call) <= 0:
-        return DeadlineExceededError(guard.name, None, f"after {timeout.total:g} s")
-    return AttemptTimeoutError(guard.name, None, late or f"after {timeout.attempt:g} s")
+    total = call.parts.policy.timeout.total
+    if total is not None and guard.remaining(call) <= 0:
+        return DeadlineExceededError(guard.name, None, f"after {total:g} s")
+    if not late and call.timer is not None:
+        late = f"after {call.timer.seconds:g} s"
+    return AttemptTimeoutError(guard.name, None, late)
 
 
 def was_cut_short(call: Call, error: Exception, duration: float) -> bool:

@@ -57,6 +57,6 @@ async def wait_in_line(
     if waited and not guard.breaker.circuit.honours(call.admission):
         try:
             call.admission = await ask_breaker(guard)
-        except CallRejected:
+        except BaseException:
             line.give_up(call)
             raise

@@ -65,7 +65,12 @@ class LoopParts:
             self.line = None
 
     def _make_line(self) -> Line:
-        self._line = self._loops.new_line()
+        self._line = self._loops.new_line(self.home)
+        return self._line
+
+    @property
+    def own_line(self) -> Line | None:
+        """What calls have waited in, if any ever had to."""
         return self._line
 
 
@@ -80,7 +85,16 @@ class Loops:
         shared: The limit of all workers together, if there is one.
     """
 
-    __slots__ = ("_clock", "_cold_until", "_homes", "_name", "_parts", "_shared", "policy")
+    __slots__ = (
+        "_clock",
+        "_cold_until",
+        "_elders",
+        "_homes",
+        "_name",
+        "_parts",
+        "_shared",
+        "policy",
+    )
 
     def __init__(
         self,
@@ -97,6 +111,7 @@ class Loops:
         self._shared = shared
         self._cold_until = _NEVER
         self._parts: list[LoopParts] = []  # loops are few
+        self._elders: dict[Home, Line] = {}
         if shared is not None:
             shared.heard_cooldown = self._cool_down_here
 
@@ -104,6 +119,9 @@ class Loops:
         """The same by another policy, for new calls; those under way end by their own."""
         changed = Loops(self._name, policy, self._homes, self._clock, self._shared)
         changed._cold_until = self._cold_until
+        changed._elders = self._elders | {
+            parts.home: parts.own_line for parts in list(self._parts) if parts.own_line is not None
+        }
         if self._shared is not None:
             self._shared.policy = policy.limit
         return changed
@@ -120,12 +138,15 @@ class Loops:
         self._parts.append(parts)
         for other in list(self._parts):
             if other.loop.is_closed():
+                self._elders.pop(other.home, None)
                 with contextlib.suppress(ValueError):  # another thread has done so
                     self._parts.remove(other)
         return parts, True
 
-    def new_line(self) -> Line:
+    def new_line(self, home: Home) -> Line:
         """What the calls of one loop wait in."""
+        if (elder := self._elders.get(home)) is not None:
+            return elder.by(self.policy, self._shared)
         return Line(self._name, self.policy, self._clock, self._shared)
 
     @property
@@ -145,5 +166,7 @@ class Loops:
 
     def _cool_down_here(self, seconds: float) -> None:
         self._cold_until = max(self._cold_until, self._clock() + seconds)
+        for elder in list(self._elders.values()):  # calls may still wait in it
+            elder.cooldown.begin(seconds)
         for parts in list(self._parts):
             parts.cool_down(seconds)

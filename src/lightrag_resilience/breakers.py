@@ -159,7 +159,7 @@ class Breaker:
         with self._lock:
             now = self._clock()
             self.circuit.open(now, reason)
-            if open_for is not None:
+            if open_for is not None and self.circuit.mode != "forced-open":
                 self.circuit.open_until = now + open_for
             self._note()
         self._announce()

@@ -7,6 +7,7 @@ stand still again, and none of them has used up an attempt.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 from collections.abc import Callable
@@ -19,6 +20,7 @@ __all__ = ["Cooldown"]
 _NEVER = -math.inf
 _STAGGER = 0.1  # of the wait, so that workers do not all go first at once
 _LONGEST_STAGGER = 0.5  # seconds
+_TRUST = 5.0  # seconds: a provider throttles at once, and answers as long as it takes
 
 
 class Cooldown:
@@ -32,13 +34,14 @@ class Cooldown:
         until: Monotonic seconds until which nothing goes; -inf where there is no standstill.
     """
 
-    __slots__ = ("_clock", "_first", "_judged", "_line", "_name", "until")
+    __slots__ = ("_ahead", "_clock", "_judged", "_line", "_name", "_trusted_at", "until")
 
     def __init__(self, name: str, clock: Callable[[], float]) -> None:
         self.until = _NEVER
         self._name = name
         self._clock = clock
-        self._first: object | None = None
+        self._ahead: set[object] = set()  # who went first, one each time that nothing was heard
+        self._trusted_at = _NEVER
         self._line: asyncio.Lock | None = None  # most dependencies never ask to wait
         self._judged: asyncio.Event | None = None
 
@@ -51,13 +54,17 @@ class Cooldown:
         """The provider asked to wait; from any thread."""
         self.until = max(self.until, self._clock() + seconds)
 
+    def lets_pass(self, call: object) -> bool:
+        """Whether a call need not wait."""
+        return not self.is_on or call in self._ahead
+
     async def wait(self, call: object, longest: float) -> bool:
         """Until the call may go, at most `longest` seconds. True if there was a wait.
 
         Raises:
             RateLimitedError: It may not go that soon.
         """
-        if not self.is_on or self._first is call:
+        if self.lets_pass(call):
             return False
         if (left := self.until - self._clock()) > longest:
             raise self._refusal(left)
@@ -75,18 +82,21 @@ class Cooldown:
             if (left := self.until - self._clock()) > 0:
                 stagger = min(left * _STAGGER, _LONGEST_STAGGER)
                 await asyncio.sleep(left + random.uniform(0.0, stagger))  # noqa: S311
-            elif self._first is None:
-                self._first = call
+            elif not self._ahead or self._clock() >= self._trusted_at:
+                self._ahead.add(call)
+                self._trusted_at = self._clock() + _TRUST
                 return
             else:
                 judged.clear()
-                await judged.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._trusted_at - self._clock()):
+                        await judged.wait()
 
     def ended(self, call: object, failure: Failure | None) -> None:
         """A call succeeded, or failed so."""
-        if call is not self._first:
+        if call not in self._ahead:
             return
-        self._first = None
+        self._ahead.discard(call)
         passing = failure is None or failure.kind is FailureKind.FATAL
         if passing or (failure is not None and not failure.retry_after and not failure.counts):
             self.until = _NEVER
@@ -94,8 +104,8 @@ class Cooldown:
 
     def gave_up(self, call: object) -> None:
         """A call ended with no verdict: the next one goes first."""
-        if call is self._first:
-            self._first = None
+        if call in self._ahead:
+            self._ahead.discard(call)
             self._let_others_look()
 
     def _let_others_look(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from ._again import try_again
 from ._block import begin_block, end_block
-from ._call import Call, current_call
+from ._call import Call, current_call, owned_by_a_guard
 from ._gate import Gate
 from ._homes import Homes
 from ._kinds import as_coroutine_function, is_stream
@@ -188,7 +188,7 @@ class Guard:
         if parent is not None and parent.is_within(self):
             return await function(*args, **kwargs)
         gate = self.gate
-        if gate.is_closed and parent is None:
+        if gate.is_closed and not owned_by_a_guard():
             gate.check(self.name, self.events)
         now = self.clock()
         if (wait := self._circuit.open_until - now) > 0:
@@ -282,10 +282,13 @@ class Guard:
 
     def prepare(self, call: Call) -> LoopParts:
         """Find the limits and timers of the running loop."""
-        parts, is_new = self._loops.enter(asyncio.get_running_loop())
+        loops = self._loops
+        parts, is_new = loops.enter(asyncio.get_running_loop())
         if is_new:
             self.breaker.begin()
         self._parts = call.parts = parts
+        if loops is not self._loops:  # changed by another thread meanwhile: not for the next call
+            self._parts = None
         call.failure = None
         return parts
 
@@ -317,7 +320,7 @@ class Guard:
 
     def remaining(self, call: Call) -> float:
         """Seconds to the deadline of a call."""
-        total = self.policy.timeout.total
+        total = call.parts.policy.timeout.total
         return math.inf if total is None else call.began + total - self.clock()
 
     # ------------------------------------------------------------------ after an attempt
@@ -361,11 +364,12 @@ class Guard:
             return
         failure = classify(error)
         duration = self.clock() - call.started
+        is_cut_short = was_cut_short(call, error, duration)
         if (line := call.parts.line) is not None:
-            line.leave(call, failure, duration)
+            line.leave(call, failure, duration, is_cut_short=is_cut_short)
         if failure.kind is _THROTTLED:
             heed(self, error, failure)
-        if failure.counts and not was_cut_short(call, error, duration):
+        if failure.counts and not is_cut_short:
             self.breaker.failed(call.admission, duration)
         else:
             self.breaker.released(call.admission)

@@ -122,7 +122,7 @@ class LocalLimit:
     def settle(self, booked: int, used: int) -> None:
         """A call for which tokens were booked has used so many."""
         if self._tokens is not None:
-            self._tokens.correct(used - booked)
+            self._tokens.correct(booked, used)
 
     def _wait(self, tokens: int, now: float) -> float:
         """Seconds until the turn of one more caller, with so many tokens."""
@@ -164,9 +164,9 @@ class _Tokens:
         self._full = max(self._full, now) + self._cost(tokens)
         return self._full - self._burst
 
-    def correct(self, more: int) -> None:
-        """So many more were used than booked, or fewer."""
-        self._full += more * self._interval
+    def correct(self, booked: int, used: int) -> None:
+        """So many were used where so many were booked."""
+        self._full += self._cost(used) - self._cost(booked)
 
     def _cost(self, tokens: int) -> float:
         """Seconds that they take; a call larger than a minute's limit must be able to pass."""

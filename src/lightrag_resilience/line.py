@@ -41,18 +41,31 @@ class Line:
         shared: The limit of all workers together, instead of one of this loop's own.
     """
 
-    __slots__ = ("_limit", "_places", "_policy", "cooldown")
+    __slots__ = ("_clock", "_concurrency", "_limit", "_name", "_places", "_policy", "cooldown")
 
     def __init__(
         self, name: str, policy: Policy, clock: Callable[[], float], shared: Limit | None
     ) -> None:
         self.cooldown = Cooldown(name, clock)
+        self._name = name
+        self._clock = clock
         self._policy = policy.limit
+        self._concurrency = policy.concurrency
         self._limit: Limit | None = None
         if policy.limit.rpm or policy.limit.tpm:
             self._limit = Turnstile(name, shared or LocalLimit(name, policy.limit), clock)
         has_places = policy.concurrency.max_concurrent is not None
         self._places = Places(name, policy.concurrency, clock) if has_places else None
+
+    def by(self, policy: Policy, shared: Limit | None) -> Line:
+        """One by another policy; what both ask for is one and the same, as calls stand in both."""
+        changed = Line(self._name, policy, self._clock, shared)
+        changed.cooldown = self.cooldown
+        if policy.limit == self._policy:
+            changed._limit = self._limit
+        if policy.concurrency == self._concurrency:
+            changed._places = self._places
+        return changed
 
     @property
     def is_needed(self) -> bool:
@@ -87,23 +100,33 @@ class Line:
         Raises:
             CallRejected: It may not, or not in time.
         """
-        waited = False
         call.tokens = 0, 0
         try:
-            if self.cooldown.is_on:
-                waited = await self.cooldown.wait(call, min(self._policy.max_wait, remaining()))
+            waited = await self._stand_still(call, remaining)
             if self._limit is not None:
                 tokens = self._tokens_for(*question)
                 longest = min(self._policy.max_wait, remaining())
                 waited |= await self._limit.acquire(tokens[0], longest)
                 call.tokens = tokens
-            if self._places is not None:
+            while True:
+                # The provider may have asked to wait meanwhile; who then waits holds no place.
+                waited |= await self._stand_still(call, remaining)
+                if self._places is None:
+                    break
                 waited |= await self._places.acquire(remaining())
+                if self.cooldown.lets_pass(call):
+                    break
+                self._places.release()
         except BaseException:
             self.cooldown.gave_up(call)
             self._settle(call, 0)
             raise
         return waited
+
+    async def _stand_still(self, call: _Caller, remaining: Callable[[], float]) -> bool:
+        if self.cooldown.lets_pass(call):
+            return False
+        return await self.cooldown.wait(call, min(self._policy.max_wait, remaining()))
 
     def give_up(self, call: _Caller) -> None:
         """A call that was let in is not sent after all."""
@@ -121,16 +144,27 @@ class Line:
         """How the places are taken now."""
         return Occupancy() if self._places is None else self._places.occupancy
 
+    def was_let_in(self, call: _Caller) -> None:
+        """A call has its stream's first item: whatever follows, it was not throttled."""
+        if self.cooldown.is_on:
+            self.cooldown.ended(call, None)
+
     def leave(
-        self, call: _Caller, failure: Failure | None, duration: float, answer: object = None
+        self,
+        call: _Caller,
+        failure: Failure | None,
+        duration: float,
+        answer: object = None,
+        *,
+        is_cut_short: bool = False,
     ) -> int:
-        """A call succeeded, or failed so, after `duration` seconds.
+        """A call succeeded, or failed so, after `duration` seconds, or was cut short after these.
 
         Returns how many tokens it used, where they are counted.
         """
         if self._places is not None:
             self._places.release()
-            if failure is None or failure.kind in _OVERLOAD:
+            if failure is None or (failure.kind in _OVERLOAD and not is_cut_short):
                 is_overloaded = failure is not None
                 self._places.learn(call.started, duration, is_overloaded=is_overloaded)
         if self.cooldown.is_on:

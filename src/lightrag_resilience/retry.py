@@ -35,7 +35,7 @@ class Retries:
         dependency: Whose call it is.
         policy: How often, and how long to wait.
         budget: Shared by all calls of the dependency.
-        deadline: Monotonic seconds at which the call as a whole ends, or None.
+        deadline: Tells the monotonic seconds at which the call as a whole ends, or None.
         clock: Monotonic seconds.
         sleep: Waits so many seconds.
         scheduled: Told the number of the next attempt and the wait before it.
@@ -45,7 +45,7 @@ class Retries:
     dependency: str
     policy: RetryPolicy
     budget: RetryBudget
-    deadline: float | None
+    deadline: Callable[[], float | None]
     clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
     scheduled: Callable[[int, float], None]
@@ -115,7 +115,8 @@ class Retries:
             return f"gave up after {state.attempt_number} attempts"
         if failure.retry_after is not None and failure.retry_after > policy.max_retry_after:
             return f"asks to wait {failure.retry_after:g} s, more than {policy.max_retry_after:g} s"
-        if self.deadline is not None and self.clock() + wait >= self.deadline:
+        deadline = self.deadline()
+        if deadline is not None and self.clock() + wait >= deadline:
             return f"would be called again only in {wait:.1f} s, after the call's deadline"
         cost = TIMEOUT_RETRY_COST if failure.kind is FailureKind.UNKNOWN_OUTCOME else RETRY_COST
         if not self.budget.spend(cost):

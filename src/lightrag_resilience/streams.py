@@ -60,6 +60,8 @@ class GuardedStream(PassedOnStream[T_co]):
         except StopAsyncIteration:
             if policy.stream.finish_marker and is_of_model(self._source):
                 raise TruncatedStreamError(guard.name, None, "before its first item") from None
+            if timer is not None:
+                timer.stop(call)
             guard.settle_success(call)
             return self
         except BaseException:
@@ -68,6 +70,8 @@ class GuardedStream(PassedOnStream[T_co]):
             raise
         if timer is not None:
             timer.stop(call)
+        if (line := call.parts.line) is not None:
+            line.was_let_in(call)
         self._reading = Reading(guard, call, self._iterator, self._source, first)
         self._items = self._reading.items(first)
         return self

@@ -7,9 +7,12 @@ import asyncio
 import pytest
 
 from lightrag_resilience import (
+    AttemptTimeoutError,
     BreakerPolicy,
     CircuitOpenError,
     ConcurrencyPolicy,
+    DeadlineExceededError,
+    Guard,
     Guards,
     LimitPolicy,
     Policy,
@@ -17,6 +20,7 @@ from lightrag_resilience import (
     State,
     TimeoutPolicy,
 )
+from lightrag_resilience.breakers import Breaker
 from lightrag_resilience.budget import RetryBudget
 from lightrag_resilience.settings import load_settings
 from support.guards import Scripted, down, guard_on_loop, now, outcomes, patient
@@ -49,6 +53,62 @@ async def test_places_of_calls_under_way_are_given_back_where_they_were_taken() 
     await asyncio.gather(*old)
 
 
+async def test_places_are_the_same_where_the_policy_asks_for_as_many() -> None:
+    guard = guard_on_loop(concurrency=ConcurrencyPolicy(max_concurrent=2))
+    function = Scripted(10.0)
+    calls = [asyncio.create_task(guard.call(function)) for _ in range(4)]
+    await asyncio.sleep(1.0)
+    guard.change(guard.policy.with_changes(rpm=6000.0))
+    calls += [asyncio.create_task(guard.call(function)) for _ in range(2)]
+    await asyncio.gather(*calls)
+    assert function.at == pytest.approx([0.0, 0.0, 10.0, 10.0, 20.0, 20.0])
+
+
+async def test_turns_are_the_same_where_the_policy_gives_as_many() -> None:
+    guard = guard_on_loop(limit=LimitPolicy(rpm=60.0, burst=2))
+    function = Scripted("answer")
+    await outcomes(guard.call(function) for _ in range(2))
+    guard.change(guard.policy.with_changes(attempt_timeout=9.0))
+    await outcomes(guard.call(function) for _ in range(2))
+    assert function.at == pytest.approx([0.0, 0.0, 1.0, 2.0])
+
+
+TIMES = [
+    (TimeoutPolicy(attempt=10.0, total=None), TimeoutPolicy(attempt=None, total=None)),
+    (TimeoutPolicy(attempt=None, total=10.0), TimeoutPolicy(attempt=None, total=100.0)),
+    (TimeoutPolicy(attempt=None, total=10.0), TimeoutPolicy(attempt=None, total=None)),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), TIMES)
+async def test_a_call_ends_by_the_times_it_was_begun_with(
+    before: TimeoutPolicy, after: TimeoutPolicy
+) -> None:
+    guard = guard_on_loop(timeout=before, concurrency=ConcurrencyPolicy(max_concurrent=1))
+    call = asyncio.create_task(guard.call(Scripted(60.0)))
+    await asyncio.sleep(1.0)
+    occupancy = guard._loops
+    guard.change(patient(timeout=after))
+    with pytest.raises((AttemptTimeoutError, DeadlineExceededError), match="after 10 s"):
+        await call
+    assert (now(), occupancy.occupancy.in_use) == (10.0, 0)
+
+
+async def test_a_change_amid_a_call_is_not_lost() -> None:
+    class Changing(Breaker):
+        __slots__ = ()
+
+        def begin(self) -> None:
+            guard.change(patient(timeout=TimeoutPolicy(attempt=1.0, total=None)))
+
+    loop = asyncio.get_running_loop()
+    policy = patient(timeout=TimeoutPolicy(attempt=50.0, total=None))
+    guard = Guard("llm", policy, breaker=Changing("llm", policy.circuit), clock=loop.time)
+    assert await guard.call(Scripted(5.0)) == 5.0
+    with pytest.raises(AttemptTimeoutError, match="after 1 s"):
+        await guard.call(Scripted(5.0))
+
+
 async def test_a_limit_can_be_set_and_lifted() -> None:
     guard = guard_on_loop()
     await guard.call(Scripted("fine"))
@@ -73,6 +133,22 @@ async def test_the_breaker_stays_where_it_is_and_goes_by_the_new_thresholds() ->
     guard.change(patient(consecutive_failures=1))
     with pytest.raises(CircuitOpenError):
         await guard.call(Scripted("fine"))
+
+
+async def test_fewer_probes_than_have_succeeded_close_a_half_open_circuit() -> None:
+    guard = guard_on_loop(breaker=BreakerPolicy(probes=3, open_for=5.0))
+    guard.breaker.half_open()
+    await guard.call(Scripted("answer"))
+    assert guard.breaker.snapshot().state is State.HALF_OPEN
+    guard.change(guard.policy.with_changes(breaker=BreakerPolicy(probes=1, open_for=5.0)))
+    assert guard.breaker.snapshot().state is State.CLOSED
+
+
+async def test_a_policy_with_the_same_thresholds_forgets_nothing() -> None:
+    guard = guard_on_loop()
+    await outcomes(guard.call(Scripted(down())) for _ in range(3))
+    guard.change(guard.policy.with_changes(rpm=6000.0))
+    assert guard.breaker.snapshot().failed == 3
 
 
 async def test_another_mode_takes_effect_at_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
 from typing import Any
@@ -12,10 +13,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lightrag_resilience import ConcurrencyPolicy, Priority, QueueFullError, priority
+from lightrag_resilience import (
+    ConcurrencyPolicy,
+    DeadlineExceededError,
+    Guard,
+    Priority,
+    QueueFullError,
+    State,
+    priority,
+)
+from lightrag_resilience.breakers import Admission, Breaker
 from lightrag_resilience.concurrency import Occupancy, Places
 from lightrag_resilience.testing import VirtualTimeLoop
-from support.guards import now
+from support.guards import Scripted, guard_on_loop, now, patient
 
 pytestmark = pytest.mark.anyio
 INTERACTIVE, BACKGROUND = Priority.INTERACTIVE, Priority.BACKGROUND
@@ -267,3 +277,46 @@ class Room(RuleBasedStateMachine):
 
 TestRoom = Room.TestCase
 TestRoom.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+async def test_what_our_own_deadline_cut_short_does_not_lower_the_limit() -> None:
+    places = ConcurrencyPolicy(max_concurrent=20, adaptive=True, max_queue=1000)
+    guard = guard_on_loop(attempt_timeout=15.0, total_timeout=20.0, concurrency=places)
+    done = 0
+
+    async def client(number: int) -> None:
+        nonlocal done
+        await asyncio.sleep(number * 0.8)
+        with contextlib.suppress(DeadlineExceededError):
+            await guard.call(Scripted(8.0))
+            done += 1
+
+    await asyncio.gather(*(client(number) for number in range(200)))
+    assert done > 190
+    assert guard.occupancy.limit == 20
+
+
+async def test_who_leaves_while_the_breaker_is_asked_again_gives_the_place_back() -> None:
+    class Slow(Breaker):
+        __slots__ = ("asked",)
+
+        async def ask(self) -> Admission:
+            if self.state is State.CLOSED:
+                return self.admit()
+            answer: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
+            return await answer
+
+    policy = patient(concurrency=ConcurrencyPolicy(max_concurrent=1))
+    loop = asyncio.get_running_loop()
+    guard = Guard("llm", policy, breaker=Slow("llm", policy.circuit), clock=loop.time)
+    first = asyncio.create_task(guard.call(Scripted(10.0)))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(guard.call(Scripted("answer")))
+    await asyncio.sleep(1.0)
+    guard.breaker.open()
+    await first
+    await asyncio.sleep(1.0)
+    assert guard.occupancy.in_use == 1
+    second.cancel()
+    await asyncio.wait([second])
+    assert guard.occupancy.in_use == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -213,3 +214,77 @@ async def test_as_a_block_too() -> None:
             raise Throttled(5.0)
     async with guard:
         assert now() >= 5.0
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"concurrency": ConcurrencyPolicy(max_concurrent=1)},
+        {"limit": LimitPolicy(rpm=60.0, burst=1, max_wait=600.0)},
+        {
+            "concurrency": ConcurrencyPolicy(max_concurrent=2),
+            "limit": LimitPolicy(rpm=60.0, burst=1, max_wait=600.0),
+        },
+    ],
+    ids=["for a place", "for a turn", "for both"],
+)
+async def test_who_is_in_line_when_it_begins_stands_still_too(limits: Any) -> None:
+    guard = guard_on_loop(**limits)
+    function = Scripted(Throttled(20.0), 1.0)
+    told = await outcomes(guard.call(function) for _ in range(6))
+    assert isinstance(told[0], Throttled)
+    assert told[1:] == [1.0] * 5
+    first, second, *others = function.at
+    assert first == 0.0
+    assert 20.0 <= second <= 21.0
+    assert min(others) >= second + 1.0
+
+
+async def test_who_waits_in_a_line_of_an_earlier_policy_stands_still_too() -> None:
+    guard = guard_on_loop(concurrency=ConcurrencyPolicy(max_concurrent=1))
+    function = Scripted(2.0)
+    waiting = [asyncio.create_task(guard.call(function)) for _ in range(3)]
+    await asyncio.sleep(1.0)
+    guard.change(guard.policy.with_changes(max_concurrent=2))
+    guard.cool_down(20.0)
+    await asyncio.gather(*waiting)
+    assert function.at[0] == 0.0
+    assert 21.0 <= function.at[1] <= 21.6
+
+
+async def test_a_stream_that_has_begun_lets_the_others_go() -> None:
+    async def words() -> AsyncIterator[str]:
+        yield "one"
+        await asyncio.sleep(60.0)
+        yield "two"
+
+    guard = guard_on_loop()
+    await throttle(guard)
+    stream = await guard.call(words)
+    began = now()
+    function = Scripted(1.0)
+    await outcomes(guard.call(function) for _ in range(3))
+    assert function.at == [began] * 3
+    assert [word async for word in stream] == ["one", "two"]
+
+
+async def test_an_answer_that_takes_long_is_no_reason_to_stand_still() -> None:
+    guard = guard_on_loop()
+    await throttle(guard)
+    function = Scripted(60.0)
+    calls = [asyncio.create_task(guard.call(function)) for _ in range(4)]
+    await asyncio.gather(*calls)
+    first, *others = function.at
+    assert 5.0 <= first <= 5.5
+    assert others == pytest.approx([first + 5.0, first + 10.0, first + 15.0])
+
+
+async def test_of_several_that_went_first_any_success_ends_it() -> None:
+    guard = guard_on_loop()
+    await throttle(guard)
+    calls = [asyncio.create_task(guard.call(Scripted(6.0))) for _ in range(2)]
+    await asyncio.sleep(5.5 + 5.0)
+    function = Scripted(0.1)
+    await guard.call(function)
+    assert function.at[0] < 12.0
+    await asyncio.gather(*calls)

@@ -21,6 +21,7 @@ from lightrag_resilience import (
     LimitPolicy,
     QueueFullError,
     RateLimitedError,
+    ShuttingDownError,
     State,
 )
 from lightrag_resilience._call import current_call, owned_by_a_guard
@@ -402,3 +403,26 @@ def test_each_loop_has_its_own_limits_and_all_share_the_breaker() -> None:
     assert first is not second
     assert first._line._places is not second._line._places
     assert guard.breaker.snapshot().failed == 2
+
+
+async def test_a_task_that_outlives_its_call_is_not_let_in_by_it() -> None:
+    guard = guard_on_loop()
+
+    async def later() -> None:
+        await asyncio.sleep(10.0)
+        await guard.call(Scripted("answer"))
+
+    async def later_in_a_block() -> None:
+        await asyncio.sleep(10.0)
+        async with guard:
+            pass
+
+    async def begin() -> list[asyncio.Task[None]]:
+        return [asyncio.create_task(later()), asyncio.create_task(later_in_a_block())]
+
+    tasks = await guard.call(begin)
+    await asyncio.sleep(5.0)
+    guard.gate.close()
+    for task in tasks:
+        with pytest.raises(ShuttingDownError):
+            await task

@@ -157,6 +157,16 @@ async def test_what_was_not_used_is_there_for_others_and_what_was_overused_is_ow
     assert await spend(rate, 1) == pytest.approx(11.0)
 
 
+async def test_no_more_is_given_back_than_was_booked() -> None:
+    limit = LocalLimit("llm", LimitPolicy(tpm=1000.0, token_burst=1000, max_wait=3600.0))
+    assert limit.take(1000)
+    await limit.acquire(5000, 3600.0)
+    assert now() == pytest.approx(60.0)
+    limit.settle(5000, 0)
+    assert limit.take(1000)
+    assert not limit.take(1000)
+
+
 async def test_a_waiter_who_leaves_gives_its_tokens_back() -> None:
     rate = token_limit()
     await spend(rate, 10)

@@ -19,6 +19,7 @@ from lightrag_resilience import (
     Guard,
     RetryPolicy,
 )
+from lightrag_resilience._call import current_call
 from lightrag_resilience.events import RetryScheduled
 from support.guards import Scripted, down, guard_on_loop, heard_by, now, outcomes
 
@@ -197,6 +198,25 @@ async def test_a_provider_that_asks_for_too_much_is_not_waited_for() -> None:
 
 
 # ---------------------------------------------------------------------- deadline and budget
+
+
+async def test_what_is_set_aside_in_any_attempt_is_not_of_the_deadline() -> None:
+    retry = RetryPolicy(attempts=4, jitter="none", initial_backoff=0.1)
+    guard = guard_on_loop(retry=retry, total_timeout=30.0)
+
+    calls: list[float] = []
+
+    async def elsewhere() -> str:
+        calls.append(now())
+        call = current_call.get()
+        assert call is not None
+        with call.set_aside():
+            await asyncio.sleep(20.0)
+        if len(calls) < 4:
+            raise down()
+        return "fine"
+
+    assert await guard.call(elsewhere) == "fine"
 
 
 async def test_a_retry_that_would_come_after_the_deadline_is_not_waited_for() -> None:

@@ -89,6 +89,15 @@ async def test_an_empty_stream_is_a_success() -> None:
     assert verdict(guard) == (1, 0)
 
 
+async def test_an_empty_stream_leaves_no_time_running() -> None:
+    guard = guard_on_loop(attempt_timeout=5.0)
+    assert await collected(await guard.call(Source().words)) == []
+    assert guard._parts is not None
+    assert guard._parts.timer is not None
+    assert not guard._parts.timer.running()
+    await asyncio.sleep(60.0)
+
+
 async def test_a_stream_that_cannot_begin_is_begun_again() -> None:
     guard = guard_on_loop(retry=RetryPolicy(attempts=3))
     source = Source(down())
