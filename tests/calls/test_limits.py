@@ -160,11 +160,16 @@ async def test_what_was_not_used_is_there_for_others_and_what_was_overused_is_ow
 async def test_no_more_is_given_back_than_was_booked() -> None:
     limit = LocalLimit("llm", LimitPolicy(tpm=1000.0, token_burst=1000, max_wait=3600.0))
     assert limit.take(1000)
-    await limit.acquire(5000, 3600.0)
-    assert now() == pytest.approx(60.0)
-    limit.settle(5000, 0)
-    assert limit.take(1000)
+    others = [asyncio.create_task(limit.acquire(1000, 3600.0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    large = asyncio.create_task(limit.acquire(5000, 3600.0))
+    await asyncio.sleep(1.0)
+    large.cancel()
+    await asyncio.gather(*others)
+    assert now() == pytest.approx(180.0)
     assert not limit.take(1000)
+    await limit.acquire(1000, 3600.0)
+    assert now() == pytest.approx(240.0)
 
 
 async def test_a_waiter_who_leaves_gives_its_tokens_back() -> None:
