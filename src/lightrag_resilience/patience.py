@@ -29,6 +29,7 @@ async def patiently(
     *,
     patience: float,
     idempotent: bool | None = None,
+    is_foreign: Callable[[Exception], bool] = lambda _: False,
 ) -> R:
     """The result of a guarded call, begun anew while the dependency is away.
 
@@ -37,6 +38,7 @@ async def patiently(
         call: Makes the call; it must be harmless to make it again.
         patience: Seconds after which the last error is raised after all.
         idempotent: Whether it is, where that is known better than by the guard's policy.
+        is_foreign: Tells what another dependency has failed with, which was waited for there.
 
     Raises:
         Exception: What the last round raised, or a failure that waiting cannot mend.
@@ -47,7 +49,7 @@ async def patiently(
             guard.refuse_if_open()
             return await call()
         except Exception as error:
-            wait = _worth_waiting(error, guard, idempotent)
+            wait = None if is_foreign(error) else _worth_waiting(error, guard, idempotent)
             if wait is None or guard.clock() + wait > end:
                 raise
         await guard.pause(wait)

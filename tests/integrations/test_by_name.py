@@ -9,9 +9,12 @@ import pytest
 pytest.importorskip("lightrag")
 
 from lightrag.kg import STORAGE_IMPLEMENTATIONS, STORAGES
+from lightrag.kg.json_kv_impl import JsonKVStorage
 
-from lightrag_resilience import CircuitOpenError, guard
-from lightrag_resilience.integrations.lightrag import by_name
+from lightrag_resilience import CircuitOpenError, Guards, guard
+from lightrag_resilience.integrations.lightrag import by_name, protect, unprotect
+from lightrag_resilience.settings import load_settings
+from support.backends import POSTGRES, place_of
 from support.lightrag_rig import Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
@@ -48,6 +51,33 @@ async def test_storages_chosen_by_name_are_guarded() -> None:
                 await rag.chunk_entity_relation_graph.has_node("Ada")
         finally:
             breaker.close()
+
+
+@pytest.mark.usefixtures("_registered")
+async def test_storages_chosen_by_name_are_guarded_before_and_after_protection() -> None:
+    async with lightrag_on(Provider(), **NAMES) as rag:
+        before = type(rag.full_docs)
+        assert before is not JsonKVStorage
+        await protect(rag, registry=Guards(settings=load_settings({})))
+        await protect(rag)
+        await unprotect(rag)
+        assert type(rag.full_docs) is before
+
+
+@pytest.mark.usefixtures("_registered")
+async def test_storages_see_the_names_that_lightrag_knows() -> None:
+    async with lightrag_on(Provider(), **NAMES) as rag:
+        config = rag.doc_status.global_config
+        assert {f"Guarded{config[kind]}" for kind in NAMES} == set(NAMES.values())
+
+
+@pytest.mark.usefixtures("_registered")
+async def test_postgres_is_set_up_for_vectors_that_are_guarded_by_name() -> None:
+    with place_of(POSTGRES):
+        names = {"kv_storage": "GuardedPGKVStorage", "vector_storage": "GuardedPGVectorStorage"}
+        async with lightrag_on(Provider(), **names) as rag:
+            await rag.ainsert("Ada founded Alderwick beside the river.")
+            assert (await rag.doc_status.get_status_counts())["processed"] == 1
 
 
 def registry() -> tuple[dict[str, str], list[list[str]]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ async def rag(failing: Failing, request: pytest.FixtureRequest) -> AsyncIterator
     variables = getattr(request, "param", {})
     async with lightrag_on(Provider(fail=failing)) as rag:
         await protect(rag, registry=registry(**variables))
-        await rag.ainsert(TEXT)
+        await rag.ainsert(TEXT, ids=["doc-1"])
         await rag.aclear_cache()
         yield rag
         failing.errors.clear()
@@ -228,6 +229,99 @@ async def test_an_old_answer_to_the_same_question_goes_before_half_of_a_new_one(
     assert answer["metadata"]["stale_for"] < 60
     other = await ask(rag, top_k=7)
     assert "stale_for" not in other["metadata"]
+
+
+async def is_old(answer: Awaitable[Any]) -> bool:
+    """Whether it is an answer of the past; none at all is not."""
+    try:
+        return "stale_for" in (await answer)["metadata"]
+    except ResilienceError:
+        return False
+
+
+async def delete_document(rag: Any) -> None:
+    assert (await rag.adelete_by_doc_id("doc-1")).status == "success"
+
+
+async def delete_entity(rag: Any) -> None:
+    assert (await rag.adelete_by_entity("Ada")).status == "success"
+
+
+async def delete_relation(rag: Any) -> None:
+    assert (await rag.adelete_by_relation("Ada", "Alderwick")).status == "success"
+
+
+async def clear_cache(rag: Any) -> None:
+    await rag.aclear_cache()
+
+
+async def clear_all(rag: Any) -> None:
+    """As LightRAG's server does it."""
+    for storage in (rag.full_docs, rag.text_chunks, rag.chunks_vdb, rag.doc_status):
+        await storage.drop()
+
+
+@pytest.mark.parametrize(
+    "delete", [delete_document, delete_entity, delete_relation, clear_cache, clear_all]
+)
+@pytest.mark.parametrize("rag", [{"RESILIENCE_STALE_ANSWERS": "600"}], indirect=True)
+async def test_no_answer_from_before_a_deletion_is_given_again(
+    rag: Any, failing: Failing, delete: Callable[[Any], Awaitable[None]]
+) -> None:
+    await ask(rag)
+    data = await rag.aquery_data(QUESTION, QueryParam(mode="mix"))
+    assert data["status"] == "success"
+    await delete(rag)
+    failing.errors |= {"embedding": DOWN, "llm": DOWN}
+    assert not await is_old(ask(rag))
+    assert not await is_old(rag.aquery_data(QUESTION, QueryParam(mode="mix")))
+
+
+@pytest.mark.parametrize("rag", [{"RESILIENCE_STALE_ANSWERS": "600"}], indirect=True)
+async def test_an_answer_that_was_under_way_at_a_deletion_is_not_given_again(
+    rag: Any, failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    query = rag.chunks_vdb.query
+
+    async def slow(*args: Any, **kwargs: Any) -> Any:
+        found = await query(*args, **kwargs)
+        begun.set()
+        await may_end.wait()
+        return found
+
+    monkeypatch.setattr(rag.chunks_vdb, "query", slow)
+    under_way = asyncio.create_task(ask(rag, "naive"))
+    await begun.wait()
+    await delete_entity(rag)
+    may_end.set()
+    assert content(await under_way) == ANSWER
+    failing.errors["embedding"] = DOWN
+    assert not await is_old(ask(rag, "naive"))
+
+
+@pytest.mark.parametrize(
+    "rag",
+    [{"RESILIENCE_STALE_ANSWERS": "600", "RESILIENCE_EMBEDDING__BREAKER__MODE": "metrics-only"}],
+    indirect=True,
+)
+async def test_an_answer_is_not_given_again_after_a_later_one_found_nothing(
+    rag: Any, failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ask(rag, "naive")
+
+    async def nothing(*_: Any, **__: Any) -> list[Any]:
+        return []
+
+    with monkeypatch.context() as empty:
+        empty.setattr(rag.chunks_vdb, "query", nothing)
+        assert (await ask(rag, "naive"))["status"] == "failure"
+    failing.errors["embedding"] = DOWN
+    assert not await is_old(ask(rag, "naive"))
+    failing.errors.clear()
+    await ask(rag, "naive")
+    failing.errors["embedding"] = DOWN
+    assert await is_old(ask(rag, "naive"))
 
 
 @pytest.mark.parametrize("rag", [{"RESILIENCE_DEGRADE": "false"}], indirect=True)

@@ -6,9 +6,12 @@ import asyncio
 import copy
 import dataclasses
 import inspect
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
+import tenacity
 from lightrag import QueryParam
 from lightrag.utils import EmbeddingFunc
 
@@ -28,6 +31,7 @@ from lightrag_resilience.integrations.lightrag import (
     protect,
     unprotect,
 )
+from lightrag_resilience.integrations.lightrag.storages import guarding
 from lightrag_resilience.priority import current_priority
 from lightrag_resilience.settings import load_settings
 from support.lightrag_rig import ANSWER, DIMENSIONS, Provider, lightrag_on
@@ -250,6 +254,87 @@ async def test_unprotecting_gives_back_what_was_there() -> None:
         assert await ask(rag) == ANSWER
         assert inspect.unwrap(rag.embedding_func.func) == provider.embed
         assert "aquery_llm" not in vars(rag)
+
+
+async def test_what_cannot_be_protected_whole_is_left_as_it_was_and_may_be_tried_again() -> None:
+    provider = Provider()
+    async with lightrag_on(provider) as rag:
+        graph, rag.chunk_entity_relation_graph = rag.chunk_entity_relation_graph, object()
+        guards = registry()
+        with pytest.raises(UnsupportedCallError, match="object is no storage"):
+            await protect(rag, registry=guards)
+        rag.chunk_entity_relation_graph = graph
+        assert not is_protected(rag)
+        assert guarding(rag.full_docs) is None
+        guards.get("llm").breaker.open()
+        guards.get("embedding").breaker.open()
+        await rag.ainsert("Ada founded Alderwick beside the river.")
+        assert await ask(rag) == ANSWER
+        await protect(rag, registry=guards)
+        with pytest.raises(CircuitOpenError):
+            await ask(rag)
+
+
+async def test_who_leaves_while_it_is_being_protected_leaves_it_as_it_was() -> None:
+    provider, guards = Provider(), registry()
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def embed(texts: list[str]) -> Any:
+        begun.set()
+        await may_end.wait()
+        return await provider.embed(texts)
+
+    embedding = EmbeddingFunc(embedding_dim=DIMENSIONS, func=embed)
+    async with lightrag_on(provider, embedding_func=embedding) as rag:
+        under_way = asyncio.create_task(rag.embedding_func(["a text"]))
+        await begun.wait()
+        queued = rag.embedding_func.func
+        protecting = asyncio.create_task(protect(rag, registry=guards))
+        await asyncio.wait([protecting], timeout=0.2)  # the old queue cannot end
+        assert rag.embedding_func.func is not queued
+        protecting.cancel()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await protecting
+        assert not is_protected(rag)
+        assert len(await under_way) == 1
+        before = guards.get("embedding").breaker.snapshot().calls
+        assert len(await rag.embedding_func(["another text"])) == 1
+        assert guards.get("embedding").breaker.snapshot().calls == before
+
+
+@pytest.mark.parametrize("degrade", ["false", "true"])
+async def test_a_method_that_its_user_has_replaced_stays_in_use(degrade: str) -> None:
+    async with lightrag_on(Provider()) as rag:
+        original, traced = rag.aquery_llm, list[str]()
+
+        async def trace(question: str, *args: Any, **kwargs: Any) -> Any:
+            traced.append(question)
+            return await original(question, *args, **kwargs)
+
+        rag.aquery_llm = trace
+        await protect(rag, registry=registry(RESILIENCE_DEGRADE=degrade))
+        await ask(rag, "while protected")
+        await unprotect(rag)
+        assert rag.aquery_llm is trace
+        assert traced == ["while protected"]
+
+
+async def test_inner_retries_yield_while_any_instance_is_protected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop = tenacity.stop_after_attempt(3)
+    function: Any = tenacity.retry(stop=stop)(lambda: None)
+    late = ModuleType("lightrag.llm.imported_late")
+    vars(late)["complete"] = function
+    async with lightrag_on(Provider()) as one, lightrag_on(Provider()) as other:
+        await protect(one, registry=registry())
+        monkeypatch.setitem(sys.modules, late.__name__, late)
+        await protect(other, registry=registry())
+        await unprotect(one)
+        assert function.retry.stop is not stop
+        await unprotect(other)
+        assert function.retry.stop is stop
 
 
 async def test_a_role_that_is_changed_later_stays_protected() -> None:

@@ -43,6 +43,7 @@ from lightrag_resilience.integrations.lightrag.storages import (
     release_storage,
 )
 from lightrag_resilience.settings import load_settings
+from lightrag_resilience.testing.virtual_time import VirtualTimeLoop
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
@@ -253,6 +254,29 @@ async def test_the_failure_of_another_dependency_is_not_the_storages() -> None:
     assert made.calls == ["upsert"]
     assert guard.breaker.snapshot().calls == 0
     assert failures(embedding) == 1
+
+
+def test_ingest_waits_but_once_for_another_dependency_inside() -> None:
+    async def give_up() -> tuple[float, list[str]]:
+        now = asyncio.get_running_loop().time
+        variables = {"RESILIENCE_EMBEDDING__BREAKER__MODE": "metrics-only"}
+        guards = Guards(settings=load_settings(variables), clock=now)
+        made, _ = shelf(guards)
+        embedding = guards.get("embedding")
+
+        async def fail() -> None:
+            raise ConnectionRefusedError("embedding is down")
+
+        made.steps = [lambda: gated(embedding, lambda: embedding.call(fail))] * 2
+        with pytest.raises(ConnectionRefusedError):
+            await working(made.upsert, patience=600.0)({})
+        return now(), made.calls
+
+    for _ in range(4):  # what is left of the patience differs, and with it whether it was waited
+        with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+            seconds, calls = runner.run(give_up())
+        assert calls == ["upsert"]
+        assert seconds < 600.0
 
 
 async def test_the_time_of_another_dependency_is_not_the_storages() -> None:

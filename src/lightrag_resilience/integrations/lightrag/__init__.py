@@ -7,6 +7,7 @@ would answer ``None``.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from lightrag_resilience.errors import UnsupportedCallError
@@ -31,8 +32,9 @@ async def protect(rag: Any, *, registry: Guards | None = None) -> None:
         registry: The guards to use; those of the process by default.
 
     Raises:
-        SettingsError: A ``RESILIENCE_*`` variable is wrong. Nothing is changed then.
+        SettingsError: A ``RESILIENCE_*`` variable is wrong.
         UnsupportedCallError: `rag` is no LightRAG that can be protected.
+        Exception: Whatever it is, all that was changed by then is changed back.
     """
     if not hasattr(rag, "apipeline_process_enqueue_documents"):
         raise UnsupportedCallError(
@@ -42,7 +44,12 @@ async def protect(rag: Any, *, registry: Guards | None = None) -> None:
         return
     protection = Protection(rag, guards() if registry is None else registry)
     setattr(rag, _ATTRIBUTE, protection)
-    await protection.apply()
+    try:
+        await protection.apply()
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error says what is wrong
+            await unprotect(rag)
+        raise
 
 
 async def unprotect(rag: Any) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from lightrag import QueryParam
 from lightrag.prompt import PROMPTS
@@ -20,6 +20,8 @@ from ._ladder import Part, rung_for
 from ._standins import stand_in
 
 __all__ = ["Degradation"]
+
+R = TypeVar("R")
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -38,25 +40,50 @@ class Degradation:
     ) -> None:
         self._rag = rag
         self._parts_of = parts_of
-        self._old = StaleCache(max_age=stale_for, key=_question) if stale_for else None
+        self._stale_for = stale_for
+        self._old = self._nothing_old()
 
-    def around(self, method: Callable[..., Awaitable[Answer]]) -> Callable[..., Any]:
-        """A query method of LightRAG's class, as one of the instance that degrades."""
+    def around(
+        self, whole: Callable[..., Awaitable[Answer]], method: Callable[..., Awaitable[Answer]]
+    ) -> Callable[..., Any]:
+        """A query method that degrades.
 
-        @functools.wraps(method)
+        Args:
+            whole: The method of the instance, which may be its user's own.
+            method: That of its class, which can be told what stands in for a part.
+        """
+
+        @functools.wraps(whole)
         async def ask(query: str, param: Any = None, *args: Any, **kwargs: Any) -> Answer:
             param = QueryParam() if param is None else param
+            memory = self._old  # an answer from before a deletion goes into what was forgotten
             try:
-                answer = await method(self._rag, query, param, *args, **kwargs)
+                answer = await whole(query, param, *args, **kwargs)
             except DependencyError as error:
                 if not _is_away(error):
                     raise
                 old = self._remembered(method, error, query, param, *args, **kwargs)
                 return old or await self._descend(method, error, query, param, *args, **kwargs)
-            self._remember(method, answer, query, param, *args, **kwargs)
+            if memory is not None:
+                _remember(memory, method, answer, query, param, *args, **kwargs)
             return answer
 
         return ask
+
+    def forgetting(self, method: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
+        """A method that deletes: no answer from before it is given again."""
+
+        @functools.wraps(method)
+        async def forget(*args: Any, **kwargs: Any) -> R:
+            try:
+                return await method(*args, **kwargs)
+            finally:  # a deletion that failed may have done half of it
+                self._old = self._nothing_old()
+
+        return forget
+
+    def _nothing_old(self) -> StaleCache | None:
+        return StaleCache(max_age=self._stale_for, key=_question) if self._stale_for else None
 
     async def _descend(
         self,
@@ -88,26 +115,30 @@ class Degradation:
                     raise first  # nothing found in the half of what there is means nothing
                 return _marked(answer, missing)
 
-    def _remember(
-        self, method: Callable[..., Any], answer: Answer, *args: Any, **kwargs: Any
-    ) -> None:
-        is_stream = (answer.get("llm_response") or {}).get("is_streaming")
-        if self._old is not None and answer.get("status") == "success" and not is_stream:
-            self._old.remember(self._old.key_of(method.__name__, args, kwargs), "lightrag", answer)
-
     def _remembered(
         self, method: Callable[..., Any], error: DependencyError, *args: Any, **kwargs: Any
     ) -> Answer | None:
         if self._old is None:
             return None
         old = self._old.recall(self._old.key_of(method.__name__, args, kwargs))
-        if old is None:
+        if old is None or not old.value:
             return None
         answer: Answer = old.value
         answer.setdefault("metadata", {})["stale_for"] = round(old.age, 1)
         mark(answer, {error.dependency: error})
         note = f"Answer of {_ago(old.age)}: {error.dependency!r} is unavailable."
         return _noted(answer, note)
+
+
+def _remember(
+    memory: StaleCache, method: Callable[..., Any], answer: Answer, *args: Any, **kwargs: Any
+) -> None:
+    key = memory.key_of(method.__name__, args, kwargs)
+    if answer.get("status") != "success":
+        if memory.recall(key) is not None:
+            memory.remember(key, "lightrag", {})  # what was found then is found no more
+    elif not (answer.get("llm_response") or {}).get("is_streaming"):
+        memory.remember(key, "lightrag", answer)
 
 
 def _question(query: str, param: Any, *args: Any, **kwargs: Any) -> str:

@@ -20,6 +20,9 @@ from lightrag_resilience._call import owned_by_a_guard
 __all__ = ["make_inner_retries_yield", "restore_inner_retries"]
 
 _ATTEMPTS = "connection_retry_attempts"
+Yielding = tuple[list[Any], list[type]]
+"""The controllers and the clients that one user has extended."""
+
 _MODULES = ("lightrag.llm.", "lightrag.rerank", "lightrag.kg.")
 
 
@@ -50,26 +53,37 @@ class _YieldingAttempts:
         vars(instance)[self.name] = value
 
 
-def make_inner_retries_yield() -> None:
-    """Extend the controllers of all functions and methods that are imported by now."""
-    for controller in _controllers():
+def make_inner_retries_yield() -> Yielding:
+    """Extend the controllers of all functions and methods that are imported by now.
+
+    Returns:
+        What was extended, to be given to `restore_inner_retries`.
+    """
+    controllers, clients = [*_controllers()], [*_clients()]
+    for controller in controllers:
         if not isinstance(controller.stop, _Yielding):
             controller.stop = _Yielding(controller.stop)
         controller.stop.users += 1
-    for client in _clients():
+    for client in clients:
         if _ATTEMPTS not in vars(client):
             setattr(client, _ATTEMPTS, _YieldingAttempts(_ATTEMPTS))
         vars(client)[_ATTEMPTS].users += 1
+    return controllers, clients
 
 
-def restore_inner_retries() -> None:
-    """Undo one `make_inner_retries_yield`; the last one brings the originals back."""
-    for controller in _controllers():
+def restore_inner_retries(extended: Yielding | None = None) -> None:
+    """Undo one `make_inner_retries_yield`; the last one brings the originals back.
+
+    Args:
+        extended: What that has returned, for more may be imported since; None is all there is.
+    """
+    controllers, clients = extended or ([*_controllers()], [*_clients()])
+    for controller in controllers:
         if isinstance(stop := controller.stop, _Yielding):
             stop.users -= 1
             if stop.users <= 0:
                 controller.stop = stop.original
-    for client in _clients():
+    for client in clients:
         attempts = vars(client).get(_ATTEMPTS)
         if isinstance(attempts, _YieldingAttempts):
             attempts.users -= 1

@@ -7,6 +7,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any
 
@@ -61,6 +62,7 @@ _INGEST = (
     "ainsert_custom_kg",
     "adelete_by_doc_id",  # it builds anew what other documents say, and must not stop halfway
 )
+_DELETIONS = ("adelete_by_doc_id", "adelete_by_entity", "adelete_by_relation", "aclear_cache")
 
 
 class Protection:
@@ -68,6 +70,7 @@ class Protection:
 
     `_queues` holds the queue in force for each role, ``embedding`` and ``rerank``: a call that
     waits for its provider goes on in the present queue, not in one that was retired meanwhile.
+    `_undo` takes back what was done by now, the last first.
     """
 
     def __init__(self, rag: Any, registry: Guards) -> None:
@@ -76,21 +79,23 @@ class Protection:
         self._ingest = Ingest(rag, registry)
         self._patience = registry.settings.ingest_patience
         self._queues: dict[str, Callable[..., Any]] = {}
-        self._give_sdks_back: Callable[[], None] = lambda: None
-        self._let_cuts_pass: Callable[[], None] = lambda: None
-        self._originals: dict[Slot, Callable[..., Any]] = {}
-        self._methods: list[str] = []
+        self._undo = AsyncExitStack()
+        self._degradation: Degradation | None = None
+        if registry.settings.degrade:
+            stale_for = registry.settings.stale_answers
+            self._degradation = Degradation(rag, self._parts_of, stale_for)
         self._background: list[Recovery | DocumentCounts] = []
         self._stored: dict[str, frozenset[Part]] = {}
-        self._has_roles = hasattr(rag, "_wrap_llm_role_func")  # LightRAG 1.5
+        self._build_role: Any = getattr(rag, "_wrap_llm_role_func", None)  # LightRAG 1.5
 
     async def apply(self) -> None:
         """Put everything in its place."""
         rag = self._rag
-        make_inner_retries_yield()
-        self._give_sdks_back = yield_retries(*_imported_sdks())
-        self._let_cuts_pass = tell_cut_off_streams(*_imported_sdks())
-        if self._has_roles:
+        self._undo.callback(restore_inner_retries, make_inner_retries_yield())
+        self._undo.callback(yield_retries(*_imported_sdks()))
+        self._undo.callback(tell_cut_off_streams(*_imported_sdks()))
+        if self._build_role is not None:
+            self._undo.push_async_callback(self._give_roles_back)
             self._shadow("_wrap_llm_role_func", self._wrap_role)  # the one place roles are built
             await self._rebuild_roles()
         else:
@@ -101,10 +106,16 @@ class Protection:
             await self._replace(RERANK, rag.rerank_model_func)
         for attribute, storage in _storages(rag):
             guard = guard_storage(storage, registry=self._registry)
+            self._undo.callback(release_storage, storage)
             lost = {part} if (part := _STORAGES[attribute]) else set()
             self._stored[guard.name] = self._stored.get(guard.name, frozenset()) | lost
         for name in _QUERIES:
             self._shadow(name, self._query(name))
+        if self._degradation is not None:
+            for name in filter(functools.partial(hasattr, rag), _DELETIONS):
+                self._shadow(name, self._degradation.forgetting(getattr(rag, name)))
+            texts = rag.text_chunks  # LightRAG's server clears all documents storage by storage
+            self._shadow("drop", self._degradation.forgetting(texts.drop), of=texts)
         for name in filter(functools.partial(hasattr, rag), _INGEST):
             method = self._ingest.followed(getattr(rag, name), name)
             self._shadow(name, working(method, self._patience))
@@ -114,23 +125,7 @@ class Protection:
 
     async def undo(self) -> None:
         """Give everything back."""
-        rag = self._rag
-        await self._end_background()
-        for name in self._methods:
-            vars(rag).pop(name, None)
-        for _, storage in _storages(rag):
-            release_storage(storage)
-        if self._has_roles:
-            await self._rebuild_roles()
-            self._queues |= rag.role_llm_funcs
-        for slot, original in self._originals.items():
-            retired = self._queues[slot.name]
-            self._queues[slot.name] = queued = slot.new_queue(rag, original)
-            slot.put(rag, queued)
-            await retire(retired)
-        restore_inner_retries()
-        self._give_sdks_back()
-        self._let_cuts_pass()
+        await self._undo.aclose()
 
     def _prepare_background(self) -> None:
         """Recover and count documents while the storages are there, and flush them at the end."""
@@ -154,6 +149,7 @@ class Protection:
 
         self._shadow("initialize_storages", initialize_storages)
         self._shadow("finalize_storages", finalize_storages)
+        self._undo.push_async_callback(self._end_background)
         if self._are_storages_open:
             self._begin_background()
 
@@ -175,10 +171,15 @@ class Protection:
         for each in background:
             await each.end()
 
-    def _shadow(self, name: str, method: Callable[..., Any]) -> None:
-        """Put a method before the one of the class."""
-        setattr(self._rag, name, method)
-        self._methods.append(name)
+    def _shadow(self, name: str, method: Callable[..., Any], of: Any = None) -> None:
+        """Put a method before the one of the class, or the instance's own: the LightRAG's."""
+        instance = self._rag if of is None else of
+        own = vars(instance)
+        if name in own:
+            self._undo.callback(setattr, instance, name, own[name])
+        else:
+            self._undo.callback(own.pop, name, None)
+        setattr(instance, name, method)
 
     # ------------------------------------------------------------------ what is put where
 
@@ -186,11 +187,10 @@ class Protection:
         return told(self._honest(name), self._registry, self._rag.workspace or "")
 
     def _honest(self, name: str) -> Callable[..., Any]:
-        settings = self._registry.settings
-        if not settings.degrade:
-            return honest(getattr(self._rag, name))
-        degradation = Degradation(self._rag, self._parts_of, settings.stale_answers)
-        return degradation.around(honest(getattr(type(self._rag), name)))
+        method = honest(getattr(self._rag, name))
+        if self._degradation is None:
+            return method
+        return self._degradation.around(method, honest(getattr(type(self._rag), name)))
 
     def _parts_of(self, dependency: str) -> frozenset[Part]:
         """What a query loses with a dependency."""
@@ -202,6 +202,10 @@ class Protection:
         roles = list(self._rag.role_llm_funcs)
         await asyncio.gather(*map(self._rag.aupdate_llm_role_config, roles))
 
+    async def _give_roles_back(self) -> None:
+        await self._rebuild_roles()
+        self._queues |= self._rag.role_llm_funcs
+
     def _wrap_role(
         self,
         role: str,
@@ -212,19 +216,24 @@ class Protection:
     ) -> Callable[..., Any]:
         metadata = self._rag._role_llm_states[role].metadata  # noqa: SLF001
         guard = self._guard_of("llm", function, metadata.get("binding"))
-        build = type(self._rag)._wrap_llm_role_func  # noqa: SLF001
         called = _guarded(function, guard, self._ingest.hold_if_late, metadata.get("model"))
-        queued = build(self._rag, role, called, max_async, timeout, model_kwargs)
+        queued = self._build_role(role, called, max_async, timeout, model_kwargs)
         return self._gated(role, queued, guard)
 
     async def _replace(self, slot: Slot, old: Any) -> None:
         original = without_queue(old)
-        self._originals[slot] = original
         guard = self._guard_of(slot.name, original)
         before = self._ingest.hold_if_late if slot is MODEL else None
         queued = slot.new_queue(self._rag, _guarded(original, guard, before))
         slot.put(self._rag, self._gated(slot.name, queued, guard))
+        self._undo.push_async_callback(self._give_back, slot, original)
         await retire(old)
+
+    async def _give_back(self, slot: Slot, original: Callable[..., Any]) -> None:
+        retired = self._queues[slot.name]
+        self._queues[slot.name] = queued = slot.new_queue(self._rag, original)
+        slot.put(self._rag, queued)
+        await retire(retired)
 
     def _guard_of(
         self, family: str, function: Callable[..., Any], binding: str | None = None

@@ -98,7 +98,13 @@ async def gated(
     try:
         with contextlib.nullcontext() if outer is None else outer.set_aside():
             if work is not None and work.patience is not None:
-                result = await patiently(guard, call, patience=work.patience, idempotent=idempotent)
+                result = await patiently(
+                    guard,
+                    call,
+                    patience=work.patience,
+                    idempotent=idempotent,
+                    is_foreign=is_foreign,
+                )
             else:
                 guard.refuse_if_open()
                 result = await call()

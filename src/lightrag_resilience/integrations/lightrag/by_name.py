@@ -6,6 +6,7 @@ LightRAG looks a storage's class up in the module that its registry names: here,
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -58,4 +59,23 @@ def __getattr__(name: str) -> Any:
     if original == name or original not in STORAGES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(STORAGES[original], package="lightrag")
-    return guarded_class(getattr(module, original))
+    return _chosen_by_name(guarded_class(getattr(module, original)))
+
+
+@functools.cache
+def _chosen_by_name(cls: type) -> type:
+    """A guarded class that lets all storages of its LightRAG see the names they know.
+
+    LightRAG's PostgreSQL storages look there for ``PGVectorStorage``, to set up their one pool.
+    """
+
+    @functools.wraps(cls.__init__)  # type: ignore[misc]
+    def begin(self: Any, *args: Any, **kwargs: Any) -> None:
+        config = kwargs.get("global_config", {})
+        for key, name in config.items():
+            if key.endswith("_storage") and isinstance(name, str):
+                config[key] = name.removeprefix(_PREFIX)
+        cls.__init__(self, *args, **kwargs)  # type: ignore[misc]
+
+    same = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), {"__init__": begin, **same})

@@ -22,6 +22,7 @@ from ._work import gated, is_caused_by
 __all__ = ["dependency_of", "guard_storage", "guarded_class", "guarding", "release_storage"]
 
 _GUARD = "_resilience_guard"
+_FOUND = "_resilience_found"
 _ORIGINAL = "__resilience_original__"
 _NAME = "resilience_name"
 _SERVERS = {
@@ -64,11 +65,13 @@ def guard_storage(storage: Any, *, registry: Guards | None = None) -> Guard:
         UnsupportedCallError: It is no storage, or its class cannot be exchanged.
         SettingsError: A ``RESILIENCE_*`` variable is wrong.
     """
-    cls = guarded_class(type(storage))
+    found = type(storage)
+    cls = guarded_class(found)
     guard = _guard_for(cls, guards() if registry is None else registry)
     try:
         storage.__class__ = cls
         setattr(storage, _GUARD, guard)
+        vars(storage).setdefault(_FOUND, found)  # one chosen by its name was guarded before
     except (AttributeError, TypeError) as error:
         raise UnsupportedCallError(
             f"{type(storage).__name__} cannot be guarded in place; use guarded_class() instead"
@@ -77,9 +80,9 @@ def guard_storage(storage: Any, *, registry: Guards | None = None) -> Guard:
 
 
 def release_storage(storage: Any) -> None:
-    """Give a storage its own class back. Does nothing for one that is not guarded in place."""
+    """Give a storage the class back that it was found with, where it is guarded in place."""
     if _GUARD in vars(storage):
-        storage.__class__ = getattr(type(storage), _ORIGINAL)
+        storage.__class__ = vars(storage).pop(_FOUND)
         delattr(storage, _GUARD)
 
 
