@@ -77,11 +77,14 @@ def test_no_lock_of_the_parent_is_waited_for(held: str) -> None:
 
 INSIDE = """
 import asyncio, os, signal
-from lightrag_resilience import AttemptTimeoutError, Guard, Policy, RetryPolicy, TimeoutPolicy
+from lightrag_resilience import AttemptTimeoutError, ConcurrencyPolicy, Guard, Policy
+from lightrag_resilience import RetryPolicy, TimeoutPolicy
 from lightrag_resilience.registry import Guards
 from lightrag_resilience.settings import load_settings
 
-policy = Policy(timeout=TimeoutPolicy(attempt=0.05), retry=RetryPolicy(attempts=1))
+places = ConcurrencyPolicy(max_concurrent=2)
+times, once = TimeoutPolicy(attempt=0.05), RetryPolicy(attempts=1)
+policy = Policy(timeout=times, retry=once, concurrency=places)
 guard = GUARD
 
 async def answer():
@@ -98,16 +101,22 @@ async def ends_in_time():
 
 async def fork():  # what multiprocessing does, called on a loop
     assert await guard.call(answer) == "answered"
+    busy = asyncio.create_task(guard.call(hang))
+    await asyncio.sleep(0)
+    assert guard.occupancy.in_use == 1
     pid = os.fork()
     if pid == 0:
         signal.alarm(50)
         try:
+            assert guard.occupancy.in_use == 0
             assert asyncio.run(ends_in_time()) == "answered"
+            assert (guard.occupancy.limit, guard.occupancy.in_use) == (2, 0)
         except BaseException as error:
             print(repr(error), flush=True)
             os._exit(1)
         os._exit(0)
     _, status = os.waitpid(pid, 0)
+    busy.cancel()
     print("child", os.waitstatus_to_exitcode(status), await ends_in_time())
 
 asyncio.run(fork())

@@ -152,7 +152,8 @@ class Loops:
     @property
     def occupancy(self) -> Occupancy:
         """How the places of all loops are taken; any thread may ask."""
-        found = [parts.occupancy for parts in list(self._parts)]
+        # In a forked child those of its parent's loops are the parent's.
+        found = [parts.occupancy for parts in list(self._parts) if parts.home.thread is not None]
         limits = [each.limit for each in found if each.limit is not None]
         in_use, waiting = (sum(each.in_use for each in found), sum(each.waiting for each in found))
         standstill = max(self._cold_until - self._clock(), 0.0)

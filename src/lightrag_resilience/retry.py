@@ -51,6 +51,7 @@ class Retries:
     scheduled: Callable[[int, float], None]
     last_failure: Callable[[], Failure | None]
     _spent: int = 0
+    _is_waiting: bool = False
     _wait: float = 0.0
     _why: str = ""
 
@@ -68,6 +69,7 @@ class Retries:
             if not replayed:
                 replayed = True
                 raise first
+            self._is_waiting = False
             try:
                 return await attempt()
             except CallRejected as refusal:
@@ -93,6 +95,9 @@ class Retries:
             if self._why:
                 error.add_note(f"lightrag_resilience: {self.dependency!r} {self._why}")
             raise
+        finally:
+            if self._is_waiting:  # for an attempt that is not made
+                self.budget.earn(self._spent)
         self.budget.earn(self._spent)
         return result
 
@@ -125,6 +130,7 @@ class Retries:
         return ""
 
     def _announce(self, state: tenacity.RetryCallState) -> None:
+        self._is_waiting = True
         self.scheduled(state.attempt_number + 1, state.upcoming_sleep)
 
     def _failure(self) -> Failure:

@@ -200,6 +200,17 @@ async def test_a_provider_that_asks_for_too_much_is_not_waited_for() -> None:
 # ---------------------------------------------------------------------- deadline and budget
 
 
+async def test_a_retry_that_its_caller_did_not_wait_for_costs_nothing() -> None:
+    retry = RetryPolicy(attempts=3, jitter="none", initial_backoff=5.0, budget=50)
+    guard = guard_on_loop(retry=retry, consecutive_failures=None)
+    for wait, left in ((1.0, 50), (6.0, 45)):
+        call = asyncio.create_task(guard.call(Scripted(down(), 60.0)))
+        await asyncio.sleep(wait)
+        call.cancel()
+        await asyncio.wait([call])
+        assert guard.budget.tokens == left
+
+
 async def test_what_is_set_aside_in_any_attempt_is_not_of_the_deadline() -> None:
     retry = RetryPolicy(attempts=4, jitter="none", initial_backoff=0.1)
     guard = guard_on_loop(retry=retry, total_timeout=30.0)
