@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ._in_flight import Work, records_of
@@ -17,6 +19,8 @@ _log = logging.getLogger("lightrag_resilience")
 
 _LATELY = 1.0  # seconds; a server that waits no longer tells the application only then
 _MOST = 1024  # requests
+_LOOK = 0.01  # seconds between two looks at whether the disk has it
+_LEAST = 0.1  # seconds that the disk gets also where no time is left
 
 
 class Accounts:
@@ -55,6 +59,22 @@ class Accounts:
         for work in new:
             if isinstance(work, Work):
                 work.strike_out()  # its master need not write it
+
+    async def write_down_in_time(
+        self, works: Iterable[Any], reason: str, has_time: Callable[[], bool]
+    ) -> None:
+        """The same in a thread of its own, as all those of the loop may be taken."""
+        writer = threading.Thread(target=self.write_down, args=(works, reason), name="journal")
+        try:
+            writer.start()
+        except RuntimeError:  # the system has no thread more
+            self.write_down(works, reason)
+        least = time.monotonic() + _LEAST
+        while writer.is_alive():
+            if not has_time() and time.monotonic() >= least:
+                _log.error("The journal takes too long: what is given up may not be in it")
+                return
+            await asyncio.sleep(_LOOK)
 
     def remember(self, work: Work) -> None:
         """A request was cancelled before it had ended, by its client or by its server."""

@@ -58,25 +58,49 @@ def end_children(processes: Iterable[Any]) -> None:
 
 
 def _end(how: Callable[[], Any]) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+    with contextlib.suppress(ProcessLookupError, ValueError):  # it has ended meanwhile
         how()
 
 
 async def close_all(
     closers: Iterable[tuple[Callable[[], Awaitable[Any] | None], float | None]], deadline: float
 ) -> tuple[str, ...]:
-    """Call each callback with its own seconds; returns the names of those that failed."""
+    """Call each callback with its own seconds; returns the names of those that failed.
+
+    Each is a task of its own, so that one that is cancelled, or will not be, keeps none of the
+    others.
+    """
     failed = []
     for callback, timeout in closers:
         left = deadline - time.monotonic()
         limit = left if timeout is None else min(timeout, left)
-        try:
-            async with asyncio.timeout(max(limit, 0.0)):
-                result = callback()
-                if inspect.isawaitable(result):
-                    await result
-        except Exception as error:  # noqa: BLE001 - the others are to be closed as well
-            name = getattr(callback, "__qualname__", repr(callback))
+        name = getattr(callback, "__qualname__", repr(callback))
+        if (problem := await _problem_of(callback, name, max(limit, 0.0))) is not None:
             failed.append(name)
-            _log.warning("%s could not be closed: %s", name, type(error).__name__)
+            _log.warning("%s could not be closed: %s", name, problem)
     return tuple(failed)
+
+
+async def _problem_of(
+    callback: Callable[[], Awaitable[Any] | None], name: str, seconds: float
+) -> str | None:
+    closing = asyncio.create_task(_called(callback), name=name)
+    try:
+        await asyncio.wait({closing}, timeout=seconds)
+        if not closing.done():
+            closing.cancel()
+            await asyncio.wait({closing}, timeout=_LOOK)  # to end what it holds, in order
+            return "TimeoutError"
+    except asyncio.CancelledError:  # the drain itself was
+        closing.cancel()
+        raise
+    if closing.cancelled():
+        return "CancelledError"
+    error = closing.exception()
+    return None if error is None else type(error).__name__
+
+
+async def _called(callback: Callable[[], Awaitable[Any] | None]) -> None:
+    result = callback()
+    if inspect.isawaitable(result):
+        await result

@@ -102,6 +102,8 @@ class InFlight:
         is_cut_off: Callable[[Work], None],
     ) -> None:
         """Wait for a task; `is_cut_off` is told where it is cancelled."""
+        if task in self._tasks:
+            return
         self._tasks[task] = work = Work(name, kind, task=task)
 
         def forget(done: asyncio.Task[Any]) -> None:
@@ -203,7 +205,10 @@ def has_ended(process: Any) -> bool:
     if hasattr(process, "poll"):
         return process.poll() is not None
     if hasattr(process, "is_alive"):
-        return not process.is_alive()
+        try:
+            return not process.is_alive()
+        except ValueError:  # it was closed, which only what has ended can be
+            return True
     return process.returncode is not None
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 __all__ = ["Ledger", "Line"]
 
 _LINES = 1024
-_LINE = struct.Struct("<?16s8sd90p")  # used, id, kind, began, name
+_LINE = struct.Struct("<?16s30sd90p")  # used, id, kind, began, name
 _PATH = struct.Struct("<H1022s")  # bytes, path of the journal
 _MORE = struct.Struct("<q")  # how many had no room
 _START = _PATH.size + _MORE.size
@@ -26,7 +26,7 @@ class Line:
     Attributes:
         id: That of its record in a journal.
         name: As in the journal.
-        kind: ``request``, ``task`` or ``child``.
+        kind: As in the journal: ``request``, ``websocket``, ``task``, ``child``, or another word.
         began: Seconds since 1970.
     """
 

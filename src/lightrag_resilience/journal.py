@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import json
-import math
 import os
 import re
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -15,16 +17,21 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EFFECTS", "STATES", "Abandoned", "Journal"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["EFFECTS", "STATES", "Abandoned", "Journal", "is_kind"]
 
 STATES = frozenset({"queued", "not_sent", "in_flight", "outcome_unknown"})
 EFFECTS = frozenset({"pure", "idempotent_write", "unsafe_write", "unknown"})
 
 _VERSION = 2
-_KIND = re.compile(r"[a-z_]{1,30}")
+_KIND = re.compile(r"[A-Za-z0-9_.:-]{1,30}")
 _LARGEST = 4 * 1024 * 1024  # bytes; then the file is put aside, and the one before is forgotten
 _LONGEST_LINE = 64 * 1024  # bytes
 _LONGEST_TEXT = 500  # characters
+_MOST_SECONDS = 6e10  # no date is beyond
+_MOST = 2**31  # the largest number of a process or an attempt
 
 
 @functools.cache
@@ -42,7 +49,8 @@ class Abandoned:
 
     Attributes:
         name: The dependency of a call, else the name of a task, a request or an ingest.
-        kind: ``call``, ``stream``, ``request``, ``websocket``, ``task``, ``child`` or ``document``.
+        kind: ``call``, ``stream``, ``request``, ``websocket``, ``task``, ``child`` or ``document``,
+            or another word of at most 30 letters, digits and ``_.:-``.
         state: One of `STATES`.
         seconds: How long it had been under way.
         signal: What told the process to stop.
@@ -112,7 +120,9 @@ class Journal:
             # One write for each line: appends of several processes do not mix. The first ends a
             # line that another process may have left torn.
             for line in ("", *lines):
-                os.write(descriptor, f"{line}\n".encode())
+                data = f"{line}\n".encode()
+                if os.write(descriptor, data) < len(data):
+                    raise OSError(errno.ENOSPC, "Only a part of a record was written")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -133,12 +143,32 @@ class Journal:
         return self.path.with_name(f"{self.path.name}.1")
 
     def _put_aside_if_large(self) -> None:
-        try:
-            is_large = self.path.stat().st_size > _LARGEST
-        except FileNotFoundError:
-            return
-        if is_large:
-            self.path.replace(self._older)
+        # Where that fails, as where another process does it, what is there is appended to.
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_size > _LARGEST:
+                with _locked(self.path) as found:
+                    now = self.path.stat()
+                    if os.path.samestat(found, now) and now.st_size > _LARGEST:
+                        self.path.replace(self._older)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[os.stat_result]:
+    """Nobody else has this file to put it aside; waits for nobody, but raises OSError."""
+    if sys.platform == "win32":  # where a file that is open cannot be put aside at all
+        yield path.stat()
+        return
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_kind(kind: str) -> bool:
+    """Whether the journal reads it: a word, as others are text."""
+    return _KIND.fullmatch(kind) is not None
 
 
 _OF_FIRST_VERSION = {"name", "kind", "state", "seconds", "signal", "at", "id", "pid", "host"}
@@ -159,7 +189,7 @@ def _line(record: Abandoned) -> str:
 def _parsed(line: bytes) -> Abandoned | None:
     try:
         found: Any = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or type(version := found.pop("version", None)) is not int:
         return None
@@ -176,9 +206,9 @@ def _parsed(line: bytes) -> Abandoned | None:
 def _fits(name: str, value: object) -> bool:
     if name in _NUMBERS:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return (is_number and math.isfinite(value)) or (name == "started" and value is None)  # type: ignore[arg-type]
+        return (is_number and abs(value) < _MOST_SECONDS) or (name == "started" and value is None)  # type: ignore[arg-type]
     if name in _COUNTS:
-        return type(value) is int and value > 0
+        return type(value) is int and 0 < value < _MOST
     if name == "kind":
-        return isinstance(value, str) and _KIND.fullmatch(value) is not None
+        return isinstance(value, str) and is_kind(value)
     return isinstance(value, str) and (name not in _WORDS or value in _WORDS[name])

@@ -33,8 +33,8 @@ from ._report import Progress, Report, tell_phase
 from ._roots import add_root, discard_root
 from ._signals import Ears, signals_to_hear
 from ._task_accounts import Quiet
-from .errors import ShuttingDownError
-from .journal import Journal
+from .errors import PolicyError, ShuttingDownError
+from .journal import Journal, is_kind
 from .registry import Guards, guards
 from .settings import Settings
 
@@ -182,7 +182,16 @@ class Coordinator:
         return self.watch(task, "task", task.get_name())
 
     def watch(self, task: asyncio.Task[T], kind: str, name: str) -> asyncio.Task[T]:
-        """As `track`, with words of your own for the journal: nothing secret, no text."""
+        """As `track`, with words of your own for the journal: nothing secret, no text.
+
+        Raises:
+            PolicyError: The kind is no word of at most 30 letters, digits and ``_.:-``.
+        """
+        if not is_kind(kind):
+            raise PolicyError(
+                f"The kind of {name} is none that the journal knows: "
+                "take one word of at most 30 letters, digits and _.:-"
+            )
         root = self._root
         root._in_flight.add_task(task, kind, name, root._is_cut_off)  # noqa: SLF001 - of its own kind
         return task
@@ -265,7 +274,6 @@ class Coordinator:
         self._drain.begin(time.monotonic())
         self._registry.gate.close()
         self.stopping.set()
-        _log.info("Told to stop by %s: %d in flight", reason, len(self._left()))
         # Not in the context of whatever the signal interrupted, such as the holder of a lock.
         phases = self._all_phases()
         self._ended = asyncio.get_running_loop().create_task(phases, context=self._context)
@@ -294,8 +302,9 @@ class Coordinator:
     async def _go_through_phases(self) -> Report:
         began = time.monotonic()
         found = len(self._left())
+        _log.info("Told to stop by %s: %d in flight", self._reason, found)
         if cut_off := self._accounts.cancelled_lately():
-            await asyncio.to_thread(self._accounts.write_down, cut_off, self._reason)
+            await self._write_down_in_time(cut_off)
         await self._wait_for_what_is_in_flight()
         stuck = await self._give_up()
         failed = await close_all(reversed(self._closers), self._drain.deadline)
@@ -329,7 +338,7 @@ class Coordinator:
     async def _give_up(self) -> list[str]:
         """Write down what is left, and then end it in the time for that."""
         if left := self._left():
-            await asyncio.to_thread(self._accounts.write_down, left, self._reason)
+            await self._write_down_in_time(left)
             _log.warning("Giving up %s", in_words(left))
         tasks = {task for work in left if (task := task_of(work)) is not None} - self._callers
         children = [work.process for work in left if _is_child(work)]
@@ -341,6 +350,10 @@ class Coordinator:
     def write_down(self, reason: str) -> None:
         """Write to the journal what is in flight, at once: for a process that dies here."""
         self._accounts.write_down(self._left(), self._reason or reason)
+
+    async def _write_down_in_time(self, works: list[Any]) -> None:
+        has_time = lambda: self._drain.left(time.monotonic()) > 0  # noqa: E731
+        await self._accounts.write_down_in_time(works, self._reason, has_time)
 
     def _is_cut_off(self, work: Work) -> None:
         """Somebody cancelled it before its time had come, such as a server in a hurry."""

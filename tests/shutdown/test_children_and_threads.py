@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards, _roots
+from lightrag_resilience._ending import end_all
 from lightrag_resilience._in_flight import has_ended
 from lightrag_resilience._roots import write_down_all
 from lightrag_resilience.journal import Journal
@@ -87,6 +88,26 @@ async def test_a_child_that_goes_on_is_written_down_and_ended(
     while not has_ended(child):
         assert time.monotonic() < ends
         await asyncio.sleep(0.02)
+
+
+async def test_a_child_that_was_closed_has_ended() -> None:
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0,))
+    child.start()
+    async with coordinator() as made:
+        made.child(child, "converter")
+        await asyncio.to_thread(child.join, 20)
+        child.close()
+        made.begin("the test")
+        report = await made.drain()
+    assert report.abandoned == ()
+
+
+async def test_a_child_that_is_closed_while_it_is_ended_keeps_nothing() -> None:
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0,))
+    child.start()
+    await asyncio.to_thread(child.join, 20)
+    child.close()
+    assert await end_all((), [child], lambda _: True) == []
 
 
 async def test_a_child_has_its_number_for_a_name() -> None:

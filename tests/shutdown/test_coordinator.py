@@ -234,25 +234,6 @@ async def test_a_caller_that_is_cancelled_takes_its_work_with_it() -> None:
     assert report.abandoned == ()
 
 
-async def test_what_cannot_be_closed_does_not_keep_the_others() -> None:
-    seen: list[str] = []
-
-    def fail() -> None:
-        raise OSError
-
-    async def hang() -> None:
-        await asyncio.sleep(60)
-
-    made = coordinator()
-    async with made:
-        made.on_close(lambda: seen.append("closed"))
-        made.on_close(fail)
-        made.on_close(hang, timeout=0.1)
-        report = await made.drain()
-    assert seen == ["closed"]
-    assert len(report.failed_to_close) == 2
-
-
 async def test_one_inside_another_joins_it() -> None:
     guards = registry()
     seen: list[str] = []
@@ -295,6 +276,18 @@ async def test_it_tells_each_second_what_is_left(caplog: pytest.LogCaptureFixtur
     assert len(waits) == 2
     assert "1 of an ingest" in waits[0]
     assert "1 ended, 0 given up, 0 stuck" in lines[-1]
+
+
+async def test_a_kind_that_the_journal_would_not_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    async with coordinator(timeout=1.0, cancel_grace=0.3, close_timeout=0.3, journal=path) as made:
+        task = asyncio.create_task(work(60.0))
+        for kind in ("", "nightly import", "Who is Ada?", "ä", "x" * 31, "import\n"):
+            with pytest.raises(PolicyError, match="The kind of the indexer is none"):
+                made.watch(task, kind, "the indexer")
+        made.watch(task, "Import-job", "the indexer")
+        await made.drain()
+    assert [each.kind for each in Journal(path).read()] == ["Import-job"]
 
 
 async def test_times_that_do_not_add_up_are_refused_at_once() -> None:

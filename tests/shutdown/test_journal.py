@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +65,16 @@ def test_what_is_no_record_is_left_out(lines: list[Any]) -> None:
         {"pid": "1"},
         {"pid": 0},
         {"pid": True},
+        {"pid": 10**400},
         {"seconds": True},
         {"seconds": float("nan")},
+        {"seconds": 10**400},
+        {"at": 1e12},
         {"started": "1"},
         {"started_at": None},
         {"kind": "Who is Ada?"},
+        {"kind": ""},
+        {"kind": "x" * 31},
         {"state": "lost"},
         {"effect": ""},
         {"attempt": 1.0},
@@ -86,6 +93,24 @@ def test_a_record_of_another_shape_is_left_out(tmp_path: Path, change: dict[str,
     good = json.loads(made.path.read_text().strip())
     assert module._parsed(json.dumps(good).encode()) is not None
     assert module._parsed(json.dumps(good | change).encode()) is None
+
+
+def test_a_line_that_is_nested_too_deep_loses_nothing_else(tmp_path: Path) -> None:
+    made = Journal(tmp_path / "journal")
+    made.write([record("a")])
+    with made.path.open("ab") as file:
+        file.write(b"[" * 60_000)
+    made.write([record("b")])
+    assert [each.name for each in made.read()] == ["a", "b"]
+
+
+def test_a_record_that_the_disk_takes_but_a_part_of_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:20]))
+    with pytest.raises(OSError, match="Only a part of a record"):
+        Journal(tmp_path / "journal").write([record()])
 
 
 def test_a_journal_of_the_first_version_is_read(tmp_path: Path) -> None:
@@ -121,6 +146,52 @@ def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(sizes) == 2
     assert sum(sizes) < 3000
     assert [each.name for each in made.read()][-1] == "99"
+
+
+def put_aside(made: Journal) -> None:
+    made.path.replace(made._older)
+
+
+def put_aside_and_begun(made: Journal) -> None:
+    put_aside(made)
+    made.write([record("other")])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock for it")
+@pytest.mark.parametrize("other", [put_aside, put_aside_and_begun])
+def test_one_that_another_process_puts_aside_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Callable[[Journal], None]
+) -> None:
+    made, real = Journal(tmp_path / "journal"), Path.stat
+    made.write([record("old"), record("old")])
+    monkeypatch.setattr(module, "_LARGEST", made.path.stat().st_size - 1)
+
+    def slow(path: Path, **options: Any) -> os.stat_result:
+        found = real(path, **options)
+        if path == made.path:
+            monkeypatch.setattr(Path, "stat", real)
+            other(made)
+        return found
+
+    monkeypatch.setattr(Path, "stat", slow)
+    made.write([record("new")])
+    names = [each.name for each in made.read()]
+    assert names == ["old", "old", *["other"] * (other is put_aside_and_begun), "new"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock for it")
+def test_one_that_another_process_is_about_to_put_aside_is_written_to_without_a_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LARGEST", 1)
+    made = Journal(tmp_path / "journal")
+    made.write([record("a")])
+    with module._locked(made.path):
+        made.write([record("b")])
+    assert not made._older.exists()
+    made.write([record("c")])
+    assert made._older.exists()
+    assert [each.name for each in made.read()] == ["a", "b", "c"]
 
 
 def test_several_processes_write_to_it(tmp_path: Path) -> None:

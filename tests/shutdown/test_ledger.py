@@ -46,6 +46,30 @@ def test_a_long_name_is_cut_off(ledger: Ledger) -> None:
     assert ledger.lines()[0].name == "ä" * 44
 
 
+def test_the_longest_kind_is_read_as_it_was_written(ledger: Ledger) -> None:
+    for kind in ("websocket", "x" * 30):
+        number = ledger.enter(Line(uuid.uuid4().hex, "GET /ws", kind, 1.0))
+        assert [each.kind for each in ledger.lines()] == [kind]
+        ledger.leave(number)
+
+
+def test_a_task_that_is_tracked_twice_has_one_line(ledger: Ledger) -> None:
+    problems: list[object] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: problems.append(what))
+        guards = Guards(settings=load_settings({}))
+        async with Coordinator(registry=guards, hears_signals=False) as coordinator:
+            task = asyncio.create_task(asyncio.sleep(0))
+            coordinator.track(coordinator.track(task))
+            assert len(ledger.lines()) == 1
+            await task
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert (ledger.lines(), problems) == ([], [])
+
+
 def test_what_has_no_room_is_counted(ledger: Ledger) -> None:
     numbers = [ledger.enter(line("work")) for _ in range(1026)]
     assert (len(ledger.lines()), ledger.more) == (1024, 2)
