@@ -1,7 +1,8 @@
 """After a 429 all calls stand still for as long as the provider asked; then one goes first.
 
-What comes of the first decides: if it succeeds, the others follow; if it is throttled again, they
-stand still again, and none of them has used up an attempt.
+What comes of the first decides: if it succeeds, or its stream begins, the others follow; if it is
+throttled again, they stand still again, and none of them has used up an attempt. Where nothing is
+heard of it for a while the next one goes: an answer may take long, and being throttled does not.
 """
 
 from __future__ import annotations
