@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import nullcontext, suppress
+from typing import Any
 
 import pytest
 from redis import Redis
 
+from lightrag_resilience.shared.client import RedisClient
 from lightrag_resilience.shared.lease import Lease
 from lightrag_resilience.testing.redis_server import RedisServer
 
@@ -70,6 +73,38 @@ async def test_without_redis_nobody_is_held_up(server: RedisServer) -> None:
     server.kill()
     async with lease(server).held() as is_ones:
         assert is_ones
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_renewal_that_loses_its_cancellation_ends_with_the_work(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, *, is_cancelled: bool
+) -> None:
+    ask, renewing, renewals = Lease._ask, asyncio.Event(), set[asyncio.Task[Any]]()
+
+    async def lose(self: Lease, client: RedisClient, seconds: float) -> bool:
+        task = asyncio.current_task()
+        if task is not None and task is not holder:
+            renewals.add(task)
+            with nullcontext() if renewing.is_set() else suppress(asyncio.CancelledError):
+                renewing.set()
+                await asyncio.sleep(1)  # as redis-py, while it connects
+        return await ask(self, client, seconds)
+
+    async def hold() -> None:
+        async with lease(server, 0.3).held():
+            await renewing.wait()
+
+    monkeypatch.setattr(Lease, "_ask", lose)
+    holder = asyncio.create_task(hold())
+    await renewing.wait()
+    await asyncio.sleep(0)
+    if is_cancelled:  # while it waits for the renewal to end
+        holder.cancel()
+    await asyncio.wait([holder], timeout=5)
+    assert holder.done()
+    assert holder.cancelled() == is_cancelled
+    _, running = await asyncio.wait(renewals, timeout=1)
+    assert not running
 
 
 async def test_what_is_none_of_ours_is_replaced(server: RedisServer) -> None:

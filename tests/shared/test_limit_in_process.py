@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
 
-from lightrag_resilience import Guards, RateLimitedError
+from lightrag_resilience import BreakerPolicy, Guards, LimitPolicy, RateLimitedError
+from lightrag_resilience.events import Events
 from lightrag_resilience.failures import Failure, FailureKind
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shared import limit as module
+from lightrag_resilience.shared.sync import Synchronizer
 from lightrag_resilience.testing.redis_server import RedisServer
+from lightrag_resilience.testing.tcp_proxy import TcpProxy
 
 NAME = "llm.made-up"
 PATIENCE = 10.0  # seconds
@@ -209,9 +213,9 @@ async def test_without_redis_a_worker_goes_on_alone_and_comes_back(
     assert (await times_of(one, 20, max_tokens=10))[-1] > 0.05
     {"kill": server.start, "pause": server.resume}[kind]()
     await connected(one)
-    waiting = asyncio.create_task(times_of(one, 30, max_tokens=10))
-    await waiting
-    await until(lambda: not limit_of(one)._alone)
+    async with asyncio.timeout(PATIENCE):
+        while limit_of(one)._alone:
+            await times_of(one, 30, max_tokens=10)
 
 
 @pytest.mark.anyio
@@ -230,6 +234,56 @@ async def test_who_still_waits_alone_when_redis_is_back_is_booked_there(
     await one.get(NAME).call(fine)
     assert time.monotonic() - began > 0.3
     await alone
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("delay", [0.17, 0.4])  # seconds in each direction
+async def test_a_redis_too_slow_to_be_waited_for_opens_no_second_burst(
+    server: RedisServer, delay: float
+) -> None:
+    async with TcpProxy(server.port) as proxy:
+        link = Synchronizer(proxy.url, "lr:")
+        link.breaker(NAME, BreakerPolicy(), Events())
+        limit = link.limit(NAME, LimitPolicy(rpm=60, burst=6, max_wait=30))
+        link.begin()
+        await until(lambda: link.connected)
+        proxy.delay(delay)
+        went = 0
+
+        async def go_on() -> None:
+            nonlocal went
+            while True:
+                await limit.acquire(0, 30)
+                went += 1
+
+        callers = [asyncio.create_task(go_on()) for _ in range(4)]
+        await asyncio.wait(callers, timeout=4)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.wait(callers)
+        assert link.connected
+        assert 6 <= went <= 6 + 4 + 2
+        await asyncio.to_thread(link.close)
+
+
+@pytest.mark.anyio
+async def test_calls_that_went_alone_past_a_slow_redis_are_charged_to_the_next_booking(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    now = 1000.0
+    never = SimpleNamespace(connected=True, book=lambda _: None, cool_down=lambda *_: None)
+    policy = LimitPolicy(rpm=60, burst=6, tpm=6000)
+    limit = module.SharedLimit(NAME, policy, "lr:", never, clock=lambda: now)
+    for _ in range(3):
+        assert not await limit.acquire(10, 30)
+    now += 2.0
+    caller = asyncio.create_task(limit.acquire(10, 30))
+    await asyncio.sleep(0)
+    demand = limit.demand()
+    assert demand is not None
+    assert demand.given_back == (-3, -30)
+    await caller
 
 
 @pytest.mark.anyio

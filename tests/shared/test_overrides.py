@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightrag_resilience import BreakerPolicy
+from lightrag_resilience.events import Events
 from lightrag_resilience.shared.client import make_client
 from lightrag_resilience.shared.overrides import Overrides
 from lightrag_resilience.shared.store import Store
+from lightrag_resilience.shared.sync import Synchronizer
 from lightrag_resilience.shared.wire import Override, WireError
 from lightrag_resilience.testing.redis_server import RedisServer
 
@@ -34,15 +39,15 @@ async def client(server: RedisServer) -> AsyncIterator[Any]:
 
 async def test_each_change_is_told_once(client: Any) -> None:
     store, told = Store(client, "worker"), list[Any]()
-    overrides = Overrides(store, "t:", told.append)
-    await overrides.look()
+    overrides = Overrides("t:", told.append)
+    await overrides.look(store)
     assert told == []
     await store.override("t:", RPM, Override("60", "by Ada"))
-    await overrides.look()
-    await overrides.look()
+    await overrides.look(store)
+    await overrides.look(store)
     assert told == [{RPM: Override("60", "by Ada")}]
     await store.override("t:", RPM, None)
-    await overrides.look()
+    await overrides.look(store)
     assert told[1:] == [{}]
 
 
@@ -54,22 +59,43 @@ async def test_each_change_is_told_once(client: Any) -> None:
         lambda client: client.hset(KEY, RPM, '["60"]'),
         lambda client: client.hset(KEY, RPM, "[" * 5000),
         lambda client: client.hset(KEY, mapping={str(n): '["", ""]' for n in range(1001)}),
+        lambda client: client.set(KEY, f"{RPM}=60"),
     ],
 )
 async def test_what_is_none_of_ours_is_told_once_and_ignored(
     client: Any, corrupt: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, told = Store(client, "worker"), list[Any]()
-    overrides = Overrides(store, "t:", told.append)
+    overrides = Overrides("t:", told.append)
     await corrupt(client)
-    await overrides.look()
-    await overrides.look()
+    await overrides.look(store)
+    await overrides.look(store)
     assert told == []
     assert len(caplog.records) == 1
     assert "What stands in Redis as overrides is ignored" in caplog.text
     await client.delete(KEY)
-    await overrides.look()
+    await overrides.look(store)
     assert told == [{}]
+
+
+async def test_what_ended_while_no_thread_looked_ends_when_one_looks_again(
+    client: Any, server: RedisServer
+) -> None:
+    store, told = Store(client, "worker"), list[Any]()
+    sync = Synchronizer(server.url, "t:", override=told.append)
+    sync.breaker("llm", BreakerPolicy(), Events())
+    try:
+        for override in (Override("60", "by Ada"), None):
+            await store.override("t:", RPM, override)
+            sync.begin()
+            deadline = time.monotonic() + 10
+            while len(told) < 1 + (override is None):
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(sync.close)
+    finally:
+        await asyncio.to_thread(sync.close)
+    assert told == [{RPM: Override("60", "by Ada")}, {}]
 
 
 @given(st.text(), st.text())

@@ -230,6 +230,10 @@ def test_scripts_are_loaded_again_where_the_server_forgot_them(server: RedisServ
         lambda client, keys: client.hset(
             keys.state, mapping={"st": "C", "ver": "99999999999999999999", "till": "0"}
         ),
+        lambda client, keys: client.hset(
+            keys.state,
+            mapping={"st": "C", "ver": str(2**53 - 1), "till": "0", "opens": "0", "proven": "0"},
+        ),
     ],
 )
 def test_what_is_corrupt_is_reported_and_replaced(server: RedisServer, corrupt: Any) -> None:
@@ -301,3 +305,40 @@ def test_a_window_that_is_none_is_replaced(server: RedisServer) -> None:
             await client.aclose()
 
     assert asyncio.run(run()) == "corrupt"
+
+
+def test_a_window_that_is_none_keeps_no_probe_from_going_and_ending(server: RedisServer) -> None:
+    keys = Keys("t:", "probes")
+
+    async def run() -> Reply:
+        async with make_client(server.url) as client:
+            store = Store(client, "one")
+            subject = Subject("t:", keys.name, policy_as_json(BreakerPolicy()))
+            reply = await store.steer(subject, State.HALF_OPEN, "by hand")
+            subject.version = reply.now.version
+            await client.set(keys.window, "text")
+            await store.release(subject, "a probe of before")
+            await client.set(keys.window, "text")
+            assert (await store.admit(subject, "a probe")).extra > 0
+            return await store.report(subject, Report(1, verdicts=(("a probe", "ok"),)))
+
+    assert asyncio.run(run()).now.state is State.CLOSED
+
+
+def test_a_policy_of_fewer_probes_than_succeeded_closes(server: RedisServer) -> None:
+    async def run() -> None:
+        async with make_client(server.url) as client:
+            store = Store(client, "one")
+            subject = Subject("t:", "fewer", policy_as_json(policy_of(probes=3)))
+            subject.version = (await store.steer(subject, State.HALF_OPEN, "")).now.version
+            for token in ("first", "second"):
+                assert (await store.admit(subject, token)).extra > 0
+            await store.report(subject, Report(1, verdicts=(("first", "ok"),)))
+            subject.policy = policy_as_json(policy_of(probes=1))
+            # One is out, whose end decides.
+            assert (await store.admit(subject, "third")).extra == -1
+            await store.release(subject, "second")
+            reply = await store.admit(subject, "third")
+            assert (reply.extra, reply.now.state) == (-2, State.CLOSED)
+
+    asyncio.run(run())

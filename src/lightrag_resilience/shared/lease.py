@@ -11,7 +11,7 @@ from urllib.parse import quote
 from redis.exceptions import NoScriptError, RedisError
 
 from . import scripts
-from .client import RedisClient, make_client
+from .client import RedisClient, end, make_client
 
 __all__ = ["Lease"]
 
@@ -47,21 +47,24 @@ class Lease:
                 return
             task = asyncio.current_task()
             assert task is not None  # noqa: S101 - this is a coroutine
-            renewal = asyncio.create_task(self._renew(client, task))
+            ended = asyncio.Event()
+            renewal = asyncio.create_task(self._renew(client, task, ended))
             try:
                 yield True
             finally:
-                renewal.cancel()
-                await asyncio.wait([renewal])
+                ended.set()
+                await end([renewal])
                 await self._ask(client, 0)
         finally:
             await client.aclose()
 
-    async def _renew(self, client: RedisClient, holder: asyncio.Task[object]) -> None:
+    async def _renew(
+        self, client: RedisClient, holder: asyncio.Task[object], ended: asyncio.Event
+    ) -> None:
         """Keep it. A worker that stood still for too long finds it taken, and stops."""
-        while True:
+        while not ended.is_set():  # a cancellation may be lost, and who waits for this be cancelled
             await asyncio.sleep(self._seconds / _RENEWALS)
-            if not await self._ask(client, self._seconds):
+            if not await self._ask(client, self._seconds) and not ended.is_set():
                 holder.cancel("the lease is another worker's")
                 return
 

@@ -1,12 +1,14 @@
 """Requests and tokens a minute of all workers together: turns are booked in Redis, in small lots.
 
-Where Redis is away each worker goes on with its share: the limit, divided by the workers last seen.
+Where Redis is away, or slow, each worker goes on with its share: the limit, divided by the workers
+last seen.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from .booking import Booking, Demand, Stock
 __all__ = ["SharedLimit"]
 
 _PATIENCE = 0.3  # seconds for one booking; then this worker goes on alone
+_SLOW = 1.0  # seconds for which it does so, before the next caller tries
 _LOTS = 4  # in what may go at once
 _LARGEST_LOT = 64  # requests
 _FRESH = 1.0  # seconds in which turns can be given back
@@ -98,6 +101,7 @@ class SharedLimit:
         self._booked_until = 0.0
         self._lot_came = 0.0
         self._workers = 1
+        self._slow_until = -math.inf
         self._alone: WeakKeyDictionary[asyncio.AbstractEventLoop, LocalLimit] = WeakKeyDictionary()
 
     @property
@@ -126,7 +130,7 @@ class SharedLimit:
         """Take a turn of so many tokens if one is held that has come."""
         tokens = min(tokens, int(self.policy.tpm or 0))
         with self._lock:
-            if self._line or not self._sync.connected:
+            if self._line or not self._is_at_hand:
                 return False
             ready = self._take(tokens)
         if ready is None:
@@ -143,7 +147,7 @@ class SharedLimit:
             RateLimitedError: The turn would come later than that, or than the policy allows.
         """
         tokens = min(tokens, int(self.policy.tpm or 0))  # or a large call could never pass
-        ready = await self._turn(tokens) if self._sync.connected else None
+        ready = await self._turn(tokens) if self._is_at_hand else None
         if ready is None:
             return await self._go_alone(tokens, longest)
         wait = ready - self._clock()
@@ -166,12 +170,19 @@ class SharedLimit:
         """A call for which tokens were booked has used so many."""
         if not self.policy.tpm:
             return
+        most = int(self.policy.tpm)  # more than that was not booked either
+        booked, used = min(booked, most), min(used, most)
         with self._lock:
             spare = min(booked - used, self._lot[1] - self._tokens.total)
             if spare > 0 and not self._line and self._sleeping <= 0:  # nobody is overtaken
                 self._tokens.put_back(self._clock(), spare)
                 used += spare
             self._unused_tokens += booked - used
+
+    @property
+    def _is_at_hand(self) -> bool:
+        """Whether Redis is there, and not too slow to be waited for."""
+        return self._sync.connected and self._clock() >= self._slow_until
 
     async def _turn(self, tokens: int) -> float | None:
         """When the call may go; None where Redis does not say."""
@@ -188,6 +199,7 @@ class SharedLimit:
                 return await caller.ready
         except TimeoutError:
             self._leave(caller)
+            self._slow_until = self._clock() + _SLOW
             return None
         except asyncio.CancelledError:
             self._leave(caller)
@@ -226,7 +238,13 @@ class SharedLimit:
             begins = loop.time() + self._booked_until - self._clock()
             local = LocalLimit(self.name, self.policy, 1 / self._workers, begins=begins)
             self._alone[loop] = local
-        return await local.acquire(tokens, longest)
+        waited = await local.acquire(tokens, longest)
+        with self._lock:
+            # Redis hears of it, unless it is away: by its return the time has paid for it.
+            if self._sync.connected and self._alone.get(loop) is local:
+                self._unused_requests -= 1
+                self._unused_tokens -= tokens
+        return waited
 
     # ------------------------------------------------------------------ the synchronizer's side
 
@@ -260,13 +278,21 @@ class SharedLimit:
                 # By now there is room again without them, and they would be there twice.
                 self._unused_requests = min(self._unused_requests, 0)
                 self._unused_tokens = min(self._unused_tokens, 0)
-            for local in self._alone.values():  # those who wait there were not booked here
-                self._unused_requests -= local.waiting[0]
-                self._unused_tokens -= local.waiting[1]
-            self._alone.clear()
+            self._end_alone()
             given_back = (self._unused_requests, self._unused_tokens)
             self._unused_requests = self._unused_tokens = 0
             return Demand(callers, needed, wanted, given_back)
+
+    def _end_alone(self) -> None:
+        """Forget who went alone, once a burst is due again: not before, or each had a new one."""
+        policy, (request, token) = self.policy, self.per_turn
+        burst = max(policy.request_burst * request, policy.tokens_at_once * token)
+        if self._clock() < self._slow_until + burst:
+            return
+        for local in self._alone.values():  # those who wait there were not booked here
+            self._unused_requests -= local.waiting[0]
+            self._unused_tokens -= local.waiting[1]
+        self._alone.clear()
 
     def booked(self, demand: Demand, booking: Booking) -> None:
         """What came of a demand."""
@@ -274,6 +300,10 @@ class SharedLimit:
         with self._lock:
             self._workers = booking.workers
             self._lot_came = now
+            if now < self._slow_until:  # those for whom it was have gone
+                self._unused_requests += booking.taken[0]
+                self._unused_tokens += booking.taken[1]
+                return
             stocks = (self._requests, self._tokens)
             for stock, start, each, taken in zip(
                 stocks, booking.starts, self.per_turn, booking.taken, strict=True
@@ -308,4 +338,5 @@ class SharedLimit:
         self._is_booking = False
         self._requests, self._tokens = Stock(), Stock()
         self._unused_requests = self._unused_tokens = 0
+        self._slow_until = -math.inf
         self._alone.clear()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .breaker import SharedBreaker
 from .limit import SharedLimit
+from .overrides import Overrides
 from .trouble import what_is_wrong
-from .wire import Override
 
 __all__ = ["Link", "Members"]
 
@@ -26,12 +26,12 @@ class Members:
     Attributes:
         breakers: The breakers.
         limits: The limits.
-        override: Told, in the thread, which variables have other values in all workers.
+        overrides: Variables that have other values in all workers.
     """
 
     breakers: dict[str, SharedBreaker]
     limits: dict[str, SharedLimit]
-    override: Callable[[Mapping[str, Override]], None]
+    overrides: Overrides
 
 
 class Link:

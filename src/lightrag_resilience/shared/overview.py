@@ -98,10 +98,13 @@ class Cluster:
         workers = []
         for key in found.workers:
             with suppress(WireError):  # it has just ended, or is none of ours
-                workers.append(Presence.parse(await self._client.get(key)))
+                workers.append(await self._store.presence(key))
         workers.sort(key=lambda worker: (worker.host, worker.pid))
         breakers = dict(zip(found.breakers, described, strict=True))
-        return Overview(breakers, workers, await self.overrides())
+        overrides: dict[str, Override] = {}
+        with suppress(WireError):  # workers ignore what is none of ours, too
+            overrides = await self.overrides()
+        return Overview(breakers, workers, overrides)
 
     async def overrides(self) -> dict[str, Override]:
         """The variables that have other values in all workers.

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from lightrag_resilience._circuit import State
 
@@ -35,6 +35,17 @@ class Subject(Keys):
         super().__init__(prefix, name)
         self.policy = policy
         self.version = 0
+
+
+@contextlib.contextmanager
+def _of_our_types() -> Iterator[None]:
+    """Around a command: a key of another type is none of ours, and Redis itself is well."""
+    try:
+        yield
+    except ResponseError as error:
+        if str(error).startswith("WRONGTYPE"):
+            raise WireError("a key of another type") from error
+        raise
 
 
 class Store:
@@ -132,10 +143,17 @@ class Store:
         async with self._turn():
             await self.client.set(key, presence.as_json(), px=round(seconds * 1000))
 
+    async def presence(self, key: bytes) -> Presence:
+        """A worker that showed itself there."""
+        async with self._turn():
+            with _of_our_types():
+                return Presence.parse(await self.client.get(key))
+
     async def overrides(self, prefix: str) -> dict[str, Override]:
         """The variables that have other values in all workers."""
         async with self._turn():
-            return Override.parse_all(await self.client.hgetall(Override.key(prefix)))
+            with _of_our_types():
+                return Override.parse_all(await self.client.hgetall(Override.key(prefix)))
 
     async def override(self, prefix: str, variable: str, override: Override | None) -> None:
         """Give a variable another value in all workers, or None its own again."""

@@ -20,6 +20,7 @@ from lightrag_resilience.policy import BreakerPolicy, LimitPolicy
 from .breaker import SharedBreaker, When
 from .limit import SharedLimit
 from .link import Link, Members
+from .overrides import Overrides
 from .wire import Override
 from .worker import Worker
 
@@ -48,7 +49,7 @@ class Synchronizer:
         self.link = Link(clock)
         self._url = url
         self._clock = clock
-        self._members = Members({}, {}, override)
+        self._members = Members({}, {}, Overrides(prefix, override))
         self._lock = threading.Lock()
         self._worker: Worker | None = None
         renew_in_children(self)

@@ -33,6 +33,7 @@ _MOST_ALONE = 20  # breakers
 _LONGEST_COOLING = 86_400  # seconds
 _MOST_OVERRIDES = 1000
 _MOST = 2**53
+_LATEST = 2**51  # of a version that is announced: a state may have twice that, and it grows
 
 
 class WireError(ValueError):
@@ -112,7 +113,7 @@ class Presence:
         """
         try:
             host, pid, *alone = json.loads(_text(kept))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise WireError("a worker of another shape") from None
         if not isinstance(pid, int) or not all(isinstance(text, str) for text in (host, *alone)):
             raise WireError("a worker of another shape")
@@ -171,7 +172,10 @@ class Announcement:
         parts = message.split(b" ", 4)
         if len(parts) != 5:  # noqa: PLR2004
             raise WireError("a message of another shape")
-        return _announcement(*parts)
+        there = _announcement(*parts)
+        if there.version >= _LATEST:
+            raise WireError("a version that no clock makes")
+        return there
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import socket
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from redis.exceptions import ClusterError, RedisError
@@ -24,10 +24,9 @@ from redis.exceptions import ClusterError, RedisError
 from lightrag_resilience._circuit import State
 
 from .breaker import SharedBreaker, When
-from .client import lost_connections, make_client, subscriptions
+from .client import end, lost_connections, make_client, subscriptions
 from .limit import SharedLimit
 from .link import Link, Members
-from .overrides import Overrides
 from .store import Store
 from .wire import Announcement, Cooling, Keys, Presence, Reply, WireError
 
@@ -44,7 +43,6 @@ _SHOWN = 10.0  # seconds for which a worker is seen without showing itself again
 _SHOW_EVERY = 3  # looks
 _UNUSED = 1.0  # seconds after which a probe's place that nobody took is given back
 _FAREWELL = 0.5  # seconds for the last reports
-_CANCEL_AGAIN = 0.05  # seconds
 _REPLACED = "What stood in Redis for %s %r was none of ours and is replaced"
 _FAILURES = (RedisError, OSError, WireError, TimeoutError)
 
@@ -65,7 +63,7 @@ class Worker:
         self._prefix = prefix
         self._breakers = members.breakers
         self._limits = members.limits
-        self._override = members.override
+        self._overrides = members.overrides
         self._link = link
         self._name = uuid.uuid4().hex[:16]
         self._tokens = itertools.count(1)
@@ -108,7 +106,6 @@ class Worker:
     async def _work(self) -> None:
         self._client = make_client(self._url)
         self._store = Store(self._client, self._name)
-        self._overrides = Overrides(self._store, self._prefix, self._override)
         parts = [
             self.loop.create_task(self._go_on(part))
             for part in (self._send_reports, self._look, self._listen)
@@ -117,7 +114,7 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FAREWELL):
                 await self._say_farewell()
-        await _end([*parts, *self._tasks])
+        await end([*parts, *self._tasks])
         with contextlib.suppress(*_FAILURES):
             await self._client.aclose()
 
@@ -310,7 +307,7 @@ class Worker:
         await self._store.show(self._prefix, presence, _SHOWN)
         with contextlib.suppress(ClusterError):  # breakers may be on nodes that are there
             self._link.workers = await self._store.count_workers(self._prefix, _SHOWN)
-            await self._overrides.look()
+            await self._overrides.look(self._store)
 
     # ------------------------------------------------------------------ announcements
 
@@ -374,12 +371,3 @@ class Worker:
     def _check(self, breaker: SharedBreaker, reply: Reply) -> None:
         if reply.found == "corrupt":
             _log.error(_REPLACED, "breaker", breaker.name)
-
-
-async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks until they end: redis-py loses a cancellation that comes while it connects."""
-    running = set(tasks)
-    while running:
-        for task in running:
-            task.cancel()
-        _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN)

@@ -7,6 +7,11 @@ if state.st == 'C' and found == 'held' then return reply(state, found, -2) end
 if state.st == 'O' and state.till > now then return reply(state, found, -1) end
 if state.st ~= 'H' then enter(state, 'H', 0, 'while probes are under way') end
 local held, lapses = leases()
+-- It wants fewer probes than it did, and none is out whose end would close it.
+if held == 0 and state.proven >= policy.probes then
+  enter(state, 'C', 0, 'after its probes succeeded')
+  return reply(state, found, -2)
+end
 if held + state.proven >= policy.probes then
   state.till = lapses or now
   return reply(state, found, -1)

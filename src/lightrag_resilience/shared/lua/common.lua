@@ -4,6 +4,7 @@
 local STATE, WINDOW = KEYS[1], KEYS[2]
 local CHANNEL, WORKER, KNOWN = ARGV[1], ARGV[4], tonumber(ARGV[5])
 local SLICES, KEEP_MS = 10, 600000
+local MOST = 2 ^ 53 -- whole numbers are exact below it
 
 local function clock()
   if ARGV[2] ~= '' then return tonumber(ARGV[2]) end
@@ -16,7 +17,7 @@ local SLICE_MS = policy.window_ms / SLICES
 
 local function whole(text)
   local number = tonumber(text)
-  if number and number >= 0 and number < 2 ^ 53 and number == math.floor(number) then
+  if number and number >= 0 and number < MOST and number == math.floor(number) then
     return number
   end
   return nil
@@ -42,7 +43,8 @@ local function load_state()
       since = whole(fields.since) or 0,
     }
     local known = state.st == 'C' or state.st == 'O' or state.st == 'H'
-    if known and state.ver and state.till and state.opens and state.proven then
+    -- A version far beyond any clock leaves no room to grow.
+    if known and state.ver and state.ver < MOST / 2 and state.till and state.opens and state.proven then
       return state, KNOWN > state.ver and 'behind' or 'held'
     end
   end
@@ -113,10 +115,12 @@ local function sum(window, slice)
   return sums
 end
 
--- Probe places in use, and when the first lapses. A lease that has lapsed is given up.
+-- Probe places in use, and when the first lapses. A lease that has lapsed is given up, and so is a
+-- window that is none of ours, to which no script could write.
 local function leases(only_look)
-  local count, first = 0, nil
-  for field, till in pairs(fields_of(WINDOW) or {}) do
+  local count, first, window = 0, nil, fields_of(WINDOW)
+  if not window and not only_look then redis.call('DEL', WINDOW) end
+  for field, till in pairs(window or {}) do
     if string.sub(field, 1, 1) == 'p' then
       local lapses = whole(till)
       if lapses and lapses > now then

@@ -6,7 +6,8 @@ state = state or {st = 'C', ver = 0, till = 0, opens = 0, why = ''}
 local sums = sum(fields_of(WINDOW) or {}, math.floor(now / SLICE_MS))
 local answer = reply(state, found, 0)
 for _, number in ipairs({sums.c, sums.f, sums.s, sums.workers, (leases(true))}) do
-  table.insert(answer, string.format('%.0f', number))
+  -- No worker counts so far: a sum of what is none of ours.
+  table.insert(answer, string.format('%.0f', math.min(number, MOST - 1)))
 end
 local since = state.since or 0
 table.insert(answer, since > 0 and string.format('%.0f', math.max(now - since, 0)) or '')
