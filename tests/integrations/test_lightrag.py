@@ -286,6 +286,8 @@ async def test_who_leaves_while_it_is_being_protected_leaves_it_as_it_was() -> N
 
     embedding = EmbeddingFunc(embedding_dim=DIMENSIONS, func=embed)
     async with lightrag_on(provider, embedding_func=embedding) as rag:
+        if not hasattr(rag, "aupdate_llm_role_config"):
+            pytest.skip("LightRAG 1.4 ends its queues with the work they hold")
         under_way = asyncio.create_task(rag.embedding_func(["a text"]))
         await begun.wait()
         queued = rag.embedding_func.func
