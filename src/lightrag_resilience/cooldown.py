@@ -35,14 +35,23 @@ class Cooldown:
         until: Monotonic seconds until which nothing goes; -inf where there is no standstill.
     """
 
-    __slots__ = ("_ahead", "_clock", "_judged", "_line", "_name", "_trusted_at", "until")
+    __slots__ = (
+        "_ahead",
+        "_asked_at",
+        "_clock",
+        "_judged",
+        "_line",
+        "_name",
+        "_trusted_at",
+        "until",
+    )
 
     def __init__(self, name: str, clock: Callable[[], float]) -> None:
         self.until = _NEVER
         self._name = name
         self._clock = clock
-        self._ahead: set[object] = set()  # who went first, one each time that nothing was heard
-        self._trusted_at = _NEVER
+        self._ahead: dict[object, float] = {}  # who went first, and when: more, if nothing is heard
+        self._trusted_at = self._asked_at = _NEVER
         self._line: asyncio.Lock | None = None  # most dependencies never ask to wait
         self._judged: asyncio.Event | None = None
 
@@ -53,7 +62,8 @@ class Cooldown:
 
     def begin(self, seconds: float) -> None:
         """The provider asked to wait; from any thread."""
-        self.until = max(self.until, self._clock() + seconds)
+        self._asked_at = now = self._clock()
+        self.until = max(self.until, now + seconds)
 
     def lets_pass(self, call: object) -> bool:
         """Whether a call need not wait."""
@@ -84,8 +94,8 @@ class Cooldown:
                 stagger = min(left * _STAGGER, _LONGEST_STAGGER)
                 await asyncio.sleep(left + random.uniform(0.0, stagger))  # noqa: S311
             elif not self._ahead or self._clock() >= self._trusted_at:
-                self._ahead.add(call)
-                self._trusted_at = self._clock() + _TRUST
+                self._ahead[call] = now = self._clock()
+                self._trusted_at = now + _TRUST
                 return
             else:
                 judged.clear()
@@ -95,18 +105,22 @@ class Cooldown:
 
     def ended(self, call: object, failure: Failure | None) -> None:
         """A call succeeded, or failed so."""
-        if call not in self._ahead:
+        let_in = self._ahead.pop(call, None)
+        if let_in is None:
             return
-        self._ahead.discard(call)
-        passing = failure is None or failure.kind is FailureKind.FATAL
-        if passing or (failure is not None and not failure.retry_after and not failure.counts):
+        passing = (
+            failure is None
+            or failure.kind is FailureKind.FATAL
+            or not (failure.retry_after or failure.counts)
+        )
+        if passing and let_in >= self._asked_at:  # of what was asked since it tells nothing
             self.until = _NEVER
+            self._ahead.clear()
         self._let_others_look()
 
     def gave_up(self, call: object) -> None:
         """A call ended with no verdict: the next one goes first."""
-        if call in self._ahead:
-            self._ahead.discard(call)
+        if self._ahead.pop(call, None) is not None:
             self._let_others_look()
 
     def _let_others_look(self) -> None:

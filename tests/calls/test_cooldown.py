@@ -290,4 +290,23 @@ async def test_of_several_that_went_first_any_success_ends_it() -> None:
     function = Scripted(0.1)
     await guard.call(function)
     assert function.at[0] < 12.0
+    assert guard._parts is not None
+    line = guard._parts.line or guard._parts._line
     await asyncio.gather(*calls)
+    assert line is not None
+    assert not line.cooldown._ahead
+
+
+async def test_who_went_before_the_last_429_does_not_end_what_that_asked_for() -> None:
+    guard = guard_on_loop()
+    await throttle(guard)
+    slow = asyncio.create_task(guard.call(Scripted(9.0)))
+    await asyncio.sleep(5.6)
+    second = Scripted(Throttled(20.0))
+    with pytest.raises(Throttled):
+        await guard.call(second)
+    assert 10.0 <= second.at[0] <= 10.6
+    await slow
+    third = Scripted("answer")
+    await guard.call(third)
+    assert third.at[0] >= second.at[0] + 20.0
