@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from lightrag_resilience.testing import postgres_server
+from lightrag_resilience.testing._child import SERVER_PORTS
 from lightrag_resilience.testing.postgres_server import PostgresServer
 
 asyncpg = pytest.importorskip("asyncpg")
@@ -229,8 +231,8 @@ def test_what_does_not_run_has_no_process_id() -> None:
 
 
 def test_a_taken_port_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = random.choice(SERVER_PORTS[:-1])  # the system gives none of these away
+    with socket.create_server(("127.0.0.1", port)):
         monkeypatch.setattr(postgres_server, "SERVER_PORTS", range(port, port + 2))
         monkeypatch.setattr(postgres_server, "_TRIES", 2)
         with PostgresServer() as server:
