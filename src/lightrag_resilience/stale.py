@@ -75,6 +75,11 @@ class StaleCache:
         with self._lock:
             self._entries.clear()
 
+    def forget(self, key: Hashable) -> None:
+        """Do not give this answer again."""
+        with self._lock:
+            self._entries.pop(key, None)
+
     def key_of(self, owner: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         """What tells this call of `owner` from others.
 

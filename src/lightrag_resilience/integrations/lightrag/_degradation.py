@@ -121,7 +121,7 @@ class Degradation:
         if self._old is None:
             return None
         old = self._old.recall(self._old.key_of(method.__name__, args, kwargs))
-        if old is None or not old.value:
+        if old is None:
             return None
         answer: Answer = old.value
         answer.setdefault("metadata", {})["stale_for"] = round(old.age, 1)
@@ -135,8 +135,7 @@ def _remember(
 ) -> None:
     key = memory.key_of(method.__name__, args, kwargs)
     if answer.get("status") != "success":
-        if memory.recall(key) is not None:
-            memory.remember(key, "lightrag", {})  # what was found then is found no more
+        memory.forget(key)  # what was found then is found no more
     elif not (answer.get("llm_response") or {}).get("is_streaming"):
         memory.remember(key, "lightrag", answer)
 
