@@ -19,7 +19,6 @@ from support.scripts import output_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "lightrag_resilience"
-LONGEST = 400  # lines
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
     ["_forks", "_tasks", "shared", "shared.address"],
@@ -323,8 +322,3 @@ def test_only_the_settings_read_the_environment(module: str) -> None:
     used |= {node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
     reads = used & {"environ", "environb", "getenv", "getenvb"}
     assert reads == ({"environ"} if module in READ_THE_ENVIRONMENT else set())
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_is_too_long_to_be_read(module: str) -> None:
-    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGEST
