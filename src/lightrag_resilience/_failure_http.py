@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ._hints import advice, asked_wait, longest_reset, retry_info
@@ -13,6 +13,7 @@ from ._verdicts import FATAL, THROTTLED, TRANSIENT, Failure, package_of, with_wa
 __all__ = [
     "by_body",
     "by_status",
+    "by_words",
     "may_tell_status",
     "names_a_spent_quota",
     "of_status",
@@ -107,19 +108,33 @@ _WORDS = {
     **dict.fromkeys(("context_length_exceeded", "content_filter"), FATAL),
     **dict.fromkeys(("invalid_request_error", "not_found_error", "request_too_large"), FATAL),
     **dict.fromkeys(("authentication_error", "permission_error", "billing_error"), FATAL),
+    # Of OpenAI's Responses, which end as failed for these; what passes of them is above.
+    "vector_store_timeout": TRANSIENT,
+    **dict.fromkeys(("invalid_prompt", "data_residency_mismatch", "bio_policy"), FATAL),
+    **dict.fromkeys(("misalignment_policy_violation", "image_content_policy_violation"), FATAL),
+    **dict.fromkeys(("invalid_image", "invalid_image_format", "invalid_base64_image"), FATAL),
+    **dict.fromkeys(("invalid_image_url", "invalid_image_mode", "image_parse_error"), FATAL),
+    **dict.fromkeys(("image_too_large", "image_too_small", "image_file_too_large"), FATAL),
+    **dict.fromkeys(("unsupported_image_media_type", "empty_image_file"), FATAL),
+    **dict.fromkeys(("failed_to_download_image", "image_file_not_found"), FATAL),
 }
 
 
 def by_body(exc: BaseException) -> Failure:
     """An error event within a stream: its words, or a status among them (vLLM, OpenRouter)."""
-    for word in words_of(exc):
+    return by_words(words_of(exc)) or TRANSIENT
+
+
+def by_words(words: Iterable[str]) -> Failure | None:
+    """The verdict of the first word that has one; None where none has."""
+    for word in words:
         if names_a_spent_quota(word):
             return FATAL
         if word in _WORDS:
             return _WORDS[word]
         if _STATUS.fullmatch(word):
             return of_status(int(word))
-    return TRANSIENT
+    return None
 
 
 def _parts(exc: BaseException) -> Iterator[dict[str, Any]]:

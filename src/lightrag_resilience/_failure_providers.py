@@ -6,7 +6,7 @@ import time
 import traceback
 from typing import Any, Final
 
-from ._failure_http import by_body, of_status
+from ._failure_http import by_body, by_words, of_status
 from ._hints import advice, asked_wait
 from ._verdicts import (
     FATAL,
@@ -101,6 +101,11 @@ def _by_retryable(exc: Any) -> Failure:
     return TRANSIENT if exc.retryable else FATAL
 
 
+def _by_code(exc: Any) -> Failure:
+    """What a model's server gave up with, if it said so."""
+    return by_words([exc.code]) or UNKNOWN
+
+
 # ---------------------------------------------------------------------- the tables
 
 _BUILTINS: Table = {
@@ -122,7 +127,7 @@ _BUILTINS: Table = {
 OURS: Table = {
     "CallRejected": FATAL,  # by a guard within this one
     **dict.fromkeys(("AttemptTimeoutError", "DeadlineExceededError"), UNKNOWN),
-    "TruncatedStreamError": UNKNOWN,
+    "TruncatedStreamError": _by_code,
 }
 _HTTPX: Table = {
     **dict.fromkeys(("ConnectTimeout", "ConnectError", "PoolTimeout", "ProxyError"), TRANSIENT),

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from weakref import ref
 
 from ._call import Call, current_call
-from ._finish import Finish, finish_after
+from ._finish import Finish, finish_after, why_not_whole
 from ._gaps import GapTimer
 from ._gate import Gate
 from ._lateness import Timekeeper
@@ -79,7 +79,7 @@ class Reading(Generic[T]):
 
         Raises:
             AttemptTimeoutError: An item, or the stream as a whole, took too long.
-            TruncatedStreamError: It ended without its finish marker.
+            TruncatedStreamError: It ended without its finish marker, or its server gave up.
             Exception: What the source raised.
         """
         yield first
@@ -148,8 +148,7 @@ class Reading(Generic[T]):
             await self._fail(late := self._too_late())
             raise late from error
         if isinstance(error, StopAsyncIteration):
-            if (finish := self._finish) is not None and finish.is_missing:
-                cut_off = TruncatedStreamError(self._guard.name, None, "before its finish marker")
+            if (cut_off := self._why_not_whole()) is not None:
                 await self._fail(cut_off)
                 raise cut_off from None
             self.end()
@@ -177,8 +176,11 @@ class Reading(Generic[T]):
 
     async def close(self) -> None:
         """Stop here and close the source: no verdict, unless the finish marker came already."""
-        if (finish := self._finish) is not None and finish.is_seen:
-            self.end()
+        if (finish := self._finish) is not None:
+            if finish.failure is not None and (cut_off := self._why_not_whole()) is not None:
+                self._settle_failed(cut_off)
+            elif finish.is_seen:
+                self.end()
         self._release()
         await self._close_source()
 
@@ -198,11 +200,18 @@ class Reading(Generic[T]):
         if (call := self._take_call()) is not None:
             self._guard.settle_success(call, self._waited)
 
+    def _why_not_whole(self) -> TruncatedStreamError | None:
+        finish = self._finish
+        return None if finish is None else why_not_whole(self._guard.name, finish)
+
     async def _fail(self, error: Exception) -> None:
+        self._settle_failed(error)
+        await self._close_after_error()
+
+    def _settle_failed(self, error: Exception) -> None:
         if (call := self._take_call()) is not None:
             self._guard.settle_error(call, error)
             tell_failure(self._guard, call, error)
-        await self._close_after_error()
 
     def _release(self) -> None:
         if (call := self._take_call()) is not None:

@@ -155,7 +155,15 @@ class AttemptTimeoutError(DependencyError):
 
 
 class TruncatedStreamError(DependencyError):
-    """A model's stream ended without its finish marker. Counted as a failure, outcome unknown."""
+    """A model's stream ended without its finish marker, or with one that says its server gave up.
+
+    Counted as a failure, outcome unknown; with a `code`, it is of the class that this stands for.
+    """
+
+    @property
+    def code(self) -> str:
+        """The word by which the server gave up, such as ``server_error``; empty without one."""
+        return str(self.args[3]) if len(self.args) > 3 else ""  # noqa: PLR2004
 
     def summary(self) -> str:
         """Whose stream."""

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from lightrag_resilience._call import current_call, owned_by_a_guard
-from lightrag_resilience._finish import Finish, finish_after
+from lightrag_resilience._finish import Finish, finish_after, why_not_whole
 from lightrag_resilience.errors import TruncatedStreamError, UnsupportedCallError
 
 from ._replaced import replace_methods
@@ -103,22 +103,21 @@ def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
                 elif finish is not None:
                     finish.note(chunk)
                 yield chunk
+        name = _name_of_guard()
+        if name is None:
+            return
         if is_first:
-            _tell_of_cut("before its first item")
-        elif finish is not None and finish.is_missing:
-            _tell_of_cut("before its finish marker")
+            raise TruncatedStreamError(name, None, "before its first item")
+        if finish is not None and (cut_off := why_not_whole(name, finish)) is not None:
+            raise cut_off
 
     return stream
 
 
-def _tell_of_cut(when: str) -> None:
-    """Raise to the nearest guard that wants to know; outside of any, the SDK does as it always did.
-
-    Raises:
-        TruncatedStreamError: A guarded call reads this.
-    """
+def _name_of_guard() -> str | None:
+    """The nearest guard that is to be told; None outside of any: the SDK does as it always did."""
     call = current_call.get()
     while call is not None and call.guard is None:
         call = call.parent
-    if call is not None and call.guard.policy.stream.finish_marker:
-        raise TruncatedStreamError(call.guard.name, None, when)
+    is_told = call is not None and call.guard.policy.stream.finish_marker
+    return call.name if call is not None and is_told else None
