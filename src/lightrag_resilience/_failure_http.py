@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ._hints import advice, asked_wait, longest_reset, retry_info
-from ._verdicts import FATAL, THROTTLED, TRANSIENT, Failure, package_of, with_wait
+from ._verdicts import (
+    FATAL,
+    THROTTLED,
+    TRANSIENT,
+    Failure,
+    package_of,
+    with_status,
+    with_wait,
+)
 
 __all__ = [
     "by_body",
@@ -59,6 +67,10 @@ def may_tell_status(cls: type[BaseException]) -> bool:
 
 def by_status(exc: BaseException, status: int) -> Failure:
     """The verdict on an error with a status of 400 to 599."""
+    return with_status(_by_status(exc, status), status)
+
+
+def _by_status(exc: BaseException, status: int) -> Failure:
     headers = getattr(getattr(exc, "response", None), "headers", None)
     if headers is None:
         headers = getattr(exc, "headers", None)
@@ -133,7 +145,7 @@ def by_words(words: Iterable[str]) -> Failure | None:
         if word in _WORDS:
             return _WORDS[word]
         if _STATUS.fullmatch(word):
-            return of_status(int(word))
+            return with_status(of_status(int(word)), int(word))
     return None
 
 

@@ -17,6 +17,7 @@ from ._verdicts import (
     Reader,
     Table,
     package_of,
+    with_status,
     with_wait,
 )
 
@@ -82,10 +83,11 @@ def _by_aws_code(exc: Any) -> Failure:
     is_error = isinstance(status, int) and 400 <= status < 600  # noqa: PLR2004 - HTTP
     verdict = _AWS.get(code) or (of_status(status) if is_error else TRANSIENT)
     if verdict is THROTTLED and "per day" in str(error.get("Message")).lower():
-        return FATAL
-    if verdict is FATAL:
-        return FATAL
-    return with_wait(verdict, asked_wait(advice(answer.get("HTTPHeaders")), now_wall=time.time()))
+        verdict = FATAL
+    if verdict is not FATAL:
+        asked = asked_wait(advice(answer.get("HTTPHeaders")), now_wall=time.time())
+        verdict = with_wait(verdict, asked)
+    return with_status(verdict, status) if is_error else verdict
 
 
 def _by_transport(exc: Any) -> Failure:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final
 
 __all__ = [
@@ -18,8 +19,16 @@ __all__ = [
     "Rule",
     "Table",
     "package_of",
+    "symptom",
+    "with_status",
     "with_wait",
 ]
+
+_LONGEST_NAME = 60  # characters of a class's name
+_SHORT_PAUSE = 1.0  # seconds
+_TOO_MANY = 429
+# The request itself was wrong: the next one may be right.
+_ABOUT_THE_REQUEST = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 422, 431})
 
 
 class FailureKind(enum.Enum):
@@ -37,6 +46,7 @@ class FailureKind(enum.Enum):
 
 # Looked up once: a member of an enum takes Python 3.11 as long as a function call.
 _TRANSIENT, _UNKNOWN_OUTCOME = FailureKind.TRANSIENT, FailureKind.UNKNOWN_OUTCOME
+_FATAL = FailureKind.FATAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +56,25 @@ class Failure:
     Attributes:
         kind: What follows from it.
         retry_after: Seconds the provider asks to wait, finite and not negative, or None.
+        status: The HTTP status that was answered, 400 to 599, or None. Not part of the verdict.
     """
 
     kind: FailureKind
     retry_after: float | None = None
+    status: int | None = field(default=None, compare=False)
 
     @property
     def counts(self) -> bool:
         """Whether the dependency is to blame, so that its breaker counts it."""
         return self.kind is _TRANSIENT or self.kind is _UNKNOWN_OUTCOME
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next probe, where a probe met this and it is not counted."""
+        if self.retry_after is not None:
+            return self.retry_after
+        is_of_call = self.status is None or self.status in _ABOUT_THE_REQUEST
+        return 0.0 if is_of_call and self.kind is _FATAL else _SHORT_PAUSE
 
 
 # A reader gives a verdict, or the errors beneath that are to be judged instead.
@@ -70,7 +90,33 @@ UNKNOWN: Final = Failure(FailureKind.UNKNOWN_OUTCOME)
 
 def with_wait(verdict: Failure, seconds: float | None) -> Failure:
     """The same verdict with a wait, where there is one."""
-    return verdict if seconds is None else Failure(verdict.kind, seconds)
+    return verdict if seconds is None else Failure(verdict.kind, seconds, verdict.status)
+
+
+@lru_cache(maxsize=256)
+def with_status(verdict: Failure, status: int) -> Failure:
+    """The same verdict with the HTTP status that led to it."""
+    return replace(verdict, status=status)
+
+
+def symptom(error: BaseException, verdict: Failure) -> str:
+    """What a failure looked like: its HTTP status, and the name of its class. Never its text.
+
+    ``HTTP 503 (InternalServerError)``, ``ConnectError``; a 429 that waiting does not mend is
+    ``HTTP 429 of a used-up quota (RateLimitError)``.
+    """
+    return _symptom(type(error).__name__, verdict.status, verdict.kind is _FATAL)
+
+
+@lru_cache(maxsize=512)
+def _symptom(cls: str, status: int | None, is_fatal: bool) -> str:  # noqa: FBT001
+    # A class may be made with any name.
+    name = "".join(one for one in cls if one.isprintable() and one not in "()")
+    name = name[:_LONGEST_NAME] or "an error"
+    if status is None:
+        return name
+    quota = " of a used-up quota" if status == _TOO_MANY and is_fatal else ""
+    return f"HTTP {status}{quota} ({name})"
 
 
 def package_of(cls: type) -> str:
