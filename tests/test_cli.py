@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from lightrag_resilience import _surroundings
 from lightrag_resilience.cli import app
+
+ATTEMPTS = "RESILIENCE_LLM__RETRY__ATTEMPTS"
 
 
 def run(*arguments: str, **variables: str) -> Result:
@@ -40,6 +44,56 @@ def test_a_file_of_variables_that_is_not_there_is_told(tmp_path: Path) -> None:
     ran = run("--env-file", str(tmp_path / "none"), "status")
     assert ran.exit_code == 2
     assert "cannot be read: No such file" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("RESILIENCE_X=1\n".encode("utf-16"), "is in UTF-16, as PowerShell's > writes it"),
+        ("RESILIENCE_X=1\n".encode("utf-16-be"), "is in UTF-16"),
+        ("A=1\n# Schl\N{LATIN SMALL LETTER U WITH DIAERESIS}ssel\n".encode("latin-1"), "line 2"),
+        (b"A" * 2_000_000, "has more than"),
+    ],
+)
+def test_a_file_of_variables_in_another_encoding_is_told(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    file = tmp_path / ".env"
+    file.write_bytes(content)
+    ran = run("--env-file", str(file), "config")
+    assert (ran.exit_code, type(ran.exception)) == (2, SystemExit)
+    assert said in ran.stderr
+    assert ran.stdout == ""
+
+
+def test_a_mark_of_windows_at_the_begin_of_a_file_of_variables_is_no_part_of_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ATTEMPTS, "")
+    monkeypatch.delenv(ATTEMPTS)
+    file = tmp_path / ".env"
+    file.write_bytes(f"{ATTEMPTS}=7\r\n".encode("utf-8-sig"))
+    shown = json.loads(run("--env-file", str(file), "config", "llm", "--json").output)
+    assert [row["value"] for row in shown["values"] if row["field"] == "retry.attempts"] == ["7"]
+    monkeypatch.undo()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such paths")
+def test_what_is_no_file_of_variables_blocks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert run("--env-file", str(pipe), "acl").exit_code == 0  # without a writer
+    for path in ("/dev/zero", str(tmp_path)):
+        ran = run("--env-file", path, "config")
+        assert (ran.exit_code, "cannot be read" in ran.stderr) == (2, True)
+    monkeypatch.setattr(_surroundings, "_PATIENCE", 0.0)
+    holder = os.open(pipe, os.O_RDWR)
+    try:
+        assert "Its writer does not write" in run("--env-file", str(pipe), "config").stderr
+    finally:
+        os.close(holder)
 
 
 def test_the_doctor_shows_the_policies_in_force() -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from lightrag_resilience import Policy, SettingsError
 from lightrag_resilience._bounds import field_hints, problem_with
+from lightrag_resilience._surroundings import surroundings
 from lightrag_resilience.policy import FAMILIES, PARTS
-from lightrag_resilience.settings import Settings, load_settings
+from lightrag_resilience.settings import Settings, lightrag_timeouts, load_settings
 
 ATTEMPTS = "RESILIENCE_LLM__RETRY__ATTEMPTS"
 
@@ -234,6 +235,70 @@ def test_a_wrong_prefix_is_told(prefix: str) -> None:
 
 def test_a_long_value_is_cut() -> None:
     assert len(problem(LLM__RETRY__ATTEMPTS="9" * 5000)) < 200
+
+
+# ---------------------------------------------------------------------- not ours
+
+SERVICES = {
+    "REDIS_SERVICE_HOST": "10.96.0.11",
+    "REDIS_SERVICE_PORT": "6379",
+    "REDIS_SERVICE_PORT_REDIS": "6379",
+    "REDIS_PORT": "tcp://10.96.0.11:6379",
+    "REDIS_PORT_6379_TCP": "tcp://10.96.0.11:6379",
+    "REDIS_PORT_6379_TCP_PROTO": "tcp",
+    "REDIS_PORT_6379_TCP_PORT": "6379",
+    "REDIS_PORT_6379_TCP_ADDR": "10.96.0.11",
+    "LLM_SERVICE_HOST": "fd00::1f",
+    "LLM_SERVICE_PORT_HTTP_METRICS": "80",
+    "LLM_PORT": "udp://[fd00::1f]:53",
+    "LLM_PORT_53_UDP": "udp://[fd00::1f]:53",
+    "LLM_PORT_53_UDP_ADDR": "fd00::1f",
+    "LLM_PORT_53_SCTP_PROTO": "sctp",
+    "LLM__OPENAI_SERVICE_HOST": "10.96.0.12",
+    "SERVICE_HOST": "10.96.0.13",
+    "PORT": "tcp://10.96.0.13:80",
+}
+
+
+def test_what_is_set_for_a_service_of_kubernetes_is_not_ours() -> None:
+    variables = {f"RESILIENCE_{name}": value for name, value in SERVICES.items()}
+    assert load_settings(variables) == Settings()
+    assert load_settings({**variables, ATTEMPTS: "7"}).policy_for("llm").retry.attempts == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_PORT", "6379"),
+        ("REDIS_PORT", "redis://10.96.0.11:6379"),
+        ("REDIS_SERVICE_HOST", "redis://host/0"),
+        ("REDIS_URI", "10.96.0.11"),
+        ("REDIS_PORT_6379_TCP_PROTO", "6379"),
+    ],
+)
+def test_what_only_looks_like_it_is_told(name: str, value: str) -> None:
+    assert problem(**{name: value}).startswith(f"RESILIENCE_{name} is not known")
+
+
+def test_variables_of_services_are_told_once_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "lightrag_resilience")
+    for _ in range(3):
+        load_settings({"RESILIENCE_ONCE_SERVICE_HOST": "10.96.0.14"})
+    (line,) = caplog.records
+    assert line.levelname == "DEBUG"
+    assert "RESILIENCE_ONCE_SERVICE_HOST" in line.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("text", "workers"),
+    [("3", 3), (" 4 ", 4), ("\N{SUPERSCRIPT TWO}", 1), ("two", 1), ("9" * 5000, 1), ("-1", 1)],
+)
+def test_others_numbers_are_read_as_far_as_they_are_numbers(text: str, workers: int) -> None:
+    assert surroundings({"WORKERS": text}).workers == workers
+    timeout = lightrag_timeouts({"LLM_TIMEOUT": text})["llm"]
+    assert timeout == (240.0 if workers == 1 else workers)
+    odd = surroundings({"GUNICORN_CMD_ARGS": f"--graceful-timeout={text}"}).graceful_timeout
+    assert 0 < odd < 1e16
 
 
 # ---------------------------------------------------------------------- contradictions

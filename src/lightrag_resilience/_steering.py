@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from redis.exceptions import RedisError
 
 from ._circuit import State
+from ._words import printable
 from .policy import BreakerPolicy
 from .settings import Settings
 from .shared.client import make_client
@@ -79,5 +80,5 @@ async def steer_known(  # noqa: PLR0913 - two of them by name
 
 def signed(reason: str, who: str) -> str:
     """The reason of a change by hand as all workers show it, with who made it."""
-    clean = "".join(character for character in reason if character.isprintable())
+    clean = printable(reason)
     return f"by {who}: {clean[:_LONGEST_REASON]}" if clean.strip() else f"by {who}"

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import atexit
+import codecs
+import errno
+import io
 import os
 import re
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dotenv import dotenv_values
 
+from ._words import as_count
+from .errors import SettingsError
+
 __all__ = ["Surroundings", "share_metrics", "surroundings", "take_from"]
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_LARGEST = 1024 * 1024  # bytes of a file of variables
+_PATIENCE = 5.0  # seconds for a pipe to be written
 _GRACEFUL = 30.0  # seconds: Gunicorn's own default, and the grace period of Kubernetes
 
 
@@ -37,11 +47,11 @@ class Surroundings:
 def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
     """Read what others' variables say."""
     source = os.environ if environ is None else environ
-    workers = (source.get(name, "").strip() for name in ("WORKERS", "WEB_CONCURRENCY"))
+    workers = (as_count(source.get(name, "")) for name in ("WORKERS", "WEB_CONCURRENCY"))
     options = source.get("GUNICORN_CMD_ARGS", "")
-    graceful = re.findall(r"--graceful-timeout[= ]+(\d+)", options)
+    graceful = re.findall(r"--graceful-timeout[= ]+([0-9]{1,15})", options)
     return Surroundings(
-        workers=next((int(text) for text in workers if text.isdigit()), 1),
+        workers=next((count for count in workers if count is not None), 1),
         graceful_timeout=float(graceful[-1]) if graceful else _GRACEFUL,
         multiprocess_folder=source.get(_FOLDER, ""),
     )
@@ -50,13 +60,54 @@ def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
 def take_from(file: Path) -> None:
     """Set the variables of a file, as LightRAG does those of its ``.env``; what is set stays.
 
+    A pipe is read to its end, for up to 5 s: a shell's ``<(...)`` is one.
+
     Raises:
         OSError: It cannot be read.
+        SettingsError: It is no text in UTF-8, or no file of variables at all.
     """
-    with file.open(encoding="utf-8") as lines:
-        for name, value in dotenv_values(stream=lines).items():
-            if value is not None:
-                os.environ.setdefault(name, value)
+    text = _text_of(file)
+    for name, value in dotenv_values(stream=io.StringIO(text)).items():
+        if value is not None and name:
+            os.environ.setdefault(name, value)
+
+
+def _text_of(file: Path) -> str:
+    data = _bytes_of(file)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise SettingsError(
+            f"{file} is in UTF-16, as PowerShell's > writes it, or no text at all: save it as "
+            "UTF-8 (Set-Content -Encoding utf8)"
+        )
+    try:
+        return data.decode("utf-8-sig")  # Windows marks UTF-8 in the first three bytes
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SettingsError(f"{file} is not in UTF-8, see line {line}: save it as UTF-8") from None
+
+
+def _bytes_of(file: Path) -> bytes:
+    """What a file or a pipe holds; a device or a named pipe without a writer blocks nobody."""
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISFIFO(kind):
+            raise OSError(errno.EINVAL, "It is no file of variables")
+        data, ends = b"", time.monotonic() + _PATIENCE
+        while len(data) <= _LARGEST:
+            try:
+                part = os.read(descriptor, _LARGEST)
+            except BlockingIOError:
+                if time.monotonic() > ends:
+                    raise OSError(errno.ETIMEDOUT, "Its writer does not write") from None
+                time.sleep(0.01)
+            else:
+                if not part:
+                    return data
+                data += part
+        raise OSError(errno.EFBIG, f"It has more than {_LARGEST} bytes")
+    finally:
+        os.close(descriptor)
 
 
 def share_metrics() -> Path:

@@ -22,6 +22,8 @@ __all__ = [
     "PREFIX",
     "Plain",
     "describe_variables",
+    "is_misspelt",
+    "is_of_a_service",
     "is_token",
     "nearest",
     "section_of",
@@ -34,6 +36,18 @@ _KNOWN = (DEFAULT, *(family.upper() for family in FAMILIES))
 _ALIKE = 0.6  # difflib's own cutoff
 _NEARLY_SAME = 0.93
 _NEARLY = 0.85  # from here on, a dependency's name is taken for a misspelt family
+
+_PORT = r"PORT_[0-9]+_(?:TCP|UDP|SCTP)"
+_HOST, _NUMBER, _ADDRESS = r"[\w.:-]+", "[0-9]{1,5}", r"(?:tcp|udp|sctp)://[\w.:\[\]-]+:[0-9]{1,5}"
+_OF_A_SERVICE = (
+    ("SERVICE_HOST", _HOST),
+    (r"SERVICE_PORT(?:_\w+)?", _NUMBER),
+    (f"PORT|{_PORT}", _ADDRESS),
+    (f"{_PORT}_PROTO", "tcp|udp|sctp"),
+    (f"{_PORT}_PORT", _NUMBER),
+    (f"{_PORT}_ADDR", _HOST),
+)
+"""How such a name ends, and what its value looks like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +168,17 @@ def section_of(name: str) -> str:
 def variable(section: str, part: str, name: str) -> str:
     """The variable of one field: ``RESILIENCE_LLM__RETRY__ATTEMPTS``."""
     return f"{PREFIX}{section}__{part}__{name}".upper()
+
+
+def is_of_a_service(name: str, value: str) -> bool:
+    """Whether Kubernetes or Docker sets it, in each container, for a service called alike.
+
+    A service ``resilience-redis`` is ``RESILIENCE_REDIS_SERVICE_HOST`` and further ones.
+    """
+    return any(
+        re.fullmatch(rf"{PREFIX}(?:\w+_)?(?:{end})", name) and re.fullmatch(what, value)
+        for end, what in _OF_A_SERVICE
+    )
 
 
 def is_misspelt(section: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["as_duration", "as_words", "counted"]
+__all__ = ["as_count", "as_duration", "as_words", "counted", "printable"]
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST = 7 * 86400  # seconds
@@ -21,6 +21,16 @@ def as_duration(text: str) -> float:
     if not 0 < seconds <= _LONGEST:
         raise ValueError(f"{text!r} is no duration such as 90s, 10m or 2h, of at most 7d")
     return seconds
+
+
+def as_count(text: str) -> int | None:
+    """A whole number; None where it is none. Digits of other scripts, such as ``²``, are none."""
+    return int(text) if re.fullmatch("[0-9]{1,15}", text := text.strip()) else None
+
+
+def printable(text: str) -> str:
+    """A text without what moves the cursor, begins a line or cannot be encoded."""
+    return "".join(character for character in text if character.isprintable())
 
 
 def as_words(seconds: float) -> str:

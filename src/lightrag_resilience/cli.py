@@ -21,11 +21,14 @@ from . import examination
 from ._surroundings import take_from
 from ._terminal import Exit, fail, settings_or_exit
 from ._version import __version__
+from ._words import counted, printable
 from .errors import SettingsError
 from .journal import Journal
 from .operate import COMMANDS
 
 __all__ = ["app", "main"]
+
+_NAMED = 10  # damaged lines of a journal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,7 +54,9 @@ def _take_from(file: Path | None) -> None:
         try:
             take_from(file)
         except OSError as error:
-            fail(f"{file} cannot be read: {error.strerror}")
+            fail(f"{file} cannot be read: {error.strerror or error}")
+        except (SettingsError, ValueError) as error:
+            fail(str(error))
 
 
 @app.callback()
@@ -135,14 +140,22 @@ def journal(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    """List the work that was given up when processes ended. Ends with 1 if there is any."""
+    """List the work that was given up when processes ended.
+
+    Ends with 1 if there is any, 2 if the journal cannot be read, or not all of it.
+    """
     place = path or settings_or_exit().shutdown_journal
     if place is None:
         fail("There is no journal: set RESILIENCE_SHUTDOWN_JOURNAL, or name the file")
+    damage: list[tuple[Path, int]] = []
     try:
-        records = list(Journal(place).read())
-    except OSError as error:
-        fail(f"The journal {place} cannot be read: {error.strerror}")
+        kept = Journal(place)
+        if path is not None and not kept.exists:
+            fail(f"There is no journal {path}")
+        records = list(kept.read(lambda *line: damage.append(line)))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        fail(f"The journal {place} cannot be read: {reason}")
     if as_json:
         typer.echo(json.dumps([asdict(record) for record in records]))
     else:
@@ -154,8 +167,12 @@ def journal(
             kind = each.kind if each.effect == "unknown" else f"{each.kind}, {each.effect}"
             state = each.state if each.attempt == 1 else f"{each.state}, attempt {each.attempt}"
             cells = (when, each.name, about, kind, state, lasted, each.signal, process)
-            table.add_row(*map(escape, cells))
-        Console().print(table if records else "Nothing was given up.")
+            table.add_row(*(escape(printable(cell)) for cell in cells))
+        if records or not damage:
+            Console().print(table if records else "Nothing was given up.")
+    if damage:
+        lines = ", ".join(f"line {number} of {file}" for file, number in damage[:_NAMED])
+        fail(f"{counted(len(damage), 'record')} cannot be read: {lines}")
     if records:
         raise typer.Exit(Exit.TROUBLE)
 

@@ -9,13 +9,14 @@ import json
 import os
 import re
 import socket
+import stat
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 if sys.platform != "win32":
     import fcntl
@@ -94,6 +95,10 @@ class Abandoned:
         return self.at - self.seconds
 
 
+def _ignore(_file: Path, _line: int) -> None:
+    """Damage is no reason to hear nothing of the rest."""
+
+
 class Journal:
     """A file of lines of JSON, to which several processes may write.
 
@@ -115,7 +120,7 @@ class Journal:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._put_aside_if_large()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = _opened(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             # One write for each line: appends of several processes do not mix. The first ends a
             # line that another process may have left torn.
@@ -127,16 +132,32 @@ class Journal:
         finally:
             os.close(descriptor)
 
-    def read(self) -> Iterator[Abandoned]:
-        """All records, the oldest first; what is torn or makes no sense is left out."""
+    def read(self, damage: Callable[[Path, int], object] = _ignore) -> Iterator[Abandoned]:
+        """All records, the oldest first.
+
+        Args:
+            damage: Told of each line that is torn or makes no sense, and is left out: the file and
+                the number of the line.
+
+        Raises:
+            OSError: There is a file, or something else of this name, that cannot be read.
+        """
         for path in (self._older, self.path):
             try:
-                with path.open("rb") as file:
-                    for line in iter(lambda: file.readline(_LONGEST_LINE), b""):
-                        if (record := _parsed(line)) is not None:
-                            yield record
+                file = open(path, "rb", opener=_opened)  # noqa: SIM115 - closed below
             except FileNotFoundError:
                 continue
+            with file:
+                for number, line in enumerate(_lines(file), 1):
+                    if (record := _parsed(line)) is not None:
+                        yield record
+                    elif line.strip():
+                        damage(path, number)
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever written; where nothing was given up there is no file."""
+        return self.path.exists() or self._older.exists()
 
     @property
     def _older(self) -> Path:
@@ -150,6 +171,25 @@ class Journal:
                     now = self.path.stat()
                     if os.path.samestat(found, now) and now.st_size > _LARGEST:
                         self.path.replace(self._older)
+
+
+def _opened(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a file; raise OSError for a pipe or a device, which may block for ever."""
+    # Windows has no named pipe that a path leads to by chance.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "It is no regular file")
+    return descriptor
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, of each no more than a record has."""
+    while line := file.readline(_LONGEST_LINE):
+        end = line
+        while len(end) == _LONGEST_LINE and not end.endswith(b"\n"):
+            end = file.readline(_LONGEST_LINE)
+        yield line
 
 
 @contextlib.contextmanager

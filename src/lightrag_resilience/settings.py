@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,16 +29,20 @@ from ._variables import (
     PLAIN,
     PREFIX,
     is_misspelt,
+    is_of_a_service,
     is_token,
     nearest,
     section_of,
     variable,
 )
+from ._words import as_count
 from .errors import PolicyError, SettingsError
 from .policy import FAMILIES, PARTS, Policy, Wait
 from .shared.address import problem_with_address
 
 __all__ = ["Settings", "has_prometheus_folder", "lightrag_timeouts", "load_settings"]
+
+_log = logging.getLogger("lightrag_resilience")
 
 _LONGEST_SHOWN = 60  # characters
 _REDIS_URL = f"{PREFIX}REDIS_URL"
@@ -182,7 +188,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         for name, value in source.items()
         if name.upper().startswith(PREFIX) and value.strip()
     }
-    variables = _read(found)
+    foreign = {name for name, value in found.items() if is_of_a_service(name, value)}
+    if foreign:
+        _tell_of_services(*sorted(foreign))
+    variables = _read({name: found[name] for name in found.keys() - foreign})
     settings = Settings(
         redis_url=variables.redis_url,
         redis_prefix=variables.redis_prefix,
@@ -207,13 +216,19 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     return settings
 
 
+@functools.cache
+def _tell_of_services(*names: str) -> None:
+    """Say it once: settings are loaded in several places."""
+    _log.debug("Not settings, but set for a service of that name: %s", ", ".join(names))
+
+
 def lightrag_timeouts(environ: Mapping[str, str] | None = None) -> dict[str, float]:
     """Seconds of LightRAG's own timeouts, for each family that has one; as LightRAG reads them."""
     source = os.environ if environ is None else environ
     timeouts = {}
     for family, (name, default) in _LIGHTRAG_TIMEOUTS.items():
-        text = source.get(name, "")
-        timeouts[family] = float(text) if text.strip().isdigit() else default
+        seconds = as_count(source.get(name, ""))
+        timeouts[family] = default if seconds is None else float(seconds)
     return timeouts
 
 

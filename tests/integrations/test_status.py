@@ -15,6 +15,7 @@ import pytest
 
 from lightrag_resilience import Guards
 from lightrag_resilience.integrations import _status_watch, status
+from lightrag_resilience.integrations._status_actions import Refused, check_token
 from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
@@ -436,6 +437,34 @@ async def test_without_the_token_nothing_is_done(token: str | None) -> None:
     assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert TOKEN not in answer.json["detail"]
     assert guards.get("llm").breaker.state.value == "closed"
+
+
+@pytest.mark.parametrize(
+    ("given", "is_let_through"),
+    [
+        ([f"Bearer {TOKEN}"], True),
+        ([f"BEARER {TOKEN}"], True),
+        ([f"bearer   {TOKEN} "], True),
+        (["Bearer ", TOKEN], False),
+        ([f"Bearer {TOKEN[:5]}", TOKEN[5:]], False),
+        ([f"Bearer {TOKEN}", "Basic eDp5"], False),
+        ([f"Bearer {TOKEN}"] * 2, False),
+        ([TOKEN], False),
+        ([f"Basic {TOKEN}"], False),
+        ([f"Bearer{TOKEN}"], False),
+        ([f"Bearer\t{TOKEN}"], False),
+        ([f"Bearer {TOKEN} {TOKEN}"], False),
+        ([], False),
+    ],
+)
+def test_the_scheme_is_read_as_its_standard_has_it(
+    given: list[str], *, is_let_through: bool
+) -> None:
+    headers = [(b"Authorization", value.encode()) for value in given]
+    refused: Any
+    with contextlib.nullcontext() if is_let_through else pytest.raises(Refused) as refused:
+        check_token(headers, TOKEN)
+    assert is_let_through or refused.value.status == 401
 
 
 async def test_where_no_token_is_set_nobody_can_do_anything() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from lightrag_resilience.journal import Abandoned, Journal
 def run(*words: str, **variables: str) -> tuple[int, str]:
     ran = CliRunner().invoke(app, ["journal", *words], env={"COLUMNS": "180", **variables})
     return ran.exit_code, ran.output
+
+
+def record(name: str = "llm") -> Abandoned:
+    return Abandoned(name, "call", "in_flight", 1.0, "SIGTERM")
 
 
 def test_it_lists_what_was_given_up(tmp_path: Path) -> None:
@@ -47,7 +53,64 @@ def test_it_tells_of_documents_attempts_and_what_is_left_of_a_call(tmp_path: Pat
 
 
 def test_nothing_given_up_is_said(tmp_path: Path) -> None:
-    assert run(str(tmp_path / "none")) == (0, "Nothing was given up.\n")
+    (tmp_path / "empty").touch()
+    assert run(str(tmp_path / "empty")) == (0, "Nothing was given up.\n")
+    # The journal of the settings is made when there is something to write down.
+    variables = {"RESILIENCE_SHUTDOWN_JOURNAL": str(tmp_path / "none")}
+    assert run(**variables) == (0, "Nothing was given up.\n")
+
+
+def test_a_wrong_path_is_not_taken_for_nothing_given_up(tmp_path: Path) -> None:
+    code, text = run(str(tmp_path / "none"))
+    assert (code, text.split(str(tmp_path))[0]) == (2, "There is no journal ")
+
+
+def test_a_journal_of_which_only_the_older_half_is_left_is_read(tmp_path: Path) -> None:
+    made = Journal(tmp_path / "journal")
+    made.write([record()])
+    made.path.rename(tmp_path / "journal.1")
+    assert run(str(made.path))[0] == 1
+
+
+@pytest.mark.parametrize("content", [b"no journal\n", b'{"version": 9}\n', b"\0" * 200_000, b"{"])
+def test_a_journal_that_is_none_is_an_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(content)
+    code, text = run(str(path))
+    assert (code, "Nothing was given up" in text) == (2, False)
+    assert text == f"1 record cannot be read: line 1 of {path}\n"
+
+
+def test_damage_is_named_beside_what_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    Journal(path).write([record("an ingest")])
+    with path.open("ab") as file:
+        file.write(b'{"version": 2, "na')  # a worker was killed while it wrote
+    Journal(path).write([record("another")])
+    code, text = run(str(path))
+    assert code == 2
+    assert "an ingest" in text
+    assert "another" in text
+    assert f"1 record cannot be read: line 3 of {path}" in text
+
+
+def test_what_a_terminal_or_an_encoding_cannot_take_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    Journal(path).write([record("a\ud800b\x1b[31mc\nd")])
+    code, text = run(str(path))
+    assert (code, "ab[31mcd" in text) == (1, True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such paths")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_blocks_nobody(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "pipe" if kind == "pipe" else Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(path)
+    code, text = run(str(path))
+    assert (code, text) == (2, f"The journal {path} cannot be read: It is no regular file\n")
+    with pytest.raises(OSError, match=r"no regular file|No such device"):
+        Journal(path).write([record()])
 
 
 def test_without_a_journal_it_says_what_to_do() -> None:

@@ -61,8 +61,10 @@ def check_token(headers: Iterable[tuple[bytes, bytes]], token: str | None) -> No
     """
     if token is None:
         raise Refused(403, "Nothing can be changed here: RESILIENCE_STATUS_TOKEN is not set")
-    given = b"".join(value for name, value in headers if name.lower() == b"authorization")
-    if not hmac.compare_digest(given, b"Bearer " + token.encode()):
+    given = [value for name, value in headers if name.lower() == b"authorization"]
+    scheme, _, credentials = b" ".join(given).strip(b" \t").partition(b" ")
+    is_right = hmac.compare_digest(credentials.lstrip(b" "), token.encode())
+    if len(given) != 1 or scheme.lower() != b"bearer" or not is_right:
         problem = "The token is missing, or not the one that RESILIENCE_STATUS_TOKEN says"
         raise Refused(401, problem, [(b"www-authenticate", b"Bearer")])
 
