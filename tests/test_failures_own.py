@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from lightrag_resilience import Failure, FailureKind, classify_as
-from lightrag_resilience.failures import classify
+from lightrag_resilience.failures import classify, root_cause
 from support.verdicts import FATAL, THROTTLED, TRANSIENT, UNKNOWN
 
 Tell = Callable[..., Callable[[], None]]
@@ -183,3 +184,33 @@ def test_threads_that_tell_and_ask_at_once_never_see_a_stale_verdict() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(tell_and_ask, range(4)))
+
+
+class Comparing(type):
+    """Classes that compare by something else, and so have no hash."""
+
+    def __eq__(cls, other: object) -> bool:
+        return NotImplemented
+
+
+class OddError(Exception, metaclass=Comparing):
+    pass
+
+
+@dataclasses.dataclass
+class WithFieldsError(Exception):
+    """Such an instance has no hash either."""
+
+    number: int
+
+
+@pytest.mark.parametrize("error", [OddError(), WithFieldsError(1)])
+def test_an_error_that_cannot_be_hashed_is_judged_like_any_other(
+    tell: Tell, error: Exception
+) -> None:
+    group = ExceptionGroup("both", [error, ValueError()])
+    assert classify(error).kind is FailureKind.TRANSIENT
+    assert classify(group).kind is FailureKind.FATAL
+    assert root_cause(error) is error
+    tell(type(error), FailureKind.FATAL)
+    assert classify(error).kind is FailureKind.FATAL

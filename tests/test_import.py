@@ -21,11 +21,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "lightrag_resilience"
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
-    ["_forks", "_tasks", "shared", "shared.address"],
+    ["_forks", "_tasks", "_words", "shared", "shared.address"],
     [
         "_version",
         "_bounds",
-        "_surroundings",
         "_hints",
         "_identity",
         "_in_threads",
@@ -36,7 +35,7 @@ LAYERS = [
         "events",
         "journal",
     ],
-    ["_gate", "_host", "_kinds", "_phases", "_signals", "_task_accounts"],
+    ["_gate", "_host", "_kinds", "_phases", "_signals", "_surroundings", "_task_accounts"],
     ["_in_flight", "_report", "_roots"],
     ["_accounts", "_ending"],
     ["adaptive", "priority"],
@@ -58,7 +57,7 @@ LAYERS = [
     ["shared.link"],
     ["shared.worker"],
     ["shared.sync"],
-    ["_words", "shared.overview"],
+    ["shared.overview"],
     ["_steering"],
     ["_call"],
     ["_tell"],

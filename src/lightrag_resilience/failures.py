@@ -226,13 +226,19 @@ class _Rules:
 
     def _replace(self, registrations: tuple[_Registration, ...]) -> None:
         self._registrations = registrations
-        find = partial(_find, dict(registrations))
-        self.of: Callable[[type[Exception]], _Known] = lru_cache(maxsize=512)(find)  # type: ignore[assignment]  # for mypy no class is hashable
+        self._find = partial(_find, {id(cls): verdict for cls, verdict in registrations})
+        self._cached: Callable[[type[Exception]], _Known] = lru_cache(maxsize=512)(self._find)  # type: ignore[assignment]  # for mypy no class is hashable
+
+    def of(self, cls: type[Exception]) -> _Known:
+        try:
+            return self._cached(cls)
+        except TypeError:  # a metaclass that compares its classes may have made them unhashable
+            return self._find(cls)
 
 
-def _find(told: Mapping[type, _Verdict | _Registered], cls: type[Exception]) -> _Known:
+def _find(told: Mapping[int, _Verdict | _Registered], cls: type[Exception]) -> _Known:
     """The rule of the nearest class that has one; every `Exception` has."""
-    registered = next((told[base] for base in cls.__mro__ if base in told), None)
+    registered = next((told[id(base)] for base in cls.__mro__ if id(base) in told), None)
     rules = (
         (package, _TABLES.get(package, {}).get(base.__name__))
         for base in cls.__mro__
