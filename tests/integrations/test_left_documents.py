@@ -57,9 +57,9 @@ class Row:
         ([{"status": "processed"}, None], ""),
         (
             [Row(), {"status": DocStatus.PENDING}, {"status": "PROCESSED"}, {"status": "failed"}],
-            "2 are taken up again, 1 are done, 1 failed, 0 are gone",
+            "2 are resumed, 1 are done, 1 failed, 0 are gone",
         ),
-        ([None, {"status": "failed"}], "0 are taken up again, 0 are done, 1 failed, 1 are gone"),
+        ([None, {"status": "failed"}], "0 are resumed, 0 are done, 1 failed, 1 are gone"),
     ],
 )
 def test_what_has_become_of_them_is_said_while_something_is_left(
@@ -88,7 +88,7 @@ async def test_a_start_says_what_is_taken_up_again(
         names = [document for document, _ in rows]
         journal = Journal(tmp_path / "journal")
         journal.write([record(name, rag.workspace) for name in [*names, "gone"]])
-        said = "Of 3 documents that the journal names, 2 are taken up again, 0 are done"
+        said = "Of 3 documents that the journal names, 2 are resumed, 0 are done"
         await started(rag, journal.path, caplog, said)
 
 
@@ -96,4 +96,4 @@ async def test_a_journal_that_cannot_be_read_is_no_reason_not_to_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with lightrag_on(Provider()) as rag:
-        await started(rag, tmp_path, caplog, "could not be heeded: IsADirectoryError")
+        await started(rag, tmp_path, caplog, "could not be read: IsADirectoryError")

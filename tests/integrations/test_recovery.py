@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 pytest.importorskip("lightrag")
 
@@ -248,21 +251,158 @@ async def test_a_later_initialization_is_watched_too() -> None:
 
 async def test_one_worker_does_it_while_it_holds_the_lease() -> None:
     with RedisServer() as server:
-        provider = Provider()
-        async with lightrag_on(provider) as rag:
+        async with lightrag_on(Provider()) as rag:
             await rag.apipeline_enqueue_documents(TEXTS)
             guards = registry(RESILIENCE_REDIS_URL=server.url)
-            other = Lease(server.url, "lr:", f"recovery:{rag.workspace}", seconds=30.0)
-            async with other.held() as is_others:
-                assert is_others
-                await protect(rag, registry=guards)
-                await asyncio.sleep(0.5)
-                assert await statuses(rag) == {"pending": len(TEXTS)}
+            other = Lease(server.url, "lr:", f"recovery:{rag.workspace}")
+            ended = asyncio.Event()
+            holding = asyncio.create_task(other.run(ended.wait))
+            await asyncio.sleep(0.2)
+            await protect(rag, registry=guards)
+            await asyncio.sleep(0.5)
+            assert await statuses(rag) == {"pending": len(TEXTS)}
+            ended.set()
+            await holding
             guards.get("llm").breaker.open()
             await until(lambda: closed(guards))
             await until(processed(rag, len(TEXTS)))
             await unprotect(rag)
             guards.close()
+
+
+def held_by_a_dead_worker(server: RedisServer, rag: Any, seconds: float) -> None:
+    with Redis.from_url(server.url) as redis:
+        now, microseconds = redis.time()
+        key = f"lr:lease:recovery%3A{rag.workspace}"
+        redis.delete(key)
+        redis.hset(key, "dead", str(int((now + seconds) * 1000 + microseconds / 1000)))
+
+
+async def test_a_worker_that_is_refused_the_lease_asks_again_when_it_has_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "lightrag_resilience")
+    with RedisServer() as server:
+        async with lightrag_on(Provider()) as rag:
+            await rag.apipeline_enqueue_documents(TEXTS)
+            held_by_a_dead_worker(server, rag, 1.5)
+            guards = registry(RESILIENCE_REDIS_URL=server.url)
+            await protect(rag, registry=guards)
+            await until(processed(rag, len(TEXTS)))
+            assert caplog.text.count("Another worker holds the lease") == 1
+            assert "Resuming 3 documents left by the previous run" in caplog.text
+            await unprotect(rag)
+            guards.close()
+
+
+async def test_a_worker_that_has_lost_the_lease_in_the_middle_asks_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    defaults: Any = Lease.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "seconds", 0.8)
+    with RedisServer() as server:
+        async with lightrag_on(Provider()) as rag:
+            await rag.apipeline_enqueue_documents(TEXTS)
+            guards = registry(RESILIENCE_REDIS_URL=server.url)
+            await protect(rag, registry=guards)
+            process, ended = rag.apipeline_process_enqueue_documents, asyncio.Event()
+            runs: list[str] = []
+
+            async def hang_at_first() -> None:
+                if not runs:
+                    runs.append("began")
+                    held_by_a_dead_worker(server, rag, 1.0)  # while this one was suspended
+                    try:
+                        await ended.wait()
+                    finally:
+                        runs.append("stopped")
+                await process()
+
+            rag.apipeline_process_enqueue_documents = hang_at_first
+            await until(processed(rag, len(TEXTS)))
+            assert runs == ["began", "stopped"]
+            await unprotect(rag)
+            guards.close()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), RuntimeError("no")])
+async def test_no_failure_of_a_run_ends_the_watch(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with lightrag_on(Provider()) as rag:
+        await rag.apipeline_enqueue_documents(TEXTS)
+        await protect(rag, registry=registry())
+        process = rag.apipeline_process_enqueue_documents
+        failures = [error]
+
+        async def fail_at_first() -> None:
+            if failures:
+                raise failures.pop()
+            await process()
+
+        rag.apipeline_process_enqueue_documents = fail_at_first
+        await until(processed(rag, len(TEXTS)))
+        assert caplog.text.count("Documents could not be resumed") == 1
+        await unprotect(rag)
+
+
+@pytest.mark.parametrize("name", ["payments", "rerank"])
+async def test_a_dependency_that_ingest_does_not_need_holds_nothing_up(name: str) -> None:
+    async with lightrag_on(Provider()) as rag:
+        await rag.apipeline_enqueue_documents(TEXTS)
+        guards = registry()
+        guards.get(name).breaker.open()
+        await protect(rag, registry=guards)
+        await until(processed(rag, len(TEXTS)))
+        await unprotect(rag)
+
+
+async def test_of_two_workers_only_the_one_that_resumes_documents_says_so(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.INFO, "lightrag_resilience")
+    folder = {"working_dir": str(tmp_path), "workspace": tmp_path.name}
+    async with lightrag_on(Provider(), **folder) as rag, lightrag_on(Provider(), **folder) as other:
+        await rag.apipeline_enqueue_documents(TEXTS)
+        all_runs = []
+        for each in (rag, other):
+            guards = registry()
+            all_runs.append(heard(guards))
+            await protect(each, registry=guards)
+        await until(processed(rag, len(TEXTS)))
+        await until(lambda: told([run for runs in all_runs for run in runs]))
+        await asyncio.sleep(0.5)
+        assert caplog.text.count("Resuming") == 1
+        assert "Resuming 3 documents left by the previous run" in caplog.text
+        assert sorted(sum(run.resumed for run in runs) for runs in all_runs) == [0, len(TEXTS)]
+        await unprotect(rag)
+        await unprotect(other)
+
+
+async def test_documents_of_an_ingest_that_runs_are_not_resumed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "lightrag_resilience")
+    provider, answered = Provider(), asyncio.Event()
+    complete = provider.complete
+
+    async def slow(*args: Any, **more: Any) -> Any:
+        await answered.wait()
+        return await complete(*args, **more)
+
+    async with lightrag_on(provider, llm_model_func=slow) as rag:
+        guards = registry()
+        runs = heard(guards)
+        await protect(rag, registry=guards)
+        ingest = asyncio.create_task(rag.ainsert(TEXTS))
+        await asyncio.sleep(0.5)
+        answered.set()
+        await ingest
+        await asyncio.sleep(0.5)
+        assert await statuses(rag) == {"processed": len(TEXTS)}
+        assert "Resuming" not in caplog.text
+        assert runs == []
+        await unprotect(rag)
 
 
 async def closed(guards: Guards) -> bool:

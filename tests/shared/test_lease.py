@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import nullcontext, suppress
-from typing import Any
 
 import pytest
 from redis import Redis
 
-from lightrag_resilience.shared.client import RedisClient
+from lightrag_resilience.shared.client import make_client
 from lightrag_resilience.shared.lease import Lease
 from lightrag_resilience.testing.redis_server import RedisServer
 
@@ -27,88 +25,180 @@ def lease(server: RedisServer, seconds: float = 30.0) -> Lease:
     return Lease(server.url, "lr:", "recovery:w", seconds=seconds)
 
 
+class Work:
+    """Counts its beginnings, and lasts until it is told to end."""
+
+    def __init__(self) -> None:
+        self.began = 0
+        self.ended = asyncio.Event()
+        self.running = asyncio.Event()
+        self.was_cancelled = False
+
+    async def __call__(self) -> None:
+        self.began += 1
+        self.running.set()
+        try:
+            await self.ended.wait()
+        except asyncio.CancelledError:
+            self.was_cancelled = True
+            raise
+
+
+async def nothing() -> None: ...
+
+
 async def test_one_holds_it_and_gives_it_back(server: RedisServer) -> None:
-    one, other = lease(server), lease(server)
-    async with one.held() as is_ones, other.held() as is_others:
-        assert (is_ones, is_others) == (True, False)
-    async with other.held() as is_others:
-        assert is_others
+    work = Work()
+    holder = asyncio.create_task(lease(server).run(work))
+    await work.running.wait()
+    refused = Work()
+    assert 0 < await lease(server).run(refused) <= 30
+    assert refused.began == 0
+    work.ended.set()
+    assert await holder == 0
     with Redis.from_url(server.url) as redis:
+        assert redis.keys() == []
+    assert await lease(server).run(nothing) == 0
+
+
+async def test_it_is_renewed_while_the_work_lasts(server: RedisServer) -> None:
+    work = Work()
+    holder = asyncio.create_task(lease(server, 0.4).run(work))
+    await work.running.wait()
+    await asyncio.sleep(1.0)
+    assert await lease(server).run(nothing) > 0
+    work.ended.set()
+    assert await holder == 0
+
+
+async def test_a_worker_that_is_refused_learns_when_the_lease_of_a_dead_one_ends(
+    server: RedisServer,
+) -> None:
+    client = make_client(server.url)
+    await lease(server, 0.5)._ask(client, 0.5)  # and is killed
+    await client.aclose()
+    wait = await lease(server).run(nothing)
+    assert 0 < wait <= 0.5
+    await asyncio.sleep(wait)
+    assert await lease(server).run(nothing) == 0
+
+
+async def test_a_holder_that_was_suspended_stops_where_another_has_taken_over(
+    server: RedisServer,
+) -> None:
+    work = Work()
+    holder = asyncio.create_task(lease(server, 0.4).run(work))
+    await work.running.wait()
+    time.sleep(0.6)  # noqa: ASYNC251 - the process is suspended
+    with Redis.from_url(server.url) as redis:
+        seconds, microseconds = redis.time()
+        until = seconds * 1000 + microseconds // 1000 + 5000
+        redis.hset(KEY, "another worker", str(until))
+        assert 0 < await asyncio.wait_for(holder, 10) <= 5
+        assert work.was_cancelled
+        assert redis.hgetall(KEY) == {b"another worker": str(until).encode()}
+
+
+async def test_a_holder_that_was_suspended_goes_on_where_no_other_has_taken_over(
+    server: RedisServer,
+) -> None:
+    work = Work()
+    holder = asyncio.create_task(lease(server, 0.4).run(work))
+    await work.running.wait()
+    time.sleep(0.6)  # noqa: ASYNC251 - the process is suspended
+    await asyncio.sleep(0.5)
+    assert await lease(server).run(nothing) > 0
+    work.ended.set()
+    assert await holder == 0
+
+
+async def test_a_holder_goes_on_after_redis_has_lost_everything(server: RedisServer) -> None:
+    work = Work()
+    holder = asyncio.create_task(lease(server, 0.4).run(work))
+    await work.running.wait()
+    with Redis.from_url(server.url) as redis:
+        redis.flushall()
+        await asyncio.sleep(0.5)
+        assert redis.keys() == [KEY.encode()]
+    work.ended.set()
+    assert await holder == 0
+
+
+async def test_without_redis_it_is_as_if_there_were_no_other_worker(server: RedisServer) -> None:
+    server.kill()
+    assert await lease(server).run(nothing) == 0
+
+
+async def test_what_the_work_raises_is_raised_and_the_lease_given_back(
+    server: RedisServer,
+) -> None:
+    async def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await lease(server).run(fail)
+    assert await lease(server).run(nothing) == 0
+
+
+async def test_a_cancelled_holder_ends_its_work_first_even_if_that_swallows_a_cancellation(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightrag_resilience.shared.lease._CANCEL_AGAIN", 0.05)
+    swallowed, began, has_ended = 0, asyncio.Event(), False
+
+    async def stubborn() -> None:
+        nonlocal swallowed, has_ended
+        began.set()
+        while swallowed < 2:
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                swallowed += 1
+        has_ended = True
+
+    holder = asyncio.create_task(lease(server).run(stubborn))
+    await began.wait()
+    holder.cancel()
+    await asyncio.sleep(0)
+    holder.cancel()  # while it waits for the work to end
+    await asyncio.wait([holder], timeout=10)
+    assert holder.cancelled()
+    assert (swallowed, has_ended) == (2, True)
+
+
+async def test_work_that_cannot_be_ended_keeps_the_lease_until_it_lapses(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightrag_resilience.shared.lease._CANCEL_AGAIN", 0.01)
+    ended = asyncio.Event()
+
+    async def stubborn() -> None:
+        while not ended.is_set():
+            try:
+                await ended.wait()
+            except asyncio.CancelledError:
+                continue
+
+    holder = asyncio.create_task(lease(server).run(stubborn))
+    await asyncio.sleep(0.1)
+    holder.cancel()
+    await asyncio.wait([holder], timeout=10)
+    assert holder.cancelled()
+    assert await lease(server).run(nothing) > 0
+    ended.set()
+
+
+@pytest.mark.parametrize("value", ["data", "", "nan", "inf", "-1", "9" * 400, "99999999999999"])
+async def test_a_lease_that_is_malformed_or_would_not_end_is_removed(
+    server: RedisServer, value: str
+) -> None:
+    with Redis.from_url(server.url) as redis:
+        redis.hset(KEY, "another", value)
+        assert await lease(server).run(nothing) == 0
         assert redis.keys() == []
 
 
-async def test_it_is_renewed_while_it_is_held(server: RedisServer) -> None:
-    async with lease(server, 0.3).held():
-        await asyncio.sleep(1.0)
-        async with lease(server).held() as is_others:
-            assert not is_others
-
-
-async def test_a_holder_that_is_gone_keeps_it_for_so_long(server: RedisServer) -> None:
+async def test_a_key_of_another_type_is_replaced(server: RedisServer) -> None:
     with Redis.from_url(server.url) as redis:
-        redis.set(KEY, "a worker that was killed", px=300)
-    async with lease(server).held() as is_ones:
-        assert not is_ones
-    await asyncio.sleep(0.5)
-    async with lease(server).held() as is_ones:
-        assert is_ones
-
-
-async def test_who_stood_still_for_too_long_stops(server: RedisServer) -> None:
-    async def hold() -> None:
-        async with lease(server, 0.3).held():
-            time.sleep(0.6)  # noqa: ASYNC251 - the process stands still
-            with Redis.from_url(server.url) as redis:
-                redis.set(KEY, "another worker")
-            await asyncio.sleep(30)
-
-    task = asyncio.create_task(hold())
-    await asyncio.wait([task], timeout=10)
-    assert task.cancelled()
-    with Redis.from_url(server.url) as redis:
-        assert redis.get(KEY) == b"another worker"
-
-
-async def test_without_redis_nobody_is_held_up(server: RedisServer) -> None:
-    server.kill()
-    async with lease(server).held() as is_ones:
-        assert is_ones
-
-
-@pytest.mark.parametrize("is_cancelled", [False, True])
-async def test_a_renewal_that_loses_its_cancellation_ends_with_the_work(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch, *, is_cancelled: bool
-) -> None:
-    ask, renewing, renewals = Lease._ask, asyncio.Event(), set[asyncio.Task[Any]]()
-
-    async def lose(self: Lease, client: RedisClient, seconds: float) -> bool:
-        task = asyncio.current_task()
-        if task is not None and task is not holder:
-            renewals.add(task)
-            with nullcontext() if renewing.is_set() else suppress(asyncio.CancelledError):
-                renewing.set()
-                await asyncio.sleep(1)  # as redis-py, while it connects
-        return await ask(self, client, seconds)
-
-    async def hold() -> None:
-        async with lease(server, 0.3).held():
-            await renewing.wait()
-
-    monkeypatch.setattr(Lease, "_ask", lose)
-    holder = asyncio.create_task(hold())
-    await renewing.wait()
-    await asyncio.sleep(0)
-    if is_cancelled:  # while it waits for the renewal to end
-        holder.cancel()
-    await asyncio.wait([holder], timeout=5)
-    assert holder.done()
-    assert holder.cancelled() == is_cancelled
-    _, running = await asyncio.wait(renewals, timeout=1)
-    assert not running
-
-
-async def test_what_is_none_of_ours_is_replaced(server: RedisServer) -> None:
-    with Redis.from_url(server.url) as redis:
-        redis.hset(KEY, "foreign", "data")
-    async with lease(server).held() as is_ones:
-        assert is_ones
+        redis.set(KEY, "foreign")
+    assert await lease(server).run(nothing) == 0

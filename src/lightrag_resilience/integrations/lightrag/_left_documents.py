@@ -34,7 +34,7 @@ def in_words(rows: Iterable[Any]) -> str:
     if not resumed and not counts[FAILED]:
         return ""
     return (
-        f"{resumed} are taken up again, {counts['processed']} are done, "
+        f"{resumed} are resumed, {counts['processed']} are done, "
         f"{counts[FAILED]} failed, {counts['']} are gone"
     )
 

@@ -86,6 +86,7 @@ class Protection:
             self._degradation = Degradation(rag, self._parts_of, stale_for)
         self._background: list[Recovery | DocumentCounts] = []
         self._stored: dict[str, frozenset[Part]] = {}
+        self._of_ingest: set[str] = set()
         self._build_role: Any = getattr(rag, "_wrap_llm_role_func", None)  # LightRAG 1.5
 
     async def apply(self) -> None:
@@ -108,6 +109,7 @@ class Protection:
             guard = guard_storage(storage, registry=self._registry)
             self._undo.callback(release_storage, storage)
             lost = {part} if (part := _STORAGES[attribute]) else set()
+            self._of_ingest.add(guard.name)
             self._stored[guard.name] = self._stored.get(guard.name, frozenset()) | lost
         for name in _QUERIES:
             self._shadow(name, self._query(name))
@@ -162,7 +164,7 @@ class Protection:
             return
         self._background.append(DocumentCounts(self._rag, self._registry.events))
         if self._registry.settings.recovery:
-            self._background.append(Recovery(self._rag, self._registry))
+            self._background.append(Recovery(self._rag, self._registry, self._of_ingest))
         for each in self._background:
             each.begin()
 
@@ -241,7 +243,10 @@ class Protection:
         # A chain bears its first function's name, and must not share that one's guard.
         is_chain = hasattr(_inner(function), "__resilience_chain__")
         provider = None if is_chain else binding or _provider(function)
-        return self._registry.get(f"{family}.{provider}" if provider else family)
+        guard = self._registry.get(f"{family}.{provider}" if provider else family)
+        if family != RERANK.name:
+            self._of_ingest.add(guard.name)
+        return guard
 
     def _gated(self, name: str, queued: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
         """Around a queue: queries are refused before they queue, ingest waits outside of it.

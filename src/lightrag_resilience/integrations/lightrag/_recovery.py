@@ -1,4 +1,4 @@
-"""Documents that an outage left behind are taken up again, with no human action."""
+"""Documents that an outage or a killed process left behind are resumed, with no human action."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from lightrag.base import DocStatus
@@ -38,6 +39,11 @@ _GROWTH = 2.0
 _LONGEST = 300.0  # seconds between two runs
 _END = 5.0  # seconds for a run that is told to stop
 
+_when_begun: ContextVar[Callable[[], None] | None] = ContextVar(
+    "lightrag_resilience_when_begun", default=None
+)
+"""Called by what a run of recovery writes to the documents' status: LightRAG has let it begin."""
+
 
 class Recovery:
     """Watches one LightRAG: runs at the start, when a breaker closes, and after failures.
@@ -45,11 +51,13 @@ class Recovery:
     Args:
         rag: The LightRAG, whose storages are initialized by the time `begin` is called.
         registry: Its guards.
+        dependencies: The names of those that ingest needs.
     """
 
-    def __init__(self, rag: Any, registry: Guards) -> None:
+    def __init__(self, rag: Any, registry: Guards, dependencies: Collection[str]) -> None:
         self._rag = rag
         self._registry = registry
+        self._dependencies = dependencies
         self._attempts = registry.settings.recovery_attempts
         self._delay = registry.settings.recovery_delay
         self._anchors = Anchors(rag, self._attempts)
@@ -59,6 +67,7 @@ class Recovery:
         self._task: asyncio.Task[None] | None = None
         self._stop_listening: Callable[[], None] = lambda: None
         self._rounds = 0
+        self._is_refused = False
 
     def begin(self) -> None:
         """Watch from now on, and look for what was left before."""
@@ -69,7 +78,7 @@ class Recovery:
         self._task = self._loop.create_task(self._watch())
 
     async def end(self) -> None:
-        """Stop, also a run under way: its documents are taken up by the next start."""
+        """Stop, also a run under way: the next start resumes its documents."""
         self._stop_listening()
         vars(self._rag.doc_status).pop("upsert", None)
         if self._task is not None:
@@ -83,7 +92,9 @@ class Recovery:
     def _annotating(self, upsert: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(upsert)
         async def annotated(data: dict[str, dict[str, Any]]) -> Any:
-            is_away = bool(_open(guard.breaker.snapshot() for guard in self._registry))
+            if (begun := _when_begun.get()) is not None:
+                begun()
+            is_away = bool(self._open)
             has_failed = self._records.annotate(data, current_work.get(), is_away=is_away)
             result = await upsert(data)
             if has_failed:
@@ -98,23 +109,61 @@ class Recovery:
                 self._loop.call_soon_threadsafe(self._wanted.set)
 
     async def _watch(self) -> None:
-        await self._tell_of_what_was_left()
+        """Run when it is wanted, until the process is told to stop: no failure ends this."""
+        step: Callable[[], Awaitable[float | None]] = self._tell_of_what_was_left
         while True:
-            await self._wanted.wait()
-            wait = min(self._delay * _GROWTH ** min(self._rounds, 16), _LONGEST)
-            await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
-            self._wanted.clear()
+            try:
+                again_in = await step()
+            except asyncio.CancelledError:  # also one of LightRAG's own, deep below
+                if (task := asyncio.current_task()) is None or task.cancelling():
+                    raise
+                again_in = self._retry_after("cancelled")
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next run may do better
+                again_in = self._retry_after(type(error).__name__)
+            step = self._round
+            await self._until_wanted(again_in)
             if self._registry.gate.is_closed:
                 return  # the next start does it
-            if (probe_due_in := self._probe_due_in()) > 0:
-                self._loop.call_later(min(probe_due_in, _LONGEST), self._wanted.set)
-                continue
-            try:
-                await self._run()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next run may do better
-                self._rounds += 1
-                self._wanted.set()
-                _log.warning("Documents could not be taken up again: %s", type(error).__name__)
+
+    async def _until_wanted(self, again_in: float | None) -> None:
+        """Wait for so many seconds, or until a run is wanted and the pause before it is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(again_in):
+                await self._wanted.wait()
+                await asyncio.sleep(self._pause())
+        self._wanted.clear()
+
+    def _pause(self) -> float:
+        """Seconds before a run; they double with each in a row."""
+        pause = min(self._delay * _GROWTH ** min(self._rounds, 16), _LONGEST)
+        return pause * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+
+    def _retry_after(self, reason: str) -> float:
+        self._rounds += 1
+        pause = self._pause()
+        if not self._registry.gate.is_closed:
+            _log.warning("Documents could not be resumed: %s; again in %.1f s", reason, pause)
+        return pause
+
+    async def _round(self) -> float | None:
+        """One run, where the dependencies and the other workers let it: seconds until the next.
+
+        None until it is wanted.
+        """
+        if (probe_due_in := self._probe_due_in()) > 0:
+            return min(probe_due_in, _LONGEST) + self._pause()
+        wait = await self._in_turn()
+        if not wait:
+            self._is_refused = False
+            return None
+        level = logging.DEBUG if self._is_refused else logging.INFO
+        self._is_refused = True
+        _log.log(
+            level,
+            "Another worker holds the lease on documents to resume; asking again in %.1f s",
+            wait,
+        )
+        return wait
 
     async def _tell_of_what_was_left(self) -> None:
         """Say what has become of the documents that the journal names."""
@@ -122,57 +171,78 @@ class Recovery:
         if path is None:
             return
         try:
-            records = await asyncio.to_thread(lambda: list(Journal(path).read()))
-            left = left_documents(records, self._rag.workspace or "")
-            rows = await self._rag.doc_status.get_by_ids(list(left)) if left else []
-        except Exception as error:  # noqa: BLE001 - they are taken up again in any case
-            _log.warning("The journal %s could not be heeded: %s", path, type(error).__name__)
+            async with asyncio.timeout(_END):
+                records = await asyncio.to_thread(lambda: list(Journal(path).read()))
+                left = left_documents(records, self._rag.workspace or "")
+                rows = await self._rag.doc_status.get_by_ids(list(left)) if left else []
+        except Exception as error:  # noqa: BLE001 - they are resumed in any case
+            _log.warning("The journal %s could not be read: %s", path, type(error).__name__)
             return
         if words := in_words(rows):
             _log.info("Of %d documents that the journal names, %s", len(left), words)
 
     def _probe_due_in(self) -> float:
-        """Seconds until every dependency may be called; without traffic nobody else probes it."""
-        seen = [guard.breaker.snapshot() for guard in self._registry]
-        waits = [_LONGEST if each.retry_after is None else each.retry_after for each in _open(seen)]
+        """Seconds until every dependency may be called; without traffic nothing else probes it."""
+        waits = [_LONGEST if each.retry_after is None else each.retry_after for each in self._open]
         return max(waits, default=0.0)
 
+    @property
+    def _open(self) -> list[Snapshot]:
+        """The breakers of this LightRAG's dependencies that are not closed."""
+        seen = [
+            guard.breaker.snapshot() for guard in self._registry if guard.name in self._dependencies
+        ]
+        return [each for each in seen if each.state is not State.CLOSED]
+
     async def _run(self) -> None:
-        async with self._turn() as is_mine:
-            if not is_mine:
-                return
-            is_well = not _open(guard.breaker.snapshot() for guard in self._registry)
-            planned, given_up = await self._plan(is_well=is_well)
-            # While nobody knows whether the dependency is back, one document finds out for all.
-            requeued = await self._requeue(planned if is_well else planned[:1])
-            resumed = max(await self._waiting() - requeued, 0)
-            if requeued or resumed:
-                _log.info("Taking up %d documents, %d of them failed", requeued + resumed, requeued)
-                await self._rag.apipeline_process_enqueue_documents()
-            # Another process may do it, and be told to stop before their end.
-            others = min(await self._waiting(), resumed)
-            is_better = not _open(guard.breaker.snapshot() for guard in self._registry)
-            goes_on = bool(requeued or others)
-            self._rounds = 0 if is_better and not is_well else self._rounds + goes_on
-            if len(planned) > requeued or others:
-                self._wanted.set()
-        if requeued or resumed > others or given_up:
-            event = RecoveryRan(self._rag.workspace or "", resumed - others, requeued, given_up)
+        is_well = not self._open
+        planned, given_up = await self._plan(is_well=is_well)
+        # While it is unknown whether the dependency is back, one document finds out for all.
+        requeued = await self._requeue(planned if is_well else planned[:1])
+        if requeued:
+            _log.info("Trying %s again that failed", _counted(requeued))
+        left = max(await self._waiting() - requeued, 0)
+        is_mine = bool(requeued or left) and await self._process(left)
+        # Another process may do it, and be told to stop before their end.
+        others = min(await self._waiting(), left)
+        resumed = left - others if is_mine else 0
+        if len(planned) > requeued or others:
+            self._wanted.set()
+        goes_on = requeued or self._wanted.is_set()
+        has_come_back = not self._open and not is_well
+        self._rounds = self._rounds + 1 if goes_on and not has_come_back else 0
+        if requeued or resumed or given_up:
+            event = RecoveryRan(self._rag.workspace or "", resumed, requeued, given_up)
             self._registry.events.emit(event)
 
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[bool]:
-        """One worker of the cluster does it."""
+    async def _process(self, left: int) -> bool:
+        """Let LightRAG process what waits; False where it leaves that to another worker's run."""
+        is_mine = False
+
+        def begun() -> None:
+            nonlocal is_mine
+            if left and not is_mine:
+                _log.info("Resuming %s left by the previous run", _counted(left))
+            is_mine = True
+
+        token = _when_begun.set(begun)
+        try:
+            await self._rag.apipeline_process_enqueue_documents()
+        finally:
+            _when_begun.reset(token)
+        return is_mine
+
+    async def _in_turn(self) -> float:
+        """Run, if no other worker of the cluster does: 0.0, or seconds until to ask again."""
         address = self._registry.settings.redis_url
         if address is None:
-            yield True
-            return
+            await self._run()
+            return 0.0
         from lightrag_resilience.shared.lease import Lease  # noqa: PLC0415 - not without Redis
 
         work = f"recovery:{self._rag.workspace or ''}"
         lease = Lease(address.get_secret_value(), self._registry.settings.redis_prefix, work)
-        async with lease.held() as is_mine:
-            yield is_mine
+        return await lease.run(self._run)
 
     async def _plan(self, *, is_well: bool) -> tuple[list[tuple[str, Any, Record]], int]:
         """Which failed documents may be tried again, the least tried first; how many may not."""
@@ -195,7 +265,6 @@ class Recovery:
         }
         mended = await self._anchors.mend(refused)
         if refused - mended and self._anchors.can_mend:
-            self._rounds += 1
             self._wanted.set()
         return mended
 
@@ -231,8 +300,8 @@ class Recovery:
         return sum(counts.get(status, 0) for status in RESUMABLE)
 
 
-def _open(seen: Iterable[Snapshot]) -> list[Snapshot]:
-    return [each for each in seen if each.state is not State.CLOSED]
+def _counted(documents: int) -> str:
+    return "1 document" if documents == 1 else f"{documents} documents"
 
 
 def _pending(rag: Any, row: Any, content: Any, record: Record) -> dict[str, Any]:
