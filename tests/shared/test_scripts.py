@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
@@ -85,6 +86,8 @@ TRIP: Step = ("report", "one", "next", (1, 1, 0), True, [], 0)
 PLANT: Step = ("report", "one", "next", (0, 0, 0), True, [], 3000)
 ASK: Step = ("admit", "one")
 FAILED_PROBE: list[Step] = [("pass", 10_000), ASK, verdict("failed")]
+TWO_PROBES: list[Step] = [("pass", 10_000), ASK, ASK]
+BOTH_VERDICTS: Step = ("report", "one", "next", (0, 0, 0), False, ["ok", "failed"], 0)
 GOOD_PROBE: list[Step] = [("pass", 10_000), ASK, verdict("ok")]
 
 
@@ -98,6 +101,7 @@ class Run:
         self.subjects = {name: Subject("t:", "llm", policy_as_json(policy)) for name in WORKERS}
         self.batches = dict.fromkeys(WORKERS, 0)
         self.tokens: list[str] = []
+        self.asked = itertools.count()
 
     async def take(self, step: Step) -> None:
         for store in self.stores.values():
@@ -138,7 +142,7 @@ class Run:
         subject.version = reply.now.version
 
     async def admit(self, worker: str) -> None:
-        subject, token = self.subjects[worker], f"token{len(self.tokens)}"
+        subject, token = self.subjects[worker], f"token{next(self.asked)}"
         reply = await self.stores[worker].admit(subject, token)
         assert reply.extra == self.model.admit(token, known=subject.version, now=self.now)
         if reply.extra >= 0:
@@ -183,6 +187,7 @@ class Run:
 @example(policy=policy_of(quorum=2), steps=[failures(9), failures(1, worker="two")])
 @example(policy=policy_of(), steps=[failures(1, worker="two"), PLANT])
 @example(policy=policy_of(), steps=[("report", "one", "next", (9, 0, 9), False, [], 0)])
+@example(policy=policy_of(probes=3), steps=[TRIP, *TWO_PROBES, ("release", 1), ASK, BOTH_VERDICTS])
 @given(policy=policies, steps=steps)
 def test_the_scripts_decide_what_the_model_decides(
     server: RedisServer, policy: BreakerPolicy, steps: list[Step]
