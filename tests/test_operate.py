@@ -320,6 +320,8 @@ def test_a_worker_that_comes_later_goes_by_what_was_set(server: RedisServer) -> 
         ("RESILIENCE_REDIS_URL=redis://other", "RESILIENCE_REDIS_URL is read at the start only"),
         ("RESILIENCE_LLM__BREAKER__MIN_CALLS=9999", "MIN_CALLS"),
         (RPM, f"{RPM!r} is no NAME=VALUE"),
+        ("LLM__LIMIT__RPM=7", "did you mean RESILIENCE_LLM__LIMIT__RPM?"),
+        ("RESILIENCE_LLM_OPENIA__LIMIT__RPM=7", "no worker has reported such a dependency"),
     ],
 )
 def test_a_wrong_variable_is_refused_and_nothing_is_set(
@@ -329,6 +331,31 @@ def test_a_wrong_variable_is_refused_and_nothing_is_set(
     assert done.exit_code == 2
     assert problem in done.output
     assert json.loads(run(server, "status", "--json").output)["overrides"] == {}
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_a_variable_is_set_for_a_dependency_of_the_workers_and_for_a_new_one(
+    two: Workers, server: RedisServer
+) -> None:
+    known = "RESILIENCE_LLM_MADE_UP__LIMIT__RPM"
+    assert run(server, "set", f" {known.lower()} = 70").exit_code == 0
+    assert all(answer["ok"] for answer in two.each("until_policy", **limit_of(70.0)))
+    assert run(server, "unset", known).exit_code == 0
+    new = "RESILIENCE_ORDERS__LIMIT__RPM"
+    assert run(server, "set", f"{new}=7").exit_code == 2
+    assert run(server, "set", "--new", f"{new}=7").exit_code == 0
+    assert set(json.loads(run(server, "status", "--json").output)["overrides"]) == {new}
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_an_odd_entry_hinders_no_other_and_can_be_removed(server: RedisServer) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.hset("lr:overrides", "Foo__LIMIT__RPM", "7")
+        client.hset("lr:overrides", "RESILIENCE_LLM__LIMIT__TPM", '["x", ""]')
+        assert run(server, "set", f"{RPM}=60").exit_code == 0
+        assert run(server, "unset", "Foo__LIMIT__RPM").exit_code == 0
+        assert run(server, "unset", "RESILIENCE_LLM__LIMIT__TPM", RPM).exit_code == 0
+        assert client.hgetall("lr:overrides") == {}
 
 
 def test_what_was_not_set_cannot_be_unset(server: RedisServer) -> None:

@@ -343,3 +343,16 @@ def test_whatever_is_set_only_one_kind_of_error_comes(environ: dict[str, str]) -
         settings = load_settings(environ)
         for family in FAMILIES:
             settings.policy_for(family)
+
+
+def test_what_was_meant_is_searched_for_a_few_short_names_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched = list[str]()
+    monkeypatch.setattr("lightrag_resilience.settings.nearest", searched.append)
+    environ = {f"RESILIENCE_ODD_{number}": "1" for number in range(1000)}
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"RESILIENCE_" + "X" * 4000: "1", **environ})
+    assert len(caught.value.problems) == 1001
+    assert len(searched) == 9
+    assert max(map(len, caught.value.problems)) < 250

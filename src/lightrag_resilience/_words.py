@@ -1,24 +1,35 @@
-"""Durations and numbers as people write them: ``90``, ``90s``, ``10m``, ``2h``, ``1d``."""
+"""Durations, numbers and texts as people write and read them."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["as_count", "as_duration", "as_words", "counted", "printable"]
+__all__ = [
+    "LONGEST_OPEN",
+    "LONGEST_TEXT",
+    "as_count",
+    "as_duration",
+    "as_words",
+    "counted",
+    "printable",
+]
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_LONGEST = 7 * 86400  # seconds
+LONGEST_OPEN = 7 * 86_400.0
+"""Seconds for which a circuit is open at the longest, by hand or by what Redis says."""
+LONGEST_TEXT = 200
+"""Characters of a name or a reason that came from outside."""
 
 
 def as_duration(text: str) -> float:
-    """Seconds of a duration.
+    """Seconds of a duration: ``90``, ``90s``, ``10m``, ``2h``, ``1d``.
 
     Raises:
         ValueError: It is none, not above zero, or longer than 7 days.
     """
     found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([smhd]?)", text.strip())
     seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
-    if not 0 < seconds <= _LONGEST:
+    if not 0 < seconds <= LONGEST_OPEN:
         raise ValueError(f"{text!r} is no duration such as 90s, 10m or 2h, of at most 7d")
     return seconds
 
@@ -28,9 +39,16 @@ def as_count(text: str) -> int | None:
     return int(text) if re.fullmatch("[0-9]{1,15}", text := text.strip()) else None
 
 
-def printable(text: str) -> str:
-    """A text without what moves the cursor, begins a line or cannot be encoded."""
-    return "".join(character for character in text if character.isprintable())
+def printable(text: str, most: int | None = None) -> str:
+    """A text without what moves the cursor, begins a line or cannot be encoded.
+
+    Args:
+        text: From a request, a task, a journal, Redis or a command line.
+        most: Characters that are kept; None keeps all.
+    """
+    if not text.isprintable():
+        text = "".join(filter(str.isprintable, text))
+    return text[:most]
 
 
 def as_words(seconds: float) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Annotated
@@ -23,7 +22,6 @@ from ._steering import REDIS_FAILURES, cluster_of
 from ._surroundings import surroundings
 from ._terminal import Exit, fail, settings_or_exit
 from ._variables import PLAIN, PREFIX
-from .errors import SettingsError
 from .policy import FAMILIES, PARTS, Policy
 from .settings import Settings, lightrag_timeouts
 from .shared.checkup import check_up
@@ -147,14 +145,12 @@ def config(names: _Names = None, *, as_json: _Json = False) -> None:
     """Print every value in force, and where it comes from: default, a variable, or Redis."""
     settings = settings_or_exit()
     overrides, trouble = asyncio.run(_overrides(settings))
-    try:
-        effective = settings.with_overrides(overrides)
-    except SettingsError as error:
-        effective, overrides = settings, {}
-        trouble = f"Overrides in Redis are ignored, as all workers do: {error}"
+    effective, in_force, problems = settings.with_valid(overrides)
+    if problems:
+        trouble = "\n  ".join(("Overrides in Redis are ignored, as all workers do:", *problems))
     values = _plain(settings)
     for name in names or FAMILIES:
-        values += _values(effective, name, overrides)
+        values += _values(effective, name, in_force)
     if as_json:
         typer.echo(json.dumps({"values": [asdict(value) for value in values]}))
     else:
@@ -179,7 +175,7 @@ def _plain(settings: Settings) -> list[_Value]:
     return rows
 
 
-def _values(settings: Settings, name: str, overrides: Mapping[str, str]) -> list[_Value]:
+def _values(settings: Settings, name: str, overrides: frozenset[str]) -> list[_Value]:
     policy, sources = settings.policy_for(name), settings.sources_for(name)
     rows = []
     for part, kind in PARTS.items():
@@ -199,7 +195,7 @@ async def _overrides(settings: Settings) -> tuple[dict[str, str], str]:
     try:
         async with cluster_of(settings) as cluster:
             known = await cluster.overrides()
-        return {name: override.value for name, override in known.items()}, ""
+        return {name: override.value for name, override in known.valid.items()}, ""
     except REDIS_FAILURES as error:
         return {}, f"Redis cannot be used, so its overrides are not known: {what_is_wrong(error)}"
 

@@ -7,7 +7,7 @@ import getpass
 import json
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, TypeVar
 
 import typer
@@ -19,8 +19,10 @@ from ._circuit import State
 from ._pages import as_page
 from ._steering import REDIS_FAILURES, UnknownBreakerError, cluster_of, signed, steer_known
 from ._terminal import Exit, fail, settings_or_exit
-from ._words import as_duration, as_words, counted
+from ._variables import DEFAULT, PREFIX, section_of
+from ._words import as_duration, as_words, counted, printable
 from .errors import SettingsError
+from .policy import FAMILIES
 from .settings import Settings
 from .shared.client import needed_rights
 from .shared.overview import Cluster, as_data
@@ -128,6 +130,9 @@ def set_(
     ],
     *,
     reason: _Reason = "",
+    new: Annotated[
+        bool, typer.Option("--new", help="Also for a dependency that no worker has reported yet.")
+    ] = False,
 ) -> None:
     """Give variables of policies other values in all workers, with no restart, until `unset`."""
     settings = settings_or_exit()
@@ -135,8 +140,10 @@ def set_(
     why = _signed(reason)
 
     async def override(cluster: Cluster) -> None:
-        known = {name: it.value for name, it in (await cluster.overrides()).items()}
-        settings.with_overrides({**known, **pairs})
+        stored = {name: it.value for name, it in (await cluster.overrides()).valid.items()}
+        settings.with_valid(stored)[0].with_overrides(pairs)
+        if not new:
+            _check_dependencies(pairs, settings, (await cluster.find()).breakers)
         for name, value in pairs.items():
             await cluster.override(name, Override(value, why))
 
@@ -153,19 +160,19 @@ def unset(
 ) -> None:
     """Give variables the values of each worker's environment again."""
     settings = settings_or_exit()
-    names = [name.strip().upper() for name in variables]
 
     async def restore(cluster: Cluster) -> list[str]:
-        known = list(await cluster.overrides())
+        stored = await cluster.overrides()
+        # What `set` did not write is removed as it is spelt there.
+        names = [text if text in stored.odd else text.strip().upper() for text in variables]
+        known = [*stored.valid, *stored.odd]
         if not set(names) <= set(known):
-            return known or ["none"]
+            fail(f"Only what `set` set can be unset. Set: {', '.join(known) or 'none'}")
         for name in names:
             await cluster.override(name, None)
-        return []
+        return names
 
-    if known := _with_cluster(settings, restore):
-        fail(f"Only what `set` set can be unset. Set: {', '.join(known)}")
-    for name in names:
+    for name in _with_cluster(settings, restore):
         typer.echo(f"{name} is as each worker's environment says, within {_HEARD} s")
 
 
@@ -173,7 +180,25 @@ def _pair(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator:
         fail(f"{text!r} is no NAME=VALUE")
-    return name.strip().upper(), value.strip()
+    name = name.strip().upper()
+    if not name.startswith(PREFIX):
+        name = printable(name)
+        fail(f"{name} is no variable of a policy: did you mean {PREFIX}{name}?")
+    return name, value.strip()
+
+
+def _check_dependencies(names: Iterable[str], settings: Settings, breakers: Iterable[str]) -> None:
+    """Let a slip of the pen change nothing: it would be confirmed, and hold for no dependency."""
+    known = {DEFAULT, *map(str.upper, FAMILIES), *settings.sections}
+    for breaker in breakers:
+        parts = breaker.split(".")
+        known |= {section_of(".".join(parts[:end])) for end in range(1, len(parts) + 1)}
+    for name in names:
+        if name.removeprefix(PREFIX).partition("__")[0] not in known:
+            fail(
+                f"{name}: no worker has reported such a dependency in the last ten minutes. "
+                f"Known: {', '.join(sorted(known))}. Add --new to set it all the same"
+            )
 
 
 def acl(

@@ -32,6 +32,9 @@ __all__ = ["Guards", "Tracing", "guard", "guards"]
 
 _log = logging.getLogger("lightrag_resilience")
 
+_REASONS = 3  # of changes, in a line of the log
+_TOLD = 5  # problems, in a line of the log
+
 
 class Query(Protocol):
     """A query that is seen."""
@@ -119,7 +122,7 @@ class Guards:
             return guard
 
     def _make(self, name: str, policy: Policy | None) -> Guard:
-        effective = (self._effective or self.settings).policy_for(name, policy)
+        effective = self._policy_for(name, policy)
         sync = self._synchronizer()
         if sync is not None:
             breaker: Breaker = sync.breaker(name, effective.circuit, self.events)
@@ -178,24 +181,52 @@ class Guards:
         Raises:
             SettingsError: Some are wrong; nothing is changed then.
         """
+        changed = self.settings.with_overrides(variables)
         with self._lock:
-            changed = self.settings.with_overrides(variables)
-            made = list(self._guards.values())
-            policies = [changed.policy_for(guard.name, guard.base) for guard in made]
-            self._effective = changed
-            for guard, policy in zip(made, policies, strict=True):
-                if policy != guard.policy:
-                    _log.warning("The policy of %r is changed: %s", guard.name, reason)
-                    guard.change(policy, reason)
+            policies = {it.name: changed.policy_for(it.name, it.base) for it in self}
+            self._go_by(changed, policies, reason)
 
     def _override(self, overrides: Mapping[str, Override]) -> None:
-        """What an operator changed for all workers."""
+        """What an operator changed for all workers, as far as it makes sense.
+
+        A guard whose policy of code it contradicts keeps the policy that it has.
+        """
         values = {name: override.value for name, override in overrides.items()}
-        reasons = sorted({override.reason for override in overrides.values()})
-        try:
-            self.override(values, "; ".join(reasons) or "as the variables say")
-        except SettingsError as error:
-            _log.error("Overrides in Redis are ignored: %s", error)
+        reasons = sorted({override.reason for override in overrides.values()})[:_REASONS]
+        changed, _, problems = self.settings.with_valid(values)
+        with self._lock:
+            policies = {}
+            for guard in self:
+                try:
+                    policies[guard.name] = changed.policy_for(guard.name, guard.base)
+                except SettingsError as error:
+                    policies[guard.name] = guard.policy
+                    problems += error.problems
+            self._go_by(changed, policies, "; ".join(reasons) or "as the variables say")
+        if problems:
+            more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
+            _log.error("Overrides in Redis are ignored: %s%s", "; ".join(problems[:_TOLD]), more)
+
+    def _go_by(self, settings: Settings, policies: Mapping[str, Policy], reason: str) -> None:
+        """Take over other settings and the policies that follow; under the lock."""
+        self._effective = settings
+        for guard in self:
+            if (policy := policies[guard.name]) != guard.policy:
+                _log.warning("The policy of %r is changed: %s", guard.name, reason)
+                guard.change(policy, reason)
+
+    def _policy_for(self, name: str, base: Policy | None) -> Policy:
+        """The policy of a guard to come; overrides that contradict what code says are ignored.
+
+        Raises:
+            SettingsError: The environment's variables contradict it.
+        """
+        if self._effective is not None:
+            try:
+                return self._effective.policy_for(name, base)
+            except SettingsError as error:
+                _log.error("Overrides of %r are ignored: %s", name, "; ".join(error.problems))
+        return self.settings.policy_for(name, base)
 
     def trace(self, tracing: Tracing | None, guard_class: type[Guard]) -> None:
         """Let all guards, those to come included, be of a class that sees their calls.

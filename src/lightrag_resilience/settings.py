@@ -35,7 +35,7 @@ from ._variables import (
     section_of,
     variable,
 )
-from ._words import as_count
+from ._words import LONGEST_TEXT, as_count, printable
 from .errors import PolicyError, SettingsError
 from .policy import FAMILIES, PARTS, Policy, Wait
 from .shared.address import problem_with_address
@@ -45,6 +45,8 @@ __all__ = ["Settings", "has_prometheus_folder", "lightrag_timeouts", "load_setti
 _log = logging.getLogger("lightrag_resilience")
 
 _LONGEST_SHOWN = 60  # characters
+_LONGEST_GUESSED = 100  # characters of a name; a longer one is no slip of the pen
+_MOST_SUGGESTIONS = 10  # in one error: each takes milliseconds
 _REDIS_URL = f"{PREFIX}REDIS_URL"
 _STATUS_TOKEN = f"{PREFIX}STATUS_TOKEN"
 _LIGHTRAG_TIMEOUTS = {
@@ -135,12 +137,35 @@ class Settings:
         Raises:
             SettingsError: Some are wrong, unknown, or cannot be changed while a process runs.
         """
-        found = {name.upper(): value for name, value in variables.items()}
-        fixed = [name for name in found if name in _PLAIN_NAMES]
-        if fixed:
-            raise SettingsError(*(f"{name} is read at the start only" for name in sorted(fixed)))
-        added = _read(found).model_dump(exclude_unset=True).get("sections", {})
-        changed = replace(self, sections=_laid_over(self.sections, added))
+        return self._laid_under(_sections_of(variables))
+
+    def with_valid(
+        self, variables: Mapping[str, str]
+    ) -> tuple[Settings, frozenset[str], list[str]]:
+        """These settings under variables that others wrote, as far as these make sense.
+
+        What is wrong by itself is left out; where the rest contradicts itself or these settings,
+        all of it is. No name is compared with those there are: for many that takes too long.
+
+        Returns:
+            The settings, the variables that hold there, and what is wrong with the others.
+        """
+        right: dict[str, Section] = {}
+        holds: set[str] = set()
+        problems: list[str] = []
+        for name, value in sorted(variables.items()):
+            try:
+                right = _laid_over(right, _sections_of({name: value}, suggest=False))
+                holds.add(name)
+            except SettingsError as error:
+                problems += error.problems
+        try:
+            return self._laid_under(right), frozenset(holds), problems
+        except SettingsError as error:
+            return self, frozenset(), [*problems, *error.problems]
+
+    def _laid_under(self, sections: Mapping[str, Section]) -> Settings:
+        changed = replace(self, sections=_laid_over(self.sections, sections))
         if problems := sorted(set(changed.contradictions())):
             raise SettingsError(*problems)
         return changed
@@ -238,11 +263,28 @@ def has_prometheus_folder(environ: Mapping[str, str] | None = None) -> bool:
     return bool(source.get("PROMETHEUS_MULTIPROC_DIR"))
 
 
-def _read(found: Mapping[str, str]) -> _Variables:
+def _read(found: Mapping[str, str], *, suggest: bool = True) -> _Variables:
     try:
         return _Variables(found)
     except ValidationError as error:
-        raise SettingsError(*sorted(set(_problems(error, found)))) from None
+        raise SettingsError(*sorted(set(_problems(error, found, suggest=suggest)))) from None
+
+
+def _sections_of(variables: Mapping[str, str], *, suggest: bool = True) -> Mapping[str, Section]:
+    """What variables of policies set, while a process runs."""
+    found = {name.upper(): value for name, value in variables.items()}
+    problems = [f"{name} is read at the start only" for name in found if name in _PLAIN_NAMES]
+    problems += [
+        f"{printable(name, LONGEST_TEXT)} is not known: the names of variables begin with {PREFIX}"
+        for name in found
+        if not name.startswith(PREFIX)
+    ]
+    if problems:
+        raise SettingsError(*sorted(problems))
+    sections: Mapping[str, Section] = _read(found, suggest=suggest).model_dump(exclude_unset=True)[
+        "sections"
+    ]
+    return sections
 
 
 def _laid_over(below: Mapping[str, Section], above: Mapping[str, Section]) -> dict[str, Section]:
@@ -351,7 +393,7 @@ class _Environment(PydanticBaseSettingsSource):
         tree: dict[str, Any] = {"sections": {}}
         for name, value in self._found.items():
             section, *rest = name.removeprefix(PREFIX).split("__")
-            if len(rest) == 2 and not is_misspelt(section):  # noqa: PLR2004 - part and field
+            if len(rest) == 2 and name.isascii() and not is_misspelt(section):  # noqa: PLR2004 - part and field
                 part, key = map(str.lower, rest)
                 tree["sections"].setdefault(section, {}).setdefault(part, {})[key] = value
             elif name in _PLAIN_NAMES:
@@ -364,7 +406,8 @@ class _Environment(PydanticBaseSettingsSource):
 # ---------------------------------------------------------------------- errors for people
 
 
-def _problems(error: ValidationError, found: Mapping[str, str]) -> Iterator[str]:
+def _problems(error: ValidationError, found: Mapping[str, str], *, suggest: bool) -> Iterator[str]:
+    suggestions = _MOST_SUGGESTIONS if suggest else 0
     for detail in error.errors():
         place = [str(step) for step in detail["loc"]]
         if place[0] == "sections":
@@ -374,8 +417,9 @@ def _problems(error: ValidationError, found: Mapping[str, str]) -> Iterator[str]
             name = place[0] if place[0].startswith(PREFIX) else PREFIX + place[0].upper()
         if detail["type"] == "extra_forbidden":
             # An unknown part stands for all the variables below it.
-            names = [name] if name else _below(place, found)
-            yield from map(_unknown, names)
+            for unknown in [name] if name else _below(place, found):
+                yield _unknown(unknown, suggest=suggestions > 0)
+                suggestions -= 1
         elif name == _REDIS_URL:  # it may hold a password
             yield f"{name} {problem_with_address(found[name])}"
         elif name == _STATUS_TOKEN:
@@ -389,9 +433,11 @@ def _below(place: list[str], found: Mapping[str, str]) -> list[str]:
     return [name for name in found if name.startswith(start)]
 
 
-def _unknown(name: str) -> str:
-    meant = nearest(name)
-    return f"{name} is not known" + (f"; did you mean {meant}?" if meant else "")
+def _unknown(name: str, *, suggest: bool) -> str:
+    meant = nearest(name) if suggest and len(name) <= _LONGEST_GUESSED else None
+    return f"{printable(name, LONGEST_TEXT)} is not known" + (
+        f"; did you mean {meant}?" if meant else ""
+    )
 
 
 def _shown(name: str, found: Mapping[str, str]) -> str:

@@ -23,6 +23,7 @@ from lightrag_resilience import (
 from lightrag_resilience.breakers import Breaker
 from lightrag_resilience.budget import RetryBudget
 from lightrag_resilience.settings import load_settings
+from lightrag_resilience.shared.wire import Override
 from support.guards import Scripted, down, guard_on_loop, now, outcomes, patient
 
 pytestmark = pytest.mark.anyio
@@ -215,3 +216,78 @@ def test_wrong_overrides_change_nothing(variables: dict[str, str], problem: str)
     with pytest.raises(SettingsError, match=problem):
         registry.override(variables)
     assert guard.policy is before
+
+
+# ---------------------------------------------------------------------- by others, in Redis
+
+
+def stored(values: dict[str, str]) -> dict[str, Override]:
+    return {name: Override(value, "by Ada") for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"RESILIENCE_LLM__LIMIT__TPM": "many"},
+        {"RESILIENCE_LLM__LIMIT__TPM": "9" * 5000},
+        {"RESILIENCE_INGEST_PATIENCE": "5"},
+        {"RESILIENCE_LLM__LIMIT__RPN": "5"},
+        {"RESILIENCE_REDIS_SERVICE_HOST": "10.0.0.7"},
+        {"FOO__LIMIT__RPM": "5"},
+        {"RESILIENCE_LLM__BREA\u212aER__MIN_CALLS": "x"},
+    ],
+)
+def test_what_makes_no_sense_among_overrides_in_redis_hides_no_other(
+    odd: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = Guards(settings=load_settings({}))
+    guard = registry.get("llm")
+    registry._override(stored({RPM: "60", **odd}))
+    assert guard.policy.limit.rpm == 60.0
+    (complaint,) = (line for line in caplog.messages if "are ignored" in line)
+    assert next(iter(odd)) in complaint
+    assert len(complaint) < 500
+    registry._override({})
+    assert guard.policy.limit.rpm is None
+
+
+def test_overrides_that_contradict_each_other_are_all_ignored(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = Guards(settings=load_settings({}))
+    guard = registry.get("llm")
+    registry._override(stored({RPM: "60", "RESILIENCE_LLM__BREAKER__MIN_CALLS": "9000"}))
+    assert guard.policy.limit.rpm is None
+    assert "window_calls" in caplog.text
+    both = {"MIN_CALLS": "9000", "WINDOW_CALLS": "9000"}
+    registry._override(
+        stored({f"RESILIENCE_LLM__BREAKER__{name}": value for name, value in both.items()})
+    )
+    assert guard.policy.breaker.min_calls == 9000
+
+
+def test_overrides_that_contradict_what_code_says_change_no_such_guard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = Guards(settings=load_settings({}))
+    code = Policy.llm(breaker=BreakerPolicy(window_calls=50))
+    strict, other = registry.get("llm.strict", code), registry.get("storage")
+    registry._override(stored({"RESILIENCE_DEFAULT__BREAKER__MIN_CALLS": "80"}))
+    assert strict.policy == code
+    assert other.policy.breaker.min_calls == 80
+    assert registry.get("llm.late", code).policy == code
+    assert "Overrides of 'llm.late' are ignored" in caplog.text
+    assert registry.get("llm").policy.breaker.min_calls == 80
+
+
+def test_a_thousand_odd_overrides_are_told_in_one_short_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightrag_resilience.settings.nearest", pytest.fail)
+    registry = Guards(settings=load_settings({}))
+    registry._override(
+        stored({f"RESILIENCE_LLM__{'X' * 170}__{number}": "1" for number in range(1000)})
+    )
+    (complaint,) = caplog.messages
+    assert complaint.endswith("and 995 more")
+    assert len(complaint) < 2000

@@ -17,7 +17,7 @@ from lightrag_resilience.shared.client import make_client
 from lightrag_resilience.shared.overrides import Overrides
 from lightrag_resilience.shared.store import Store
 from lightrag_resilience.shared.sync import Synchronizer
-from lightrag_resilience.shared.wire import Override, WireError
+from lightrag_resilience.shared.wire import Override, StoredOverrides, WireError
 from lightrag_resilience.testing.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -59,6 +59,12 @@ async def test_each_change_is_told_once(client: Any) -> None:
         lambda client: client.hset(KEY, RPM, '["60"]'),
         lambda client: client.hset(KEY, RPM, "[" * 5000),
         lambda client: client.hset(KEY, mapping={str(n): '["", ""]' for n in range(1001)}),
+        lambda client: client.hset(KEY, "FOO__LIMIT__RPM", '["7", ""]'),
+        lambda client: client.hset(KEY, RPM.lower(), '["7", ""]'),
+        lambda client: client.hset(KEY, f"{RPM}\n", '["7", ""]'),
+        lambda client: client.hset(KEY, "RESILIENCE_" + "X" * 4000, '["7", ""]'),
+        lambda client: client.hset(KEY, RPM, '["7", "' + "x" * 20_000 + '"]'),
+        lambda client: client.hset(KEY, b"\xff\x1b[31m", '["7", ""]'),
         lambda client: client.set(KEY, f"{RPM}=60"),
     ],
 )
@@ -72,10 +78,44 @@ async def test_what_is_none_of_ours_is_told_once_and_ignored(
     await overrides.look(store)
     assert told == []
     assert len(caplog.records) == 1
-    assert "What stands in Redis as overrides is ignored" in caplog.text
+    (complaint,) = caplog.messages
+    assert complaint.startswith("What stands in Redis as overrides is ignored")
+    assert complaint.isprintable()
+    assert len(complaint) < 500
     await client.delete(KEY)
+    await store.override("t:", RPM, Override("60", "by Ada"))
     await overrides.look(store)
-    assert told == [{}]
+    assert told == [{RPM: Override("60", "by Ada")}]
+
+
+async def test_an_odd_field_hides_no_other(client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    store, told = Store(client, "worker"), list[Any]()
+    overrides = Overrides("t:", told.append)
+    await store.override("t:", RPM, Override("60", "by Ada"))
+    for number in range(9):
+        await client.hset(KEY, f"ODD_{number}", "7")
+        await overrides.look(store)
+    assert told == [{RPM: Override("60", "by Ada")}]
+    assert "'ODD_4' and 4 more" in caplog.text
+    found = await store.overrides("t:")
+    assert found.odd == tuple(f"ODD_{number}" for number in range(9))
+
+
+async def test_overrides_that_cannot_be_applied_are_told_once_and_end_no_look(
+    client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, tried = Store(client, "worker"), list[Any]()
+
+    def fail(found: Any) -> None:
+        tried.append(found)
+        raise KeyError(RPM)
+
+    overrides = Overrides("t:", fail)
+    await store.override("t:", RPM, Override("60", "by Ada"))
+    await overrides.look(store)
+    await overrides.look(store)
+    assert len(tried) == len(caplog.records) == 1
+    assert "applying them fails with KeyError" in caplog.text
 
 
 async def test_what_ended_while_no_thread_looked_ends_when_one_looks_again(
@@ -105,6 +145,14 @@ def test_what_is_kept_is_read_as_it_was_but_for_what_a_terminal_obeys(
     read = Override.parse(Override(value, reason).as_json().encode())
     assert read.value.isprintable()
     assert read.reason == "".join(filter(str.isprintable, reason))[:200]
+
+
+@given(st.dictionaries(st.binary(), st.binary() | st.just(b'["60", ""]')))
+def test_whatever_fields_there_are_only_variables_are_read(kept: dict[bytes, bytes]) -> None:
+    found = StoredOverrides.parse(kept)
+    assert found.valid == {}
+    assert len(found.odd) == len(kept)
+    assert all(name.isprintable() for name in found.odd)
 
 
 @given(st.binary())

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightrag_resilience import BreakerPolicy, State
+from lightrag_resilience._words import as_duration
 from lightrag_resilience.shared.wire import (
     Announcement,
+    Cooling,
     Description,
     Keys,
     Presence,
@@ -34,7 +36,7 @@ def is_sane(there: Announcement) -> bool:
     return (
         there.state in State
         and 0 <= there.version < 2**53
-        and 0 <= there.remaining < 2**53
+        and 0 <= there.remaining <= 7 * 86_400
         and there.opens >= 0
         and len(there.reason) <= 200
         and (there.reason.isprintable() or not there.reason)
@@ -51,6 +53,18 @@ def test_an_announcement_is_read() -> None:
 def test_a_version_after_which_none_could_grow_is_not_believed(version: int) -> None:
     with pytest.raises(WireError, match="no clock"):
         Announcement.parse(b"O %d 1000 1 x" % version)
+
+
+@pytest.mark.parametrize("parse", [Announcement.parse, Cooling.parse])
+@pytest.mark.parametrize("digits", [17, 4301, 100_000])
+def test_a_number_of_many_digits_is_not_read(parse: Any, digits: int) -> None:
+    number = b"9" * digits
+    with pytest.raises(WireError):
+        parse(b"wait " + number if parse == Cooling.parse else b"O 7 %b 1 x" % number)
+
+
+def test_nothing_is_open_for_longer_than_isolate_allows() -> None:
+    assert Announcement.parse(b"O 7 9000000000000000 1 x").remaining == as_duration("7d")
 
 
 @given(st.one_of(anything, st.lists(words).map(b" ".join)))
@@ -72,7 +86,9 @@ def test_no_answer_surprises_the_reader(answer: Any) -> None:
 
 
 @pytest.mark.parametrize("place", range(7))
-@pytest.mark.parametrize("wrong", [None, 7, "text", b"\xff\xff", b"-", b"1.5", b"9" * 17])
+@pytest.mark.parametrize(
+    "wrong", [None, 7, "text", b"\xff\xff", b"-", b"1.5", b"9" * 16, b"9" * 17, b"9" * 5000]
+)
 def test_each_part_of_an_answer_is_checked(place: int, wrong: Any) -> None:
     assert is_sane(Reply.parse(GOOD).now)
     answer = [*GOOD[:place], wrong, *GOOD[place + 1 :]]
@@ -123,6 +139,20 @@ def test_no_worker_surprises_the_reader(kept: Any) -> None:
     except WireError:
         return
     assert all(text.isprintable() for text in (shown.host, *shown.alone))
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b'["here", ' + b"9" * 4000 + b"]",
+        b'["here", -1]',
+        b'["here", true]',
+        b'["' + b"x" * 20_000 + b'", 1]',
+    ],
+)
+def test_a_worker_that_cannot_be_is_not_shown(kept: bytes) -> None:
+    with pytest.raises(WireError):
+        Presence.parse(kept)
 
 
 @given(st.text(min_size=1, max_size=30))

@@ -17,7 +17,7 @@ from lightrag_resilience._steering import (
     signed,
     steer_known,
 )
-from lightrag_resilience._words import as_words
+from lightrag_resilience._words import LONGEST_OPEN, as_words
 from lightrag_resilience.registry import Guards
 from lightrag_resilience.shared.trouble import what_is_wrong
 
@@ -29,7 +29,7 @@ _log = logging.getLogger("lightrag_resilience")
 
 LARGEST_BODY = 4096  # bytes
 _LONGEST_NAME = 200  # characters
-_LONGEST = 7 * 24 * 60  # minutes
+_LONGEST = round(LONGEST_OPEN / 60)  # minutes
 _STATES = {"open": State.OPEN, "close": State.CLOSED, "isolate": State.OPEN}
 _WHO = "the status page"
 

@@ -13,7 +13,15 @@ from lightrag_resilience.policy import BreakerPolicy
 
 from .client import RedisClient
 from .store import Store, Subject
-from .wire import Description, Keys, Override, Presence, WireError, policy_as_json
+from .wire import (
+    Description,
+    Keys,
+    Override,
+    Presence,
+    StoredOverrides,
+    WireError,
+    policy_as_json,
+)
 
 __all__ = ["Cluster", "Found", "Overview", "as_data"]
 
@@ -103,10 +111,10 @@ class Cluster:
         breakers = dict(zip(found.breakers, described, strict=True))
         overrides: dict[str, Override] = {}
         with suppress(WireError):  # workers ignore what is none of ours, too
-            overrides = await self.overrides()
+            overrides = (await self.overrides()).valid
         return Overview(breakers, workers, overrides)
 
-    async def overrides(self) -> dict[str, Override]:
+    async def overrides(self) -> StoredOverrides:
         """The variables that have other values in all workers.
 
         Raises:

@@ -18,7 +18,18 @@ from . import scripts
 from .booking import Booking, Demand
 from .client import lost_connections
 from .limit import SharedLimit
-from .wire import LETTERS, Cooling, Description, Keys, Override, Presence, Reply, Report, WireError
+from .wire import (
+    LETTERS,
+    Cooling,
+    Description,
+    Keys,
+    Override,
+    Presence,
+    Reply,
+    Report,
+    StoredOverrides,
+    WireError,
+)
 
 __all__ = ["Store", "Subject"]
 
@@ -149,11 +160,11 @@ class Store:
             with _of_our_types():
                 return Presence.parse(await self.client.get(key))
 
-    async def overrides(self, prefix: str) -> dict[str, Override]:
+    async def overrides(self, prefix: str) -> StoredOverrides:
         """The variables that have other values in all workers."""
         async with self._turn():
             with _of_our_types():
-                return Override.parse_all(await self.client.hgetall(Override.key(prefix)))
+                return StoredOverrides.parse(await self.client.hgetall(Override.key(prefix)))
 
     async def override(self, prefix: str, variable: str, override: Override | None) -> None:
         """Give a variable another value in all workers, or None its own again."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
 from lightrag_resilience._circuit import State
+from lightrag_resilience._words import LONGEST_OPEN, LONGEST_TEXT, printable
 from lightrag_resilience.policy import BreakerPolicy
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Presence",
     "Reply",
     "Report",
+    "StoredOverrides",
     "WireError",
     "policy_as_json",
 ]
@@ -28,7 +31,10 @@ __all__ = [
 _STATES = {"C": State.CLOSED, "O": State.OPEN, "H": State.HALF_OPEN}
 LETTERS = {state: letter for letter, state in _STATES.items()}
 _FOUND = frozenset({"held", "missing", "corrupt", "behind"})
-_LONGEST_REASON = 200  # characters
+_LARGEST = 16_384  # bytes of anything that is parsed
+_LARGEST_TEXT = 4 * LONGEST_TEXT  # bytes of a text of which the beginning suffices
+_DIGITS = 16  # of the largest whole number
+_VARIABLE = re.compile(r"RESILIENCE_[A-Z0-9_]{1,189}")
 _MOST_ALONE = 20  # breakers
 _LONGEST_COOLING = 86_400  # seconds
 _MOST_OVERRIDES = 1000
@@ -115,10 +121,12 @@ class Presence:
             host, pid, *alone = json.loads(_text(kept))
         except (ValueError, TypeError, RecursionError):
             raise WireError("a worker of another shape") from None
-        if not isinstance(pid, int) or not all(isinstance(text, str) for text in (host, *alone)):
+        if type(pid) is not int or not 0 <= pid < _MOST:
+            raise WireError("a worker with a process that cannot be")
+        if not all(isinstance(text, str) for text in (host, *alone)):
             raise WireError("a worker of another shape")
-        names = [_printable(name) for name in (host, *alone)]
-        return cls(names[0][:_LONGEST_REASON], pid, tuple(names[1 : _MOST_ALONE + 1]))
+        names = tuple(_shown(name) for name in alone[:_MOST_ALONE])
+        return cls(_shown(host), pid, names)
 
 
 @dataclass(slots=True)
@@ -212,18 +220,47 @@ class Override:
             raise WireError("an override of another shape") from None
         if not isinstance(value, str) or not isinstance(reason, str):
             raise WireError("an override of another shape")
-        return cls(_printable(value)[:_LONGEST_REASON], _printable(reason)[:_LONGEST_REASON])
+        return cls(_shown(value), _shown(reason))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOverrides:
+    """What the hash of all overrides holds.
+
+    Attributes:
+        valid: By variable.
+        odd: Names of further fields, which `set` did not write; printable, and cut.
+    """
+
+    valid: dict[str, Override]
+    odd: tuple[str, ...] = ()
 
     @classmethod
-    def parse_all(cls, kept: object) -> dict[str, Override]:
-        """Read the hash of all of them.
+    def parse(cls, kept: object) -> StoredOverrides:
+        """Read the hash: a field that `set` cannot have written hides no other.
 
         Raises:
-            WireError: It is none of ours.
+            WireError: It is no hash, or larger than 1000 variables.
         """
         if not isinstance(kept, dict) or len(kept) > _MOST_OVERRIDES:
             raise WireError("overrides of another shape")
-        return {_text(name): cls.parse(value) for name, value in sorted(kept.items())}
+        valid, odd = {}, []
+        for field, value in sorted(kept.items()):
+            name = _beginning_of(field)
+            is_variable = len(name) == len(field) and _VARIABLE.fullmatch(name)
+            override = _override(value) if is_variable else None
+            if override is None:
+                odd.append(name)
+            else:
+                valid[name] = override
+        return cls(valid, tuple(odd))
+
+
+def _override(kept: object) -> Override | None:
+    try:
+        return Override.parse(kept)
+    except WireError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,27 +362,31 @@ def _announcement(state: Any, ver: Any, remaining: Any, opens: Any, why: Any) ->
     letter = _text(state)
     if letter not in _STATES:
         raise WireError("a state that does not exist")
-    reason = _text(why)[:_LONGEST_REASON]
-    return Announcement(
-        _STATES[letter], _whole(ver), _whole(remaining) / 1000.0, _whole(opens), reason
-    )
+    left = min(_whole(remaining) / 1000.0, LONGEST_OPEN)
+    return Announcement(_STATES[letter], _whole(ver), left, _whole(opens), _beginning_of(why))
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, bytes):
-        raise WireError("something that is no text")
-    return _printable(value.decode("utf-8", "replace"))
+    if not isinstance(value, bytes) or len(value) > _LARGEST:
+        raise WireError("something that is no text, or too long a one")
+    return printable(value.decode("utf-8", "replace"))
 
 
-def _printable(text: str) -> str:
-    """Without control characters, which a terminal might obey."""
-    return "".join(character for character in text if character.isprintable())
+def _beginning_of(value: object) -> str:
+    """Of a name or a reason, however long it is."""
+    return _shown(_text(value[:_LARGEST_TEXT] if isinstance(value, bytes) else value))
+
+
+def _shown(text: str) -> str:
+    return printable(text, LONGEST_TEXT)
 
 
 def _whole(value: object) -> int:
-    if not isinstance(value, bytes) or not value.isdigit() or int(value) >= _MOST:
+    if not isinstance(value, bytes) or not value.isdigit() or len(value) > _DIGITS:
         raise WireError("something that is no whole number")
-    return int(value)
+    if (number := int(value)) >= _MOST:
+        raise WireError("a whole number that is too large")
+    return number
 
 
 def _signed(value: object) -> int:

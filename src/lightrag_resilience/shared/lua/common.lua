@@ -4,6 +4,7 @@
 local STATE, WINDOW = KEYS[1], KEYS[2]
 local CHANNEL, WORKER, KNOWN = ARGV[1], ARGV[4], tonumber(ARGV[5])
 local SLICES, KEEP_MS = 10, 600000
+local LONGEST_MS = 7 * 86400000 -- for which a circuit is open
 local MOST = 2 ^ 53 -- whole numbers are exact below it
 
 local function clock()
@@ -44,7 +45,8 @@ local function load_state()
     }
     local known = state.st == 'C' or state.st == 'O' or state.st == 'H'
     -- A version far beyond any clock leaves no room to grow.
-    if known and state.ver and state.ver < MOST / 2 and state.till and state.opens and state.proven then
+    if known and state.ver and state.ver < MOST / 2 and state.till and state.opens and state.proven
+      and state.till <= now + LONGEST_MS then
       return state, KNOWN > state.ver and 'behind' or 'held'
     end
   end
@@ -68,7 +70,7 @@ local function enter(state, st, till, why)
   state.ver = math.max(state.ver + 1, KNOWN + 1, now)
   -- When it broke, or was well again: a probe that fails begins no new outage.
   if (state.st == 'C') ~= (st == 'C') then state.since = now end
-  state.st, state.till, state.why, state.proven = st, till, why, 0
+  state.st, state.till, state.why, state.proven = st, math.min(till, now + LONGEST_MS), why, 0
   if st == 'C' then state.opens = 0 end
   redis.call('DEL', WINDOW)
   save(state)

@@ -1,0 +1,194 @@
+"""What the scripts keep in Redis, for how long, and what they take away again; on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from lightrag_resilience import BreakerPolicy, LimitPolicy, State
+from lightrag_resilience.shared.booking import Demand
+from lightrag_resilience.shared.client import make_client
+from lightrag_resilience.shared.store import Store, Subject
+from lightrag_resilience.shared.wire import Report, policy_as_json
+from lightrag_resilience.testing.redis_server import RedisServer
+
+POLICY = BreakerPolicy(min_calls=4, window_seconds=40.0, open_for=4.0, probe_lease=90.0)
+KEPT = 600_000  # milliseconds
+DAY = 86_400_000
+NOW = 1_800_000_000_000
+SLACK = 60_000  # milliseconds that a busy machine may take for a test
+
+
+class Limit:
+    """As much of a shared limit as the script is told."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.policy = LimitPolicy(**limits)
+        self.key = "t:rl:{llm}"
+
+
+def on(server: RedisServer, steps: Callable[[Store, Subject], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with make_client(server.url) as client:
+            await steps(Store(client, "one", str(NOW)), subject())
+
+    asyncio.run(run())
+
+
+def subject(policy: BreakerPolicy = POLICY) -> Subject:
+    return Subject("t:", "llm", policy_as_json(policy))
+
+
+async def about(store: Store, key: str, kept: float) -> None:
+    """A key is kept for so many milliseconds, less what the test took."""
+    left = await store.client.pttl(key)
+    assert kept - SLACK < left <= kept
+
+
+def book(*, requests: int = 0, tokens: int = 0, back: tuple[int, int] = (0, 0)) -> Demand:
+    return Demand(1, (requests, tokens), (requests, tokens), back)
+
+
+# ---------------------------------------------------------------------- how long it is open
+
+
+@pytest.mark.parametrize("days", [1, 7])
+def test_an_isolation_of_days_outlives_all_who_could_look_at_it(
+    server: RedisServer, days: int
+) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        await store.steer(it, State.OPEN, "by hand", open_for=days * 86_400.0)
+        await about(store, it.state, 4 * days * DAY)
+        assert (await store.snapshot(it)).now.remaining == days * 86_400.0
+
+    on(server, steps)
+
+
+def test_nothing_is_open_for_more_than_7_days(server: RedisServer) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        reply = await store.steer(it, State.OPEN, "by hand", open_for=9e12)
+        assert reply.now.remaining == 7 * 86_400.0
+        await store.client.delete(it.state)
+        await store.plant(it, 9e12, 1, "as the worker says")
+        till = int(await store.client.hget(it.state, "till"))
+        assert till == NOW + 7 * DAY
+
+    on(server, steps)
+
+
+@pytest.mark.parametrize(("beyond", "found"), [(0, "held"), (1, "corrupt")])
+def test_a_state_that_is_open_for_more_than_7_days_is_none_of_ours(
+    server: RedisServer, beyond: int, found: str
+) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        await store.steer(it, State.OPEN, "by hand", open_for=60.0)
+        await store.client.hset(it.state, "till", str(NOW + 7 * DAY + beyond))
+        assert (await store.snapshot(it)).found == found
+
+    on(server, steps)
+
+
+# ---------------------------------------------------------------------- how long it is kept
+
+
+def test_what_a_breaker_keeps_expires(server: RedisServer) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        await store.report(it, Report(1, calls=1))
+        await about(store, it.state, KEPT)
+        await about(store, it.window, 80_000)
+        await store.client.persist(it.state)
+        await store.client.persist(it.window)
+        await store.report(it, Report(2, calls=1))  # it is in use
+        await about(store, it.state, KEPT)
+        await about(store, it.window, 80_000)
+        await store.steer(it, State.HALF_OPEN, "by hand")
+        await about(store, it.state, KEPT)
+        await store.admit(it, "a probe")
+        await about(store, it.window, 180_000)
+
+    on(server, steps)
+
+
+def test_a_window_longer_than_a_lease_is_kept_while_a_probe_is_out(server: RedisServer) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        it.policy = subject(BreakerPolicy(window_seconds=300.0, probe_lease=1.0)).policy
+        await store.steer(it, State.HALF_OPEN, "by hand")
+        await store.admit(it, "a probe")
+        await about(store, it.window, 600_000)
+
+    on(server, steps)
+
+
+def test_a_limit_is_kept_until_all_is_paid_for(server: RedisServer) -> None:
+    async def steps(store: Store, _: Subject) -> None:
+        limit: Any = Limit(rpm=60, burst=1, max_wait=86_400.0)
+        await store.book(limit, book(requests=1))
+        await about(store, limit.key, 61_000)
+        await store.book(limit, book(requests=599))
+        await about(store, limit.key, 660_000)
+
+    on(server, steps)
+
+
+def test_the_count_of_workers_expires_with_the_last(server: RedisServer) -> None:
+    async def steps(store: Store, _: Subject) -> None:
+        assert await store.count_workers("t:", 100.0) == 1
+        await about(store, "t:workers", 100_000)
+
+    on(server, steps)
+
+
+# ---------------------------------------------------------------------- what is taken away
+
+
+def test_workers_that_report_no_more_are_forgotten(server: RedisServer) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        gone = Store(store.client, "gone", str(NOW))
+        await gone.report(it, Report(1, calls=2, failed=1))
+        for ago, is_there in ((79_000, True), (81_000, False)):
+            store.now_ms = str(NOW + ago)
+            await store.report(it, Report(ago, calls=1))
+            fields = set(await store.client.hkeys(it.window))
+            assert {b"qgone" in fields, b"tgone" in fields} == {is_there}
+            assert b"qone" in fields
+
+    on(server, steps)
+
+
+def test_leases_that_lapsed_are_taken_away(server: RedisServer) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        await store.steer(it, State.HALF_OPEN, "by hand")
+        await store.admit(it, "first")
+        store.now_ms = str(NOW + 90_000)
+        await store.admit(it, "second")
+        assert await store.client.hkeys(it.window) == [b"psecond"]
+
+    on(server, steps)
+
+
+def test_workers_that_book_no_more_are_forgotten(server: RedisServer) -> None:
+    async def steps(store: Store, _: Subject) -> None:
+        limit: Any = Limit(rpm=60)
+        await Store(store.client, "gone", str(NOW)).book(limit, book(requests=1))
+        for ago, workers in ((59_999, 2), (60_000, 1)):
+            store.now_ms = str(NOW + ago)
+            assert (await store.book(limit, book(requests=1))).workers == workers
+            assert (b"wgone" in await store.client.hkeys(limit.key)) is (workers == 2)
+
+    on(server, steps)
+
+
+def test_what_is_given_back_is_not_saved_for_later(server: RedisServer) -> None:
+    async def steps(store: Store, _: Subject) -> None:
+        limit: Any = Limit(rpm=60, tpm=60_000, burst=2, max_wait=60.0)
+        await store.book(limit, book(back=(1000, 1_000_000)))
+        for field in ("r", "k"):
+            assert float(await store.client.hget(limit.key, field)) == NOW
+        # No more go at once than the burst: the next waits for its turn.
+        assert (await store.book(limit, book(requests=2))).away == 0
+        assert (await store.book(limit, book(requests=1))).away == 1.0
+
+    on(server, steps)
