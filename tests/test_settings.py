@@ -354,5 +354,5 @@ def test_what_was_meant_is_searched_for_a_few_short_names_only(
     with pytest.raises(SettingsError) as caught:
         load_settings({"RESILIENCE_" + "X" * 4000: "1", **environ})
     assert len(caught.value.problems) == 1001
-    assert len(searched) == 9
+    assert 9 <= len(searched) <= 10
     assert max(map(len, caught.value.problems)) < 250
