@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from ._ledger import Ledger
 
-__all__ = ["Host", "host"]
+__all__ = ["Host", "host", "repeats_sigterm"]
 
 
 @dataclass(slots=True)
@@ -27,3 +28,13 @@ class Host:
 
 
 host = Host()
+
+
+def repeats_sigterm() -> bool:
+    """Whether a manager passes SIGTERM on to this process, so that a second one is no haste.
+
+    Servers start their workers by `multiprocessing`: uvicorn, hypercorn and granian. A child of it
+    has imported it, and no other process pays for that.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    return host.repeats or (process is not None and process.parent_process() is not None)

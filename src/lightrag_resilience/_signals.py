@@ -6,11 +6,19 @@ import contextlib
 import functools
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-__all__ = ["Ears", "forget_signals", "signals_to_hear"]
+__all__ = ["ONE_REQUEST", "Ears", "forget_signals", "signals_to_hear"]
+
+ONE_REQUEST = 1.0
+"""Seconds within which several signals are one request to stop.
+
+A signal to a whole process group reaches a worker twice: from the sender, and from the worker's
+parent, which passes it on. Ctrl-C and the parent's SIGTERM are such a pair, too.
+"""
 
 _NOBODY = object()
 _heard: set[signal.Signals] = set()
@@ -32,11 +40,20 @@ class Ears:
     Args:
         wanted: The signals.
         tell: Runs inside the handler, so it must neither wait nor log.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, wanted: Iterable[signal.Signals], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        wanted: Iterable[signal.Signals],
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._wanted = tuple(wanted)
         self._tell = tell
+        self._clock = clock
+        self._first_at: float | None = None
+        self._called: list[Any] = []
         self._before: dict[signal.Signals, Any] = {}
         self._ours: dict[signal.Signals, Any] = {}
 
@@ -54,7 +71,7 @@ class Ears:
             current = signal.getsignal(number)
             if current is not self._ours.get(number, _NOBODY):
                 self._before[number] = current
-                self._ours[number] = _handler(number, current, self._tell)
+                self._ours[number] = functools.partial(self._handle, current)
                 signal.signal(number, self._ours[number])
                 _heard.add(number)
         return True
@@ -67,6 +84,23 @@ class Ears:
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before, self._ours = {}, {}
 
+    def _handle(self, before: Any, number: int, frame: FrameType | None) -> None:
+        now = self._clock()
+        if self._first_at is None:
+            self._first_at = now
+        name = signal.Signals(number).name
+        is_first = now - self._first_at < ONE_REQUEST and name != "SIGQUIT"
+        self._tell(name)
+        if not callable(before):
+            return
+        if is_first:
+            # A server ends at once when one handler of its own is called a second time, and
+            # Python's Ctrl-C breaks off whatever runs: neither is meant by the first request.
+            if before in self._called or _breaks_off(before):
+                return
+            self._called.append(before)
+        before(number, frame)
+
 
 def forget_signals() -> None:
     """In a child that was forked, signals do again what they do in a new program."""
@@ -77,22 +111,6 @@ def forget_signals() -> None:
             is_ctrl_c = number is signal.SIGINT
             signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
     _heard.clear()
-
-
-def _handler(
-    number: signal.Signals, before: Any, tell: Callable[[str], None]
-) -> Callable[[int, FrameType | None], None]:
-    times = 0
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        nonlocal times
-        times += 1
-        tell(number.name)
-        # What would break the work off at the first signal does so at the second.
-        if callable(before) and (times > 1 or not _breaks_off(before)):
-            before(signum, frame)
-
-    return handle
 
 
 def _breaks_off(handler: Any) -> bool:

@@ -7,7 +7,8 @@
 
 When the process is told to stop: new calls are refused, waits that can be given up end, what is in
 flight is waited for, what is left is written to the journal and then cancelled, and clients are
-closed in reverse order; all by one deadline. A second signal waits for nothing any more.
+closed in reverse order; all by one deadline. A second signal, at least a second after the first,
+waits for nothing any more.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from typing import Any, Self, TypeVar
 from ._accounts import Accounts
 from ._ending import close_all, end_all, end_children
 from ._gate import admitted
-from ._host import host
+from ._host import host, repeats_sigterm
 from ._in_flight import InFlight, Process, Work, counted, in_words, task_of
 from ._phases import Drain, Phase
 from ._report import Progress, Report, tell_phase
 from ._roots import add_root, discard_root
-from ._signals import Ears, signals_to_hear
+from ._signals import ONE_REQUEST, Ears, signals_to_hear
 from ._task_accounts import Quiet
 from .errors import PolicyError, ShuttingDownError
 from .journal import Journal, is_kind
@@ -88,7 +89,7 @@ class Coordinator:
         self._linger = 0.0
         self._hears_signals = hears_signals
         self._drain.changed = functools.partial(tell_phase, self._registry.events)
-        self._signals: list[str] = []
+        self._requested_at: float | None = None
         self._reason = ""
         self._in_flight = InFlight(self._registry.gate)
         self._callers: set[asyncio.Task[Any]] = set()
@@ -112,7 +113,7 @@ class Coordinator:
             if host.ledger is not None and self.journal is not None:
                 host.ledger.journal = str(self.journal.path.absolute())
         if self._root is self and self._hears_signals:
-            self._ears = Ears(signals_to_hear(), self._told_by_signal)
+            self._ears = Ears(signals_to_hear(), self._requested_by_signal)
             self._ears.listen()
         return self
 
@@ -242,26 +243,28 @@ class Coordinator:
 
     # ------------------------------------------------------------------ the drain
 
-    def request(self, reason: str) -> None:
-        """Tell the process to stop; from any thread. A second time waits for nothing any more."""
-        loop = self._root._loop  # noqa: SLF001 - of its own kind
+    def request(self, reason: str, *, skip_waiting: bool = False) -> None:
+        """Request the process to stop; from any thread.
+
+        Requests within one second are one: a supervisor passes on what the process got already. A
+        later one gives up what is in flight, as `skip_waiting` does at once.
+        """
+        root, at = self._root, time.monotonic()
+        loop = root._loop  # noqa: SLF001 - of its own kind
         assert loop is not None  # noqa: S101 - it was entered
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(self._root._told, reason)  # noqa: SLF001 - of its own kind
+            loop.call_soon_threadsafe(root._requested, reason, at, skip_waiting)  # noqa: SLF001 - of its own kind
 
-    def _told_by_signal(self, name: str) -> None:
-        self.request(name)
-        if name == "SIGQUIT":  # servers' signal for a fast end
-            self.request(name)
+    def _requested_by_signal(self, name: str) -> None:
+        self.request(name, skip_waiting=name == "SIGQUIT")  # servers' signal for a fast end
 
-    def _told(self, reason: str) -> None:
-        """Somebody wants the end; who says so twice is in a hurry."""
-        if host.repeats and self._signals and reason == "SIGTERM":
-            return
-        self._signals.append(reason)
-        if len(self._signals) > 1:
-            self._drain.hurry(time.monotonic())
+    def _requested(self, reason: str, at: float, skip_waiting: bool) -> None:  # noqa: FBT001 - of `request`
+        if self._requested_at is None:
+            self._requested_at = at
         self._begin(reason)
+        is_later = at - self._requested_at >= ONE_REQUEST
+        if skip_waiting or (is_later and not (reason == "SIGTERM" and repeats_sigterm())):
+            self._drain.hurry(time.monotonic())
 
     def begin(self, reason: str) -> None:
         """Begin the drain unless it has begun; on the coordinator's loop."""

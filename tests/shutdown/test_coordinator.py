@@ -157,7 +157,7 @@ async def test_a_task_that_swallows_cancellation_is_cancelled_again_and_told_of(
         await asyncio.sleep(0)
 
 
-async def test_a_second_request_waits_for_nothing_any_more() -> None:
+async def test_a_request_that_skips_waiting_gives_up_what_is_in_flight() -> None:
     made = coordinator(timeout=30.0)
     async with made:
         running = asyncio.create_task(made.run(work(60.0)))
@@ -167,7 +167,7 @@ async def test_a_second_request_waits_for_nothing_any_more() -> None:
         assert made.is_draining
         assert made.stopping.is_set()
         assert not running.done()
-        made.request("SIGTERM")
+        made.request("SIGTERM", skip_waiting=True)
         with pytest.raises(ShuttingDownError, match="did not end in time"):
             await running
     report = await made.drain()

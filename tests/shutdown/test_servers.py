@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
@@ -67,6 +68,53 @@ async def test_what_fits_comes_to_its_end(server: type[Master], tmp_path: Path) 
         assert sorted(master.done) == sorted(master.begun)
         assert master.records() == {}
         assert master.marked("lifespan", "shutdown")
+
+
+class UvicornWorkers(Uvicorn):
+    workers = 2
+
+    def words(self, descriptor: int, port: int) -> list[str]:
+        return [*super().words(descriptor, port), "--workers", "2"]
+
+
+class UvicornReload(Uvicorn):
+    def words(self, descriptor: int, port: int) -> list[str]:
+        return [*super().words(descriptor, port), "--reload"]
+
+
+class GranianWorkers(Granian):
+    workers = 2
+
+    def words(self, descriptor: int, port: int) -> list[str]:
+        return [*super().words(descriptor, port), "--workers", "2"]
+
+
+class HypercornWorkers(Hypercorn):
+    workers = 2
+
+    def words(self, descriptor: int, port: int) -> list[str]:
+        return [*super().words(descriptor, port), "--workers", "2"]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "server",
+    [UvicornWorkers, UvicornReload, GranianWorkers, HypercornWorkers, Uvicorn],
+    ids=lambda server: server.__name__,
+)
+async def test_a_signal_to_the_whole_process_group_cuts_nothing_off(
+    server: type[Master], number: signal.Signals, tmp_path: Path
+) -> None:
+    """As Ctrl-C, systemd and supervisor's stopasgroup send it: workers get it twice."""
+    async with running(tmp_path / "files", "uvicorn", of=server) as master:
+        requests = await master.begin("request", 2.5, 3)
+        requests += await master.begin("stream", 2.5)
+        os.killpg(master.process.pid, number)  # a session of its own
+        assert await results(requests) == [200] * 4
+        await master.end()
+        assert sorted(master.done) == sorted(master.begun)
+        assert master.records() == {}
 
 
 async def test_what_does_not_is_in_the_journal(server: type[Master], tmp_path: Path) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
 
-from lightrag_resilience import Guards
-from lightrag_resilience._host import host
-from lightrag_resilience._signals import Ears, signals_to_hear
+from lightrag_resilience import Guards, ShuttingDownError
+from lightrag_resilience._host import host, repeats_sigterm
+from lightrag_resilience._signals import ONE_REQUEST, Ears, signals_to_hear
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
 
@@ -28,6 +30,16 @@ def _as_it_was() -> Iterator[None]:
     signal.signal(signal.SIGINT, before[1])
 
 
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_a_servers_own_handler_is_called_too_and_back_afterwards() -> None:
     theirs: list[int] = []
 
@@ -36,12 +48,47 @@ def test_a_servers_own_handler_is_called_too_and_back_afterwards() -> None:
 
     signal.signal(SIGNAL, handler)
     ours: list[str] = []
-    with Ears([SIGNAL], ours.append) as hears:
+    clock = Clock()
+    with Ears([SIGNAL], ours.append, clock) as hears:
         assert hears
         signal.raise_signal(SIGNAL)
+        clock.now += ONE_REQUEST
         signal.raise_signal(SIGNAL)
     assert (ours, theirs) == (["SIGTERM"] * 2, [SIGNAL] * 2)
     assert signal.getsignal(SIGNAL) is handler
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT], ids=lambda each: each.name)
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=lambda each: each.name)
+def test_a_server_is_called_once_for_signals_of_one_request(
+    first: signal.Signals, second: signal.Signals
+) -> None:
+    theirs: list[int] = []
+
+    def handler(number: int, _: Any) -> None:
+        theirs.append(number)
+
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+    clock = Clock()
+    with Ears([signal.SIGTERM, signal.SIGINT], lambda _: None, clock):
+        signal.raise_signal(first)
+        clock.now += 0.05
+        signal.raise_signal(second)
+        assert theirs == [first]
+        clock.now += ONE_REQUEST
+        signal.raise_signal(second)
+    assert theirs == [first, second]
+
+
+def test_handlers_of_two_owners_are_both_called_in_one_request() -> None:
+    theirs: list[str] = []
+    signal.signal(signal.SIGTERM, lambda *_: theirs.append("one"))
+    signal.signal(signal.SIGINT, lambda *_: theirs.append("other"))
+    with Ears([signal.SIGTERM, signal.SIGINT], lambda _: None, Clock()):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert theirs == ["one", "other"]
 
 
 def test_without_a_handler_the_process_is_not_ended() -> None:
@@ -56,11 +103,14 @@ def test_without_a_handler_the_process_is_not_ended() -> None:
 def test_ctrl_c_breaks_off_only_the_second_time() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ours: list[str] = []
-    with Ears([signal.SIGINT], ours.append):
+    clock = Clock()
+    with Ears([signal.SIGINT], ours.append, clock):
         signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # such as from the parent too
+        clock.now += ONE_REQUEST
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert ours == ["SIGINT", "SIGINT"]
+    assert ours == ["SIGINT"] * 3
 
 
 def test_asyncios_own_ctrl_c_waits_for_the_second_time_too() -> None:
@@ -128,27 +178,80 @@ def test_the_fast_stop_is_heard_only_where_a_server_hears_it() -> None:
     signal.signal(signal.SIGQUIT, before)
 
 
+async def skips_waiting(*signals: tuple[float, signal.Signals]) -> bool:
+    """Whether a coordinator gives up what is in flight after signals at these seconds."""
+    guards = Guards(settings=load_settings({}))
+    async with Coordinator(registry=guards, hears_signals=False) as coordinator:
+        for at, number in signals:
+            coordinator._requested(number.name, 100.0 + at, number.name == "SIGQUIT")
+        assert coordinator.stopping.is_set()
+        return coordinator._drain.is_hurried
+
+
+TERM, INT = signal.SIGTERM, signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("signals", "repeats", "skips"),
+    [
+        ([(0, TERM)], False, False),
+        ([(0, INT), (0.05, TERM)], False, False),
+        ([(0, TERM), (0.05, INT)], False, False),
+        ([(0, TERM), (0.2, TERM), (0.9, TERM)], False, False),
+        ([(0, TERM), (1.1, TERM)], False, True),
+        ([(0, INT), (1.1, INT)], False, True),
+        ([(0, TERM), (0.5, TERM), (1.1, INT)], False, True),
+        ([(0, TERM), (1.1, TERM), (5, TERM)], True, False),
+        ([(0, INT), (5, TERM)], True, False),
+        ([(0, TERM), (5, INT)], True, True),
+    ],
+)
+def test_signals_within_a_second_are_one_request(
+    monkeypatch: pytest.MonkeyPatch,
+    signals: list[tuple[float, signal.Signals]],
+    repeats: bool,  # noqa: FBT001
+    skips: bool,  # noqa: FBT001
+) -> None:
+    monkeypatch.setattr(host, "repeats", repeats)
+    assert asyncio.run(skips_waiting(*signals)) is skips
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGQUIT"), reason="Windows has none")
-def test_the_fast_stop_waits_for_nothing_and_a_repeated_stop_is_none() -> None:
-    async def main(*signals: signal.Signals, repeats: bool = False) -> bool:
-        """Whether a coordinator is in a hurry after these."""
-        host.repeats = repeats
+@pytest.mark.parametrize("repeats", [False, True])
+def test_the_fast_stop_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    repeats: bool,  # noqa: FBT001
+) -> None:
+    monkeypatch.setattr(host, "repeats", repeats)
+    assert asyncio.run(skips_waiting((0, signal.SIGQUIT)))
+    assert asyncio.run(skips_waiting((0, TERM), (0.05, signal.SIGQUIT)))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGQUIT"), reason="Windows has none")
+def test_signals_reach_the_coordinator_and_the_fast_stop_at_once() -> None:
+    async def main() -> bool:
         guards = Guards(settings=load_settings({}))
         async with Coordinator(registry=guards) as coordinator:
-            for number in signals:
+            working = asyncio.create_task(coordinator.run(asyncio.Event().wait()))
+            await asyncio.sleep(0)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
                 signal.raise_signal(number)
             await asyncio.wait_for(coordinator.stopping.wait(), 20)
             await asyncio.sleep(0)
-            return coordinator._drain.is_hurried
+            waits = not coordinator._drain.is_hurried and not working.done()
+            signal.raise_signal(signal.SIGQUIT)
+            with pytest.raises(ShuttingDownError):
+                await asyncio.wait_for(working, 20)
+            return waits
 
-    before = signal.getsignal(signal.SIGQUIT)
-    signal.signal(signal.SIGQUIT, lambda *_: None)
+    before = signal.signal(signal.SIGQUIT, lambda *_: None)
     try:
-        assert asyncio.run(main(signal.SIGQUIT))
-        assert not asyncio.run(main(SIGNAL))
-        assert asyncio.run(main(SIGNAL, SIGNAL))
-        assert not asyncio.run(main(SIGNAL, SIGNAL, repeats=True))
-        assert asyncio.run(main(SIGNAL, signal.SIGQUIT, repeats=True))
+        assert asyncio.run(main())
     finally:
-        host.repeats = False
         signal.signal(signal.SIGQUIT, before)
+
+
+def test_a_worker_of_multiprocessing_gets_sigterm_from_its_parent_again() -> None:
+    assert not repeats_sigterm()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(repeats_sigterm).result(60)
