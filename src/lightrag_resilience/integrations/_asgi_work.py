@@ -12,6 +12,8 @@ from lightrag_resilience._gate import admitted
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.shutdown import Coordinator
 
+from ._asgi_scope import route_path
+
 __all__ = ["Application", "Message", "Receive", "Send", "Serving", "closing", "name_of"]
 
 Message = MutableMapping[str, Any]
@@ -138,7 +140,7 @@ def closing(scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
 
 def name_of(scope: MutableMapping[str, Any]) -> str:
     """A request's method and the first part of its path: ``POST /documents/…``."""
-    first, _, rest = scope["path"].lstrip("/").partition("/")
+    first, _, rest = route_path(scope).lstrip("/").partition("/")
     if len(first) > _LONGEST:
         first, rest = "…", ""
     return f"{scope.get('method', 'websocket')} /{first}{'/…' if rest else ''}"

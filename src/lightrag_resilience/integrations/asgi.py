@@ -27,6 +27,7 @@ from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.registry import Guards, guards
 from lightrag_resilience.shutdown import Coordinator
 
+from ._asgi_scope import route_path
 from ._asgi_work import Application, Message, Receive, Send, Serving, closing
 
 __all__ = ["Draining"]
@@ -80,7 +81,7 @@ class Draining:
         await self._respond(scope, receive, send)
 
     async def _respond(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in {"/livez", "/readyz"}:
+        if scope["type"] == "http" and route_path(scope) in {"/livez", "/readyz"}:
             await self._probe(scope, send)
         elif self.coordinator is None:  # the server has no lifespan, or it has not begun
             with admitted():
@@ -132,7 +133,7 @@ class Draining:
 
     async def _probe(self, scope: MutableMapping[str, Any], send: Send) -> None:
         answer = functools.partial(_answer, scope, send)
-        if scope["path"] == "/livez":
+        if route_path(scope) == "/livez":
             await answer(200, {"status": "alive"})
         elif self._is_draining:
             await answer(503, {"status": "draining"}, self._retry_after)

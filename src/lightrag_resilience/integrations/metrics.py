@@ -20,6 +20,8 @@ from lightrag_resilience._surroundings import surroundings
 from lightrag_resilience.registry import Guards, guards
 from lightrag_resilience.telemetry.prometheus import Observation, observe  # says what is missing
 
+from ._asgi_scope import route_path
+
 # isort: split
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -68,7 +70,7 @@ class Metrics:
                 await self._app(scope, receive, send)
             finally:
                 self.close()
-        elif scope["type"] == "http" and scope["path"] == self._path:
+        elif scope["type"] == "http" and route_path(scope) == self._path:
             await self._answer(scope, send)
         else:
             await self._app(scope, receive, send)

@@ -25,6 +25,7 @@ from lightrag_resilience._phases import Phase
 from lightrag_resilience._variables import is_token
 from lightrag_resilience.registry import Guards, guards
 
+from ._asgi_scope import route_path
 from ._status_actions import LARGEST_BODY, Refused, act, check_token, read_action
 from ._status_watch import Watch, drain_of
 
@@ -229,7 +230,7 @@ class StatusPage:
 
 def _path_below(scope: Scope) -> str | None:
     """What follows ``/resilience`` in the path; None where that is not in it."""
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    path = route_path(scope)
     here, below = path[: len("/resilience")], path[len("/resilience") :]
     return below if here == "/resilience" and below[:1] in {"", "/"} else None
 
