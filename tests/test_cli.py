@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -143,3 +144,94 @@ def test_it_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "lightrag_resilience", "--help"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
     assert "demo" in ran.stdout
+
+
+# ---------------------------------------------------------------------- where output goes
+
+
+def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[Any]:
+    environ = {**os.environ, **options.pop("env", {})}
+    command = [sys.executable, "-m", "lightrag_resilience", *arguments]
+    return subprocess.run(  # noqa: S603 - our own interpreter
+        command, env=environ, stderr=subprocess.PIPE, timeout=60, check=False, **options
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252:strict"])
+@pytest.mark.parametrize("arguments", [["doctor"], ["config"], ["set", "--help"]])
+def test_where_a_terminal_has_no_other_characters_plain_ones_are_written(
+    encoding: str, arguments: list[str]
+) -> None:
+    ran = process(*arguments, stdout=subprocess.PIPE, env={"PYTHONIOENCODING": encoding})
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    if encoding == "ascii" and arguments == ["doctor"]:
+        assert b"...__RETRY__ATTEMPTS" in ran.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no bytes in a command line")
+def test_a_name_that_no_encoding_has_is_no_traceback() -> None:
+    ran = process("config", os.fsdecode(b"llm.\xff"), stdout=subprocess.PIPE)
+    assert b"Traceback" not in ran.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such paths")
+@pytest.mark.parametrize("arguments", [["config"], ["config", "--json"], ["doctor"]])
+def test_output_that_has_no_reader_is_not_taken_for_trouble(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ran = process(*arguments, stdout=writer)
+    finally:
+        os.close(writer)
+    assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="There is no full disk here")
+@pytest.mark.parametrize("arguments", [["config"], ["config", "--json"]])
+def test_a_full_disk_is_told(arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as disk:
+        ran = process(*arguments, stdout=disk)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(b"The output cannot be written: No space left")
+
+
+@pytest.mark.parametrize("every", ["inf", "nan", "0", "-1", "1e309", "0.05", "99d", "soon"])
+def test_a_time_between_looks_is_one(every: str) -> None:
+    ran = run("watch", "--every", every, "--times", "1", REDIS_URL="redis://127.0.0.1:1")
+    assert (ran.exit_code, type(ran.exception)) == (2, SystemExit)
+    assert every in ran.output
+
+
+# ---------------------------------------------------------------------- the server
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    pytest.importorskip("lightrag.api")
+    from lightrag_resilience.integrations.lightrag import server  # noqa: PLC0415
+
+    seen: list[Any] = []
+    monkeypatch.setattr(server, "serve", lambda *args, **options: seen.append((args, options)))
+    return seen
+
+
+def test_the_servers_help_begins_with_our_options(served: list[Any]) -> None:
+    ran = run("serve", "--gunicorn", "--help")
+    assert ran.output.index("--gunicorn") < ran.output.index("LightRAG's own server:")
+    assert served == [((["--help"],), {"gunicorn": True})]  # and goes on with LightRAG's
+
+
+def test_a_server_whose_variables_cannot_be_read_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: list[Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_bytes("RESILIENCE_DEGRADE=true\n".encode("utf-16"))
+    ran = run("serve", "--port", "9000")
+    assert (ran.exit_code, ".env is in UTF-16" in ran.stderr, served) == (2, True, [])
+    Path(".env").write_bytes("A_NAME_OF_A_TEST=1\n".encode("utf-8-sig"))
+    monkeypatch.setenv("A_NAME_OF_A_TEST", "")
+    monkeypatch.delenv("A_NAME_OF_A_TEST")
+    assert run("serve").exit_code == 0
+    assert os.environ["A_NAME_OF_A_TEST"] == "1"
+    assert len(served) == 1
+    monkeypatch.undo()

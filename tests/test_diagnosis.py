@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import redis
 from typer.testing import CliRunner, Result
@@ -20,12 +19,12 @@ from lightrag_resilience import (
     Policy,
     RetryPolicy,
     TimeoutPolicy,
+    _diagnosis_code,
 )
 from lightrag_resilience._diagnosis import Finding, Level, examine
 from lightrag_resilience._diagnosis_process import examine_process
 from lightrag_resilience._surroundings import surroundings
 from lightrag_resilience.cli import app
-from lightrag_resilience.integrations.sdks import yield_retries
 from lightrag_resilience.policy import FAMILIES
 from lightrag_resilience.settings import lightrag_timeouts, load_settings
 from lightrag_resilience.testing.redis_server import RedisServer
@@ -205,17 +204,50 @@ def test_retries_around_retries_are_found_in_code(application: str) -> None:
 
 
 def test_a_client_whose_retries_yield_is_no_finding(application: str) -> None:
-    take_back = yield_retries(openai)
-    try:
-        assert "eager" not in run("doctor", "llm", "--code", application).output
-    finally:
-        take_back()
+    with Path(f"{application}.py").open("a") as code:
+        code.write("from lightrag_resilience.integrations.sdks import yield_retries\n")
+        code.write("yield_retries(openai)\n")
+    assert "eager" not in run("doctor", "llm", "--code", application).output
 
 
-def test_code_that_cannot_be_imported_is_told(application: str) -> None:
-    ran = run("doctor", "llm", "--code", "no_such_module")
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import no_such_module", "cannot be imported: ModuleNotFoundError: No module named"),
+        ("def (", "cannot be imported: "),
+        ("raise ValueError('made up')", "cannot be imported: ValueError: made up"),
+        ("raise BaseException('made up')", "cannot be imported: BaseException: made up"),
+        ("raise KeyboardInterrupt", "cannot be imported: KeyboardInterrupt"),
+        ("raise SystemExit(0)", "calls sys.exit(0) when imported: put what runs below"),
+        ("import sys; sys.exit('no')", "calls sys.exit('no') when imported"),
+        ("import os; os._exit(0)", "ended its process when it was imported, by exit code 0"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "by signal 15"),
+    ],
+)
+def test_code_that_cannot_be_imported_is_told(application: str, code: str, said: str) -> None:
+    Path(f"{application}.py").write_text(code)
+    ran = run("doctor", "llm", "--code", application)
     assert ran.exit_code == 2
-    assert "no_such_module cannot be imported" in ran.output
+    assert ran.output.startswith(application)
+    assert said in ran.output
+
+
+def test_code_that_does_not_end_its_import_is_told(
+    application: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(f"{application}.py").write_text("import threading; threading.Event().wait()")
+    monkeypatch.setattr(_diagnosis_code, "_PATIENCE", 0.2)
+    ran = run("doctor", "llm", "--code", application)
+    assert (ran.exit_code, "was not imported within" in ran.output) == (2, True)
+
+
+def test_what_code_prints_and_begins_is_not_in_the_way(application: str) -> None:
+    Path(f"{application}.py").write_text(
+        "import threading\nprint('noise')\nthreading.Thread(target=threading.Event().wait).start()"
+    )
+    ran = run("doctor", "llm", "--json", "--code", application)
+    assert (ran.exit_code, json.loads(ran.stdout)) == (0, {"findings": []})
+    assert application not in sys.modules
 
 
 def test_warnings_are_trouble_only_where_asked_for() -> None:

@@ -186,7 +186,7 @@ def test_threads_that_tell_and_ask_at_once_never_see_a_stale_verdict() -> None:
         assert all(pool.map(tell_and_ask, range(4)))
 
 
-class Comparing(type):
+class Comparing(type):  # noqa: PLW1641 - it is about just that
     """Classes that compare by something else, and so have no hash."""
 
     def __eq__(cls, other: object) -> bool:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
+import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -12,10 +18,59 @@ import tenacity
 
 from ._diagnosis import Finding, Level
 
-__all__ = ["examine_module"]
+__all__ = ["CodeError", "examine_code", "examine_module"]
 
+_PATIENCE = 60.0  # seconds for a module to be imported
 _DEEPEST = 20  # decorators around one function
 _SDKS = ("openai", "anthropic")
+
+
+class CodeError(Exception):
+    """A module cannot be examined; it says why."""
+
+
+def examine_code(module: str) -> list[Finding]:
+    """As `examine_module`, for one that is imported in a process of its own.
+
+    Whatever it does there, such as to end the process, is no end of this one. What it prints goes
+    to stderr.
+
+    Raises:
+        CodeError: It cannot be imported, or ends its process, or takes more than 60 s.
+    """
+    command = [sys.executable, "-m", __name__, module]
+    try:
+        ran = subprocess.run(command, stdout=subprocess.PIPE, timeout=_PATIENCE, check=False)  # noqa: S603 - our own interpreter, and a module that is one's own
+    except subprocess.TimeoutExpired:
+        raise CodeError(
+            f"{module} was not imported within {_PATIENCE:g} s: {_BELOW_MAIN}"
+        ) from None
+    try:
+        told: dict[str, Any] = json.loads(ran.stdout)
+    except ValueError:
+        code = f"signal {-ran.returncode}" if ran.returncode < 0 else f"exit code {ran.returncode}"
+        raise CodeError(
+            f"{module} ended its process when it was imported, by {code}: {_BELOW_MAIN}"
+        ) from None
+    if problem := told.get("problem"):
+        raise CodeError(problem)
+    return [Finding(**{**each, "level": Level(each["level"])}) for each in told["findings"]]
+
+
+_BELOW_MAIN = "put what runs below `if __name__ == '__main__':`"
+
+
+def _told_of(name: str) -> dict[str, Any]:
+    """The findings in a module, or why there are none, as `examine_code` reads them."""
+    try:
+        return {
+            "findings": [asdict(each) for each in examine_module(importlib.import_module(name))]
+        }
+    except SystemExit as error:
+        return {"problem": f"{name} calls sys.exit({error.code!r}) when imported: {_BELOW_MAIN}"}
+    except BaseException as error:  # noqa: BLE001 - it is another's code, and may raise anything
+        why = "".join(traceback.format_exception_only(error)).strip()
+        return {"problem": f"{name} cannot be imported: {why}"}
 
 
 def examine_module(module: ModuleType) -> list[Finding]:
@@ -89,3 +144,11 @@ def _yields(sdk: str) -> bool:
     """Whether `yield_retries` was there."""
     options = getattr(sys.modules.get(f"{sdk}._models"), "FinalRequestOptions", None)
     return hasattr(getattr(options, "get_max_retries", None), "__resilience_users__")
+
+
+if __name__ == "__main__":  # pragma: no cover - tests run it as a process
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what the module prints
+    sys.path.insert(0, "")  # also where Python is told to leave it out
+    os.write(answer, json.dumps(_told_of(sys.argv[1])).encode())
+    os._exit(0)  # whatever threads the module began

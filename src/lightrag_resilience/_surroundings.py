@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dotenv import dotenv_values
+from dotenv import load_dotenv
 
 from ._words import as_count
 from .errors import SettingsError
@@ -66,10 +66,7 @@ def take_from(file: Path) -> None:
         OSError: It cannot be read.
         SettingsError: It is no text in UTF-8, or no file of variables at all.
     """
-    text = _text_of(file)
-    for name, value in dotenv_values(stream=io.StringIO(text)).items():
-        if value is not None and name:
-            os.environ.setdefault(name, value)
+    load_dotenv(stream=io.StringIO(_text_of(file)))
 
 
 def _text_of(file: Path) -> str:

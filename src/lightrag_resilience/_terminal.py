@@ -1,16 +1,23 @@
-"""How a command ends: its exit code, and one line that says why."""
+"""What a command writes, and how it ends: its exit code, and one line that says why."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import enum
+import io
+import os
+import sys
+import unicodedata
 from typing import NoReturn
 
 import typer
+from rich.console import Console
 
 from .errors import SettingsError
 from .settings import Settings, load_settings
 
-__all__ = ["Exit", "fail", "settings_or_exit"]
+__all__ = ["Exit", "console", "fail", "settings_or_exit", "tell", "write_what_can_be_shown"]
 
 
 class Exit(enum.IntEnum):
@@ -23,6 +30,52 @@ class Exit(enum.IntEnum):
     """An argument or a variable is wrong."""
     NO_REDIS = 3
     """Redis cannot be used, so that each process has breakers of its own."""
+    UNREAD = 141
+    """The reader of the output is gone, such as ``head``; a shell says the same of SIGPIPE."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        _end_unread()
+
+
+def console() -> Console:
+    """Where tables and sentences of a command go."""
+    return _Console()
+
+
+def tell(text: str) -> None:
+    """Write a line of a command's output."""
+    try:
+        print(text, flush=True)  # noqa: T201 - it is what a command is for
+    except BrokenPipeError:
+        _end_unread()
+
+
+def _end_unread() -> NoReturn:
+    with contextlib.suppress(OSError, ValueError):  # what is left in the buffer has no reader
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(Exit.UNREAD)
+
+
+def write_what_can_be_shown() -> None:
+    """Let no output fail for want of a character: ``…`` is ``...`` where there are none but ASCII.
+
+    A name may hold what no encoding has, such as half of a surrogate pair.
+    """
+    codecs.register_error(_PLAIN, _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_PLAIN)
+
+
+_PLAIN = "lightrag_resilience.plain"
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)  # noqa: S101 - it is asked for output alone
+    text = unicodedata.normalize("NFKD", error.object[error.start : error.end])
+    return "".join(each if each.isascii() else "?" for each in text), error.end
 
 
 def fail(message: str, code: Exit = Exit.USAGE) -> NoReturn:

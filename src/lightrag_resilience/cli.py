@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from dataclasses import asdict
@@ -11,7 +12,6 @@ from typing import Annotated
 
 try:
     import typer
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py runs it apart
@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py r
 
 from . import examination
 from ._surroundings import take_from
-from ._terminal import Exit, fail, settings_or_exit
+from ._terminal import Exit, console, fail, settings_or_exit, tell, write_what_can_be_shown
 from ._version import __version__
 from ._words import counted, printable
 from .errors import SettingsError
@@ -40,12 +40,19 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the ``lightrag-resilience`` command."""
-    app()
+    write_what_can_be_shown()
+    try:
+        app()
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EIO, errno.EBADF}:
+            raise
+        typer.echo(f"The output cannot be written: {error.strerror}", err=True)
+        sys.exit(Exit.USAGE)
 
 
 def _tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way of calling it
     if wanted:
-        typer.echo(f"lightrag-resilience {__version__}")
+        tell(f"lightrag-resilience {__version__}")
         raise typer.Exit
 
 
@@ -55,7 +62,7 @@ def _take_from(file: Path | None) -> None:
             take_from(file)
         except OSError as error:
             fail(f"{file} cannot be read: {error.strerror or error}")
-        except (SettingsError, ValueError) as error:
+        except SettingsError as error:
             fail(str(error))
 
 
@@ -106,10 +113,10 @@ def demo(
         workers=workers,
         output=output,
         quiet=as_json,
-        console=Console(),
+        console=console(),
     )
     if as_json:
-        typer.echo(json.dumps(report))
+        tell(json.dumps(report))
 
 
 @app.command(
@@ -122,6 +129,10 @@ def serve(
     gunicorn: Annotated[bool, typer.Option("--gunicorn", help="Under Gunicorn.")] = False,
 ) -> None:
     """Run LightRAG's own server, protected; further options are those of lightrag-server."""
+    if {"-h", "--help"} & {*context.args}:
+        tell(f"{context.get_help()}\n\nThe options of LightRAG's own server:\n")
+    elif (variables := Path(".env")).is_file():
+        _take_from(variables)  # as LightRAG does, but with a sentence where it cannot be read
     try:
         from .integrations.lightrag.server import serve as run  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -157,7 +168,7 @@ def journal(
         reason = getattr(error, "strerror", None) or error
         fail(f"The journal {place} cannot be read: {reason}")
     if as_json:
-        typer.echo(json.dumps([asdict(record) for record in records]))
+        tell(json.dumps([asdict(record) for record in records]))
     else:
         table = Table("when", "what", "about", "kind", "state", "after", "signal", "process")
         for each in records:
@@ -169,7 +180,7 @@ def journal(
             cells = (when, each.name, about, kind, state, lasted, each.signal, process)
             table.add_row(*(escape(printable(cell)) for cell in cells))
         if records or not damage:
-            Console().print(table if records else "Nothing was given up.")
+            console().print(table if records else "Nothing was given up.")
     if damage:
         lines = ", ".join(f"line {number} of {file}" for file, number in damage[:_NAMED])
         fail(f"{counted(len(damage), 'record')} cannot be read: {lines}")

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
-import sys
 from dataclasses import asdict, dataclass
-from types import ModuleType
 from typing import Annotated
 
 import typer
 from pydantic import SecretStr
-from rich.console import Console
 from rich.table import Table
 
 from ._diagnosis import Finding, Level, examine
-from ._diagnosis_code import examine_module
+from ._diagnosis_code import CodeError, examine_code
 from ._diagnosis_process import examine_process
 from ._steering import REDIS_FAILURES, cluster_of
 from ._surroundings import surroundings
-from ._terminal import Exit, fail, settings_or_exit
+from ._terminal import Exit, console, fail, settings_or_exit, tell
 from ._variables import PLAIN, PREFIX
 from .policy import FAMILIES, PARTS, Policy
 from .settings import Settings, lightrag_timeouts
@@ -56,20 +52,20 @@ def doctor(
     ]
     found += examine_process(settings, surroundings())
     for module in code or ():
-        found += examine_module(_imported(module))
+        found += _look_at_code(module)
     is_away = False
     if settings.redis_url is not None:
         of_redis, is_away = asyncio.run(_look_at_redis(settings))
         found += of_redis
     if as_json:
-        typer.echo(json.dumps({"findings": [asdict(finding) for finding in found]}))
+        tell(json.dumps({"findings": [asdict(finding) for finding in found]}))
     else:
-        console = Console()
-        console.print(_policies(settings, chosen))
+        page = console()
+        page.print(_policies(settings, chosen))
         if not found:
-            console.print("Nothing was found that is wrong.")
+            page.print("Nothing was found that is wrong.")
         for finding in found:
-            console.print(
+            page.print(
                 f"{finding.level}: {finding.subject}: {finding.problem}. To do: {finding.advice}.",
                 markup=False,
                 highlight=False,
@@ -78,14 +74,11 @@ def doctor(
     raise typer.Exit(Exit.NO_REDIS if is_away else _verdict(found, strict=strict))
 
 
-def _imported(name: str) -> ModuleType:
-    sys.path.insert(0, "")  # as `python -m` has it, and a script of ours has not
+def _look_at_code(module: str) -> list[Finding]:
     try:
-        return importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - it is somebody else's code, and may raise anything
-        fail(f"{name} cannot be imported: {type(error).__name__}: {error}")
-    finally:
-        sys.path.remove("")
+        return examine_code(module)
+    except CodeError as error:
+        fail(str(error))
 
 
 def _verdict(found: list[Finding], *, strict: bool) -> Exit:
@@ -152,12 +145,12 @@ def config(names: _Names = None, *, as_json: _Json = False) -> None:
     for name in names or FAMILIES:
         values += _values(effective, name, in_force)
     if as_json:
-        typer.echo(json.dumps({"values": [asdict(value) for value in values]}))
+        tell(json.dumps({"values": [asdict(value) for value in values]}))
     else:
         table = Table("dependency", "field", "value", "source")
         for value in values:
             table.add_row(value.dependency, value.field, value.value, value.source)
-        Console().print(table)
+        console().print(table)
     if trouble:
         typer.echo(trouble, err=True)
         raise typer.Exit(Exit.NO_REDIS)

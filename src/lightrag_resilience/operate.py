@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
+import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
 from ._circuit import State
 from ._pages import as_page
 from ._steering import REDIS_FAILURES, UnknownBreakerError, cluster_of, signed, steer_known
-from ._terminal import Exit, fail, settings_or_exit
+from ._terminal import Exit, console, fail, settings_or_exit, tell
 from ._variables import DEFAULT, PREFIX, section_of
 from ._words import as_duration, as_words, counted, printable
 from .errors import SettingsError
@@ -32,6 +33,7 @@ from .shared.wire import Override
 __all__ = ["COMMANDS"]
 
 R = TypeVar("R")
+_SHORTEST = 0.1  # seconds between two looks of `watch`
 _HEARD = 4  # seconds until all workers have seen a change
 
 
@@ -40,6 +42,13 @@ def _duration(text: str) -> float:
         return as_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _interval(text: object) -> float:
+    seconds = _duration(str(text))  # also asked about the default
+    if seconds < _SHORTEST:
+        raise typer.BadParameter(f"{text!r} is less than {_SHORTEST:g} s")
+    return seconds
 
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
@@ -56,22 +65,24 @@ def status(*, as_json: _Json = False) -> None:
     settings = settings_or_exit()
     seen = _with_cluster(settings, lambda cluster: cluster.look())
     if as_json:
-        typer.echo(json.dumps(as_data(seen)))
+        tell(json.dumps(as_data(seen)))
     else:
-        Console().print(as_page(seen))
+        console().print(as_page(seen))
     raise typer.Exit(Exit.TROUBLE if seen.troubled else Exit.FINE)
 
 
 def watch(
     *,
-    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
+    every: Annotated[
+        float, typer.Option(parser=_interval, metavar="2s", help="Time between two looks.")
+    ] = 1.0,
     times: Annotated[int, typer.Option(help="Looks until the end; 0: until Ctrl-C.", min=0)] = 0,
 ) -> None:
     """Show every breaker of the cluster, again and again, until Ctrl-C."""
     settings = settings_or_exit()
     _check_address(settings)
     try:
-        with Live(console=Console(), auto_refresh=False) as live:
+        with Live(console=console(), auto_refresh=False) as live:
             count = 0
             while not times or count < times:
                 count += 1
@@ -121,12 +132,12 @@ def reset(
     names = _with_cluster(settings, close_all)
     if not yes:
         fail(f"This closes {counted(len(names), 'breaker')} in all workers; add --yes to do it")
-    typer.echo(f"Closed in all workers: {', '.join(names) or 'none was there'}")
+    tell(f"Closed in all workers: {', '.join(names) or 'none was there'}")
 
 
 def set_(
     variables: Annotated[
-        list[str], typer.Argument(help="RESILIENCE_LLM__LIMIT__RPM=60 …", metavar="NAME=VALUE")
+        list[str], typer.Argument(help="RESILIENCE_LLM__LIMIT__RPM=60 ...", metavar="NAME=VALUE")
     ],
     *,
     reason: _Reason = "",
@@ -152,11 +163,11 @@ def set_(
     except SettingsError as error:
         fail(str(error))
     for name, value in pairs.items():
-        typer.echo(f"{name} is {value} in all workers, within {_HEARD} s")
+        tell(f"{name} is {value} in all workers, within {_HEARD} s")
 
 
 def unset(
-    variables: Annotated[list[str], typer.Argument(help="RESILIENCE_LLM__LIMIT__RPM …")],
+    variables: Annotated[list[str], typer.Argument(help="RESILIENCE_LLM__LIMIT__RPM ...")],
 ) -> None:
     """Give variables the values of each worker's environment again."""
     settings = settings_or_exit()
@@ -173,7 +184,7 @@ def unset(
         return names
 
     for name in _with_cluster(settings, restore):
-        typer.echo(f"{name} is as each worker's environment says, within {_HEARD} s")
+        tell(f"{name} is as each worker's environment says, within {_HEARD} s")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -206,7 +217,9 @@ def acl(
 ) -> None:
     """Print the Redis command that makes a user with no more rights than are needed."""
     settings = settings_or_exit()
-    typer.echo(f"ACL SETUSER {user} on >PASSWORD {needed_rights(settings.redis_prefix)}")
+    if not re.fullmatch("[!-~]+", user):
+        fail(f"{user!r} is no name of a user: take ASCII characters without spaces")
+    tell(f"ACL SETUSER {user} on >PASSWORD {needed_rights(settings.redis_prefix)}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -266,7 +279,7 @@ def _steer(
             f"Known: {', '.join(error.known) or 'none'}. Add --new to go on all the same"
         )
     until = f" for {as_words(done.now.remaining)}" if done.now.remaining else ""
-    typer.echo(f"{name} is {done.now.state.value} in all workers{until}: {done.now.reason}")
+    tell(f"{name} is {done.now.state.value} in all workers{until}: {done.now.reason}")
 
 
 def _signed(reason: str) -> str:
