@@ -25,13 +25,16 @@ def loaded(*path: str) -> Any:
     return yaml.safe_load(DEPLOY.joinpath(*path).read_text(encoding="utf-8"))
 
 
-COMPOSE = loaded("compose.yml")
+PASSWORD = "0123456789abcdef"  # noqa: S105 - of a server that lasts as long as a test
+COMPOSE = yaml.safe_load(
+    re.sub(r"\$\{REDIS_PASSWORD:\?[^}]*\}", PASSWORD, (DEPLOY / "compose.yml").read_text("utf-8"))
+)
 SERVICES = COMPOSE["services"]
 SERVER = SERVICES["lightrag"]
 
 
 def address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition("://")[2].partition("/")[0].partition(":")
+    host, _, port = text.rpartition("://")[2].rpartition("@")[2].partition("/")[0].partition(":")
     return host, int(port)
 
 
@@ -90,6 +93,23 @@ def test_each_service_is_looked_for_where_it_listens() -> None:
         host, port = address(place)
         assert listens[host] == port, place
     assert f"EXPOSE {listens['lightrag']}" in (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_no_container_has_more_rights_than_it_needs() -> None:
+    for name, service in SERVICES.items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        for port in service.get("ports", ()):
+            assert name == "lightrag" or port.startswith("127.0.0.1:"), (name, port)
+
+
+def test_nothing_but_the_server_reaches_redis() -> None:
+    assert COMPOSE["networks"]["shared"] == {"internal": True}
+    shared = {name for name, each in SERVICES.items() if "shared" in each["networks"]}
+    assert shared == {"lightrag", "redis"}
+    assert SERVICES["redis"]["networks"] == ["shared"]
+    assert "ports" not in SERVICES["redis"]
 
 
 def test_the_rules_find_the_job_and_grafana_its_dashboards() -> None:
