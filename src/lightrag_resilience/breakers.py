@@ -242,10 +242,12 @@ class Breaker:
 def _log_change(change: StateChanged, opens: int) -> None:
     """One line a change: a warning where calls begin to be refused.
 
-    In a long outage a circuit breaks again and again: told are breaks 1, 2, 4, 8 and so on.
+    In a long outage a circuit breaks again and again: told are the first look at whether it is
+    over, and breaks 1, 4, 16, 64 and so on.
     """
     level = logging.WARNING if change.new == State.OPEN.value else logging.INFO
-    if change.new != State.CLOSED.value and opens & (opens - 1):
+    is_told = opens <= 1 or (change.new == State.OPEN.value and _is_power_of_four(opens))
+    if change.new != State.CLOSED.value and not is_told:
         level = logging.DEBUG
     again = f", break {opens} in a row" if opens > 1 and change.new == State.OPEN.value else ""
     _log.log(
@@ -254,6 +256,10 @@ def _log_change(change: StateChanged, opens: int) -> None:
         *(change.dependency, change.new, change.reason, again),
         extra={"dependency": change.dependency, "state": change.new, "reason": change.reason},
     )
+
+
+def _is_power_of_four(number: int) -> bool:
+    return number.bit_count() == 1 and number.bit_length() % 2 == 1
 
 
 class _PyBreaker(CircuitBreaker):
