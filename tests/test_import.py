@@ -94,7 +94,11 @@ LAYERS = [
         "integrations.lightrag._storage_methods",
         "integrations.lightrag._work",
     ],
-    ["integrations.lightrag._documents", "integrations.lightrag.storages"],
+    [
+        "integrations.lightrag._documents",
+        "integrations.lightrag._outage_log",
+        "integrations.lightrag.storages",
+    ],
     ["integrations.lightrag._answers", "integrations.lightrag._standins"],
     [
         "integrations.lightrag._degradation",

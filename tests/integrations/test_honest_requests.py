@@ -19,6 +19,7 @@ from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry.correlation import correlated
 
 pytestmark = pytest.mark.anyio
+ASKED = {"method": "POST", "path": "/query"}
 HEADERS = [(b"content-length", b"2"), (b"access-control-allow-origin", b"*"), (b"X-Id", b"7")]
 
 
@@ -50,7 +51,7 @@ async def ask(application: Callable[[Any], Awaitable[None]], kind: str = "http")
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await HonestRequests(app)({"type": kind}, receive, send)
+    await HonestRequests(app)({"type": kind, **ASKED}, receive, send)
     return sent
 
 
@@ -177,7 +178,7 @@ class Told:
         async def receive() -> Any:
             raise AssertionError
 
-        task = asyncio.create_task(self.app({"type": "http"}, receive, send))
+        task = asyncio.create_task(self.app({"type": "http", **ASKED}, receive, send))
         await self.waits.wait()
         task.cancel()
         await asyncio.wait([task])

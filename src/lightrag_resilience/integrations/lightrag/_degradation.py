@@ -18,6 +18,7 @@ from lightrag_resilience.stale import StaleCache
 from ._answers import Answer, mark, streamed
 from ._ladder import Part, rung_for
 from ._standins import stand_in
+from ._work import current_request
 
 __all__ = ["Degradation"]
 
@@ -165,7 +166,8 @@ def _marked(answer: Answer, missing: Mapping[Part, DependencyError]) -> Answer:
     errors = {error.dependency: error for error in missing.values()}
     mark(answer, errors)
     names = " and ".join(repr(name) for name in errors)
-    _log.info("A query was answered without %s", names)
+    level = logging.INFO if current_request.get() is None else logging.DEBUG  # that has its line
+    _log.log(level, "A query was answered without %s", names)
     unavailable = f"{names} {'is' if len(errors) == 1 else 'are'} unavailable."
     if Part.MODEL in missing:
         answer.get("llm_response", {})["llm_generated"] = False

@@ -18,6 +18,7 @@ from lightrag_resilience.failures import FailureKind, classify
 from lightrag_resilience.registry import Guards, guards
 
 from ._answers import query_error
+from ._outage_log import FailedRequest, FailedRequests, release
 from ._work import Request, current_request
 
 __all__ = ["HonestRequests"]
@@ -50,20 +51,27 @@ class HonestRequests:
     def __init__(self, app: Application, *, registry: Guards | None = None) -> None:
         self._app = app
         self._registry = registry
+        self._failed = FailedRequests()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass a request on, and its answer back."""
+        if scope["type"] == "lifespan":
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._failed.end()
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        answer = _Answer(send, self._failed, scope)
         token = current_request.set(answer.request)
         try:
             await self._app(scope, receive, answer.send)
         except Exception:
             if answer.is_begun or answer.request.last is None:
                 raise
-            _log.exception("A request failed with a dependency")
+            _log.debug("A request failed with a dependency", exc_info=True)
             await answer.refuse(())
         except asyncio.CancelledError:
             gate = (self._registry or guards()).gate
@@ -71,35 +79,66 @@ class HonestRequests:
                 raise
             # The request's task ends here in any case, and now it ends with an answer.
         finally:
+            answer.end()
             current_request.reset(token)
 
 
 class _Answer:
     """The answer to one request, on its way."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, failed: FailedRequests, scope: MutableMapping[str, Any]) -> None:
         self.request = Request()
-        self.is_begun = False
+        if failed.are_going_on:
+            self.request.held = []
         self._send = send
+        self._failed = failed
+        self._scope = scope
+        self._status: int | None = None
         self._is_replaced = False
         self._is_of_lines = False
         self._is_ended = False
 
+    @property
+    def is_begun(self) -> bool:
+        return self._status is not None
+
+    def end(self) -> None:
+        """No more is sent: where a dependency failed, the log is told once."""
+        release(self.request)
+        is_first, self.request.is_over = not self.request.is_over, True
+        if is_first and self.request.last is not None:
+            dependency, error = self.request.last
+            scope = self._scope
+            self._failed.tell(
+                FailedRequest(
+                    f"{scope['method']} {scope['path']}",
+                    client=scope["client"][0] if scope.get("client") else None,
+                    status=self._status,
+                    dependency=dependency,
+                    cause=str(query_error(dependency, error)),
+                    identity=current_id.get(),
+                )
+            )
+
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.is_begun = True
+            self._status = message["status"]
             self._is_of_lines = _LINES in dict(message.get("headers", ())).get(b"content-type", b"")
             if message["status"] == 500 and self.request.last is not None:  # noqa: PLR2004
                 await self.refuse(message.get("headers", ()))
+            else:
+                release(self.request)
         elif message["type"] == "http.response.body":
             self._is_ended = not message.get("more_body")
         if not self._is_replaced:
             await self._send(message)
+        if self._is_ended:
+            self.end()
 
     async def refuse(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Answer in place of the application, with those of its headers that still hold."""
         assert self.request.last is not None  # noqa: S101 - asked for by both callers
-        self._is_replaced = True
+        self._is_replaced = self.request.is_refused = True
         status, wait, body = _refusal(*self.request.last)
         kept = [(name, value) for name, value in headers if name.lower() not in _BODY_HEADERS]
         await self._answer(status, wait, body, kept)
@@ -127,6 +166,7 @@ class _Answer:
         ]
         if wait is not None:
             headers.append((b"retry-after", str(wait).encode()))
+        self._status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 

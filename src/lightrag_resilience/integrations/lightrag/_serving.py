@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import math
 import sys
 from collections.abc import Awaitable, Callable
@@ -15,6 +14,7 @@ from lightrag_resilience.integrations import gunicorn
 from lightrag_resilience.settings import Settings
 
 from ._ingest import heard_when_stored
+from ._outage_log import log_beside_lightrag
 
 __all__ = ["answer_when_stored", "configure_gunicorn", "configure_uvicorn", "server_timeout"]
 
@@ -44,7 +44,7 @@ def configure_uvicorn(server: ModuleType, settings: Settings) -> Callable[[], No
     original = server.uvicorn
 
     def run(*args: Any, **kwargs: Any) -> None:
-        _log_beside("lightrag")
+        log_beside_lightrag()  # LightRAG has set its own logging up by now
         original.run(*args, timeout_graceful_shutdown=server_timeout(settings), **kwargs)
 
     server.uvicorn = SimpleNamespace(run=run)  # type: ignore[attr-defined]
@@ -53,14 +53,6 @@ def configure_uvicorn(server: ModuleType, settings: Settings) -> Callable[[], No
         server.uvicorn = original  # type: ignore[attr-defined]
 
     return take_back
-
-
-def _log_beside(name: str) -> None:
-    """What is said here goes where LightRAG's log goes, unless somebody has decided."""
-    ours, theirs = logging.getLogger("lightrag_resilience"), logging.getLogger(name)
-    if not ours.handlers and not logging.getLogger().handlers:
-        ours.handlers = list(theirs.handlers)
-        ours.setLevel(theirs.level)
 
 
 def configure_gunicorn(config: ModuleType, settings: Settings) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -20,11 +22,14 @@ from ._ingest import current_run
 
 __all__ = [
     "Request",
+    "Stage",
     "Work",
     "current_request",
     "current_work",
     "gated",
     "is_caused_by",
+    "reached",
+    "stage_of",
     "working",
 ]
 
@@ -67,12 +72,51 @@ class Work:
 
 
 class Request:
-    """An HTTP request, and the dependency and error of the last guarded call that failed in it."""
+    """An HTTP request.
 
-    __slots__ = ("last",)
+    Attributes:
+        last: The dependency and error of the last guarded call that failed in it.
+        is_refused: Whether that is its answer.
+        is_over: Whether it is answered; what it has begun may go on.
+        held: What others write to the log about it until it is known how it ends; None where that
+            is written at once.
+    """
+
+    __slots__ = ("held", "is_over", "is_refused", "last")
 
     def __init__(self) -> None:
         self.last: tuple[str, Exception] | None = None
+        self.is_refused = False
+        self.is_over = False
+        self.held: list[logging.LogRecord] | None = None
+
+
+class Stage(enum.Enum):
+    """How far the error of a guarded call has come: what is written of it tells nothing new."""
+
+    QUEUED = "out of the guard, and into LightRAG's queue"
+    RAISED = "out of all that protects the call"
+
+
+_STAGE = "_resilience_stage"
+
+
+def reached(error: Exception, stage: Stage) -> None:
+    """An error of a guarded call has come so far."""
+    vars(error)[_STAGE] = stage
+
+
+def stage_of(error: BaseException) -> Stage | None:
+    """The stage of an error, or of one that led to it; None where no guarded call raised it."""
+    cause: BaseException | None = error
+    for _ in range(_DEEPEST):
+        if cause is None:
+            break
+        stage = vars(cause).get(_STAGE)
+        if isinstance(stage, Stage):
+            return stage
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
 
 
 current_request: ContextVar[Request | None] = ContextVar(
@@ -111,6 +155,7 @@ async def gated(
     except Exception as error:
         if isinstance(error, ShuttingDownError) and (run := current_run.get()) is not None:
             await run.hold()  # LightRAG would fail a document for it
+        reached(error, Stage.RAISED)
         if outer is not None:
             outer.foreign = error
         if not is_foreign(error):

@@ -7,6 +7,8 @@ from typing import Any
 
 from lightrag_resilience.integrations.gunicorn import DrainingWorker
 
+from ._outage_log import log_beside_lightrag
+
 try:
     from lightrag.api.gunicorn_worker import LightRAGUvicornWorker
 except ImportError:  # before LightRAG 1.5
@@ -24,4 +26,5 @@ class Worker(_Worker, LightRAGUvicornWorker):  # type: ignore[misc]
         """Begin without the master's child, LightRAG's manager of what is shared."""
         children: set[Any] = getattr(process, "_children", set())
         children.clear()  # at its exit it would wait for them, and fail
+        log_beside_lightrag()  # LightRAG's hook after the fork has set its own logging up
         super().init_process()

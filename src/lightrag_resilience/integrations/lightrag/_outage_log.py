@@ -1,0 +1,286 @@
+"""What the log of LightRAG's own server says of an outage: few lines, and each with its cause.
+
+LightRAG, and the libraries below it, write dozens of lines and a traceback for each query that
+fails with a dependency. Here each request has one line at most, and many requests one sum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from lightrag_resilience._call import current_call
+from lightrag_resilience.errors import DependencyError
+from lightrag_resilience.failures import FailureKind, classify
+
+from ._work import Request, Stage, current_request, current_work, stage_of
+
+__all__ = ["AlreadyTold", "FailedRequest", "FailedRequests", "log_beside_lightrag", "release"]
+
+_log = logging.getLogger("lightrag_resilience")
+
+_EACH = 3  # requests with a line of their own, before they are summed up
+_LOOK = 60.0  # seconds between two looks at whether there is something to sum up
+_LONGEST = 16  # looks from one sum to the next, in a long outage
+_KINDS = 50  # statuses and dependencies that are told apart
+_LONGEST_PATH = 200  # characters
+
+_ACCESS = "uvicorn.access"
+_CLIENTS = frozenset({"httpx", "httpx2"})
+_QUIETED = ("lightrag", "uvicorn.error", _ACCESS, *sorted(_CLIENTS))
+_LEAST_ERROR = 400
+_HIDES = 3600.0  # seconds for which a line is not repeated
+_REMEMBERED = 200  # lines
+_HELD = 100  # lines of one request
+_WITH_TIME = "%(asctime)s [%(levelname)s] %(name)s: %(message)s"
+
+
+# ---------------------------------------------------------------------- requests
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRequest:
+    """A request in which a guarded call failed.
+
+    Attributes:
+        request: Its method and path, as they came.
+        client: The address that it came from; None where the server does not know.
+        status: Of its answer; None where it got none.
+        dependency: What failed in it last.
+        cause: How.
+        identity: The request's id; None where it has none.
+    """
+
+    request: str
+    client: str | None
+    status: int | None
+    dependency: str
+    cause: str
+    identity: str | None
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What it has in common with others: its outcome, and the dependency."""
+        return ("no answer" if self.status is None else str(self.status)), self.dependency
+
+    def __str__(self) -> str:
+        shown = "".join(each if each.isprintable() else "?" for each in self.request)
+        client = "" if self.client is None else f" from {self.client}"
+        identity = "" if self.identity is None else f" (request {self.identity})"
+        return f"{shown[:_LONGEST_PATH]}{client} got {self.kind[0]}{identity}: {self.cause}"
+
+    def fields(self) -> dict[str, Any]:
+        """What a log for machines keeps besides."""
+        known = {"dependency": self.dependency, "status": self.status}
+        return known if self.identity is None else known | {"correlation_id": self.identity}
+
+
+class FailedRequests:
+    """Tells the log of requests in which a dependency failed: of the first ones each, then sums.
+
+    The first sum follows within a minute, the next ones after two minutes, four and so on, until
+    there are 16 minutes between them. After a minute without such a request all begins anew.
+    Belongs to one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+        self._kinds: set[tuple[str, str]] = set()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._kinds.clear()
+        self._singles = 0
+        self._looks_between = 1
+        self._sum: Counter[tuple[str, str]] = Counter()
+        self._looks = 0
+        self._is_calm = False
+        self._summed_since = 0.0
+        self._last: FailedRequest | None = None
+
+    def tell(self, failed: FailedRequest) -> None:
+        """One more. Called on the event loop."""
+        if self._timer is None:
+            self._begin()
+            self._wait()
+        self._is_calm = False
+        is_new = failed.kind not in self._kinds and len(self._kinds) < _KINDS
+        if is_new or self._singles < _EACH:
+            self._kinds.add(failed.kind)
+            self._singles += 1
+            _log.warning("%s", failed, extra=failed.fields())
+        else:
+            if self._last is None:
+                self._summed_since = _now()
+            self._sum[failed.kind] += 1
+            self._last = failed
+
+    @property
+    def are_going_on(self) -> bool:
+        """Whether there were such requests within the last minute or two."""
+        return self._timer is not None
+
+    def end(self) -> None:
+        """Tell what is left to tell."""
+        self._tell_sum()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wait(self) -> None:
+        self._is_calm = True
+        self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
+
+    def _look(self) -> None:
+        self._looks += 1
+        if self._is_calm or self._looks >= self._looks_between:
+            self._tell_sum()
+        if self._is_calm:
+            self._timer = None
+        else:
+            self._wait()
+
+    def _tell_sum(self) -> None:
+        if self._last is None:
+            return
+        parts = [f"{n} times {what}, {name!r}" for (what, name), n in self._sum.most_common()]
+        _log.warning(
+            "%d more requests failed with a dependency within %.0f s (%s). The last one: %s",
+            *(self._sum.total(), _now() - self._summed_since, "; ".join(parts), self._last),
+            extra=self._last.fields(),
+        )
+        self._sum.clear()
+        self._last = None
+        self._looks = 0
+        self._looks_between = min(self._looks_between * 2, _LONGEST)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+# ---------------------------------------------------------------------- other loggers
+
+
+class AlreadyTold(logging.Filter):
+    """Takes down to debug what others write of a failure that a line of ours tells.
+
+    That is, of a request what LightRAG writes of errors of guarded calls, since the request has a
+    line; of a call what is written inside it, and by LightRAG's queue, since the breaker has one.
+    An error that counts against no breaker, such as a wrong key, is shown in full once an hour.
+    While requests fail, all that LightRAG writes of one waits until it is known how it ends.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[tuple[str, int, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is to be written, and now."""
+        if self._is_told(record):
+            record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
+            return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+        return not _is_held(record)
+
+    def _is_told(self, record: logging.LogRecord) -> bool:
+        if record.name == _ACCESS:
+            request = current_request.get()
+            return request is not None and request.is_refused
+        if record.name in _CLIENTS:
+            return _is_in_a_call() and _status_in(record.args) >= _LEAST_ERROR
+        error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
+        if record.levelno < logging.WARNING or not isinstance(error, Exception):
+            return False
+        stage = stage_of(error)
+        if stage is None and not isinstance(error, DependencyError):
+            return _is_in_a_call() and self._is_known(record, error)
+        return stage is Stage.QUEUED or not record.name.startswith("lightrag") or _is_in_a_request()
+
+    def _is_known(self, record: logging.LogRecord, error: Exception) -> bool:
+        """Whether an error inside a call counts against a breaker, or has been shown."""
+        if classify(error).kind is not FailureKind.FATAL:
+            return True
+        line, now = (record.pathname, record.lineno, type(error).__name__), time.monotonic()
+        shown = self._shown.pop(line, None)
+        if shown is not None and now < shown + _HIDES:
+            self._shown[line] = shown
+            return True
+        while len(self._shown) >= _REMEMBERED:
+            del self._shown[next(iter(self._shown))]
+        self._shown[line] = now
+        return False
+
+
+def _is_in_a_call() -> bool:
+    call = current_call.get()
+    return call is not None and call.guard is not None
+
+
+def _is_in_a_request() -> bool:
+    """Whether what runs is an HTTP request's, and not the ingest that one has begun."""
+    request, work = current_request.get(), current_work.get()
+    if request is None or request.is_over:
+        return False
+    return work is None or work.patience is None
+
+
+def _is_held(record: logging.LogRecord) -> bool:
+    """Whether a record waits for the end of its request."""
+    request = current_request.get()
+    if request is None or request.held is None or record.name == _ACCESS:
+        return False
+    if not _is_in_a_request() or len(request.held) >= _HELD:
+        return False
+    request.held.append(record)
+    return True
+
+
+def release(request: Request) -> None:
+    """Write what was held of a request, or drop it: what failed has a line that says so."""
+    held, request.held = request.held or (), None
+    for record in held:
+        logger = logging.getLogger(record.name)
+        if request.last is None or logger.isEnabledFor(logging.DEBUG):
+            logger.callHandlers(record)
+
+
+def _status_in(args: object) -> int:
+    """The status in ``HTTP Request: %s %s "%s %d %s"``."""
+    numbers = args if isinstance(args, tuple) else ()
+    return next((each for each in numbers if isinstance(each, int)), 0)
+
+
+# ---------------------------------------------------------------------- where it is written
+
+
+def log_beside_lightrag() -> None:
+    """Write our lines where LightRAG's server writes its own, with times, and quiet the others.
+
+    To be called once LightRAG's logging is set up. A logger of ours that has handlers is left
+    alone.
+    """
+    ours, theirs = logging.getLogger("lightrag_resilience"), logging.getLogger("lightrag")
+    if not ours.handlers:
+        ours.handlers = list(map(_with_time, theirs.handlers))
+        ours.setLevel(theirs.level)
+        ours.propagate = False
+    quiet = AlreadyTold()
+    for name in _QUIETED:
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, AlreadyTold) for each in logger.filters):
+            logger.addFilter(quiet)
+
+
+def _with_time(handler: logging.Handler) -> logging.Handler:
+    """LightRAG's handler; for a terminal, one that writes times as those of files do."""
+    if isinstance(handler, logging.FileHandler) or not isinstance(handler, logging.StreamHandler):
+        return handler
+    mine: logging.Handler = logging.StreamHandler(handler.stream)
+    mine.setLevel(handler.level)
+    mine.setFormatter(logging.Formatter(_WITH_TIME))
+    return mine

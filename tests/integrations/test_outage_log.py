@@ -1,0 +1,390 @@
+"""What LightRAG's server writes to its log in an outage: few lines, each with its cause."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lightrag")
+
+from lightrag_resilience import CircuitOpenError, Guards
+from lightrag_resilience.integrations.lightrag._outage_log import (
+    AlreadyTold,
+    FailedRequest,
+    FailedRequests,
+    log_beside_lightrag,
+)
+from lightrag_resilience.integrations.lightrag._requests import HonestRequests
+from lightrag_resilience.integrations.lightrag._work import (
+    Stage,
+    Work,
+    current_work,
+    gated,
+    reached,
+)
+from lightrag_resilience.settings import load_settings
+from lightrag_resilience.telemetry.correlation import correlated
+from lightrag_resilience.testing.virtual_time import VirtualTimeLoop
+
+Step = Callable[[], Awaitable[None]]
+theirs = logging.getLogger("lightrag")
+
+
+@pytest.fixture
+def written() -> Iterator[list[logging.LogRecord]]:
+    """What is written under `serve`, by all its loggers."""
+    records: list[logging.LogRecord] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    names = ("lightrag", "lightrag_resilience", "uvicorn.access", "uvicorn.error", "httpx")
+    kept, quiet, before = Kept(), AlreadyTold(), []
+    for logger in map(logging.getLogger, names):
+        before.append((logger, logger.level, logger.propagate, logger.handlers))
+        logger.setLevel(logging.INFO)
+        logger.propagate, logger.handlers = False, [kept]
+        if logger.name != "lightrag_resilience":
+            logger.addFilter(quiet)
+    yield records
+    for logger, level, propagates, handlers in before:
+        logger.removeFilter(quiet)
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagates, handlers
+
+
+def lines(written: list[logging.LogRecord]) -> list[str]:
+    texts = [record.getMessage() for record in written]
+    return [
+        line for text in texts if not text.startswith("Breakers are") for line in text.splitlines()
+    ]
+
+
+class Server:
+    """LightRAG's server, as it answers a query: with its own lines of what fails."""
+
+    def __init__(self, guards: Guards, step: Step) -> None:
+        self.guard = guards.get("llm.openai")
+        self.step = step
+        self.answered: list[int] = []
+        self.app = HonestRequests(self.answer, registry=guards)
+
+    async def answer(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return
+        work = current_work.set(Work())
+        theirs.info("Query edges: founded")
+        try:
+            await gated(self.guard, lambda: self.guard.call(self.call))
+        except Exception as error:  # noqa: BLE001 - as LightRAG does
+            theirs.error("Error processing query: %s", error, exc_info=True)
+            theirs.error("Returning HTTP 500 to client")
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+        else:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        finally:
+            current_work.reset(work)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def call(self) -> None:
+        try:
+            await self.step()
+        except Exception as error:
+            theirs.error("OpenAI API Call Failed,\nModel: m,\nGot: %s", error)
+            raise
+
+    async def ask(self, identity: str = "r-1") -> None:
+        async def send(message: Any) -> None:
+            if "status" in message:
+                self.answered.append(message["status"])
+                logging.getLogger("uvicorn.access").info("POST /query %d", message["status"])
+
+        scope = {"type": "http", "method": "POST", "path": "/query", "client": ("10.0.0.7", 1)}
+        with correlated(identity):
+            await self.app(scope, None, send)  # type: ignore[arg-type]
+
+    async def stop(self) -> None:
+        await self.app({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
+
+
+def in_virtual_time(
+    live: Callable[[Server, VirtualTimeLoop], Awaitable[None]], step: Step | None = None
+) -> None:
+    async def refused() -> None:
+        raise ConnectionRefusedError
+
+    loop = VirtualTimeLoop()
+    guards = Guards(settings=load_settings({}), clock=loop.time, sleep=asyncio.sleep)
+    loop.run_until_complete(live(Server(guards, step or refused), loop))
+    loop.close()
+
+
+def test_an_hour_of_outage_with_a_query_a_second_writes_at_most_60_lines(
+    written: list[logging.LogRecord],
+) -> None:
+    async def live(server: Server, loop: VirtualTimeLoop) -> None:
+        for number in range(3600):
+            await server.ask(f"r-{number}")
+            await asyncio.sleep(1.0)
+        assert loop.time() >= 3600
+        assert set(server.answered) == {503}
+        await server.stop()
+
+    in_virtual_time(live)
+    told = lines(written)
+    assert 10 <= len(told) <= 30  # two workers without Redis write 60
+    assert not any("Traceback" in line or "HTTP 500" in line for line in told)
+    sums = [line for line in told if "more requests" in line]
+    assert len(sums) >= 5
+    assert "times 503, 'llm.openai'" in sums[0]
+    counted = sum(int(line.split()[0]) for line in sums)
+    singles = [line for line in told if line.startswith("POST /query from 10.0.0.7 got 503")]
+    assert counted + len(singles) == 3600
+    assert "(request r-3599)" in sums[-1]
+
+
+def test_a_refused_query_has_one_line_with_its_status_and_id(
+    written: list[logging.LogRecord],
+) -> None:
+    async def live(server: Server, _: VirtualTimeLoop) -> None:
+        server.guard.breaker.open("after 5 failures in a row")
+        written.clear()
+        await server.ask("r-1")
+        await server.ask("r-2")
+
+    in_virtual_time(live)
+    assert [line for line in lines(written) if "Query edges" not in line] == [
+        f"POST /query from 10.0.0.7 got 503 (request r-{number}): Circuit 'llm.openai' is open "
+        "after 5 failures in a row; next probe in 5.0 s"
+        for number in (1, 2)
+    ]
+    record = written[-1]
+    assert vars(record)["status"] == 503
+    assert vars(record)["correlation_id"] == "r-2"
+    assert vars(record)["dependency"] == "llm.openai"
+
+
+def test_tracebacks_are_there_at_debug(written: list[logging.LogRecord]) -> None:
+    theirs.setLevel(logging.DEBUG)
+
+    async def live(server: Server, _: VirtualTimeLoop) -> None:
+        server.guard.breaker.open("by hand")
+        await server.ask()
+
+    in_virtual_time(live)
+    shown = next(record for record in written if "Error processing" in record.getMessage())
+    assert shown.exc_info is not None
+    assert shown.levelname == "DEBUG"
+
+
+def test_after_a_minute_of_calm_requests_have_lines_of_their_own_again(
+    written: list[logging.LogRecord],
+) -> None:
+    async def live(server: Server, _: VirtualTimeLoop) -> None:
+        for _round in range(2):
+            for _query in range(5):
+                await server.ask()
+            await asyncio.sleep(200.0)
+
+    in_virtual_time(live)
+    told = [record.getMessage()[:4] for record in written if "got 503" in record.getMessage()]
+    assert told == ["POST", "POST", "POST", "2 mo"] * 2
+
+
+def test_a_request_that_succeeds_in_an_outage_keeps_its_lines_and_their_order(
+    written: list[logging.LogRecord],
+) -> None:
+    away = True
+
+    async def step() -> None:
+        if away:
+            raise ConnectionRefusedError
+
+    async def live(server: Server, _: VirtualTimeLoop) -> None:
+        nonlocal away
+        await server.ask("r-1")
+        server.guard.breaker.close()
+        away = False
+        written.clear()
+        await server.ask("r-2")
+        assert server.answered == [503, 200]
+
+    in_virtual_time(live, step)
+    assert lines(written) == ["Query edges: founded", "POST /query 200"]
+
+
+# ---------------------------------------------------------------------- single records
+
+
+def log_in_except(error: Exception, *, name: str = "lightrag", level: int = logging.ERROR) -> None:
+    try:
+        raise error
+    except Exception:  # noqa: BLE001 - as LightRAG does
+        logging.getLogger(name).log(level, "it failed")
+
+
+def test_what_nothing_of_ours_tells_is_written(written: list[logging.LogRecord]) -> None:
+    log_in_except(KeyError("a mistake"))
+    log_in_except(ConnectionRefusedError())
+    document = CircuitOpenError("llm.openai")
+    reached(document, Stage.RAISED)
+    log_in_except(document)  # of a document, outside of any request
+    theirs.error("no error at hand")
+    assert len(written) == 4
+
+
+def test_lightrags_queue_and_uvicorn_tell_nothing_new(written: list[logging.LogRecord]) -> None:
+    queued = ConnectionRefusedError()
+    reached(queued, Stage.QUEUED)
+    log_in_except(queued)
+    wrapped = RuntimeError()
+    wrapped.__cause__ = queued
+    log_in_except(wrapped, name="uvicorn.error")
+    assert written == []
+
+
+def test_ingest_that_a_request_has_begun_keeps_its_lines(written: list[logging.LogRecord]) -> None:
+    async def live(server: Server, _: VirtualTimeLoop) -> None:
+        async def upload(scope: Any, receive: Any, send: Any) -> None:
+            del scope, receive
+            work = current_work.set(Work(patience=60.0))
+            log_in_except(CircuitOpenError("llm.openai"))
+            current_work.reset(work)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            log_in_except(CircuitOpenError("llm.openai"))
+
+        server.app = HonestRequests(upload)
+        await server.ask()
+
+    in_virtual_time(live)
+    assert [line for line in lines(written) if "it failed" in line] == ["it failed"] * 2
+
+
+async def in_a_call(step: Callable[[], None]) -> None:
+    async def call() -> None:
+        step()
+
+    await Guards(settings=load_settings({})).get("llm.openai").call(call)
+
+
+def test_an_error_that_opens_no_breaker_is_shown_in_full_once_an_hour(
+    written: list[logging.LogRecord],
+) -> None:
+    def wrong_key() -> None:
+        log_in_except(ValueError("401"))
+
+    for _ in range(3):
+        asyncio.run(in_a_call(wrong_key))
+    assert lines(written) == ["it failed"]
+
+
+def test_a_client_tells_of_answers_that_are_no_failures(written: list[logging.LogRecord]) -> None:
+    def two_answers() -> None:
+        for status in (200, 500):
+            text = 'HTTP Request: %s %s "%s %d %s"'
+            logging.getLogger("httpx").info(text, "POST", "http://p", "HTTP/1.1", status, "-")
+        logging.getLogger("httpx").info("no status")
+
+    asyncio.run(in_a_call(two_answers))
+    answered, other = lines(written)
+    assert "200" in answered
+    assert other == "no status"
+
+
+def test_no_more_lines_are_remembered_than_a_bound(
+    written: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[AlreadyTold.__module__], "_REMEMBERED", 1)
+
+    def odd() -> None:
+        for error in (ValueError(), TypeError(), ValueError()):
+            log_in_except(error)
+
+    asyncio.run(in_a_call(odd))
+    assert lines(written) == ["it failed"] * 3
+
+
+def test_what_a_client_sends_cannot_forge_a_line() -> None:
+    failed = FailedRequest(
+        "GET /\nERROR \x1b[31m" + "x" * 500,
+        client=None,
+        status=None,
+        dependency="llm.openai",
+        cause="why",
+        identity=None,
+    )
+    assert str(failed).startswith("GET /?ERROR ?[31m")
+    assert str(failed).endswith(" got no answer: why")
+    assert len(str(failed)) < 250
+    assert failed.fields() == {"dependency": "llm.openai", "status": None}
+
+
+def test_ending_with_nothing_to_tell_tells_nothing(written: list[logging.LogRecord]) -> None:
+    FailedRequests().end()
+    assert written == []
+
+
+# ---------------------------------------------------------------------- where it is written
+
+
+@pytest.fixture
+def loggers(tmp_path: Any) -> Iterator[tuple[logging.Logger, logging.Logger]]:
+    """LightRAG's logger, as its server sets it up, and ours."""
+    ours = logging.getLogger("lightrag_resilience")
+    names = ("lightrag", "lightrag_resilience", "uvicorn.error", "uvicorn.access", "httpx")
+    before = [
+        (each, each.level, each.propagate, each.handlers, each.filters)
+        for each in map(logging.getLogger, (*names, "httpx2"))
+    ]
+    for logger, *_ in before:
+        logger.handlers, logger.filters = [], []
+    file = logging.FileHandler(tmp_path / "lightrag.log")
+    theirs.handlers = [logging.StreamHandler(sys.stderr), file]
+    theirs.setLevel(logging.INFO)
+    yield theirs, ours
+    file.close()
+    for logger, level, propagates, handlers, filters in before:
+        logger.setLevel(level)
+        logger.propagate, logger.handlers, logger.filters = propagates, handlers, filters
+
+
+def test_our_lines_stand_in_lightrags_log_and_have_times(
+    loggers: tuple[logging.Logger, logging.Logger], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lightrag, ours = loggers
+    lightrag.handlers[0] = logging.StreamHandler(sys.stderr)
+    log_beside_lightrag()
+    log_beside_lightrag()
+    ours.info("Circuit 'llm.openai' is closed")
+    assert lightrag.handlers[1] in ours.handlers
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line[:2] == "20"
+    assert line.endswith("[INFO] lightrag_resilience: Circuit 'llm.openai' is closed")
+    assert [type(each) for each in lightrag.filters] == [AlreadyTold]
+
+
+def test_a_logger_of_ours_that_has_handlers_is_left_alone(
+    loggers: tuple[logging.Logger, logging.Logger],
+) -> None:
+    _, ours = loggers
+    ours.handlers = [logging.NullHandler()]
+    ours.propagate = True
+    log_beside_lightrag()
+    assert [type(each) for each in ours.handlers] == [logging.NullHandler]
+    assert ours.propagate
+
+
+def test_a_handler_that_is_no_stream_is_shared(
+    loggers: tuple[logging.Logger, logging.Logger],
+) -> None:
+    lightrag, ours = loggers
+    lightrag.handlers = [logging.NullHandler()]
+    log_beside_lightrag()
+    assert ours.handlers == lightrag.handlers
