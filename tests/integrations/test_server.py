@@ -17,6 +17,7 @@ pytest.importorskip("jwt", reason="LightRAG's server comes with lightrag-hku[api
 from lightrag_resilience.testing import Fault
 from support.served import STARTS_WITHIN, TEXT, served
 
+PROTECTED = "is protected by lightrag_resilience"
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
 
@@ -36,11 +37,20 @@ async def test_an_outage_is_told_with_the_time_to_come_back(
         answer = await server.ask("Who founded Alderwick?")
         assert answer.status_code == 200
         assert "Ada founded Alderwick" in answer.json()["response"]
+        before_it = len(server.log.read_text())
+        starts = [line for line in server.log.read_text().splitlines() if PROTECTED in line]
+        assert len(starts) == (2 if options else 1)
+        for fact in ("embedding.openai, llm.openai, storage.", "this process's own", "/metrics"):
+            assert fact in starts[0]
+        assert starts[0].startswith("20")  # the year
+        assert "status page: /resilience;" in starts[0]
 
         server.provider.set_faults([Fault.status(500)])
         for number in range(6):  # each worker's own breaker opens
             failed = await server.ask(f"Who founded town {number}?")
             assert failed.status_code == 503
+            if not number:
+                first = failed.json()["request_id"]
         before = len(server.provider.calls)
         many = await asyncio.gather(*(server.ask(f"Who rules town {n}?") for n in range(20)))
         assert {answer.status_code for answer in many} == {503}
@@ -53,6 +63,15 @@ async def test_an_outage_is_told_with_the_time_to_come_back(
             assert body["dependency"] == "llm.openai"
             assert body["request_id"] == refused.headers["x-request-id"]
             assert "Circuit 'llm.openai' is open" in body["detail"]
+
+        told = server.log.read_text()[before_it:]
+        assert "Traceback" not in told
+        assert "HTTP 500" not in told
+        assert f"POST /query from 127.0.0.1 got 503 (request {first}): " in told
+        assert len(told.splitlines()) <= 29  # one a refused query at most; workers have 3 each
+        in_file = (tmp_path / "lightrag.log").read_text()
+        assert PROTECTED in in_file
+        assert first in in_file
 
         shown = await server.http.get("/resilience/data")
         assert shown.json()["can_act"] is False

@@ -29,6 +29,13 @@ class Address:
     service: str
     options: dict[str, Any]
 
+    @property
+    def places(self) -> str:
+        """Where Redis is, with nothing secret: ``host:6379``, several of them, or a path."""
+        if not self.hosts:
+            return str(self.options.get("unix_socket_path", ""))
+        return ", ".join(f"{host}:{port}" for host, port in self.hosts)
+
 
 def problem_with_address(url: str) -> str | None:
     """Why an address cannot be used, as a clause that shows nothing secret; None if it can."""

@@ -29,16 +29,21 @@ from ._ladder import Part
 from ._queries import told
 from ._queues import EMBEDDING, MODEL, RERANK, Slot, abandon, retire, without_queue
 from ._recovery import Recovery
-from ._work import gated, working
+from ._work import Stage, gated, reached, working
 from .storages import guard_storage, release_storage
 
-__all__ = ["Protection"]
+__all__ = ["PROVIDER", "Protection"]
+
+PROVIDER = "__resilience_provider__"
+"""An attribute of a function that calls a provider: its name, as LightRAG's bindings have it."""
 
 _CARRIED = "_resilience_carried"
 """An argument that goes with a call through a queue, whose workers have contexts of their own:
 its priority, whether it was let in before a drain, and the run of ingest it is part of."""
 _CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None)
 _PARTS = {"llm": frozenset({Part.MODEL}), "embedding": frozenset({Part.VECTORS})}
+_AZURE = "azure_openai"
+_RERANKERS = {"cohere_rerank": "cohere", "jina_rerank": "jina", "ali_rerank": "aliyun"}
 _STORAGES: dict[str, Part | None] = {
     "full_docs": None,
     "text_chunks": Part.TEXTS,
@@ -298,6 +303,9 @@ def _guarded(
                 await before()
             with priority(level):
                 return await guard.run(begin, args, kwargs)
+        except Exception as error:
+            reached(error, Stage.QUEUED)
+            raise
         finally:
             is_admitted.reset(tokens[0])
             current_run.reset(tokens[1])
@@ -311,9 +319,20 @@ def _imported_sdks() -> list[ModuleType]:
 
 
 def _provider(function: Any) -> str | None:
-    """The provider whose LightRAG binding a function is: ``openai`` for ``lightrag.llm.openai``."""
-    package, _, module = getattr(_inner(function), "__module__", "").rpartition(".")
-    return module if package == "lightrag.llm" else None
+    """The provider that a function calls, by the name of its binding; None for one of a user's own.
+
+    LightRAG's own are known by where they stand: ``openai`` for those of ``lightrag.llm.openai``.
+    """
+    inner = _inner(function)
+    if (told := getattr(inner, PROVIDER, None)) is not None:
+        return str(told)
+    package, _, module = getattr(inner, "__module__", "").rpartition(".")
+    name = getattr(inner, "__name__", "")
+    if (package, module) == ("lightrag", "rerank"):
+        return _RERANKERS.get(name)
+    if package != "lightrag.llm":
+        return None
+    return _AZURE if name.startswith(f"{_AZURE}_") else module  # LightRAG 1.5 has moved these
 
 
 def _inner(function: Any) -> Any:

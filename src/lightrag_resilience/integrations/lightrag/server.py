@@ -9,22 +9,29 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from lightrag_resilience._version import __version__
 from lightrag_resilience.integrations.asgi import Draining
 from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.registry import guards
+from lightrag_resilience.shared.address import read_address
 from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 
 from . import protect
 from ._metrics import show_metrics
+from ._protection import PROVIDER
 from ._requests import HonestRequests
 from ._serving import answer_when_stored, configure_gunicorn, configure_uvicorn
 
 __all__ = ["protect_on_start", "protect_server", "serve"]
+
+_log = logging.getLogger("lightrag_resilience")
 
 
 def serve(arguments: Sequence[str], *, gunicorn: bool = False) -> None:
@@ -61,15 +68,19 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
         A function that takes it back.
     """
     original = server.LightRAG, server.create_app
+    options: list[Any] = []  # of the application that is being made
 
     @functools.wraps(server.LightRAG, updated=())
     def make(*args: Any, **kwargs: Any) -> Any:
+        for each in options:
+            _name_providers(each, kwargs)
         rag = original[0](*args, **kwargs)
-        protect_on_start(rag)
+        protect_on_start(rag, then=_tell_start)
         return rag
 
     @functools.wraps(server.create_app)
     def create_app(*args: Any, **kwargs: Any) -> Any:
+        options[:] = [*args[:1], *(each for name, each in kwargs.items() if name == "args")]
         app = original[1](*args, **kwargs)
         app.add_middleware(HonestRequests)
         app.add_middleware(Draining)
@@ -88,10 +99,41 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
     return take_back
 
 
-def protect_on_start(rag: Any) -> None:
+def _name_providers(options: Any, functions: Mapping[str, Any]) -> None:
+    """Tell whose the functions are that LightRAG's server has made around those of its bindings."""
+    embed = getattr(functions.get("embedding_func"), "func", None)
+    for family, function in (("embedding", embed), ("rerank", functions.get("rerank_model_func"))):
+        binding = getattr(options, f"{family}_binding", None)
+        if binding and hasattr(function, "__dict__"):
+            vars(function).setdefault(PROVIDER, str(binding))
+
+
+def _tell_start() -> None:
+    """One line: what is protected, with whom breakers are shared, and where to look."""
+    registry = guards()
+    settings = registry.settings
+    if settings.redis_url is None:
+        shared = "breakers are this process's own, as RESILIENCE_REDIS_URL is not set"
+    else:
+        places = read_address(settings.redis_url.get_secret_value()).places
+        shared = f"breakers are shared through Redis at {places}"
+    page = "/resilience" if settings.status else "none, as RESILIENCE_STATUS is not true"
+    metrics = "/metrics" if settings.metrics else "none, as RESILIENCE_METRICS is not true"
+    names = ", ".join(guard.name for guard in registry)
+    _log.info(
+        "Process %d is protected by lightrag_resilience %s: %s; %s; status page: %s; metrics: %s",
+        *(os.getpid(), __version__, names, shared, page, metrics),
+    )
+
+
+def protect_on_start(rag: Any, *, then: Callable[[], None] | None = None) -> None:
     """Protect a LightRAG as soon as its storages are initialized: for code that cannot await.
 
     Where a coordinator looks after the event loop, it flushes the storages before the process dies.
+
+    Args:
+        rag: The LightRAG.
+        then: What to call when it is protected.
     """
     initialize = rag.initialize_storages
 
@@ -99,6 +141,8 @@ def protect_on_start(rag: Any) -> None:
     async def initialize_storages(*args: Any, **kwargs: Any) -> Any:
         result = await initialize(*args, **kwargs)
         await protect(rag)
+        if then is not None:
+            then()
         coordinator = guards().coordinators.get(asyncio.get_running_loop())
         if coordinator is not None:
             coordinator.on_close(rag.finalize_storages)
