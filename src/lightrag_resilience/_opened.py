@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncIterator
 from typing import Any, Generic, Self, TypeVar
 
-__all__ = ["OpenedStream", "PassedOnStream", "close_both"]
+__all__ = ["OpenedStream", "PassedOnStream", "close_both", "sent_into", "thrown_into"]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -79,10 +79,38 @@ class OpenedStream(PassedOnStream[T_co]):
         first, self._first = self._first, _NOTHING
         return await anext(self._iterator) if first is _NOTHING else first
 
+    async def asend(self, value: Any) -> T_co:
+        """Send a value into the source, for its next item."""
+        item: T_co = await sent_into(self._iterator, value)
+        return item
+
+    async def athrow(self, error: BaseException) -> T_co:
+        """Raise an error in the source, for what it makes of it."""
+        item: T_co = await thrown_into(self._iterator, error)
+        return item
+
     async def aclose(self) -> None:
         """Stop here, and close the source."""
         self._first = _NOTHING
         await super().aclose()
+
+
+async def sent_into(source: Any, value: Any) -> Any:
+    """The next item of a source that is sent a value; one that is no generator takes none."""
+    send = getattr(source, "asend", None)
+    return await (anext(source) if send is None else send(value))
+
+
+async def thrown_into(source: Any, error: BaseException) -> Any:
+    """What a source makes of an error of its reader; one that is no generator makes nothing of it.
+
+    Raises:
+        Exception: `error` or another, as the source has it.
+        StopAsyncIteration: The source ended.
+    """
+    if (throw := getattr(source, "athrow", None)) is None:
+        raise error
+    return await throw(error)
 
 
 async def close_both(iterator: Any, source: Any) -> None:

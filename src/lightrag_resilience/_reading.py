@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import ref
 
@@ -14,7 +15,7 @@ from ._finish import Finish, finish_after, why_not_whole
 from ._gaps import GapTimer
 from ._gate import Gate
 from ._lateness import Timekeeper
-from ._opened import close_both
+from ._opened import close_both, sent_into, thrown_into
 from ._tell import tell_failure
 from .errors import AttemptTimeoutError, TruncatedStreamError, UnsupportedCallError
 from .events import Events
@@ -74,20 +75,36 @@ class Reading(Generic[T]):
         if policy.stream.finish_marker:
             self._finish = finish_after(first)
 
-    async def items(self, first: T) -> AsyncGenerator[T, None]:  # noqa: C901 - as `Guard.run`
+    async def items(self, first: T) -> AsyncGenerator[T, Any]:  # noqa: C901, PLR0912, PLR0915 - as `Guard.run`
         """All items. A generator, as a coroutine for each would cost as much as all else.
+
+        What its reader sends or throws into it reaches the source, where that is a generator.
 
         Raises:
             AttemptTimeoutError: An item, or the stream as a whole, took too long.
             TruncatedStreamError: It ended without its finish marker, or its server gave up.
             Exception: What the source raised.
         """
-        yield first
+        item: Any = first
         del first
         guard, iterator, gaps = self._guard, self._iterator, self._gaps
         span, around = self._span, current_call
         note = None if self._finish is None else self._finish.note
-        while (call := self._call) is not None:
+        while True:
+            step: Callable[[], Awaitable[T]] | None = None
+            thrown: BaseException | None = None
+            try:
+                # Given away: what the reader has done with is not kept until it asks for the next.
+                if (sent := (yield (item, item := None)[0])) is not None:
+                    step = functools.partial(sent_into, iterator, sent)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                if self._call is None:
+                    raise
+                thrown, step = error, functools.partial(thrown_into, iterator, error)
+            if (call := self._call) is None:
+                return
             if span is not None:
                 await self._resume(span)
             try:
@@ -99,7 +116,7 @@ class Reading(Generic[T]):
             token = around.set(call)
             try:
                 try:
-                    item = await anext(iterator)
+                    item = await (anext(iterator) if step is None else step())
                 finally:
                     call.guard = None
                     if span is not None:
@@ -112,7 +129,13 @@ class Reading(Generic[T]):
                 await self._interrupted(end)
                 return
             except BaseException as error:
-                await self._interrupted(error)
+                is_readers = thrown is not None and _is_the_same(error, thrown)
+                thrown = step = None  # they lead back here: a circle
+                if is_readers:  # and the source raised it on
+                    self._release()
+                    await self._close_after_error()
+                else:
+                    await self._interrupted(error)
                 raise
             if gaps.stop():
                 # LightRAG answers a cancellation amid a model's thoughts with one more item.
@@ -123,8 +146,6 @@ class Reading(Generic[T]):
                     note(item)
                 except Exception:  # noqa: BLE001, S110 - an odd item must not break its stream
                     pass
-            yield item
-            del item
 
     @property
     def is_under_way(self) -> bool:
@@ -232,6 +253,14 @@ class Reading(Generic[T]):
     async def _close_source(self) -> None:
         self._gaps.close()
         await close_both(self._iterator, self._source)
+
+
+def _is_the_same(error: BaseException, thrown: BaseException) -> bool:
+    """Whether a generator let an error through that was thrown into it."""
+    is_end = isinstance(
+        thrown, (StopIteration, StopAsyncIteration)
+    )  # which Python does not raise on
+    return error is thrown or (is_end and error.__cause__ is thrown)
 
 
 class _Span:

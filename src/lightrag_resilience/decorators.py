@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 from ._kinds import Kind, as_coroutine_function, kind_of
@@ -12,7 +12,7 @@ from .errors import UnsupportedCallError
 from .guard import Guard
 from .policy import Policy
 from .registry import Guards, guards
-from .streams import items_of
+from .streams import generator_function
 
 __all__ = ["resilient"]
 
@@ -25,9 +25,11 @@ def resilient(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Call a function through the guard of a dependency.
 
-    Coroutine functions, async generators, functions annotated to return an async iterator, and
-    sync functions stay what they are. A sync function runs in a thread of its own while its caller
-    waits, and may not be called on an event loop, which it would block.
+    Coroutine functions, async generators, functions annotated to return an awaitable or an async
+    iterator, what passes such results on (`functools.wraps`), and sync functions stay what they
+    are. A sync function runs in a thread of its own while its caller waits, and may not be called
+    on an event loop, which it would block. A context manager is made of a guarded generator, not
+    the other way round: ``@asynccontextmanager`` goes above.
 
     Args:
         name: The dependency; the same name is the same guard.
@@ -38,7 +40,9 @@ def resilient(
         CallRejected: On a call: it was not sent.
         AttemptTimeoutError: On a call: the last attempt took too long.
         DeadlineExceededError: On a call: all attempts together took too long.
-        UnsupportedCallError: What is decorated is no function, or a sync one is called on a loop.
+        UnsupportedCallError: What is decorated is no function, a sync generator function, or makes
+            a context manager; on a call: a sync function is called on a loop, or returns an
+            iterator that has its work still to do.
         SettingsError: On the first call: a ``RESILIENCE_*`` variable is wrong.
         PolicyError: On the first call: the guard exists with another policy.
     """
@@ -55,7 +59,7 @@ def resilient(
             )
         match kind_of(function):
             case Kind.COROUTINE:
-                wrapper: Any = _coroutine(function, find)
+                wrapper: Any = _coroutine(as_coroutine_function(function), find)
             case Kind.SYNC:
                 wrapper = _sync(function, find, owner)
             case _:
@@ -98,17 +102,7 @@ class _Unfound:
 
 def _stream(function: Callable[..., Any], find: Callable[[], Guard]) -> Callable[..., Any]:
     begin = as_coroutine_function(function)
-
-    async def guarded(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        stream = await find().run(begin, args, kwargs)
-        try:
-            async for item in items_of(stream):
-                yield item
-        finally:
-            if hasattr(stream, "aclose"):
-                await stream.aclose()
-
-    return guarded
+    return generator_function(lambda args, kwargs: find().run(begin, args, kwargs))
 
 
 def _sync(
@@ -124,7 +118,8 @@ def _sync(
         name = getattr(function, "__qualname__", repr(function))
         raise UnsupportedCallError(
             f"{name} is a sync function and would block the event loop: "
-            f"use 'await guard(…).call({name}, …)', or call it from a thread"
+            f"use 'await guard(…).call({name}, …)', or call it from a thread; "
+            "if it returns an awaitable, annotate it so"
         )
 
     return guarded

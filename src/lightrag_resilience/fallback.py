@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -31,6 +31,7 @@ from .events import Events, FellBack, StaleAnswered
 from .failures import classify, root_cause
 from .registry import Guards, guards
 from .stale import StaleCache
+from .streams import generator_function
 
 __all__ = ["Answered", "answered", "with_fallbacks"]
 
@@ -242,15 +243,10 @@ def _coroutine(chain: _Chain) -> Callable[..., Any]:
 
 
 def _stream(chain: _Chain) -> Callable[..., Any]:
-    async def chained(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        stream = (await chain.answer(args, kwargs)).value
-        try:
-            async for item in stream:
-                yield item
-        finally:
-            await stream.aclose()
+    async def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return (await chain.answer(args, kwargs)).value
 
-    return chained
+    return generator_function(begin)
 
 
 def _sync(chain: _Chain, owner: Guards) -> Callable[..., Any]:

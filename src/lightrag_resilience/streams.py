@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from types import AsyncGeneratorType
+from typing import Any, Self, TypeVar, cast
 
 from ._call import Call
 from ._finish import is_of_model
 from ._gaps import read_elsewhere
 from ._lateness import timeout_error
-from ._opened import PassedOnStream
+from ._opened import PassedOnStream, sent_into, thrown_into
 from ._reading import Reading, StreamKeeper
 from .errors import TruncatedStreamError
 from .policy import TimeoutPolicy
 from .timeouts import Timer
 
-__all__ = ["GuardedStream", "end_whole", "items_of"]
+__all__ = ["GuardedStream", "end_whole", "generator_function", "items_of"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -38,7 +39,7 @@ class GuardedStream(PassedOnStream[T_co]):
         self._reading: Reading[T_co] | None = None  # until then the call is the caller's to settle
         super().__init__(source)
         self._guard = guard
-        self._items: AsyncGenerator[T_co, None] = _nothing()
+        self._items: AsyncGenerator[T_co, Any] = _nothing()
 
     @property
     def dependency(self) -> str:
@@ -89,6 +90,23 @@ class GuardedStream(PassedOnStream[T_co]):
             self._items = _nothing()
             raise
 
+    async def asend(self, value: Any) -> T_co:
+        """Send a value into the source, where that is a generator, for its next item."""
+        return await self._items.asend(value)
+
+    async def athrow(self, error: BaseException) -> T_co:
+        """Raise an error in the source, where that is a generator, for what it makes of it.
+
+        Raises:
+            Exception: What the source raised, which is no verdict where it is `error` itself.
+        """
+        try:
+            return await self._items.athrow(error)
+        finally:
+            reading, items = self._reading, cast("AsyncGeneratorType[T_co, Any]", self._items)
+            if reading is not None and items.ag_frame is None and reading.is_under_way:
+                await reading.close()  # it was not read yet, and the source was told nothing
+
     async def aclose(self) -> None:
         """Stop here and close the source: no verdict, unless the finish marker came already."""
         if (reading := self._reading) is None:
@@ -130,6 +148,39 @@ class GuardedStream(PassedOnStream[T_co]):
 def items_of(stream: AsyncIterator[T]) -> AsyncIterator[T]:
     """What `stream` gives, by a shorter way if it is guarded. It must be kept until the end."""
     return stream._items if isinstance(stream, GuardedStream) else stream  # noqa: SLF001
+
+
+def generator_function(
+    begin: Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]],
+) -> Callable[..., AsyncGenerator[Any, Any]]:
+    """An async generator function over streams that `begin` makes of its arguments.
+
+    What is sent or thrown into its generators reaches the source, where that is one too.
+    """
+
+    async def items(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        stream = await begin(args, kwargs)
+        source: Any = items_of(stream)
+        try:
+            async for item in source:
+                while True:
+                    try:
+                        sent = yield (item, item := None)[0]  # not kept while it is read
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:  # noqa: BLE001 - the source's to raise on
+                        item = await thrown_into(source, error)  # noqa: PLW2901
+                    else:
+                        if sent is None:
+                            break
+                        item = await sent_into(source, sent)  # noqa: PLW2901 - it is the next
+        except StopAsyncIteration:
+            return  # in answer to what was sent or thrown
+        finally:
+            if hasattr(stream, "aclose"):
+                await stream.aclose()
+
+    return items
 
 
 async def end_whole(stream: GuardedStream[Any]) -> None:
