@@ -9,12 +9,15 @@ import copy
 import functools
 import inspect
 import pickle
+import sqlite3
 import threading
 import traceback
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from lightrag_resilience import (
@@ -23,6 +26,7 @@ from lightrag_resilience import (
     Guards,
     Policy,
     PolicyError,
+    RetryPolicy,
     SettingsError,
     UnsupportedCallError,
     guards,
@@ -30,6 +34,7 @@ from lightrag_resilience import (
 )
 from lightrag_resilience._call import owned_by_a_guard
 from lightrag_resilience.settings import Settings, load_settings
+from support.guards import down
 from support.scripts import output_of
 
 WAIT = 10.0  # seconds, a bound that is never reached
@@ -527,6 +532,123 @@ def test_a_sync_function_that_returns_an_awaitable_is_awaited(owner: Guards) -> 
     assert complete() == "awaited"
 
 
+@pytest.mark.anyio
+async def test_what_passes_a_coroutine_on_is_guarded_on_the_event_loop(owner: Guards) -> None:
+    client = openai.AsyncOpenAI(api_key="a", base_url="http://127.0.0.1:1")
+    create = resilient("llm.openai", Policy.llm(retry=RetryPolicy(attempts=1)), registry=owner)(
+        client.chat.completions.create
+    )
+    with pytest.raises(openai.APIConnectionError):
+        await create(model="m", messages=[])
+    assert owner.get("llm.openai").breaker.snapshot().failed == 1
+
+
+@pytest.mark.anyio
+async def test_a_future_is_awaited_on_the_loop_of_its_caller(owner: Guards) -> None:
+    runs = iter([down(), None])
+
+    async def work() -> str:
+        if (error := next(runs)) is not None:
+            raise error
+        return "done"
+
+    @resilient("llm.sync", registry=owner)
+    def annotated() -> asyncio.Future[str]:
+        return asyncio.ensure_future(work())
+
+    assert await annotated() == "done"
+    assert owner.get("llm.sync").breaker.snapshot().failed == 1
+
+
+@pytest.mark.anyio
+async def test_a_function_that_needs_the_loop_and_does_not_say_so_is_told(owner: Guards) -> None:
+    def hidden() -> Any:
+        asyncio.get_running_loop()
+
+    with pytest.raises(UnsupportedCallError, match=r"hidden needs the event loop.*Awaitable"):
+        await owner.get("llm.sync").call(hidden)
+    assert owner.get("llm.sync").breaker.snapshot().calls == 0
+
+
+class SyncStream:
+    """As openai's `Stream`."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def __iter__(self) -> SyncStream:
+        return self
+
+    def __next__(self) -> str:
+        raise ConnectionResetError
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def sync_generator() -> Iterator[str]:
+    yield "item"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        sync_generator,
+        functools.partial(sync_generator),
+        type("A", (), {"__call__": sync_generator})(),
+    ],
+)
+def test_a_sync_generator_function_is_refused_when_it_is_decorated(function: Any) -> None:
+    with pytest.raises(UnsupportedCallError, match="is a sync generator function"):
+        resilient("llm.sync")(function)
+
+
+@pytest.mark.parametrize("result", [SyncStream(), sync_generator(), iter([1]), map(str, [1])])
+def test_a_sync_iterator_is_closed_and_refused(result: Any, owner: Guards) -> None:
+    @resilient("llm.sync", registry=owner)
+    def begin() -> Any:
+        return result
+
+    with pytest.raises(UnsupportedCallError, match="begin returned a sync iterator"):
+        begin()
+    with pytest.raises(UnsupportedCallError, match="lambda> returned a sync iterator"):
+        asyncio.run(owner.get("llm.sync").call(lambda: result))
+    assert getattr(result, "is_closed", True)
+    assert owner.get("llm.sync").breaker.snapshot().calls == 0
+
+
+def test_files_and_cursors_are_results_like_others(owner: Guards, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("line")
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    with resilient("storage.a", registry=owner)(path.open)() as file:
+        assert file.read() == "line"
+    assert resilient("storage.b", registry=owner)(connection.execute)("select 1").fetchone() == (1,)
+    connection.close()
+
+
+@contextlib.asynccontextmanager
+async def session() -> AsyncIterator[str]:
+    yield "connection"
+
+
+@contextlib.contextmanager
+def sync_session() -> Iterator[str]:
+    yield "connection"
+
+
+@pytest.mark.parametrize("function", [session, sync_session, functools.partial(session)])
+def test_what_makes_a_context_manager_is_refused_when_it_is_decorated(function: Any) -> None:
+    with pytest.raises(UnsupportedCallError, match="put the guard below @asynccontextmanager"):
+        resilient("storage.db")(function)
+
+
+@pytest.mark.anyio
+async def test_what_makes_a_context_manager_is_refused_by_a_call(owner: Guards) -> None:
+    with pytest.raises(UnsupportedCallError, match="session makes a context manager"):
+        await owner.get("storage.db").call(session)
+
+
 def test_an_error_of_a_sync_function_keeps_its_identity_and_its_traceback(owner: Guards) -> None:
     original = LookupError("of the function")
 
@@ -565,7 +687,8 @@ async def test_a_sync_function_is_refused_on_an_event_loop(owner: Guards) -> Non
         complete()
     assert str(caught.value) == (
         f"{name} is a sync function and would block the event loop: "
-        f"use 'await guard(…).call({name}, …)', or call it from a thread"
+        f"use 'await guard(…).call({name}, …)', or call it from a thread; "
+        "if it returns an awaitable, annotate it so"
     )
     assert list(owner) == []
     assert await asyncio.wait_for(asyncio.to_thread(complete), WAIT) == "done"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+import types
 import typing
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
     Callable,
     Coroutine,
     Iterator,
@@ -97,11 +99,99 @@ def awaitable(word: str) -> Coroutine[Any, Any, str]:
     return coroutine(word)
 
 
+def annotated_future(word: str) -> asyncio.Future[str]:
+    return asyncio.ensure_future(coroutine(word))
+
+
+def annotated_task() -> asyncio.Task[str]:
+    return asyncio.create_task(coroutine("x"))
+
+
+def bare_awaitable() -> Awaitable:  # type: ignore[type-arg]
+    return coroutine("x")
+
+
+def unannotated_future(word):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    return asyncio.ensure_future(coroutine(word))
+
+
+def in_executor(word):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    return asyncio.get_running_loop().run_in_executor(None, sync, word)
+
+
+@types.coroutine
+def old_coroutine(word: str) -> Iterator[Any]:
+    return (yield from coroutine(word).__await__())  # type: ignore[return-value]
+
+
+def marked(word: str) -> Any:
+    """As a coroutine function that Cython has compiled."""
+    return coroutine(word)
+
+
+vars(marked)["_is_coroutine"] = vars(asyncio.coroutines)["_is_coroutine"]
+
+
+class AwaitedInstance:
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def __await__(self) -> Any:
+        return coroutine(self.word).__await__()
+
+
+class Wrapping:
+    """A decorator that is a class."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
 def failing() -> None:
     raise LookupError("of the function")
 
 
+def passing_on(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def running(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return asyncio.run(function(*args, **kwargs))
+
+    return wrapper
+
+
+def sync_items() -> Iterator[str]:
+    yield "x"
+
+
+@functools.wraps(sync_items)
+def listing() -> list[str]:
+    return list(sync_items())
+
+
+def round_and_round() -> Callable[..., Any]:
+    def function() -> None: ...
+
+    vars(function)["__wrapped__"] = function
+    return function
+
+
 class Plain:
+    @passing_on
+    async def passed_on(self, word: str) -> str:
+        return word
+
     async def coroutine(self, word: str) -> str:
         return word
 
@@ -154,14 +244,6 @@ class Child(CallsCoroutine):
         yield "x"
 
 
-def passing_on(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    return wrapper
-
-
 def awaiting(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -185,7 +267,20 @@ KINDS: list[tuple[Callable[..., Any], Kind]] = [
     (maybe_iterator, Kind.SYNC),
     (unannotated, Kind.SYNC),
     (takes_iterator, Kind.SYNC),
-    (awaitable, Kind.SYNC),
+    (awaitable, Kind.COROUTINE),
+    (annotated_future, Kind.COROUTINE),
+    (annotated_task, Kind.COROUTINE),
+    (bare_awaitable, Kind.COROUTINE),
+    (unannotated_future, Kind.COROUTINE),
+    (in_executor, Kind.COROUTINE),
+    (old_coroutine, Kind.COROUTINE),
+    (marked, Kind.COROUTINE),
+    (AwaitedInstance, Kind.COROUTINE),
+    (Child, Kind.STREAM),
+    (Wrapping(coroutine), Kind.COROUTINE),
+    (Wrapping(sync), Kind.SYNC),
+    (Plain().passed_on, Kind.COROUTINE),
+    (Plain.passed_on, Kind.COROUTINE),
     (lambda: None, Kind.SYNC),
     (len, Kind.SYNC),
     ("x".join, Kind.SYNC),
@@ -209,7 +304,16 @@ KINDS: list[tuple[Callable[..., Any], Kind]] = [
     (Child(), Kind.COROUTINE),
     (passing_on(iterator), Kind.STREAM),
     (passing_on(sync), Kind.SYNC),
-    (passing_on(coroutine), Kind.SYNC),
+    (passing_on(coroutine), Kind.COROUTINE),
+    (passing_on(passing_on(coroutine)), Kind.COROUTINE),
+    (passing_on(coroutine_of_iterator), Kind.COROUTINE),
+    (passing_on(generator), Kind.ASYNC_GENERATOR),
+    (passing_on(functools.partial(coroutine)), Kind.COROUTINE),
+    (passing_on(CallsCoroutine()), Kind.COROUTINE),
+    (running(coroutine), Kind.SYNC),
+    (passing_on(running(coroutine)), Kind.SYNC),
+    (listing, Kind.SYNC),
+    (round_and_round(), Kind.SYNC),
     (awaiting(coroutine), Kind.COROUTINE),
     (awaiting(awaiting(coroutine)), Kind.COROUTINE),
 ]
@@ -254,7 +358,8 @@ def test_a_coroutine_function_is_its_own_coroutine_function() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", [coroutine, sync, functools.partial(sync), passing_on(coroutine)]
+    "function",
+    [coroutine, sync, functools.partial(sync), passing_on(coroutine), passing_on(sync)],
 )
 async def test_any_function_can_be_awaited_with_its_arguments(
     function: Callable[..., Any],
@@ -274,6 +379,26 @@ async def test_a_stream_is_handed_over_unstarted(function: Callable[..., Any]) -
 
 async def test_a_function_that_returns_an_awaitable_is_awaited_to_the_end() -> None:
     assert await as_coroutine_function(awaitable)("word") == "word!"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(annotated_future, unannotated_future, old_coroutine, marked, AwaitedInstance),
+        *(Wrapping(coroutine), Plain().passed_on, functools.partial(annotated_future)),
+    ],
+    ids=without_address,
+)
+async def test_an_awaitable_is_made_and_awaited_on_the_callers_loop(function: Any) -> None:
+    assert (await as_coroutine_function(function)("word")).rstrip("!") == "word"
+
+
+async def test_what_a_wrapper_did_with_its_awaitable_is_its_result() -> None:
+    @functools.wraps(coroutine)
+    def described(word: str) -> str:
+        return f"about {word}"
+
+    assert await as_coroutine_function(described)("word") == "about word"
 
 
 async def test_a_sync_function_runs_in_a_thread_of_its_own_with_the_callers_context() -> None:
@@ -335,11 +460,15 @@ def test_an_annotation_that_is_no_type_is_no_stream(annotation: Any) -> None:
 def test_a_stream_is_known_by_a_name_that_exists_for_type_checkers_only() -> None:
     def annotated() -> None: ...
 
+    for text in ("Awaitable[Missing]", "Coroutine[Any, Any, Missing]", "asyncio.Future[Missing]"):
+        annotated.__annotations__["return"] = text
+        assert kind_of(annotated) is Kind.COROUTINE
     for text in ("AsyncIterator[str]", "typing.AsyncGenerator[Missing, None]", "abc.AsyncIterable"):
         annotated.__annotations__["return"] = text
         assert kind_of(annotated) is Kind.STREAM
-    annotated.__annotations__["return"] = "Missing[AsyncIterator[str]]"
-    assert kind_of(annotated) is Kind.SYNC
+    for text in ("Missing[AsyncIterator[str]]", "concurrent.futures.Future[Missing]"):
+        annotated.__annotations__["return"] = text
+        assert kind_of(annotated) is Kind.SYNC
 
 
 @pytest.mark.anyio

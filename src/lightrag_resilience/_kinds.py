@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import enum
 import functools
 import inspect
+import io
+import sys
 import typing
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
-from typing import Any
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+)
+from typing import Any, NamedTuple
 
 import anyio
 import anyio.to_thread
 
 from ._in_threads import in_this_thread
+from .errors import UnsupportedCallError
 
 __all__ = ["Kind", "as_coroutine_function", "is_stream", "kind_of"]
 
+_DEEPEST = 32  # wrappers around wrappers
 _STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
-_STREAM_NAMES = frozenset(stream.__name__ for stream in _STREAMS)
+_AWAITABLES = (Awaitable, Coroutine, asyncio.Future, asyncio.Task)
+_RUNNERS = frozenset({"run", "run_until_complete", "run_coroutine_threadsafe", "run_sync"})
+"""What a wrapper calls that runs a coroutine function itself, and is no pass-through."""
+_MAKERS = frozenset(
+    {"ensure_future", "create_task", "create_future", "run_in_executor", "wrap_future", "gather"}
+)
+"""What a function calls that needs the event loop, and has a future to return."""
 
 
 class Kind(enum.Enum):
@@ -29,32 +48,121 @@ class Kind(enum.Enum):
     SYNC = "function"
 
 
+class _Found(NamedTuple):
+    """The kind of a callable, and whether it is that itself, or only passes such a result on."""
+
+    kind: Kind
+    is_itself: bool = False
+
+
 def kind_of(function: Callable[..., Any]) -> Kind:
-    """The kind of a function, a partial, a bound method or an object with ``__call__``."""
+    """The kind of a function, a partial, a bound method or an object with ``__call__``.
+
+    Wrappers made by `functools.wraps` are of the kind of what they wrap, unless they run it.
+
+    Raises:
+        UnsupportedCallError: It is a sync generator function, or makes a context manager.
+    """
+    return _found(function).kind
+
+
+def _found(function: Callable[..., Any]) -> _Found:
     inner: Any = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    if inspect.iscoroutinefunction(inner):  # an object may say so too: `unittest.mock.AsyncMock`
+    for depth in range(_DEEPEST):
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        if _is_coroutine_function(inner):  # an object may say so too: `unittest.mock.AsyncMock`
+            return _Found(Kind.COROUTINE, is_itself=not depth)
+        if inspect.isclass(inner):
+            return _Found(_kind_of_instances(inner))
+        called = inner if inspect.isroutine(inner) else type(inner).__call__
+        if not depth:
+            _refuse_what_is_not_run(function, called)
+        if (kind := _kind_of_code(called)) is not None:
+            return _Found(kind, is_itself=not depth)
+        wrapped = getattr(inner, "__wrapped__", None) or getattr(called, "__wrapped__", None)
+        names = _names_in(called)
+        if names & _RUNNERS:
+            break
+        if not callable(wrapped):
+            return _Found(_kind_of_result(called, names))
+        inner = wrapped
+    return _Found(Kind.SYNC)
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    if sys.version_info >= (3, 14):
+        return inspect.iscoroutinefunction(function)
+    return asyncio.iscoroutinefunction(function)  # and what asyncio's own mark says so, as Cython's
+
+
+def _kind_of_code(function: Any) -> Kind | None:
+    """What the code of a function says."""
+    if _is_coroutine_function(function):
         return Kind.COROUTINE
-    if not inspect.isroutine(inner) and not inspect.isclass(inner):
-        inner = type(inner).__call__
-    if inspect.iscoroutinefunction(inner):
-        return Kind.COROUTINE
-    if inspect.isasyncgenfunction(inner):
+    if inspect.isasyncgenfunction(function):
         return Kind.ASYNC_GENERATOR
-    return Kind.STREAM if _says_async_iterator(inner) else Kind.SYNC
+    code = getattr(function, "__code__", None)
+    is_coroutine = code is not None and code.co_flags & inspect.CO_ITERABLE_COROUTINE
+    return Kind.COROUTINE if is_coroutine else None  # by `types.coroutine`
 
 
-def _says_async_iterator(function: Any) -> bool:
-    try:
-        result = typing.get_type_hints(function).get("return")
-    except Exception:  # noqa: BLE001 - annotations may name what exists for type checkers only
-        result = getattr(function, "__annotations__", {}).get("return")
+def _kind_of_instances(cls: type) -> Kind:
+    """What it means to call a class."""
+    if hasattr(cls, "__await__"):
+        return Kind.COROUTINE
+    return Kind.STREAM if is_stream(cls) else Kind.SYNC
+
+
+def _kind_of_result(function: Any, names: frozenset[str]) -> Kind:
+    """What a function says that it returns, or shows by what it calls."""
+    result = _return_of(function)
     if isinstance(result, str):
-        return result.partition("[")[0].rpartition(".")[2].strip() in _STREAM_NAMES
+        name = result.partition("[")[0].strip()
+        if any(name in (each.__name__, f"asyncio.{each.__name__}") for each in _AWAITABLES):
+            return Kind.COROUTINE
+        of_streams = {each.__name__ for each in _STREAMS}
+        return Kind.STREAM if name.rpartition(".")[2] in of_streams else Kind.SYNC
     # By identity: an annotation may be anything, hashable or not.
     origin = typing.get_origin(result) or result
-    return any(origin is stream for stream in _STREAMS)
+    if any(origin is stream for stream in _STREAMS):
+        return Kind.STREAM
+    if any(origin is awaitable for awaitable in _AWAITABLES):
+        return Kind.COROUTINE
+    return Kind.COROUTINE if result is None and names & _MAKERS else Kind.SYNC
+
+
+def _return_of(function: Any) -> Any:
+    """What a function is annotated to return, as a text where it cannot be understood."""
+    try:
+        return typing.get_type_hints(function).get("return")
+    except Exception:  # noqa: BLE001 - annotations may name what exists for type checkers only
+        return getattr(function, "__annotations__", {}).get("return")
+
+
+def _names_in(function: Any) -> frozenset[str]:
+    """What the code of a function calls by name, among other names."""
+    return frozenset(getattr(getattr(function, "__code__", None), "co_names", ()))
+
+
+def _refuse_what_is_not_run(function: Any, called: Any) -> None:
+    """Refuse a callable whose call runs nothing that could be guarded.
+
+    Raises:
+        UnsupportedCallError: It does no work before its result is iterated over, or entered.
+    """
+    name = _name_of(function)
+    if getattr(called, "__globals__", None) is vars(contextlib) and hasattr(called, "__wrapped__"):
+        raise UnsupportedCallError(
+            f"{name} makes a context manager, which is entered outside of its call: put the guard "
+            "below @asynccontextmanager, or around what connects"
+        )
+    is_generator = inspect.isgeneratorfunction(called)
+    if is_generator and _kind_of_code(called) is None:
+        raise UnsupportedCallError(
+            f"{name} is a sync generator function, which runs while its items are read, outside "
+            "of its call: make it an async generator, or let it return a list"
+        )
 
 
 def as_coroutine_function(
@@ -66,14 +174,19 @@ def as_coroutine_function(
         function: A function of any kind.
         in_shared_threads: Whether a sync one takes one of the event loop's few shared threads.
             Who waits in a thread already must not: callers inside each other could use them up.
+
+    Raises:
+        UnsupportedCallError: As `kind_of`; on a call: it returned a sync iterator, or it needs the
+            event loop and does not say that it returns an awaitable.
     """
-    match kind_of(function):
-        case Kind.COROUTINE:
-            return function
-        case Kind.SYNC:
-            return functools.partial(_call_in_thread, function, in_shared_threads)
-        case _:
-            return functools.partial(_call, function)
+    if inspect.iscoroutinefunction(function):
+        return function  # by the shortest way: a guard may ask at each call
+    found = _found(function)
+    if found.kind is Kind.SYNC:
+        return functools.partial(_call_in_thread, function, in_shared_threads)
+    if found == _Found(Kind.COROUTINE, is_itself=True):
+        return function
+    return functools.partial(_call, function)
 
 
 async def _call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -90,11 +203,47 @@ async def _call_in_thread(
 ) -> Any:
     # A thread cannot be stopped: on a timeout it is left to end by itself, its result unused.
     result = await anyio.to_thread.run_sync(
-        functools.partial(in_this_thread, function, *args, **kwargs),
+        functools.partial(_whole, function, *args, **kwargs),
         abandon_on_cancel=True,
         limiter=None if in_shared_threads else anyio.CapacityLimiter(1),
     )
     return await _awaited(result)
+
+
+def _whole(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """The result of a sync function, whose work is done with it."""
+    try:
+        result = in_this_thread(function, *args, **kwargs)
+    except RuntimeError as error:
+        if not str(error).startswith(("no running event loop", "There is no current event loop")):
+            raise
+        raise UnsupportedCallError(
+            f"{_name_of(function)} needs the event loop, and was called in a thread: annotate it "
+            "to return an Awaitable, or make it a coroutine function"
+        ) from error
+    if not is_stream(result.__class__) and _is_lazy(result):
+        with contextlib.suppress(Exception):  # what goes wrong here does not hide why
+            getattr(result, "close", bool)()
+        raise UnsupportedCallError(
+            f"{_name_of(function)} returned a sync iterator ({type(result).__name__}), which does "
+            "its work while it is read, outside of its call: read it in the function, or use an "
+            "async client"
+        )
+    return result
+
+
+def _is_lazy(result: Any) -> bool:
+    """Whether a result has work left to do: not that of a file, or of a query that was made."""
+    cls = type(result)
+    is_made = isinstance(result, io.IOBase) or hasattr(cls, "fetchone")  # as PEP 249 has cursors
+    return hasattr(cls, "__next__") and not is_made
+
+
+def _name_of(function: Any) -> str:
+    """Its name; never the repr of a partial, which shows keys."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__qualname__", None) or type(function).__name__)
 
 
 async def _awaited(result: Any) -> Any:
