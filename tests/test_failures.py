@@ -6,6 +6,7 @@ import asyncio
 import enum
 import gc
 import http
+import http.client
 import json
 import math
 import pickle
@@ -38,6 +39,7 @@ from lightrag_resilience.failures import Failure, FailureKind, classify, root_ca
 
 TRANSIENT = Failure(FailureKind.TRANSIENT)
 THROTTLED = Failure(FailureKind.THROTTLED)
+LOCAL = Failure(FailureKind.TRANSIENT, is_local=True)
 FATAL = Failure(FailureKind.FATAL)
 UNKNOWN = Failure(FailureKind.UNKNOWN_OUTCOME)
 
@@ -61,7 +63,8 @@ def test_the_kinds_have_words_for_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "counts"), [(TRANSIENT, True), (UNKNOWN, True), (THROTTLED, False), (FATAL, False)]
+    ("failure", "counts"),
+    [(TRANSIENT, True), (UNKNOWN, True), (LOCAL, False), (THROTTLED, False), (FATAL, False)],
 )
 def test_only_what_the_dependency_is_to_blame_for_counts(failure: Failure, counts: bool) -> None:  # noqa: FBT001
     assert failure.counts is counts
@@ -112,11 +115,19 @@ def test_builtin_errors_have_their_verdicts() -> None:
     ]
     unknown = [
         *(ConnectionResetError(), BrokenPipeError(), ConnectionAbortedError(), ConnectionError()),
-        *(TimeoutError(), OSError(110, "timed out")),
+        *(TimeoutError(), OSError(110, "timed out"), OSError(), OSError("timed out"), EOFError()),
+        *(
+            ssl.SSLError(),
+            ssl.SSLEOFError(),
+            RuntimeError(),
+            Exception(),
+            http.client.BadStatusLine(""),
+        ),
     ]
     transient = [
         *(ConnectionRefusedError(), socket.gaierror(-2, "m"), OSError(113, "no route")),
-        *(OSError(), ssl.SSLError(), RuntimeError(), EOFError(), Exception()),
+        *(ssl.SSLCertVerificationError(), OSError(101, "no network")),
+        OSError("Multiple exceptions: [Errno 111] Connect call failed, [Errno 99] No address"),
     ]
     assert {repr(error): classify(error) for error in fatal} == {repr(e): FATAL for e in fatal}
     assert [classify(error) for error in unknown] == [UNKNOWN] * len(unknown)
@@ -131,15 +142,15 @@ def test_a_subclass_has_the_verdict_of_its_nearest_known_base() -> None:
     class OddValueError(OddError, ValueError): ...
 
     assert classify(LostError()) == UNKNOWN
-    assert classify(OddError()) == TRANSIENT
+    assert classify(OddError()) == UNKNOWN
     assert classify(OddValueError()) == FATAL
 
 
 def test_a_class_of_the_same_name_elsewhere_is_not_mistaken_for_a_known_one() -> None:
     stranger = type("TypeError", (Exception,), {"__module__": "elsewhere.errors"})
     nameless = type("ReadTimeout", (Exception,), {"__module__": None})
-    assert classify(stranger()) == TRANSIENT
-    assert classify(nameless()) == TRANSIENT
+    assert classify(stranger()) == UNKNOWN
+    assert classify(nameless()) == UNKNOWN
 
 
 def test_types_that_were_seen_once_are_forgotten_in_the_end() -> None:
@@ -179,8 +190,14 @@ def status_error(library: str, status: int, headers: Any = None) -> Exception:
 
 
 STATUSES = [
-    *((status, {}, TRANSIENT) for status in (408, 409, 425, 500, 502, 503, 504, 529)),
+    *((status, {}, TRANSIENT) for status in (408, 409, 424, 425, 444, 449, 460, 498, 499)),
+    *(
+        (status, {}, TRANSIENT)
+        for status in (500, 502, 503, 504, 509, 520, 524, 529, 530, 598, 599)
+    ),
     *((status, {}, FATAL) for status in (400, 401, 402, 403, 404, 405, 413, 422)),
+    *((status, {}, FATAL) for status in (440, 463, 464, 494, 495, 496, 497, 561)),
+    (420, {}, THROTTLED),
     (429, {}, THROTTLED),
     (429, {"retry-after": "20"}, Failure(FailureKind.THROTTLED, 20.0)),
     (429, {"x-ratelimit-reset-tokens": "6m0s"}, Failure(FailureKind.THROTTLED, 30.0)),
@@ -211,7 +228,7 @@ def test_a_status_is_found_where_the_standard_library_puts_it() -> None:
     assert classify(error) == Failure(FailureKind.TRANSIENT, 3.0)
 
 
-@pytest.mark.parametrize("name", ["status_code", "status", "code"])
+@pytest.mark.parametrize("name", ["status_code", "status", "http_status", "code"])
 def test_a_status_is_read_under_each_of_its_names(name: str) -> None:
     error = ValueError("known as fatal, but its status knows better")
     setattr(error, name, http.HTTPStatus.SERVICE_UNAVAILABLE)
@@ -232,8 +249,8 @@ def test_a_code_that_is_no_error_of_http_is_no_status(code: object) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        *((name, TRANSIENT) for name in ("ConnectTimeout", "ConnectError", "PoolTimeout")),
-        ("ProxyError", TRANSIENT),
+        *((name, TRANSIENT) for name in ("ConnectTimeout", "ConnectError", "ProxyError")),
+        ("PoolTimeout", LOCAL),
         *((name, UNKNOWN) for name in ("ReadTimeout", "WriteTimeout", "ReadError", "WriteError")),
         *((name, UNKNOWN) for name in ("CloseError", "RemoteProtocolError", "DecodingError")),
         *((name, FATAL) for name in ("UnsupportedProtocol", "LocalProtocolError", "InvalidURL")),
@@ -347,7 +364,7 @@ def test_a_deprecated_attribute_of_aiohttp_is_left_alone(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     aiohttp = pytest.importorskip("aiohttp")
-    assert classify(aiohttp.ClientResponseError(None, (), status=0)) == TRANSIENT
+    assert classify(aiohttp.ClientResponseError(None, (), status=0)) == UNKNOWN
     assert classify(aiohttp.ClientResponseError(None, (), status=429)) == THROTTLED
     assert not recwarn.list
 
@@ -384,7 +401,9 @@ def test_what_a_redis_server_refuses_is_told_apart(reply: bytes, expected: Failu
         (redis.exceptions.AuthorizationError("m"), FATAL),
         (redis.exceptions.WatchError("m"), FATAL),
         (redis.exceptions.LockError("m"), FATAL),
-        (redis.exceptions.MaxConnectionsError("m"), TRANSIENT),
+        (redis.exceptions.MaxConnectionsError("m"), LOCAL),
+        (redis.exceptions.ConnectionError("No connection available."), LOCAL),
+        (redis.exceptions.ConnectionError("max number of clients reached"), TRANSIENT),
         (redis.exceptions.TimeoutError("Timeout connecting to server"), TRANSIENT),
         (redis.exceptions.TimeoutError("Timeout reading from socket"), UNKNOWN),
         (redis.exceptions.InvalidResponse("m"), UNKNOWN),
@@ -467,7 +486,8 @@ def test_a_spent_quota_is_read_from_a_body_that_still_has_its_envelope() -> None
     [
         *((name, UNKNOWN) for name in ("ReadTimeout", "WriteTimeout", "ReadError")),
         ("RemoteProtocolError", UNKNOWN),
-        *((name, TRANSIENT) for name in ("ConnectTimeout", "PoolTimeout", "ConnectError")),
+        *((name, TRANSIENT) for name in ("ConnectTimeout", "ConnectError")),
+        ("PoolTimeout", LOCAL),
         ("LocalProtocolError", FATAL),
     ],
 )
@@ -620,7 +640,7 @@ def test_unwrapping_ends_where_there_is_no_error_to_find() -> None:
     attempt.set_exception(endless)
     for error in (caught.value, unfinished, endless):
         assert root_cause(error) is error
-        assert classify(error) == TRANSIENT
+        assert classify(error) == UNKNOWN
 
 
 def test_a_cancellation_that_tenacity_swallowed_is_not_unwrapped() -> None:
@@ -633,7 +653,7 @@ def test_a_cancellation_that_tenacity_swallowed_is_not_unwrapped() -> None:
     error = asyncio.run(error_of(cancelled()))
     assert isinstance(error, tenacity.RetryError)
     assert root_cause(error) is error
-    assert classify(error) == TRANSIENT
+    assert classify(error) == UNKNOWN
 
 
 # ---------------------------------------------------------------------- groups
@@ -645,12 +665,12 @@ def group(*errors: Exception) -> Exception:
 
 def test_a_group_is_as_bad_as_its_worst_member() -> None:
     throttled = [status_error("httpx", 429, {"retry-after": text}) for text in ("9", "30", "2")]
-    passing, lost, fault = RuntimeError(), TimeoutError(), ValueError()
+    passing, lost, fault = ConnectionRefusedError(), TimeoutError(), ValueError()
     assert classify(group(passing, *throttled, lost, fault)) == FATAL
     assert classify(group(lost, passing, *throttled)) == UNKNOWN
     assert classify(group(passing, *throttled)) == Failure(FailureKind.THROTTLED, 30.0)
     assert classify(group(passing, status_error("httpx", 429))) == THROTTLED
-    assert classify(group(passing, RuntimeError())) == TRANSIENT
+    assert classify(group(passing, socket.gaierror())) == TRANSIENT
     assert classify(group(passing, group(passing, group(fault)))) == FATAL
 
 
@@ -670,7 +690,7 @@ def test_an_error_may_carry_its_own_verdict_on_the_instance_or_the_class() -> No
 def test_a_verdict_given_to_a_class_after_its_first_error_counts_from_then_on() -> None:
     class LateError(Exception): ...
 
-    assert classify(LateError()) == TRANSIENT
+    assert classify(LateError()) == UNKNOWN
     LateError.__resilience_failure__ = FATAL  # type: ignore[attr-defined]
     assert classify(LateError()) == FATAL
 

@@ -10,7 +10,7 @@ import pytest
 
 from lightrag_resilience.failures import Failure, FailureKind, classify
 from support.lookalikes import errors, kinds
-from support.verdicts import FATAL, THROTTLED, TRANSIENT, UNKNOWN, caused
+from support.verdicts import FATAL, LOCAL, THROTTLED, TRANSIENT, UNKNOWN, caused
 
 Make = Callable[[Any], Exception]
 
@@ -77,7 +77,7 @@ def test_what_postgres_said_before_it_hung_up_counts(kind: str) -> None:
     [
         *((name, TRANSIENT) for name in ("TransientError", "DatabaseUnavailable", "NotALeader")),
         *((name, TRANSIENT) for name in ("SessionExpired", "ServiceUnavailable")),
-        *((name, TRANSIENT) for name in ("ConnectionAcquisitionTimeoutError",)),
+        ("ConnectionAcquisitionTimeoutError", LOCAL),
         *((name, UNKNOWN) for name in ("IncompleteCommit", "DatabaseError", "BrokenRecordError")),
         *((name, FATAL) for name in ("ClientError", "CypherSyntaxError", "AuthError")),
         *((name, FATAL) for name in ("ConfigurationError", "DriverError", "Neo4jError")),
@@ -184,7 +184,7 @@ def test_an_rpc_error_without_a_code_leaves_the_outcome_unknown(kind: str) -> No
         (500, {"retry-after": "3"}, Failure(FailureKind.TRANSIENT, 3.0)),
         (429, {}, THROTTLED),
         (404, {}, FATAL),
-        (409, {}, TRANSIENT),
+        (409, {}, FATAL),
         (None, {}, UNKNOWN),
         (304, {}, UNKNOWN),
     ],
@@ -335,7 +335,7 @@ MONGO: list[tuple[Make, Failure]] = [
     (lambda m: m.NetworkTimeout("m"), UNKNOWN),
     (lambda m: m.NotPrimaryError("m"), TRANSIENT),
     (lambda m: m.ServerSelectionTimeoutError("m"), TRANSIENT),
-    (lambda m: m.WaitQueueTimeoutError("m"), TRANSIENT),
+    (lambda m: m.WaitQueueTimeoutError("m"), LOCAL),
     (lambda m: m.BulkWriteError({"writeErrors": [{"code": 11000}]}), FATAL),
     (lambda m: m.BulkWriteError({"writeErrors": [{"code": 91}, {"code": 11000}]}), FATAL),
     (lambda m: m.BulkWriteError({"writeErrors": [{"code": 91}]}), UNKNOWN),

@@ -38,7 +38,7 @@ def tell() -> Iterator[Tell]:
     yield told
     for take_back in undo:
         take_back()
-    assert classify(BusyError()) == TRANSIENT
+    assert classify(BusyError()) == UNKNOWN
 
 
 def test_a_class_is_given_a_kind_or_a_failure(tell: Tell) -> None:
@@ -49,12 +49,12 @@ def test_a_class_is_given_a_kind_or_a_failure(tell: Tell) -> None:
 
 
 def test_it_counts_from_then_on_for_subclasses_too_that_were_seen_before(tell: Tell) -> None:
-    assert classify(VeryBusyError()) == TRANSIENT
-    tell(BusyError, FailureKind.UNKNOWN_OUTCOME)
     assert classify(VeryBusyError()) == UNKNOWN
+    tell(BusyError, FailureKind.TRANSIENT)
+    assert classify(VeryBusyError()) == TRANSIENT
     tell(VeryBusyError, FailureKind.FATAL)
     assert classify(VeryBusyError()) == FATAL
-    assert classify(BusyError()) == UNKNOWN
+    assert classify(BusyError()) == TRANSIENT
 
 
 def test_a_function_reads_the_exception(tell: Tell) -> None:
@@ -69,7 +69,7 @@ def test_a_function_reads_the_exception(tell: Tell) -> None:
     error.wait = None
     assert classify(error) == FATAL
     error.wait = 0
-    assert classify(error) == TRANSIENT
+    assert classify(error) == UNKNOWN
 
 
 def test_it_goes_before_the_tables_and_a_status(tell: Tell) -> None:
@@ -110,7 +110,7 @@ def test_the_later_of_two_holds_until_it_is_taken_back(tell: Tell) -> None:
     second()
     assert classify(BusyError()) == FATAL
     first()
-    assert classify(BusyError()) == TRANSIENT
+    assert classify(BusyError()) == UNKNOWN
 
 
 def test_the_same_twice_is_taken_back_twice(tell: Tell) -> None:
@@ -118,7 +118,7 @@ def test_the_same_twice_is_taken_back_twice(tell: Tell) -> None:
     first()
     assert classify(BusyError()) == FATAL
     second()
-    assert classify(BusyError()) == TRANSIENT
+    assert classify(BusyError()) == UNKNOWN
 
 
 def test_a_function_that_fails_is_reported_and_the_tables_decide(
@@ -145,7 +145,7 @@ def test_a_function_that_returns_no_verdict_is_reported_and_the_tables_decide(
 ) -> None:
     tell(BusyError, lambda _: verdict)
     with caplog.at_level(logging.ERROR, "lightrag_resilience"):
-        assert classify(BusyError()) == TRANSIENT
+        assert classify(BusyError()) == UNKNOWN
     (record,) = caplog.records
     assert record.getMessage().startswith("The function given to classify_as for BusyError gave no")
 
@@ -167,7 +167,7 @@ def test_what_is_no_verdict_is_refused(verdict: Any) -> None:
 
 
 def test_threads_that_tell_and_ask_at_once_never_see_a_stale_verdict() -> None:
-    kinds = (FailureKind.FATAL, FailureKind.THROTTLED, FailureKind.UNKNOWN_OUTCOME)
+    kinds = (FailureKind.FATAL, FailureKind.THROTTLED, FailureKind.TRANSIENT)
     started = threading.Barrier(4)
 
     def tell_and_ask(number: int) -> bool:
@@ -179,7 +179,7 @@ def test_threads_that_tell_and_ask_at_once_never_see_a_stale_verdict() -> None:
             take_back = classify_as(own, kind)
             right.append(classify(own()).kind is kind)
             take_back()
-            right.append(classify(own()) == TRANSIENT)
+            right.append(classify(own()) == UNKNOWN)
         return all(right)
 
     with ThreadPoolExecutor(4) as pool:
@@ -209,7 +209,7 @@ def test_an_error_that_cannot_be_hashed_is_judged_like_any_other(
     tell: Tell, error: Exception
 ) -> None:
     group = ExceptionGroup("both", [error, ValueError()])
-    assert classify(error).kind is FailureKind.TRANSIENT
+    assert classify(error) == UNKNOWN
     assert classify(group).kind is FailureKind.FATAL
     assert root_cause(error) is error
     tell(type(error), FailureKind.FATAL)

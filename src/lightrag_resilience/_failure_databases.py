@@ -8,15 +8,17 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from ._failure_http import by_status, status_of
+from ._failure_http import DATABASE_PASSING, by_status, of_status, status_of
+from ._failure_traces import by_inner
+from ._failure_transports import by_reading
 from ._hints import advice, asked_wait, seconds_of
 from ._verdicts import (
     FATAL,
+    LOCAL,
     THROTTLED,
     TRANSIENT,
     UNKNOWN,
     Failure,
-    Reader,
     Table,
     package_of,
     with_wait,
@@ -27,28 +29,22 @@ __all__ = ["DATABASES"]
 _Answer = Failure | tuple[Exception, ...]
 
 
-def _by_inner(attribute: str, default: Failure) -> Reader:
-    """The verdict of the error that an attribute holds."""
-
-    def read(exc: Exception) -> _Answer:
-        inner = getattr(exc, attribute, None)
-        return (inner,) if isinstance(inner, Exception) else default
-
-    return read
-
-
 # ---------------------------------------------------------------------- Redis
 
 
 def _by_redis_message(exc: BaseException) -> Failure:
     """Only redis-py's wording tells a failure to connect from a lost answer."""
-    unsent = "connecting to" in str(exc) or "No connection available" in str(exc)
+    text = str(exc)
+    if "No connection available" in text:
+        return LOCAL
+    unsent = "connecting to" in text or "max number of clients" in text
     return TRANSIENT if unsent else UNKNOWN
 
 
 _REDIS: Table = {
     **dict.fromkeys(("ConnectionError", "TimeoutError"), _by_redis_message),
-    **dict.fromkeys(("BusyLoadingError", "MaxConnectionsError", "ClusterError"), TRANSIENT),
+    **dict.fromkeys(("BusyLoadingError", "ClusterError"), TRANSIENT),
+    "MaxConnectionsError": LOCAL,
     **dict.fromkeys(("MasterNotFoundError", "SlaveNotFoundError"), TRANSIENT),  # says Sentinel
     **dict.fromkeys(("TryAgainError", "AskError", "ReadOnlyError", "OutOfMemoryError"), TRANSIENT),
     **dict.fromkeys(("AuthenticationError", "AuthorizationError"), FATAL),  # ConnectionErrors too
@@ -76,7 +72,10 @@ _SQLSTATES: dict[str, Failure] = {  # exact, or the class in the first two chara
 
 
 def _by_sqlstate(exc: Any) -> Failure:
-    state = str(exc.sqlstate)
+    return _of_sqlstate(str(exc.sqlstate))
+
+
+def _of_sqlstate(state: str) -> Failure:
     return _SQLSTATES.get(state) or _SQLSTATES.get(state[:2]) or FATAL
 
 
@@ -101,6 +100,32 @@ _ASYNCPG: Table = {
     "TargetServerAttributeNotMatched": TRANSIENT,  # no server is primary just now
 }
 
+_UNSENT_BY_LIBPQ = ("connection failed", "could not connect", "could not translate", "failed to")
+
+
+def _by_libpq(exc: Any) -> Failure:
+    """By psycopg's SQLSTATE; what has none did not come from the server."""
+    state = getattr(exc, "sqlstate", None) or getattr(exc, "pgcode", None)
+    if state:
+        return _of_sqlstate(str(state))
+    text = str(exc)
+    if any(base.__name__ == "OperationalError" for base in type(exc).__mro__):
+        return TRANSIENT if text.startswith(_UNSENT_BY_LIBPQ) else UNKNOWN
+    return TRANSIENT if text.endswith("connection is closed") else FATAL
+
+
+_PSYCOPG: Table = {"Error": _by_libpq, "ConnectionTimeout": TRANSIENT, "PoolError": LOCAL}
+_PSYCOPG_POOL: Table = {
+    "PoolClosed": FATAL,
+    **dict.fromkeys(("PoolTimeout", "TooManyRequests"), LOCAL),
+}
+_SQLALCHEMY: Table = {
+    "SQLAlchemyError": FATAL,
+    "DBAPIError": by_inner("orig", UNKNOWN),
+    "TimeoutError": LOCAL,  # of its pool
+    "DisconnectionError": TRANSIENT,
+}
+
 # ---------------------------------------------------------------------- Neo4j
 
 
@@ -113,6 +138,7 @@ _NEO4J: Table = {
     "DatabaseError": UNKNOWN,  # the server failed
     **dict.fromkeys(("IncompleteCommit", "BrokenRecordError"), UNKNOWN),
     "ConnectionPoolError": TRANSIENT,  # no connection, so nothing was sent
+    "ConnectionAcquisitionTimeoutError": LOCAL,
 }
 
 # ---------------------------------------------------------------------- gRPC
@@ -150,9 +176,9 @@ def _by_qdrant_wait(exc: Any) -> Failure:
     return with_wait(THROTTLED, seconds_of(exc.retry_after_s))
 
 
-def _by_qdrant_status(exc: Exception) -> Failure:
+def _by_database_status(exc: Exception) -> Failure:
     status = status_of(exc)
-    return UNKNOWN if status is None else by_status(exc, status)
+    return UNKNOWN if status is None else by_status(exc, status, DATABASE_PASSING)
 
 
 def _by_source(exc: Any) -> _Answer:
@@ -163,8 +189,49 @@ def _by_source(exc: Any) -> _Answer:
 
 _QDRANT: Table = {
     "ResourceExhaustedResponse": _by_qdrant_wait,
-    "UnexpectedResponse": _by_qdrant_status,
+    "UnexpectedResponse": _by_database_status,
     "ResponseHandlingException": _by_source,
+}
+
+# ---------------------------------------------------------------------- OpenSearch, Elasticsearch
+
+
+def _by_last_error(exc: Any) -> _Answer:
+    """The transport's error, which the clients keep as `info` or as the last of `errors`."""
+    inner = getattr(exc, "info", None) or [*getattr(exc, "errors", ()), None][-1]
+    return (inner,) if isinstance(inner, Exception) else UNKNOWN
+
+
+def _by_serializer(exc: BaseException) -> Failure:
+    inner = next((part for part in exc.args if isinstance(part, Exception)), exc)
+    return by_reading(inner) if isinstance(inner, ValueError) else FATAL
+
+
+def _by_bulk_errors(exc: Any) -> Failure:
+    """Some of a batch may be written. A document that was refused will be again."""
+    answers = [answer for item in exc.errors for answer in item.values()]
+    statuses = [answer.get("status") for answer in answers]
+    refused = [status for status in statuses if isinstance(status, int)]
+    passing = all(of_status(status, DATABASE_PASSING) is not FATAL for status in refused)
+    return UNKNOWN if passing else FATAL
+
+
+_OPENSEARCH: Table = {
+    "OpenSearchException": UNKNOWN,
+    "TransportError": _by_database_status,
+    "ConnectionError": _by_last_error,
+    "SerializationError": _by_serializer,
+    "BulkIndexError": _by_bulk_errors,
+    "ScanError": TRANSIENT,
+    **dict.fromkeys(("ImproperlyConfigured", "OpenSearchDslException"), FATAL),
+}
+_ELASTIC: Table = {
+    "ApiError": _by_database_status,
+    "UnsupportedProductError": FATAL,
+    "TransportError": _by_last_error,
+    "SerializationError": _by_serializer,
+    "BulkIndexError": _by_bulk_errors,
+    "ScanError": TRANSIENT,
 }
 
 # ---------------------------------------------------------------------- Milvus
@@ -254,20 +321,25 @@ _PYMONGO: Table = {
     **dict.fromkeys(("ConnectionFailure", "ProtocolError"), UNKNOWN),
     "AutoReconnect": _by_mongo_connection,
     **dict.fromkeys(("NotPrimaryError", "ServerSelectionTimeoutError"), TRANSIENT),
-    "WaitQueueTimeoutError": TRANSIENT,  # no connection, so nothing was sent
+    "WaitQueueTimeoutError": LOCAL,
     "OperationFailure": _by_mongo_code,
     "CursorNotFound": TRANSIENT,
     **dict.fromkeys(("ExecutionTimeout", "WriteConcernError"), UNKNOWN),
     "BulkWriteError": _by_mongo_writes,
     "ClientBulkWriteException": _by_mongo_client_writes,
-    "EncryptionError": _by_inner("cause", FATAL),
+    "EncryptionError": by_inner("cause", FATAL),
 }
 DATABASES: Final[dict[str, Table]] = {
     "redis": _REDIS,
     "asyncpg": _ASYNCPG,
+    **dict.fromkeys(("psycopg", "psycopg2"), _PSYCOPG),
+    "psycopg_pool": _PSYCOPG_POOL,
+    "sqlalchemy": _SQLALCHEMY,
     "neo4j": _NEO4J,
     "grpc": _GRPC,
     "qdrant_client": _QDRANT,
+    "opensearchpy": _OPENSEARCH,
+    **dict.fromkeys(("elasticsearch", "elastic_transport"), _ELASTIC),
     "pymilvus": _PYMILVUS,
     "pymongo": _PYMONGO,
     "bson": {"BSONError": FATAL},

@@ -19,6 +19,8 @@ from ._verdicts import (
 )
 
 __all__ = [
+    "DATABASE_PASSING",
+    "STATUS_NAMES",
     "by_body",
     "by_status",
     "by_words",
@@ -29,9 +31,17 @@ __all__ = [
     "words_of",
 ]
 
-_STATUS_NAMES = ("status_code", "status", "response", "code")  # where `status_of` looks
-_PASSING = frozenset({408, 409, 425})
-_TOO_MANY = 429
+_OWN = ("status_code", "status", "http_status", "http_status_code")
+_HELD_BY = ("response", "http_response", "raw_response", "resp", "meta")
+STATUS_NAMES = frozenset({*_OWN, *_HELD_BY, "code"})  # where `status_of` looks
+PASSING = frozenset(
+    {408, 409, 425}
+    | {424, 498, 499}  # of overloaded gateways and inference servers: TGI, Groq, nginx, vLLM
+    | {444, 449, 460}  # of nginx, Azure's "retry with", AWS's load balancer
+)
+DATABASE_PASSING = PASSING - {409}  # a conflict there is with what is stored, and stays
+_TOO_MANY = frozenset({429, 420})
+_UNAUTHORIZED = 561  # of AWS's load balancer
 _LONGEST_RESET = 30.0  # seconds: a full refill takes longer than room for one call
 _ASKS = frozenset({"retry-after", "retry-after-ms"})
 
@@ -46,15 +56,25 @@ def status_of(exc: BaseException) -> int | None:
 
 
 def _first_number(exc: BaseException) -> int | None:
-    for name in ("status_code", "status"):
+    for name in _OWN:
         status = getattr(exc, name, None)
         if isinstance(status, int):
             return status
-    status = getattr(getattr(exc, "response", None), "status_code", None)
-    if isinstance(status, int):
-        return status
+    for holder in _HELD_BY:
+        if (held := getattr(exc, holder, None)) is not None:
+            for name in ("status_code", "status"):
+                status = getattr(held, name, None)
+                if isinstance(status, int):
+                    return status
     status = getattr(exc, "code", None)
     return status if isinstance(status, int) else None
+
+
+def _headers_of(exc: BaseException) -> Any:
+    holders = (getattr(exc, name, None) for name in _HELD_BY)
+    held = (getattr(holder, "headers", None) for holder in holders)
+    headers = next((headers for headers in held if headers is not None), None)
+    return getattr(exc, "headers", None) if headers is None else headers
 
 
 def may_tell_status(cls: type[BaseException]) -> bool:
@@ -62,18 +82,16 @@ def may_tell_status(cls: type[BaseException]) -> bool:
     looks_up = hasattr(cls, "__getattr__") or (
         cls.__getattribute__ is not BaseException.__getattribute__
     )
-    return looks_up or any(hasattr(cls, name) for name in _STATUS_NAMES)
+    return looks_up or any(hasattr(cls, name) for name in STATUS_NAMES)
 
 
-def by_status(exc: BaseException, status: int) -> Failure:
-    """The verdict on an error with a status of 400 to 599."""
-    return with_status(_by_status(exc, status), status)
+def by_status(exc: BaseException, status: int, passing: frozenset[int] = PASSING) -> Failure:
+    """The verdict on an error with a status of 400 to 599; `passing` are those below 500."""
+    return with_status(_by_status(exc, status, passing), status)
 
 
-def _by_status(exc: BaseException, status: int) -> Failure:
-    headers = getattr(getattr(exc, "response", None), "headers", None)
-    if headers is None:
-        headers = getattr(exc, "headers", None)
+def _by_status(exc: BaseException, status: int, passing: frozenset[int]) -> Failure:
+    headers = _headers_of(exc)
     found = advice(headers)
     should = found.get("x-should-retry", "").lower()
     if should == "false":
@@ -82,21 +100,23 @@ def _by_status(exc: BaseException, status: int) -> Failure:
     wait = asked_wait(found, now_wall=now)
     if wait is None:
         wait = _wait_in_body(exc)
-    if status == _TOO_MANY:
+    if status in _TOO_MANY:
         if should != "true" and _is_spent(exc, found):
             return FATAL
         if wait is None and (reset := longest_reset(headers, now_wall=now)) is not None:
             wait = min(reset, _LONGEST_RESET)
         return with_wait(THROTTLED, wait)
-    verdict = TRANSIENT if should == "true" else of_status(status)
+    verdict = TRANSIENT if should == "true" else of_status(status, passing)
     return verdict if verdict is FATAL else with_wait(verdict, wait)
 
 
-def of_status(status: int) -> Failure:
+def of_status(status: int, passing: frozenset[int] = PASSING) -> Failure:
     """The verdict on a status of 400 to 599 about which nothing else is known."""
-    if status == _TOO_MANY:
+    if status in _TOO_MANY:
         return THROTTLED
-    return TRANSIENT if status in _PASSING or status >= 500 else FATAL  # noqa: PLR2004 - HTTP
+    if status < 500:  # noqa: PLR2004 - HTTP
+        return TRANSIENT if status in passing else FATAL
+    return FATAL if status == _UNAUTHORIZED else TRANSIENT
 
 
 def _is_spent(exc: BaseException, found: dict[str, str]) -> bool:
@@ -153,7 +173,8 @@ def _parts(exc: BaseException) -> Iterator[dict[str, Any]]:
     """What an error says of itself, the precise before the general."""
     own = vars(exc)  # past properties: to read aiohttp's `code` warns
     yield own
-    for body in (own.get("body"), own.get("details")):  # the latter in Google's SDK
+    # "details" is Google's, "json_body" Voyage's.
+    for body in (own.get("body"), own.get("details"), own.get("json_body")):
         if isinstance(body, list) and len(body) == 1:  # Gemini, spoken to as OpenAI
             (body,) = body  # noqa: PLW2901 - the same body, out of its list
         if isinstance(body, dict):

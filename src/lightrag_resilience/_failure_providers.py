@@ -1,9 +1,8 @@
-"""What the errors of Python, of HTTP clients and of the providers' SDKs mean, by class name."""
+"""What the errors of the providers' SDKs mean, by class name."""
 
 from __future__ import annotations
 
 import time
-import traceback
 from typing import Any, Final
 
 from ._failure_http import by_body, by_words, of_status
@@ -46,17 +45,6 @@ def _by_hidden(package: str, default: Failure) -> Reader:
     return read
 
 
-def _by_decoder(exc: BaseException) -> Failure:
-    """A broken answer where an SDK was reading one; anywhere else a bug, as any `ValueError`."""
-    frames = (frame for frame, _ in traceback.walk_tb(exc.__traceback__))
-    packages = {str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames}
-    return UNKNOWN if packages & _READERS else FATAL
-
-
-def _by_members(exc: BaseExceptionGroup[Exception]) -> tuple[Exception, ...]:
-    return exc.exceptions  # type: ignore[return-value]  # the group is of Exceptions only
-
-
 # ---------------------------------------------------------------------- AWS
 
 _THROTTLING = "throttling throttled requestthrottled ec2throttled toomanyrequests slowdown"
@@ -90,15 +78,6 @@ def _by_aws_code(exc: Any) -> Failure:
     return with_status(verdict, status) if is_error else verdict
 
 
-def _by_transport(exc: Any) -> Failure:
-    """A bug, but where asyncio raised it: Python 3.12 does so for writing to a lost connection."""
-    trace = exc.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    return UNKNOWN if module == "asyncio.selector_events" else FATAL
-
-
 def _by_retryable(exc: Any) -> Failure:
     return TRANSIENT if exc.retryable else FATAL
 
@@ -110,39 +89,10 @@ def _by_code(exc: Any) -> Failure:
 
 # ---------------------------------------------------------------------- the tables
 
-_BUILTINS: Table = {
-    "Exception": TRANSIENT,
-    "ExceptionGroup": _by_members,
-    "OSError": TRANSIENT,  # of the network: gaierror, unreachable, TLS
-    "ConnectionError": _by_hidden("httpx", UNKNOWN),  # ollama's, which says nothing was sent
-    **dict.fromkeys(("ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError"), UNKNOWN),
-    "ConnectionRefusedError": TRANSIENT,
-    "TimeoutError": UNKNOWN,
-    **dict.fromkeys(("FileNotFoundError", "FileExistsError", "PermissionError"), FATAL),
-    **dict.fromkeys(("IsADirectoryError", "NotADirectoryError"), FATAL),
-    **dict.fromkeys(("TypeError", "AttributeError"), _by_transport),
-    **dict.fromkeys(("ValueError", "LookupError"), FATAL),
-    "UnicodeDecodeError": _by_decoder,
-    **dict.fromkeys(("NameError", "AssertionError", "NotImplementedError"), FATAL),
-    **dict.fromkeys(("ArithmeticError", "ImportError", "MemoryError", "RecursionError"), FATAL),
-}
 OURS: Table = {
     "CallRejected": FATAL,  # by a guard within this one
     **dict.fromkeys(("AttemptTimeoutError", "DeadlineExceededError"), UNKNOWN),
     "TruncatedStreamError": _by_code,
-}
-_HTTPX: Table = {
-    **dict.fromkeys(("ConnectTimeout", "ConnectError", "PoolTimeout", "ProxyError"), TRANSIENT),
-    **dict.fromkeys(("TimeoutException", "NetworkError", "RemoteProtocolError"), UNKNOWN),
-    "DecodingError": UNKNOWN,  # an answer came, but cannot be read
-    **dict.fromkeys(("LocalProtocolError", "UnsupportedProtocol", "InvalidURL"), FATAL),
-    **dict.fromkeys(("TooManyRedirects", "StreamError"), FATAL),
-}
-_AIOHTTP: Table = {
-    **dict.fromkeys(("ClientConnectorError", "ConnectionTimeoutError"), TRANSIENT),
-    **dict.fromkeys(("ClientConnectionError", "ClientPayloadError", "ContentTypeError"), UNKNOWN),
-    **dict.fromkeys(("NonHttpUrlClientError", "InvalidURL", "TooManyRedirects"), FATAL),
-    "ServerFingerprintMismatch": FATAL,
 }
 _OPENAI: Table = {
     **dict.fromkeys(("OpenAIError", "AnthropicError"), FATAL),  # bare: no key, wrong options
@@ -166,6 +116,20 @@ _BOTOCORE: Table = {
     "ConnectionError": TRANSIENT,  # refused, no name, connect timeout, proxy, TLS
     **dict.fromkeys(("HTTPClientError", "IncompleteReadError", "ChecksumError"), UNKNOWN),
     "MetadataRetrievalError": TRANSIENT,
+    **dict.fromkeys(("ResponseParserError", "ParserError"), UNKNOWN),  # what came is not AWS's
+}
+_VOYAGE: Table = {
+    "VoyageError": FATAL,
+    "APIError": UNKNOWN,  # an answer came, but is no JSON
+    "APIConnectionError": _by_cause(UNKNOWN),
+    "Timeout": _by_cause(UNKNOWN),
+    "RateLimitError": THROTTLED,
+    **dict.fromkeys(("ServerError", "ServiceUnavailableError", "TryAgain"), TRANSIENT),
+}
+_ZHIPU: Table = {
+    "ZhipuAIError": FATAL,
+    "APIResponseError": UNKNOWN,
+    **dict.fromkeys(("APIConnectionError", "APITimeoutError"), _by_cause(UNKNOWN)),
 }
 _OLLAMA: Table = {
     "ResponseError": TRANSIENT,  # without a status: an error within a stream
@@ -177,22 +141,18 @@ _LIGHTRAG: Table = {
     "BedrockTimeoutError": _by_hidden("botocore", UNKNOWN),
     "BedrockError": _by_hidden("botocore", FATAL),
     "APITimeoutError": UNKNOWN,
+    **dict.fromkeys(("InvalidResponseError", "VoyageAIError"), TRANSIENT),  # an empty answer
+    "TransientBadRequestError": TRANSIENT,
     "EmptyTruncatedResponseError": FATAL,  # the same limit would cut the next answer too
 }
 PROVIDERS: Final[dict[str, Table]] = {
-    "builtins": _BUILTINS,
-    "httpx": _HTTPX,
-    "httpx2": _HTTPX,
-    "aiohttp": _AIOHTTP,
-    "json": {"JSONDecodeError": _by_decoder},
-    "anyio": dict.fromkeys(("EndOfStream", "BrokenResourceError"), UNKNOWN),
     "openai": _OPENAI,
     "anthropic": _OPENAI,
     "google": _GOOGLE,
     "botocore": _BOTOCORE,
+    "aiobotocore": _BOTOCORE,
+    "voyageai": _VOYAGE,
+    "zhipuai": _ZHIPU,
     "ollama": _OLLAMA,
     "lightrag": _LIGHTRAG,
 }
-_READERS: Final = frozenset(
-    {"openai", "anthropic", "google", "ollama", "botocore", "httpx", "httpx2", "aiohttp"}
-)

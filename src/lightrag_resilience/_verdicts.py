@@ -10,6 +10,7 @@ from typing import Any, Final
 
 __all__ = [
     "FATAL",
+    "LOCAL",
     "THROTTLED",
     "TRANSIENT",
     "UNKNOWN",
@@ -57,16 +58,19 @@ class Failure:
         kind: What follows from it.
         retry_after: Seconds the provider asks to wait, finite and not negative, or None.
         status: The HTTP status that was answered, 400 to 599, or None. Not part of the verdict.
+        is_local: Whether something of this process was used up, such as its own pool's connections,
+            file descriptors or threads: nothing was sent, so it is retried but not counted.
     """
 
     kind: FailureKind
     retry_after: float | None = None
     status: int | None = field(default=None, compare=False)
+    is_local: bool = False
 
     @property
     def counts(self) -> bool:
         """Whether the dependency is to blame, so that its breaker counts it."""
-        return self.kind is _TRANSIENT or self.kind is _UNKNOWN_OUTCOME
+        return (self.kind is _TRANSIENT or self.kind is _UNKNOWN_OUTCOME) and not self.is_local
 
     @property
     def pause(self) -> float:
@@ -84,13 +88,14 @@ Table = dict[str, Rule]
 
 TRANSIENT: Final = Failure(FailureKind.TRANSIENT)
 THROTTLED: Final = Failure(FailureKind.THROTTLED)
+LOCAL: Final = Failure(FailureKind.TRANSIENT, is_local=True)
 FATAL: Final = Failure(FailureKind.FATAL)
 UNKNOWN: Final = Failure(FailureKind.UNKNOWN_OUTCOME)
 
 
 def with_wait(verdict: Failure, seconds: float | None) -> Failure:
     """The same verdict with a wait, where there is one."""
-    return verdict if seconds is None else Failure(verdict.kind, seconds, verdict.status)
+    return verdict if seconds is None else replace(verdict, retry_after=seconds)
 
 
 @lru_cache(maxsize=256)

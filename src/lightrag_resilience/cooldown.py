@@ -111,7 +111,7 @@ class Cooldown:
         passing = (
             failure is None
             or failure.kind is FailureKind.FATAL
-            or not (failure.retry_after or failure.counts)
+            or not (failure.retry_after or failure.counts or failure.is_local)
         )
         if passing and let_in >= self._asked_at:  # of what was asked since it tells nothing
             self.until = _NEVER

@@ -5,8 +5,9 @@ one, write a table like those in `_failure_providers.py` under its top-level mod
 given a verdict, or a function that reads the exception; subclasses inherit it.
 
 An exception that knows better carries a `Failure` as ``__resilience_failure__``, on the instance or
-on its class, and that wins; after it what was told by `classify_as`. An error that nobody knows is
-assumed to pass: TRANSIENT.
+on its class, and that wins; after it what was told by `classify_as`. An error of an unknown class
+is judged by the known one it was raised over; else nothing says that the call was not carried out:
+UNKNOWN_OUTCOME.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 from ._failure_databases import DATABASES
-from ._failure_http import by_status, may_tell_status, status_of
+from ._failure_http import STATUS_NAMES, by_status, may_tell_status, status_of
 from ._failure_providers import OURS, PROVIDERS
+from ._failure_traces import has_run_out, raised_over
+from ._failure_transports import TRANSPORTS
 from ._forks import ProcessLock
 from ._verdicts import (
+    LOCAL,
     TRANSIENT,
+    UNKNOWN,
     Failure,
     FailureKind,
     Rule,
@@ -52,7 +57,7 @@ def classify(exc: BaseException) -> Failure:
         answer = _answer(exc)
         return answer if isinstance(answer, Failure) else _judge(exc, set())
     except RecursionError:  # groups within groups, without end
-        return TRANSIENT
+        return UNKNOWN
 
 
 def root_cause(exc: BaseException) -> BaseException:
@@ -118,7 +123,6 @@ def _judge(exc: Exception, seen: set[int]) -> Failure:
 
 def _answer(exc: Exception) -> Failure | tuple[Exception, ...]:
     known = _rules.of(type(exc))
-    rule = known.rule
     try:
         own = getattr(exc, "__resilience_failure__", None)
         if isinstance(own, Failure):
@@ -127,13 +131,28 @@ def _answer(exc: Exception) -> Failure | tuple[Exception, ...]:
             told = _told(exc, known.registered)
             if told is not None:
                 return told
-        if known.may_be_http and (known.may_tell_status or exc.__dict__):
+        if known.may_be_http and (
+            known.may_tell_status or not STATUS_NAMES.isdisjoint(exc.__dict__)
+        ):
             status = status_of(exc)
             if status is not None:
                 return by_status(exc, status)
-        return rule if isinstance(rule, Failure) else rule(exc)
+    except Exception:  # noqa: BLE001, S110 - its odd attributes must not hide what its class tells
+        pass
+    return _by_class(exc, known.rule)
+
+
+def _by_class(exc: Exception, rule: Rule) -> Failure | tuple[Exception, ...]:
+    try:
+        answer = rule if isinstance(rule, Failure) else rule(exc)
+        is_local = isinstance(answer, Failure) and answer.counts and has_run_out(exc, _is_local)
     except Exception:  # noqa: BLE001 - an error's odd attributes must not hide the error
-        return rule if isinstance(rule, Failure) else TRANSIENT
+        return rule if isinstance(rule, Failure) else UNKNOWN
+    return LOCAL if is_local else answer
+
+
+def _is_local(error: BaseException) -> bool:
+    return isinstance(error, Exception) and _rules.of(type(error)).rule is LOCAL
 
 
 def _told(exc: Exception, registered: _Verdict | _Registered) -> Failure | None:
@@ -153,8 +172,8 @@ def _told(exc: Exception, registered: _Verdict | _Registered) -> Failure | None:
     return None
 
 
-def _badness(failure: Failure) -> tuple[int, float]:
-    return _BADNESS.index(failure.kind), failure.retry_after or 0.0
+def _badness(failure: Failure) -> tuple[int, bool, float]:
+    return _BADNESS.index(failure.kind), failure.counts, failure.retry_after or 0.0
 
 
 _BADNESS = (
@@ -167,7 +186,18 @@ _BADNESS = (
 
 def _by_last_attempt(exc: BaseException) -> Failure | tuple[Exception, ...]:
     inner = root_cause(exc)
-    return TRANSIENT if inner is exc or not isinstance(inner, Exception) else (inner,)
+    return UNKNOWN if inner is exc or not isinstance(inner, Exception) else (inner,)
+
+
+def _by_known_beneath(exc: BaseException) -> Failure | tuple[Exception, ...]:
+    """A wrapper of an unknown class says what the driver's error beneath it says."""
+    below = raised_over(exc)
+    if not isinstance(below, Exception):
+        return UNKNOWN
+    is_known = isinstance(below, OSError) or any(
+        package_of(base) in _SPEAK_FOR_A_CALL for base in type(below).__mro__
+    )
+    return (below,) if is_known else UNKNOWN
 
 
 def _by_best_member(exc: AllFailedError) -> Failure:
@@ -181,11 +211,14 @@ def _by_best_member(exc: AllFailedError) -> Failure:
 # ---------------------------------------------------------------------- what the type tells
 
 _TABLES: Mapping[str, Table] = {
+    **TRANSPORTS,
+    "builtins": {**TRANSPORTS["builtins"], "Exception": _by_known_beneath},
     **PROVIDERS,
     **DATABASES,
     "lightrag_resilience": {**OURS, "AllFailedError": _by_best_member},
     "tenacity": {"RetryError": _by_last_attempt},
 }
+_SPEAK_FOR_A_CALL = _TABLES.keys() - {"builtins", "json", "pydantic", "pydantic_core"}
 
 
 class _Known(NamedTuple):

@@ -333,8 +333,9 @@ class Guard:
         """An attempt raised; where that was the end of its time, this raises what says so."""
         if timer is not None and timer.stop(call) and isinstance(error, asyncio.CancelledError):
             timeout = timeout_error(self, call)
+            timeout.__cause__ = error  # which knows whether it was sent; `raise` sets it too late
             self.settle_error(call, timeout)
-            raise timeout from error
+            raise timeout
         self.settle_error(call, error)
 
     def settle_success(

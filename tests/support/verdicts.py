@@ -1,4 +1,4 @@
-"""The four verdicts, for tests."""
+"""The verdicts, for tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from lightrag_resilience import Failure, FailureKind
 
 TRANSIENT = Failure(FailureKind.TRANSIENT)
 THROTTLED = Failure(FailureKind.THROTTLED)
+LOCAL = Failure(FailureKind.TRANSIENT, is_local=True)
 FATAL = Failure(FailureKind.FATAL)
 UNKNOWN = Failure(FailureKind.UNKNOWN_OUTCOME)
 

@@ -1,0 +1,183 @@
+"""What an error's traceback and the errors beneath it tell; looked at on the failure path only."""
+
+from __future__ import annotations
+
+import asyncio
+import dis
+import errno
+import re
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Final
+
+from ._verdicts import Failure, Reader
+
+__all__ = ["by_inner", "came_of_an_answer", "has_run_out", "raised_over", "was_reading_an_answer"]
+
+_DEEPEST = 16  # errors beneath an error
+_SDKS: Final = frozenset(
+    {"openai", "anthropic", "google", "ollama", "botocore", "aiobotocore", "voyageai", "zhipuai"}
+)
+_CLIENTS: Final = frozenset(
+    {"httpx", "httpx2", "aiohttp", "requests", "urllib3", "opensearchpy", "elastic_transport"}
+)
+
+# ---------------------------------------------------------------------- the errors beneath
+
+
+def by_inner(attribute: str, default: Failure) -> Reader:
+    """The verdict of the error that an attribute holds."""
+
+    def read(exc: Exception) -> Failure | tuple[Exception, ...]:
+        inner = getattr(exc, attribute, None)
+        return (inner,) if isinstance(inner, Exception) else default
+
+    return read
+
+
+def raised_over(exc: BaseException) -> BaseException | None:
+    """The error that a wrapper was raised for: its cause, or what its own frame had caught.
+
+    What else was being handled at that time may be of another call, and tells nothing.
+    """
+    if exc.__cause__ is not None:
+        return exc.__cause__
+    hidden = exc.__context__
+    if hidden is None or hidden.__traceback__ is None or (trace := _innermost(exc)) is None:
+        return None
+    return hidden if trace.tb_frame is hidden.__traceback__.tb_frame else None
+
+
+def has_run_out(
+    exc: BaseException, tells: Callable[[BaseException], bool], deepest: int = _DEEPEST
+) -> bool:
+    """Whether something of this process was used up: connections, descriptors, ports, threads.
+
+    Nothing was sent then, and the dependency is not to blame. `tells` knows the classes that mean
+    it by themselves.
+    """
+    if isinstance(exc, BaseExceptionGroup):  # of attempts on several addresses
+        inner = exc.exceptions[:_DEEPEST]
+        return deepest > 0 and all(has_run_out(one, tells, deepest - 1) for one in inner)
+    if _has_run_out(exc) or tells(exc):
+        return True
+    below = raised_over(exc)
+    return below is not None and deepest > 0 and has_run_out(below, tells, deepest - 1)
+
+
+# EADDRNOTAVAIL: no port of our own is left.
+_USED_UP: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+    | {errno.EADDRNOTAVAIL, errno.EADDRINUSE}
+)
+_NUMBER = re.compile(r"\[Errno ([0-9]{1,4})\]")
+
+
+def _has_run_out(exc: BaseException) -> bool:
+    if isinstance(exc, OSError) and not isinstance(exc, TimeoutError):
+        if exc.errno is not None:
+            return exc.errno in _USED_UP
+        # asyncio and aiohappyeyeballs join the errors of several addresses to one text.
+        text = str(exc)
+        numbers = _NUMBER.findall(text) if text.startswith("Multiple exceptions: ") else ()
+        return bool(numbers) and all(int(number) in _USED_UP for number in numbers)
+    if isinstance(exc, RuntimeError):
+        return str(exc) == "can't start new thread"
+    is_timeout = isinstance(exc, TimeoutError | asyncio.CancelledError)
+    return is_timeout and _waits_for_a_connection(exc.__traceback__)
+
+
+# Functions that wait until the client's own pool has a free connection, and tell so by no error.
+_POOLS: Final = frozenset(
+    {
+        ("aiohttp.connector", "_wait_for_available_connection"),
+        ("asyncpg.pool", "_acquire_impl"),
+        ("httpcore._async.connection_pool", "wait_for_connection"),
+        ("httpcore2._async.connection_pool", "wait_for_connection"),
+        ("neo4j._async.io._pool", "_acquire"),
+        ("psycopg_pool.pool_async", "_getconn_unchecked"),
+        ("pymongo.asynchronous.pool", "_get_conn"),
+        ("redis.asyncio.connection", "get_connection"),
+    }
+)
+_WAITING: Final = frozenset(
+    {"asyncio.locks", "asyncio.queues", "asyncio.tasks", "asyncio.timeouts", "pymongo.lock"}
+    | {"anyio._backends._asyncio", "httpcore._synchronization", "httpcore2._synchronization"}
+    | {"neo4j._async_compat.concurrency", "psycopg_pool._acompat", "psycopg_pool.pool_async"}
+)
+
+
+def _waits_for_a_connection(trace: TracebackType | None) -> bool:
+    """Whether a call that was cut short was still waiting there, and not connecting yet."""
+    is_waiting = False
+    for frame in _frames(trace):
+        if frame in _POOLS:
+            is_waiting = True
+        elif is_waiting and frame[0] not in _WAITING:
+            is_waiting = False
+    return is_waiting
+
+
+# ---------------------------------------------------------------------- whose code it came out of
+
+_RAISES = dis.opmap["RAISE_VARARGS"]
+# A call that does not fit the function is the caller's mistake.
+_MISCALLED = re.compile(
+    r"unexpected keyword argument|required (?:positional |keyword-only )?argument|"
+    r"positional arguments? but|multiple values for|Missing required arguments"
+)
+
+
+def came_of_an_answer(exc: BaseException) -> bool:
+    """Whether an SDK, or LightRAG's code around one, stumbled over what it was answered.
+
+    A gateway's page in place of the provider's answer surfaces so: ``'str' object has no attribute
+    'choices'``. What such code raises by a statement of its own is about its arguments.
+    """
+    trace = _innermost(exc)
+    if trace is None or not _is_of_sdk(trace):
+        return False
+    if trace.tb_frame.f_code.co_code[trace.tb_lasti] == _RAISES:
+        return isinstance(exc, ValueError) and " returned " in str(exc)  # "Jina API returned ..."
+    return not (isinstance(exc, TypeError) and _MISCALLED.search(str(exc)))
+
+
+def was_reading_an_answer(exc: BaseException) -> bool:
+    """Whether an SDK or an HTTP client was decoding; anywhere else broken text is a bug."""
+    readers = _SDKS | _CLIENTS
+    return any(
+        _package(module) in readers or _is_binding(module)
+        for module, _ in _frames(exc.__traceback__)
+    )
+
+
+def _is_of_sdk(trace: TracebackType) -> bool:
+    """Whether a line is of a provider's SDK, or of LightRAG's code around one."""
+    module, _ = _place(trace)
+    return _package(module) in _SDKS or _is_binding(module)
+
+
+def _is_binding(module: str) -> bool:
+    return module.startswith("lightrag.llm.") or module == "lightrag.rerank"
+
+
+def _innermost(exc: BaseException) -> TracebackType | None:
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace
+
+
+def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str]]:
+    while trace is not None:
+        yield _place(trace)
+        trace = trace.tb_next
+
+
+def _place(trace: TracebackType) -> tuple[str, str]:
+    frame = trace.tb_frame
+    return str(frame.f_globals.get("__name__")), frame.f_code.co_name
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
