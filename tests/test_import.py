@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "lightrag_resilience"
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
-    ["_forks", "_tasks", "_words", "shared", "shared.address"],
+    ["_forks", "_tasks", "_within", "_words", "shared", "shared.address"],
     [
         "_version",
         "_bounds",

@@ -14,6 +14,7 @@ from typing import Any
 from lightrag_resilience._phases import Phase
 from lightrag_resilience._steering import REDIS_FAILURES, cluster_of
 from lightrag_resilience._version import __version__
+from lightrag_resilience._within import within
 from lightrag_resilience.events import AttemptFailed, Event, StateChanged
 from lightrag_resilience.policy import BreakerPolicy
 from lightrag_resilience.registry import Guards
@@ -151,22 +152,23 @@ class Watch:
             if now < self._looked_at + _FRESH:
                 return
             try:
-                async with asyncio.timeout(_PATIENCE):
-                    cluster = await self._connected()
-                    if now >= self._search_at:
-                        await self._search(cluster, now)
-                    self._seen = await cluster.look(self._found)
+                self._seen = await within(_PATIENCE, self._seen_now(now))
                 self._trouble = ""
             except (*REDIS_FAILURES, TimeoutError) as error:
                 self._seen, self._trouble = None, what_is_wrong(error)
                 self._search_at = 0.0
             self._looked_at = time.monotonic()
 
+    async def _seen_now(self, now: float) -> Overview:
+        cluster = await self._connected()
+        if now >= self._search_at:
+            await self._search(cluster, now)
+        return await cluster.look(self._found)
+
     async def _search(self, cluster: Cluster, now: float) -> None:
         """Find what there is, as often as that takes little of Redis's time."""
         try:
-            async with asyncio.timeout(_SEARCH_PATIENCE):
-                self._found = await cluster.find()
+            self._found = await within(_SEARCH_PATIENCE, cluster.find())
         except TimeoutError:  # there are millions of keys: those of this process must do
             self._found = Found([guard.name for guard in self._registry], [])
         took = time.monotonic() - now

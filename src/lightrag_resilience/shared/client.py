@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeAlias
 
 from redis._parsers import AsyncCommandsParser
@@ -32,7 +32,6 @@ from .address import read_address
 __all__ = [
     "PATIENCE",
     "RedisClient",
-    "end",
     "lost_connections",
     "make_client",
     "needed_rights",
@@ -42,7 +41,6 @@ __all__ = [
 RedisClient: TypeAlias = Redis | RedisCluster
 
 PATIENCE = 1.0  # seconds for one answer: no call waits for it, and a busy machine needs a while
-_CANCEL_AGAIN = 0.05  # seconds
 
 
 def make_client(url: str) -> RedisClient:
@@ -180,15 +178,6 @@ def lost_connections() -> Iterator[None]:
         yield
     except AttributeError as error:
         raise ConnectionError("The connection was lost") from error
-
-
-async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks until they end: redis-py loses a cancellation that comes while it connects."""
-    running = set(tasks)
-    while running:
-        for task in running:
-            task.cancel()
-        _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN)
 
 
 def needed_rights(prefix: str) -> str:

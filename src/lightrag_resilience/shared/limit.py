@@ -200,6 +200,7 @@ class SharedLimit:
         except TimeoutError:
             self._leave(caller)
             self._slow_until = self._clock() + _SLOW
+            self._is_booking = False  # what became of it is not known: the next caller asks anew
             return None
         except asyncio.CancelledError:
             self._leave(caller)

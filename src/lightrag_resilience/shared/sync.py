@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +27,10 @@ from .wire import Override
 from .worker import Worker
 
 __all__ = ["Synchronizer"]
+
+_log = logging.getLogger("lightrag_resilience")
+
+_START_AGAIN = 1.0  # seconds between two starts of the thread, where the first ends or fails
 
 
 class Synchronizer:
@@ -50,8 +56,10 @@ class Synchronizer:
         self._url = url
         self._clock = clock
         self._members = Members({}, {}, Overrides(prefix, override))
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may end an abandoned call while the lock is held.
+        self._lock = threading.RLock()
         self._worker: Worker | None = None
+        self._start_at = -math.inf
         renew_in_children(self)
 
     @property
@@ -92,6 +100,7 @@ class Synchronizer:
         """Send what is due, and end the thread and its connections; later use begins anew."""
         with self._lock:
             worker, self._worker = self._worker, None
+            self._start_at = -math.inf
         if worker is not None:
             worker.stop()
 
@@ -129,24 +138,40 @@ class Synchronizer:
 
     def _run(self, method: Callable[..., None], *arguments: Any) -> None:
         worker = self._running()
-        with contextlib.suppress(RuntimeError):  # its loop was closed this moment
-            worker.loop.call_soon_threadsafe(method, worker, *arguments)
+        if worker is not None:
+            with contextlib.suppress(RuntimeError):  # its loop was closed this moment
+                worker.loop.call_soon_threadsafe(method, worker, *arguments)
 
-    def _running(self) -> Worker:
+    def _running(self) -> Worker | None:
+        """The thread's side; None while the system has no thread or no file for one."""
         worker = self._worker
-        if worker is None:
-            with self._lock:
-                worker = self._worker
-                if worker is None:
-                    worker = Worker(self._url, self.prefix, self._members, self.link)
-                    worker.start()
-                    self._worker = worker
-        return worker
+        if worker is not None and worker.is_alive:
+            return worker
+        with self._lock:
+            if self._worker is None or not self._worker.is_alive:
+                self._start()
+            worker = self._worker
+        return worker if worker is not None and worker.is_alive else None
+
+    def _start(self) -> None:
+        if self._clock() < self._start_at:
+            return
+        self._start_at = self._clock() + _START_AGAIN
+        if self._worker is not None:
+            _log.error("The thread that shares breakers through Redis ended; it begins again")
+        try:
+            worker = Worker(self._url, self.prefix, self._members, self.link)
+            worker.start()
+        except (OSError, RuntimeError) as error:
+            self.link.lost(error)
+        else:
+            self._worker = worker
 
     def renew_after_fork(self) -> None:
         """In a child process: the thread, its locks and its connections are the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._worker = None
+        self._start_at = -math.inf
         self.link.is_up = False
         for breaker in self._members.breakers.values():
             breaker.renew_after_fork()

@@ -14,6 +14,8 @@ _DEEPEST = 10  # errors that led to each other
 _CLAUSES = [
     (re.compile(pattern, re.IGNORECASE), clause)
     for pattern, clause in (
+        ("Too many open files", "this process may open no more files"),
+        ("can't (start|create) new thread", "this process may begin no more threads"),
         ("certificate is not valid for", "its certificate is for another host"),
         ("certificate.has.expired", "its certificate has expired"),
         ("CERTIFICATE_VERIFY_FAILED", "its certificate is not trusted: see ssl_ca_certs"),

@@ -22,9 +22,10 @@ from typing import Any
 from redis.exceptions import ClusterError, RedisError
 
 from lightrag_resilience._circuit import State
+from lightrag_resilience._within import end, within
 
 from .breaker import SharedBreaker, When
-from .client import end, lost_connections, make_client, subscriptions
+from .client import lost_connections, make_client, subscriptions
 from .limit import SharedLimit
 from .link import Link, Members
 from .store import Store
@@ -42,7 +43,8 @@ _AT_A_LOOK = 256  # breakers
 _SHOWN = 10.0  # seconds for which a worker is seen without showing itself again
 _SHOW_EVERY = 3  # looks
 _UNUSED = 1.0  # seconds after which a probe's place that nobody took is given back
-_FAREWELL = 0.5  # seconds for the last reports
+_FAREWELL = 0.5  # seconds for the last reports, and as many to close connections
+_LONGEST_END = 5.0  # seconds for which another thread waits for the end of this one
 _REPLACED = "What stood in Redis for %s %r was none of ours and is replaced"
 _FAILURES = (RedisError, OSError, WireError, TimeoutError)
 
@@ -77,7 +79,7 @@ class Worker:
         self._something = asyncio.Event()
         self._urgent = asyncio.Event()
         self._look_now = asyncio.Event()
-        self._hearing: asyncio.Timeout | None = None
+        self._is_deaf = False
         self._pubsub: Any = None
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(
@@ -85,19 +87,37 @@ class Worker:
         )
 
     def start(self) -> None:
-        """Begin; from any thread."""
-        self._thread.start()
+        """Begin; from any thread.
+
+        Raises:
+            RuntimeError: The system has no thread for it.
+        """
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self.loop.close()
+            raise
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
 
     def stop(self) -> None:
         """Send what is due, and end; from another thread."""
         with contextlib.suppress(RuntimeError):  # it ended by itself
             self.loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join()
+        self._thread.join(_LONGEST_END)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
+        work = self.loop.create_task(self._work())
         try:
-            self.loop.run_until_complete(self._work())
+            while not work.done():
+                try:
+                    self.loop.run_until_complete(work)
+                except BaseException as error:  # noqa: BLE001 - a SystemExit stops any loop
+                    self._note(error)
         finally:
             self._link.is_up = False
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
@@ -110,22 +130,27 @@ class Worker:
             self.loop.create_task(self._go_on(part))
             for part in (self._send_reports, self._look, self._listen)
         ]
-        await self._stopped.wait()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_FAREWELL):
-                await self._say_farewell()
-        await end([*parts, *self._tasks])
-        with contextlib.suppress(*_FAILURES):
-            await self._client.aclose()
+        stop = self.loop.create_task(self._stopped.wait())
+        await asyncio.wait([stop, *parts], return_when=asyncio.FIRST_COMPLETED)
+        self._stopped.set()
+        with contextlib.suppress(Exception):
+            await within(_FAREWELL, self._say_farewell())
+        await end([stop, *parts, *self._tasks])
+        with contextlib.suppress(Exception):
+            await within(_FAREWELL, self._client.aclose())
 
     async def _go_on(self, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a part again and again; a mistake of ours must not end the sharing for good."""
+        """Run a part again and again: whatever ends it, only `stop` ends the sharing."""
+        pause = 0.0
         while True:
             try:
+                await asyncio.sleep(pause)
                 await part()
-            except Exception as error:  # noqa: BLE001 - see above
+            except BaseException as error:
+                if self._stopped.is_set():
+                    raise
                 self._note(error)
-            await asyncio.sleep(_LOOK_AGAIN)
+            pause = _LOOK_AGAIN
 
     async def _say_farewell(self) -> None:
         await asyncio.gather(*self._tasks, *map(self._send, self._breakers.values()))
@@ -214,12 +239,16 @@ class Worker:
     async def _quietly(self, work: Coroutine[Any, Any, Any]) -> None:
         try:
             await work
-        except Exception as error:  # noqa: BLE001 - no other part of the sharing shall suffer
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - no other part of the sharing shall suffer
             self._note(error)
 
     # ------------------------------------------------------------------ reports
 
     async def _send_reports(self) -> None:
+        for breaker in list(self._breakers.values()):  # what an earlier thread left unsent
+            self.due(breaker, When.SOON)
         while True:
             await self._something.wait()
             with contextlib.suppress(TimeoutError):
@@ -244,11 +273,14 @@ class Worker:
         self._sending.add(breaker)
         try:
             reply = await self._store.report(breaker.subject, report)
+        except BaseException as error:
+            breaker.could_not_tell(report)
+            if not isinstance(error, Exception):
+                raise
+            self._note(error)
+        else:
             self._check(breaker, reply)
             breaker.learn(reply.now, answers=report)
-        except _FAILURES as error:
-            self._lost(error)
-            breaker.could_not_tell(report)
         finally:
             self._sending.discard(breaker)
 
@@ -312,19 +344,19 @@ class Worker:
     # ------------------------------------------------------------------ announcements
 
     async def _listen(self) -> None:
-        """Hear what the cluster announces, until the connection is lost."""
-        hearing = self._hearing = asyncio.timeout(None)
-        try:
-            async with hearing, subscriptions(self._client) as self._pubsub:
+        """Hear what the cluster announces, until Redis is lost: a dead connection says nothing."""
+        self._is_deaf = False
+        if not self._breakers:  # there is no subscribing to nothing
+            return
+        async with subscriptions(self._client) as pubsub:
+            self._pubsub = pubsub
+            try:
                 await self._subscribe(list(self._breakers.values()))
                 self._look_now.set()
-                while True:
-                    await self._hear(self._pubsub)
-        except TimeoutError:
-            if not hearing.expired():
-                raise
-        finally:
-            self._pubsub = self._hearing = None
+                while not self._is_deaf:
+                    await self._hear(pubsub)
+            finally:
+                self._pubsub = None
 
     async def _subscribe(self, breakers: list[SharedBreaker]) -> None:
         async with self._subscribing:  # one by one: each that comes too early would connect anew
@@ -343,7 +375,8 @@ class Worker:
             return
         try:
             if (cooling := Cooling.parse(message["data"])) is not None:
-                self._limits[name].hear_cooldown(cooling.seconds)
+                if (limit := self._limits.get(name)) is not None:
+                    limit.hear_cooldown(cooling.seconds)
             else:
                 breaker.learn(Announcement.parse(message["data"]), announced=True)
         except WireError as error:
@@ -359,11 +392,10 @@ class Worker:
         self._look_now.set()
 
     def _lost(self, error: BaseException) -> None:
-        if self._hearing is not None:  # what listens on a dead connection never hears of it
-            self._hearing.reschedule(self.loop.time())
+        self._is_deaf = True
         self._link.lost(error)
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, error: BaseException) -> None:
         self._lost(error)
         if not isinstance(error, _FAILURES):
             _log.error("Sharing through Redis failed; it begins again", exc_info=error)

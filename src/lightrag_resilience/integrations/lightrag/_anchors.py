@@ -7,12 +7,12 @@ process that is killed between the two leaves a document that is refused for goo
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from lightrag_resilience._within import within
 from lightrag_resilience.errors import CallRejected
 
 from ._contributions import contributions
@@ -74,8 +74,7 @@ class Anchors:
         if not documents or not self.can_mend:
             return set()
         try:
-            async with asyncio.timeout(_LONGEST):
-                mended = await self._mend(documents)
+            mended = await within(_LONGEST, self._mend(documents))
         except CallRejected:  # the storages are away, or the process ends: another time
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the documents stay as they are

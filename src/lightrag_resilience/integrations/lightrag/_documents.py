@@ -8,6 +8,7 @@ from typing import Any
 
 from lightrag.base import DocStatus
 
+from lightrag_resilience._within import within
 from lightrag_resilience.events import DocumentsCounted, Events
 
 __all__ = ["DocumentCounts"]
@@ -47,8 +48,7 @@ class DocumentCounts:
         while True:
             if DocumentsCounted in self._events.heard:
                 try:
-                    async with asyncio.timeout(_LONGEST):
-                        await self.count()
+                    await within(_LONGEST, self.count())
                 except Exception as error:  # noqa: BLE001 - whatever it is, the next may do better
                     _log.debug("Documents could not be counted: %s", type(error).__name__)
             await asyncio.sleep(self._every)
