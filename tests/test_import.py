@@ -23,6 +23,7 @@ LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
     ["_forks", "_tasks", "_within", "_words", "shared", "shared.address"],
     [
+        "_allowed_hosts",
         "_version",
         "_bounds",
         "_hints",

@@ -152,6 +152,14 @@ PLAIN = (
         "nobody can.",
     ),
     Plain(
+        f"{PREFIX}STATUS_HOSTS",
+        "none",
+        "host names with commas between, such as rag.example.com or *.example.com, or *",
+        "Names under which the status page answers, beside addresses, names without a dot and "
+        "those that end in .localhost, .local, .internal or .test. Under any other name it answers "
+        "421, so that no web site can read it by a name of its own (DNS rebinding).",
+    ),
+    Plain(
         f"{PREFIX}METRICS",
         "false",
         "true or false",

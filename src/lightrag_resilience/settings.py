@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from ._allowed_hosts import is_host_pattern
 from ._bounds import describe, field_hints
 from ._variables import (
     DEFAULT,
@@ -79,6 +80,7 @@ class Settings:
         shutdown_journal: The file for what was given up, or None.
         status: Whether a protected LightRAG's server has the status page.
         status_token: What lets who knows it steer breakers there, or None.
+        status_hosts: Names under which that page answers, beside private ones.
         metrics: Whether a server made by `serve` has ``/metrics``.
         sections: For each dependency that variables name, what they set.
         given: Names of those above that variables set.
@@ -98,6 +100,7 @@ class Settings:
     shutdown_journal: str | None = None
     status: bool = False
     status_token: SecretStr | None = None
+    status_hosts: tuple[str, ...] | None = None
     metrics: bool = False
     sections: Mapping[str, Section] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
@@ -232,6 +235,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         shutdown_journal=variables.shutdown_journal,
         status=variables.status,
         status_token=variables.status_token,
+        status_hosts=variables.status_hosts,
         metrics=variables.metrics,
         sections=variables.model_dump(exclude_unset=True)["sections"],
         given=frozenset(variables.model_fields_set - {"sections"}),
@@ -339,6 +343,13 @@ def _token(text: str) -> str:
     return text
 
 
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = tuple(host.strip() for host in text.split(","))
+    if not all(map(is_host_pattern, hosts)):
+        raise ValueError("not all are names of hosts")
+    return hosts
+
+
 T = TypeVar("T")
 _OrNone = Annotated[T | None, BeforeValidator(_reader(str | None))]
 
@@ -360,6 +371,7 @@ class _Variables(BaseSettings):
     shutdown_journal: _OrNone[str] = None
     status: bool = False
     status_token: _OrNone[Annotated[SecretStr, BeforeValidator(_token)]] = None
+    status_hosts: _OrNone[Annotated[tuple[str, ...], BeforeValidator(_hosts)]] = None
     metrics: bool = False
     sections: dict[str, _Section] = {}  # type: ignore[valid-type]
 

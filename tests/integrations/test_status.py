@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards
+from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.integrations import _status_watch, status
 from lightrag_resilience.integrations._status_actions import Refused, check_token
 from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
 from lightrag_resilience.testing.redis_server import RedisServer
+from support.status_app import nothing_here
 from support.workers import workers
 
 pytestmark = pytest.mark.anyio
@@ -117,6 +119,29 @@ async def act(
 
     await app(scope_of("/resilience/actions", "POST", headers), receive, answer.send)
     return answer
+
+
+async def test_it_answers_under_private_names_and_those_of_the_variable_alone() -> None:
+    page = StatusPage(
+        nothing_here, registry=made(STATUS_HOSTS="rag.example.com, *.ops.example.com")
+    )
+    allowed = ["127.0.0.1:9621", "rag.example.com", "a.ops.example.com:80"]
+    for hosts in ([], *([host] for host in allowed)):
+        headers = [(b"host", host.encode()) for host in hosts]
+        assert (await ask(page, "/resilience/data", headers=headers)).status == 200
+    refused = await ask(page, "/resilience/data", headers=[(b"host", b"evil.com")])
+    assert refused.status == 421
+    assert "RESILIENCE_STATUS_HOSTS" in refused.json["detail"]
+    two = [(b"host", b"localhost"), (b"host", b"evil.com")]
+    assert (await ask(page, "/resilience", headers=two)).status == 400
+    assert (await ask(page, "/elsewhere", headers=two)).status == 404  # the application's own
+    own = StatusPage(nothing_here, registry=made(), hosts=["rag.example.com"])
+    assert (await ask(own, "/resilience", headers=[(b"host", b"rag.example.com")])).status == 200
+
+
+def test_hosts_that_are_none_are_one_clear_error() -> None:
+    with pytest.raises(SettingsError, match="RESILIENCE_STATUS_HOSTS is 'a b', but must be host"):
+        made(STATUS_HOSTS="a b")
 
 
 class Watcher(Answer):

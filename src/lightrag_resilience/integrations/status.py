@@ -16,11 +16,12 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightrag_resilience._allowed_hosts import hosts_in, is_allowed_host
 from lightrag_resilience._phases import Phase
 from lightrag_resilience._variables import is_token
 from lightrag_resilience.registry import Guards, guards
@@ -93,19 +94,27 @@ class StatusPage:
         app: The application.
         registry: The guards to show; those of the process by default.
         token: What steers breakers; None is ``RESILIENCE_STATUS_TOKEN``.
+        hosts: Names under which the page answers, beside addresses and names that only a private
+            network knows; None is ``RESILIENCE_STATUS_HOSTS``.
 
     Raises:
         ValueError: The token is none that a header can carry, or too short to be a secret.
     """
 
     def __init__(
-        self, app: Application, *, registry: Guards | None = None, token: str | None = None
+        self,
+        app: Application,
+        *,
+        registry: Guards | None = None,
+        token: str | None = None,
+        hosts: Collection[str] | None = None,
     ) -> None:
         if token is not None and not is_token(token):
             raise ValueError("A token has 16 to 256 ASCII characters without spaces")
         self._app = app
         self._registry = guards() if registry is None else registry
         self._own_token = token
+        self._hosts = hosts
         self._watch = Watch(self._registry)
         self._sight: _Sight | None = None
 
@@ -121,6 +130,7 @@ class StatusPage:
             await _send_json(send, refused.status, {"detail": str(refused)}, refused.headers)
 
     async def _answer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        self._check_host(scope)
         method = scope["method"]
         if path == "/actions":
             _allow(method, b"POST")
@@ -139,6 +149,18 @@ class StatusPage:
             await _send(send, 200, _read(name), [(b"content-type", kind)])
         else:
             raise Refused(404, "There is no such page")
+
+    def _check_host(self, scope: Scope) -> None:
+        hosts = hosts_in(scope["headers"])
+        if len(hosts) > 1:
+            raise Refused(400, "A request has one Host")
+        allowed = self._registry.settings.status_hosts if self._hosts is None else self._hosts
+        if hosts and not is_allowed_host(hosts[0], allowed or ()):
+            raise Refused(
+                421,
+                "This page does not answer under this name: add it to RESILIENCE_STATUS_HOSTS if "
+                "it is yours",
+            )
 
     @property
     def _token(self) -> str | None:
