@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightrag_resilience.budget import RetryBudget
+from lightrag_resilience.budget import RETRY_COST, TIMEOUT_RETRY_COST, RetryBudget
 
 
 def test_retries_spend_until_nothing_is_left() -> None:
@@ -41,3 +41,33 @@ def test_each_of_several_workers_spends_its_part_and_a_new_one_takes_from_it() -
     workers = 4
     budget.earn(20)
     assert not budget.spend(5)
+
+
+@pytest.mark.parametrize("capacity", [0, 3, 10, 100, 500])
+@pytest.mark.parametrize("workers", [1, 2, 3, 8, 1000])
+@pytest.mark.parametrize("cost", [RETRY_COST, TIMEOUT_RETRY_COST])
+def test_what_is_shown_is_what_decides(capacity: int, workers: int, cost: int) -> None:
+    budget = RetryBudget(capacity, lambda: workers)
+    assert budget.share == (capacity == 0 or capacity >= RETRY_COST)
+    for _ in range(1 + capacity // cost):
+        before = budget.share
+        is_paid = budget.spend(cost)
+        assert is_paid or budget.share == 0.0
+        assert not is_paid or budget.share < before or capacity == 0
+    assert budget.share == (capacity == 0)
+    budget.earn(2 * cost)
+    assert budget.share > 0.0 or capacity < cost
+
+
+def test_each_of_many_workers_may_retry_once() -> None:
+    budget = RetryBudget(500, lambda: 1000)
+    assert [budget.spend(TIMEOUT_RETRY_COST) for _ in range(2)] == [True, False]
+
+
+def test_a_remainder_that_pays_no_retry_is_shown_as_nothing() -> None:
+    budget = RetryBudget(48, lambda: 3)
+    assert budget.spend(TIMEOUT_RETRY_COST)
+    assert not budget.spend(TIMEOUT_RETRY_COST)
+    assert budget.share == 0.0  # 6 are left
+    assert budget.spend(RETRY_COST)
+    assert budget.tokens == 33

@@ -111,6 +111,29 @@ async def test_one_process_shows_its_own_and_passes_the_rest_on(guards: Guards) 
     app.close()
 
 
+@pytest.mark.parametrize(
+    "accepted",
+    [
+        "application/openmetrics-text;version=abc",
+        "application/openmetrics-text;version=1..0",
+        "application/openmetrics-text;version=" + "9" * 5000,
+        "text/plain;version=x;q=\xe9",
+        "application/openmetrics-text;version=1.0.0;escaping=\xff",
+        ";=;,=",
+    ],
+)
+@pytest.mark.anyio
+async def test_whatever_is_accepted_is_answered(guards: Guards, accepted: str) -> None:
+    app: Any = Metrics(hello, registry=guards, collected=CollectorRegistry())
+    transport = httpx.ASGITransport(app=app)
+    headers = [(b"accept", accepted.encode("latin-1"))]
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+        answered = await http.get("/metrics", headers=headers)
+    app.close()
+    assert answered.status_code == 200
+    assert "lightrag_resilience" in answered.text
+
+
 @pytest.mark.anyio
 async def test_the_end_of_the_server_ends_it(guards: Guards) -> None:
     collected = CollectorRegistry()

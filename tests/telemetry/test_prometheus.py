@@ -27,6 +27,7 @@ from lightrag_resilience import (
     Policy,
     RetryPolicy,
 )
+from lightrag_resilience.budget import TIMEOUT_RETRY_COST, RetryBudget
 from lightrag_resilience.events import (
     CallSucceeded,
     DocumentsCounted,
@@ -40,6 +41,8 @@ from lightrag_resilience.events import (
     StaleAnswered,
     WorkAbandoned,
 )
+from lightrag_resilience.integrations._status_record import Record
+from lightrag_resilience.integrations._status_rows import rows
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry import prometheus
 from lightrag_resilience.telemetry._metrics import METRICS, describe_metrics
@@ -339,6 +342,20 @@ def test_names_beyond_the_bound_are_other_and_the_log_says_so_once(
     assert read(count, {"dependency": "http.2", "outcome": "success"}) is None
     assert len(caplog.messages) == 1
     assert len(observation._successes) <= 3
+    observation.close()
+
+
+def test_a_budget_of_several_workers_is_shown_as_used_up_when_it_is(
+    guards: Guards, registry: CollectorRegistry
+) -> None:
+    observation = observe(guards, registry=registry)
+    budget = guards.get(NAME).budget = RetryBudget(500, lambda: 3)
+    while budget.spend(TIMEOUT_RETRY_COST):
+        observation.look()
+    observation.look()
+    shown = registry.get_sample_value(PREFIX + "retry_budget_ratio", {"dependency": NAME})
+    assert shown == 0.0
+    assert rows(guards, None, Record())[0]["budget"] == 0.0
     observation.close()
 
 

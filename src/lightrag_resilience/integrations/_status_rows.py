@@ -127,7 +127,7 @@ def _limits(guard: Guard | None) -> dict[str, Any]:
         return {"budget": None, "rpm": None, "tpm": None, "places": None, "standstill": 0.0}
     budget, limit, places = guard.budget, guard.policy.limit, guard.occupancy
     return {
-        "budget": budget.tokens / budget.capacity if budget.capacity else None,
+        "budget": budget.share if budget.capacity else None,
         "rpm": limit.rpm,
         "tpm": limit.tpm,
         "places": {

@@ -98,7 +98,10 @@ class Metrics:
 
     def _render(self, accepted: str) -> tuple[bytes, bytes]:
         """Content type and text, in the format that the scraper wants."""
-        write, kind = choose_encoder(accepted)
+        try:
+            write, kind = choose_encoder(accepted)
+        except Exception:  # noqa: BLE001 - a header of a client, which prometheus_client trusts
+            write, kind = choose_encoder("")
         shown = self._collected
         if folder := surroundings().multiprocess_folder:
             shown = CollectorRegistry()

@@ -161,11 +161,10 @@ def _gauges_of(guard: Guard, timed: int) -> Iterable[tuple[str, float]]:
     """What a guard knows when asked; `timed` are its calls that run against the time."""
     seen = guard.breaker.snapshot()
     occupancy = guard.occupancy
-    budget = guard.budget
     yield "breaker_state", _STATES[seen.state]
     yield "breaker_probes", seen.probes
     yield "breaker_failure_ratio", seen.failed / seen.calls if seen.calls else 0.0
-    yield "retry_budget_ratio", budget.tokens / budget.capacity if budget.capacity else 1.0
+    yield "retry_budget_ratio", guard.budget.share
     yield "in_flight", timed if occupancy.limit is None else occupancy.in_use
     yield "queue_depth", occupancy.waiting
     if occupancy.limit is not None:

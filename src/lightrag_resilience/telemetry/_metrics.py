@@ -114,7 +114,8 @@ METRICS = (
         "retry_budget_ratio",
         "gauge",
         (_D,),
-        "Share of the retry budget that is left, 0 to 1; of processes the least.",
+        "Share of a process's part of the retry budget that is left, 0 to 1; 0 where it makes no "
+        "further retry; of processes the least.",
         "livemin",
     ),
     Metric("in_flight", "gauge", (_D,), "Streams, and attempts with a time limit, under way."),
