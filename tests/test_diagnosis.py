@@ -355,3 +355,13 @@ def test_an_override_in_redis_wins_and_the_address_is_hidden() -> None:
         assert server.url not in ran.output
         assert "override in Redis" in run("config", **env).output
     assert run("config", "llm", **env).exit_code == 3
+
+
+@pytest.mark.parametrize("command", ["config", "doctor", "isolate", "open"])
+def test_a_name_steers_no_terminal(command: str) -> None:
+    options = ["--for", "9m"] if command == "isolate" else []
+    ran = run(command, "llm.\x1b[31m[bold]x\x9b", *options)
+    assert "\x1b" not in ran.output
+    assert "\x9b" not in ran.output
+    if command in {"config", "doctor"}:
+        assert "llm.[31m[bold]x" in ran.output.replace("\n", "")

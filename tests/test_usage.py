@@ -86,3 +86,12 @@ def test_an_answer_that_says_nothing_is_no_answer(answer: Any) -> None:
 def test_whatever_comes_nothing_is_raised(value: Any) -> None:
     assert estimate_tokens((value,), {"prompt": value})[0] >= 0
     assert used_tokens({"usage": value}) is None
+
+
+def test_texts_are_read_to_a_depth_and_no_further() -> None:
+    asked: Any = "a" * 40
+    for depth in range(8):
+        within = 10 if depth <= 4 else 0
+        assert estimate_tokens((asked,), {}) == (within, None)
+        assert estimate_tokens(({"content": asked},), {})[0] == (10 if depth < 4 else 0)
+        asked = [asked] if depth % 2 else {"content": asked}

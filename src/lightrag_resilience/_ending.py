@@ -12,6 +12,7 @@ from typing import Any
 
 from ._in_flight import cancel, has_ended
 from ._in_threads import names_of_threads
+from ._words import LONGEST_TEXT, printable
 
 __all__ = ["close_all", "end_all", "end_children"]
 
@@ -29,7 +30,7 @@ async def end_all(
     """Cancel tasks, again and again, and terminate processes, as long as there is time.
 
     Returns:
-        The names of what did not end: tasks, and functions that still run in threads.
+        The names of what did not end, printable: tasks, and functions that still run in threads.
     """
     left, children = set(tasks), list(processes)
     for process in children:
@@ -47,7 +48,8 @@ async def end_all(
                 cancel(task)
         await asyncio.sleep(_LOOK)
     end_children(children)
-    return sorted(task.get_name() for task in left) + names_of_threads()
+    names = [*sorted(task.get_name() for task in left), *names_of_threads()]
+    return [printable(name, LONGEST_TEXT) for name in names]
 
 
 def end_children(processes: Iterable[Any]) -> None:

@@ -13,6 +13,7 @@ from ._gate import Gate
 from ._host import host
 from ._ledger import Line
 from ._task_accounts import account_of
+from ._words import LONGEST_TEXT, printable
 from .journal import Abandoned
 
 __all__ = [
@@ -52,7 +53,7 @@ class Work:
     """A task or a child process that is waited for.
 
     Attributes:
-        name: As in the journal.
+        name: As in the journal; printable, as a client or a library may have chosen it.
         kind: ``task``, ``request`` or ``child``.
         task: What is cancelled; None for a child.
         process: What is ended; None for a task.
@@ -65,7 +66,7 @@ class Work:
     def __init__(
         self, name: str, kind: str, *, task: asyncio.Task[Any] | None = None, process: Any = None
     ) -> None:
-        self.name = name
+        self.name = name = printable(name, LONGEST_TEXT)
         self.kind = kind
         self.task = task
         self.process = process
@@ -214,7 +215,7 @@ def has_ended(process: Any) -> bool:
 
 def counted(left: Iterable[Any]) -> dict[str, int]:
     """How much is in flight, by name."""
-    return dict(sorted(Counter(work.name for work in left).items()))
+    return dict(sorted(Counter(printable(work.name, LONGEST_TEXT) for work in left).items()))
 
 
 def in_words(left: Iterable[Any]) -> str:

@@ -14,6 +14,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 
+from ._words import printable
 from .errors import SettingsError
 from .settings import Settings, load_settings
 
@@ -47,9 +48,14 @@ def console() -> Console:
 def tell(text: str) -> None:
     """Write a line of a command's output."""
     try:
-        print(text, flush=True)  # noqa: T201 - it is what a command is for
+        print(_lines(text), flush=True)  # noqa: T201 - it is what a command is for
     except BrokenPipeError:
         _end_unread()
+
+
+def _lines(text: str) -> str:
+    """Without what steers a terminal; a name may come from anywhere."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _end_unread() -> NoReturn:
@@ -80,7 +86,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 def fail(message: str, code: Exit = Exit.USAGE) -> NoReturn:
     """End with a message."""
-    typer.echo(message, err=True)
+    typer.echo(_lines(message), err=True)
     raise typer.Exit(code)
 
 

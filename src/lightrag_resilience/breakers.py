@@ -18,6 +18,7 @@ from pybreaker import CircuitBreaker, CircuitBreakerStorage
 
 from ._bounds import problem_with
 from ._circuit import Admission, Circuit, Snapshot, State
+from ._words import printable
 from .errors import CircuitOpenError, PolicyError, UnsupportedCallError
 from .events import Events, StateChanged
 from .policy import BreakerPolicy, Mode
@@ -253,7 +254,7 @@ def _log_change(change: StateChanged, opens: int) -> None:
     _log.log(
         level,
         "Circuit %r is %s %s%s",
-        *(change.dependency, change.new, change.reason, again),
+        *(change.dependency, change.new, printable(change.reason), again),
         extra={"dependency": change.dependency, "state": change.new, "reason": change.reason},
     )
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from pydantic import SecretStr
+from rich.markup import escape
 from rich.table import Table
 
 from ._diagnosis import Finding, Level, examine
@@ -18,6 +19,7 @@ from ._steering import REDIS_FAILURES, cluster_of
 from ._surroundings import surroundings
 from ._terminal import Exit, console, fail, settings_or_exit, tell
 from ._variables import PLAIN, PREFIX
+from ._words import printable
 from .policy import FAMILIES, PARTS, Policy
 from .settings import Settings, lightrag_timeouts
 from .shared.checkup import check_up
@@ -66,7 +68,8 @@ def doctor(
             page.print("Nothing was found that is wrong.")
         for finding in found:
             page.print(
-                f"{finding.level}: {finding.subject}: {finding.problem}. To do: {finding.advice}.",
+                printable(f"{finding.level}: {finding.subject}: {finding.problem}. ")
+                + f"To do: {finding.advice}.",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -105,7 +108,7 @@ async def _look_at_redis(settings: Settings) -> tuple[list[Finding], bool]:
 
 def _policies(settings: Settings, names: list[str]) -> Table:
     """Each field of the policies; what a variable changed is marked."""
-    table = Table("variable", *names, title="Policies in force (* set by a variable)")
+    table = Table("variable", *map(_cell, names), title="Policies in force (* set by a variable)")
     for part, kind in PARTS.items():
         table.add_section()
         for name in kind.__dataclass_fields__:
@@ -113,10 +116,14 @@ def _policies(settings: Settings, names: list[str]) -> Table:
             for dependency in names:
                 value = getattr(getattr(settings.policy_for(dependency), part), name)
                 default = getattr(getattr(Policy.for_name(dependency), part), name)
-                shown = _shown(value)
+                shown = _cell(_shown(value))
                 cells.append(shown if value == default else f"[bold]{shown} *[/]")
             table.add_row(f"…__{part.upper()}__{name.upper()}", *cells)
     return table
+
+
+def _cell(text: str) -> str:
+    return escape(printable(text))
 
 
 def _shown(value: object) -> str:
@@ -149,7 +156,8 @@ def config(names: _Names = None, *, as_json: _Json = False) -> None:
     else:
         table = Table("dependency", "field", "value", "source")
         for value in values:
-            table.add_row(value.dependency, value.field, value.value, value.source)
+            cells = (value.dependency, value.field, value.value, value.source)
+            table.add_row(*map(_cell, cells))
         console().print(table)
     if trouble:
         typer.echo(trouble, err=True)

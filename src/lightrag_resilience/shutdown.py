@@ -34,6 +34,7 @@ from ._report import Progress, Report, tell_phase
 from ._roots import add_root, discard_root
 from ._signals import ONE_REQUEST, Ears, signals_to_hear
 from ._task_accounts import Quiet
+from ._words import LONGEST_TEXT, printable
 from .errors import PolicyError, ShuttingDownError
 from .journal import Journal, is_kind
 from .registry import Guards, guards
@@ -273,7 +274,7 @@ class Coordinator:
     def _begin(self, reason: str) -> None:
         if self.is_draining:
             return
-        self._reason = reason
+        self._reason = printable(reason, LONGEST_TEXT)
         self._drain.begin(time.monotonic())
         self._registry.gate.close()
         self.stopping.set()

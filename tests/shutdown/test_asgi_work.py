@@ -341,3 +341,13 @@ def test_names_hold_no_secrets() -> None:
 
 def test_http_2_has_no_such_header() -> None:
     assert closing({"http_version": "2"}) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/\nERROR faked \x1b[31m", "/a\r\nb\x9b/c", "/\u202ea\udc80", "/a\u2028b", "/\x00\x07a"],
+)
+def test_names_forge_no_line_and_steer_no_terminal(path: str) -> None:
+    name = name_of({"method": "GET", "path": path})
+    assert name.isprintable()
+    assert name.startswith("GET /")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator
@@ -330,3 +331,29 @@ async def test_a_drain_with_nothing_in_flight_closes_at_once() -> None:
     async with coordinator(guards):
         pass
     assert heard == [DrainChanged("closing", 0)]
+
+
+async def test_no_name_of_work_forges_a_line_of_the_log_or_the_journal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    odd = "work\nERROR faked \x1b[31m\udc80" + "x" * 1000
+    times: dict[str, Any] = {"timeout": 0.3, "cancel_grace": 0.1, "close_timeout": 0.1}
+    async with coordinator(journal=tmp_path / "journal", **times) as made:
+        made.track(asyncio.create_task(work(60.0), name=odd))
+        hanging = asyncio.create_task(hang(), name=odd)
+        made.watch(hanging, "task", odd)
+        await asyncio.sleep(0)
+        report = await made.drain("the \x1b[2J test")
+    names = [record.name for record in Journal(tmp_path / "journal").read()]
+    shown = [*names, *(record.signal for record in report.abandoned), *report.stuck]
+    assert names == ["workERROR faked [31m" + "x" * 180] * 2
+    assert all(text.isprintable() for text in [*shown, *caplog.messages])
+
+
+async def hang() -> None:
+    """Not to be cancelled for a while."""
+    until = asyncio.get_running_loop().time() + 1.0
+    while asyncio.get_running_loop().time() < until:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.05)

@@ -113,16 +113,69 @@ def test_a_record_that_the_disk_takes_but_a_part_of_is_no_success(
         Journal(tmp_path / "journal").write([record()])
 
 
+OF_FIRST_VERSION: dict[str, Any] = {
+    "version": 1,
+    "name": "llm",
+    "kind": "call",
+    "state": "in_flight",
+    "seconds": 2,
+    "signal": "SIGTERM",
+    "at": 100.0,
+    "id": "x",
+    "pid": 7,
+    "host": "h",
+}
+
+
 def test_a_journal_of_the_first_version_is_read(tmp_path: Path) -> None:
-    old = {"name": "llm", "kind": "call", "state": "in_flight", "seconds": 2, "signal": "SIGTERM"}
-    old |= {"at": 100.0, "id": "x", "pid": 7, "host": "h"}
     made = Journal(tmp_path / "journal")
-    made.path.write_text(json.dumps({"version": 1, **old}) + "\n")
+    made.path.write_text(json.dumps(OF_FIRST_VERSION) + "\n")
     made.write([record()])
     first, second = made.read()
     assert (first.name, first.pid, first.started_at) == ("llm", 7, 98.0)
     assert (first.boot, first.started, first.effect) == ("", None, "unknown")
     assert second.name == "llm.openai"
+
+
+@pytest.mark.parametrize("missing", [*OF_FIRST_VERSION])
+def test_no_part_of_a_record_of_the_first_version_may_be_missing(missing: str) -> None:
+    odd = {name: value for name, value in OF_FIRST_VERSION.items() if name != missing}
+    assert module._parsed(json.dumps(odd).encode()) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"boot": "b"},
+        {"started": 1.0},
+        {"started_at": 98.0},
+        {"effect": "pure"},
+        {"attempt": 1},
+        {"more": ""},
+        {"version": 0},
+        {"version": 2},
+        {"version": True},
+        {"version": 1.0},
+        {"name": None},
+        {"host": 7},
+        {"id": ["x"]},
+        {"signal": {}},
+        {"kind": "two words"},
+        {"state": "lost"},
+        {"seconds": "2"},
+        {"seconds": None},
+        {"seconds": float("inf")},
+        {"at": False},
+        {"at": -1e12},
+        {"pid": 7.0},
+        {"pid": 2**31},
+        {"pid": -7},
+    ],
+    ids=str,
+)
+def test_a_record_of_the_first_version_of_another_shape_is_left_out(change: dict[str, Any]) -> None:
+    assert module._parsed(json.dumps(OF_FIRST_VERSION).encode()) is not None
+    assert module._parsed(json.dumps(OF_FIRST_VERSION | change).encode()) is None
 
 
 def test_a_record_is_never_too_long_to_be_read(tmp_path: Path) -> None:

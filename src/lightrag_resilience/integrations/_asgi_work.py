@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from lightrag_resilience._gate import admitted
+from lightrag_resilience._words import printable
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.shutdown import Coordinator
 
@@ -139,8 +140,8 @@ def closing(scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
 
 
 def name_of(scope: MutableMapping[str, Any]) -> str:
-    """A request's method and the first part of its path: ``POST /documents/…``."""
+    """A request's method and the first part of its path, printable: ``POST /documents/…``."""
     first, _, rest = route_path(scope).lstrip("/").partition("/")
     if len(first) > _LONGEST:
         first, rest = "…", ""
-    return f"{scope.get('method', 'websocket')} /{first}{'/…' if rest else ''}"
+    return printable(f"{scope.get('method', 'websocket')} /{first}{'/…' if rest else ''}")

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 from lightrag_resilience._gate import admitted
+from lightrag_resilience._words import LONGEST_TEXT, printable
 from lightrag_resilience.breakers import State
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.registry import Guards, guards
@@ -172,7 +173,7 @@ class Draining:
 def _tell_of_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Name tasks of the application that end with the process, as nobody tracked them."""
     names = [
-        task.get_name()
+        printable(task.get_name(), LONGEST_TEXT)
         for task in tasks
         if (frame := getattr(task.get_coro(), "cr_frame", None)) is not None
         and frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_APPLICATIONS

@@ -11,6 +11,8 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from lightrag_resilience._words import LONGEST_TEXT, printable
+
 from .client import PATIENCE, RedisClient, subscriptions
 from .trouble import what_is_wrong
 
@@ -90,20 +92,25 @@ async def _listen(client: Any, channel: str) -> None:
 
 
 def _version(seen: Mapping[str, Any]) -> list[Remark]:
-    shown = str(seen.get("redis_version", ""))
-    found = re.match(r"(\d+)\.(\d+)", shown)
+    shown = printable(str(seen.get("redis_version", "")), LONGEST_TEXT)
+    found = re.match(r"([0-9]{1,9})\.([0-9]{1,9})", shown)
     if found is None or tuple(map(int, found.groups())) >= _OLDEST:
         return []
     return [(True, f"its version is {shown}", "use Redis 6.2 or later, or Valkey")]
 
 
 def _memory(seen: Mapping[str, Any]) -> list[Remark]:
-    policy = str(seen.get("maxmemory_policy", "noeviction"))
+    policy = printable(str(seen.get("maxmemory_policy", "noeviction")), LONGEST_TEXT)
     if not policy.startswith("allkeys"):
-        most, used = int(seen.get("maxmemory", 0)), int(seen.get("used_memory", 0))
+        most, used = _bytes(seen.get("maxmemory")), _bytes(seen.get("used_memory"))
         if not most or used < _FULL * most:
             return []
         problem = f"its memory is {used / most:.0%} full, and beyond it takes no writes"
         return [(False, problem, "raise maxmemory, or see what else is kept there")]
     problem = f"when its memory is full it drops any key (maxmemory-policy {policy}), ours too"
     return [(True, problem, "set maxmemory-policy to noeviction or volatile-ttl")]
+
+
+def _bytes(value: object) -> int:
+    """Redis's own word for a size; 0 where it is none."""
+    return value if type(value) is int else 0
