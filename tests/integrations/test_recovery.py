@@ -82,7 +82,7 @@ def processed(rag: Any, count: int) -> Callable[[], Any]:
 async def test_documents_that_failed_in_an_outage_are_processed_after_it() -> None:
     provider = Provider(fail=lambda kind: DOWN if kind == "llm" else None)
     async with lightrag_on(provider) as rag:
-        guards = registry(RESILIENCE_RECOVERY_ATTEMPTS="100")
+        guards = registry(RESILIENCE_RECOVERY_ATTEMPTS="100", RESILIENCE_RECOVERY_DELAY="0.5")
         runs = heard(guards)
         await protect(rag, registry=guards)
         await rag.ainsert(TEXTS)
@@ -104,7 +104,8 @@ async def test_what_a_failed_document_gave_is_taken_out_before_it_is_tried_again
 ) -> None:
     provider = Provider(fail=lambda kind: DOWN if kind == "embedding" else None)
     async with lightrag_on(provider, enable_llm_cache_for_entity_extract=False) as rag:
-        await protect(rag, registry=registry(RESILIENCE_RECOVERY_ATTEMPTS="100"))
+        slow = registry(RESILIENCE_RECOVERY_ATTEMPTS="100", RESILIENCE_RECOVERY_DELAY="0.5")
+        await protect(rag, registry=slow)
         await rag.ainsert(TEXTS[0])
         assert await statuses(rag) == {"failed": 1}
         monkeypatch.setattr(lightrag_rig, "EXTRACTED", EXTRACTED.replace("Ada", "Grace"))
@@ -321,6 +322,34 @@ async def test_a_worker_that_has_lost_the_lease_in_the_middle_asks_again(
             rag.apipeline_process_enqueue_documents = hang_at_first
             await until(processed(rag, len(TEXTS)))
             assert runs == ["began", "stopped"]
+            await unprotect(rag)
+            guards.close()
+
+
+async def test_losing_the_lease_amid_an_ingest_fails_no_document(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    defaults: Any = Lease.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "seconds", 0.8)
+    provider, asked, answered = Provider(), asyncio.Event(), asyncio.Event()
+    complete = provider.complete
+
+    async def slow(*args: Any, **more: Any) -> Any:
+        asked.set()
+        await answered.wait()
+        return await complete(*args, **more)
+
+    with RedisServer() as server:
+        async with lightrag_on(provider, llm_model_func=slow) as rag:
+            await rag.apipeline_enqueue_documents(TEXTS)
+            guards = registry(RESILIENCE_REDIS_URL=server.url)
+            await protect(rag, registry=guards)
+            await asked.wait()
+            held_by_a_dead_worker(server, rag, 2.0)  # while this one was suspended
+            await asyncio.sleep(1.0)
+            assert not (await statuses(rag)).keys() & {"failed", "processed"}
+            answered.set()
+            await until(processed(rag, len(TEXTS)))
             await unprotect(rag)
             guards.close()
 

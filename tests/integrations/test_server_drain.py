@@ -10,7 +10,9 @@ pytest.importorskip("lightrag")
 pytest.importorskip("fastapi", reason="LightRAG's server comes with lightrag-hku[api]")
 pytest.importorskip("jwt", reason="LightRAG's server comes with lightrag-hku[api]")
 
+from lightrag_resilience.testing.redis_server import RedisServer
 from support.drains import killed, told_to_stop
+from support.kills import killed_at_random
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
@@ -44,3 +46,29 @@ async def test_what_a_server_has_accepted_survives_its_sudden_death(tmp_path: Pa
     assert result.unanswered == 3
     assert result.lost == set()
     assert set(result.end) == {"processed"}
+
+
+async def test_workers_killed_amid_the_ingest_and_the_catch_up_lose_nothing_with_redis(
+    tmp_path: Path,
+) -> None:
+    options = ("--gunicorn", "--workers", str(WORKERS))
+    with RedisServer() as redis:
+        done = await killed_at_random(
+            tmp_path,
+            1,
+            *options,
+            moments=("ingest", "catch-up"),
+            RESILIENCE_REDIS_URL=redis.url,
+            RESILIENCE_RECOVERY_DELAY="1",
+        )
+    assert done.is_whole, done
+    assert done.lines["Resuming"] <= len(done.kills) + 1  # who resumes says so, none else
+
+
+async def test_a_server_killed_amid_the_catch_up_and_the_drain_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    done = await killed_at_random(
+        tmp_path, 1, moments=("ingest", "catch-up", "drain"), RESILIENCE_RECOVERY_DELAY="1"
+    )
+    assert done.is_whole, done

@@ -27,7 +27,9 @@ def main() -> None:
     server: Any = importlib.import_module("lightrag.api.lightrag_server")
     tokenizer = Tokenizer("characters", Characters())
     server.LightRAG = functools.partial(server.LightRAG, tokenizer=tokenizer)
-    if is_bare:
+    if is_bare and with_gunicorn:
+        importlib.import_module("lightrag.api.run_with_gunicorn").main()
+    elif is_bare:
         server.main()
     else:
         serve(own, gunicorn=with_gunicorn)

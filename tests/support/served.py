@@ -51,6 +51,12 @@ class Served:
     async def ask(self, question: str, path: str = "/query", **more: Any) -> httpx.Response:
         return await self.http.post(path, json={"query": question, "mode": "mix", **more})
 
+    def killed(self) -> None:
+        """Kill its process and all that this has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     async def ended_by(self, number: signal.Signals) -> float:
         """Send its process a signal; seconds until it has ended."""
         began = asyncio.get_running_loop().time()
@@ -73,6 +79,17 @@ async def served(folder: Path, *options: str, **variables: str) -> AsyncIterator
 async def serving(
     folder: Path, provider: Simulator, *options: str, **variables: str
 ) -> AsyncIterator[Served]:
+    """A server that answers."""
+    async with launched(folder, provider, *options, **variables) as server:
+        await until_it_answers(server.http, server.process, server.log)
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def launched(
+    folder: Path, provider: Simulator, *options: str, **variables: str
+) -> AsyncIterator[Served]:
+    """A server that has just been started, in a process group of its own."""
     port = free_port()
     theirs = {key: value for key, value in os.environ.items() if "RESILIENCE_" not in key}
     theirs |= {
@@ -104,11 +121,11 @@ async def serving(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         url = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
-            await until_it_answers(http, process, log)
             yield Served(http, provider, process, log)
     finally:
         process.terminate()

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -68,6 +68,7 @@ class Recovery:
         self._stop_listening: Callable[[], None] = lambda: None
         self._rounds = 0
         self._is_refused = False
+        self._journal = registry.settings.shutdown_journal
 
     def begin(self) -> None:
         """Watch from now on, and look for what was left before."""
@@ -110,20 +111,19 @@ class Recovery:
 
     async def _watch(self) -> None:
         """Run when it is wanted, until the process is told to stop: no failure ends this."""
-        step: Callable[[], Awaitable[float | None]] = self._tell_of_what_was_left
+        again_in: float | None = None
         while True:
+            await self._until_wanted(again_in)
+            if self._registry.gate.is_closed:
+                return  # the next start does it
             try:
-                again_in = await step()
+                again_in = await self._round()
             except asyncio.CancelledError:  # also one of LightRAG's own, deep below
                 if (task := asyncio.current_task()) is None or task.cancelling():
                     raise
                 again_in = self._retry_after("cancelled")
             except Exception as error:  # noqa: BLE001 - whatever it is, the next run may do better
                 again_in = self._retry_after(type(error).__name__)
-            step = self._round
-            await self._until_wanted(again_in)
-            if self._registry.gate.is_closed:
-                return  # the next start does it
 
     async def _until_wanted(self, again_in: float | None) -> None:
         """Wait for so many seconds, or until a run is wanted and the pause before it is over."""
@@ -165,11 +165,11 @@ class Recovery:
         )
         return wait
 
-    async def _tell_of_what_was_left(self) -> None:
-        """Say what has become of the documents that the journal names."""
-        path = self._registry.settings.shutdown_journal
+    async def _journal_says(self) -> str:
+        """What has become of the documents that the journal names; empty once it was said."""
+        path, self._journal = self._journal, None
         if path is None:
-            return
+            return ""
         try:
             async with asyncio.timeout(_END):
                 records = await asyncio.to_thread(lambda: list(Journal(path).read()))
@@ -177,9 +177,9 @@ class Recovery:
                 rows = await self._rag.doc_status.get_by_ids(list(left)) if left else []
         except Exception as error:  # noqa: BLE001 - they are resumed in any case
             _log.warning("The journal %s could not be read: %s", path, type(error).__name__)
-            return
-        if words := in_words(rows):
-            _log.info("Of %d documents that the journal names, %s", len(left), words)
+            return ""
+        words = in_words(rows)
+        return f". Of {_counted(len(left))} that the journal names, {words}" if words else ""
 
     def _probe_due_in(self) -> float:
         """Seconds until every dependency may be called; without traffic nothing else probes it."""
@@ -218,11 +218,12 @@ class Recovery:
     async def _process(self, left: int) -> bool:
         """Let LightRAG process what waits; False where it leaves that to another worker's run."""
         is_mine = False
+        details = await self._journal_says() if left else ""
 
         def begun() -> None:
             nonlocal is_mine
             if left and not is_mine:
-                _log.info("Resuming %s left by the previous run", _counted(left))
+                _log.info("Resuming %s left by the previous run%s", _counted(left), details)
             is_mine = True
 
         token = _when_begun.set(begun)
