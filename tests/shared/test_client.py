@@ -74,7 +74,7 @@ async def every_script(client: Any, prefix: str = "lr:", name: str = "llm") -> N
     assert (await store.describe(subject)).probes == 0
     assert [reply.found for reply in await store.snapshots([subject, subject])] == ["held"] * 2
     await store.show(prefix, Presence("host", 1), 60.0)
-    await store.tell(subject.channel, Cooling(1.0))
+    await store.tell(subject.channel, lambda: Cooling(1.0))
     with contextlib.suppress(ClusterError):  # their slots may be on a node that is away
         assert await store.count_workers(prefix, 60.0) == 1
         limit = SharedLimit(name, LimitPolicy(rpm=60), prefix, Unused(), clock=lambda: 0.0)

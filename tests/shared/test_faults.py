@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 from redis.asyncio import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -171,8 +172,8 @@ def test_a_message_of_a_wait_for_what_has_no_limit_harms_nothing(
     with synchronizer(server.url) as (sync, breakers):
         until(lambda: sync.connected, "at first")
         channel = breakers[0].subject.channel
-        for _ in range(3):
-            asyncio.run(of_the_cluster(server.url, lambda store: store.tell(channel, Cooling(1.0))))
+        told = of_the_cluster(server.url, lambda store: store.tell(channel, lambda: Cooling(1.0)))
+        asyncio.run(told)
         shares_again(sync, breakers, server.url, "after it")
     assert "Redis" not in caplog.text
 
@@ -202,6 +203,37 @@ def test_a_stall_under_load_of_thirty_breakers_is_over_within_moments(server: Re
         over.set()
         load.join()
         sync.close()
+
+
+def test_of_all_waits_asked_for_in_a_stall_one_is_told_with_what_is_left_of_it(
+    server: RedisServer,
+) -> None:
+    with synchronizer(server.url) as (sync, breakers), redis.Redis.from_url(server.url) as client:
+        until(lambda: sync.connected, "at first")
+        pubsub = client.pubsub(ignore_subscribe_messages=True)
+        pubsub.subscribe(*(breaker.subject.channel for breaker in breakers))
+        for _ in breakers:
+            pubsub.get_message(timeout=1.0)
+        server.pause()
+        asked_at = time.monotonic()
+        for _ in range(400):
+            sync.cool_down(NAMES[0], 30.0)
+        thread: Any = sync._worker
+        until(lambda: thread._cooling, "the thread has heard of them")
+        assert len(thread._tasks) < 20
+        until(lambda: not sync.connected, "the stall is seen")
+        sync.cool_down(NAMES[1], 0.01)  # over when Redis is there again
+        time.sleep(0.3)
+        server.resume()
+        until(lambda: sync.connected and not thread._cooling, "told")
+        waited = time.monotonic() - asked_at
+        told = []
+        while (message := pubsub.get_message(timeout=0.3)) is not None:
+            told.append((message["channel"].decode(), int(message["data"].split()[1])))
+    # The one that was being sent when the stall began may have arrived all the same.
+    assert {channel for channel, _ in told} == {breakers[0].subject.channel}
+    assert len(told) <= 2
+    assert all(30_000 - waited * 1000 - 1 <= left <= 30_000 for _, left in told)
 
 
 # ---------------------------------------------------------------------- the thread

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from redis.asyncio import RedisCluster
@@ -140,13 +140,13 @@ class Store:
         words = (scripts.digest("limit"), 1, limit.key, self.now_ms, self.worker, *arguments)
         return Booking.parse(await self._evaluate(words))
 
-    async def tell(self, channel: str, cooling: Cooling) -> None:
-        """Tell all workers that a provider asked to wait."""
+    async def tell(self, channel: str, cooling: Callable[[], Cooling]) -> None:
+        """Tell all workers that a provider asked to wait: for how long is asked when it is sent."""
         # In a cluster each node passes it on to all; redis-py would choose one by the channel.
         anywhere = {"target_nodes": RedisCluster.RANDOM}
         options = anywhere if isinstance(self.client, RedisCluster) else {}
         async with self._turn():
-            await self.client.execute_command("PUBLISH", channel, cooling.as_text(), **options)
+            await self.client.execute_command("PUBLISH", channel, cooling().as_text(), **options)
 
     async def show(self, prefix: str, presence: Presence, seconds: float) -> None:
         """Be seen for so many seconds. A Redis that takes this takes reports, too."""

@@ -73,6 +73,8 @@ class Worker:
         self._unused: dict[str, SharedBreaker] = {}
         self._sending: set[SharedBreaker] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._cooling: dict[str, float] = {}
+        self._telling: set[str] = set()
         self._steering = asyncio.Lock()
         self._steered: Counter[SharedBreaker] = Counter()
         self._subscribing = asyncio.Lock()
@@ -195,8 +197,27 @@ class Worker:
         self._spawn(self._book(limit))
 
     def cool_down(self, name: str, seconds: float) -> None:
-        """A provider asked to wait."""
-        self._spawn(self._store.tell(Keys(self._prefix, name).channel, Cooling(seconds)))
+        """A provider asked to wait. What cannot be told now is kept for the return of Redis."""
+        self._cooling[name] = max(self._cooling.get(name, 0.0), self.loop.time() + seconds)
+        self._tell_cooling(name)
+
+    def _tell_cooling(self, name: str) -> None:
+        if self._link.is_up and name not in self._telling:  # one message a breaker, not one a 429
+            self._telling.add(name)
+            telling = self._spawn(self._tell(name))
+            telling.add_done_callback(lambda _: self._telling.discard(name))
+
+    async def _tell(self, name: str) -> None:
+        told = 0.0
+
+        def what_is_left() -> Cooling:
+            nonlocal told
+            told = self._cooling[name]
+            return Cooling(max(told - self.loop.time(), 0.0))
+
+        while self._cooling[name] > max(told, self.loop.time()):
+            await self._store.tell(Keys(self._prefix, name).channel, what_is_left)
+        del self._cooling[name]
 
     async def _book(self, limit: SharedLimit) -> None:
         while (demand := limit.demand()) is not None:
@@ -389,6 +410,8 @@ class Worker:
         for turn in self._turns():
             await self._look_at(turn, joining=True)
         self._link.found()
+        for name in self._cooling:
+            self._tell_cooling(name)
         self._look_now.set()
 
     def _lost(self, error: BaseException) -> None:
