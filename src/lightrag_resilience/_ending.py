@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -14,7 +16,7 @@ from ._in_flight import cancel, has_ended
 from ._in_threads import names_of_threads
 from ._words import LONGEST_TEXT, printable
 
-__all__ = ["close_all", "end_all", "end_children"]
+__all__ = ["close_all", "end_all", "end_children", "exit_despite_threads"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -57,6 +59,28 @@ def end_children(processes: Iterable[Any]) -> None:
     for process in processes:
         if not has_ended(process):
             _end(process.kill)
+
+
+def exit_despite_threads(deadline: float) -> None:
+    """End this process although guarded functions hang in threads, once its main thread has ended.
+
+    Python waits for such threads without end, and a thread cannot be stopped. They have until the
+    deadline, in monotonic seconds; a main thread that still runs has as long as it likes.
+    """
+    waiting = threading.Thread(
+        target=_exit_despite_threads, args=(deadline,), name="lightrag-resilience-exit", daemon=True
+    )
+    waiting.start()
+
+
+def _exit_despite_threads(deadline: float) -> None:
+    threading.main_thread().join()
+    while (left := names_of_threads()) and time.monotonic() < deadline:
+        time.sleep(_LOOK)
+    if left:
+        _log.error("Exit with threads that do not end: %s", ", ".join(left))
+        logging.shutdown()
+        os._exit(1)
 
 
 def _end(how: Callable[[], Any]) -> None:

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ._accounts import Accounts
-from ._ending import close_all, end_all, end_children
+from ._ending import close_all, end_all, end_children, exit_despite_threads
 from ._gate import admitted
 from ._host import host, repeats_sigterm
 from ._in_flight import InFlight, Process, Work, counted, in_words, task_of
@@ -311,6 +311,8 @@ class Coordinator:
             await self._write_down_in_time(cut_off)
         await self._wait_for_what_is_in_flight()
         stuck = await self._give_up()
+        if stuck and self._requested_at is not None:
+            exit_despite_threads(self._drain.deadline)
         failed = await close_all(reversed(self._closers), self._drain.deadline)
         abandoned = self._accounts.records
         report = Report(

@@ -173,6 +173,56 @@ async def test_one_that_ends_in_time_is_not() -> None:
     assert len(report.abandoned) == 1
 
 
+HUNG = """
+import asyncio, os, signal, sys, threading, time
+from lightrag_resilience import Guards, Policy
+from lightrag_resilience.shutdown import Coordinator
+from lightrag_resilience.settings import load_settings
+
+def hang():
+    os.kill(os.getpid(), {signal})
+    time.sleep({seconds})
+    print("ended by itself")
+
+async def main():
+    guards = Guards(settings=load_settings({{}}))
+    async with Coordinator(registry=guards, timeout=1.5, cancel_grace=0.2, close_timeout=0.2):
+        call = asyncio.create_task(guards.get("x", Policy()).call(hang))
+        await asyncio.wait({{call}})
+
+asyncio.run(main())
+print("end of the program", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_function_that_hangs_in_a_thread_keeps_no_process_that_was_told_to_stop(
+    number: signal.Signals,
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HUNG.format(signal=int(number), seconds=600)), stdout=-1, stderr=-1
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert out.split(b"\n")[0] == b"end of the program"
+    assert process.returncode == 1
+    assert b"Exit with threads that do not end: thread of hang" in err
+
+
+async def test_a_function_that_ends_late_in_its_thread_ends_its_process_in_order() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HUNG.format(signal=int(signal.SIGTERM), seconds=1.0)),
+        stdout=-1,
+        stderr=-1,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert b"end of the program" in out
+    assert process.returncode == 0
+
+
 # ---------------------------------------------------------------------- forks and other threads
 
 FORK = """
