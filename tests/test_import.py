@@ -21,18 +21,16 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "lightrag_resilience"
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
-    ["_forks", "_tasks", "_within", "_words", "shared", "shared.address"],
+    ["_bounds", "_forks", "_tasks", "_within", "_words", "errors", "shared", "shared.address"],
     [
         "_allowed_hosts",
         "_version",
-        "_bounds",
         "_hints",
         "_identity",
         "_in_threads",
         "_ledger",
         "_threads",
         "budget",
-        "errors",
         "events",
         "journal",
     ],
@@ -45,7 +43,7 @@ LAYERS = [
     ["_failure_transports"],
     ["_failure_databases", "_failure_providers"],
     ["failures", "policy", "stale", "timeouts"],
-    ["_gaps", "_homes", "_waiters"],
+    ["_gaps", "_names", "_homes", "_waiters"],
     ["_elsewhere", "_variables", "_windows", "concurrency", "cooldown", "limits", "retry", "usage"],
     ["turnstile"],
     ["_diagnosis", "line", "throttling"],

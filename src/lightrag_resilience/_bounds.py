@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
-__all__ = ["describe", "field_hints", "problem_with"]
+__all__ = ["describe", "field_hints", "problem_with", "shown"]
+
+_LONGEST_SHOWN = 60  # characters
 
 
 @lru_cache(maxsize=32)
@@ -21,7 +23,16 @@ def field_hints(cls: Any) -> dict[str, Any]:
 
 def problem_with(value: object, hint: Any) -> str | None:
     """Why a value does not fit a hint, as the end of a sentence; None where it fits."""
-    return None if _fits(value, hint) else f"must be {describe(hint)}, not {value!r}"
+    return None if _fits(value, hint) else f"must be {describe(hint)}, not {shown(value)}"
+
+
+def shown(value: object) -> str:
+    """A value as a person wrote it, of any length; where it cannot be shown, what it is."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a number of too many digits, or a class that cannot say
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def describe(hint: Any) -> str:

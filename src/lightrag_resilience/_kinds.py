@@ -26,7 +26,14 @@ import anyio.to_thread
 from ._in_threads import in_this_thread
 from .errors import UnsupportedCallError
 
-__all__ = ["Kind", "as_coroutine_function", "is_stream", "kind_of"]
+__all__ = [
+    "Kind",
+    "as_coroutine_function",
+    "is_stream",
+    "kind_of",
+    "must_be_function",
+    "name_of",
+]
 
 _DEEPEST = 32  # wrappers around wrappers
 _STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
@@ -55,18 +62,46 @@ class _Found(NamedTuple):
     is_itself: bool = False
 
 
+def name_of(function: Any) -> str:
+    """Its own name; never its repr, which for a partial shows its arguments."""
+    if isinstance(function, functools.partial):
+        return f"functools.partial({name_of(function.func)}, ...)"
+    return str(getattr(function, "__qualname__", None) or type(function).__name__)
+
+
+def must_be_function(function: Any, what: str, hint: str = "") -> None:
+    """Let what can be called through.
+
+    Raises:
+        UnsupportedCallError: It is called already, or nothing of the kind.
+    """
+    if callable(function) and not isinstance(function, staticmethod | classmethod):
+        return
+    if inspect.isawaitable(function):
+        if inspect.iscoroutine(function):
+            function.close()  # it would be told of as never awaited, too
+        raise UnsupportedCallError(
+            f"{what}, not the {type(function).__name__} that calling "
+            f"{name_of(function)} returned: leave out the parentheses behind it"
+        )
+    raise UnsupportedCallError(f"{what}, not a {type(function).__name__}{hint}")
+
+
 def kind_of(function: Callable[..., Any]) -> Kind:
     """The kind of a function, a partial, a bound method or an object with ``__call__``.
 
     Wrappers made by `functools.wraps` are of the kind of what they wrap, unless they run it.
 
     Raises:
-        UnsupportedCallError: It is a sync generator function, or makes a context manager.
+        UnsupportedCallError: It cannot be called, is a sync generator function, or makes a context
+            manager.
     """
     return _found(function).kind
 
 
 def _found(function: Callable[..., Any]) -> _Found:
+    if not callable(function):
+        must_be_function(function, "A guard calls a function")
     inner: Any = function
     for depth in range(_DEEPEST):
         while isinstance(inner, functools.partial):
@@ -151,7 +186,7 @@ def _refuse_what_is_not_run(function: Any, called: Any) -> None:
     Raises:
         UnsupportedCallError: It does no work before its result is iterated over, or entered.
     """
-    name = _name_of(function)
+    name = name_of(function)
     if getattr(called, "__globals__", None) is vars(contextlib) and hasattr(called, "__wrapped__"):
         raise UnsupportedCallError(
             f"{name} makes a context manager, which is entered outside of its call: put the guard "
@@ -218,14 +253,14 @@ def _whole(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         if not str(error).startswith(("no running event loop", "There is no current event loop")):
             raise
         raise UnsupportedCallError(
-            f"{_name_of(function)} needs the event loop, and was called in a thread: annotate it "
+            f"{name_of(function)} needs the event loop, and was called in a thread: annotate it "
             "to return an Awaitable, or make it a coroutine function"
         ) from error
     if not is_stream(result.__class__) and _is_lazy(result):
         with contextlib.suppress(Exception):  # what goes wrong here does not hide why
             getattr(result, "close", bool)()
         raise UnsupportedCallError(
-            f"{_name_of(function)} returned a sync iterator ({type(result).__name__}), which does "
+            f"{name_of(function)} returned a sync iterator ({type(result).__name__}), which does "
             "its work while it is read, outside of its call: read it in the function, or use an "
             "async client"
         )
@@ -237,13 +272,6 @@ def _is_lazy(result: Any) -> bool:
     cls = type(result)
     is_made = isinstance(result, io.IOBase) or hasattr(cls, "fetchone")  # as PEP 249 has cursors
     return hasattr(cls, "__next__") and not is_made
-
-
-def _name_of(function: Any) -> str:
-    """Its name; never the repr of a partial, which shows keys."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return str(getattr(function, "__qualname__", None) or type(function).__name__)
 
 
 async def _awaited(result: Any) -> Any:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from enum import Enum
+from typing import Annotated
 
+from annotated_types import Le
+
+from ._bounds import problem_with
 from .errors import PolicyError
 
 __all__ = ["Drain", "Phase"]
+
+_Seconds = Annotated[float, Le(86_400)]
 
 
 class Phase(Enum):
@@ -32,10 +38,17 @@ class Drain:
         changed: Told of each new phase, and of each change of what is in flight in it.
 
     Raises:
-        PolicyError: No time is left for what is in flight.
+        PolicyError: No time is left for what is in flight, or one of the times is none.
     """
 
     def __init__(self, *, timeout: float, cancel_grace: float, close_timeout: float) -> None:
+        for name, value in (
+            ("timeout", timeout),
+            ("cancel_grace", cancel_grace),
+            ("close_timeout", close_timeout),
+        ):
+            if problem := problem_with(value, _Seconds):
+                raise PolicyError(f"Coordinator: {name} {problem}")
         if min(timeout, cancel_grace, close_timeout) < 0 or cancel_grace + close_timeout > timeout:
             raise PolicyError(
                 f"A drain of {timeout:g} s has no room for {cancel_grace:g} s to cancel and "

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ._bounds import describe, field_hints
+from ._names import nearly
 from .policy import FAMILIES, PARTS, Policy
 
 __all__ = [
@@ -35,7 +36,6 @@ DEFAULT = "DEFAULT"
 _KNOWN = (DEFAULT, *(family.upper() for family in FAMILIES))
 _ALIKE = 0.6  # difflib's own cutoff
 _NEARLY_SAME = 0.93
-_NEARLY = 0.85  # from here on, a dependency's name is taken for a misspelt family
 
 _PORT = r"PORT_[0-9]+_(?:TCP|UDP|SCTP)"
 _HOST, _NUMBER, _ADDRESS = r"[\w.:-]+", "[0-9]{1,5}", r"(?:tcp|udp|sctp)://[\w.:\[\]-]+:[0-9]{1,5}"
@@ -192,7 +192,7 @@ def is_of_a_service(name: str, value: str) -> bool:
 def is_misspelt(section: str) -> bool:
     """Whether a dependency's name begins with what is nearly, and not quite, a family's."""
     word = section.partition("_")[0]
-    return word not in _KNOWN and bool(get_close_matches(word, _KNOWN, n=1, cutoff=_NEARLY))
+    return word not in _KNOWN and nearly(word, _KNOWN) is not None
 
 
 def is_token(text: str) -> bool:

@@ -7,11 +7,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
-from ._kinds import Kind, as_coroutine_function, kind_of
+from ._kinds import Kind, as_coroutine_function, kind_of, must_be_function, name_of
+from ._names import check_name
 from .errors import UnsupportedCallError
 from .guard import Guard
-from .policy import Policy
-from .registry import Guards, guards
+from .policy import Policy, check_policy
+from .registry import Guards, guards, must_be_guards
 from .streams import generator_function
 
 __all__ = ["resilient"]
@@ -44,18 +45,32 @@ def resilient(
             a context manager; on a call: a sync function is called on a loop, or returns an
             iterator that has its work still to do.
         SettingsError: On the first call: a ``RESILIENCE_*`` variable is wrong.
-        PolicyError: On the first call: the guard exists with another policy.
+        PolicyError: The name or the policy is none; on the first call: the guard exists with
+            another policy.
     """
-    owner = guards() if registry is None else registry
+    if callable(name):
+        raise UnsupportedCallError(
+            f"@resilient needs the name of a dependency: write @resilient('llm.openai') above "
+            f"{name_of(name)}"
+        )
+    check_name(name)
+    if policy is not None:
+        check_policy(policy, name)
+    owner = guards() if registry is None else must_be_guards(registry)
 
     def find() -> Guard:
         return owner.get(name, policy)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        if isinstance(function, staticmethod | classmethod) or not callable(function):
+        must_be_function(
+            function,
+            f"@resilient({name!r}) needs a function",
+            "; put it below @staticmethod, @classmethod and the like",
+        )
+        if isinstance(function, type):
             raise UnsupportedCallError(
-                f"@resilient({name!r}) needs a function, not a {type(function).__name__}; "
-                "put it below @staticmethod, @classmethod and the like"
+                f"@resilient({name!r}) needs a function, not the class {name_of(function)}: "
+                "decorate its methods"
             )
         match kind_of(function):
             case Kind.COROUTINE:
@@ -115,7 +130,7 @@ def _sync(
             asyncio.get_running_loop()
         except RuntimeError:
             return owner.threads.run(find().run(begin, args, kwargs))
-        name = getattr(function, "__qualname__", repr(function))
+        name = name_of(function)
         raise UnsupportedCallError(
             f"{name} is a sync function and would block the event loop: "
             f"use 'await guard(…).call({name}, …)', or call it from a thread; "

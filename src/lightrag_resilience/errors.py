@@ -41,7 +41,7 @@ class PolicyError(ResilienceError, ValueError):
 
 
 class UnsupportedCallError(ResilienceError, TypeError):
-    """A callable that cannot be guarded in the way it was used."""
+    """A callable that cannot be guarded in the way it was used, or what a call does not take."""
 
 
 class SettingsError(ResilienceError, ValueError):

@@ -8,7 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import get_args
+
+from .errors import UnsupportedCallError
 
 __all__ = [
     "AttemptFailed",
@@ -228,6 +231,12 @@ Counter = Callable[[str, float, int], None]
 """What hears of successes alone: the dependency, the duration in seconds, and the tokens used."""
 
 
+def _must_be_plain(listener: object, what: str) -> None:
+    if not callable(listener) or iscoroutinefunction(listener):
+        found = "a coroutine function" if callable(listener) else f"a {type(listener).__name__}"
+        raise UnsupportedCallError(f"{what} is a plain function, which is called at once: {found}")
+
+
 class Events:
     """Hands each event to every listener; one that raises is reported once and dropped.
 
@@ -250,7 +259,16 @@ class Events:
         """Call `listener` with every event from now on, once each; returns what ends that.
 
         Where `kinds` are given, with events of these alone: others then cost nothing.
+
+        Raises:
+            UnsupportedCallError: It is no plain function, or one of `kinds` is no kind of event.
         """
+        _must_be_plain(listener, "A listener")
+        if odd := [kind for kind in kinds if kind not in get_args(Event)]:
+            raise UnsupportedCallError(
+                f"{odd[0]!r} is no kind of event: take classes of lightrag_resilience.events, such "
+                "as StateChanged"
+            )
         if listener not in self.listeners:
             self._wanted += ((listener, kinds or get_args(Event)),)
             self._sort()
@@ -260,7 +278,11 @@ class Events:
         """Call `counter` with each success, of which no event is made; returns what ends that.
 
         For what must cost little: successes are nearly all events there are.
+
+        Raises:
+            UnsupportedCallError: It is no plain function.
         """
+        _must_be_plain(counter, "A counter")
         self._counters += (counter,)
         self._sort()
         return lambda: self._drop(counter)

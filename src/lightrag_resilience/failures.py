@@ -15,8 +15,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
+from inspect import iscoroutinefunction
 from typing import Any, NamedTuple, TypeVar
 
+from ._bounds import shown
 from ._failure_databases import DATABASES
 from ._failure_http import STATUS_NAMES, by_status, may_tell_status, status_of
 from ._failure_providers import OURS, PROVIDERS
@@ -33,7 +35,7 @@ from ._verdicts import (
     Table,
     package_of,
 )
-from .errors import AllFailedError
+from .errors import AllFailedError, UnsupportedCallError
 
 __all__ = ["Failure", "FailureKind", "classify", "classify_as", "root_cause"]
 
@@ -93,15 +95,18 @@ def classify_as(
         A function that takes it back. Safe in any thread, and when called again.
 
     Raises:
-        TypeError: `cls` is no such class, or `verdict` is none of these.
+        UnsupportedCallError: `cls` is no such class, or `verdict` is none of these.
     """
     is_error = isinstance(cls, type) and issubclass(cls, Exception) and cls is not Exception
     if not is_error:
-        raise TypeError(f"classify_as needs a subclass of Exception, not {cls!r}")
-    if isinstance(verdict, type) or not (isinstance(verdict, _Verdict) or callable(verdict)):
-        raise TypeError(
+        raise UnsupportedCallError(f"classify_as needs a subclass of Exception, not {shown(cls)}")
+    is_verdict = isinstance(verdict, _Verdict) or (
+        callable(verdict) and not isinstance(verdict, type) and not iscoroutinefunction(verdict)
+    )
+    if not is_verdict:
+        raise UnsupportedCallError(
             f"classify_as needs a FailureKind, a Failure or a function for {cls.__name__}, "
-            f"not {verdict!r}"
+            f"not {shown(verdict)}"
         )
     return _rules.register(cls, verdict)
 

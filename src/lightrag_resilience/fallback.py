@@ -11,6 +11,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from annotated_types import Gt, Le
@@ -18,7 +19,7 @@ from annotated_types import Gt, Le
 from ._bounds import problem_with
 from ._elsewhere import another_may_help
 from ._failure_http import status_of
-from ._kinds import Kind, as_coroutine_function, is_stream, kind_of
+from ._kinds import Kind, as_coroutine_function, is_stream, kind_of, must_be_function
 from ._opened import OpenedStream
 from .errors import (
     AllFailedError,
@@ -29,7 +30,7 @@ from .errors import (
 )
 from .events import Events, FellBack, StaleAnswered
 from .failures import classify, root_cause
-from .registry import Guards, guards
+from .registry import Guards, guards, must_be_guards
 from .stale import StaleCache
 from .streams import generator_function
 
@@ -85,8 +86,8 @@ def with_fallbacks(
 
     Raises:
         AllFailedError: On a call: every function failed, or the time was up.
-        UnsupportedCallError: No functions, or of several kinds; on a call: arguments that `stale`
-            cannot tell apart.
+        UnsupportedCallError: No functions, or of several kinds, or `when` or `stale` is none; on a
+            call: arguments that `stale` cannot tell apart.
         PolicyError: `total` is out of bounds.
     """
     kinds = [_kind_of(function) for function in functions]
@@ -95,11 +96,17 @@ def with_fallbacks(
     if len(set(kinds)) > 1:
         found = ", ".join(kind.value for kind in kinds)
         raise UnsupportedCallError(f"with_fallbacks needs functions of one kind, not {found}")
+    if not callable(when) or iscoroutinefunction(when):
+        raise UnsupportedCallError("with_fallbacks: when is a plain function of the error")
+    if stale is not None and not isinstance(stale, StaleCache):
+        raise UnsupportedCallError(
+            f"with_fallbacks: stale is a StaleCache(max_age=...), not a {type(stale).__name__}"
+        )
     if stale is not None and kinds[0] is Kind.STREAM:
         raise UnsupportedCallError("A StaleCache remembers answers, not streams")
     if problem := problem_with(total, _Total):
         raise PolicyError(f"with_fallbacks: total {problem}")
-    owner = guards() if registry is None else registry
+    owner = guards() if registry is None else must_be_guards(registry)
     chain = _Chain(functions, when=when, total=total, stale=stale, events=owner.events)
     match kinds[0]:
         case Kind.COROUTINE:
@@ -264,10 +271,7 @@ def _sync(chain: _Chain, owner: Guards) -> Callable[..., Any]:
 
 
 def _kind_of(function: Any) -> Kind:
-    if isinstance(function, staticmethod | classmethod) or not callable(function):
-        raise UnsupportedCallError(
-            f"with_fallbacks needs functions, not a {type(function).__name__}"
-        )
+    must_be_function(function, "with_fallbacks needs functions")
     kind = kind_of(function)
     return Kind.STREAM if kind is Kind.ASYNC_GENERATOR else kind
 

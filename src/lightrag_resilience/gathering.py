@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, overload
 
 from ._call import Call, current_call, new_call
-from ._kinds import as_coroutine_function, is_stream
+from ._kinds import as_coroutine_function, is_stream, must_be_function, name_of
 from ._opened import OpenedStream, PassedOnStream
 from .errors import UnsupportedCallError
 from .events import Events
@@ -52,15 +52,16 @@ def gathered(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, 
         function: A function that returns an async iterator, awaited or not.
 
     Raises:
-        UnsupportedCallError: On a call: what the function returned is no async iterator.
+        UnsupportedCallError: It is no function; on a call: what it returned is no async iterator.
     """
+    must_be_function(function, "gathered() needs a function")
     begin = as_coroutine_function(function)
 
     @functools.wraps(function)
     async def gather(*args: Any, **kwargs: Any) -> list[Any]:
         source = await begin(*args, **kwargs)
         if not is_stream(source.__class__):
-            name = getattr(function, "__qualname__", repr(function))
+            name = name_of(function)
             found = type(source).__name__
             raise UnsupportedCallError(f"gathered({name}) needs a stream, not {found}")
         async with await _watched(source) as stream:

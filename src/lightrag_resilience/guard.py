@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from threading import get_ident  # names alone, where they are on the way of each call
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from ._again import try_again
 from ._block import begin_block, end_block
@@ -32,7 +32,7 @@ from ._tell import tell_attempt, tell_failure, tell_refusal
 from .breakers import Breaker
 from .budget import RetryBudget, alone
 from .concurrency import Occupancy
-from .errors import CallRejected, CircuitOpenError
+from .errors import CallRejected, CircuitOpenError, UnsupportedCallError
 from .events import Events
 from .failures import FailureKind, classify
 from .limits import SharedLimit
@@ -384,6 +384,12 @@ class Guard:
         self.breaker.released(call.admission)
 
     # ------------------------------------------------------------------ as a block
+
+    def __enter__(self) -> NoReturn:
+        raise UnsupportedCallError(f"Write async with guard({self.name!r}): it may have to wait")
+
+    def __exit__(self, *_: object) -> None:
+        """Only so that `__enter__` is asked."""
 
     async def __aenter__(self) -> Self:
         await begin_block(self)

@@ -15,12 +15,12 @@ from annotated_types import Gt, Le
 
 from ._bounds import problem_with
 from ._circuit import State
-from ._kinds import Kind, kind_of
+from ._kinds import Kind, kind_of, must_be_function, name_of
 from .budget import RETRY_COST
 from .errors import PolicyError, UnsupportedCallError
 from .events import Hedged
 from .guard import Guard
-from .registry import Guards, guards
+from .registry import Guards, guards, must_be_guards
 
 __all__ = ["hedged"]
 
@@ -52,16 +52,24 @@ def hedged(
         PolicyError: `after` is out of bounds.
         UnsupportedCallError: What is decorated is no `resilient` coroutine function.
     """
+    if callable(after):
+        raise UnsupportedCallError(
+            f"@hedged needs a time: write @hedged(after=0.2) above {name_of(after)}"
+        )
     if problem := problem_with(after, _After):
         raise PolicyError(f"hedged: after {problem}")
-    owner = guards() if registry is None else registry
+    owner = guards() if registry is None else must_be_guards(registry)
 
     def decorate(
         function: Callable[P, Coroutine[Any, Any, R]],
     ) -> Callable[P, Coroutine[Any, Any, R]]:
+        must_be_function(function, "hedged() needs a function")
         name = getattr(function, "__resilience_name__", None)
         if name is None or kind_of(function) is not Kind.COROUTINE:
-            raise UnsupportedCallError("hedged() needs a coroutine function that is resilient")
+            raise UnsupportedCallError(
+                f"hedged() needs a coroutine function that is resilient: write @resilient('...') "
+                f"between it and {name_of(function)}"
+            )
 
         @functools.wraps(function)
         async def ask(*args: P.args, **kwargs: P.kwargs) -> R:

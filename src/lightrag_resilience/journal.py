@@ -18,6 +18,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ._bounds import shown
+from .errors import PolicyError
+
 if sys.platform != "win32":
     import fcntl
 
@@ -104,9 +107,15 @@ class Journal:
 
     Args:
         path: The file; its folder is made when it is needed.
+
+    Raises:
+        PolicyError: It is no path.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        is_path = isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str)
+        if not is_path or not os.fspath(path).strip() or "\0" in os.fspath(path):
+            raise PolicyError(f"A journal is the path of a file, not {shown(path)}")
         self.path = Path(path)
 
     def write(self, records: Iterable[Abandoned]) -> None:

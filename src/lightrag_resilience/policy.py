@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpack
 
 from annotated_types import Ge, Gt, Le
 
-from ._bounds import field_hints, problem_with
-from .errors import PolicyError
+from ._bounds import field_hints, problem_with, shown
+from .errors import PolicyError, UnsupportedCallError
 
 __all__ = [
     "FAMILIES",
@@ -24,6 +24,7 @@ __all__ = [
     "RetryPolicy",
     "StreamPolicy",
     "TimeoutPolicy",
+    "check_policy",
 ]
 
 FAMILIES = ("llm", "embedding", "rerank", "storage")
@@ -41,8 +42,31 @@ _LEASE = 60.0  # seconds of a probe whose attempt has no end
 _MARGIN = 10.0  # seconds from the end of a probe's attempt, for its report to arrive
 
 
+class _ByName:
+    """Says what there is, where Python would only say that an argument is unexpected."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # which sees it in the signature
+
+        def __new__(cls, *args: Any, **values: Any) -> Self:
+            names = cls.__dataclass_fields__
+            unknown = [*map(shown, args), *(name for name in values if name not in names)]
+            if unknown:
+                raise UnsupportedCallError(
+                    f"{cls.__name__} has no {', '.join(unknown)}; it has {', '.join(names)}, each "
+                    f"by its name{cls._hint(unknown)}"
+                )
+            return super().__new__(cls)
+
+    @staticmethod
+    def _hint(unknown: list[str]) -> str:
+        del unknown
+        return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Checked:
+class _Checked(_ByName):
     def __post_init__(self) -> None:
         cls: Any = type(self)
         for name, hint in field_hints(cls).items():
@@ -299,7 +323,7 @@ _SHORTHANDS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Policy(_ByName):
     """Everything about one dependency. Start from a preset and change what differs."""
 
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
@@ -313,7 +337,12 @@ class Policy:
         for name, kind in PARTS.items():
             part = getattr(self, name)
             if not isinstance(part, kind):
-                raise PolicyError(f"Policy.{name} must be a {kind.__name__}, not {part!r}")
+                raise PolicyError(f"Policy.{name} must be a {kind.__name__}, not {shown(part)}")
+
+    @staticmethod
+    def _hint(unknown: list[str]) -> str:
+        short = [name for name in unknown if name in _SHORTHANDS]
+        return f"; Policy.llm({short[0]}=...) and the other presets take it" if short else ""
 
     @classmethod
     def llm(cls, **changes: Unpack[Changes]) -> Policy:
@@ -392,3 +421,17 @@ PARTS: dict[str, type[_Checked]] = {
     "concurrency": ConcurrencyPolicy,
     "stream": StreamPolicy,
 }
+
+
+def check_policy(policy: object, name: str) -> None:
+    """Let a whole policy through, and none of what is easily taken for one.
+
+    Raises:
+        PolicyError: It is something else.
+    """
+    if isinstance(policy, Policy):
+        return
+    part = next((part for part, kind in PARTS.items() if isinstance(policy, kind)), None)
+    write = f"Policy({part}=...) around it" if part else "such as Policy.llm(attempts=4)"
+    kind = policy.__name__ if isinstance(policy, type) else type(policy).__name__
+    raise PolicyError(f"The policy of {name!r} must be a Policy, not {kind}: write {write}")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from enum import IntEnum
+
+from ._bounds import shown
+from .errors import PolicyError
 
 __all__ = ["Priority", "current_priority", "priority"]
 
@@ -22,13 +26,24 @@ current_priority: ContextVar[Priority] = ContextVar(
 )
 
 
-@contextlib.contextmanager
-def priority(level: Priority) -> Iterator[None]:
+def priority(level: Priority) -> AbstractContextManager[None]:
     """Make the guarded calls of a block as important as this; without it they are interactive.
 
     Where calls wait for a place or for a turn, interactive ones go before background ones, and a
     full queue sheds the youngest background one for an interactive one.
+
+    Raises:
+        PolicyError: It is no `Priority`.
     """
+    if not isinstance(level, Priority):
+        raise PolicyError(
+            f"priority() takes Priority.INTERACTIVE or Priority.BACKGROUND, not {shown(level)}"
+        )
+    return _as_important_as(level)
+
+
+@contextlib.contextmanager
+def _as_important_as(level: Priority) -> Iterator[None]:
     token = current_priority.set(level)
     try:
         yield

@@ -14,13 +14,14 @@ from weakref import WeakKeyDictionary
 from ._forks import renew_in_children
 from ._gate import Gate
 from ._homes import Homes
+from ._names import check_name
 from ._threads import BackgroundLoop
 from .breakers import Breaker
 from .budget import alone
-from .errors import PolicyError, SettingsError
+from .errors import PolicyError, SettingsError, UnsupportedCallError
 from .events import Events
 from .guard import Guard
-from .policy import Policy
+from .policy import Policy, check_policy
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from .shared.sync import Synchronizer
     from .shared.wire import Override
 
-__all__ = ["Guards", "Tracing", "guard", "guards"]
+__all__ = ["Guards", "Tracing", "guard", "guards", "must_be_guards"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -106,12 +107,15 @@ class Guards:
         """The guard of `name`; a policy given in code is the ground that variables change.
 
         Raises:
-            PolicyError: The guard exists with another policy.
+            PolicyError: The guard exists with another policy; or the name or the policy is none.
             SettingsError: A ``RESILIENCE_*`` variable is wrong.
         """
         with self._lock:
-            guard = self._guards.get(name)
+            guard = self._guards.get(name) if isinstance(name, str) else None
+            if policy is not None:
+                check_policy(policy, name)
             if guard is None:
+                check_name(name)
                 renew_in_children(self)
                 guard = self._guards[name] = self._make(name, policy)
             elif policy is not None and policy != guard.base:
@@ -272,6 +276,17 @@ def guards() -> Guards:
     return _process_guards
 
 
+def must_be_guards(registry: Guards) -> Guards:
+    """The guards that were given.
+
+    Raises:
+        UnsupportedCallError: Something else was given.
+    """
+    if not isinstance(registry, Guards):
+        raise UnsupportedCallError(f"registry takes Guards(), not a {type(registry).__name__}")
+    return registry
+
+
 def guard(name: str, policy: Policy | None = None) -> Guard:
     """The guard of one dependency in this process, made on first use.
 
@@ -284,7 +299,7 @@ def guard(name: str, policy: Policy | None = None) -> Guard:
         policy: What to do, where the defaults do not fit. ``RESILIENCE_*`` variables win over it.
 
     Raises:
-        PolicyError: The guard exists with another policy.
+        PolicyError: The guard exists with another policy; or the name or the policy is none.
         SettingsError: A ``RESILIENCE_*`` variable is wrong.
     """
     return _process_guards.get(name, policy)

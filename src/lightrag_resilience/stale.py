@@ -6,6 +6,7 @@ import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from inspect import iscoroutinefunction
 from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge, Gt, Le
@@ -44,6 +45,7 @@ class StaleCache:
 
     Raises:
         PolicyError: A number is out of bounds.
+        UnsupportedCallError: `key` is no plain function.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class StaleCache:
         ):
             if problem := problem_with(value, hint):
                 raise PolicyError(f"StaleCache.{name} {problem}")
+        if key is not None and (not callable(key) or iscoroutinefunction(key)):
+            raise UnsupportedCallError("StaleCache: key is a plain function of a call's arguments")
         self.max_age = max_age
         self.max_entries = max_entries
         self._key = key

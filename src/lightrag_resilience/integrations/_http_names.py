@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
+from annotated_types import Ge, Le
+
+from lightrag_resilience._bounds import problem_with
+from lightrag_resilience._names import check_name
+from lightrag_resilience.errors import PolicyError
 from lightrag_resilience.guard import Guard
-from lightrag_resilience.policy import Policy
-from lightrag_resilience.registry import Guards, guards
+from lightrag_resilience.policy import Policy, check_policy
+from lightrag_resilience.registry import Guards, guards, must_be_guards
 
 __all__ = ["OTHER", "GuardsOfHosts", "name_of_host"]
 
 OTHER = "http.other"
+_Hosts = Annotated[int, Ge(0), Le(100_000)]
 _log = logging.getLogger("lightrag_resilience")
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9.]+")
 
@@ -46,9 +52,15 @@ class GuardsOfHosts:
         registry: Guards | None,
         max_hosts: int,
     ) -> None:
+        if isinstance(name, str) or not (name is None or callable(name)):
+            check_name(name)
+        if policy is not None:
+            check_policy(policy, name if isinstance(name, str) else "http.*")
+        if problem := problem_with(max_hosts, _Hosts):
+            raise PolicyError(f"ResilientTransport: max_hosts {problem}")
         self._name = name
         self._policy = policy
-        self._registry = guards() if registry is None else registry
+        self._registry = guards() if registry is None else must_be_guards(registry)
         self._max_hosts = max_hosts
         self._has_warned = False
 

@@ -21,11 +21,14 @@ import math
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
+from lightrag_resilience._bounds import problem_with, shown
 from lightrag_resilience._gate import admitted
+from lightrag_resilience._names import check_name
 from lightrag_resilience._words import LONGEST_TEXT, printable
 from lightrag_resilience.breakers import State
-from lightrag_resilience.errors import ShuttingDownError
-from lightrag_resilience.registry import Guards, guards
+from lightrag_resilience.errors import PolicyError, ShuttingDownError, UnsupportedCallError
+from lightrag_resilience.policy import Wait
+from lightrag_resilience.registry import Guards, guards, must_be_guards
 from lightrag_resilience.shutdown import Coordinator
 
 from ._asgi_scope import route_path
@@ -51,6 +54,10 @@ class Draining:
         last_requests: Seconds after the signal in which requests still get in.
         ready_while_closed: Names of guards; the process is not ready while one's circuit is open.
         make_coordinator: Makes the coordinator when the server starts, for times of your own.
+
+    Raises:
+        UnsupportedCallError: `app` is no application, or `make_coordinator` no function.
+        PolicyError: A time is out of bounds, or a name is none.
     """
 
     def __init__(
@@ -62,10 +69,21 @@ class Draining:
         ready_while_closed: Iterable[str] = (),
         make_coordinator: Callable[[Guards], Coordinator] | None = None,
     ) -> None:
+        if not callable(app) or not callable(make_coordinator or app):
+            raise UnsupportedCallError(
+                "Draining(app) takes an ASGI application, and make_coordinator=lambda registry: "
+                f"Coordinator(...), not {shown(make_coordinator if callable(app) else app)}"
+            )
+        if problem := problem_with(last_requests, Wait):
+            raise PolicyError(f"Draining: last_requests {problem}")
+        if isinstance(ready_while_closed, str):  # its characters would be taken for names
+            raise PolicyError(f"Draining: write ready_while_closed=[{ready_while_closed!r}]")
         self._app = app
-        self._registry = guards() if registry is None else registry
+        self._registry = guards() if registry is None else must_be_guards(registry)
         self._last_requests = last_requests
         self._needed = tuple(ready_while_closed)
+        for name in self._needed:
+            check_name(name)
         self._make = make_coordinator or (lambda registry: Coordinator(registry=registry))
         self.coordinator: Coordinator | None = None
         """What ends the process's work in order; None until the server has started."""

@@ -24,7 +24,8 @@ from typing import Any
 from lightrag_resilience._allowed_hosts import hosts_in, is_allowed_host
 from lightrag_resilience._phases import Phase
 from lightrag_resilience._variables import is_token
-from lightrag_resilience.registry import Guards, guards
+from lightrag_resilience.errors import PolicyError
+from lightrag_resilience.registry import Guards, guards, must_be_guards
 
 from ._asgi_scope import route_path
 from ._status_actions import LARGEST_BODY, Refused, act, check_token, read_action
@@ -98,7 +99,7 @@ class StatusPage:
             network knows; None is ``RESILIENCE_STATUS_HOSTS``.
 
     Raises:
-        ValueError: The token is none that a header can carry, or too short to be a secret.
+        PolicyError: The token is none that a header can carry, or too short to be a secret.
     """
 
     def __init__(
@@ -109,10 +110,10 @@ class StatusPage:
         token: str | None = None,
         hosts: Collection[str] | None = None,
     ) -> None:
-        if token is not None and not is_token(token):
-            raise ValueError("A token has 16 to 256 ASCII characters without spaces")
+        if token is not None and not (isinstance(token, str) and is_token(token)):
+            raise PolicyError("A token has 16 to 256 ASCII characters without spaces")
         self._app = app
-        self._registry = guards() if registry is None else registry
+        self._registry = guards() if registry is None else must_be_guards(registry)
         self._own_token = token
         self._hosts = hosts
         self._watch = Watch(self._registry)

@@ -11,7 +11,7 @@ import contextlib
 from typing import Any
 
 from lightrag_resilience.errors import UnsupportedCallError
-from lightrag_resilience.registry import Guards, guards
+from lightrag_resilience.registry import Guards, guards, must_be_guards
 
 from ._answers import QueryFailedError
 from ._protection import Protection
@@ -36,13 +36,18 @@ async def protect(rag: Any, *, registry: Guards | None = None) -> None:
         UnsupportedCallError: `rag` is no LightRAG that can be protected.
         Exception: Whatever it is, all that was changed by then is changed back.
     """
+    if isinstance(rag, type):
+        name = rag.__name__
+        raise UnsupportedCallError(
+            f"protect() takes a LightRAG, not the class: write await protect({name}(...))"
+        )
     if not hasattr(rag, "apipeline_process_enqueue_documents"):
         raise UnsupportedCallError(
-            f"protect() takes a LightRAG of version 1.4.16 or later, not {type(rag).__name__}"
+            f"protect() takes a LightRAG of version 1.4.16 or later, not a {type(rag).__name__}"
         )
     if is_protected(rag):
         return
-    protection = Protection(rag, guards() if registry is None else registry)
+    protection = Protection(rag, guards() if registry is None else must_be_guards(registry))
     setattr(rag, _ATTRIBUTE, protection)
     try:
         await protection.apply()
