@@ -128,9 +128,9 @@ class Call(Timed):
         return False
 
 
-def new_call(guard: Any, parent: Call | None, now: float) -> Call:
-    """A call of `guard` that begins now."""
-    call = Call()
+def new_call(guard: Any, parent: Call | None, now: float, call: Call | None = None) -> Call:
+    """A call of `guard` that begins now; a plain one where none is given to be filled in."""
+    call = call or Call()
     call.name = guard.name
     call.guard = guard
     call.parent = parent

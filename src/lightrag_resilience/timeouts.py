@@ -39,6 +39,11 @@ class Timed:
     due: float
     expired: bool
 
+    @property
+    def is_away(self) -> bool:
+        """Whether what it runs is not its own at the moment: its whole time runs anew."""
+        return False
+
 
 class Timer:
     """Ends what is still running `seconds` after it began. For one event loop.
@@ -111,5 +116,9 @@ class Timer:
                 self._arm(first.due - now)
                 return
             del self._running[first]
+            if first.is_away:
+                first.due = now + self.seconds
+                self._running[first] = None
+                continue
             first.expired = True
             first.task.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -293,6 +294,50 @@ async def test_a_block_is_a_span(guard: Guard, exporter: InMemorySpanExporter) -
     assert id_of(well) == inside
     assert attributes(failed)["error.type"] == "ConnectionRefusedError"
     assert attributes(refused)["error.type"] == "lightrag_resilience.errors.CircuitOpenError"
+
+
+async def test_between_the_items_of_a_generator_its_block_is_not_the_current_span(
+    guards: Guards,
+    guard: Guard,
+    exporter: InMemorySpanExporter,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def items() -> AsyncIterator[int]:
+        async with guard:
+            await guards.get("llm.inner").call(answer)
+            yield 1
+            yield 2
+
+    generator = items()
+    await asyncio.create_task(anext(generator))  # type: ignore[arg-type]
+    assert await anext(generator) == 2
+    assert current_id() == 0
+    await guards.get("llm.outer").call(answer)
+    with pytest.raises(StopAsyncIteration):
+        await asyncio.create_task(anext(generator))  # type: ignore[arg-type]
+    spans = exporter.get_finished_spans()
+    inner, outer, block = (spans[at] for at in (1, 3, 4))
+    assert inner.parent is not None
+    assert inner.parent.span_id == id_of(block)
+    assert (outer.parent, block.parent) == (None, None)
+    assert caplog.messages == []
+
+
+async def test_a_context_manager_that_ends_in_another_task_ends_its_span(
+    guard: Guard, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    @asynccontextmanager
+    async def session() -> AsyncIterator[int]:
+        async with guard:
+            yield current_id()
+
+    async with session() as inside:
+        assert current_id() == inside
+    manager = session()
+    await asyncio.create_task(manager.__aenter__())
+    await asyncio.create_task(manager.__aexit__(None, None, None))
+    assert [span.name for span in exporter.get_finished_spans()] == ["chat", "chat"]
+    assert (current_id(), caplog.messages) == (0, [])
 
 
 async def test_a_block_whose_time_is_up_says_so(

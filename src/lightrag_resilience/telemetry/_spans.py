@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
 
+from lightrag_resilience._block import BlockBetweenItems, open_block
 from lightrag_resilience._call import Call, current_call
 from lightrag_resilience._kinds import is_stream
 from lightrag_resilience.errors import AttemptTimeoutError
@@ -34,8 +35,9 @@ Measured = Callable[[float, Mapping[str, str], str | None], None]
 _OURS = "lightrag_resilience."
 _NONE: Mapping[str, Any] = {}
 
-_blocks: dict[Call | None, tuple[Operation, Token[Context]]] = {}
-"""Blocks under way, and what restores the context at their end."""
+_blocks: dict[Call | None, tuple[Operation, Token[Context] | None]] = {}
+"""Blocks under way, and what restores the context at their end; None between whose items a reader
+runs, which is not below them."""
 
 
 class Tracing:
@@ -74,7 +76,7 @@ class Tracing:
     def _start(self, name: str, kind: SpanKind, attributes: dict[str, str]) -> Span:
         if (identity := correlation_id()) is not None:
             attributes[_OURS + "request_id"] = identity
-        return self.tracer.start_span(name, kind=kind, attributes=attributes)
+        return self.tracer.start_span(name, _context_of_block(), kind=kind, attributes=attributes)
 
     def settled(self, call: Call, error: BaseException | None) -> None:
         """An attempt of a call is over; where a stream came of it, its spans are."""
@@ -279,14 +281,17 @@ class TracedGuard(Guard):
             await Guard.__aenter__(self)
             return self
         operation = tracing.begin(self.name)
-        token = attach(operation.context)
+        token: Token[Context] | None = attach(operation.context)
         try:
             await Guard.__aenter__(self)
         except BaseException as error:
-            detach(token)
+            _detach(token)
             operation.end(error)
             raise
-        _blocks[current_call.get()] = operation, token
+        if isinstance(call := current_call.get(), BlockBetweenItems):
+            _detach(token)
+            token = None
+        _blocks[call] = operation, token
         return self
 
     async def __aexit__(
@@ -295,7 +300,7 @@ class TracedGuard(Guard):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        opened = _blocks.pop(current_call.get(), None)
+        opened = _blocks.pop(open_block(self), None)
         try:
             await Guard.__aexit__(self, kind, error, traceback)
         except Exception as raised:
@@ -304,8 +309,24 @@ class TracedGuard(Guard):
         finally:
             if opened is not None:
                 operation, token = opened
-                detach(token)
+                _detach(token)
                 operation.end(error)
+
+
+def _detach(token: Token[Context] | None) -> None:
+    """As `detach`, which logs an error where a block ends in another context."""
+    if token is not None:
+        with contextlib.suppress(ValueError):
+            token.var.reset(token)
+
+
+def _context_of_block() -> Context | None:
+    """That of the block that this is in, where it is not the current one."""
+    call = current_call.get()
+    if not isinstance(call, BlockBetweenItems) or call.guard is None:
+        return None
+    opened = _blocks.get(call)
+    return None if opened is None else opened[0].context
 
 
 def _tracing_of(guard: Guard) -> Tracing | None:
