@@ -120,7 +120,10 @@ class CircuitMachine(RuleBasedStateMachine):
         if self.circuit.standing is None:
             return
         counts = self.policy.window == "count" and self.circuit.mode != "disabled"
-        assert self.circuit.is_content == (counts and self.policy.slow_call is None)
+        # While a failure is remembered, successes are counted beside it.
+        is_clean = self.circuit.outcomes is None
+        assert self.circuit.is_spotless == (counts and is_clean)
+        assert self.circuit.is_content == (counts and is_clean and self.policy.slow_call is None)
 
     @rule(admission=consumes(admissions), duration=durations)
     def fail(self, admission: Admission, duration: float) -> None:
@@ -135,6 +138,25 @@ class CircuitMachine(RuleBasedStateMachine):
             slow = duration >= self.circuit.slow_after
             self.remember(before.mode, failed=True, slow=slow)
         assert self.circuit.state is not State.CLOSED or before.state is State.CLOSED
+
+    @rule(admission=consumes(admissions), pause=st.sampled_from([0.0, 1.0, 60.0]))
+    def deny(self, admission: Admission, pause: float) -> None:
+        """An answer that serves no caller counts for nothing, and proves nothing."""
+        before, had_a_say = self.shown(), self.circuit.honours(admission)
+        opens = self.circuit.opens
+        self.circuit.deny(admission, self.now, "HTTP 401 (Odd)", pause=pause)
+        if not had_a_say:
+            assert self.shown() == before
+        elif before.state is State.HALF_OPEN:
+            assert (self.circuit.state, self.circuit.opens) == (State.OPEN, opens)
+            assert self.circuit.open_until == self.now + min(pause, 15.0)
+            assert self.circuit.reason == "after a probe met HTTP 401 (Odd)"
+            self.generation = self.circuit.generation
+            self.proofs.clear()
+            self.past.clear()
+        else:
+            assert self.shown() == replace(before, tally=self.shown().tally)
+            assert (self.circuit.outcomes is None) == (before.mode == "disabled")
 
     @rule(admission=consumes(admissions))
     def release(self, admission: Admission) -> None:
@@ -176,6 +198,11 @@ class CircuitMachine(RuleBasedStateMachine):
             assert circuit.open_until - self.now <= self.policy.longest_break
         else:
             assert circuit.open_until == -math.inf
+        if circuit.outcomes is not None:
+            assert shown.tally is not None
+            assert 0 < shown.tally.failed == sum(shown.tally.causes.values())
+            assert shown.tally.failed + shown.tally.run <= shown.tally.calls
+            assert not circuit.is_spotless
         if circuit.is_content:
             assert circuit.state is State.CLOSED
             assert circuit.streak == 0

@@ -76,10 +76,14 @@ def test_status_of_an_open_breaker_says_why_and_until_when_and_ends_with_1(
     trip(two)
     shown = run(server, "status")
     assert shown.exit_code == 1
-    assert row_of(shown)[1:3] == ["open", "after 5 failures in a row"]
+    assert row_of(shown)[1:3] == [
+        "open",
+        "after 5 failures in a row, the last ConnectionRefusedError",
+    ]
     assert row_of(shown)[7] in {"in 30 s", "in 29 s", "in 28 s"}
     sentence = (
-        rf"Not closed: {NAME}, open for \d+ s, after 5 failures in a row; next probe in \d\d s"
+        rf"Not closed: {NAME}, open for \d+ s, after 5 failures in a row, "
+        r"the last ConnectionRefusedError; next probe in \d\d s"
     )
     assert re.search(sentence, shown.output)
 

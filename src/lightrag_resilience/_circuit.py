@@ -11,6 +11,7 @@ import enum
 import math
 from dataclasses import dataclass
 
+from ._outcomes import Outcomes, Tally
 from ._windows import make_window
 from .policy import BreakerPolicy, Mode
 
@@ -56,6 +57,8 @@ class Snapshot:
         retry_after: Seconds to the next probe, None while closed.
         probes: Probes under way.
         since: Seconds since the last change of state.
+        tally: How all attempts ended lately, also those that count for nothing here; None where
+            none failed since the last change of state.
     """
 
     state: State
@@ -69,6 +72,7 @@ class Snapshot:
     retry_after: float | None
     probes: int
     since: float
+    tally: Tally | None = None
 
 
 class Circuit:
@@ -86,9 +90,12 @@ class Circuit:
         "_leases",
         "generation",
         "is_content",
+        "is_spotless",
+        "last",
         "mode",
         "open_until",
         "opens",
+        "outcomes",
         "policy",
         "proven",
         "reason",
@@ -101,8 +108,14 @@ class Circuit:
 
     def __init__(self, policy: BreakerPolicy, now: float, *, counts_all: bool = False) -> None:
         self._counts_all = counts_all
+        self.is_spotless = False
+        """Whether one more quick success changes nothing."""
         self.is_content = False
-        """Whether nobody needs to know of one more success, nor how long it took."""
+        """Whether one more success changes nothing, however long it took, and is not counted."""
+        self.outcomes: Outcomes | None = None
+        """How all attempts ended since the first that failed; None while none is remembered."""
+        self.last = ""
+        """What the last failure looked like, until the circuit is closed."""
         self._take(policy)
         self.mode: Mode = policy.mode
         self.generation = 0
@@ -123,7 +136,8 @@ class Circuit:
         if self.state is State.OPEN:
             if now < self.open_until:
                 return None
-            self._enter(State.HALF_OPEN, now, "while probes are under way")
+            last = f", the last failure {self.last}" if self.last else ""
+            self._enter(State.HALF_OPEN, now, f"while probes are under way{last}")
         return self._admit_probe(now)
 
     def _admit_probe(self, now: float) -> Admission | None:
@@ -161,17 +175,64 @@ class Circuit:
             self._prove(admission, now, bad="was slow" if slow else "")
         else:
             self.streak = 0
+            if self.outcomes is not None:
+                self._outlast(self.outcomes, now)
             self._remember(now, failed=False, slow=slow)
 
-    def fail(self, admission: Admission, duration: float, now: float) -> None:
-        """A call failed after `duration` seconds, and the dependency is to blame."""
+    def fail(self, admission: Admission, duration: float, now: float, symptom: str = "") -> None:
+        """A call failed after `duration` seconds, and the dependency is to blame.
+
+        Args:
+            admission: What let it through.
+            duration: Seconds that it took.
+            now: Monotonic seconds.
+            symptom: What the failure looked like, such as ``HTTP 503 (InternalServerError)``.
+        """
         if admission.generation != self.generation:
             return
         if self.state is State.HALF_OPEN:
-            self._prove(admission, now, bad="failed")
+            if admission in self._leases:
+                self.last = symptom
+            self._prove(admission, now, bad=f"failed with {symptom}" if symptom else "failed")
         else:
             self.streak += 1
+            self._note(now, symptom, counts=True)
             self._remember(now, failed=True, slow=duration >= self.slow_after)
+
+    def deny(self, admission: Admission, now: float, symptom: str, *, pause: float) -> None:
+        """A call was answered and not served, such as with 401 or 429: no outage, and no recovery.
+
+        Where it was a probe, the next one is due after `pause` seconds; breaks do not grow by it.
+        """
+        if admission.generation != self.generation:
+            return
+        if self.state is not State.HALF_OPEN:
+            self._note(now, symptom, counts=False)
+            return
+        self._drop_lapsed(now)
+        if self._leases.pop(admission, None) is not None:
+            self.last = symptom
+            self.reopen(now, f"after a probe met {symptom}", pause)
+
+    def _note(self, now: float, symptom: str, *, counts: bool) -> None:
+        """Remember how an attempt failed, and count successes from here on."""
+        if self.mode == "disabled":
+            return
+        self.last = symptom
+        if self.outcomes is None:
+            self.outcomes = Outcomes(self.policy.window_seconds)
+        self.outcomes.fail(now, symptom, counts=counts)
+        self.is_spotless = self.is_content = False
+
+    def _outlast(self, outcomes: Outcomes, now: float) -> None:
+        """One more success, by which failures may be over, or forgotten."""
+        outcomes.succeed(now)
+        if not outcomes.failed or outcomes.is_over:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.outcomes = None
+        self.last = ""
 
     def release(self, admission: Admission) -> None:
         """A call ended with no verdict: cancelled, refused later, or the caller's own fault."""
@@ -193,21 +254,25 @@ class Circuit:
             return
         window = self.window
         window.record(now, failed=failed, slow=slow)
-        self.is_content = window.spotless and self.slow_after == math.inf and not self._counts_all
+        self.is_spotless = window.spotless and self.outcomes is None
+        self.is_content = self.is_spotless and self.slow_after == math.inf and not self._counts_all
         if (window.failed or window.slow) and self.mode == "enforce" and (why := self._verdict()):
             self.open(now, why)
 
     def _verdict(self) -> str | None:
         policy, window = self.policy, self.window
         if policy.consecutive_failures is not None and self.streak >= policy.consecutive_failures:
-            return f"after {self.streak} failures in a row"
+            return f"after {self.streak} failures in a row{self._the_last()}"
         if window.calls < policy.min_calls:
             return None
         if window.failed / window.calls >= policy.failure_rate:
-            return f"after {window.failed} of {window.calls} calls failed"
+            return f"after {window.failed} of {window.calls} calls failed{self._the_last()}"
         if window.slow / window.calls >= policy.slow_rate:
             return f"after {window.slow} of {window.calls} calls were slow"
         return None
+
+    def _the_last(self) -> str:
+        return f", the last {self.last}" if self.last else ""
 
     # ------------------------------------------------------------------ changes of state
 
@@ -222,6 +287,11 @@ class Circuit:
         self.open_until = (
             math.inf if forced else now + min(policy.open_for * growth, policy.longest_break)
         )
+
+    def reopen(self, now: float, reason: str, pause: float) -> None:
+        """Refuse calls for `pause` seconds more, in the break that a probe interrupted."""
+        self._enter(State.OPEN, now, reason)
+        self.open_until = now + min(max(pause, 0.0), self.policy.longest_break)
 
     def half_open(self, now: float, reason: str) -> None:
         """Let probes through, unless some are through already. Lifts the mode forced-open."""
@@ -264,7 +334,8 @@ class Circuit:
             self.set_mode(policy.mode, now, reason)
         elif self.state is State.CLOSED and policy != before:
             self.window = make_window(policy, now)
-            self.is_content = False
+            self._forget()
+            self.is_spotless = self.is_content = False
         elif self.state is State.HALF_OPEN and self.proven >= policy.probes:
             self.close(now, "after its probes succeeded")
 
@@ -283,7 +354,10 @@ class Circuit:
         self.open_until = _NEVER
         self.generation += 1
         self.window = make_window(self.policy, now)
-        self.is_content = False
+        self.outcomes = None
+        self.is_spotless = self.is_content = False
+        if state is State.CLOSED:
+            self.last = ""
         self.streak = 0
         self.proven = 0
         self._leases = {} if state is State.HALF_OPEN else _NO_LEASES
@@ -305,4 +379,5 @@ class Circuit:
             retry_after=self.retry_after(now),
             probes=len(self._leases),
             since=now - self._entered,
+            tally=self.outcomes.tally() if self.outcomes is not None else None,
         )

@@ -32,7 +32,8 @@ def tell_attempt(guard: _Teller, error: Exception, failure: Failure, duration: f
     """An attempt failed, after so many seconds."""
     if AttemptFailed in guard.events.heard:
         name = type(root_cause(error)).__name__
-        guard.events.emit(AttemptFailed(guard.name, failure.kind.value, name, duration))
+        kind, status = failure.kind.value, failure.status
+        guard.events.emit(AttemptFailed(guard.name, kind, name, duration, status or 0))
 
 
 def tell_failure(guard: _Teller, call: Call, error: BaseException) -> None:

@@ -20,7 +20,8 @@ from ._bounds import problem_with
 from ._circuit import Admission, Circuit, Snapshot, State
 from ._words import printable
 from .errors import CircuitOpenError, PolicyError, UnsupportedCallError
-from .events import Events, StateChanged
+from .events import Events, HealthChanged, StateChanged
+from .health import health_of
 from .policy import BreakerPolicy, Mode
 
 __all__ = ["Admission", "Breaker", "Snapshot", "State"]
@@ -44,10 +45,12 @@ class Breaker:
         "_changes",
         "_clock",
         "_events",
+        "_is_ill",
         "_is_telling",
         "_lock",
         "_noted",
         "_pybreaker",
+        "_told",
         "circuit",
         "name",
     )
@@ -71,8 +74,11 @@ class Breaker:
         # Reentrant: the garbage collector may end an abandoned call while the lock is held.
         self._lock = lock or threading.RLock()
         self._noted = self.circuit.state
-        self._changes: tuple[StateChanged, ...] = ()
+        self._changes: tuple[StateChanged | HealthChanged, ...] = ()
         self._is_telling = False
+        self._told: tuple[str, ...] = ()  # the last changes of this outage
+        self._is_ill = False
+        """Whether it was told that calls fail which the circuit lets through."""
 
     @property
     def pybreaker(self) -> _PyBreaker:
@@ -132,17 +138,40 @@ class Breaker:
         """A call succeeded after `duration` seconds."""
         circuit = self.circuit
         # A window full of quick successes is not changed by one more: no lock, no clock.
-        if circuit.window.spotless and duration < circuit.slow_after:
+        if circuit.is_spotless and duration < circuit.slow_after:
             return
         with self._lock:
             circuit.succeed(admission, duration, self._clock())
+            if self._is_ill:
+                self._weigh()
             self._note()
         self._announce()
 
-    def failed(self, admission: Admission, duration: float) -> None:
-        """A call failed after `duration` seconds, and the dependency is to blame."""
+    def failed(self, admission: Admission, duration: float, symptom: str = "") -> None:
+        """A call failed after `duration` seconds, and the dependency is to blame.
+
+        Args:
+            admission: What let it through.
+            duration: Seconds that it took.
+            symptom: What the failure looked like, such as ``HTTP 503 (InternalServerError)``.
+        """
         with self._lock:
-            self.circuit.fail(admission, duration, self._clock())
+            self.circuit.fail(admission, duration, self._clock(), symptom)
+            self._weigh()
+            self._note()
+        self._announce()
+
+    def denied(self, admission: Admission, symptom: str, pause: float = 0.0) -> None:
+        """A call was answered and not served: no outage, and seen all the same.
+
+        Args:
+            admission: What let it through.
+            symptom: What the answer looked like, such as ``HTTP 401 (AuthenticationError)``.
+            pause: Seconds until the next probe, where this was one.
+        """
+        with self._lock:
+            self.circuit.deny(admission, self._clock(), symptom, pause=pause)
+            self._weigh()
             self._note()
         self._announce()
 
@@ -209,6 +238,23 @@ class Breaker:
             )
             self._changes += (change,)
 
+    def _weigh(self) -> None:
+        """Keep it for `_announce` where calls begin or cease to fail that the circuit lets through.
+
+        The caller holds the lock. Of a circuit that opens, its own change tells all.
+        """
+        circuit = self.circuit
+        outcomes = circuit.outcomes if circuit.standing is not None else None
+        is_ill = outcomes is not None and outcomes.is_news
+        if is_ill is self._is_ill:
+            return
+        self._is_ill = is_ill
+        if outcomes is not None and is_ill:
+            health = health_of(self.name, tally=outcomes.tally())
+            self._changes += (HealthChanged(self.name, health.look, str(health)),)
+        elif circuit.standing is not None:
+            self._changes += (HealthChanged(self.name, "works", ""),)
+
     def _announce(self) -> None:
         """Carry changes of state to pybreaker and to the listeners: each once, in their order.
 
@@ -222,15 +268,26 @@ class Breaker:
             self._is_telling = True
         try:
             while (change := self._next_change()) is not None:
-                _log_change(change, self.circuit.opens)
-                if self._pybreaker is not None:
+                self._log(change)
+                if self._pybreaker is not None and isinstance(change, StateChanged):
                     self._pybreaker.show(State(change.new))
                 self._events.emit(change)
         except BaseException:
             self._is_telling = False
             raise
 
-    def _next_change(self) -> StateChanged | None:
+    def _log(self, change: StateChanged | HealthChanged) -> None:
+        if isinstance(change, HealthChanged):
+            _log_health(change)
+            return
+        # Where probes of one break meet the same again and again, it is told once.
+        opens, told = self.circuit.opens, self._told
+        news = f"{change.new} {opens} {change.reason}"
+        is_old = change.new != State.CLOSED.value and news in told
+        self._told = () if change.new == State.CLOSED.value else (*told[-3:], news)
+        _log_change(change, opens, is_old=is_old)
+
+    def _next_change(self) -> StateChanged | HealthChanged | None:
         with self._lock:
             if not self._changes:
                 self._is_telling = False
@@ -240,7 +297,16 @@ class Breaker:
             return change
 
 
-def _log_change(change: StateChanged, opens: int) -> None:
+def _log_health(change: HealthChanged) -> None:
+    """One line where calls begin to fail that no breaker refuses, and one where it is over."""
+    extra = {"dependency": change.dependency, "reason": change.reason}
+    if change.reason:
+        _log.warning("%s", change.reason, extra=extra)
+    else:
+        _log.info("%s works again for those who call it", change.dependency, extra=extra)
+
+
+def _log_change(change: StateChanged, opens: int, *, is_old: bool) -> None:
     """One line a change: a warning where calls begin to be refused.
 
     In a long outage a circuit breaks again and again: told are the first look at whether it is
@@ -249,6 +315,8 @@ def _log_change(change: StateChanged, opens: int) -> None:
     level = logging.WARNING if change.new == State.OPEN.value else logging.INFO
     is_told = opens <= 1 or (change.new == State.OPEN.value and _is_power_of_four(opens))
     if change.new != State.CLOSED.value and not is_told:
+        level = logging.DEBUG
+    if is_old:
         level = logging.DEBUG
     again = f", break {opens} in a row" if opens > 1 and change.new == State.OPEN.value else ""
     _log.log(

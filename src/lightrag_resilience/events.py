@@ -26,6 +26,7 @@ __all__ = [
     "Event",
     "Events",
     "FellBack",
+    "HealthChanged",
     "Hedged",
     "Listener",
     "ProbeSent",
@@ -54,12 +55,16 @@ class CallSucceeded:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """An attempt failed after `duration` seconds; `kind` is a `FailureKind` value."""
+    """An attempt failed after `duration` seconds; `kind` is a `FailureKind` value.
+
+    `error` is the name of the error's class, and `status` the HTTP status that was answered, or 0.
+    """
 
     dependency: str
     kind: str
     error: str
     duration: float
+    status: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,21 @@ class StateChanged:
     new: str
     reason: str
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChanged:
+    """Calls that the circuit lets through fail, or no longer do, by what this process sees.
+
+    Attributes:
+        dependency: Its name.
+        look: ``failing``, ``uneasy`` or ``works``.
+        reason: What is wrong and what to do; empty where nothing is.
+    """
+
+    dependency: str
+    look: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +235,7 @@ Event = (
     | RetryScheduled
     | CallRefused
     | StateChanged
+    | HealthChanged
     | FellBack
     | Hedged
     | StaleAnswered

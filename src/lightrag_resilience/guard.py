@@ -29,12 +29,13 @@ from ._line_up import ask_breaker, wait_in_line
 from ._loops import LoopParts, Loops
 from ._tasks import current_task
 from ._tell import tell_attempt, tell_failure, tell_refusal
+from ._verdicts import symptom
 from .breakers import Breaker
 from .budget import RetryBudget, alone
 from .concurrency import Occupancy
 from .errors import CallRejected, CircuitOpenError, UnsupportedCallError
 from .events import Events
-from .failures import FailureKind, classify
+from .failures import FailureKind, classify, root_cause
 from .limits import SharedLimit
 from .policy import Policy
 from .retry import is_retryable
@@ -370,10 +371,13 @@ class Guard:
             line.leave(call, failure, duration, is_cut_short=is_cut_short)
         if failure.kind is _THROTTLED:
             heed(self, error, failure)
-        if failure.counts and not is_cut_short:
-            self.breaker.failed(call.admission, duration)
-        else:
+        if is_cut_short:
             self.breaker.released(call.admission)
+        elif failure.counts:
+            self.breaker.failed(call.admission, duration, symptom(root_cause(error), failure))
+        else:
+            seen = symptom(root_cause(error), failure)
+            self.breaker.denied(call.admission, seen, failure.pause)
         call.failure = failure
         tell_attempt(self, error, failure, duration)
 

@@ -128,7 +128,7 @@ def test_a_change_appears_by_itself(
     assert took < PATIENCE
     row = seen.row("llm.openai")
     assert "Down" in row
-    why = "After 5 failures in a row, the last with ConnectionRefusedError. Next try in"
+    why = "After 5 failures in a row, the last ConnectionRefusedError. Next try in"
     assert why in row
     assert why in seen.text("#why")
     assert "ConnectionRefusedError, which may pass" in row

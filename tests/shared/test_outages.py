@@ -138,7 +138,7 @@ def test_no_call_notices_and_all_agree_afterwards(server: RedisServer, kind: str
         assert [count["refused"] for count in three.each("call", times=50)] == [50] * 3
         outage.end()
         for answer in agree(three, "open"):
-            assert answer["reason"] == "after 5 failures in a row"
+            assert answer["reason"] == "after 5 failures in a row, the last ConnectionRefusedError"
             assert 15 < answer["retry_after"] <= 30
         for worker in three:
             lines = told_of_redis(worker)

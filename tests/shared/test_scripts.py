@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lightrag_resilience import BreakerPolicy, State
+from lightrag_resilience._outcomes import Tally
 from lightrag_resilience.shared.client import make_client
 from lightrag_resilience.shared.store import Store, Subject
 from lightrag_resilience.shared.wire import LETTERS, Keys, Reply, Report, policy_as_json
@@ -19,6 +20,7 @@ from lightrag_resilience.testing.redis_server import RedisServer
 from support.breaker_model import Model
 
 WORKERS = ("one", "two", "three")
+BAD = ("failed", "failed with HTTP 503 (Odd)", "was slow", "met 1000 Odd", "met 90000 Odd")
 Step = tuple[Any, ...]
 
 counts = st.integers(0, 9).flatmap(
@@ -31,7 +33,7 @@ reports = st.tuples(
     st.sampled_from(["next", "next", "next", "repeated", "late", "ahead"]),
     counts,
     st.sampled_from([False, False, False, False, True]),
-    st.lists(st.sampled_from(["ok", "ok", "failed", "was slow"]), max_size=2),
+    st.lists(st.sampled_from(["ok", "ok", *BAD]), max_size=2),
     st.sampled_from([0, 0, 0, 0, 2500]),
 )
 steps = st.lists(
@@ -88,6 +90,7 @@ ASK: Step = ("admit", "one")
 FAILED_PROBE: list[Step] = [("pass", 10_000), ASK, verdict("failed")]
 TWO_PROBES: list[Step] = [("pass", 10_000), ASK, ASK]
 BOTH_VERDICTS: Step = ("report", "one", "next", (0, 0, 0), False, ["ok", "failed"], 0)
+DENIED_PROBE: list[Step] = [("pass", 10_000), ASK, verdict("met 1000 HTTP 401 (Odd)")]
 GOOD_PROBE: list[Step] = [("pass", 10_000), ASK, verdict("ok")]
 
 
@@ -179,6 +182,7 @@ class Run:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @example(policy=policy_of(), steps=[TRIP, *FAILED_PROBE, *FAILED_PROBE, ("look", "one")])
+@example(policy=policy_of(), steps=[TRIP, *DENIED_PROBE, ASK, ("pass", 1000), ASK])
 @example(policy=policy_of(), steps=[failures(3), failures(3, which="repeated")])
 @example(policy=policy_of(probes=2), steps=[TRIP, *GOOD_PROBE, ASK, ASK])
 @example(policy=policy_of(), steps=[failures(3), ("pass", 5000), ("pass", 900), failures(1)])
@@ -347,3 +351,81 @@ def test_a_policy_of_fewer_probes_than_succeeded_closes(server: RedisServer) -> 
             assert (reply.extra, reply.now.state) == (-2, State.CLOSED)
 
     asyncio.run(run())
+
+
+def test_all_workers_together_know_how_calls_fail_that_no_breaker_counts(
+    server: RedisServer,
+) -> None:
+    policy = BreakerPolicy(window_seconds=10.0)
+
+    async def run() -> None:
+        async with make_client(server.url) as client:
+            await client.flushall()
+            stores = [Store(client, name) for name in ("one", "two")]
+            subject = Subject("t:", "unserved", policy_as_json(policy))
+
+            async def tell(worker: int, at: int, calls: int, last: str, **causes: int) -> Tally:
+                store, number = stores[worker], at
+                store.now_ms = str(1_000_000 + at)
+                named = {name.replace("_", " "): count for name, count in causes.items()}
+                report = Report(number, calls, causes=named, last=last)
+                assert (await store.report(subject, report)).now.state is State.CLOSED
+                return (await store.describe(subject)).tally
+
+            seen = await tell(0, 0, 0, "HTTP 401 (Odd)", HTTP_401=3)
+            assert seen == Tally(3, 3, {"HTTP 401": 3}, 0, "HTTP 401 (Odd)", 3)
+            seen = await tell(1, 1000, 7, "")
+            assert (seen.calls, seen.failed, seen.run) == (10, 3, 7)
+            seen = await tell(0, 2000, 1, "ReadTimeout", HTTP_401=1, ReadTimeout=1)
+            assert (seen.calls, seen.run, seen.last) == (13, 0, "ReadTimeout")
+            assert seen.causes == {"HTTP 401": 4, "ReadTimeout": 1}
+            # Without calls nothing is forgotten, and with them what is too old.
+            stores[0].now_ms = "1500000"
+            assert (await stores[0].describe(subject)).tally == seen
+            seen = await tell(1, 10_500, 1, "")
+            assert (seen.calls, seen.causes) == (11, {"HTTP 401": 1, "ReadTimeout": 1})
+            names = {f"kind {number}": 1 for number in range(30)}
+            stores[0].now_ms = "1011000"
+            await stores[0].report(subject, Report(11_000, causes=names, last="kind 0"))
+            seen = (await stores[0].describe(subject)).tally
+            assert len(seen.causes) <= 11
+            assert seen.causes["other"] == 22
+            await client.hset(subject.window, mapping={"e0": "{not json", "e1": "[1]", "r": "x"})
+            assert (await stores[0].describe(subject)).tally.run == 0
+
+    asyncio.run(run())
+
+
+def test_reasons_name_the_last_failure_and_keep_it_through_probes(server: RedisServer) -> None:
+    async def run() -> list[str]:
+        reasons = []
+        async with make_client(server.url) as client:
+            await client.flushall()
+            store = Store(client, "one", "1000000")
+            subject = Subject("t:", "named", policy_as_json(policy_of()))
+            seen = {"HTTP 503": 4}
+            report = Report(1, 4, 4, causes=seen, last="HTTP 503 (Odd)")
+            reply = await store.report(subject, report)
+            reasons.append(reply.now.reason)
+            for number, verdict in enumerate(["failed with Refused", "met 1000 HTTP 401 (Odd)"], 2):
+                store.now_ms = str(1_000_000 + number * 20_000)
+                reply = await store.admit(subject, "probe")
+                reasons.append(reply.now.reason)
+                reply = await store.report(subject, Report(number, verdicts=(("probe", verdict),)))
+                reasons.append(reply.now.reason)
+            store.now_ms = "2000000"
+            reasons.append((await store.admit(subject, "probe")).now.reason)
+            reply = await store.report(subject, Report(9, verdicts=(("probe", "ok"),)))
+            reasons.append(reply.now.reason)
+        return reasons
+
+    probing = "while probes are under way, the last failure"
+    assert asyncio.run(run()) == [
+        "after 4 of 4 calls failed in 1 workers, the last HTTP 503 (Odd)",
+        f"{probing} HTTP 503 (Odd)",
+        "after a probe failed with Refused",
+        f"{probing} Refused",
+        "after a probe met HTTP 401 (Odd)",
+        f"{probing} HTTP 401 (Odd)",
+        "after its probes succeeded",
+    ]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightrag_resilience import BreakerPolicy, State
+from lightrag_resilience._outcomes import Tally
 from lightrag_resilience._words import as_duration
 from lightrag_resilience.shared.wire import (
     Announcement,
@@ -23,7 +24,8 @@ from lightrag_resilience.shared.wire import (
 )
 
 GOOD = [b"O", b"1795440408113", b"2500", b"2", b"after 5 failures in a row", b"held", b"-1"]
-COUNTS = [b"12", b"5", b"0", b"3", b"1", b"2500"]
+COUNTS: list[Any] = [b"12", b"5", b"0", b"3", b"1", b"2500"]
+SEEN: list[Any] = [[b"HTTP 503", b"5", b"HTTP 401", b"2"], b"0", b"HTTP 401 (Odd)"]
 words = st.one_of(
     st.binary(max_size=20),
     st.integers().map(lambda number: b"%d" % number),
@@ -105,13 +107,27 @@ def test_control_characters_and_length_are_taken_from_a_reason() -> None:
 
 
 def test_a_description_is_read_and_checked() -> None:
-    read = Description.parse([*GOOD, *COUNTS])
+    read = Description.parse([*GOOD, *COUNTS, *SEEN])
     assert (read.calls, read.failed, read.slow, read.workers, read.probes) == (12, 5, 0, 3, 1)
     assert read.since == 2.5
-    assert Description.parse([*GOOD, *COUNTS[:-1], b""]).since is None
-    for wrong in ([*GOOD, *COUNTS[:-1]], [*GOOD, *COUNTS[:-1], b"-1"], GOOD, None):
+    causes = {"HTTP 503": 5, "HTTP 401": 2}
+    assert read.tally == Tally(14, 7, causes, 0, "HTTP 401 (Odd)", 2)
+    assert Description.parse([*GOOD, *COUNTS[:-1], b"", *SEEN]).since is None
+    for wrong in (
+        [*GOOD, *COUNTS],
+        [*GOOD, *COUNTS[:-1], b"-1", *SEEN],
+        [*GOOD, *COUNTS, [b"HTTP 503"], *SEEN[1:]],
+        [*GOOD, *COUNTS, [b"a", b"1"] * 1000, *SEEN[1:]],
+        [*GOOD, *COUNTS, [b"a", b"-1"], *SEEN[1:]],
+        [*GOOD, *COUNTS, b"a", *SEEN[1:]],
+        GOOD,
+        None,
+    ):
         with pytest.raises(WireError):
             Description.parse(wrong)
+    odd = Description.parse([*GOOD, *COUNTS, [b"\x1b[31m" + b"x" * 900, b"7"], b"1", b"y" * 900])
+    assert odd.tally.causes == {"[31m" + "x" * 116: 7}
+    assert len(odd.tally.last) == 120
 
 
 @given(st.text(max_size=20), st.integers(0, 2**31), st.lists(st.text(max_size=8), max_size=30))

@@ -88,7 +88,8 @@ class Model:
             if set(verdicts.values()) == {"ok"}:
                 self._enter("C", 0, known=known, now=now)
             else:
-                self._open(known=known, now=now)
+                bad = next(verdict for verdict in verdicts.values() if verdict != "ok")
+                self._conclude(bad, known=known, now=now)
         elif held.st == "H":
             self._judge_probes(verdicts, known=known, now=now)
         elif held.st == "C" and is_current and (calls or tripped):
@@ -119,12 +120,19 @@ class Model:
         for token, verdict in verdicts.items():
             if self.leases.pop(token, None) is None or self.held.st != "H":
                 continue
-            if verdict != "ok":
-                self._open(known=known, now=now)
-            else:
-                self.held.proven += 1
-                if self.held.proven >= self.policy.probes:
-                    self._enter("C", 0, known=known, now=now)
+            self._conclude(verdict, known=known, now=now)
+
+    def _conclude(self, verdict: str, *, known: int, now: int) -> None:
+        assert self.held is not None
+        if verdict.startswith("met "):
+            pause = min(int(verdict.split(" ")[1]), round(self.policy.longest_break * 1000))
+            self._enter("O", now + pause, known=known, now=now)
+        elif verdict != "ok":
+            self._open(known=known, now=now)
+        else:
+            self.held.proven += 1
+            if self.held.proven >= self.policy.probes:
+                self._enter("C", 0, known=known, now=now)
 
     def admit(self, token: str, *, known: int, now: int) -> int:
         """-2 closed, -1 refused, else the lease."""

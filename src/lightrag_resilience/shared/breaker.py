@@ -218,10 +218,10 @@ class SharedBreaker(Breaker):
                 self._send(When.SOON)
         super().succeeded(admission, duration)
 
-    def failed(self, admission: Admission, duration: float) -> None:
+    def failed(self, admission: Admission, duration: float, symptom: str = "") -> None:
         """A call failed after `duration` seconds, and the dependency is to blame."""
         if isinstance(admission, _Probe):
-            self._judge(admission, duration, failed=True)
+            self._judge(admission, duration, failed=True, symptom=symptom)
             return
         with self._lock:
             circuit = self.circuit
@@ -230,13 +230,41 @@ class SharedBreaker(Breaker):
                 self._report.calls += 1
                 self._report.failed += 1
                 self._report.slow += duration >= circuit.slow_after
-            circuit.fail(admission, duration, self._clock())
+                self._report.note(symptom)
+            circuit.fail(admission, duration, self._clock(), symptom)
             if counts and circuit.state is State.OPEN:
                 self._is_alone = self._awaits_answer = True
                 self._report.tripped = circuit.reason
+            self._weigh()
             self._note()
         self._announce()
         self._send(When.NOW if self._awaits_answer else When.NEXT)
+
+    def denied(self, admission: Admission, symptom: str, pause: float = 0.0) -> None:
+        """A call was answered and not served: no outage, and seen all the same by all workers."""
+        if isinstance(admission, _Probe):
+            self._deny(admission, symptom, pause)
+            return
+        if admission is self.circuit.standing:
+            with self._lock:
+                self._report.note(symptom)
+            if not self._is_due:
+                self._send(When.SOON)
+        super().denied(admission, symptom, pause)
+
+    def _deny(self, probe: _Probe, symptom: str, pause: float) -> None:
+        with self._lock:
+            if self._sync.connected:
+                self.circuit.release(probe)
+                self.circuit.last = symptom
+                milliseconds = round(min(pause, self.circuit.policy.longest_break) * 1000)
+                self._report.verdicts += ((probe.token, f"met {milliseconds} {symptom}"),)
+            else:
+                self._is_alone = True
+                self.circuit.deny(probe, self._clock(), symptom, pause=pause)
+            self._note()
+        self._announce()
+        self._send(When.NOW)
 
     def released(self, admission: Admission) -> None:
         """A call ended with no verdict; a probe's place is free again at once."""
@@ -244,18 +272,23 @@ class SharedBreaker(Breaker):
         if isinstance(admission, _Probe):
             self._sync.give_back(self, admission.token)
 
-    def _judge(self, probe: _Probe, duration: float, *, failed: bool) -> None:
+    def _judge(self, probe: _Probe, duration: float, *, failed: bool, symptom: str = "") -> None:
         """Tell the cluster how a probe ended; where it cannot be told, decide here."""
         slow = duration >= self.circuit.slow_after
         with self._lock:
             if self._sync.connected:
                 self.circuit.release(probe)
-                verdict = "failed" if failed else "was slow" if slow else "ok"
+                verdict = "was slow" if slow else "ok"
+                if failed:
+                    self.circuit.last = symptom
+                    verdict = f"failed with {symptom}" if symptom else "failed"
                 self._report.verdicts += ((probe.token, verdict),)
             else:
                 self._is_alone = True
-                judge = self.circuit.fail if failed else self.circuit.succeed
-                judge(probe, duration, self._clock())
+                if failed:
+                    self.circuit.fail(probe, duration, self._clock(), symptom)
+                else:
+                    self.circuit.succeed(probe, duration, self._clock())
             self._note()
         self._announce()
         self._send(When.NOW)
@@ -294,7 +327,7 @@ class SharedBreaker(Breaker):
         with self._lock:
             self._is_due = False
             report = self._report
-            if not (report.calls or report.verdicts or report.tripped):
+            if not (report.calls or report.verdicts or report.tripped or report.causes):
                 return None
             self._report = Report(report.batch + 1)
             return report if self.circuit.mode == "enforce" else None
@@ -309,6 +342,10 @@ class SharedBreaker(Breaker):
                     self._is_alone = True
                     if verdict == "ok":
                         circuit.close(now, "after its probes succeeded")
+                    elif verdict.startswith("met "):
+                        _, milliseconds, met = verdict.split(" ", 2)
+                        pause = int(milliseconds) / 1000.0
+                        circuit.reopen(now, f"after a probe met {met}", pause)
                     else:
                         circuit.open(now, f"after a probe {verdict}")
             self._note()
@@ -348,6 +385,7 @@ class SharedBreaker(Breaker):
                 return
             self._lease = None
             self._report.calls = self._report.failed = self._report.slow = 0
+            self._report.causes = {}
             circuit.adopt(
                 there.state,
                 self._clock(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -88,7 +89,8 @@ class Store:
     async def _report(self, subject: Subject, report: Report, *, left: int, opens: int) -> Reply:
         verdicts = [word for pair in report.verdicts for word in pair]
         counts = (report.calls, report.failed, report.slow)
-        arguments = (left, opens, report.batch, *counts, report.tripped, *verdicts)
+        seen = (json.dumps(report.causes), report.last)
+        arguments = (left, opens, report.batch, *counts, report.tripped, *seen, *verdicts)
         return Reply.parse(await self._run("report", subject, arguments))
 
     async def admit(self, subject: Subject, token: str) -> Reply:

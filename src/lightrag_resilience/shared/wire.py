@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
 from lightrag_resilience._circuit import State
+from lightrag_resilience._outcomes import MOST_CAUSES, OTHER, Tally, short
 from lightrag_resilience._words import LONGEST_OPEN, LONGEST_TEXT, printable
 from lightrag_resilience.policy import BreakerPolicy
 
@@ -35,6 +36,8 @@ _LARGEST = 16_384  # bytes of anything that is parsed
 _LARGEST_TEXT = 4 * LONGEST_TEXT  # bytes of a text of which the beginning suffices
 _DIGITS = 16  # of the largest whole number
 _VARIABLE = re.compile(r"RESILIENCE_[A-Z0-9_]{1,189}")
+_LONGEST_CAUSE = 120  # characters
+_MOST_CAUSES = 4 * (MOST_CAUSES + 1)  # of slices in which others were frequent
 _MOST_ALONE = 20  # breakers
 _LONGEST_COOLING = 86_400  # seconds
 _MOST_OVERRIDES = 1000
@@ -139,7 +142,10 @@ class Report:
         failed: How many failed.
         slow: How many were slow.
         tripped: Why the worker opened by itself; empty if it did not.
-        verdicts: Probes' tokens, and for each ``ok`` or why it was no recovery.
+        verdicts: Probes' tokens, and for each ``ok``; or ``met``, milliseconds until the next is
+            due, and what it met where it was answered and not served; or why it was no recovery.
+        causes: What all failures looked like, also those without a verdict, and how many did.
+        last: What the last of them looked like.
     """
 
     batch: int
@@ -148,6 +154,16 @@ class Report:
     slow: int = 0
     tripped: str = ""
     verdicts: tuple[tuple[str, str], ...] = ()
+    causes: dict[str, int] = field(default_factory=dict)
+    last: str = ""
+
+    def note(self, symptom: str) -> None:
+        """A call failed so."""
+        cause = short(symptom)
+        if cause not in self.causes and len(self.causes) >= MOST_CAUSES:
+            cause = OTHER
+        self.causes[cause] = self.causes.get(cause, 0) + 1
+        self.last = symptom
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +261,9 @@ class StoredOverrides:
         if not isinstance(kept, dict) or len(kept) > _MOST_OVERRIDES:
             raise WireError("overrides of another shape")
         valid, odd = {}, []
-        for field, value in sorted(kept.items()):
-            name = _beginning_of(field)
-            is_variable = len(name) == len(field) and _VARIABLE.fullmatch(name)
+        for variable, value in sorted(kept.items()):
+            name = _beginning_of(variable)
+            is_variable = len(name) == len(variable) and _VARIABLE.fullmatch(name)
             override = _override(value) if is_variable else None
             if override is None:
                 odd.append(name)
@@ -332,6 +348,7 @@ class Description:
         workers: Workers that reported them.
         probes: Probes under way.
         since: Seconds since it broke, or was well again; None where nobody knows.
+        tally: How all calls of all workers ended in that window.
     """
 
     now: Announcement
@@ -342,6 +359,7 @@ class Description:
     workers: int
     probes: int
     since: float | None
+    tally: Tally = field(default_factory=Tally)
 
     @classmethod
     def parse(cls, answer: object) -> Description:
@@ -350,12 +368,13 @@ class Description:
         Raises:
             WireError: It is none that our script gives.
         """
-        if not isinstance(answer, list) or len(answer) != 13:  # noqa: PLR2004
+        if not isinstance(answer, list) or len(answer) != 16:  # noqa: PLR2004
             raise WireError("an answer of another shape")
         reply = Reply.parse(answer[:7])
         since = None if answer[12] == b"" else _whole(answer[12]) / 1000.0
         calls, failed, slow, workers, probes = map(_whole, answer[7:12])
-        return cls(reply.now, reply.found, calls, failed, slow, workers, probes, since)
+        tally = _tally(calls, failed, *answer[13:])
+        return cls(reply.now, reply.found, calls, failed, slow, workers, probes, since, tally)
 
 
 def _announcement(state: Any, ver: Any, remaining: Any, opens: Any, why: Any) -> Announcement:
@@ -364,6 +383,18 @@ def _announcement(state: Any, ver: Any, remaining: Any, opens: Any, why: Any) ->
         raise WireError("a state that does not exist")
     left = min(_whole(remaining) / 1000.0, LONGEST_OPEN)
     return Announcement(_STATES[letter], _whole(ver), left, _whole(opens), _beginning_of(why))
+
+
+def _tally(calls: int, failed: int, causes: object, run: object, last: object) -> Tally:
+    """How all calls ended: those with a verdict, and besides them those that no breaker counts."""
+    if not isinstance(causes, list) or len(causes) > 2 * _MOST_CAUSES or len(causes) % 2:
+        raise WireError("failures of another shape")
+    names, numbers = map(_text, causes[::2]), map(_whole, causes[1::2])
+    seen = {name[:_LONGEST_CAUSE]: number for name, number in zip(names, numbers, strict=True)}
+    all_failed = max(sum(seen.values()), failed)
+    uncounted = all_failed - failed
+    shown = _text(last)[:_LONGEST_CAUSE]
+    return Tally(calls + uncounted, all_failed, seen, _whole(run), shown, uncounted)
 
 
 def _text(value: object) -> str:

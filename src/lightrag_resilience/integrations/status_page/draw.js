@@ -73,7 +73,8 @@ export function tick() {
 
 // What came after the first reason: who wants to mend it asks for the last error first.
 function since(row) {
-  const tries = row.tries ? `; ${row.tries === 1 ? "1 try" : `${row.tries} tries`} failed since` : "";
+  if (!row.tries) return "";
+  const tries = `; ${row.tries === 1 ? "1 try" : `${row.tries} tries`} failed since`;
   return row.last_failure && !row.by_hand ? `${tries}, the last with ${row.last_failure.error}` : tries;
 }
 

@@ -5,7 +5,11 @@ local state, found = current()
 -- Who asks does not hold a closed circuit: where state was lost, one is tried before it is trusted.
 if state.st == 'C' and found == 'held' then return reply(state, found, -2) end
 if state.st == 'O' and state.till > now then return reply(state, found, -1) end
-if state.st ~= 'H' then enter(state, 'H', 0, 'while probes are under way') end
+if state.st ~= 'H' then
+  local last = state.last or ''
+  if last ~= '' then last = ', the last failure ' .. last end
+  enter(state, 'H', 0, 'while probes are under way' .. last)
+end
 local held, lapses = leases()
 -- It wants fewer probes than it did, and none is out whose end would close it.
 if held == 0 and state.proven >= policy.probes then

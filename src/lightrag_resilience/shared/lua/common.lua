@@ -41,7 +41,7 @@ local function load_state()
     local state = {
       st = fields.st, ver = whole(fields.ver), till = whole(fields.till),
       opens = whole(fields.opens), proven = whole(fields.proven), why = fields.why or '',
-      since = whole(fields.since) or 0,
+      since = whole(fields.since) or 0, last = fields.last or '',
     }
     local known = state.st == 'C' or state.st == 'O' or state.st == 'H'
     -- A version far beyond any clock leaves no room to grow.
@@ -61,7 +61,7 @@ end
 local function save(state)
   redis.call('HSET', STATE, 'st', state.st, 'ver', string.format('%.0f', state.ver),
     'till', string.format('%.0f', state.till), 'opens', state.opens, 'proven', state.proven,
-    'why', state.why, 'since', string.format('%.0f', state.since or 0))
+    'why', state.why, 'since', string.format('%.0f', state.since or 0), 'last', state.last or '')
   redis.call('PEXPIRE', STATE, string.format('%.0f', math.max(KEEP_MS, 4 * remaining(state))))
 end
 
@@ -71,7 +71,7 @@ local function enter(state, st, till, why)
   -- When it broke, or was well again: a probe that fails begins no new outage.
   if (state.st == 'C') ~= (st == 'C') then state.since = now end
   state.st, state.till, state.why, state.proven = st, math.min(till, now + LONGEST_MS), why, 0
-  if st == 'C' then state.opens = 0 end
+  if st == 'C' then state.opens, state.last = 0, '' end
   redis.call('DEL', WINDOW)
   save(state)
   redis.call('PUBLISH', CHANNEL, string.format('%s %.0f %.0f %.0f %s',
@@ -85,6 +85,11 @@ local function open(state, why)
   enter(state, 'O', now + math.floor(length), why)
 end
 
+-- Refuse for so many milliseconds more, in the break that a probe interrupted.
+local function reopen(state, pause, why)
+  enter(state, 'O', now + math.min(pause, policy.max_ms), why)
+end
+
 -- The state to go on with. Where state was lost, versions go on from what the worker knows, or
 -- nobody would ever listen again. Version 0 says that nobody has decided anything yet.
 local function current()
@@ -94,6 +99,12 @@ local function current()
   state.ver = KNOWN > 0 and math.max(KNOWN + 1, now) or 0
   save(state)
   return state, found
+end
+
+-- How many failed by what, of one slice; nothing where it is none of ours.
+local function causes_in(text)
+  local read, causes = pcall(cjson.decode, text or '{}')
+  return read and type(causes) == 'table' and causes or {}
 end
 
 -- What the window holds of the last slices, and how many workers saw failures or reported at all.

@@ -1,0 +1,172 @@
+"""How all attempts of the last seconds ended, counted by a breaker or not: by status and class.
+
+A breaker alone does not tell whether a caller is served: 401 to every call opens none. No clock and
+no lock in here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+__all__ = ["MOST_CAUSES", "OTHER", "Outcomes", "Tally", "look_of", "short"]
+
+_SLICES = 10
+MOST_CAUSES: Final = 8
+OTHER: Final = "other"
+_FEW = 3  # failures, to say anything
+_ENOUGH = 10  # calls, to speak of a share
+_SOME, _MOST = 0.1, 0.5  # shares of failed calls
+_CHANCE = math.log(0.001)  # of a run of successes by chance, from which on it is none
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How attempts ended lately.
+
+    Attributes:
+        calls: How many there were.
+        failed: How many of them failed.
+        causes: How many failed by what, such as ``HTTP 401``; at most nine.
+        run: Successes since the last failure.
+        last: What the last failure looked like, such as ``HTTP 401 (AuthenticationError)``.
+        uncounted: How many failures no breaker counts.
+    """
+
+    calls: int = 0
+    failed: int = 0
+    causes: Mapping[str, int] = field(default_factory=dict)
+    run: int = 0
+    last: str = ""
+    uncounted: int = 0
+
+    @property
+    def look(self) -> str:
+        """How that is for callers; see `look_of`."""
+        return look_of(self.calls, self.failed, self.run)
+
+
+def look_of(calls: int, failed: int, run: int) -> str:
+    """How attempts that ended so are for callers: ``works``, ``uneasy`` or ``failing``.
+
+    Args:
+        calls: How many there were.
+        failed: How many of them failed.
+        run: Successes since the last failure.
+    """
+    if failed < _FEW or failed < _SOME * calls or _is_over(calls, failed, run):
+        return "works"
+    if failed >= _MOST * calls:
+        return "failing"
+    return "uneasy" if calls >= _ENOUGH else "works"
+
+
+def _is_over(calls: int, failed: int, run: int) -> bool:
+    """Whether so many successes in a row hardly come about by chance, after what was before them.
+
+    3 show it after nothing but failures, 10 where every other call failed.
+    """
+    if failed < _FEW or run < _FEW:
+        return False
+    served = 1.0 - failed / max(calls - run, failed)
+    return not served or run * math.log(served) <= _CHANCE
+
+
+def short(symptom: str) -> str:
+    """The status alone, where there is one: ``HTTP 401`` of ``HTTP 401 (AuthenticationError)``."""
+    return symptom.partition(" (")[0]
+
+
+class _Slice:
+    __slots__ = ("calls", "causes", "number", "uncounted")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.calls = self.uncounted = 0
+        self.causes: dict[str, int] = {}
+
+
+class Outcomes:
+    """Attempts of the last seconds in which there were any, from the first failure on.
+
+    Nothing is forgotten while no attempt is made: the last that is known is what the next caller
+    has to expect.
+
+    Args:
+        seconds: How long an attempt is remembered, to a tenth.
+    """
+
+    __slots__ = ("_causes", "_last", "_slice", "_slices", "calls", "failed", "run", "uncounted")
+
+    def __init__(self, seconds: float) -> None:
+        self._slice = seconds / _SLICES
+        self._slices: deque[_Slice] = deque()
+        self._causes: dict[str, int] = {}
+        self._last = ""
+        self.calls = self.failed = self.run = self.uncounted = 0
+
+    def succeed(self, now: float) -> None:
+        """An attempt succeeded."""
+        self._present(now).calls += 1
+        self.calls += 1
+        self.run += 1
+
+    def fail(self, now: float, symptom: str, *, counts: bool) -> None:
+        """An attempt failed; `counts` says whether a breaker counts that."""
+        present = self._present(now)
+        causes, cause = self._causes, short(symptom)
+        if cause not in causes and len(causes) >= MOST_CAUSES:
+            cause = OTHER
+        causes[cause] = causes.get(cause, 0) + 1
+        present.causes[cause] = present.causes.get(cause, 0) + 1
+        present.calls += 1
+        self.calls += 1
+        self.failed += 1
+        self.run = 0
+        self._last = symptom
+        if not counts:
+            present.uncounted += 1
+            self.uncounted += 1
+
+    @property
+    def look(self) -> str:
+        """As `Tally.look`, and cheap."""
+        return look_of(self.calls, self.failed, self.run)
+
+    @property
+    def is_news(self) -> bool:
+        """Whether it is ill, and no circuit that opens is about to say so."""
+        told = self.calls >= _ENOUGH or 2 * self.uncounted >= self.failed
+        return told and self.look != "works"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether enough calls succeeded since to forget that others failed."""
+        return _is_over(self.calls, self.failed, self.run)
+
+    def tally(self) -> Tally:
+        """What is remembered."""
+        causes = dict(self._causes)
+        return Tally(self.calls, self.failed, causes, self.run, self._last, self.uncounted)
+
+    def _present(self, now: float) -> _Slice:
+        """The slice that `now` is in, or the newest where the clock stands still or steps back."""
+        slices, number = self._slices, int(now // self._slice)
+        if not slices or slices[-1].number < number:
+            while slices and slices[0].number <= number - _SLICES:
+                self._forget(slices.popleft())
+            slices.append(_Slice(number))
+        return slices[-1]
+
+    def _forget(self, old: _Slice) -> None:
+        self.calls -= old.calls
+        self.uncounted -= old.uncounted
+        self.run = min(self.run, self.calls)
+        for cause, count in old.causes.items():
+            self.failed -= count
+            self._causes[cause] -= count
+            if not self._causes[cause]:
+                del self._causes[cause]

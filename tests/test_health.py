@@ -1,0 +1,160 @@
+"""Whether a caller is served now, out of how all attempts ended."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightrag_resilience._outcomes import MOST_CAUSES, Outcomes, Tally, look_of
+from lightrag_resilience.health import (
+    LOOKS,
+    Health,
+    advice_for,
+    health_of,
+    is_by_hand,
+    is_isolation,
+    level_of,
+)
+
+KEY = "HTTP 401 (AuthenticationError)"
+
+
+def outcomes(*symptoms: str | None, seconds: float = 60.0) -> Outcomes:
+    """One attempt a second; None succeeded."""
+    made = Outcomes(seconds)
+    for now, symptom in enumerate(symptoms):
+        if symptom is None:
+            made.succeed(float(now))
+        else:
+            made.fail(float(now), symptom, counts=False)
+    return made
+
+
+def told(*symptoms: str | None) -> Health:
+    return health_of("llm.openai", tally=outcomes(*symptoms).tally())
+
+
+def test_three_of_three_that_fail_are_not_well_and_one_of_one_says_nothing() -> None:
+    assert told(*[KEY] * 3).look == "failing"
+    assert told(*[KEY] * 2).look == "works"
+    assert told(KEY, *[None] * 20).look == "works"
+
+
+def test_it_says_what_is_answered_to_how_many_calls_and_what_to_do() -> None:
+    health = told(*[KEY] * 55)
+    assert str(health) == "llm.openai answers 401 to 55 of 55 calls: check its key"
+    health = told(*[KEY] * 5, None, *["ConnectError"] * 2, None, None)
+    assert health.sentence == "llm.openai answers 401 to 5 of 10 calls, and 2 more failed"
+    health = told(*["ConnectError"] * 5)
+    assert str(health) == (
+        "llm.openai fails in 5 of 5 calls with ConnectError: check its address and the network"
+    )
+    health = told(*["ReadTimeout", "Odd", "ReadTimeout"] * 2)
+    assert health.sentence == "llm.openai fails in 6 of 6 calls, most with ReadTimeout"
+
+
+@pytest.mark.parametrize(
+    ("symptom", "advice"),
+    [
+        (KEY, "check its key"),
+        ("HTTP 403 (PermissionDeniedError)", "check what its key may do"),
+        ("HTTP 404 (NotFoundError)", "the name of its model"),
+        ("HTTP 402 (APIStatusError)", "no credit"),
+        ("HTTP 429 (RateLimitError)", "LIMIT__RPM"),
+        ("HTTP 429 of a used-up quota (RateLimitError)", "quota is used up"),
+        ("HTTP 500 (InternalServerError)", "its own status page"),
+        ("HTTP 418 (Teapot)", "look at what is sent"),
+        ("AttemptTimeoutError", "more time"),
+        ("InvalidPasswordError", "key or password"),
+        ("SSLError", "the network"),
+        ("Odd", ""),
+    ],
+)
+def test_each_symptom_has_an_advice_or_none(symptom: str, advice: str) -> None:
+    assert advice in advice_for(symptom)
+    if not advice:
+        assert str(told(*[symptom] * 3)) == f"llm.openai fails in 3 of 3 calls with {symptom}"
+
+
+def test_a_share_of_one_in_ten_is_uneasy_and_of_one_in_two_failing() -> None:
+    assert look_of(100, 9, 0) == "works"
+    assert look_of(100, 10, 0) == "uneasy"
+    assert look_of(9, 3, 0) == "works"
+    assert look_of(100, 50, 0) == "failing"
+
+
+def test_it_is_over_after_a_run_of_successes_that_is_no_chance() -> None:
+    assert look_of(155 + 2, 155, 2) == "failing"
+    assert look_of(155 + 3, 155, 3) == "works"
+    assert look_of(20 + 9, 10, 9) == "uneasy"
+    assert look_of(20 + 10, 10, 10) == "works"
+
+
+def test_a_steady_share_of_failures_is_not_taken_for_over() -> None:
+    chance = random.Random(1)
+    seen = outcomes(*[KEY if chance.random() < 0.5 else None for _ in range(1000)])
+    assert seen.look in {"uneasy", "failing"}
+
+
+def test_what_is_too_old_is_forgotten_with_the_next_attempts_and_not_without() -> None:
+    seen = outcomes(*[KEY] * 3)
+    assert (seen.calls, seen.failed) == (3, 3)
+    seen.succeed(61.0)
+    assert (seen.calls, seen.failed, seen.tally().causes) == (1, 0, {})
+    assert seen.look == "works"
+
+
+def test_there_are_few_causes_whatever_fails() -> None:
+    seen = outcomes(*[f"Odd{number}" for number in range(50)])
+    causes = seen.tally().causes
+    assert len(causes) == MOST_CAUSES + 1
+    assert causes["other"] == 50 - MOST_CAUSES
+    assert "of 50 calls, most" not in health_of("x", tally=seen.tally()).sentence
+
+
+@given(st.lists(st.tuples(st.floats(0, 300), st.sampled_from([None, "A", "B", "HTTP 500 (C)"]))))
+def test_the_sums_are_those_of_what_is_remembered(steps: list[tuple[float, str | None]]) -> None:
+    seen = Outcomes(60.0)
+    for now, symptom in steps:  # the clock may step back
+        if symptom is None:
+            seen.succeed(now)
+        else:
+            seen.fail(now, symptom, counts=symptom != "A")
+        tally = seen.tally()
+        assert tally.failed == sum(tally.causes.values()) <= tally.calls
+        assert 0 <= tally.uncounted <= tally.failed
+        assert tally.run + tally.failed <= tally.calls
+        assert tally.look == seen.look
+
+
+def test_the_circuit_decides_where_it_refuses() -> None:
+    bad = Tally(5, 5, {"HTTP 401": 5}, 0, KEY, 5)
+    down = health_of("a", state="open", reason="after 5 failures in a row", tally=bad)
+    assert (down.look, str(down)) == ("down", "a is down, after 5 failures in a row")
+    assert health_of("a", state="half-open").look == "tried"
+    by_hand = health_of("a", state="open", reason="by ops: they migrate")
+    assert (by_hand.look, by_hand.sentence) == ("isolated", "a is kept off, by ops: they migrate")
+    assert health_of("a", mode="disabled", tally=bad).look == "unwatched"
+    assert health_of("a", standstill=3.0).look == "paused"
+    assert health_of("a", standstill=3.0, tally=bad).look == "failing"
+    assert health_of("a", alone=2).look == "uneasy"
+    assert health_of("a").is_well
+    assert not by_hand.is_well
+
+
+def test_every_look_has_a_level() -> None:
+    levels = {look: level_of(look) for look in LOOKS}
+    assert levels["works"] == levels["unwatched"] == 0
+    assert levels["uneasy"] == levels["paused"] == 1
+    assert levels["failing"] == levels["down"] == levels["isolated"] == levels["tried"] == 2
+
+
+def test_reasons_tell_who_opened_and_whether_it_is_an_isolation() -> None:
+    assert is_by_hand("by ops on host")
+    assert is_by_hand("isolated by ops on host")
+    assert is_isolation("isolated by ops on host")
+    assert not is_isolation("by ops on host")
+    assert not is_by_hand("after 5 failures in a row")
