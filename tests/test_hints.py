@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.message import Message
 from email.utils import format_datetime
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightrag_resilience._hints import advice, retry_after
+from lightrag_resilience._hints import RateState, RateStates, advice, rate_states, retry_after
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC).timestamp()
 NONSENSE = [
@@ -112,6 +112,26 @@ def test_nonsense_alone_is_no_hint(name: str, text: str) -> None:
 )
 def test_a_date_is_seconds_from_now_in_every_form_of_http(text: str) -> None:
     assert wait({"retry-after": text}) == 30.0
+
+
+@pytest.mark.parametrize("off", [-3600, -30, 0, 30, 3600])
+def test_what_now_is_says_the_answers_own_date(off: int) -> None:
+    """Our clock may be an hour off; both dates are of the provider's."""
+    theirs = datetime.fromtimestamp(NOW + off, UTC)
+    then = format_datetime(theirs + timedelta(seconds=2), usegmt=True)
+    dated = {"Date": format_datetime(theirs, usegmt=True), "Retry-After": then}
+    assert wait(dated) == 2.0
+    assert wait(httpx.Headers(dated)) == 2.0
+    assert wait({**dated, "Date": "yesterday"}) == (2.0 + off if off > -2 else None)
+    reset = {"anthropic-ratelimit-requests-reset": (theirs + timedelta(seconds=3)).isoformat()}
+    reset["date"] = dated["Date"]
+    assert retry_after(reset, now_wall=NOW, resets=True) == 3.0
+    told = rate_states({**reset, "anthropic-ratelimit-requests-limit": "5"}, now_wall=NOW)
+    assert told.requests == RateState(limit=5, reset_after=3.0)
+
+
+def test_a_date_alone_tells_no_rate_limit() -> None:
+    assert rate_states({"Date": "Sun, 01 Mar 2026 12:00:00 GMT"}, now_wall=NOW) == RateStates()
 
 
 def test_a_date_in_the_past_asks_for_nothing() -> None:

@@ -91,15 +91,15 @@ def accepts(part: Any, name: str, value: object) -> bool:
 def test_each_family_has_its_defaults() -> None:
     assert Policy.llm() == Policy(
         timeout=TimeoutPolicy(attempt=120.0, total=300.0, gap=60.0),
-        retry=RetryPolicy(attempts=4),
+        retry=RetryPolicy(attempts=4, idempotent=True),
     )
     assert Policy.embedding() == Policy(
         timeout=TimeoutPolicy(attempt=20.0, total=50.0),
-        retry=RetryPolicy(attempts=4, max_backoff=10.0),
+        retry=RetryPolicy(attempts=4, max_backoff=10.0, idempotent=True),
     )
     assert Policy.rerank() == Policy(
         timeout=TimeoutPolicy(attempt=15.0, total=30.0),
-        retry=RetryPolicy(attempts=3, max_backoff=5.0),
+        retry=RetryPolicy(attempts=3, max_backoff=5.0, idempotent=True),
     )
     assert Policy.storage() == Policy(
         timeout=TimeoutPolicy(attempt=10.0, total=30.0),
@@ -128,7 +128,7 @@ def test_the_plain_defaults_are_those_the_documentation_names() -> None:
     assert (breaker.mode, breaker.probes, breaker.probe_lease) == ("enforce", 1, None)
     assert (retry.attempts, retry.initial_backoff, retry.backoff_growth) == (3, 0.5, 2.0)
     assert (retry.max_backoff, retry.jitter, retry.max_retry_after) == (30.0, "growing", 60.0)
-    assert (retry.idempotent, retry.budget) == (True, 500)
+    assert (retry.idempotent, retry.budget) == (None, 500)
     assert LimitPolicy() == LimitPolicy(rpm=None, burst=None, max_wait=30.0)
     assert TimeoutPolicy() == TimeoutPolicy(
         attempt=30.0, total=60.0, first_item=None, gap=None, stream_total=None
@@ -300,6 +300,7 @@ def test_a_refusal_reads_like_a_sentence() -> None:
         (TimeoutPolicy, "gap"),
         (TimeoutPolicy, "stream_total"),
         (ConcurrencyPolicy, "max_concurrent"),
+        (RetryPolicy, "idempotent"),
     ],
 )
 def test_none_turns_off_what_can_be_turned_off(part: type, name: str) -> None:
@@ -308,7 +309,7 @@ def test_none_turns_off_what_can_be_turned_off(part: type, name: str) -> None:
 
 def test_none_is_refused_where_there_is_nothing_to_turn_off() -> None:
     optional = {key for key in ALL_FIELDS if accepts(*key, None)}
-    assert len(optional) == 15
+    assert len(optional) == 16
 
 
 @pytest.mark.parametrize(

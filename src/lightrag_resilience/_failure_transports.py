@@ -39,8 +39,10 @@ _UNSENT: Final = frozenset(
 )
 
 
-def _by_errno(exc: OSError) -> Failure:
+def _by_errno(exc: OSError) -> _Answer:
     """Whether a connection could not be made; the attempts on several addresses have no number."""
+    if exc.errno is None and isinstance(below := exc.__cause__, OSError | ExceptionGroup):
+        return (below,)
     unsent = exc.errno in _UNSENT or str(exc).startswith("Multiple exceptions: [Errno ")
     return TRANSIENT if unsent else UNKNOWN
 

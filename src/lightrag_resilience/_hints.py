@@ -27,7 +27,7 @@ __all__ = [
 
 _LONGEST = 64  # characters; a longer value is no number, duration or date
 _MILLISECONDS = ("retry-after-ms", "x-amz-retry-after", "grpc-retry-pushback-ms")
-_ADVICE_NAMES = frozenset({"x-should-retry", "retry-after", *_MILLISECONDS})
+_ADVICE_NAMES = frozenset({"x-should-retry", "retry-after", "date", *_MILLISECONDS})
 _ADVICE = {name.encode(): name for name in _ADVICE_NAMES}
 _DURATION_RESETS = frozenset({"x-ratelimit-reset-requests", "x-ratelimit-reset-tokens"})
 _DATE_RESET = re.compile(r"anthropic-ratelimit-[a-z0-9-]+-reset")
@@ -46,7 +46,7 @@ def retry_after(headers: Any, *, now_wall: float, resets: bool = False) -> float
 
     Args:
         headers: Any mapping of names to values, in any case, or None.
-        now_wall: Seconds since the epoch, for hints that are dates.
+        now_wall: Seconds since the epoch, for hints that are dates in an answer without a date.
         resets: Whether to fall back on when the rate limits reset; right for a 429 only.
     """
     wait = asked_wait(advice(headers), now_wall=now_wall)
@@ -54,7 +54,7 @@ def retry_after(headers: Any, *, now_wall: float, resets: bool = False) -> float
 
 
 def advice(headers: Any) -> dict[str, str]:
-    """The headers that speak of a retry, by their names in lower case."""
+    """The headers that speak of a retry, and the answer's date, by their names in lower case."""
     try:
         raw = getattr(headers, "raw", None)
         if isinstance(raw, list):  # httpx, undecoded: a fraction of the cost of its items()
@@ -76,7 +76,7 @@ def asked_wait(found: dict[str, str], *, now_wall: float) -> float | None:
             return milliseconds / 1000.0
     text = found.get("retry-after", "")
     seconds = _number(text)
-    return _until(_http_date(text), now_wall) if seconds is None else seconds
+    return _until(_http_date(text), found.get("date", ""), now_wall) if seconds is None else seconds
 
 
 def longest_reset(headers: Any, *, now_wall: float) -> float | None:
@@ -85,7 +85,9 @@ def longest_reset(headers: Any, *, now_wall: float) -> float | None:
     A reset of zero is no hint: Azure sends it where it does not know.
     """
     try:
-        waits = [_reset(name, text, now_wall) for name, text in _lowered(headers)]
+        pairs = [*_lowered(headers)]
+        date = next((text for name, text in pairs if name == "date"), "")
+        waits = [_reset(name, text, date, now_wall) for name, text in pairs]
     except Exception:  # noqa: BLE001 - odd headers must not hide the error that carries them
         return None
     return max(filter(None, waits), default=None)
@@ -147,13 +149,17 @@ def rate_states(headers: Any, *, now_wall: float) -> RateStates:
 
     Args:
         headers: Any mapping of names to values, in any case, or None.
-        now_wall: Seconds since the epoch, for resets that are dates.
+        now_wall: Seconds since the epoch, for resets that are dates in an answer without a date.
     """
     try:
-        found = {name: text for name, text in _lowered(headers) if _RATE.fullmatch(name)}
+        found = {
+            name: text
+            for name, text in _lowered(headers)
+            if name == "date" or _RATE.fullmatch(name)
+        }
     except Exception:  # noqa: BLE001 - odd headers must not hide the answer that carries them
         return RateStates()
-    if not found:
+    if found.keys() <= {"date"}:
         return RateStates()
     tokens = _state(found, "tokens", now_wall)
     if tokens == RateState():
@@ -175,7 +181,7 @@ def _state(found: Mapping[str, str], what: str, now_wall: float) -> RateState:
         name = next((name for name in names if name in found), names[0])
         return name, found.get(name, "")
 
-    reset = seconds_of(_reset(*text("reset"), now_wall))
+    reset = seconds_of(_reset(*text("reset"), found.get("date", ""), now_wall))
     # Azure sends 0 and -1 where it does not know.
     return RateState(_count(text("limit")[1]) or None, _count(text("remaining")[1]), reset or None)
 
@@ -192,12 +198,12 @@ def _count(text: str) -> int | None:
 # ---------------------------------------------------------------------- the forms of values
 
 
-def _reset(name: str, text: str, now_wall: float) -> float | None:
+def _reset(name: str, text: str, date: str, now_wall: float) -> float | None:
     if name in _DURATION_RESETS:
         seconds = _number(text)
         return _duration(text) if seconds is None else seconds
     if _DATE_RESET.fullmatch(name):
-        return _until(_rfc_3339(text), now_wall)
+        return _until(_rfc_3339(text), date, now_wall)
     return None
 
 
@@ -225,9 +231,15 @@ def _duration(text: str) -> float | None:
     return sum(float(count) * unit for count, unit in parts if count is not None)
 
 
-def _until(moment: datetime | None, now_wall: float) -> float | None:
-    """Seconds from now; None for the past, which asks for nothing."""
-    seconds = -1.0 if moment is None else moment.timestamp() - now_wall
+def _until(moment: datetime | None, date: str, now_wall: float) -> float | None:
+    """Seconds from now to a moment; None for the past, which asks for nothing.
+
+    Both are of the provider's clock where the answer is dated: ours may be an hour off.
+    """
+    if moment is None:
+        return None
+    dated = _http_date(date)
+    seconds = moment.timestamp() - (now_wall if dated is None else dated.timestamp())
     return seconds if seconds >= 0.0 else None
 
 

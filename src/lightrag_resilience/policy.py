@@ -161,7 +161,8 @@ class RetryPolicy(_Checked):
         jitter: ``growing`` spreads the first wait from 0 on, and lets the next ones grow half as
             fast at least; ``full`` spreads each from 0 on; ``decorrelated``; ``none``.
         max_retry_after: Longest wait a provider may ask for, in seconds; beyond it the call fails.
-        idempotent: Whether a call of unknown outcome may be repeated.
+        idempotent: Whether a call of unknown outcome may be repeated. None: an HTTP request at the
+            wire by its method, any other call may.
         budget: Tokens of the retry budget, for all workers that share a Redis; 0 turns it off.
     """
 
@@ -171,7 +172,7 @@ class RetryPolicy(_Checked):
     max_backoff: Seconds = 30.0
     jitter: Literal["growing", "full", "decorrelated", "none"] = "growing"
     max_retry_after: Wait = 60.0
-    idempotent: bool = True
+    idempotent: bool | None = None
     budget: Annotated[int, Ge(0), Le(100_000)] = 500
 
     def knowing(self, *, idempotent: bool | None) -> RetryPolicy:
@@ -348,14 +349,16 @@ class Policy(_ByName):
     def llm(cls, **changes: Unpack[Changes]) -> Policy:
         """Completions. The total stays below the 480 s at which LightRAG's queue gives up."""
         timeout = TimeoutPolicy(attempt=120.0, total=300.0, gap=60.0)
-        return cls(timeout=timeout, retry=RetryPolicy(attempts=4)).with_changes(**changes)
+        return cls(timeout=timeout, retry=RetryPolicy(attempts=4, idempotent=True)).with_changes(
+            **changes
+        )
 
     @classmethod
     def embedding(cls, **changes: Unpack[Changes]) -> Policy:
         """Embeddings. The total stays below the 60 s at which LightRAG's queue gives up."""
         return cls(
             timeout=TimeoutPolicy(attempt=20.0, total=50.0),
-            retry=RetryPolicy(attempts=4, max_backoff=10.0),
+            retry=RetryPolicy(attempts=4, max_backoff=10.0, idempotent=True),
         ).with_changes(**changes)
 
     @classmethod
@@ -363,7 +366,7 @@ class Policy(_ByName):
         """Reranking: LightRAG can answer without it, so it gives up sooner."""
         return cls(
             timeout=TimeoutPolicy(attempt=15.0, total=30.0),
-            retry=RetryPolicy(attempts=3, max_backoff=5.0),
+            retry=RetryPolicy(attempts=3, max_backoff=5.0, idempotent=True),
         ).with_changes(**changes)
 
     @classmethod

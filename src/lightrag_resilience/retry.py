@@ -23,7 +23,7 @@ R = TypeVar("R")
 def is_retryable(failure: Failure, policy: RetryPolicy) -> bool:
     """Whether calling again can help, and can do no harm."""
     if failure.kind is _UNKNOWN_OUTCOME:
-        return policy.idempotent
+        return policy.idempotent is not False
     return failure.kind is not _FATAL
 
 

@@ -360,6 +360,28 @@ async def test_what_may_have_been_done_is_asked_again_only_where_that_is_safe(
     assert (raised.value, len(transport.at)) == (failure, attempts)
 
 
+@pytest.mark.parametrize(
+    ("method", "headers", "name", "attempts"),
+    [
+        *((method, {}, None, 1) for method in ("POST", "PATCH")),
+        *((method, {}, None, 3) for method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE")),
+        ("POST", {"Idempotency-Key": "k"}, None, 3),
+        ("POST", {}, "orders", 1),
+        ("GET", {}, "orders", 3),
+        ("POST", {}, "llm.openai", 4),
+        ("GET", {}, "storage.qdrant", 1),
+    ],
+)
+async def test_without_a_policy_the_method_says_what_may_be_sent_again(
+    library: Any, method: str, headers: dict[str, str], name: str | None, attempts: int
+) -> None:
+    transport = answers(library, library.ReadTimeout("lost"))
+    async with wire(library, transport, name=name) as client:
+        with pytest.raises(library.ReadTimeout):
+            await client.request(method, URL, headers=headers)
+    assert len(transport.at) == attempts
+
+
 # ---------------------------------------------------------------------- calls inside calls
 
 

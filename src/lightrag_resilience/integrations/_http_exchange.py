@@ -23,6 +23,8 @@ __all__ = ["send"]
 
 _FIRST_ERROR = 400
 _TOO_MANY = 429
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # says RFC 9110
+_KEYS = ("idempotency-key", "x-idempotency-key")
 _PHASES = ("connect", "read", "write", "pool")
 
 
@@ -45,7 +47,9 @@ async def send(library: Any, transport: Any, guard: Guard, request: Any) -> Any:
     exchange = _Exchange(library, transport, guard, request)
     try:
         once = owned_by_a_guard() or not has_bytes
-        stream = await guard.run(exchange.attempt, (), asked, once=once)
+        known = guard.policy.retry.idempotent is not None
+        idempotent = None if known else _is_idempotent(request)
+        stream = await guard.run(exchange.attempt, (), asked, once=once, idempotent=idempotent)
     except library.HTTPStatusError as error:
         if error is not exchange.error:
             raise
@@ -135,6 +139,11 @@ class _Exchange:
             encoding = response.headers.get("content-encoding", "")
             vars(error)["body"] = parsed(read, "" if response.is_closed else encoding)
         return error
+
+
+def _is_idempotent(request: Any) -> bool:
+    """Whether a request may be carried out twice, as its method or a key of its own says."""
+    return request.method in _IDEMPOTENT or any(key in request.headers for key in _KEYS)
 
 
 async def _asked(request: Any) -> dict[str, Any]:

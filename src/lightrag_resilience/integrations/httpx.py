@@ -23,7 +23,10 @@ class ResilientTransport(httpx.AsyncBaseTransport):
     The last answer is returned whatever its status; what was not sent raises a `CallRejected`,
     which no SDK retries. The SDK's own retries are to be turned off. The verdict falls at the end
     of a response's body. A request inside a call of the same guard passes straight through; inside
-    another guard's call, or with a body that cannot be sent again, it is tried once.
+    another guard's call, or with a body that cannot be sent again, it is tried once. Where
+    the policy does not say whether calls are idempotent, as that of a plain host name does not,
+    the method does: a POST or PATCH without an ``Idempotency-Key`` is not sent again where it may
+    have been carried out.
 
     Args:
         transport: What sends; a new `httpx.AsyncHTTPTransport` by default. It is closed with this.
