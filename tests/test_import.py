@@ -98,6 +98,7 @@ LAYERS = [
     [
         "integrations.lightrag._documents",
         "integrations.lightrag._outage_log",
+        "integrations.lightrag._user_sentences",
         "integrations.lightrag.storages",
     ],
     ["integrations.lightrag._answers", "integrations.lightrag._standins"],

@@ -12,7 +12,19 @@ import pytest
 
 pytest.importorskip("lightrag")
 
-from lightrag_resilience import AttemptTimeoutError, CircuitOpenError, Guards
+from lightrag_resilience import (
+    AttemptTimeoutError,
+    CircuitOpenError,
+    DeadlineExceededError,
+    Failure,
+    FailureKind,
+    Guards,
+    QueueFullError,
+    RateLimitedError,
+    ShuttingDownError,
+    TruncatedStreamError,
+)
+from lightrag_resilience.integrations.lightrag import QueryFailedError
 from lightrag_resilience.integrations.lightrag._requests import HonestRequests
 from lightrag_resilience.integrations.lightrag._work import current_request
 from lightrag_resilience.settings import load_settings
@@ -55,19 +67,36 @@ async def ask(application: Callable[[Any], Awaitable[None]], kind: str = "http")
     return sent
 
 
+class ReadTimeoutError(Exception):
+    """One of an SDK's own."""
+
+
+def throttled() -> Exception:
+    error = RuntimeError()
+    vars(error)["__resilience_failure__"] = Failure(FailureKind.THROTTLED, 7.0)
+    return error
+
+
 @pytest.mark.parametrize(
-    ("error", "status", "wait"),
+    ("error", "status", "wait", "detail"),
     [
-        (CircuitOpenError("llm.openai", 3.2, "after 5 failures"), 503, 4),
-        (CircuitOpenError("llm.openai", 0.01, "after 5 failures"), 503, 1),
-        (CircuitOpenError("llm.openai", None, "by hand"), 503, 5),
-        (AttemptTimeoutError("llm.openai", None, "after 30 s"), 503, 5),
-        (ConnectionRefusedError("10.0.0.7"), 503, 5),
-        (ValueError("key sk-123 is wrong"), 502, None),
+        (CircuitOpenError("llm.openai", 3.2, "after 5 failures"), 503, 4, "{} is not available."),
+        (CircuitOpenError("llm.openai", 0.01, "after 5 failures"), 503, 1, "{} is not available."),
+        (CircuitOpenError("llm.openai", None, "by hand"), 503, 5, "{} is not available."),
+        (ConnectionRefusedError("10.0.0.7"), 503, 5, "{} is not available."),
+        (AttemptTimeoutError("llm.openai", None, "after 30 s"), 503, 5, "{} took too long"),
+        (DeadlineExceededError("llm.openai", None, "after 30 s"), 503, 5, "{} took too long"),
+        (ReadTimeoutError(), 503, 5, "{} took too long to answer."),
+        (RateLimitedError("llm.openai", 90.0), 503, 90, "{} takes no more requests"),
+        (throttled(), 503, 7, "{} takes no more requests at the moment. Try again in 7 s."),
+        (QueueFullError("llm.openai", 2.0), 503, 2, "Too many requests wait for the language m"),
+        (TruncatedStreamError("llm.openai"), 503, 5, "The answer was cut off by the language m"),
+        (ShuttingDownError("llm.openai", 2.0), 503, 2, "This server is about to stop or restart"),
+        (ValueError("key sk-123 is wrong"), 502, None, "{} refused the request. Asking again"),
     ],
 )
-async def test_the_answer_says_who_failed_and_when_to_come_back(
-    error: Exception, status: int, wait: int | None
+async def test_the_answer_says_what_failed_and_when_to_come_back(
+    error: Exception, status: int, wait: int | None, detail: str
 ) -> None:
     async def application(send: Any) -> None:
         failed(error)
@@ -80,11 +109,36 @@ async def test_the_answer_says_who_failed_and_when_to_come_back(
     assert headers.get(b"retry-after") == (None if wait is None else str(wait).encode())
     assert content["retry_after"] == wait
     assert content["dependency"] == "llm.openai"
-    assert "sk-123" not in content["detail"]
-    assert "10.0.0.7" not in content["detail"]
+    assert content["detail"].startswith(detail.format("The language model"))
+    assert ("Try again in" in content["detail"]) == (wait is not None)
+    assert "llm.openai" not in content["detail"]
+    assert "llm.openai" in content["cause"]
+    for text in (content["detail"], content["cause"]):
+        assert "sk-123" not in text
+        assert "10.0.0.7" not in text
     assert headers[b"content-length"] == str(len(body["body"])).encode()
     assert headers[b"access-control-allow-origin"] == b"*"
     assert headers[b"x-id"] == b"7"
+
+
+@pytest.mark.parametrize(
+    ("dependency", "words"),
+    [
+        ("llm", "The language model"),
+        ("embedding.ollama", "The embedding model"),
+        ("rerank.jina", "The reranker"),
+        ("storage.postgres", "The database"),
+        ("parser.mineru", "A service that is needed for this"),
+    ],
+)
+async def test_users_are_told_which_part_is_away(dependency: str, words: str) -> None:
+    async def application(send: Any) -> None:
+        failed(CircuitOpenError(dependency, 200.0))
+        await answers(send, 500)
+
+    _, body = await ask(application)
+    detail = json.loads(body["body"])["detail"]
+    assert detail == f"{words} is not available. Try again in 3 m 20 s."
 
 
 @pytest.mark.parametrize("identity", ["r-1", None])
@@ -149,6 +203,40 @@ async def test_a_websocket_is_none_of_its_business() -> None:
     assert await ask(application, "websocket") == []
 
 
+async def test_the_line_that_ends_a_stream_has_the_same_fields() -> None:
+    error = QueryFailedError("llm.openai", None, "with ReadError")
+
+    async def application(send: Any) -> None:
+        kind = [(b"content-type", b"application/x-ndjson")]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        words = b'{"response": "an \\"error\\""}\n'
+        await send({"type": "http.response.body", "body": words, "more_body": True})
+        failed(error)
+        request = current_request.get()
+        assert request is not None
+        request.is_cut_off = True
+        for text in (str(error), "of another kind"):
+            line = json.dumps({"error": text}).encode() + b"\n"
+            await send({"type": "http.response.body", "body": line, "more_body": True})
+        ollama = {"response": f"Error: {error}", "error": f"Error: {error}", "done": True}
+        await send({"type": "http.response.body", "body": json.dumps(ollama).encode()})
+
+    with correlated("r-1"):
+        _, first, last, other, ollama = await ask(application)
+    detail = "The answer was cut off by the language model. Try again in 5 s."
+    assert json.loads(first["body"]) == {"response": 'an "error"'}
+    assert json.loads(last["body"]) == {
+        "error": detail,
+        "cause": str(error),
+        "dependency": "llm.openai",
+        "retry_after": 5,
+        "request_id": "r-1",
+    }
+    assert last["body"].endswith(b"\n")
+    assert json.loads(other["body"]) == {"error": "of another kind"}
+    assert json.loads(ollama["body"])["response"] == f"Error: {detail}"
+
+
 # ---------------------------------------------------------------------- given up by a drain
 
 
@@ -210,14 +298,17 @@ async def test_a_request_that_is_given_up_is_told_to_come_back() -> None:
     assert start["status"] == 503
     assert dict(start["headers"])[b"retry-after"] == b"1"
     assert dict(start["headers"])[b"connection"] == b"close"
-    assert "shuts down" in json.loads(body["body"])["detail"]
+    content = json.loads(body["body"])
+    assert content["detail"].startswith("This server is about to stop or restart. Try again in")
+    assert "shuts down" in content["cause"]
 
 
 async def test_a_stream_that_is_given_up_ends_with_an_error_line() -> None:
     told = Told(lines)
     assert not await told.cancelled()
     last = told.sent[-1]
-    assert "shuts down" in json.loads(last["body"])["error"]
+    assert json.loads(last["body"])["error"].startswith("This server is about to stop")
+    assert "shuts down" in json.loads(last["body"])["cause"]
     assert last["body"].endswith(b"\n")
     assert not last.get("more_body")
 

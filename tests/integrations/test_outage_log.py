@@ -320,7 +320,7 @@ def test_what_a_client_sends_cannot_forge_a_line() -> None:
         cause="why",
         identity=None,
     )
-    assert str(failed).startswith("GET /?ERROR ?[31m")
+    assert str(failed).startswith("GET /ERROR [31m")
     assert str(failed).endswith(" got no answer: why")
     assert len(str(failed)) < 250
     assert failed.fields() == {"dependency": "llm.openai", "status": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -62,11 +63,12 @@ async def test_an_outage_is_told_with_the_time_to_come_back(
             assert int(refused.headers["retry-after"]) == body["retry_after"] > 0
             assert body["dependency"] == "llm.openai"
             assert body["request_id"] == refused.headers["x-request-id"]
-            assert "Circuit 'llm.openai' is open" in body["detail"]
+            assert body["detail"].startswith("The language model is not available. Try again in ")
+            assert "Circuit 'llm.openai' is open" in body["cause"]
 
         told = server.log.read_text()[before_it:]
         assert "Traceback" not in told
-        assert "HTTP 500" not in told
+        assert "Returning HTTP 500" not in told
         assert f"POST /query from 127.0.0.1 got 503 (request {first}): " in told
         assert len(told.splitlines()) <= 29  # one a refused query at most; workers have 3 each
         in_file = (tmp_path / "lightrag.log").read_text()
@@ -97,8 +99,11 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_line(tmp_path: Path) 
         assert answer.status_code == 200
         assert any('"response"' in line for line in lines)
         assert (await server.http.get("/metrics")).status_code == 404  # nobody asked for them
-        assert '"error"' in lines[-1]
-        assert "llm.openai" in lines[-1]
+        last = json.loads(lines[-1])
+        assert last["error"].startswith("The answer was cut off by the language model.")
+        assert "llm.openai" in last["cause"]
+        assert last["request_id"] == answer.headers["x-request-id"]
+        assert f"got 200 (request {last['request_id']}): " in server.log.read_text()
 
 
 async def test_what_is_left_answers_where_the_operator_wants_it(tmp_path: Path) -> None:

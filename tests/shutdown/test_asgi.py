@@ -189,7 +189,13 @@ async def test_a_process_that_drains_wants_no_requests() -> None:
         assert (await ask(app, "/readyz"))[2] == {"status": "draining"}
         assert (await ask(app, "/livez"))[0] == 200
         status, headers, body = await ask(app, "/query")
-        assert (status, body) == (503, {"detail": "This process shuts down"})
+        assert status == 503
+        assert body == {
+            "detail": "This server is about to stop or restart. Try again in 1 s.",
+            "cause": "This process shuts down",
+            "dependency": None,
+            "retry_after": 1,
+        }
         assert headers["connection"] == "close"
 
 

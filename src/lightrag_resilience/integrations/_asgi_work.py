@@ -9,13 +9,26 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from lightrag_resilience._gate import admitted
-from lightrag_resilience._words import printable
+from lightrag_resilience._identity import current_id
+from lightrag_resilience._words import as_words, printable
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.shutdown import Coordinator
 
 from ._asgi_scope import route_path
 
-__all__ = ["Application", "Message", "Receive", "Send", "Serving", "closing", "name_of"]
+__all__ = [
+    "STOPS",
+    "Application",
+    "Message",
+    "Receive",
+    "Send",
+    "Serving",
+    "closing",
+    "name_of",
+    "told_to_come_back",
+]
+
+STOPS = "This server is about to stop or restart."
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -26,6 +39,19 @@ _log = logging.getLogger("lightrag_resilience")
 
 _SERVICE_RESTART = 1012  # a websocket's close code: come back
 _LONGEST = 24  # characters of a path's first part; what is longer may be a key
+
+
+def told_to_come_back(cause: str, wait: int) -> dict[str, Any]:
+    """The body of an answer to a request that a drain refuses or gives up.
+
+    Args:
+        cause: Which of both, for the operator.
+        wait: Seconds after which another process answers.
+    """
+    detail = f"{STOPS} Try again in {as_words(wait)}."
+    content = {"detail": detail, "cause": cause, "dependency": None, "retry_after": wait}
+    identity = current_id.get()
+    return content if identity is None else content | {"request_id": identity}
 
 
 class Serving:

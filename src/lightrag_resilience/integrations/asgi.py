@@ -32,12 +32,21 @@ from lightrag_resilience.registry import Guards, guards, must_be_guards
 from lightrag_resilience.shutdown import Coordinator
 
 from ._asgi_scope import route_path
-from ._asgi_work import Application, Message, Receive, Send, Serving, closing
+from ._asgi_work import (
+    Application,
+    Message,
+    Receive,
+    Send,
+    Serving,
+    closing,
+    told_to_come_back,
+)
 
 __all__ = ["Draining"]
 
 _log = logging.getLogger("lightrag_resilience")
 
+_SHUTS_DOWN = "This process shuts down"
 _TRY_AGAIN = 5  # seconds, of a process that is not ready
 _NAMED = 10  # tasks in a line of the log
 _NOT_THE_APPLICATIONS = frozenset(
@@ -137,8 +146,8 @@ class Draining:
                 await self._refuse(scope, send)
 
     async def _refuse(self, scope: MutableMapping[str, Any], send: Send) -> None:
-        content = {"detail": "This process shuts down"}
-        await _answer(scope, send, 503, content, self._retry_after)
+        wait = self._retry_after
+        await _answer(scope, send, 503, told_to_come_back(_SHUTS_DOWN, wait), wait)
 
     @property
     def _is_draining(self) -> bool:

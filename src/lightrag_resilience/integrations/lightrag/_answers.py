@@ -6,10 +6,11 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
+from lightrag_resilience._verdicts import symptom
 from lightrag_resilience.errors import DependencyError, ResilienceError
 from lightrag_resilience.failures import classify, root_cause
 
-from ._work import Work, current_work
+from ._work import Work, current_request, current_work
 
 __all__ = ["Answer", "QueryFailedError", "honest", "mark", "query_error", "streamed"]
 
@@ -58,7 +59,7 @@ def query_error(dependency: str, error: Exception) -> Exception:
     if isinstance(error, ResilienceError):
         return error
     failure = classify(error)
-    reason = f"with {type(root_cause(error)).__name__} ({failure.kind.value})"
+    reason = f"with {symptom(root_cause(error), failure)}, {failure.kind.value}"
     failed = QueryFailedError(dependency, failure.retry_after, reason)
     failed.__cause__ = error
     return failed
@@ -87,7 +88,10 @@ async def _typed(stream: AsyncIterator[str]) -> AsyncIterator[str]:
         async for item in stream:
             yield item
     except Exception as error:  # noqa: BLE001 - whatever it is, it is raised on
-        typed = query_error(getattr(stream, "dependency", "llm"), error)
+        dependency = getattr(stream, "dependency", "llm")
+        if (request := current_request.get()) is not None:
+            request.last, request.is_cut_off = (dependency, error), True
+        typed = query_error(dependency, error)
         raise typed from typed.__cause__
     finally:
         if (close := getattr(stream, "aclose", None)) is not None:

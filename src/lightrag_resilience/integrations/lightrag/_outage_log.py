@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightrag_resilience._call import current_call
+from lightrag_resilience._words import printable
 from lightrag_resilience.errors import DependencyError
 from lightrag_resilience.failures import FailureKind, classify
 
@@ -69,10 +70,10 @@ class FailedRequest:
         return ("no answer" if self.status is None else str(self.status)), self.dependency
 
     def __str__(self) -> str:
-        shown = "".join(each if each.isprintable() else "?" for each in self.request)
+        asked = printable(self.request, _LONGEST_PATH)
         client = "" if self.client is None else f" from {self.client}"
         identity = "" if self.identity is None else f" (request {self.identity})"
-        return f"{shown[:_LONGEST_PATH]}{client} got {self.kind[0]}{identity}: {self.cause}"
+        return f"{asked}{client} got {self.kind[0]}{identity}: {self.cause}"
 
     def fields(self) -> dict[str, Any]:
         """What a log for machines keeps besides."""

@@ -9,16 +9,18 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from lightrag_resilience._identity import current_id
 from lightrag_resilience.errors import CallRejected, DependencyError
 from lightrag_resilience.failures import FailureKind, classify
+from lightrag_resilience.integrations._asgi_work import told_to_come_back
 from lightrag_resilience.registry import Guards, guards
 
 from ._answers import query_error
 from ._outage_log import FailedRequest, FailedRequests, release
+from ._user_sentences import sentence_for
 from ._work import Request, current_request
 
 __all__ = ["HonestRequests"]
@@ -31,7 +33,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _WAIT = 5  # seconds, where nobody knows: the first break of a breaker
-_SHUTS_DOWN = "This was not answered to its end: the process shuts down. Ask again"
+_GIVEN_UP = "This was not answered to its end: the process shuts down"
 _LINES = b"application/x-ndjson"
 _BODY_HEADERS = (b"content-length", b"content-type", b"content-encoding", b"etag")
 
@@ -40,8 +42,9 @@ class HonestRequests:
     """ASGI middleware: where a guarded call failed, an answer of 500 says so.
 
     It becomes 503 with ``Retry-After``, or 502 where waiting mends nothing, and a JSON body with
-    ``detail``, ``dependency``, ``retry_after`` (seconds) and, where the request has one,
-    ``request_id``.
+    ``detail``, which is for users, ``cause``, which is not, ``dependency``, ``retry_after``
+    (seconds) and, where the request has one, ``request_id``. The line that ends a stream has the
+    same, with ``error`` in place of ``detail``.
 
     Args:
         app: The application; a protected LightRAG's calls are made inside it.
@@ -107,16 +110,15 @@ class _Answer:
         release(self.request)
         is_first, self.request.is_over = not self.request.is_over, True
         if is_first and self.request.last is not None:
-            dependency, error = self.request.last
-            scope = self._scope
+            content, scope = _content(self.request), self._scope
             self._failed.tell(
                 FailedRequest(
                     f"{scope['method']} {scope['path']}",
                     client=scope["client"][0] if scope.get("client") else None,
                     status=self._status,
-                    dependency=dependency,
-                    cause=str(query_error(dependency, error)),
-                    identity=current_id.get(),
+                    dependency=content["dependency"],
+                    cause=content["cause"],
+                    identity=content.get("request_id"),
                 )
             )
 
@@ -130,6 +132,8 @@ class _Answer:
                 release(self.request)
         elif message["type"] == "http.response.body":
             self._is_ended = not message.get("more_body")
+            if self._is_of_lines and self.request.last is not None:
+                message = {**message, "body": _told_to_users(message, self.request)}
         if not self._is_replaced:
             await self._send(message)
         if self._is_ended:
@@ -137,28 +141,23 @@ class _Answer:
 
     async def refuse(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Answer in place of the application, with those of its headers that still hold."""
-        assert self.request.last is not None  # noqa: S101 - asked for by both callers
         self._is_replaced = self.request.is_refused = True
-        status, wait, body = _refusal(*self.request.last)
         kept = [(name, value) for name, value in headers if name.lower() not in _BODY_HEADERS]
-        await self._answer(status, wait, body, kept)
+        await self._answer(_content(self.request), kept)
 
     async def break_off(self, retry_after: float) -> bool:
         """Say that no more will come; False where it is too late for that."""
+        content = told_to_come_back(_GIVEN_UP, max(1, math.ceil(retry_after)))
         if not self.is_begun:
-            wait = max(1, math.ceil(retry_after))
-            content = {"detail": _SHUTS_DOWN, "dependency": None, "retry_after": wait}
-            await self._answer(503, wait, json.dumps(content).encode(), [(b"connection", b"close")])
+            await self._answer(content, [(b"connection", b"close")])
         elif self._is_of_lines and not self._is_replaced and not self._is_ended:
-            line = json.dumps({"error": _SHUTS_DOWN}).encode()
-            await self._send({"type": "http.response.body", "body": line + b"\n"})
+            await self._send({"type": "http.response.body", "body": _as_line(content)})
         else:
             return False
         return True
 
-    async def _answer(
-        self, status: int, wait: int | None, body: bytes, headers: list[tuple[bytes, bytes]]
-    ) -> None:
+    async def _answer(self, content: Mapping[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
+        body, wait = json.dumps(content).encode(), content["retry_after"]
         headers = [
             *headers,
             (b"content-type", b"application/json"),
@@ -166,20 +165,44 @@ class _Answer:
         ]
         if wait is not None:
             headers.append((b"retry-after", str(wait).encode()))
-        self._status = status
+        self._status = status = 502 if wait is None else 503
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _refusal(dependency: str, error: Exception) -> tuple[int, int | None, bytes]:
-    """Status, whole seconds to wait, and body."""
+def _told_to_users(message: Message, request: Request) -> Any:
+    """Lines of a stream; where LightRAG writes the error into one, what its user is to read."""
+    body = message.get("body", b"")
+    if b'"error"' not in body:
+        return body
+    content = _content(request)
+    cause, detail = (json.dumps(content[name])[1:-1].encode() for name in ("cause", "detail"))
+    if body.strip() == b'{"error": "%b"}' % cause:
+        return _as_line(content)
+    return body.replace(cause, detail)  # in the words of the servers that LightRAG stands in for
+
+
+def _content(request: Request) -> dict[str, Any]:
+    """What is told of the failure in a request, to the user and to the operator."""
+    assert request.last is not None  # noqa: S101 - asked for by all callers
+    dependency, error = request.last
     typed = query_error(dependency, error)
     name, hint = dependency, None
     if isinstance(typed, DependencyError):
         name, hint = typed.dependency, typed.retry_after
     mends = isinstance(error, CallRejected) or classify(error).kind is not FailureKind.FATAL
     wait = (_WAIT if hint is None else max(1, math.ceil(hint))) if mends else None
-    content = {"detail": str(typed), "dependency": name, "retry_after": wait}
-    if (identity := current_id.get()) is not None:
-        content["request_id"] = identity
-    return 503 if mends else 502, wait, json.dumps(content).encode()
+    content = {
+        "detail": sentence_for(name, error, wait, is_cut_off=request.is_cut_off),
+        "cause": str(typed),
+        "dependency": name,
+        "retry_after": wait,
+    }
+    identity = current_id.get()
+    return content if identity is None else content | {"request_id": identity}
+
+
+def _as_line(content: Mapping[str, Any]) -> bytes:
+    """The last line of a stream, in LightRAG's words: ``error`` is what its user is shown."""
+    line = {"error" if name == "detail" else name: value for name, value in content.items()}
+    return json.dumps(line).encode() + b"\n"

@@ -76,16 +76,18 @@ class Request:
 
     Attributes:
         last: The dependency and error of the last guarded call that failed in it.
+        is_cut_off: Whether that ended the stream of an answer that was begun.
         is_refused: Whether that is its answer.
         is_over: Whether it is answered; what it has begun may go on.
         held: What others write to the log about it until it is known how it ends; None where that
             is written at once.
     """
 
-    __slots__ = ("held", "is_over", "is_refused", "last")
+    __slots__ = ("held", "is_cut_off", "is_over", "is_refused", "last")
 
     def __init__(self) -> None:
         self.last: tuple[str, Exception] | None = None
+        self.is_cut_off = False
         self.is_refused = False
         self.is_over = False
         self.held: list[logging.LogRecord] | None = None
