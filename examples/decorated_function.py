@@ -1,14 +1,18 @@
-"""A decorated function meets a provider that fails, recovers, and fails for good.
+"""With pip install '.[testing]': a decorated function meets a provider that fails, and recovers.
 
 Run it: python examples/decorated_function.py
 """
 
 import asyncio
+import sys
 
-import httpx
+try:
+    import httpx
 
-from lightrag_resilience import CircuitOpenError, Policy, resilient
-from lightrag_resilience.testing import Fault, Simulator
+    from lightrag_resilience import CircuitOpenError, Policy, resilient
+    from lightrag_resilience.testing import Fault, Simulator
+except ImportError as error:
+    sys.exit(f"This example needs {error.name}: in a clone, pip install '.[testing]'")
 
 
 @resilient("llm.example", Policy.llm(attempts=2, attempt_timeout=5.0))

@@ -1,23 +1,27 @@
-"""A second provider takes over from a first; when both are down, an old answer says that it is old.
+"""With pip install '.[testing]': a second provider takes over; then an old answer says so.
 
 Run it: python examples/fallback.py
 """
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import httpx
+try:
+    import httpx
 
-from lightrag_resilience import (
-    AllFailedError,
-    Policy,
-    StaleCache,
-    answered,
-    resilient,
-    with_fallbacks,
-)
-from lightrag_resilience.testing import Fault, Simulator
+    from lightrag_resilience import (
+        AllFailedError,
+        Policy,
+        StaleCache,
+        answered,
+        resilient,
+        with_fallbacks,
+    )
+    from lightrag_resilience.testing import Fault, Simulator
+except ImportError as error:
+    sys.exit(f"This example needs {error.name}: in a clone, pip install '.[testing]'")
 
 
 def model(name: str, provider: Simulator) -> Callable[[str], Coroutine[Any, Any, str]]:

@@ -1,17 +1,21 @@
-"""The openai SDK over a guarded transport: a hiccup goes unnoticed, an outage is left alone.
+"""With pip install '.[testing]' openai: its SDK over a guarded transport, in an outage.
 
 Run it: python examples/http_client.py
 """
 
 import asyncio
 import logging
+import sys
 
-import httpx
-import openai
+try:
+    import httpx
+    import openai
 
-from lightrag_resilience import CircuitOpenError, Policy
-from lightrag_resilience.integrations.httpx import ResilientTransport
-from lightrag_resilience.testing import Fault, Simulator
+    from lightrag_resilience import CircuitOpenError, Policy
+    from lightrag_resilience.integrations.httpx import ResilientTransport
+    from lightrag_resilience.testing import Fault, Simulator
+except ImportError as error:
+    sys.exit(f"This example needs {error.name}: in a clone, pip install '.[testing]' openai")
 
 
 async def ask(client: openai.AsyncOpenAI, question: str) -> None:

@@ -1,16 +1,20 @@
-"""A storage of your own, guarded under a name of its own: reads are retried, a dead one is refused.
+"""With pip install '.[lightrag]': a storage of your own, guarded: a dead one is refused.
 
 Run it: python examples/own_storage.py
 """
 
 import asyncio
+import sys
 from dataclasses import dataclass
 from typing import Any
 
-from lightrag.base import BaseKVStorage
+try:
+    from lightrag.base import BaseKVStorage
 
-from lightrag_resilience import CircuitOpenError, guard
-from lightrag_resilience.integrations.lightrag.storages import guard_storage
+    from lightrag_resilience import CircuitOpenError, guard
+    from lightrag_resilience.integrations.lightrag.storages import guard_storage
+except ImportError as error:
+    sys.exit(f"This example needs {error.name}: in a clone, pip install '.[lightrag]'")
 
 
 @dataclass

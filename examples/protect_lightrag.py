@@ -1,20 +1,25 @@
-"""A protected LightRAG lives through an outage of its provider; nothing leaves this machine.
+"""With pip install '.[demo]': a protected LightRAG lives through an outage; all on this machine.
 
 Run it: python examples/protect_lightrag.py
 """
 
 import asyncio
 import logging
+import sys
 import tempfile
 from functools import partial
 from typing import Any
 
-from lightrag import LightRAG, QueryParam
-from lightrag.llm.openai import openai_complete_if_cache, openai_embed
-from lightrag.utils import EmbeddingFunc, Tokenizer
+try:
+    import openai  # noqa: F401 - LightRAG would install it by itself
+    from lightrag import LightRAG, QueryParam
+    from lightrag.llm.openai import openai_complete_if_cache, openai_embed
+    from lightrag.utils import EmbeddingFunc, Tokenizer
 
-from lightrag_resilience import ResilienceError, guard, protect
-from lightrag_resilience.testing import Fault, Simulator
+    from lightrag_resilience import ResilienceError, guard, protect
+    from lightrag_resilience.testing import Fault, Simulator
+except ImportError as error:
+    sys.exit(f"This example needs {error.name}: in a clone, pip install '.[demo]'")
 
 
 class Characters:

@@ -1,4 +1,4 @@
-"""LightRAG's own server, protected, loses its provider: 503 with the time to come back.
+"""With pip install '.[server,testing]': LightRAG's own server, protected, loses its provider: 503.
 
 It is what ``lightrag-resilience serve`` does, in one process with a provider that is made up.
 Run it: python examples/serve_lightrag.py
@@ -15,12 +15,16 @@ import tempfile
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
-import uvicorn
-from lightrag.utils import Tokenizer
+try:
+    import fastapi  # noqa: F401 - LightRAG's server needs it
+    import httpx
+    import uvicorn
+    from lightrag.utils import Tokenizer
 
-from lightrag_resilience.integrations.lightrag.server import protect_server
-from lightrag_resilience.testing import Fault, Simulator
+    from lightrag_resilience.integrations.lightrag.server import protect_server
+    from lightrag_resilience.testing import Fault, Simulator
+except ImportError as error:
+    sys.exit(f"This example needs {error.name}: in a clone, pip install '.[server,testing]'")
 
 
 class Characters:

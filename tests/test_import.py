@@ -24,6 +24,7 @@ LAYERS = [
     ["_bounds", "_forks", "_tasks", "_within", "_words", "errors", "shared", "shared.address"],
     [
         "_allowed_hosts",
+        "_extras",
         "_version",
         "_hints",
         "_identity",
@@ -279,7 +280,8 @@ def test_without_lightrag_the_error_says_what_to_install(
     miss("lightrag")
     with pytest.raises(ImportError) as caught:
         getattr(lightrag_resilience, name)
-    message = f"{name} needs LightRAG 1.4.16 or later: pip install 'lightrag-resilience[lightrag]'"
+    how = "in a clone of the repository, pip install '.[lightrag]'"
+    message = f"{name} needs LightRAG 1.4.16 or later: {how}"
     assert (str(caught.value), caught.value.name) == (message, "lightrag")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 

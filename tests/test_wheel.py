@@ -6,6 +6,7 @@ import subprocess
 import sys
 from email.parser import Parser
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -89,6 +90,14 @@ print(asyncio.run(complete()))
     [
         ("lightrag", "from lightrag_resilience import protect", "lightrag"),
         ("aiohttp", "import lightrag_resilience.testing", "testing"),
+        ("lightrag", "import lightrag_resilience.integrations.lightrag", "lightrag"),
+        ("lightrag", "import lightrag_resilience.integrations.lightrag.storages", "lightrag"),
+        ("httpx2", "import lightrag_resilience.integrations.httpx2", "httpx2"),
+        (
+            "uvicorn_worker",
+            "from lightrag_resilience.integrations.gunicorn import DrainingWorker",
+            "gunicorn",
+        ),
         ("typer", "import lightrag_resilience.cli", "cli"),
         ("rich", "import lightrag_resilience.cli", "cli"),
         ("prometheus_client", "import lightrag_resilience.telemetry.prometheus", "prometheus"),
@@ -98,12 +107,50 @@ print(asyncio.run(complete()))
             "sys.argv[1:] = ['demo']\nfrom lightrag_resilience.cli import main\nmain()",
             "demo",
         ),
+        (
+            "fastapi",
+            "sys.argv[1:] = ['serve']\nfrom lightrag_resilience.cli import main\nmain()",
+            "server",
+        ),
     ],
 )
 def test_a_missing_extra_is_named(missing: str, script: str, extra: str) -> None:
     ran = without(missing, then=script)
     assert ran.returncode != 0
-    assert f"pip install 'lightrag-resilience[{extra}]'" in ran.stderr
+    assert f"in a clone of the repository, pip install '.[{extra}]'" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("example", "missing"),
+    [
+        ("decorated_function", "aiohttp"),
+        ("fallback", "aiohttp"),
+        ("http_client", "aiohttp"),
+        ("http_client", "openai"),
+        ("own_storage", "lightrag"),
+        ("protect_lightrag", "lightrag"),
+        ("protect_lightrag", "openai"),
+        ("protect_lightrag", "aiohttp"),
+        ("serve_lightrag", "lightrag"),
+        ("serve_lightrag", "uvicorn"),
+        ("serve_lightrag", "aiohttp"),
+        ("serve_lightrag", "fastapi"),
+    ],
+)
+def test_an_example_without_its_extra_says_so_in_one_sentence(example: str, missing: str) -> None:
+    path = ROOT / "examples" / f"{example}.py"
+    first, *_ = path.read_text(encoding="utf-8").splitlines()
+    how = first.removeprefix('"""With ').partition(":")[0]
+    assert how.startswith("pip install '.[")
+    ran = without(missing, then=f"import runpy\nrunpy.run_path({str(path)!r}, run_name='__main__')")
+    assert ran.returncode == 1
+    assert ran.stderr == f"This example needs {missing}: in a clone, {how}\n"
+
+
+def test_every_example_is_tried_without_its_extra() -> None:
+    marks: Any = test_an_example_without_its_extra_says_so_in_one_sentence
+    tried = {name for name, _ in marks.pytestmark[0].args[1]}
+    assert tried == {path.stem for path in (ROOT / "examples").glob("*.py")}
 
 
 def test_something_else_missing_is_not_mistaken_for_an_extra() -> None:

@@ -7,6 +7,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ._elsewhere import another_may_help
+from ._extras import install
 from ._version import __version__
 from .breakers import State
 from .decorators import resilient
@@ -104,7 +105,7 @@ def __getattr__(name: str) -> Any:
         if (error.name or "").partition(".")[0] != "lightrag":
             raise
         raise ImportError(
-            f"{name} needs LightRAG 1.4.16 or later: pip install 'lightrag-resilience[lightrag]'",
+            f"{name} needs LightRAG 1.4.16 or later: {install('lightrag')}",
             name=error.name,
         ) from error
     return getattr(lightrag, name)

@@ -10,12 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+from ._extras import install
+
 try:
     import typer
     from rich.markup import escape
     from rich.table import Table
 except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py runs it apart
-    sys.exit(f"The command line needs {error.name}: pip install 'lightrag-resilience[cli]'")
+    sys.exit(f"The command line needs {error.name}: {install('cli')}")
 
 from . import examination
 from ._surroundings import take_from
@@ -100,7 +102,7 @@ def demo(
         from .demo.experiments import FULL, QUICK  # noqa: PLC0415
         from .demo.run import run_demo  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        fail(f"The demo needs {error.name}: pip install 'lightrag-resilience[demo]'")
+        fail(f"The demo needs {error.name}: {install('demo')}")
     settings_or_exit()
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -135,10 +137,10 @@ def serve(
         _take_from(variables)  # as LightRAG does, but with a sentence where it cannot be read
     try:
         from .integrations.lightrag.server import serve as run  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        fail(f"The server needs {error.name}: pip install 'lightrag-resilience[server]'")
-    try:
+
         run(context.args, gunicorn=gunicorn)
+    except ModuleNotFoundError as error:  # also one that LightRAG's server imports
+        fail(f"The server needs {error.name}: {install('server')}")
     except SettingsError as error:
         fail(str(error))
 

@@ -18,6 +18,7 @@ import os
 import time
 from typing import Any
 
+from lightrag_resilience._extras import install
 from lightrag_resilience._host import host
 from lightrag_resilience._ledger import Ledger
 from lightrag_resilience._roots import drain_all
@@ -48,7 +49,11 @@ def __getattr__(name: str) -> Any:
     """The worker class, which needs uvicorn; the hooks do not, and run in the master."""
     if name != "DrainingWorker":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ._gunicorn_worker import DrainingWorker  # noqa: PLC0415 - see above
+    try:
+        from ._gunicorn_worker import DrainingWorker  # noqa: PLC0415 - see above
+    except ModuleNotFoundError as error:
+        message = f"{name} needs {error.name}: {install('gunicorn')}"
+        raise ModuleNotFoundError(message, name=error.name) from error
 
     return DrainingWorker
 

@@ -6,7 +6,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-import httpx2
+from lightrag_resilience._extras import install
+
+try:
+    import httpx2
+except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py runs it apart
+    message = f"This transport needs {error.name}: {install('httpx2')}"
+    raise ModuleNotFoundError(message, name=error.name) from error
 
 from lightrag_resilience.policy import Policy
 from lightrag_resilience.registry import Guards

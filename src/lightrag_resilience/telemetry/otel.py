@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
+from lightrag_resilience._extras import install
+
 try:
     from opentelemetry import metrics, trace
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
     from opentelemetry.trace import TracerProvider
 except ModuleNotFoundError as error:  # pragma: no cover - tests/telemetry/ runs it apart
-    message = f"Traces need {error.name}: pip install 'lightrag-resilience[otel]'"
+    message = f"Traces need {error.name}: {install('otel')}"
     raise ModuleNotFoundError(message, name=error.name) from error
 
 from lightrag_resilience._version import __version__

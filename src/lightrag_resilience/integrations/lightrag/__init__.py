@@ -10,6 +10,16 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from lightrag_resilience._extras import install
+
+try:
+    import lightrag as _lightrag  # noqa: F401 - only whether it is there
+except ModuleNotFoundError as error:
+    if error.name != "lightrag":
+        raise
+    message = f"To protect a LightRAG needs LightRAG 1.4.16 or later: {install('lightrag')}"
+    raise ModuleNotFoundError(message, name=error.name) from error
+
 from lightrag_resilience.errors import UnsupportedCallError
 from lightrag_resilience.registry import Guards, guards, must_be_guards
 
