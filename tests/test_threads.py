@@ -193,3 +193,33 @@ def test_closing_while_threads_begin_leaves_nobody_waiting(loop: BackgroundLoop)
         for _ in range(20):
             loop.close()
         assert {outcome.result(WAIT) for outcome in outcomes} <= {0, 1}
+
+
+GREEN = """
+from gevent import monkey
+monkey.patch_all({arguments})
+import gevent
+from lightrag_resilience import UnsupportedCallError, resilient, with_fallbacks
+
+@resilient("llm.sync")
+def ask(word: str) -> str:
+    return word
+
+def told() -> None:
+    for function in (ask, with_fallbacks(ask), ask):
+        try:
+            print(function("a"))
+        except UnsupportedCallError as error:
+            print(str(error).partition(",")[0])
+
+told()
+gevent.spawn(told).join()
+"""
+
+
+@pytest.mark.parametrize("arguments", ["", "thread=False"])
+def test_greenlets_in_place_of_threads_are_named(arguments: str) -> None:
+    pytest.importorskip("gevent")
+    told, errors = output_of(GREEN.format(arguments=arguments))
+    sentence = "gevent has replaced threads and sockets in this process"
+    assert (told.splitlines(), errors) == ([sentence] * 6, "")

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
+import socket
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ._forks import renew_in_children
+from .errors import UnsupportedCallError
 
-__all__ = ["BackgroundLoop"]
+__all__ = ["BackgroundLoop", "refuse_green_threads"]
 
 R = TypeVar("R")
 
 _LAST_WORDS = 5.0  # seconds that cancelled tasks get to end
+_GREEN = frozenset({"gevent", "eventlet"})
+
+
+def refuse_green_threads() -> None:
+    """Refuse a sync call where a library has replaced threads: all would be on one event loop.
+
+    Raises:
+        UnsupportedCallError: gevent or eventlet has patched `threading` or `socket`.
+    """
+    replaced = (_thread.start_new_thread, socket.socket)
+    for library in (each.__module__.partition(".")[0] for each in replaced):
+        if library in _GREEN:
+            raise UnsupportedCallError(
+                f"{library} has replaced threads and sockets in this process, without which sync "
+                "functions cannot be guarded: serve it with threads (Gunicorn's gthread), or "
+                "guard coroutine functions on an event loop"
+            )
 
 
 class BackgroundLoop:
@@ -25,9 +45,18 @@ class BackgroundLoop:
         self._lock = threading.Lock()
 
     def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
-        """The result of a coroutine, in the caller's context; interrupting the wait cancels it."""
+        """The result of a coroutine, in the caller's context; interrupting the wait cancels it.
+
+        Raises:
+            UnsupportedCallError: There are no threads in this process, only greenlets.
+        """
         with self._lock:  # so that `close` finds either nothing or a task that it can cancel
-            outcome = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+            try:
+                loop = self._running_loop()
+            except UnsupportedCallError:
+                coroutine.close()
+                raise
+            outcome = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
             return outcome.result()
         except BaseException:
@@ -50,6 +79,7 @@ class BackgroundLoop:
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
+            refuse_green_threads()
             renew_in_children(self)
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from ._kinds import Kind, as_coroutine_function, kind_of, must_be_function, name_of
 from ._names import check_name
+from ._threads import refuse_green_threads
 from .errors import UnsupportedCallError
 from .guard import Guard
 from .policy import Policy, check_policy
@@ -43,7 +44,7 @@ def resilient(
         DeadlineExceededError: On a call: all attempts together took too long.
         UnsupportedCallError: What is decorated is no function, a sync generator function, or makes
             a context manager; on a call: a sync function is called on a loop, or returns an
-            iterator that has its work still to do.
+            iterator that has its work still to do, or gevent has replaced threads.
         SettingsError: On the first call: a ``RESILIENCE_*`` variable is wrong.
         PolicyError: The name or the policy is none; on the first call: the guard exists with
             another policy.
@@ -130,6 +131,7 @@ def _sync(
             asyncio.get_running_loop()
         except RuntimeError:
             return owner.threads.run(find().run(begin, args, kwargs))
+        refuse_green_threads()  # with them, all code of a thread seems to run on its loop
         name = name_of(function)
         raise UnsupportedCallError(
             f"{name} is a sync function and would block the event loop: "

@@ -21,6 +21,7 @@ from ._elsewhere import another_may_help
 from ._failure_http import status_of
 from ._kinds import Kind, as_coroutine_function, is_stream, kind_of, must_be_function
 from ._opened import OpenedStream
+from ._threads import refuse_green_threads
 from .errors import (
     AllFailedError,
     DeadlineExceededError,
@@ -262,6 +263,7 @@ def _sync(chain: _Chain, owner: Guards) -> Callable[..., Any]:
             asyncio.get_running_loop()
         except RuntimeError:
             return owner.threads.run(chain.answer(args, kwargs)).value
+        refuse_green_threads()
         raise UnsupportedCallError(
             f"{chain.names[0]} and its fallbacks are sync functions and would block the event "
             "loop: use 'await answered(…)', or call them from a thread"
