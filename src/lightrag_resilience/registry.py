@@ -125,6 +125,19 @@ class Guards:
                 )
             return guard
 
+    @property
+    def effective(self) -> Settings:
+        """The settings under what was overridden.
+
+        Raises:
+            SettingsError: A ``RESILIENCE_*`` variable is wrong.
+        """
+        return self._effective or self.settings
+
+    def find(self, name: str) -> Guard | None:
+        """The guard of `name`, where one was made."""
+        return self._guards.get(name)
+
     def _make(self, name: str, policy: Policy | None) -> Guard:
         effective = self._policy_for(name, policy)
         sync = self._synchronizer()

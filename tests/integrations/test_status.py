@@ -13,12 +13,17 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience import Guards
+from lightrag_resilience import BreakerPolicy, Guards, State
 from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.integrations import _status_watch, status
 from lightrag_resilience.integrations._status_actions import Refused, check_token
+from lightrag_resilience.integrations._status_record import Record
+from lightrag_resilience.integrations._status_rows import rows
 from lightrag_resilience.integrations.status import StatusPage
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.settings import Settings, load_settings
+from lightrag_resilience.shared.client import make_client
+from lightrag_resilience.shared.store import Store, Subject
+from lightrag_resilience.shared.wire import Keys, policy_as_json
 from lightrag_resilience.shutdown import Coordinator
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.status_app import nothing_here
@@ -686,3 +691,70 @@ async def test_without_redis_it_shows_this_process_and_says_so() -> None:
     assert "Nothing was changed: Redis cannot be used" in answer.json["detail"]
     assert guards.get("llm").breaker.state.value == "closed"
     guards.close()
+
+
+async def test_of_very_many_breakers_in_redis_those_in_trouble_are_shown(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_status_watch, "_FRESH", 0.0)
+    monkeypatch.setattr(_status_watch, "_LONGEST_REST", 0.0)
+    made_for: list[str] = []
+    policy_for = Settings.policy_for
+
+    def noted(settings: Settings, name: str, base: Any = None) -> Any:
+        made_for.append(name)
+        return policy_for(settings, name, base)
+
+    monkeypatch.setattr(Settings, "policy_for", noted)
+    guards = made(REDIS_URL=redis.url, REDIS_PREFIX="many:")
+    async with make_client(redis.url) as client:
+        filled = client.pipeline(transaction=False)
+        for number in range(1200):
+            state: Any = {"st": "C", "ver": number + 1, "till": 0, "opens": 0, "proven": 0}
+            filled.hset(Keys("many:", f"host.{number:04}").state, mapping=state)
+        await filled.execute()
+        policy = policy_as_json(BreakerPolicy())
+        subject = Subject("many:", "host.1199", policy)
+        await Store(client, "one").steer(subject, State.OPEN, "they move", open_for=600.0)
+    app = page(guards)
+    data: Any = {}
+    async with app._watch.watching():
+        for _ in range(100):
+            data = (await ask(app, "/resilience/data")).json
+            if data["dependencies"][0]["name"] == "host.1199":
+                break
+        again = (await ask(app, "/resilience/data")).json
+    for seen in (data, again):
+        assert seen["redis"]["trouble"] == ""
+        assert (seen["dependencies"][0]["name"], seen["left_out"]) == ("host.1199", 1000)
+    assert len(made_for) == len(set(made_for)) == 1200
+    guards.close()
+
+
+async def test_a_change_of_the_settings_is_a_change_of_how_breakers_of_others_are_read(
+    redis: RedisServer,
+) -> None:
+    guards = made(REDIS_URL=redis.url, REDIS_PREFIX="policies:")
+    watch = page(guards)._watch
+    before = watch._policy_of("llm.other")
+    assert watch._policy_of("llm.other") is before
+    guards.override({"RESILIENCE_LLM__BREAKER__WINDOW_SECONDS": "7"})
+    assert watch._policy_of("llm.other").window_seconds == 7.0
+    assert watch._policy_of("llm") is not guards.get("storage").policy.circuit
+    assert watch._policy_of("storage") is guards.get("storage").policy.circuit
+    guards.close()
+
+
+async def test_the_loop_goes_on_while_rows_are_made_and_the_worst_are_among_them() -> None:
+    guards = made()
+    for number in range(1100):
+        guards.get(f"host.{number:04}")
+    guards.get("host.1099").breaker.open("they move")
+    making = asyncio.ensure_future(rows(guards, None, Record()))
+    steps = 0
+    while not making.done():
+        steps += 1
+        await asyncio.sleep(0)
+    assert steps >= 1000 // 100
+    assert len(making.result()) == 1000
+    assert making.result()[0]["name"] == "host.1099"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,11 +11,19 @@ from lightrag_resilience import BreakerPolicy, State
 from lightrag_resilience.shared.client import make_client
 from lightrag_resilience.shared.overview import Cluster
 from lightrag_resilience.shared.store import Store, Subject
-from lightrag_resilience.shared.wire import Keys, Override, Presence, policy_as_json
+from lightrag_resilience.shared.wire import (
+    Description,
+    Keys,
+    Override,
+    Presence,
+    Report,
+    policy_as_json,
+)
 from lightrag_resilience.testing.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 HERE = Presence("here", 1)
+POLICY = policy_as_json(BreakerPolicy())
 WINDOW = Keys("t:", "llm").window
 
 
@@ -50,3 +59,83 @@ async def test_one_entry_that_is_none_of_ours_hides_no_other(
         await spoil(client)
         seen = await Cluster(client, "t:", lambda _: BreakerPolicy()).look()
     assert (seen.troubled, seen.workers, seen.overrides) == (["llm"], [HERE], {})
+
+
+# ---------------------------------------------------------------------- very much of it
+
+
+class Asked(Store):
+    """Notes what is asked for in one go."""
+
+    def __init__(self, client: Any) -> None:
+        super().__init__(client, "operator")
+        self.names: list[list[str]] = []
+        self.keys: list[int] = []
+
+    async def descriptions(self, subjects: Sequence[Subject]) -> list[Description | None]:
+        self.names.append([subject.name for subject in subjects])
+        return await super().descriptions(subjects)
+
+    async def presences(self, keys: Sequence[bytes]) -> list[Presence]:
+        self.keys.append(len(keys))
+        return await super().presences(keys)
+
+
+async def filled(client: Any, breakers: int, workers: int = 0) -> tuple[Cluster, Asked]:
+    cluster = Cluster(client, "t:", lambda _: BreakerPolicy())
+    store = cluster._store = Asked(client)
+    for number in range(breakers):
+        await store.report(Subject("t:", f"llm.{number:03}", POLICY), Report(0, calls=1))
+    for number in range(workers):
+        shown = Store(client, f"worker {number}")
+        await shown.show("t:", Presence("here", number), 60.0)
+    return cluster, store
+
+
+async def test_much_is_asked_for_in_slices_and_all_of_it(server: RedisServer) -> None:
+    async with make_client(server.url) as client:
+        cluster, store = await filled(client, 60, 30)
+        seen = await cluster.look()
+    assert list(seen.breakers) == [f"llm.{number:03}" for number in range(60)]
+    assert [worker.pid for worker in seen.workers] == list(range(30))
+    assert max(map(len, store.names)) <= 8
+    assert max(store.keys) <= 8
+
+
+async def test_a_look_without_time_goes_on_where_the_last_one_ended(server: RedisServer) -> None:
+    async with make_client(server.url) as client:
+        cluster, store = await filled(client, 20)
+        await store.steer(Subject("t:", "llm.003", POLICY), State.OPEN, "by hand", open_for=60.0)
+        found = await cluster.find()
+        earlier: dict[str, Description] = {}
+        for known in (8, 16, 20, 20):
+            seen = await cluster.look(found, earlier=earlier, seconds=0.0)
+            assert len(seen.breakers) == known
+            earlier = seen.breakers
+        await client.delete(Keys("t:", "llm.003").state)
+        await cluster.look(found, earlier=earlier, seconds=0.0)
+    firsts = [names[0] for names in store.names]
+    # What was never asked for comes first, then what is in trouble, then the longest not asked for.
+    assert firsts == ["llm.000", "llm.008", "llm.016", "llm.003", "llm.003"]
+    assert store.names[2] == ["llm.016", "llm.017", "llm.018", "llm.019", "llm.003", *FIRST[:3]]
+    assert store.names[3] == ["llm.003", *FIRST[3:], *(f"llm.{n:03}" for n in range(8, 11))]
+
+
+FIRST = [f"llm.{number:03}" for number in range(8) if number != 3]
+
+
+async def test_what_is_found_is_bounded(server: RedisServer) -> None:
+    async with make_client(server.url) as client:
+        cluster, _ = await filled(client, 20, 20)
+        for name in ("x" * 201, "\x1b[31m", "x" * 5000):
+            await client.hset(Keys("t:", name).state, "st", "C")
+        everything, some = await cluster.find(), await cluster.find(7)
+    assert (len(everything.breakers), len(everything.workers)) == (20, 20)
+    assert (len(some.breakers), len(some.workers)) == (7, 7)
+
+
+async def test_scripts_that_redis_has_forgotten_are_loaded_for_a_look(server: RedisServer) -> None:
+    async with make_client(server.url) as client:
+        cluster, _ = await filled(client, 20)
+        await client.script_flush()
+        assert len((await cluster.look()).breakers) == 20

@@ -355,7 +355,7 @@ def test_a_budget_of_several_workers_is_shown_as_used_up_when_it_is(
     observation.look()
     shown = registry.get_sample_value(PREFIX + "retry_budget_ratio", {"dependency": NAME})
     assert shown == 0.0
-    assert rows(guards, None, Record())[0]["budget"] == 0.0
+    assert asyncio.run(rows(guards, None, Record()))[0]["budget"] == 0.0
     observation.close()
 
 

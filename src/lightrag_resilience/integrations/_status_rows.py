@@ -5,7 +5,11 @@ Names, numbers and reasons; no prompt, address or secret.
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import Counter
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from lightrag_resilience._circuit import Snapshot, State
@@ -20,11 +24,15 @@ from ._status_words import look_of
 __all__ = ["in_flight", "rows"]
 
 _ORDER = ("down", "tried", "isolated", "paused", "uneasy", "works", "unwatched")
+_MOST = 1000  # rows that are made
+_A_SLICE = 64  # rows: about 1 ms of the event loop
 _BY_HAND = ("by ", "through ")  # how the reasons of changes by hand begin
 
 
-def rows(registry: Guards, seen: Overview | None, record: Record) -> list[dict[str, Any]]:
-    """All dependencies, those in trouble first.
+async def rows(registry: Guards, seen: Overview | None, record: Record) -> list[dict[str, Any]]:
+    """Dependencies, those in trouble first; of more than 1000 at least these and the process's own.
+
+    The event loop goes on after every few of them.
 
     Args:
         registry: Of this process.
@@ -33,15 +41,17 @@ def rows(registry: Guards, seen: Overview | None, record: Record) -> list[dict[s
     """
     here = {guard.name: guard for guard in registry}
     there = {} if seen is None else seen.breakers
-    alone = [name for worker in seen.workers for name in worker.alone] if seen else []
+    alone = Counter(name for worker in seen.workers for name in worker.alone) if seen else {}
     hears = registry.link is not None and registry.link.is_up
     under_way = in_flight(registry)
     made = []
-    for name in {**here, **there}:
+    for count, name in enumerate(_names(here, there), 1):
+        if not count % _A_SLICE:
+            await asyncio.sleep(0)
         guard, it = here.get(name), there.get(name)
         row = _state(guard, it, hears=hears)
         row |= _limits(guard)
-        row |= {"name": name, "here": guard is not None, "alone": alone.count(name)}
+        row |= {"name": name, "here": guard is not None, "alone": alone.get(name, 0)}
         row["in_flight"] = under_way.get(name, {})
         row["last_failure"] = record.last_failure(name)
         row["by_hand"] = row["mode"] == "forced-open" or row["reason"].startswith(_BY_HAND)
@@ -50,6 +60,13 @@ def rows(registry: Guards, seen: Overview | None, record: Record) -> list[dict[s
         made.append(row)
     made.sort(key=lambda row: (_ORDER.index(row["look"]), row["name"]))
     return made
+
+
+def _names(here: Mapping[str, Guard], there: Mapping[str, Description]) -> list[str]:
+    """Those in trouble first, where there are too many for all."""
+    own = (name for name, it in here.items() if it.breaker.circuit.state is not State.CLOSED)
+    troubled = (name for name, it in there.items() if it.now.state is not State.CLOSED)
+    return list(dict.fromkeys(chain(own, troubled, here, there)))[:_MOST]
 
 
 def in_flight(registry: Guards) -> dict[str, dict[str, int]]:

@@ -18,6 +18,7 @@ from lightrag_resilience._within import within
 from lightrag_resilience.events import AttemptFailed, Event, StateChanged
 from lightrag_resilience.policy import BreakerPolicy
 from lightrag_resilience.registry import Guards
+from lightrag_resilience.settings import Settings
 from lightrag_resilience.shared.overview import Cluster, Found, Overview
 from lightrag_resilience.shared.trouble import what_is_wrong
 from lightrag_resilience.shutdown import Coordinator, Progress
@@ -32,6 +33,11 @@ _MOST = 200  # dependencies
 _WATCHING = "GET /resilience"  # how the names of watchers' requests begin
 _FRESH = 0.2  # seconds for which one look at Redis serves all
 _PATIENCE = 4.0  # seconds for one look at Redis
+_FIRST_LOOK = 1.5  # of these, for asking after breakers
+_LOOK = 0.3  # the same where all were asked for before
+_REST = 3.0  # how much longer than a look nothing is asked, so that it takes a quarter at most
+_LONGEST_REST = 1.0  # seconds
+_MOST_FOUND = 10_000  # breakers, and workers
 _SEARCH_PATIENCE = 2.0  # of these, for the search
 _SEARCH_SHARE = 20  # searching all keys of a Redis takes a twentieth of its time at the most
 
@@ -57,7 +63,9 @@ class Watch:
         self._cluster: Cluster | None = None
         self._found = Found([], [])
         self._search_at = 0.0
-        self._looked_at = 0.0
+        self._look_at = 0.0
+        self._policies: dict[str, BreakerPolicy] = {}
+        self._policies_of: Settings | None = None
         self._seen: Overview | None = None
         self._trouble = ""
 
@@ -98,19 +106,24 @@ class Watch:
         is_shared = registry.settings.redis_url is not None
         if is_shared:
             await self._look_at_redis()
-        seen = rows(registry, self._seen, self._record)
+        seen = await rows(registry, self._seen, self._record)
         return {
             "at": time.time(),
             "process": {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__},
             "headline": headline(seen),
             "dependencies": seen[:_MOST],
-            "left_out": max(len(seen) - _MOST, 0),
+            "left_out": self._count() - len(seen[:_MOST]),
             "changes": self._record.as_data(),
             "drain": self._drain(),
             "redis": self._redis() if is_shared else None,
             "workers": self._workers(),
             "overrides": self._overrides(),
         }
+
+    def _count(self) -> int:
+        """How many dependencies there are."""
+        names = {guard.name for guard in self._registry}
+        return len(names.union(self._found.breakers if self._seen is not None else ()))
 
     def _drain(self) -> dict[str, Any] | None:
         progress = drain_of(self._registry)
@@ -149,7 +162,7 @@ class Watch:
     async def _look_at_redis(self) -> None:
         async with self._lock:
             now = time.monotonic()
-            if now < self._looked_at + _FRESH:
+            if now < self._look_at:
                 return
             try:
                 self._seen = await within(_PATIENCE, self._seen_now(now))
@@ -157,18 +170,21 @@ class Watch:
             except (*REDIS_FAILURES, TimeoutError) as error:
                 self._seen, self._trouble = None, what_is_wrong(error)
                 self._search_at = 0.0
-            self._looked_at = time.monotonic()
+            ended = time.monotonic()
+            self._look_at = ended + min(max(_FRESH, (ended - now) * _REST), _LONGEST_REST)
 
     async def _seen_now(self, now: float) -> Overview:
         cluster = await self._connected()
         if now >= self._search_at:
             await self._search(cluster, now)
-        return await cluster.look(self._found)
+        earlier = {} if self._seen is None else self._seen.breakers
+        seconds = _LOOK if len(earlier) >= len(self._found.breakers) else _FIRST_LOOK
+        return await cluster.look(self._found, earlier=earlier, seconds=seconds)
 
     async def _search(self, cluster: Cluster, now: float) -> None:
         """Find what there is, as often as that takes little of Redis's time."""
         try:
-            self._found = await within(_SEARCH_PATIENCE, cluster.find())
+            self._found = await within(_SEARCH_PATIENCE, cluster.find(_MOST_FOUND))
         except TimeoutError:  # there are millions of keys: those of this process must do
             self._found = Found([guard.name for guard in self._registry], [])
         took = time.monotonic() - now
@@ -176,18 +192,27 @@ class Watch:
 
     async def _connected(self) -> Cluster:
         if self._cluster is None:
-            registry = self._registry
-            cluster = cluster_of(registry.settings, lambda name: breaker_policy(registry, name))
+            cluster = cluster_of(self._registry.settings, self._policy_of)
             self._cluster = await self._connection.enter_async_context(cluster)
         return self._cluster
+
+    def _policy_of(self, name: str) -> BreakerPolicy:
+        """As `breaker_policy`, kept as long as the settings hold: for many it takes long."""
+        settings = self._registry.effective
+        if settings is not self._policies_of or len(self._policies) > _MOST_FOUND:
+            self._policies_of, self._policies = settings, {}
+        if (guard := self._registry.find(name)) is not None:
+            return guard.policy.circuit
+        if (policy := self._policies.get(name)) is None:
+            policy = self._policies[name] = settings.policy_for(name).circuit
+        return policy
 
 
 def breaker_policy(registry: Guards, name: str) -> BreakerPolicy:
     """The policy of a breaker, also of one that this process does not have."""
-    for guard in registry:
-        if guard.name == name:
-            return guard.policy.circuit
-    return registry.settings.policy_for(name).circuit
+    if (guard := registry.find(name)) is not None:
+        return guard.policy.circuit
+    return registry.effective.policy_for(name).circuit
 
 
 def drain_of(registry: Guards) -> Progress | None:

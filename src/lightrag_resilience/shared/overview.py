@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from lightrag_resilience._circuit import State
+from lightrag_resilience._words import LONGEST_TEXT
 from lightrag_resilience.policy import BreakerPolicy
 
 from .client import RedisClient
@@ -25,7 +27,10 @@ from .wire import (
 
 __all__ = ["Cluster", "Found", "Overview", "as_data"]
 
-_A_PAGE = 1000  # keys that Redis looks at in one go
+_A_PAGE = 500  # keys that Redis looks at in one go
+_A_SLICE = 8  # breakers or workers asked for in one go: 1 to 2 ms of the event loop
+_LONGEST_KEY = 4096  # bytes
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +86,43 @@ class Cluster:
         self._policy_of = policy_of
         self._store = Store(client, "operator")
 
-    async def find(self) -> Found:
-        """Find what there is.
+    async def find(self, most: float = math.inf) -> Found:
+        """Find what there is; of breakers, and of workers, so many at the most.
 
         Raises:
             RedisError: Redis cannot be used.
         """
-        states = await self._keys(Keys.every_state(self._prefix))
-        names = {Keys.name_in_state(key, self._prefix) for key in states}
-        workers = await self._keys(Presence.key(self._prefix, "*"))
-        return Found(sorted(filter(str.isprintable, names)), workers)
+        breakers: set[str] = set()
+        async for key in self._keys(Keys.every_state(self._prefix)):
+            name = Keys.name_in_state(key, self._prefix) if len(key) <= _LONGEST_KEY else ""
+            if name.isprintable() and 0 < len(name) <= LONGEST_TEXT:
+                breakers.add(name)
+            if len(breakers) >= most:
+                break
+        workers: set[bytes] = set()
+        async for key in self._keys(Presence.key(self._prefix, "*")):
+            workers.add(key)
+            if len(workers) >= most:
+                break
+        return Found(sorted(breakers), list(workers))
 
-    async def look(self, found: Found | None = None) -> Overview:
+    async def look(
+        self,
+        found: Found | None = None,
+        *,
+        earlier: Mapping[str, Description] | None = None,
+        seconds: float = math.inf,
+    ) -> Overview:
         """Gather what there is, or how what was found lately is now.
+
+        It is asked for in slices, between which the event loop goes on. Those that were never
+        asked for, and those that were not closed, come first; when the time is over, the others
+        are as they were earlier, and are the first to be asked for the next time.
+
+        Args:
+            found: What there is to look at; None searches for it.
+            earlier: The breakers of the last look.
+            seconds: How long it goes on asking, at least for one slice.
 
         Raises:
             RedisError: Redis cannot be used.
@@ -101,17 +130,24 @@ class Cluster:
         """
         if found is None:
             found = await self.find()
-        looks = (self._store.describe(self._subject(name)) for name in found.breakers)
-        described = await asyncio.gather(*looks)
-        workers = []
-        for key in found.workers:
-            with suppress(WireError):  # it has just ended, or is none of ours
-                workers.append(await self._store.presence(key))
+        until = time.monotonic() + seconds
+        workers: list[Presence] = []
+        for keys in _slices(found.workers):
+            workers += await self._store.presences(keys)
         workers.sort(key=lambda worker: (worker.host, worker.pid))
-        breakers = dict(zip(found.breakers, described, strict=True))
         overrides: dict[str, Override] = {}
         with suppress(WireError):  # workers ignore what is none of ours, too
             overrides = (await self.overrides()).valid
+        there = set(found.breakers)
+        breakers = {name: it for name, it in (earlier or {}).items() if name in there}
+        for names in _slices(_in_turn(found.breakers, breakers)):
+            described = await self._store.descriptions([self._subject(name) for name in names])
+            for name, it in zip(names, described, strict=True):
+                breakers.pop(name, None)
+                if it is not None:
+                    breakers[name] = it  # behind those that were asked for earlier
+            if time.monotonic() >= until:
+                break
         return Overview(breakers, workers, overrides)
 
     async def overrides(self) -> StoredOverrides:
@@ -150,12 +186,24 @@ class Cluster:
         await self._store.steer(subject, state, reason, open_for=seconds)
         return await self._store.describe(subject)
 
-    async def _keys(self, pattern: str) -> list[bytes]:
-        return [key async for key in self._client.scan_iter(match=pattern, count=_A_PAGE)]
+    def _keys(self, pattern: str) -> AsyncIterator[bytes]:
+        keys: AsyncIterator[bytes] = self._client.scan_iter(match=pattern, count=_A_PAGE)
+        return keys
 
     def _subject(self, name: str) -> Subject:
         policy = policy_as_json(self._policy_of(name))
         return Subject(self._prefix, name, policy)
+
+
+def _in_turn(names: Iterable[str], known: Mapping[str, Description]) -> list[str]:
+    """Breakers that were never asked for, then those not closed, then the longest not asked for."""
+    new = [name for name in names if name not in known]
+    open_ = [name for name, it in known.items() if it.now.state is not State.CLOSED]
+    return [*new, *open_, *(name for name, it in known.items() if it.now.state is State.CLOSED)]
+
+
+def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[at : at + _A_SLICE] for at in range(0, len(items), _A_SLICE))
 
 
 def as_data(seen: Overview) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.asyncio import RedisCluster
 from redis.exceptions import NoScriptError, ResponseError
@@ -34,6 +34,7 @@ from .wire import (
 
 __all__ = ["Store", "Subject"]
 
+T = TypeVar("T")
 _AT_ONCE = 6  # commands under way, fewer than the client has connections
 _NEWEST = 0.2  # weight of the newest round trip in their average
 
@@ -58,6 +59,14 @@ def _of_our_types() -> Iterator[None]:
         if str(error).startswith("WRONGTYPE"):
             raise WireError("a key of another type") from error
         raise
+
+
+def _parsed(parse: Callable[[object], T], answer: object) -> T | None:
+    """What an answer says; None where it has just ended, or is none of ours."""
+    try:
+        return parse(answer)
+    except WireError:
+        return None
 
 
 class Store:
@@ -107,23 +116,16 @@ class Store:
 
     async def snapshots(self, subjects: Sequence[Subject]) -> list[Reply]:
         """Look at many at once; in one round trip, but in a cluster."""
-        if len(subjects) < 2 or isinstance(self.client, RedisCluster):  # noqa: PLR2004
-            return list(await asyncio.gather(*map(self.snapshot, subjects)))
-        async with self._turn(), self.client.pipeline(transaction=False) as pipeline:
-            for subject in subjects:
-                pipeline.evalsha(*self._words("snapshot", subject, ()))
-            try:
-                answers = await pipeline.execute()
-            except NoScriptError:
-                await self._load()
-                for subject in subjects:
-                    pipeline.evalsha(*self._words("snapshot", subject, ()))
-                answers = await pipeline.execute()
-        return [Reply.parse(answer) for answer in answers]
+        return [Reply.parse(answer) for answer in await self._run_for_all("snapshot", subjects)]
 
     async def describe(self, subject: Subject) -> Description:
         """Look closely, for people."""
         return Description.parse(await self._run("describe", subject, ()))
+
+    async def descriptions(self, subjects: Sequence[Subject]) -> list[Description | None]:
+        """Look closely at many, as `snapshots` does; None for what is none of ours."""
+        answers = await self._run_for_all("describe", subjects)
+        return [_parsed(Description.parse, answer) for answer in answers]
 
     async def steer(
         self, subject: Subject, state: State, reason: str, *, open_for: float = 0.0
@@ -156,11 +158,24 @@ class Store:
         async with self._turn():
             await self.client.set(key, presence.as_json(), px=round(seconds * 1000))
 
-    async def presence(self, key: bytes) -> Presence:
-        """A worker that showed itself there."""
+    async def presences(self, keys: Sequence[bytes]) -> list[Presence]:
+        """Workers that showed themselves there; in one round trip, but in a cluster."""
+        if isinstance(self.client, RedisCluster):
+            kept = await asyncio.gather(*map(self._kept, keys))
+        else:
+            async with self._turn(), self.client.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.get(key)
+                kept = await pipeline.execute(raise_on_error=False)
+        found = (_parsed(Presence.parse, each) for each in kept)
+        return [presence for presence in found if presence is not None]
+
+    async def _kept(self, key: bytes) -> object:
         async with self._turn():
-            with _of_our_types():
-                return Presence.parse(await self.client.get(key))
+            try:
+                return await self.client.get(key)
+            except ResponseError as error:  # a key of another type
+                return error
 
     async def overrides(self, prefix: str) -> StoredOverrides:
         """The variables that have other values in all workers."""
@@ -188,6 +203,20 @@ class Store:
 
     async def _run(self, name: str, subject: Subject, arguments: Iterable[Any]) -> Any:
         return await self._evaluate(self._words(name, subject, arguments))
+
+    async def _run_for_all(self, name: str, subjects: Sequence[Subject]) -> list[Any]:
+        if len(subjects) < 2 or isinstance(self.client, RedisCluster):  # noqa: PLR2004
+            return list(await asyncio.gather(*(self._run(name, it, ()) for it in subjects)))
+        async with self._turn(), self.client.pipeline(transaction=False) as pipeline:
+            for subject in subjects:
+                pipeline.evalsha(*self._words(name, subject, ()))
+            try:
+                return list(await pipeline.execute())
+            except NoScriptError:
+                await self._load()
+                for subject in subjects:
+                    pipeline.evalsha(*self._words(name, subject, ()))
+                return list(await pipeline.execute())
 
     async def _evaluate(self, words: tuple[Any, ...]) -> Any:
         async with self._turn():
