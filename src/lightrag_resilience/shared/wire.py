@@ -389,11 +389,11 @@ def _tally(calls: int, failed: int, causes: object, run: object, last: object) -
     """How all calls ended: those with a verdict, and besides them those that no breaker counts."""
     if not isinstance(causes, list) or len(causes) > 2 * _MOST_CAUSES or len(causes) % 2:
         raise WireError("failures of another shape")
-    names, numbers = map(_text, causes[::2]), map(_whole, causes[1::2])
+    names, numbers = map(_beginning_of, causes[::2]), map(_whole, causes[1::2])
     seen = {name[:_LONGEST_CAUSE]: number for name, number in zip(names, numbers, strict=True)}
     all_failed = max(sum(seen.values()), failed)
     uncounted = all_failed - failed
-    shown = _text(last)[:_LONGEST_CAUSE]
+    shown = _beginning_of(last)[:_LONGEST_CAUSE]
     return Tally(calls + uncounted, all_failed, seen, _whole(run), shown, uncounted)
 
 
