@@ -115,7 +115,11 @@ LAYERS = [
     ["integrations.lightrag._recovery"],
     ["integrations.lightrag._protection"],
     ["integrations.lightrag"],
-    ["integrations.lightrag._metrics", "integrations.lightrag._serving"],
+    [
+        "integrations.lightrag._metrics",
+        "integrations.lightrag._serving",
+        "integrations.lightrag._shared_locks",
+    ],
     [
         "integrations.lightrag._worker",
         "integrations.lightrag.by_name",

@@ -97,7 +97,7 @@ PLAIN = (
         f"{PREFIX}RECOVERY",
         "true",
         "true or false",
-        "Whether a protected LightRAG takes up again, at its start and when a dependency is back, "
+        "Whether a protected LightRAG resumes, at its start and when a dependency is back, "
         "the documents that were left in the middle or failed for want of a dependency.",
     ),
     Plain(
@@ -110,7 +110,7 @@ PLAIN = (
         f"{PREFIX}RECOVERY_DELAY",
         "5",
         "a number at least 0 and at most 86400",
-        "Seconds before documents are taken up again; they double with each time in a row.",
+        "Seconds before documents are resumed; they double with each time in a row.",
     ),
     Plain(
         f"{PREFIX}SHUTDOWN_TIMEOUT",

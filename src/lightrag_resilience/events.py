@@ -162,7 +162,7 @@ class StaleAnswered:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryRan:
-    """Documents of a LightRAG's workspace were taken up again.
+    """Documents of a LightRAG's workspace were resumed, or tried again.
 
     Attributes:
         workspace: The LightRAG's.

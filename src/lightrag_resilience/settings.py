@@ -71,7 +71,7 @@ class Settings:
         ingest_patience: Seconds that a protected LightRAG's ingest waits for a dependency.
         degrade: Whether a protected LightRAG answers with what is still there.
         stale_answers: Seconds for which it may give an old answer then.
-        recovery: Whether a protected LightRAG takes up again what an outage left behind.
+        recovery: Whether a protected LightRAG resumes what an outage left behind.
         recovery_attempts: How often it tries a failed document again.
         recovery_delay: Seconds before it does; they double with each time.
         shutdown_timeout: Seconds from being told to stop to the end.

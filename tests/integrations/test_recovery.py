@@ -1,4 +1,4 @@
-"""What an outage left behind is taken up again: real LightRAGs, with providers of the test."""
+"""What an outage left behind is resumed: real LightRAGs, with providers of the test."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ pytest.importorskip("jwt", reason="LightRAG's server comes with lightrag-hku[api
 
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.drains import killed, told_to_stop
-from support.kills import killed_at_random
+from support.kills import killed_at_random, workers_killed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
@@ -63,6 +63,13 @@ async def test_workers_killed_amid_the_ingest_and_the_catch_up_lose_nothing_with
         )
     assert done.is_whole, done
     assert done.lines["Resuming"] <= len(done.kills) + 1  # who resumes says so, none else
+
+
+async def test_neither_do_they_without_redis_while_the_master_goes_on(tmp_path: Path) -> None:
+    options = ("--gunicorn", "--workers", str(WORKERS))
+    done = await workers_killed(tmp_path, 1, *options, RESILIENCE_RECOVERY_DELAY="1")
+    assert done.is_whole, done
+    assert done.lines["Resuming"] <= len(done.kills) + 1
 
 
 async def test_a_server_killed_amid_the_catch_up_and_the_drain_loses_nothing(

@@ -145,8 +145,8 @@ METRICS = (
         "recovered_documents",
         "counter",
         (_W, "outcome"),
-        "Documents taken up again: resumed, which were left in the middle, or requeued, which had "
-        "failed.",
+        "Documents that recovery has picked up: resumed, which were left in the middle, or "
+        "requeued, which had failed.",
     ),
     Metric(
         "documents_given_up",

@@ -241,7 +241,7 @@ class Ingest:
 async def save_answers(rag: Any) -> None:
     """Write the model's answers to the storage, before all that may take longer to flush.
 
-    Documents that are taken up again need not ask for them a second time.
+    Documents that are resumed need not ask for them a second time.
     """
     try:
         await rag.llm_response_cache.index_done_callback()

@@ -28,6 +28,7 @@ from ._metrics import show_metrics
 from ._protection import PROVIDER
 from ._requests import HonestRequests
 from ._serving import answer_when_stored, configure_gunicorn, configure_uvicorn
+from ._shared_locks import recover_shared_locks
 
 __all__ = ["protect_on_start", "protect_server", "serve"]
 
@@ -51,6 +52,7 @@ def serve(arguments: Sequence[str], *, gunicorn: bool = False) -> None:
     if settings.metrics:  # before anything else imports prometheus_client
         show_metrics(server, is_shared=gunicorn)
     if gunicorn:
+        recover_shared_locks(importlib.import_module("lightrag.kg.shared_storage"))
         configure_gunicorn(importlib.import_module("lightrag.api.gunicorn_config"), settings)
         importlib.import_module("lightrag.api.run_with_gunicorn").main()
     else:
