@@ -40,7 +40,7 @@ from .limits import SharedLimit
 from .policy import Policy
 from .retry import is_retryable
 from .streams import GuardedStream
-from .throttling import heed
+from .throttling import GrantedLimits, heed
 from .timeouts import Clock, Timer
 
 __all__ = ["Guard"]
@@ -82,6 +82,7 @@ class Guard:
         "clock",
         "events",
         "gate",
+        "granted",
         "name",
         "policy",
         "sleep",
@@ -114,6 +115,8 @@ class Guard:
         self.gate = gate or Gate()
         self._loops = Loops(name, policy, homes or Homes(clock), clock, limit)
         self._parts: LoopParts | None = None
+        self.granted: GrantedLimits | None = None
+        """What the provider told of its limits, once it did."""
 
     def __repr__(self) -> str:
         return f"<Guard {self.name!r}: {self.breaker.state.value}>"

@@ -3,54 +3,151 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 import time
-from dataclasses import replace
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from ._hints import RateState, rate_states
+from ._hints import RateStates, rate_states
 from .failures import Failure
 from .policy import LimitPolicy, Policy
 
-__all__ = ["heed", "learn_limits"]
+__all__ = ["GrantedLimits", "heed", "learn_limits"]
 
 _log = logging.getLogger("lightrag_resilience")
+
+_MOST_MODELS = 32  # of one dependency
+_REMEMBERED = 600.0  # seconds for which a model counts that no answer has named since
+_LOG_EVERY = 60.0  # seconds; some providers change a limit with each answer
+_IN_PATH = re.compile(r"/(?:deployments|models?)/([^/:?]{1,128})")
+_IN_BODY = re.compile(rb'"model"\s*:\s*"([^"\\]{1,128})"')
 
 
 class _Guard(Protocol):
     name: str
     policy: Policy
+    clock: Any
+    granted: GrantedLimits | None
 
     def change(self, policy: Policy, reason: str) -> None: ...
     def cool_down(self, seconds: float) -> None: ...
+
+
+@dataclass(slots=True)
+class _Model:
+    """What an answer last granted one model: a minute's requests and tokens, and when."""
+
+    requests: int | None = None
+    tokens: int | None = None
+    at: float = -math.inf
+
+
+class GrantedLimits:
+    """What a provider grants each model of one dependency, up to the configured limits.
+
+    The limits of a dependency hold for all its models together. A provider counts each model by
+    itself, so together they may send the sum of what it grants them.
+    """
+
+    __slots__ = ("_applied", "_configured", "_logged_at", "_models")
+
+    def __init__(self, configured: LimitPolicy) -> None:
+        self._configured = self._applied = configured
+        self._models: OrderedDict[str, _Model] = OrderedDict()
+        self._logged_at = -math.inf
+
+    def after(self, current: LimitPolicy, model: str, told: RateStates, now: float) -> LimitPolicy:
+        """The limits to go on with, after an answer about a model.
+
+        Args:
+            current: Those in force. If they are not what this returned last, they are newly
+                configured.
+            model: The model's name, or an empty one where the request names none.
+            told: What the answer says.
+            now: Monotonic seconds.
+        """
+        if current != self._applied:
+            self._configured = current
+        known = self._models.setdefault(model, _Model())
+        known.requests = told.requests.limit or known.requests
+        known.tokens = told.tokens.limit or known.tokens
+        known.at = now
+        self._models.move_to_end(model)
+        while len(self._models) > _MOST_MODELS or self._oldest < now - _REMEMBERED:
+            self._models.popitem(last=False)
+        models = self._models.values()
+        self._applied = replace(
+            self._configured,
+            rpm=_up_to(self._configured.rpm, [each.requests for each in models]),
+            tpm=_up_to(self._configured.tpm, [each.tokens for each in models]),
+        )
+        return self._applied
+
+    @property
+    def _oldest(self) -> float:
+        return next(iter(self._models.values())).at
+
+    def shall_log(self, now: float) -> bool:
+        """Whether a change is to be logged, or another was a short time ago."""
+        if now - self._logged_at < _LOG_EVERY:
+            return False
+        self._logged_at = now
+        return True
 
 
 def heed(guard: _Guard, error: BaseException, failure: Failure) -> None:
     """Wait as a 429 asks, but no longer than the policy lets it, and keep the limits it names."""
     if failure.retry_after:
         guard.cool_down(min(failure.retry_after, guard.policy.retry.max_retry_after))
-    learn_limits(guard, getattr(getattr(error, "response", None), "headers", None))
+    response = getattr(error, "response", None)
+    learn_limits(guard, getattr(response, "headers", None), getattr(error, "request", None))
 
 
-def learn_limits(guard: _Guard, headers: Any) -> None:
-    """Lower limits that are above what the provider grants; they are never raised, or set anew."""
+def learn_limits(guard: _Guard, headers: Any, request: Any = None) -> None:
+    """Follow the limits that a provider tells, up to the configured ones; none is set anew.
+
+    Args:
+        guard: Whose limits.
+        headers: Of an answer, good or bad, in any mapping, or None.
+        request: What was asked, of httpx or alike, where it is known: it names the model.
+    """
     limit = guard.policy.limit
     if headers is None or not (limit.rpm or limit.tpm):
         return
     told = rate_states(headers, now_wall=time.time())
-    learned = replace(
-        limit, rpm=_lower(limit.rpm, told.requests), tpm=_lower(limit.tpm, told.tokens)
-    )
-    if learned == limit:
+    if told.requests.limit is None and told.tokens.limit is None:
         return
-    text = "The provider of %r grants less than is configured: %s"
-    _log.warning(text, guard.name, _in_words(limit, learned))
-    guard.change(replace(guard.policy, limit=learned), "as the provider says")
+    if guard.granted is None:
+        guard.granted = GrantedLimits(limit)
+    now = guard.clock()
+    granted = guard.granted.after(limit, _model_of(request), told, now)
+    if granted == limit:
+        return
+    if guard.granted.shall_log(now):
+        text = "The limits of %r follow what its provider grants: %s"
+        _log.warning(text, guard.name, _in_words(limit, granted))
+    guard.change(replace(guard.policy, limit=granted), "as the provider says")
 
 
-def _lower(configured: float | None, told: RateState) -> float | None:
-    if configured is None or told.limit is None:
-        return configured
-    return min(configured, float(told.limit))
+def _up_to(configured: float | None, granted: list[int | None]) -> float | None:
+    known = [number for number in granted if number is not None]
+    return configured if configured is None or not known else min(configured, float(sum(known)))
+
+
+def _model_of(request: Any) -> str:
+    """The model that a request names, in its path or in its body, which is never parsed whole."""
+    try:
+        if in_path := _IN_PATH.search(str(request.url.path)):
+            return in_path[1]
+        content: bytes = request.content
+        for in_body in _IN_BODY.finditer(content):
+            if not content.endswith(b"\\", 0, in_body.start()):  # as in a prompt
+                return in_body[1].decode("utf-8", "replace")
+    except Exception:  # noqa: BLE001 - no request, one that streams its body, or another library's
+        return ""
+    return ""
 
 
 def _in_words(before: LimitPolicy, after: LimitPolicy) -> str:

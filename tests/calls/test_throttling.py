@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -52,12 +54,123 @@ async def test_where_none_is_configured_none_is_learned() -> None:
     assert guard.policy is before
 
 
+def told(requests: int | None = None, tokens: int | None = None) -> dict[str, str]:
+    limits = {"requests": requests, "tokens": tokens}
+    return {f"x-ratelimit-limit-{of}": str(n) for of, n in limits.items() if n is not None}
+
+
+def asking(model: str, url: str = "http://provider/v1/chat/completions") -> httpx.Request:
+    question = 'Say "model": "no-model" and \\"model": "neither"'
+    content = {"messages": [{"role": "user", "content": question}], "model": model}
+    return httpx.Request("POST", url, json=content)
+
+
+async def test_the_latest_limit_holds_up_to_the_configured_one() -> None:
+    guard = limited(tpm=6000.0)
+    for requests, rpm in ((10, 10.0), (5000, 600.0), (50, 50.0), (None, 50.0), (400, 400.0)):
+        learn_limits(guard, told(requests, 100 if requests is None else None))
+        assert guard.policy.limit.rpm == rpm
+    assert guard.policy.limit.tpm == 100.0
+
+
+async def test_models_together_may_send_what_each_is_granted() -> None:
+    guard = limited(rpm=100.0)
+    small, large = asking("small"), asking("large")
+    learn_limits(guard, told(10), small)
+    assert guard.policy.limit.rpm == 10.0
+    learn_limits(guard, told(50), large)
+    for _ in range(3):  # the answers come in turns
+        learn_limits(guard, told(10), small)
+        learn_limits(guard, told(50), large)
+        assert guard.policy.limit.rpm == 60.0
+    learn_limits(guard, told(500), large)
+    assert guard.policy.limit.rpm == 100.0
+    learn_limits(guard, told(20), large)
+    assert guard.policy.limit.rpm == 30.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (asking("a"), asking("b")),
+        (
+            asking("", "http://x/openai/deployments/a/x"),
+            asking("", "http://x/openai/deployments/b"),
+        ),
+        (asking("", "http://x/v1/models/a:embed"), asking("", "http://x/v1/models/b:embed")),
+    ],
+)
+async def test_a_model_is_known_by_the_path_or_the_body(
+    one: httpx.Request, other: httpx.Request
+) -> None:
+    guard = limited(rpm=100.0)
+    learn_limits(guard, told(10), one)
+    learn_limits(guard, told(20), other)
+    assert guard.policy.limit.rpm == 30.0
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda: None,
+        object,
+        lambda: httpx.Request("POST", "http://x", content=b"\xff"),
+        lambda: httpx.Request("POST", "http://x", content=iter([b"a"])),
+    ],
+)
+async def test_a_request_that_names_no_model_is_one_of_them(request_of: Any) -> None:
+    guard = limited(rpm=100.0)
+    learn_limits(guard, told(10), request_of())
+    learn_limits(guard, told(20), request_of())
+    assert guard.policy.limit.rpm == 20.0
+
+
+async def test_a_model_of_which_nothing_is_heard_any_more_counts_no_longer() -> None:
+    guard = limited(rpm=100.0)
+    learn_limits(guard, told(50), asking("old"))
+    await asyncio.sleep(599.0)
+    learn_limits(guard, told(10), asking("new"))
+    assert guard.policy.limit.rpm == 60.0
+    await asyncio.sleep(2.0)
+    learn_limits(guard, told(10), asking("new"))
+    assert guard.policy.limit.rpm == 10.0
+
+
+async def test_no_provider_makes_more_models_known_than_32() -> None:
+    guard = limited(rpm=1000.0)
+    for number in range(100):
+        learn_limits(guard, told(1), asking(f"model-{number}"))
+    assert guard.policy.limit.rpm == 32.0
+
+
+async def test_an_operator_s_change_holds_at_once_and_is_the_new_most() -> None:
+    guard = limited(rpm=600.0)
+    learn_limits(guard, told(60))
+    guard.change(replace(guard.policy, limit=replace(guard.policy.limit, rpm=30.0)))
+    learn_limits(guard, told(60))
+    assert guard.policy.limit.rpm == 30.0
+    guard.change(replace(guard.policy, limit=replace(guard.policy.limit, rpm=900.0)))
+    learn_limits(guard, told(700))
+    assert guard.policy.limit.rpm == 700.0
+
+
+async def test_limits_that_change_with_each_answer_fill_no_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    guard = limited(rpm=600.0)
+    for number in range(100, 200):
+        learn_limits(guard, told(number))
+        await asyncio.sleep(1.0)
+    assert len(caplog.records) == 2
+    assert guard.policy.limit.rpm == 199.0
+
+
 async def test_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     guard = limited(tpm=6000.0)
     for _ in range(3):
         learn_limits(guard, {"x-ratelimit-limit-requests": "60", "x-ratelimit-limit-tokens": "9e9"})
     assert [record.getMessage() for record in caplog.records] == [
-        "The provider of 'llm' grants less than is configured: LIMIT__RPM 600 is 60"
+        "The limits of 'llm' follow what its provider grants: LIMIT__RPM 600 is 60"
     ]
 
 

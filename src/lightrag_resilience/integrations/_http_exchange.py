@@ -122,7 +122,7 @@ class _Exchange:
             request.extensions = asked
         # It goes for each chunk of the body as well, for which the guard has another time.
         within["read"] = limits.get("read")
-        learn_limits(self._guard, response.headers)
+        learn_limits(self._guard, response.headers, request)
         return response
 
     async def _read_error(self, response: Any) -> Exception:
