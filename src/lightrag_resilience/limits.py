@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Protocol
@@ -15,6 +16,7 @@ from .policy import LimitPolicy
 __all__ = ["Limit", "LocalLimit", "SharedLimit"]
 
 _MINUTE = 60.0  # seconds
+_RESOLUTION = 1e-6  # seconds; a shorter sleep may not move the clock
 
 
 class Limit(Protocol):
@@ -51,7 +53,8 @@ class LocalLimit:
     """The limits of one dependency on one event loop.
 
     Requests go through aiolimiter's leaky bucket. Tokens do not: its waiters are served by size,
-    so that a large call starves. They are booked ahead, by the generic cell rate algorithm.
+    so that a large call starves. The head of the queue waits for them, by the generic cell rate
+    algorithm.
 
     Args:
         name: The dependency.
@@ -70,20 +73,19 @@ class LocalLimit:
         self._max_wait = policy.max_wait
         self._tokens = _Tokens(policy, share) if policy.tpm else None
         self._bucket: _Bucket | None = None
-        self._interval = 0.0
         if policy.rpm:
             rpm = policy.rpm * share
             burst = max(1.0, policy.request_burst * share)
-            self._interval = _MINUTE / rpm
-            self._bucket = _Bucket(burst, time_period=burst * self._interval)
+            self._bucket = _Bucket(burst, time_period=burst * _MINUTE / rpm)
         self._line = asyncio.Lock()  # alone, the bucket lets who comes overtake who just woke up
+        self._settled = asyncio.Event()
         self._begins = begins
         self.waiting = (0, 0)
 
     def take(self, tokens: int) -> bool:
         """Take a turn of so many tokens if it has come. False if a caller would have to wait."""
         now = asyncio.get_running_loop().time()
-        if self._wait(tokens, now) > 0:
+        if self.waiting[0] or self._wait(tokens, now) > 0:
             return False
         if self._tokens is not None:
             self._tokens.book(tokens, now)
@@ -99,76 +101,90 @@ class LocalLimit:
         """
         if self.take(tokens):
             return False
-        now = asyncio.get_running_loop().time()
-        wait = self._wait(tokens, now)
+        loop = asyncio.get_running_loop()
+        came = loop.time()
+        wait = self._wait(tokens, came)
         if wait > min(self._max_wait, longest):
             raise RateLimitedError(self._name, wait, f"with {self.waiting[0]} calls waiting")
-        ready = now if self._tokens is None else self._tokens.book(tokens, now)
+        self._wait_too(1, tokens)
         try:
-            self._wait_too(1, tokens)
-            try:
-                async with self._line:
-                    await self._sleep_until(self._begins)
-                    if self._bucket is not None:
-                        await self._bucket.acquire()
-                    await self._sleep_until(ready)
-            finally:
-                self._wait_too(-1, -tokens)
-        except BaseException:
-            self.settle(tokens, 0)
-            raise
+            async with self._line:
+                if (left := self._begins - loop.time()) > 0:
+                    await asyncio.sleep(left)
+                if self._bucket is not None:
+                    await self._bucket.acquire()
+                if self._tokens is not None:
+                    await self._until_there_are(tokens, self._tokens, came)
+                    self._tokens.book(tokens, came)
+        finally:
+            self._wait_too(-1, -tokens)
         return True
 
     def settle(self, booked: int, used: int) -> None:
         """A call for which tokens were booked has used so many."""
         if self._tokens is not None:
             self._tokens.correct(booked, used)
+            self._settled.set()
+
+    async def _until_there_are(self, tokens: int, budget: _Tokens, came: float) -> None:
+        """Wait at the head of the queue; tokens that are given back meanwhile make it shorter."""
+        loop = asyncio.get_running_loop()
+        while (wait := budget.ready(tokens, came) - loop.time()) > _RESOLUTION:
+            self._settled.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._settled.wait()
 
     def _wait(self, tokens: int, now: float) -> float:
         """Seconds until the turn of one more caller, with so many tokens."""
-        wait = max(self._begins - now, 0.0)
+        wait = start = max(self._begins - now, 0.0)
         if self._bucket is not None:
-            wait = max(wait, self._bucket.wait() + self.waiting[0] * self._interval)
+            wait = max(wait, self._bucket.wait(start, self.waiting[0]))
         if self._tokens is not None:
-            wait = max(wait, self._tokens.wait(tokens, now))
+            ready = self._tokens.ready(tokens, now + start, self._tokens.queued)
+            wait = max(wait, ready - now)
         return wait
 
     def _wait_too(self, calls: int, tokens: int) -> None:
         self.waiting = (self.waiting[0] + calls, self.waiting[1] + tokens)
-
-    async def _sleep_until(self, time: float) -> None:
-        if (wait := time - asyncio.get_running_loop().time()) > 0:
-            await asyncio.sleep(wait)
+        if self._tokens is not None:
+            self._tokens.queued += math.copysign(self._tokens.cost(abs(tokens)), tokens)
 
 
 class _Tokens:
-    """Books tokens ahead; what is over is a debt that later calls wait for."""
+    """Tokens by the generic cell rate algorithm; what is over is a debt that later calls wait for.
 
-    __slots__ = ("_burst", "_full", "_interval", "_most")
+    Attributes:
+        queued: Seconds that the tokens of all take who wait, and have booked none yet.
+    """
+
+    __slots__ = ("_burst", "_full", "_interval", "_most", "queued")
 
     def __init__(self, policy: LimitPolicy, share: float) -> None:
         tpm = (policy.tpm or 0.0) * share
         self._interval = _MINUTE / tpm
         self._burst = policy.tokens_at_once * share * self._interval
         self._most = tpm
+        self.queued = 0.0
         self._full = -math.inf
         """Monotonic seconds at which no booked token would be left to pay for."""
 
-    def wait(self, tokens: int, now: float) -> float:
-        """Seconds until so many more fit in."""
-        due = max(self._full, now) + self._cost(tokens) - self._burst
-        return max(due - now, 0.0)
+    def ready(self, tokens: int, came: float, ahead: float = 0.0) -> float:
+        """When so many fit in, for a caller that came at some time, after `ahead` seconds' worth.
 
-    def book(self, tokens: int, now: float) -> float:
-        """Take so many; monotonic seconds from which they may be used."""
-        self._full = max(self._full, now) + self._cost(tokens)
-        return self._full - self._burst
+        More than a burst never fits in at once: from the time when the caller came, they run up.
+        """
+        return max(self._full, came) + ahead + self.cost(tokens) - self._burst
+
+    def book(self, tokens: int, came: float) -> None:
+        """Take so many."""
+        self._full = max(self._full, came) + self.cost(tokens)
 
     def correct(self, booked: int, used: int) -> None:
         """So many were used where so many were booked."""
-        self._full += self._cost(used) - self._cost(booked)
+        self._full += self.cost(used) - self.cost(booked)
 
-    def _cost(self, tokens: int) -> float:
+    def cost(self, tokens: int) -> float:
         """Seconds that they take; a call larger than a minute's limit must be able to pass."""
         return min(tokens, self._most) * self._interval
 
@@ -180,8 +196,8 @@ class _Bucket(AsyncLimiter):
         """What `acquire` does where it need not wait, without a coroutine."""
         self._level += 1
 
-    def wait(self) -> float:
-        """Seconds until one more request fits in."""
-        if self.has_capacity():
-            return 0.0
-        return (self._level + 1 - self.max_rate) / self._rate_per_sec
+    def wait(self, start: float, ahead: int) -> float:
+        """Seconds until one more request fits in, after others and not before `start` seconds."""
+        self.has_capacity()  # brings the level up to date
+        level = max(self._level - start * self._rate_per_sec, 0.0)
+        return start + max(level + ahead + 1 - self.max_rate, 0.0) / self._rate_per_sec

@@ -254,3 +254,70 @@ async def test_a_call_that_gets_no_place_gives_its_tokens_back() -> None:
     await busy
     await guard.call(Scripted("fine"), max_tokens=30)
     assert now() == 0.5
+
+
+# ---------------------------------------------------------------------- what changes meanwhile
+
+
+async def test_waiters_move_up_when_tokens_are_given_back() -> None:
+    rate = token_limit(tpm=600.0, token_burst=100)  # ten tokens a second
+    assert rate.take(100)
+    waiting = [asyncio.create_task(spend(rate, tokens)) for tokens in (20, 10)]
+    await asyncio.sleep(0.5)
+    rate.settle(100, 90)
+    assert await asyncio.gather(*waiting) == pytest.approx([1.0, 2.0], abs=0.01)
+
+
+async def test_waiters_wait_longer_for_tokens_that_were_used_beyond_the_booked_ones() -> None:
+    rate = token_limit(tpm=600.0, token_burst=100)
+    assert rate.take(100)
+    waiting = [asyncio.create_task(spend(rate, tokens)) for tokens in (20, 10)]
+    await asyncio.sleep(0.5)
+    rate.settle(100, 107)
+    assert await asyncio.gather(*waiting) == pytest.approx([2.7, 3.7], abs=0.01)
+
+
+async def test_a_newcomer_does_not_overtake_a_waiter_for_whom_there_is_room_again() -> None:
+    rate = token_limit(tpm=600.0, token_burst=100)
+    assert rate.take(100)
+    waiting = asyncio.create_task(spend(rate, 50))
+    await asyncio.sleep(0.1)
+    rate.settle(100, 0)
+    assert not rate.take(1)
+    assert await waiting == pytest.approx(0.1)
+    assert rate.take(1)
+
+
+async def test_a_newcomer_is_judged_by_the_whole_queue_before_it() -> None:
+    rate = token_limit(tpm=600.0, token_burst=100, max_wait=6.0)
+    assert rate.take(100)
+    waiting = [asyncio.create_task(spend(rate, 20)) for _ in range(2)]
+    await asyncio.sleep(0.0)
+    with pytest.raises(RateLimitedError) as refused:
+        await spend(rate, 21)
+    assert refused.value.retry_after == pytest.approx(6.1, abs=0.01)
+    rate.settle(100, 90)
+    waiting.append(asyncio.create_task(spend(rate, 21)))
+    assert await asyncio.gather(*waiting) == pytest.approx([1.0, 3.0, 5.1], abs=0.01)
+
+
+async def test_a_newcomer_to_a_queue_that_begins_later_is_judged_by_that() -> None:
+    rate = LocalLimit("llm", LimitPolicy(rpm=60.0, burst=1, max_wait=12.0), begins=10.0)
+    waiting = [asyncio.create_task(turn(rate)) for _ in range(3)]
+    await asyncio.sleep(0.0)
+    with pytest.raises(RateLimitedError) as refused:
+        await turn(rate)
+    assert refused.value.retry_after == pytest.approx(13.0, abs=0.01)
+    assert await asyncio.gather(*waiting) == pytest.approx([10.0, 11.0, 12.0], abs=0.01)
+
+
+async def test_a_waiter_who_leaves_takes_no_tokens_along() -> None:
+    rate = token_limit(tpm=600.0, token_burst=100)
+    assert rate.take(100)
+    waiting = [asyncio.create_task(spend(rate, 30)) for _ in range(3)]
+    await asyncio.sleep(0.5)
+    for task in waiting[:2]:
+        task.cancel()
+    assert await waiting[2] == pytest.approx(3.0, abs=0.01)
+    assert rate.waiting == (0, 0)
+    assert rate.take(0)
