@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-all test-lightrag lint types format docs clean
+.PHONY: help demo test test-all test-lightrag test-redis lint types format docs clean
 .PHONY: bench bench-draining bench-quick bench-page bench-soak bench-installed
 
 help: ## Show what there is
@@ -22,6 +22,9 @@ test-all: ## Run all tests that Python matters to on each one from 3.12 that is 
 
 test-lightrag: ## Run the tests of LightRAG's protection on the last LightRAG 1.4
 	@scripts/test-lightrag-1.4 $(ARGS)
+
+test-redis: $(INSTALLED) ## Run the tests of talking to Redis on every major redis-py from 5.0.1 on
+	@scripts/test-redis $(ARGS)
 
 lint: $(INSTALLED) ## Check style
 	$(BIN)/ruff check .

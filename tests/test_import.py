@@ -22,6 +22,7 @@ PACKAGE = ROOT / "src" / "lightrag_resilience"
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
     ["_bounds", "_forks", "_tasks", "_within", "_words", "errors", "shared", "shared.address"],
+    ["shared.redis_compat"],
     [
         "_allowed_hosts",
         "_extras",

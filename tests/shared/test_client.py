@@ -238,6 +238,7 @@ async def test_a_client_with_a_password_can_do_everything(place: str) -> None:
         await hears_a_steer(client, other)
 
 
+@pytest.mark.redis
 async def test_a_unix_socket_serves_as_well(server: RedisServer) -> None:
     with admin(server, password="se:cr et") as client:  # noqa: S106
         path = client.config_get("unixsocket")["unixsocket"]
@@ -246,6 +247,7 @@ async def test_a_unix_socket_serves_as_well(server: RedisServer) -> None:
     assert "a file cannot be read" in await wrong(f"unix://{path}.not")
 
 
+@pytest.mark.redis
 async def test_the_needed_rights_suffice(server: RedisServer, place: str) -> None:
     with admin(server, password="se:cr et") as boss:  # noqa: S106
         boss.acl_log_reset()
@@ -380,6 +382,7 @@ def replicated() -> Iterator[tuple[RedisServer, RedisServer, RedisServer]]:
         yield master, replica, sentinel
 
 
+@pytest.mark.redis
 async def test_a_client_follows_the_sentinels_to_a_new_master(
     replicated: tuple[RedisServer, RedisServer, RedisServer],
 ) -> None:

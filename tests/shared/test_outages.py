@@ -104,7 +104,15 @@ def told_of_redis(worker: WorkerProcess) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["killed", "hung", "read-only", "out of memory", "cut off", "stalled"]
+    "kind",
+    [
+        "killed",
+        pytest.param("hung", marks=pytest.mark.redis),
+        "read-only",
+        "out of memory",
+        "cut off",
+        "stalled",
+    ],
 )
 def test_no_call_notices_and_all_agree_afterwards(server: RedisServer, kind: str) -> None:
     with proxy_to(server) as switch, workers(switch.url, number=3) as three:  # type: ignore[attr-defined]

@@ -79,6 +79,7 @@ def state_of(guards: Guards) -> State:
     return guards.get(NAME).breaker.state
 
 
+@pytest.mark.redis
 def test_a_trip_is_seen_by_the_other_and_by_its_pybreaker_listeners(make: Any) -> None:
     async def run() -> None:
         one, two = make(), make()
@@ -132,6 +133,7 @@ def test_a_break_a_probe_and_a_recovery(make: Any) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.redis
 def test_a_cancelled_probe_gives_its_place_back(make: Any) -> None:
     async def run() -> None:
         one, two = make(), make()
@@ -233,6 +235,7 @@ def test_more_breakers_than_fit_in_one_look_are_all_looked_at(make: Any) -> None
     asyncio.run(run())
 
 
+@pytest.mark.redis
 def test_a_break_outlives_a_server_that_restarts_empty(make: Any, server: RedisServer) -> None:
     async def run() -> None:
         one, two = make(), make()

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from lightrag_resilience._words import LONGEST_TEXT, printable
 
-from .client import PATIENCE, RedisClient, subscriptions
+from .client import PATIENCE, RedisClient, publish, subscriptions
 from .trouble import what_is_wrong
 
 __all__ = ["Remark", "check_up"]
@@ -70,7 +70,7 @@ async def _rights(client: Any, prefix: str) -> list[Remark]:
         client.time,
         lambda: client.script_load(_SCRIPT),
         lambda: client.evalsha(sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest(), 1, key),
-        lambda: client.publish(channel, ""),
+        lambda: publish(client, channel, ""),
         lambda: _listen(client, channel),
     ]
     problems: dict[str, None] = {}

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
-from redis._parsers import AsyncCommandsParser
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.client import PubSub
 from redis.asyncio.cluster import ClusterNode
@@ -21,13 +20,19 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
     ClusterError,
-    ConnectionError,  # noqa: A004 - redis-py's
     RedisClusterException,
     RedisError,
 )
-from redis.maint_notifications import MaintNotificationsConfig
 
 from .address import read_address
+from .redis_compat import (
+    FURTHER_COMMANDS,
+    PLAIN,
+    KeysAtHand,
+    close_all_nodes,
+    lost_connections,
+    quiet,
+)
 
 __all__ = [
     "PATIENCE",
@@ -35,6 +40,7 @@ __all__ = [
     "lost_connections",
     "make_client",
     "needed_rights",
+    "publish",
     "subscriptions",
 ]
 
@@ -55,13 +61,13 @@ def make_client(url: str) -> RedisClient:
         "socket_connect_timeout": PATIENCE,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 3,
-        "driver_info": None,  # sends no CLIENT SETINFO, which needs one more right
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # nor waits longer
     }
     options = {**limits, "max_connections": 8, "client_name": "lightrag-resilience"}
     options |= address.options
     if address.kind == "cluster":
         return _Cluster(address.hosts, options)
+    limits |= quiet(Redis)
+    options |= quiet(Redis)
     if address.kind != "sentinel":
         places: list[dict[str, Any]] = [
             {"host": host, "port": port} for host, port in address.hosts
@@ -70,7 +76,9 @@ def make_client(url: str) -> RedisClient:
     own = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
     safe = {name: value for name, value in options.items() if name.startswith("ssl")}
     sentinels: Any = Sentinel
-    sentinel = sentinels(address.hosts, sentinel_kwargs={**limits, **own, **safe}, **options)
+    sentinel = sentinels(
+        address.hosts, sentinel_kwargs={**limits, **own, **safe, **PLAIN}, **options
+    )
     client: Redis = sentinel.master_for(address.service, redis_class=_OfSentinel)
     return client
 
@@ -84,23 +92,14 @@ class _OfSentinel(Redis):
             await sentinel.aclose()
 
 
-class _Keys(AsyncCommandsParser):
-    """Where keys are in the commands used here. redis-py asks a node, which may be a dead one."""
-
-    async def initialize(self, node: ClusterNode | None = None) -> None:
-        """Ask nothing."""
-
-    async def get_keys(self, *args: Any) -> tuple[str, ...] | None:
-        return args[1:2] or None
-
-
 class _Cluster(RedisCluster):
     """A client of a cluster that raises no error but a `RedisError`, even where nodes are dead."""
 
     def __init__(self, hosts: list[tuple[str, int]], options: dict[str, Any]) -> None:
         nodes = [ClusterNode(host, port) for host, port in hosts]
-        super().__init__(startup_nodes=nodes, require_full_coverage=False, **options)
-        self.commands_parser = _Keys()
+        own = quiet(RedisCluster)
+        super().__init__(startup_nodes=nodes, require_full_coverage=False, **options, **own)
+        self.commands_parser = KeysAtHand()
         self._options = options
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,8 +128,7 @@ class _Cluster(RedisCluster):
         return next(answer for answer in answers if not isinstance(answer, BaseException))
 
     async def aclose(self) -> None:
-        self._initialize = False  # or connections stay open if the last command failed
-        await super().aclose()
+        await close_all_nodes(self)
 
     async def a_node(self) -> Redis:
         """A client of its own for some node that answers.
@@ -139,9 +137,9 @@ class _Cluster(RedisCluster):
             RedisError: None does.
         """
         error: RedisError = ClusterError("no node is known")
-        nodes = self.get_nodes() or list(self.startup_nodes)
+        nodes = self.get_nodes() or list(self.nodes_manager.startup_nodes.values())
         for node in random.sample(nodes, len(nodes)):
-            client = Redis(host=node.host, port=int(node.port), **self._options)
+            client = Redis(host=node.host, port=int(node.port), **self._options, **quiet(Redis))
             try:
                 await client.ping()
             except RedisError as problem:
@@ -167,17 +165,15 @@ async def subscriptions(client: RedisClient) -> AsyncIterator[PubSub]:
             yield pubsub
 
 
-@contextlib.contextmanager
-def lost_connections() -> Iterator[None]:
-    """Around a command: what Python 3.12 makes of writing to a lost connection is no bug of ours.
+async def publish(client: RedisClient, channel: str, text: str) -> None:
+    """Tell those who listen to a channel.
 
     Raises:
-        ConnectionError: redis-py's, instead of asyncio's AttributeError.
+        RedisError: It cannot be told.
     """
-    try:
-        yield
-    except AttributeError as error:
-        raise ConnectionError("The connection was lost") from error
+    # In a cluster each node passes it on to all; redis-py would choose one by the channel.
+    anywhere = {"target_nodes": RedisCluster.RANDOM} if isinstance(client, RedisCluster) else {}
+    await client.execute_command("PUBLISH", channel, text, **anywhere)
 
 
 def needed_rights(prefix: str) -> str:
@@ -187,5 +183,5 @@ def needed_rights(prefix: str) -> str:
         "unsubscribe publish time hset hdel hgetall del pexpire get set scan "
         "zadd zcard zremrangebyscore"
     )
-    allowed = " ".join(f"+{command}" for command in commands.split())
+    allowed = " ".join(f"+{command}" for command in (*commands.split(), *FURTHER_COMMANDS))
     return f"resetkeys ~{prefix}* resetchannels &{prefix}cb:ev:* -@all {allowed}"

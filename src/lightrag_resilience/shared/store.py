@@ -17,7 +17,7 @@ from lightrag_resilience._circuit import State
 
 from . import scripts
 from .booking import Booking, Demand
-from .client import lost_connections
+from .client import lost_connections, publish
 from .limit import SharedLimit
 from .wire import (
     LETTERS,
@@ -146,11 +146,8 @@ class Store:
 
     async def tell(self, channel: str, cooling: Callable[[], Cooling]) -> None:
         """Tell all workers that a provider asked to wait: for how long is asked when it is sent."""
-        # In a cluster each node passes it on to all; redis-py would choose one by the channel.
-        anywhere = {"target_nodes": RedisCluster.RANDOM}
-        options = anywhere if isinstance(self.client, RedisCluster) else {}
         async with self._turn():
-            await self.client.execute_command("PUBLISH", channel, cooling().as_text(), **options)
+            await publish(self.client, channel, cooling().as_text())
 
     async def show(self, prefix: str, presence: Presence, seconds: float) -> None:
         """Be seen for so many seconds. A Redis that takes this takes reports, too."""
