@@ -103,6 +103,24 @@ def test_the_doctor_tells_scripts_what_it_found() -> None:
     assert "LLM_TIMEOUT" in finding["advice"]
 
 
+def test_a_tokenizer_whose_table_is_not_here_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed: set[str] = {"lightrag", "tiktoken"}
+    find = "lightrag_resilience._tokenizer.find_spec"
+    monkeypatch.setattr(find, lambda name: name in installed or None)
+    note, table = "note: tokenizer: ", "fb374d419588a4632f3f557e76b4b70aebbca790"
+    for folder in (str(tmp_path), ""):
+        ran = run("doctor", "llm", "--strict", TIKTOKEN_CACHE_DIR=folder)
+        assert ran.exit_code == 0
+        assert "Without internet, run lightrag-download-cache" in ran.output
+    (tmp_path / table).touch()
+    assert note not in run("doctor", "llm", TIKTOKEN_CACHE_DIR=str(tmp_path)).output
+    installed.clear()
+    assert note not in run("doctor", "llm", TIKTOKEN_CACHE_DIR="").output
+    assert surroundings({}).tokenizer_folder is not None
+
+
 def test_a_setup_that_nobody_touched_has_no_finding() -> None:
     assert json.loads(run("doctor", "--json", "--strict").output) == {"findings": []}
 

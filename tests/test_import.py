@@ -33,6 +33,7 @@ LAYERS = [
         "_ledger",
         "_outcomes",
         "_threads",
+        "_tokenizer",
         "budget",
         "events",
         "journal",

@@ -37,11 +37,13 @@ class Surroundings:
         workers: Processes behind one address, as LightRAG, Gunicorn and uvicorn read it.
         graceful_timeout: Seconds from the signal until Gunicorn kills a worker.
         multiprocess_folder: Where prometheus_client adds up the metrics of processes, or "".
+        tokenizer_folder: Where tiktoken keeps what it has downloaded; None where it keeps nothing.
     """
 
     workers: int = 1
     graceful_timeout: float = _GRACEFUL
     multiprocess_folder: str = ""
+    tokenizer_folder: Path | None = None
 
 
 def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
@@ -54,7 +56,16 @@ def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
         workers=next((count for count in workers if count is not None), 1),
         graceful_timeout=float(graceful[-1]) if graceful else _GRACEFUL,
         multiprocess_folder=source.get(_FOLDER, ""),
+        tokenizer_folder=_tokenizer_folder(source),
     )
+
+
+def _tokenizer_folder(source: Mapping[str, str]) -> Path | None:
+    named = (source.get(name) for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"))
+    folder = next((each for each in named if each is not None), None)
+    if folder is None:
+        return Path(tempfile.gettempdir()) / "data-gym-cache"
+    return Path(folder) if folder else None
 
 
 def take_from(file: Path) -> None:

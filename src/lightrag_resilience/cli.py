@@ -24,7 +24,7 @@ from ._surroundings import take_from
 from ._terminal import Exit, console, fail, settings_or_exit, tell, write_what_can_be_shown
 from ._version import __version__
 from ._words import counted, printable
-from .errors import SettingsError
+from .errors import ResilienceError, SettingsError
 from .journal import Journal
 from .operate import COMMANDS
 
@@ -141,7 +141,7 @@ def serve(
         run(context.args, gunicorn=gunicorn)
     except ModuleNotFoundError as error:  # also one that LightRAG's server imports
         fail(f"The server needs {error.name}: {install('server')}")
-    except SettingsError as error:
+    except ResilienceError as error:
         fail(str(error))
 
 

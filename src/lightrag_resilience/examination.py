@@ -18,6 +18,7 @@ from ._diagnosis_process import examine_process
 from ._steering import REDIS_FAILURES, cluster_of
 from ._surroundings import surroundings
 from ._terminal import Exit, console, fail, settings_or_exit, tell
+from ._tokenizer import PRELOAD, is_missing_from
 from ._variables import PLAIN, PREFIX
 from ._words import printable
 from .policy import FAMILIES, PARTS, Policy
@@ -28,6 +29,7 @@ from .shared.trouble import what_is_wrong
 
 __all__ = ["COMMANDS"]
 
+_DOWNLOADS = "LightRAG will download its tokenizer's table at its next start, as it is not here."
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 _Names = Annotated[list[str] | None, typer.Argument(help="Dependencies, such as llm.openai.")]
 
@@ -52,7 +54,8 @@ def doctor(
     found = [
         finding for name in chosen for finding in examine(name, settings.policy_for(name), timeouts)
     ]
-    found += examine_process(settings, surroundings())
+    around = surroundings()
+    found += examine_process(settings, around)
     for module in code or ():
         found += _look_at_code(module)
     is_away = False
@@ -74,6 +77,8 @@ def doctor(
                 highlight=False,
                 soft_wrap=True,
             )
+        if is_missing_from(around.tokenizer_folder):  # no trouble where there is internet
+            page.print(f"note: tokenizer: {_DOWNLOADS} {PRELOAD}.", soft_wrap=True, highlight=False)
     raise typer.Exit(Exit.NO_REDIS if is_away else _verdict(found, strict=strict))
 
 

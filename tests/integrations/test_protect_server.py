@@ -15,13 +15,14 @@ import pytest
 pytest.importorskip("lightrag")
 
 from lightrag.base import StoragesStatus
+from lightrag.utils import EmbeddingFunc
 
-from lightrag_resilience import Guards, SettingsError, unprotect
+from lightrag_resilience import Guards, ResilienceError, SettingsError, unprotect
 from lightrag_resilience.integrations import gunicorn as hooks
 from lightrag_resilience.integrations.asgi import Draining
 from lightrag_resilience.integrations.lightrag import _serving as serving
 from lightrag_resilience.integrations.lightrag import _worker as worker_module
-from lightrag_resilience.integrations.lightrag import is_protected
+from lightrag_resilience.integrations.lightrag import is_protected, protect
 from lightrag_resilience.integrations.lightrag import server as module
 from lightrag_resilience.integrations.lightrag._ingest import heard_when_stored
 from lightrag_resilience.integrations.lightrag._requests import HonestRequests
@@ -126,6 +127,87 @@ def test_serving_hands_lightrags_options_on(
     assert (starter if gunicorn else server).ran == [[name, "--port", "1"]]
     assert server.LightRAG is not Rag
     assert hasattr(config, "worker_class") == gunicorn
+
+
+def test_a_table_that_cannot_be_downloaded_is_named_in_one_sentence() -> None:
+    download: dict[str, Any] = {"__name__": "tiktoken.load"}
+    exec("def read_file():\n    raise ConnectionError('no route')", download)  # noqa: S102
+
+    class Offline(Rag):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            try:
+                download["read_file"]()
+            except ConnectionError as error:
+                raise RuntimeError from error
+
+    class Broken(Rag):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            raise RuntimeError
+
+    server = made_up()
+    server.LightRAG = Offline
+    module.protect_server(server)
+    with pytest.raises(ResilienceError, match=r"run lightrag-download-cache .* TIKTOKEN_CACHE_DIR"):
+        server.LightRAG()
+    server.LightRAG = Broken
+    module.protect_server(server)
+    with pytest.raises(RuntimeError):
+        server.LightRAG()
+
+
+def test_providers_are_named_after_the_servers_bindings() -> None:
+    async def embed() -> None: ...
+
+    async def rerank() -> None: ...
+
+    options = SimpleNamespace(embedding_binding="ollama", rerank_binding="jina")
+    functions = {"embedding_func": SimpleNamespace(func=embed), "rerank_model_func": rerank}
+    server = made_up()
+
+    def create_app(options: Any) -> App:
+        del options
+        server.LightRAG(**functions)
+        return App()
+
+    server.create_app = create_app
+    take_back = module.protect_server(server)
+    server.create_app(options)
+    take_back()
+    assert vars(embed)["__resilience_provider__"] == "ollama"
+    assert vars(rerank)["__resilience_provider__"] == "jina"
+
+
+@pytest.mark.parametrize(
+    ("module_name", "function", "name"),
+    [
+        ("lightrag.llm.openai", "openai_embed", "embedding.openai"),
+        ("lightrag.llm.openai", "azure_openai_embed", "embedding.azure_openai"),
+        ("lightrag.llm.ollama", "ollama_embed", "embedding.ollama"),
+        ("lightrag.rerank", "cohere_rerank", "rerank.cohere"),
+        ("lightrag.rerank", "ali_rerank", "rerank.aliyun"),
+        ("lightrag.rerank", "generic_rerank_api", "rerank"),
+        ("my_application", "openai_embed", "embedding"),
+    ],
+)
+async def test_protect_names_guards_after_the_same_bindings(
+    module_name: str, function: str, name: str
+) -> None:
+    family = name.partition(".")[0]
+    provider = Provider()
+
+    async def called(*args: Any, **kwargs: Any) -> Any: ...
+
+    called.__module__, called.__name__ = module_name, function
+    changes: dict[str, Any] = {"rerank_model_func": called}
+    if family == "embedding":
+        changes = {"embedding_func": EmbeddingFunc(embedding_dim=8, func=called)}
+    registry = Guards(settings=load_settings({}))
+    async with lightrag_on(provider, **changes) as rag:
+        await protect(rag, registry=registry)
+        assert name in [guard.name for guard in registry]
+        await unprotect(rag)
 
 
 async def test_a_coordinator_flushes_the_storages_of_an_instance_at_its_end() -> None:

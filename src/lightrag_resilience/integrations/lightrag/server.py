@@ -16,7 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from lightrag_resilience._tokenizer import PRELOAD, was_not_downloaded
 from lightrag_resilience._version import __version__
+from lightrag_resilience.errors import ResilienceError
 from lightrag_resilience.integrations.asgi import Draining
 from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.registry import guards
@@ -34,6 +36,8 @@ __all__ = ["protect_on_start", "protect_server", "serve"]
 
 _log = logging.getLogger("lightrag_resilience")
 
+_NO_TABLE = f"LightRAG's tokenizer needs a table that could not be downloaded. {PRELOAD}"
+
 
 def serve(arguments: Sequence[str], *, gunicorn: bool = False) -> None:
     """Run LightRAG's server until it is told to stop.
@@ -44,6 +48,7 @@ def serve(arguments: Sequence[str], *, gunicorn: bool = False) -> None:
 
     Raises:
         SettingsError: A ``RESILIENCE_*`` variable is wrong, also one in ``.env``.
+        ResilienceError: The table of LightRAG's tokenizer is not there and cannot be downloaded.
     """
     sys.argv = ["lightrag-gunicorn" if gunicorn else "lightrag-server", *arguments]
     server = importlib.import_module("lightrag.api.lightrag_server")  # it reads .env
@@ -76,7 +81,12 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
     def make(*args: Any, **kwargs: Any) -> Any:
         for each in options:
             _name_providers(each, kwargs)
-        rag = original[0](*args, **kwargs)
+        try:
+            rag = original[0](*args, **kwargs)
+        except Exception as error:
+            if was_not_downloaded(error):
+                raise ResilienceError(_NO_TABLE) from error
+            raise
         protect_on_start(rag, then=_tell_start)
         return rag
 
