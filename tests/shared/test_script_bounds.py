@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import BreakerPolicy, LimitPolicy, State
+from lightrag_resilience.shared import scripts
 from lightrag_resilience.shared.booking import Demand
 from lightrag_resilience.shared.client import make_client
 from lightrag_resilience.shared.store import Store, Subject
@@ -98,16 +99,25 @@ def test_what_a_breaker_keeps_expires(server: RedisServer) -> None:
     async def steps(store: Store, it: Subject) -> None:
         await store.report(it, Report(1, calls=1))
         await about(store, it.state, KEPT)
-        await about(store, it.window, 80_000)
+        await about(store, it.window, KEPT)
         await store.client.persist(it.state)
         await store.client.persist(it.window)
         await store.report(it, Report(2, calls=1))  # it is in use
         await about(store, it.state, KEPT)
-        await about(store, it.window, 80_000)
+        await about(store, it.window, KEPT)
         await store.steer(it, State.HALF_OPEN, "by hand")
         await about(store, it.state, KEPT)
         await store.admit(it, "a probe")
         await about(store, it.window, 180_000)
+
+    on(server, steps)
+
+
+def test_a_long_window_is_kept_twice_as_long(server: RedisServer) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        it.policy = subject(BreakerPolicy(window_seconds=400.0)).policy
+        await store.report(it, Report(1, calls=1))
+        await about(store, it.window, 800_000)
 
     on(server, steps)
 
@@ -165,6 +175,23 @@ def test_leases_that_lapsed_are_taken_away(server: RedisServer) -> None:
         store.now_ms = str(NOW + 90_000)
         await store.admit(it, "second")
         assert await store.client.hkeys(it.window) == [b"psecond"]
+
+    on(server, steps)
+
+
+def test_leases_of_work_end_and_are_taken_away(server: RedisServer) -> None:
+    async def steps(store: Store, _: Subject) -> None:
+        async def ask(worker: str, held: int) -> int:
+            return int(await store.client.eval(scripts.source("lease"), 1, "t:work", worker, held))
+
+        far = int((await store.client.time())[0]) * 1000 + DAY
+        await store.client.hset("t:work", mapping={"ended": 1, "never": far, "odd": "text"})
+        assert await ask("one", 30_000) == 0
+        assert await store.client.hkeys("t:work") == [b"one"]
+        await about(store, "t:work", 60_000)
+        assert 0 < await ask("two", 30_000) <= 30_000
+        assert await ask("one", 0) == 0
+        assert await store.client.hkeys("t:work") == []
 
     on(server, steps)
 
