@@ -19,11 +19,13 @@ from lightrag_resilience import (
     Guard,
     Priority,
     QueueFullError,
+    ResilienceError,
     State,
     priority,
 )
 from lightrag_resilience.breakers import Admission, Breaker
 from lightrag_resilience.concurrency import Occupancy, Places
+from lightrag_resilience.failures import Failure, FailureKind
 from lightrag_resilience.testing import VirtualTimeLoop
 from support.guards import Scripted, guard_on_loop, now, patient
 
@@ -210,6 +212,44 @@ async def test_a_limit_that_grows_lets_in_those_who_wait() -> None:
         made.learn(now(), 0.1, is_overloaded=False)
     assert made.occupancy == Occupancy(limit=7, in_use=7, waiting=1)
     assert await asyncio.gather(*calls) == [0] * 5 + [1.0] * 2 + [10.0]
+
+
+class Failed(Exception):  # noqa: N818 - in a test's words
+    def __init__(self, kind: FailureKind) -> None:
+        super().__init__(kind)
+        self.__resilience_failure__ = Failure(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [
+        (FailureKind.THROTTLED, 4),
+        (FailureKind.UNKNOWN_OUTCOME, 4),
+        (FailureKind.TRANSIENT, 5),
+        (FailureKind.FATAL, 5),
+    ],
+)
+async def test_429s_and_timeouts_lower_the_limit_of_calls_at_once(
+    kind: FailureKind, limit: int
+) -> None:
+    policy = ConcurrencyPolicy(max_concurrent=10, adaptive=True, min_concurrent=1)
+    guard = guard_on_loop(concurrency=policy)
+
+    async def ask() -> None:
+        await asyncio.sleep(1.0)
+        raise Failed(kind)
+
+    with pytest.raises(Failed):
+        await guard.call(ask)
+    assert guard.occupancy.limit == limit
+
+
+async def test_a_time_that_ran_out_lowers_it_too() -> None:
+    policy = ConcurrencyPolicy(max_concurrent=10, adaptive=True, min_concurrent=1)
+    guard = guard_on_loop(concurrency=policy, attempt_timeout=1.0)
+    with pytest.raises(ResilienceError):
+        await guard.call(Scripted(60.0))
+    assert guard.occupancy.limit == 4
 
 
 class Room(RuleBasedStateMachine):

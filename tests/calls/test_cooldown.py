@@ -310,3 +310,62 @@ async def test_who_went_before_the_last_429_does_not_end_what_that_asked_for() -
     third = Scripted("answer")
     await guard.call(third)
     assert third.at[0] >= second.at[0] + 20.0
+
+
+async def test_a_wait_of_less_than_a_second_is_kept_too() -> None:
+    guard = guard_on_loop()
+    await throttle(guard, 0.25)
+    function = Scripted("fine")
+    await guard.call(function)
+    assert 0.25 <= function.at[0] <= 0.275
+
+
+async def test_a_second_429_prolongs_the_wait_and_a_shorter_one_does_not_shorten_it() -> None:
+    guard = guard_on_loop()
+    later, sooner = (asyncio.create_task(throttle_at(guard, *each)) for each in ((1, 20), (2, 3)))
+    await asyncio.sleep(0)
+    await throttle(guard, 5.0)
+    function = Scripted("fine")
+    await asyncio.gather(guard.call(function), later, sooner)
+    assert 21.0 <= function.at[0] <= 21.5
+
+
+async def throttle_at(guard: Guard, at: float, seconds: float) -> None:
+    """Under way by now, and throttled then."""
+
+    async def ask() -> None:
+        await asyncio.sleep(at)
+        raise Throttled(seconds)
+
+    with pytest.raises(Throttled):
+        await guard.call(ask)
+
+
+@pytest.mark.parametrize(("seconds", "spread"), [(0.2, 0.02), (3.0, 0.3), (20.0, 0.5)])
+async def test_workers_do_not_all_go_at_once(seconds: float, spread: float) -> None:
+    guards = [guard_on_loop() for _ in range(50)]
+    await asyncio.gather(*(throttle(guard, seconds) for guard in guards))
+    functions = [Scripted("fine") for _ in guards]
+    calls = zip(guards, functions, strict=True)
+    await asyncio.gather(*(guard.call(function) for guard, function in calls))
+    went = sorted(function.at[0] - seconds for function in functions)
+    assert went[0] >= 0
+    assert went[-1] <= spread
+    assert went[-1] - went[0] > spread / 2  # of 50 that are spread evenly
+
+
+@pytest.mark.parametrize("place", ["before its turn", "between its turn and its permit"])
+async def test_a_call_that_got_through_one_wait_waits_for_a_429_of_meanwhile(place: str) -> None:
+    guard = guard_on_loop(
+        concurrency=ConcurrencyPolicy(max_concurrent=1),
+        limit=LimitPolicy(rpm=600.0, burst=1, max_wait=600.0),
+    )
+    holder = asyncio.create_task(guard.call(Scripted(2.0)))
+    await asyncio.sleep(0.05 if place == "before its turn" else 0.5)
+    function = Scripted("fine")
+    waiting = asyncio.create_task(guard.call(function))
+    await asyncio.sleep(1.0)
+    guard.cool_down(30.0)
+    async with asyncio.timeout(100):
+        await asyncio.gather(holder, waiting)
+    assert 31.0 <= function.at[0] <= 33.0

@@ -133,6 +133,21 @@ async def test_a_wait_in_line_ends_at_once(limit: str) -> None:
     assert guard.occupancy.waiting == 0
 
 
+async def test_a_forked_child_ends_no_wait_of_its_parent() -> None:
+    gate = registry().gate
+
+    async def wait() -> str:
+        async with gate.interruptible("llm"):
+            return await work(5.0)
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(1.0)
+    gate._pid -= 1  # as in a child, which has its parent's memory
+    gate.adopt()
+    gate.close()
+    assert await waiting == "done"
+
+
 async def test_patience_ends_at_once() -> None:
     guards = registry()
     guard = guards.get("llm")
