@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from lightrag_resilience import _surroundings
+from lightrag_resilience import __main__, _surroundings, cli
 from lightrag_resilience.cli import app
 
 ATTEMPTS = "RESILIENCE_LLM__RETRY__ATTEMPTS"
@@ -235,3 +235,42 @@ def test_a_server_whose_variables_cannot_be_read_says_so(
     assert os.environ["A_NAME_OF_A_TEST"] == "1"
     assert len(served) == 1
     monkeypatch.undo()
+
+
+# ---------------------------------------------------------------------- names and places
+
+
+@pytest.mark.parametrize("command", [["config"], ["doctor"], ["open", "--new"]])
+@pytest.mark.parametrize("name", ["", "lllm.x", "x" * 5000, "llm.\n"])
+def test_a_name_that_no_dependency_can_have_is_told(command: list[str], name: str) -> None:
+    ran = run(*command, name, REDIS_URL="redis://127.0.0.1:1")
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("The dependency's name")
+
+
+def test_the_doctor_says_that_a_journal_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path, said in (
+        (tmp_path, "is no regular file"),
+        (tmp_path / "file" / "journal", "cannot be written"),
+    ):
+        ran = run("doctor", "llm", SHUTDOWN_JOURNAL=str(path))
+        assert (ran.exit_code, said in ran.output) == (1, True)
+    for path in (tmp_path / "file", tmp_path / "new" / "journal"):
+        assert run("doctor", "llm", SHUTDOWN_JOURNAL=str(path)).exit_code == 0
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_terminal_of_no_columns_is_one_of_eighty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert "attempts" in CliRunner().invoke(app, ["config", "llm"]).output
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130

@@ -1,6 +1,21 @@
-"""``python -m lightrag_resilience`` is the ``lightrag-resilience`` command."""
+"""The ``lightrag-resilience`` command, also as ``python -m lightrag_resilience``."""
 
-from .cli import main
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run it; Ctrl-C ends it without a traceback, also while it is still being imported."""
+    try:
+        from .cli import main as run  # noqa: PLC0415 - it takes a while
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

@@ -9,16 +9,26 @@ import io
 import os
 import sys
 import unicodedata
+from collections.abc import Iterable
 from typing import NoReturn
 
 import typer
 from rich.console import Console
 
+from ._names import check_name
 from ._words import printable
-from .errors import SettingsError
+from .errors import PolicyError, SettingsError
 from .settings import Settings, load_settings
 
-__all__ = ["Exit", "console", "fail", "settings_or_exit", "tell", "write_what_can_be_shown"]
+__all__ = [
+    "Exit",
+    "check_names",
+    "console",
+    "fail",
+    "settings_or_exit",
+    "tell",
+    "write_what_can_be_shown",
+]
 
 
 class Exit(enum.IntEnum):
@@ -35,6 +45,9 @@ class Exit(enum.IntEnum):
     """The reader of the output is gone, such as ``head``; a shell says the same of SIGPIPE."""
 
 
+_WIDTH = 80  # columns of a terminal that has none
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> NoReturn:
         _end_unread()
@@ -42,7 +55,8 @@ class _Console(Console):
 
 def console() -> Console:
     """Where tables and sentences of a command go."""
-    return _Console()
+    made = _Console()
+    return made if made.width > 0 else _Console(width=_WIDTH)  # COLUMNS=0 says nothing
 
 
 def tell(text: str) -> None:
@@ -88,6 +102,15 @@ def fail(message: str, code: Exit = Exit.USAGE) -> NoReturn:
     """End with a message."""
     typer.echo(_lines(message), err=True)
     raise typer.Exit(code)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """End with what is wrong with the first name that no dependency can have."""
+    for name in names:
+        try:
+            check_name(name)
+        except PolicyError as error:
+            fail(str(error))
 
 
 def settings_or_exit() -> Settings:

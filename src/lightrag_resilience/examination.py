@@ -17,10 +17,11 @@ from ._diagnosis_code import CodeError, examine_code
 from ._diagnosis_process import examine_process
 from ._steering import REDIS_FAILURES, cluster_of
 from ._surroundings import surroundings
-from ._terminal import Exit, console, fail, settings_or_exit, tell
+from ._terminal import Exit, check_names, console, fail, settings_or_exit, tell
 from ._tokenizer import PRELOAD, is_missing_from
 from ._variables import PLAIN, PREFIX
 from ._words import printable
+from .journal import Journal
 from .policy import FAMILIES, PARTS, Policy
 from .settings import Settings, lightrag_timeouts
 from .shared.checkup import check_up
@@ -50,12 +51,15 @@ def doctor(
     """
     settings = settings_or_exit()
     chosen = names or list(FAMILIES)
+    check_names(chosen)
     timeouts = lightrag_timeouts()
     found = [
         finding for name in chosen for finding in examine(name, settings.policy_for(name), timeouts)
     ]
     around = surroundings()
     found += examine_process(settings, around)
+    if (journal := settings.shutdown_journal) and (problem := Journal(journal).problem()):
+        found.append(Finding(Level.ERROR, "shutdown", problem, "set SHUTDOWN_JOURNAL to a file"))
     for module in code or ():
         found += _look_at_code(module)
     is_away = False
@@ -149,6 +153,7 @@ class _Value:
 def config(names: _Names = None, *, as_json: _Json = False) -> None:
     """Print every value in force, and where it comes from: default, a variable, or Redis."""
     settings = settings_or_exit()
+    check_names(names or ())
     overrides, trouble = asyncio.run(_overrides(settings))
     effective, in_force, problems = settings.with_valid(overrides)
     if problems:

@@ -168,6 +168,17 @@ class Journal:
         """Whether anything was ever written; where nothing was given up there is no file."""
         return self.path.exists() or self._older.exists()
 
+    def problem(self) -> str:
+        """Why nothing could be written, as a sentence without its end; empty where it could."""
+        place = self.path
+        while not place.exists() and place != place.parent:
+            place = place.parent  # which is made when it is needed
+        if place == self.path and not place.is_file():
+            return f"the journal {self.path} is no regular file"
+        if (place != self.path and not place.is_dir()) or not os.access(place, os.W_OK):
+            return f"the journal {self.path} cannot be written: see {place}"
+        return ""
+
     @property
     def _older(self) -> Path:
         return self.path.with_name(f"{self.path.name}.1")

@@ -19,7 +19,7 @@ from rich.text import Text
 from ._circuit import State
 from ._pages import as_page
 from ._steering import REDIS_FAILURES, UnknownBreakerError, cluster_of, signed, steer_known
-from ._terminal import Exit, console, fail, settings_or_exit, tell
+from ._terminal import Exit, check_names, console, fail, settings_or_exit, tell
 from ._variables import DEFAULT, PREFIX, section_of
 from ._words import as_duration, as_words, counted, printable
 from .errors import SettingsError
@@ -267,6 +267,8 @@ def _steer(
     name: str, state: State, reason: str, *, new: bool, open_for: float | None = None
 ) -> None:
     settings = settings_or_exit()
+    if new:  # others are as some worker has reported them
+        check_names([name])
     why = _signed(reason)
     try:
         done = _with_cluster(
