@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -153,19 +153,17 @@ class Settings:
         Returns:
             The settings, the variables that hold there, and what is wrong with the others.
         """
-        right: dict[str, Section] = {}
-        holds: set[str] = set()
-        problems: list[str] = []
-        for name, value in sorted(variables.items()):
-            try:
-                right = _laid_over(right, _sections_of({name: value}, suggest=False))
-                holds.add(name)
-            except SettingsError as error:
-                problems += error.problems
+        right = {name.upper(): value for name, value in variables.items()}
+        told: list[str] = []
+        sections, problems = _judged(right, suggest=False)
+        while wrong := {name for name, _ in problems} & right.keys():
+            right = {name: value for name, value in right.items() if name not in wrong}
+            told += (problem for _, problem in problems)
+            sections, problems = _judged(right, suggest=False)
         try:
-            return self._laid_under(right), frozenset(holds), problems
+            return self._laid_under(sections), frozenset(right), told
         except SettingsError as error:
-            return self, frozenset(), [*problems, *error.problems]
+            return self, frozenset(), [*told, *error.problems]
 
     def _laid_under(self, sections: Mapping[str, Section]) -> Settings:
         changed = replace(self, sections=_laid_over(self.sections, sections))
@@ -267,28 +265,43 @@ def has_prometheus_folder(environ: Mapping[str, str] | None = None) -> bool:
     return bool(source.get("PROMETHEUS_MULTIPROC_DIR"))
 
 
-def _read(found: Mapping[str, str], *, suggest: bool = True) -> _Variables:
+def _read(found: Mapping[str, str]) -> _Variables:
     try:
         return _Variables(found)
     except ValidationError as error:
-        raise SettingsError(*sorted(set(_problems(error, found, suggest=suggest)))) from None
+        raise _as_one(_problems(error, found, suggest=True)) from None
 
 
-def _sections_of(variables: Mapping[str, str], *, suggest: bool = True) -> Mapping[str, Section]:
+def _sections_of(variables: Mapping[str, str]) -> Mapping[str, Section]:
     """What variables of policies set, while a process runs."""
     found = {name.upper(): value for name, value in variables.items()}
-    problems = [f"{name} is read at the start only" for name in found if name in _PLAIN_NAMES]
+    sections, problems = _judged(found, suggest=True)
+    if problems:
+        raise _as_one(problems)
+    return sections
+
+
+def _judged(
+    found: Mapping[str, str], *, suggest: bool
+) -> tuple[Mapping[str, Section], list[tuple[str, str]]]:
+    """What variables of policies set, or else some of them with what is wrong with each."""
+    problems = [(name, f"{name} is read at the start only") for name in found.keys() & _PLAIN_NAMES]
     problems += [
-        f"{printable(name, LONGEST_TEXT)} is not known: the names of variables begin with {PREFIX}"
+        (name, f"{shown} is not known: the names of variables begin with {PREFIX}")
         for name in found
         if not name.startswith(PREFIX)
+        for shown in [printable(name, LONGEST_TEXT)]
     ]
     if problems:
-        raise SettingsError(*sorted(problems))
-    sections: Mapping[str, Section] = _read(found, suggest=suggest).model_dump(exclude_unset=True)[
-        "sections"
-    ]
-    return sections
+        return {}, problems
+    try:
+        return _Variables(found).model_dump(exclude_unset=True)["sections"], []
+    except ValidationError as error:
+        return {}, list(_problems(error, found, suggest=suggest))
+
+
+def _as_one(problems: Iterable[tuple[str, str]]) -> SettingsError:
+    return SettingsError(*sorted({problem for _, problem in problems}))
 
 
 def _laid_over(below: Mapping[str, Section], above: Mapping[str, Section]) -> dict[str, Section]:
@@ -418,7 +431,10 @@ class _Environment(PydanticBaseSettingsSource):
 # ---------------------------------------------------------------------- errors for people
 
 
-def _problems(error: ValidationError, found: Mapping[str, str], *, suggest: bool) -> Iterator[str]:
+def _problems(
+    error: ValidationError, found: Mapping[str, str], *, suggest: bool
+) -> Iterator[tuple[str, str]]:
+    """Variables, and for each what is wrong with it."""
     suggestions = _MOST_SUGGESTIONS if suggest else 0
     for detail in error.errors():
         place = [str(step) for step in detail["loc"]]
@@ -430,14 +446,14 @@ def _problems(error: ValidationError, found: Mapping[str, str], *, suggest: bool
         if detail["type"] == "extra_forbidden":
             # An unknown part stands for all the variables below it.
             for unknown in [name] if name else _below(place, found):
-                yield _unknown(unknown, suggest=suggestions > 0)
+                yield unknown, _unknown(unknown, suggest=suggestions > 0)
                 suggestions -= 1
         elif name == _REDIS_URL:  # it may hold a password
-            yield f"{name} {problem_with_address(found[name])}"
+            yield name, f"{name} {problem_with_address(found[name])}"
         elif name == _STATUS_TOKEN:
-            yield f"{name} must be {_allowed(name, place)}"
+            yield name, f"{name} must be {_allowed(name, place)}"
         else:
-            yield f"{name} is {_shown(name, found)}, but must be {_allowed(name, place)}"
+            yield name, f"{name} is {_shown(name, found)}, but must be {_allowed(name, place)}"
 
 
 def _below(place: list[str], found: Mapping[str, str]) -> list[str]:
