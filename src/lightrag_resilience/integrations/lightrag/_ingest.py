@@ -1,7 +1,7 @@
 """LightRAG's ingest when the process is told to stop: documents under way end, no other begins.
 
 What does not end in time is cancelled, never failed: its documents stay as they are in the storage
-of their states, and the next start takes them up again.
+of their states, and the next start resumes them.
 """
 
 from __future__ import annotations
