@@ -379,7 +379,9 @@ async def test_no_failure_of_a_run_ends_the_watch(
 async def test_a_dependency_that_ingest_does_not_need_holds_nothing_up(name: str) -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.apipeline_enqueue_documents(TEXTS)
-        guards = registry()
+        guards = registry(
+            RESILIENCE_DEFAULT__BREAKER__OPEN_FOR="60", RESILIENCE_DEFAULT__BREAKER__OPEN_MAX="60"
+        )
         guards.get(name).breaker.open()
         await protect(rag, registry=guards)
         await until(processed(rag, len(TEXTS)))
@@ -423,6 +425,7 @@ async def test_documents_of_an_ingest_that_runs_are_not_resumed(
         guards = registry()
         runs = heard(guards)
         await protect(rag, registry=guards)
+        await asyncio.sleep(0.01)  # a server accepts no upload before
         ingest = asyncio.create_task(rag.ainsert(TEXTS))
         await asyncio.sleep(0.5)
         answered.set()

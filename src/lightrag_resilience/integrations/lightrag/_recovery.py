@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -68,6 +69,7 @@ class Recovery:
         self._stop_listening: Callable[[], None] = lambda: None
         self._rounds = 0
         self._is_refused = False
+        self._left_at_start = sys.maxsize  # documents; counted until the first run is over
         self._journal = registry.settings.shutdown_journal
 
     def begin(self) -> None:
@@ -111,19 +113,24 @@ class Recovery:
 
     async def _watch(self) -> None:
         """Run when it is wanted, until the process is told to stop: no failure ends this."""
-        again_in: float | None = None
+        step: Callable[[], Awaitable[float | None]] = self._count_at_start
         while True:
-            await self._until_wanted(again_in)
-            if self._registry.gate.is_closed:
-                return  # the next start does it
             try:
-                again_in = await self._round()
+                again_in = await step()
             except asyncio.CancelledError:  # also one of LightRAG's own, deep below
                 if (task := asyncio.current_task()) is None or task.cancelling():
                     raise
                 again_in = self._retry_after("cancelled")
             except Exception as error:  # noqa: BLE001 - whatever it is, the next run may do better
                 again_in = self._retry_after(type(error).__name__)
+            step = self._round
+            await self._until_wanted(again_in)
+            if self._registry.gate.is_closed:
+                return  # the next start does it
+
+    async def _count_at_start(self) -> None:
+        """Count what waits before the first upload: the previous run did not leave that one's."""
+        self._left_at_start = await self._waiting()
 
     async def _until_wanted(self, again_in: float | None) -> None:
         """Wait for so many seconds, or until a run is wanted and the pause before it is over."""
@@ -201,10 +208,11 @@ class Recovery:
         requeued = await self._requeue(planned if is_well else planned[:1])
         if requeued:
             _log.info("Trying %s again that failed", _counted(requeued))
-        left = max(await self._waiting() - requeued, 0)
+        left = min(max(await self._waiting() - requeued, 0), self._left_at_start)
         is_mine = bool(requeued or left) and await self._process(left)
         # Another process may do it, and be told to stop before their end.
         others = min(await self._waiting(), left)
+        self._left_at_start = sys.maxsize
         resumed = left - others if is_mine else 0
         if len(planned) > requeued or others:
             self._wanted.set()
