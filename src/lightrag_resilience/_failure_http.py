@@ -31,9 +31,10 @@ __all__ = [
     "words_of",
 ]
 
-_OWN = ("status_code", "status", "http_status", "http_status_code")
-_HELD_BY = ("response", "http_response", "raw_response", "resp", "meta")
-STATUS_NAMES = frozenset({*_OWN, *_HELD_BY, "code"})  # where `status_of` looks
+# Where SDKs keep a status, the usual places first: each that is missing costs a lookup.
+_USUAL, _RARE = ("status_code", "status"), ("http_status", "http_status_code")
+_HELD_BY = ("http_response", "raw_response", "resp", "meta")
+STATUS_NAMES = frozenset({*_USUAL, *_RARE, "response", *_HELD_BY, "code"})
 PASSING = frozenset(
     {408, 409, 425}
     | {424, 498, 499}  # of overloaded gateways and inference servers: TGI, Groq, nginx, vLLM
@@ -56,25 +57,29 @@ def status_of(exc: BaseException) -> int | None:
 
 
 def _first_number(exc: BaseException) -> int | None:
-    for name in _OWN:
-        status = getattr(exc, name, None)
-        if isinstance(status, int):
-            return status
-    for holder in _HELD_BY:
-        if (held := getattr(exc, holder, None)) is not None:
-            for name in ("status_code", "status"):
-                status = getattr(held, name, None)
-                if isinstance(status, int):
-                    return status
+    response = getattr(exc, "response", None)
+    for holder, names in ((exc, _USUAL), (response, _USUAL), (exc, _RARE)):
+        for name in names if holder is not None else ():
+            status = getattr(holder, name, None)
+            if isinstance(status, int):
+                return status
+    for held in (getattr(exc, holder, None) for holder in _HELD_BY):
+        for name in _USUAL if held is not None else ():
+            status = getattr(held, name, None)
+            if isinstance(status, int):
+                return status
     status = getattr(exc, "code", None)
     return status if isinstance(status, int) else None
 
 
 def _headers_of(exc: BaseException) -> Any:
-    holders = (getattr(exc, name, None) for name in _HELD_BY)
-    held = (getattr(holder, "headers", None) for holder in holders)
-    headers = next((headers for headers in held if headers is not None), None)
-    return getattr(exc, "headers", None) if headers is None else headers
+    headers = getattr(getattr(exc, "response", None), "headers", None)
+    if headers is None:
+        headers = getattr(exc, "headers", None)
+    if headers is not None:
+        return headers
+    held = (getattr(getattr(exc, name, None), "headers", None) for name in _HELD_BY)
+    return next((headers for headers in held if headers is not None), None)
 
 
 def may_tell_status(cls: type[BaseException]) -> bool:
