@@ -226,3 +226,40 @@ async def test_the_next_call_outside_retries_after_a_guarded_one(
     call = guarded(provider.complete, attempts=1)
     counts = [await provider.calls_of(one) for one in (call, provider.complete, call)]
     assert counts == [1, ATTEMPTS, 1]
+
+
+async def test_the_driver_of_opensearch_sends_once_inside_a_guarded_call() -> None:
+    """LightRAG lets it send each request four times, also a deletion that may have been done."""
+    opensearchpy = pytest.importorskip("opensearchpy")
+    requests: list[str] = []
+
+    base: Any = opensearchpy.AsyncHttpConnection
+
+    class Broken(base):  # type: ignore[misc]  # it has no types where it is not installed
+        async def perform_request(self, method: str, *args: Any, **kwargs: Any) -> Any:
+            requests.append(method)
+            raise opensearchpy.ConnectionTimeout("TIMEOUT", "m", TimeoutError())
+
+    async def sent(function: Any) -> int:
+        before = len(requests)
+        with pytest.raises(opensearchpy.ConnectionTimeout):
+            await function()
+        return len(requests) - before
+
+    client = opensearchpy.AsyncOpenSearch(
+        ["http://127.0.0.1:9"], connection_class=Broken, max_retries=3, retry_on_timeout=True
+    )
+
+    async def delete() -> None:
+        await client.delete(index="i", id="1")
+
+    guarded = Guards(settings=load_settings({})).get("storage.opensearch", Policy.storage())
+    extended = make_inner_retries_yield()
+    try:
+        assert await sent(lambda: guarded.call(delete)) == 1
+        assert await sent(delete) == 4
+    finally:
+        restore_inner_retries(extended)
+    assert await sent(delete) == 4
+    assert await sent(lambda: guarded.call(delete)) == 4
+    await client.close()

@@ -2,7 +2,8 @@
 
 A function decorated with tenacity carries its controller as ``.retry``. Its stop condition is
 extended: inside a guarded call it stops after one attempt, elsewhere it does what it always did.
-LightRAG's PostgreSQL client makes a loop for each call, and asks an attribute how often to try.
+LightRAG's PostgreSQL client makes a loop for each call, and asks an attribute how often to try; so
+does the driver of OpenSearch, which LightRAG lets send each request four times, deletions included.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from lightrag_resilience._call import owned_by_a_guard
 
 __all__ = ["make_inner_retries_yield", "restore_inner_retries"]
 
-_ATTEMPTS = "connection_retry_attempts"
-Yielding = tuple[list[Any], list[type]]
+_CLIENTS = (  # module, class, attribute, and its value inside a guarded call
+    ("lightrag.kg.postgres_impl", "PostgreSQLDB", "connection_retry_attempts", 1),
+    ("opensearchpy.transport", "Transport", "max_retries", 0),
+)
+_Client = tuple[type, str, int]
+Yielding = tuple[list[Any], list[_Client]]
 """The controllers and the clients that one user has extended."""
 
 _MODULES = ("lightrag.llm.", "lightrag.rerank", "lightrag.kg.")
@@ -40,14 +45,15 @@ class _Yielding(stop_base):
 class _YieldingAttempts:
     """In place of an attribute: one attempt where a guard owns the call, else what was set."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, once: int) -> None:
         self.name = name
+        self.once = once
         self.users = 0
 
     def __get__(self, instance: Any, _: Any = None) -> Any:
         if instance is None:
             return self
-        return 1 if owned_by_a_guard() else vars(instance)[self.name]
+        return self.once if owned_by_a_guard() else vars(instance)[self.name]
 
     def __set__(self, instance: Any, value: Any) -> None:
         vars(instance)[self.name] = value
@@ -64,10 +70,10 @@ def make_inner_retries_yield() -> Yielding:
         if not isinstance(controller.stop, _Yielding):
             controller.stop = _Yielding(controller.stop)
         controller.stop.users += 1
-    for client in clients:
-        if _ATTEMPTS not in vars(client):
-            setattr(client, _ATTEMPTS, _YieldingAttempts(_ATTEMPTS))
-        vars(client)[_ATTEMPTS].users += 1
+    for client, name, once in clients:
+        if name not in vars(client):
+            setattr(client, name, _YieldingAttempts(name, once))
+        vars(client)[name].users += 1
     return controllers, clients
 
 
@@ -83,18 +89,19 @@ def restore_inner_retries(extended: Yielding | None = None) -> None:
             stop.users -= 1
             if stop.users <= 0:
                 controller.stop = stop.original
-    for client in clients:
-        attempts = vars(client).get(_ATTEMPTS)
+    for client, name, _ in clients:
+        attempts = vars(client).get(name)
         if isinstance(attempts, _YieldingAttempts):
             attempts.users -= 1
             if attempts.users <= 0:
-                delattr(client, _ATTEMPTS)
+                delattr(client, name)
 
 
-def _clients() -> Iterator[type]:
-    client = getattr(sys.modules.get("lightrag.kg.postgres_impl"), "PostgreSQLDB", None)
-    if isinstance(client, type):
-        yield client
+def _clients() -> Iterator[_Client]:
+    for module, cls, name, once in _CLIENTS:
+        client = getattr(sys.modules.get(module), cls, None)
+        if isinstance(client, type):
+            yield client, name, once
 
 
 def _controllers() -> Iterator[Any]:
