@@ -100,15 +100,18 @@ def classify_as(
     is_error = isinstance(cls, type) and issubclass(cls, Exception) and cls is not Exception
     if not is_error:
         raise UnsupportedCallError(f"classify_as needs a subclass of Exception, not {shown(cls)}")
-    is_verdict = isinstance(verdict, _Verdict) or (
-        callable(verdict) and not isinstance(verdict, type) and not iscoroutinefunction(verdict)
-    )
-    if not is_verdict:
+    if not _is_verdict(verdict):
         raise UnsupportedCallError(
             f"classify_as needs a FailureKind, a Failure or a function for {cls.__name__}, "
             f"not {shown(verdict)}"
         )
     return _rules.register(cls, verdict)
+
+
+def _is_verdict(verdict: object) -> bool:
+    if isinstance(verdict, type) or iscoroutinefunction(verdict):
+        return False
+    return isinstance(verdict, _Verdict) or callable(verdict)
 
 
 # ---------------------------------------------------------------------- the judgement
