@@ -272,7 +272,7 @@ def test_warnings_are_trouble_only_where_asked_for() -> None:
     wrong = {"RESILIENCE_STORAGE__BREAKER__PROBE_LEASE": "1"}
     shown = run("doctor", "storage", **wrong)
     assert shown.exit_code == 0
-    assert "warning: storage: a probe loses its place after 1 s" in shown.output
+    assert "warning: storage: a probe loses its place after 5 s" in shown.output
     assert run("doctor", "storage", "--strict", **wrong).exit_code == 1
 
 

@@ -82,12 +82,15 @@ class Circuit:
         policy: When to open, and for how long.
         now: Monotonic seconds.
         counts_all: Whether somebody counts successes that change nothing here.
+        renewals: How often the lease of a probe is renewed while its call goes on. A call of this
+            process is known to go on, so that its place is kept for so long from the start.
     """
 
     __slots__ = (
         "_counts_all",
         "_entered",
         "_leases",
+        "_renewals",
         "generation",
         "is_content",
         "is_spotless",
@@ -106,8 +109,11 @@ class Circuit:
         "window",
     )
 
-    def __init__(self, policy: BreakerPolicy, now: float, *, counts_all: bool = False) -> None:
+    def __init__(
+        self, policy: BreakerPolicy, now: float, *, counts_all: bool = False, renewals: int = 0
+    ) -> None:
         self._counts_all = counts_all
+        self._renewals = renewals
         self.is_spotless = False
         """Whether one more quick success changes nothing."""
         self.is_content = False
@@ -145,7 +151,7 @@ class Circuit:
         if len(self._leases) + self.proven >= self.policy.probes:
             return None
         probe = Admission(self.generation)
-        self._leases[probe] = now + self.policy.lease
+        self.grant(probe, now, self.policy.lease)
         return probe
 
     def _drop_lapsed(self, now: float) -> None:
@@ -313,9 +319,18 @@ class Circuit:
         if state is State.OPEN:
             self.open_until = now + remaining
 
-    def grant(self, probe: Admission, until: float) -> None:
-        """Count a probe that was admitted elsewhere, until its lease lapses."""
-        self._leases[probe] = until
+    def grant(self, probe: Admission, now: float, lease: float) -> None:
+        """Count a probe, such as one that was admitted elsewhere, until its lease is over."""
+        self._leases[probe] = now + lease * (1 + self._renewals)
+
+    @property
+    def probes(self) -> list[Admission]:
+        """Probes under way."""
+        return list(self._leases)
+
+    def lose_probes(self) -> None:
+        """In a child process: their calls go on in the parent, and end there."""
+        self._leases.clear()
 
     def set_mode(self, mode: Mode, now: float, reason: str) -> None:
         """Force open, disable, only measure, or enforce again (from a closed circuit)."""

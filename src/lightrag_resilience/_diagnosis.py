@@ -121,11 +121,11 @@ def _breaker(policy: Policy) -> _Found:
     attempt, breaker = policy.timeout.attempt, policy.circuit
     if breaker.mode == "disabled":
         return
-    if attempt is not None and breaker.lease < attempt:
+    if attempt is not None and breaker.longest_probe < attempt:
         yield (
             Level.WARNING,
             (
-                f"a probe loses its place after {breaker.lease:g} s, before its "
+                f"a probe loses its place after {breaker.longest_probe:g} s, before its "
                 f"attempt is over "
                 f"({attempt:g} s), so that more probes go out than wanted"
             ),

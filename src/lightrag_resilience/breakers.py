@@ -22,7 +22,7 @@ from ._words import printable
 from .errors import CircuitOpenError, PolicyError, UnsupportedCallError
 from .events import Events, HealthChanged, StateChanged
 from .health import health_of
-from .policy import BreakerPolicy, Mode
+from .policy import RENEWALS, BreakerPolicy, Mode
 
 __all__ = ["Admission", "Breaker", "Snapshot", "State"]
 
@@ -67,7 +67,7 @@ class Breaker:
         lock: AbstractContextManager[object] | None = None,
     ) -> None:
         self.name = name
-        self.circuit = Circuit(policy, clock(), counts_all=self._counts_all)
+        self.circuit = Circuit(policy, clock(), counts_all=self._counts_all, renewals=RENEWALS)
         self._pybreaker: _PyBreaker | None = None
         self._clock = clock
         self._events = events or Events()
@@ -126,6 +126,7 @@ class Breaker:
         """In a child process: who held the lock, or told listeners, may be the parent's thread."""
         self._lock = lock
         self._is_telling = False
+        self.circuit.lose_probes()
 
     def begin(self) -> None:
         """Calls will come from a new event loop; nothing to prepare for."""

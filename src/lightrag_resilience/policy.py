@@ -17,6 +17,7 @@ from .errors import PolicyError, UnsupportedCallError
 
 __all__ = [
     "FAMILIES",
+    "RENEWALS",
     "BreakerPolicy",
     "ConcurrencyPolicy",
     "LimitPolicy",
@@ -38,6 +39,8 @@ Growth = Annotated[float, Ge(1), Le(10)]
 Mode = Literal["enforce", "metrics-only", "disabled", "forced-open"]
 Count = Annotated[int, Ge(1), Le(100_000)]
 
+RENEWALS = 4
+"""How often the lease of a probe whose call goes on is renewed."""
 _LEASE = 60.0  # seconds of a probe whose attempt has no end
 _MARGIN = 10.0  # seconds from the end of a probe's attempt, for its report to arrive
 
@@ -99,8 +102,9 @@ class BreakerPolicy(_Checked):
         open_growth: Factor for each further break with no recovery between.
         open_max: Longest break, in seconds; None is twice the first.
         probes: Calls let through half-open; all must succeed.
-        probe_lease: Seconds after which a probe that has not reported loses its place; None is 10
-            more than its attempt may take, and 60 where that has no end.
+        probe_lease: Seconds for which a probe keeps its place unless its lease is renewed, which it
+            is four times at the most while its call goes on; None is 10 more than its attempt may
+            take, and 60 where that has no end.
         quorum: Workers that must have seen failures before all open, where Redis is shared.
     """
 
@@ -137,6 +141,11 @@ class BreakerPolicy(_Checked):
     def longest_break(self) -> float:
         """Seconds: a recovery is seen so late at the most, and one probe costs little."""
         return 2.0 * self.open_for if self.open_max is None else self.open_max
+
+    @property
+    def longest_probe(self) -> float:
+        """Seconds after which a probe whose call goes on loses its place all the same."""
+        return self.lease * (1 + RENEWALS)
 
     @property
     def lease(self) -> float:

@@ -14,6 +14,7 @@ import pytest
 from lightrag_resilience import (
     AttemptTimeoutError,
     BreakerPolicy,
+    CircuitOpenError,
     ConcurrencyPolicy,
     Guard,
     Policy,
@@ -348,6 +349,30 @@ async def test_a_stream_is_a_probe_until_its_end() -> None:
     assert guard.breaker.snapshot().probes == 1
     await collected(stream)
     assert guard.breaker.state is State.CLOSED
+
+
+async def test_a_stream_that_outlasts_the_lease_of_a_probe_keeps_its_place_and_proves() -> None:
+    guard = guard_on_loop(breaker=BreakerPolicy(probe_lease=60.0))
+    guard.breaker.half_open()
+    stream = await guard.call(Source("one", 200.0, "two", 90.0, "three").words)
+    reading = asyncio.create_task(collected(stream))
+    await asyncio.sleep(199.0)
+    with pytest.raises(CircuitOpenError):
+        await guard.call(Source("other").words)
+    await reading
+    assert guard.breaker.state is State.CLOSED
+
+
+async def test_a_probe_that_never_ends_loses_its_place_in_the_end() -> None:
+    guard = guard_on_loop(breaker=BreakerPolicy(probe_lease=60.0))
+    guard.breaker.half_open()
+    stream = await guard.call(Source("one", 1e6).words)
+    reading = asyncio.create_task(collected(stream))
+    await asyncio.sleep(301.0)
+    assert await collected(await guard.call(Source("other").words)) == ["other"]
+    assert guard.breaker.state is State.CLOSED
+    reading.cancel()
+    await asyncio.wait({reading})
 
 
 async def test_the_source_runs_inside_its_call_and_the_reader_does_not() -> None:

@@ -103,3 +103,18 @@ def test_a_worker_that_ends_in_order_gives_back_the_place_it_did_not_use(
         two[0].ask("close")
         two[1].ask("go_on", callers=1, pause=0.01)
         assert two[1].ask("until", state="closed")["at"]
+
+
+def test_a_probe_that_outlasts_its_lease_keeps_its_place_and_closes_the_circuit(
+    server: RedisServer,
+) -> None:
+    with workers(server.url, number=2, PROBE_LEASE="1") as two:
+        ready(two)
+        two[0].ask("behave", fails=0, takes=3)
+        open_for(0.1, two)
+        two[0].ask("go_on", callers=1, pause=0.01)
+        wait_for_probe(two)
+        two[1].ask("go_on", callers=3, pause=0.01)
+        assert two[1].ask("until", state="closed")["at"]
+        assert two[1].ask("halt")["probes"] == 0
+        assert two[0].ask("look")["reason"] == "after its probes succeeded"

@@ -429,3 +429,35 @@ def test_reasons_name_the_last_failure_and_keep_it_through_probes(server: RedisS
         f"{probing} HTTP 401 (Odd)",
         "after its probes succeeded",
     ]
+
+
+def test_a_probe_that_goes_on_keeps_its_place_and_one_whose_place_was_given_away_does_not(
+    server: RedisServer,
+) -> None:
+    policy = BreakerPolicy(probe_lease=5.0)
+
+    async def run() -> None:
+        client: Any = make_client(server.url)
+        try:
+            subject = Subject("lr:", "llm", policy_as_json(policy))
+
+            def at(seconds: float) -> Store:
+                return Store(client, "one", str(round(1000 * (1e6 + seconds))))
+
+            await at(0).steer(subject, State.HALF_OPEN, "by hand")
+            assert (await at(0).admit(subject, "first")).extra == 5000
+            await at(4).renew(subject, "first")
+            assert (await at(8).admit(subject, "second")).extra == -1  # it keeps its place
+            assert (await at(8).describe(subject)).probes == 1
+            assert (await at(9).admit(subject, "second")).extra == 5000  # it was renewed no more
+            await at(9).renew(subject, "first")
+            await at(9).renew(subject, "never admitted")
+            assert (await at(9).describe(subject)).probes == 1
+            done = await at(10).report(subject, Report(1, verdicts=(("second", "ok"),)))
+            assert done.now.state is State.CLOSED
+            await at(11).renew(subject, "second")
+            assert (await at(11).describe(subject)).probes == 0
+        finally:
+            await client.aclose()
+
+    asyncio.run(run())

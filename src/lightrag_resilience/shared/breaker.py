@@ -170,7 +170,7 @@ class SharedBreaker(Breaker):
         if until <= now:
             return None
         probe = _Probe(circuit.generation, token)
-        circuit.grant(probe, until)
+        circuit.grant(probe, now, until - now)
         return probe
 
     def _begin_to_ask(self) -> bool:
@@ -413,6 +413,14 @@ class SharedBreaker(Breaker):
             if is_unused:
                 self._lease = None
             return is_unused
+
+    def keeps(self, token: str) -> bool:
+        """Whether the call of a granted place goes on, or is yet to come."""
+        with self._lock:
+            if self._lease is not None and self._lease[0] == token:
+                return True
+            probes = self.circuit.probes
+            return any(isinstance(probe, _Probe) and probe.token == token for probe in probes)
 
     def break_to_plant(self) -> Break | None:
         """What to plant in a Redis that lost its state, or did not hear of this break."""

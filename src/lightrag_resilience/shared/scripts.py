@@ -8,7 +8,7 @@ from importlib import resources
 
 __all__ = ["NAMES", "digest", "source"]
 
-_OF_BREAKERS = ("report", "admit", "release", "snapshot", "steer", "describe")
+_OF_BREAKERS = ("report", "admit", "release", "renew", "snapshot", "steer", "describe")
 NAMES = (*_OF_BREAKERS, "lease", "limit", "present")
 
 

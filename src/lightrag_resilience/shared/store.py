@@ -110,6 +110,10 @@ class Store:
         """Give a probe's place back."""
         await self._run("release", subject, (token,))
 
+    async def renew(self, subject: Subject, token: str) -> None:
+        """Keep a probe's place, whose call goes on."""
+        await self._run("renew", subject, (token,))
+
     async def snapshot(self, subject: Subject) -> Reply:
         """Look."""
         return Reply.parse(await self._run("snapshot", subject, ()))

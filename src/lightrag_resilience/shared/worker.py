@@ -23,6 +23,7 @@ from redis.exceptions import ClusterError, RedisError
 
 from lightrag_resilience._circuit import State
 from lightrag_resilience._within import end, within
+from lightrag_resilience.policy import RENEWALS
 
 from .breaker import SharedBreaker, When
 from .client import lost_connections, make_client, subscriptions
@@ -42,6 +43,7 @@ _LOOK_AGAIN = 0.25  # seconds, while Redis is away
 _AT_A_LOOK = 256  # breakers
 _SHOWN = 10.0  # seconds for which a worker is seen without showing itself again
 _SHOW_EVERY = 3  # looks
+_RENEWALS_A_LEASE = 3
 _UNUSED = 1.0  # seconds after which a probe's place that nobody took is given back
 _FAREWELL = 0.5  # seconds for the last reports, and as many to close connections
 _LONGEST_END = 5.0  # seconds for which another thread waits for the end of this one
@@ -238,6 +240,19 @@ class Worker:
         if granted:
             self._unused[token] = breaker
             self.loop.call_later(_UNUSED, self._give_back_unused, token)
+            every = reply.extra / 1000.0 / _RENEWALS_A_LEASE
+            self._renew_later(breaker, token, every, RENEWALS * _RENEWALS_A_LEASE)
+
+    def _renew_later(self, breaker: SharedBreaker, token: str, every: float, times: int) -> None:
+        """Keep a probe's place while its call goes on; that of a process that died lapses."""
+
+        def renew() -> None:
+            if breaker.keeps(token):
+                self._spawn(self._store.renew(breaker.subject, token))
+                self._renew_later(breaker, token, every, times - 1)
+
+        if times > 0:
+            self.loop.call_later(every, renew)
 
     def _give_back_unused(self, token: str) -> None:
         breaker = self._unused.pop(token, None)
