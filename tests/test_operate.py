@@ -210,8 +210,8 @@ def test_without_redis_each_process_is_alone_and_the_command_ends_with_3(
     assert done.exit_code == 3
     assert done.stdout == ""
     assert done.stderr == (
-        "Redis cannot be used (the user or the password is refused), so each process has breakers "
-        "of its own until it can\n"
+        f"Redis cannot be used (the user or the password is refused, at 127.0.0.1:{closed.port}), "
+        "so each process has breakers of its own until it can\n"
     )
 
 

@@ -11,11 +11,20 @@ from ._circuit import State
 from ._words import printable
 from .policy import BreakerPolicy
 from .settings import Settings
+from .shared.address import places_in
 from .shared.client import make_client
 from .shared.overview import Cluster
+from .shared.trouble import what_is_wrong
 from .shared.wire import Description, WireError
 
-__all__ = ["REDIS_FAILURES", "UnknownBreakerError", "cluster_of", "signed", "steer_known"]
+__all__ = [
+    "REDIS_FAILURES",
+    "UnknownBreakerError",
+    "cluster_of",
+    "signed",
+    "steer_known",
+    "trouble_with_redis",
+]
 
 REDIS_FAILURES = (RedisError, OSError, WireError)
 """What talking to Redis may raise."""
@@ -29,6 +38,12 @@ class UnknownBreakerError(LookupError):
         super().__init__(name)
         self.name = name
         self.known = known
+
+
+def trouble_with_redis(settings: Settings, error: BaseException) -> str:
+    """What is wrong with the Redis of the settings, and where that is, as a clause for people."""
+    address = settings.redis_url
+    return what_is_wrong(error, "" if address is None else places_in(address.get_secret_value()))
 
 
 @contextlib.asynccontextmanager

@@ -15,7 +15,7 @@ from rich.table import Table
 from ._diagnosis import Finding, Level, examine
 from ._diagnosis_code import CodeError, examine_code
 from ._diagnosis_process import examine_process
-from ._steering import REDIS_FAILURES, cluster_of
+from ._steering import REDIS_FAILURES, cluster_of, trouble_with_redis
 from ._surroundings import surroundings
 from ._terminal import Exit, check_names, console, fail, settings_or_exit, tell
 from ._tokenizer import PRELOAD, is_missing_from
@@ -26,7 +26,6 @@ from .policy import FAMILIES, PARTS, Policy
 from .settings import Settings, lightrag_timeouts
 from .shared.checkup import check_up
 from .shared.client import make_client
-from .shared.trouble import what_is_wrong
 
 __all__ = ["COMMANDS"]
 
@@ -104,7 +103,7 @@ async def _look_at_redis(settings: Settings) -> tuple[list[Finding], bool]:
     try:
         remarks = await check_up(client, settings.redis_prefix)
     except REDIS_FAILURES as error:
-        problem = f"it cannot be used: {what_is_wrong(error)}"
+        problem = f"it cannot be used: {trouble_with_redis(settings, error)}"
         advice = "check RESILIENCE_REDIS_URL; until then each process has breakers of its own"
         return [Finding(Level.ERROR, "redis", problem, advice)], True
     finally:
@@ -208,7 +207,8 @@ async def _overrides(settings: Settings) -> tuple[dict[str, str], str]:
             known = await cluster.overrides()
         return {name: override.value for name, override in known.valid.items()}, ""
     except REDIS_FAILURES as error:
-        return {}, f"Redis cannot be used, so its overrides are not known: {what_is_wrong(error)}"
+        trouble = trouble_with_redis(settings, error)
+        return {}, f"Redis cannot be used, so its overrides are not known: {trouble}"
 
 
 COMMANDS = {"doctor": doctor, "config": config}

@@ -18,7 +18,14 @@ from rich.text import Text
 
 from ._circuit import State
 from ._pages import as_page
-from ._steering import REDIS_FAILURES, UnknownBreakerError, cluster_of, signed, steer_known
+from ._steering import (
+    REDIS_FAILURES,
+    UnknownBreakerError,
+    cluster_of,
+    signed,
+    steer_known,
+    trouble_with_redis,
+)
 from ._terminal import Exit, check_names, console, fail, settings_or_exit, tell
 from ._variables import DEFAULT, PREFIX, section_of
 from ._words import as_duration, as_words, counted, printable
@@ -27,7 +34,6 @@ from .policy import FAMILIES
 from .settings import Settings
 from .shared.client import needed_rights
 from .shared.overview import Cluster, as_data
-from .shared.trouble import what_is_wrong
 from .shared.wire import Override
 
 __all__ = ["COMMANDS"]
@@ -250,9 +256,10 @@ def _with_cluster(settings: Settings, work: Callable[[Cluster], Awaitable[R]]) -
     try:
         return asyncio.run(_connected(settings, work))
     except REDIS_FAILURES as error:
+        trouble = trouble_with_redis(settings, error)
         fail(
-            f"Redis cannot be used ({what_is_wrong(error)}), so each process has breakers of its "
-            "own until it can",
+            f"Redis cannot be used ({trouble}), so each process has breakers of its own until it "
+            "can",
             Exit.NO_REDIS,
         )
 
@@ -297,5 +304,6 @@ def _page_or_trouble(settings: Settings) -> Group:
     try:
         return as_page(asyncio.run(_connected(settings, lambda cluster: cluster.look())))
     except REDIS_FAILURES as error:
-        text = f"Redis cannot be used: {what_is_wrong(error)}. Each process has its own breakers."
+        trouble = trouble_with_redis(settings, error)
+        text = f"Redis cannot be used: {trouble}. Each process has its own breakers."
         return Group(Text(text, "bold red"))

@@ -18,7 +18,7 @@ import redis
 from redis.exceptions import ClusterError, RedisError
 
 from lightrag_resilience import BreakerPolicy, LimitPolicy, State
-from lightrag_resilience.shared.address import problem_with_address
+from lightrag_resilience.shared.address import places_in, problem_with_address
 from lightrag_resilience.shared.booking import Demand
 from lightrag_resilience.shared.checkup import check_up
 from lightrag_resilience.shared.client import (
@@ -244,7 +244,46 @@ async def test_a_unix_socket_serves_as_well(server: RedisServer) -> None:
         path = client.config_get("unixsocket")["unixsocket"]
     async with client_of(f"unix://:{SECRET}@{path}?db=2") as client:
         await every_script(client)
-    assert "a file cannot be read" in await wrong(f"unix://{path}.not")
+    assert await wrong(f"unix://{path}.not") == "there is no socket of this path"
+
+
+async def test_a_path_that_is_no_socket_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path, clause in {
+        tmp_path / "none": "there is no socket of this path",
+        tmp_path / "none" / "deeper": "there is no socket of this path",
+        tmp_path / "file" / "deeper": "there is no socket of this path",
+        tmp_path / "file": "nothing listens at this socket",
+        tmp_path: "nothing listens at this socket",
+        tmp_path / ("x" * 120): "the path of its socket is too long",
+    }.items():
+        assert await wrong(f"unix://{path}") == clause
+    with_tls = await wrong("rediss://127.0.0.1:1?ssl_ca_certs=/none.pem")
+    assert with_tls in {
+        "a file that an ssl_ option names cannot be read",
+        "nothing answers at this address",
+    }
+
+
+async def test_a_server_that_is_no_sentinel_is_told(place: str) -> None:
+    told = await wrong(f"redis+sentinel://{place}/service?sentinel_password={SECRET}")
+    assert told == "this is no Sentinel: see redis://"
+
+
+def test_where_redis_is_stands_beside_what_is_wrong_without_a_secret() -> None:
+    error = ConnectionRefusedError("Connection refused")
+    for url, places in {
+        "redis://user:secret@redis:6380/1": "redis:6380",
+        "rediss://:secret@[::1]": "::1:6379",
+        "unix://:secret@/run/redis.sock": "/run/redis.sock",
+        "redis+sentinel://:secret@a,b:2/service?sentinel_password=secret": "a:26379, b:2",
+        "redis+cluster://:secret@a:1,b:2": "a:1, b:2",
+    }.items():
+        assert places_in(url) == places
+        told = what_is_wrong(error, places)
+        assert told == f"nothing answers at this address, at {places}"
+    assert places_in("redis://:secret@") == ""
+    assert len(what_is_wrong(error, "host:6379, " * 100)) < 260
 
 
 @pytest.mark.redis

@@ -16,10 +16,10 @@ from lightrag_resilience._steering import (
     cluster_of,
     signed,
     steer_known,
+    trouble_with_redis,
 )
 from lightrag_resilience._words import LONGEST_OPEN, as_words
 from lightrag_resilience.registry import Guards
-from lightrag_resilience.shared.trouble import what_is_wrong
 
 from ._status_watch import breaker_policy
 
@@ -124,7 +124,7 @@ async def _in_all(action: Action, registry: Guards, why: str) -> str:
     except UnknownBreakerError:
         raise Refused(404, f"No worker has reported a breaker {name!r} lately") from None
     except REDIS_FAILURES as error:
-        problem = what_is_wrong(error)
+        problem = trouble_with_redis(registry.settings, error)
         raise Refused(503, f"Nothing was changed: Redis cannot be used ({problem})") from None
     return _told(now.state, now.remaining, "all workers", why)
 

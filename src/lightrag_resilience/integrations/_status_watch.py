@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightrag_resilience._phases import Phase
-from lightrag_resilience._steering import REDIS_FAILURES, cluster_of
+from lightrag_resilience._steering import REDIS_FAILURES, cluster_of, trouble_with_redis
 from lightrag_resilience._version import __version__
 from lightrag_resilience._within import within
 from lightrag_resilience.events import AttemptFailed, Event, StateChanged
@@ -20,7 +20,6 @@ from lightrag_resilience.policy import BreakerPolicy
 from lightrag_resilience.registry import Guards
 from lightrag_resilience.settings import Settings
 from lightrag_resilience.shared.overview import Cluster, Found, Overview
-from lightrag_resilience.shared.trouble import what_is_wrong
 from lightrag_resilience.shutdown import Coordinator, Progress
 
 from ._status_record import Record
@@ -168,7 +167,7 @@ class Watch:
                 self._seen = await within(_PATIENCE, self._seen_now(now))
                 self._trouble = ""
             except (*REDIS_FAILURES, TimeoutError) as error:
-                self._seen, self._trouble = None, what_is_wrong(error)
+                self._seen, self._trouble = None, trouble_with_redis(self._registry.settings, error)
                 self._search_at = 0.0
             ended = time.monotonic()
             self._look_at = ended + min(max(_FRESH, (ended - now) * _REST), _LONGEST_REST)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-__all__ = ["Address", "problem_with_address", "read_address"]
+__all__ = ["Address", "places_in", "problem_with_address", "read_address"]
 
 _KINDS = {
     f"{scheme}{kind}": (kind.removeprefix("+"), scheme == "rediss")
@@ -44,6 +44,14 @@ def problem_with_address(url: str) -> str | None:
     except ValueError as problem:
         return str(problem)
     return None
+
+
+def places_in(url: str) -> str:
+    """Where an address leads, with nothing secret; empty where it cannot be used."""
+    try:
+        return read_address(url).places
+    except ValueError:
+        return ""
 
 
 def read_address(url: str) -> Address:

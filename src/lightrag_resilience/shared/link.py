@@ -39,6 +39,7 @@ class Link:
 
     Args:
         clock: Monotonic seconds.
+        places: Where Redis is, for the log.
 
     Attributes:
         is_up: Whether Redis takes what is sent.
@@ -46,13 +47,14 @@ class Link:
         workers: How many there were when Redis was there last, this one included.
     """
 
-    __slots__ = ("_clock", "_complaint", "_up_since", "is_up", "round_trip", "workers")
+    __slots__ = ("_clock", "_complaint", "_places", "_up_since", "is_up", "round_trip", "workers")
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], places: str = "") -> None:
         self.is_up = False
         self.round_trip = 0.0
         self.workers = 1
         self._clock = clock
+        self._places = places
         self._complaint = ""
         self._up_since = math.inf
 
@@ -70,7 +72,7 @@ class Link:
     def lost(self, error: BaseException) -> None:
         """Redis cannot be used."""
         self.is_up = False
-        complaint = what_is_wrong(error)
+        complaint = what_is_wrong(error, self._places)
         if complaint != self._complaint:
             # One warning for one outage, whatever its many errors are.
             level = logging.INFO if self._complaint else logging.WARNING

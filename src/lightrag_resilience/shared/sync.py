@@ -19,6 +19,7 @@ from lightrag_resilience._forks import renew_in_children
 from lightrag_resilience.events import Events
 from lightrag_resilience.policy import BreakerPolicy, LimitPolicy
 
+from .address import places_in
 from .breaker import SharedBreaker, When
 from .limit import SharedLimit
 from .link import Link, Members
@@ -52,7 +53,7 @@ class Synchronizer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.prefix = prefix
-        self.link = Link(clock)
+        self.link = Link(clock, places_in(url))
         self._url = url
         self._clock = clock
         self._members = Members({}, {}, Overrides(prefix, override))

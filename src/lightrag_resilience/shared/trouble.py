@@ -9,6 +9,7 @@ from .client import PATIENCE
 __all__ = ["what_is_wrong"]
 
 _LONGEST = 150  # characters of a clause
+_LONGEST_PLACES = 100  # characters
 _DEEPEST = 10  # errors that led to each other
 
 _CLAUSES = [
@@ -33,6 +34,7 @@ _CLAUSES = [
         ("OutOfMemory|OOM command", "its memory is full"),
         ("BusyLoading|LOADING", "it is still loading its data"),
         ("mode is not enabled|cluster support disabled", "this is no cluster"),
+        ("unknown command .{0,3}SENTINEL", "this is no Sentinel: see redis://"),
         ("MovedError|AskError", "this is a node of a cluster: see redis+cluster://"),
         ("ClusterDown|SlotNotCovered|not covered", "the cluster is down, or a part of it"),
         ("MasterDown", "the replica has lost its master"),
@@ -44,8 +46,12 @@ _CLAUSES = [
         ("NOPROTO|unknown command .?HELLO", "it is older than Redis 6.2"),
         ("DB index|Invalid Database", "it has no database of this number"),
         ("gaierror|Name or service", "its host is not known"),
+        (r"AF_UNIX path too long", "the path of its socket is too long"),
+        (r"connecting to /.*(No such file|Not a directory)", "there is no socket of this path"),
+        (r"connecting to /.*Permission denied", "this user may not use its socket"),
+        (r"connecting to /.*(refused|socket)", "nothing listens at this socket"),
         ("Refused|Connect call failed", "nothing answers at this address"),
-        ("FileNotFound|PermissionError", "a file cannot be read: the socket, or an ssl_ option"),
+        ("FileNotFound|PermissionError", "a file that an ssl_ option names cannot be read"),
         ("route to host|unreachable", "its host cannot be reached"),
         ("Timeout connecting", f"no answer within {PATIENCE:g} s: are host, port and TLS right?"),
         ("TimeoutError", f"no answer within {PATIENCE:g} s"),
@@ -58,11 +64,17 @@ _CLAUSES = [
 ]
 
 
-def what_is_wrong(error: BaseException) -> str:
+def what_is_wrong(error: BaseException, places: str = "") -> str:
     """An error of talking to Redis as a clause for people, of at most 150 characters.
 
-    Nothing of the address is shown, and of the error's own text no more than a command's name.
+    Of the error's own text no more is shown than a command's name, and of the address only what
+    is given as `places`, see `places_in`, of which there may be 100 characters more.
     """
+    where = places if len(places) <= _LONGEST_PLACES else f"{places[: _LONGEST_PLACES - 1]}…"
+    return _clause(error) + (f", at {where}" if where else "")
+
+
+def _clause(error: BaseException) -> str:
     link: BaseException | None = error
     text = ""
     for _ in range(_DEEPEST):
