@@ -139,6 +139,22 @@ def alerts() -> Iterator[Alert]:
         "{{ $labels.dependency }}: its circuit has not been closed for 15 minutes",
         "15m",
     )
+    health, closed = f"max{by} ({P}dependency_health)", f"max{by} ({P}breaker_state) == 0"
+    yield Alert(
+        "CallsFail",
+        "page",
+        f"{health} == 2 and {closed}",
+        "{{ $labels.dependency }}: most calls fail in a way that opens no circuit, such as a key "
+        "that is refused",
+        "2m",
+    )
+    yield Alert(
+        "SomeCallsFail",
+        "ticket",
+        f"{health} == 1 and {closed}",
+        "{{ $labels.dependency }}: a part of the calls fails, or waits as it asked to",
+        "30m",
+    )
     yield Alert(
         "QueriesFailSlowly",
         "ticket",

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightrag_resilience._outcomes import MOST_CAUSES, Outcomes, Tally, look_of
+from lightrag_resilience._steering import signed
+from lightrag_resilience._words import is_by_hand, is_isolation
 from lightrag_resilience.health import (
     LOOKS,
     Health,
     advice_for,
     health_of,
-    is_by_hand,
-    is_isolation,
     level_of,
 )
 
@@ -154,7 +154,8 @@ def test_every_look_has_a_level() -> None:
 
 def test_reasons_tell_who_opened_and_whether_it_is_an_isolation() -> None:
     assert is_by_hand("by ops on host")
-    assert is_by_hand("isolated by ops on host")
-    assert is_isolation("isolated by ops on host")
-    assert not is_isolation("by ops on host")
+    assert is_isolation(signed("they migrate: soon", "ops on host", isolates=True))
+    assert is_isolation(signed("", "ops on host", isolates=True))
+    assert not is_isolation(signed("so (isolated)", "ops on host"))
+    assert not is_isolation("after all (isolated)")
     assert not is_by_hand("after 5 failures in a row")

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "lightrag_resilience"
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 LAYERS = [
-    ["_bounds", "_forks", "_tasks", "_within", "_words", "errors", "shared", "shared.address"],
+    ["_words"],
+    ["_bounds", "_forks", "_tasks", "_within", "errors", "shared", "shared.address"],
     ["shared.redis_compat"],
     [
         "_allowed_hosts",

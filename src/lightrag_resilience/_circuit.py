@@ -382,6 +382,8 @@ class Circuit:
         """What an operator wants to see."""
         self.window.advance(now)
         self._drop_lapsed(now)
+        outcomes = self.outcomes
+        is_known = outcomes is not None and not outcomes.is_stale(now)
         return Snapshot(
             state=self.state,
             mode=self.mode,
@@ -394,5 +396,5 @@ class Circuit:
             retry_after=self.retry_after(now),
             probes=len(self._leases),
             since=now - self._entered,
-            tally=self.outcomes.tally() if self.outcomes is not None else None,
+            tally=outcomes.tally() if outcomes is not None and is_known else None,
         )

@@ -15,6 +15,7 @@ from typing import Final
 __all__ = ["MOST_CAUSES", "OTHER", "Outcomes", "Tally", "look_of", "short"]
 
 _SLICES = 10
+_KEPT = 600.0  # seconds after the last attempt, as in Redis
 MOST_CAUSES: Final = 8
 OTHER: Final = "other"
 _FEW = 3  # failures, to say anything
@@ -146,6 +147,10 @@ class Outcomes:
     def is_over(self) -> bool:
         """Whether enough calls succeeded since to forget that others failed."""
         return _is_over(self.calls, self.failed, self.run)
+
+    def is_stale(self, now: float) -> bool:
+        """Whether the last attempt is longer ago than ten minutes."""
+        return now > (self._slices[-1].number + 1) * self._slice + _KEPT
 
     def tally(self) -> Tally:
         """What is remembered."""

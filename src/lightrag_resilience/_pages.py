@@ -9,24 +9,32 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ._circuit import State
-from ._words import as_words, counted
+from ._words import as_words, counted, is_isolation
+from .health import Health
 from .shared.overview import Overview
 from .shared.wire import Description
 
 __all__ = ["as_page"]
 
 _COLUMNS = ("breaker", "state", "why", "calls", "failed", "slow", "workers", "next probe")
-_WHOLE = {"breaker", "state"}  # columns that are not broken where the terminal is narrow
-_COLOURS = {State.CLOSED: "green", State.OPEN: "bold red", State.HALF_OPEN: "yellow"}
+_NARROW = ("breaker", "state", "why", "failed")  # the sentences below tell the rest
+_WIDE = 120  # characters of a terminal that has room for all columns
+_COLOURS = {"works": "green", "unwatched": "", "uneasy": "yellow", "tried": "yellow"}
+_RED = "bold red"
 
 
-def as_page(seen: Overview) -> Group:
-    """The cluster for a person."""
+def as_page(seen: Overview, width: int) -> Group:
+    """The cluster for a person, in a terminal of so many characters."""
     lines: list[Any] = []
     if seen.breakers:
-        table = Table(*(Column(name, no_wrap=name in _WHOLE) for name in _COLUMNS))
+        columns = _COLUMNS if width >= _WIDE else _NARROW
+        table = Table(*(Column(name, no_wrap=name != "why") for name in columns))
+        health = seen.health
         for name, it in seen.breakers.items():
-            table.add_row(Text(name), *_cells(it))
+            cells = _cells(name, it, health[name])
+            if columns is _NARROW:
+                cells["failed"] = Text(_of(it) if it.now.state is State.CLOSED else "")
+            table.add_row(*(cells[column] for column in columns))
         lines.append(table)
     lines += [
         Text(f"{name} is {override.value} {override.reason}", "yellow")
@@ -36,13 +44,26 @@ def as_page(seen: Overview) -> Group:
     return Group(*lines)
 
 
-def _cells(it: Description) -> list[Text]:
-    state = Text(it.now.state.value, _COLOURS[it.now.state])
-    counted = ["", "", "", ""]
-    if it.now.state is State.CLOSED:
-        counted = [str(it.calls), _share(it.failed, it.calls), _share(it.slow, it.calls)]
-        counted.append(str(it.workers))
-    return [state, Text(it.now.reason), *map(Text, counted), Text(_next_probe(it))]
+def _cells(name: str, it: Description, health: Health) -> dict[str, Text]:
+    is_closed = it.now.state is State.CLOSED
+    tally = it.tally
+    counted = {
+        "calls": str(tally.calls),
+        "failed": _share(tally.failed, tally.calls),
+        "slow": _share(it.slow, it.calls),
+        "workers": str(it.workers),
+    }
+    return {
+        "breaker": Text(name),
+        "state": Text(it.now.state.value, _COLOURS.get(health.look, _RED)),
+        "why": Text(str(health) if is_closed and not health.is_well else it.now.reason),
+        **{column: Text(shown if is_closed else "") for column, shown in counted.items()},
+        "next probe": Text(_next_probe(it)),
+    }
+
+
+def _of(it: Description) -> str:
+    return f"{it.tally.failed} of {it.tally.calls}"
 
 
 def _share(part: int, whole: int) -> str:
@@ -50,9 +71,14 @@ def _share(part: int, whole: int) -> str:
 
 
 def _next_probe(it: Description) -> str:
-    if it.now.state is State.OPEN:
-        return f"in {as_words(it.now.remaining)}" if it.now.remaining else "with the next call"
-    return f"{it.probes} under way" if it.now.state is State.HALF_OPEN else ""
+    if it.now.state is State.CLOSED:
+        return ""
+    if it.now.state is State.HALF_OPEN and it.probes:
+        return f"{it.probes} under way"
+    if it.now.state is State.HALF_OPEN or not it.now.remaining:
+        return "with the next call"
+    ends = "ends " if is_isolation(it.now.reason) else ""
+    return f"{ends}in {as_words(it.now.remaining)}"
 
 
 def _sentences(seen: Overview) -> list[str]:
@@ -65,14 +91,25 @@ def _sentences(seen: Overview) -> list[str]:
             names = ", ".join(worker.alone)
             said.append(f"Process {worker.pid} on {worker.host} refuses by itself: {names}")
     # Once more in words: in a narrow terminal the table is hard to read.
-    said += [f"Not closed: {name}, {_in_words(seen.breakers[name])}" for name in seen.troubled]
-    if not seen.troubled:
+    known = seen.breakers
+    said += [
+        f"Not closed: {name}, {_in_words(known[name])}" for name in seen.troubled if name in known
+    ]
+    health = seen.health
+    unwell = [
+        f"Not well: {health[name]}"
+        for name in known
+        if name not in seen.troubled and not health[name].is_well
+    ]
+    if not seen.troubled and not unwell:
         said.append("All breakers are closed" if seen.breakers else "No breaker was used lately")
-    return said
+    return said + unwell
 
 
 def _in_words(it: Description) -> str:
-    probe = _next_probe(it)
-    probes = f"; next probe {probe}" if it.now.state is State.OPEN else f"; probes: {probe}"
     lasted = "" if it.since is None else f" for {as_words(it.since)},"
-    return f"{it.now.state.value}{lasted} {it.now.reason}{probes}"
+    probe = _next_probe(it)
+    if not probe.startswith("ends "):
+        is_out = it.now.state is State.HALF_OPEN and it.probes
+        probe = f"probes: {probe}" if is_out else f"next probe {probe}"
+    return f"{it.now.state.value}{lasted} {it.now.reason}; {probe}"

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from redis.exceptions import RedisError
 
 from ._circuit import State
-from ._words import printable
+from ._words import ISOLATED, printable
 from .policy import BreakerPolicy
 from .settings import Settings
 from .shared.address import places_in
@@ -93,7 +93,13 @@ async def steer_known(  # noqa: PLR0913 - two of them by name
     return await cluster.steer(name, state, reason, open_for=open_for)
 
 
-def signed(reason: str, who: str) -> str:
-    """The reason of a change by hand as all workers show it, with who made it."""
-    clean = printable(reason)
+def signed(reason: str, who: str, *, isolates: bool = False) -> str:
+    """The reason of a change by hand as all workers show it, with who made it.
+
+    Args:
+        reason: Why, for those who wonder.
+        who: The person or the page.
+        isolates: Whether nothing probes it for a time; see `health.is_isolation`.
+    """
+    clean, who = printable(reason), who + ISOLATED * isolates
     return f"by {who}: {clean[:_LONGEST_REASON]}" if clean.strip() else f"by {who}"

@@ -46,6 +46,7 @@ class Exit(enum.IntEnum):
 
 
 _WIDTH = 80  # columns of a terminal that has none
+_NO_EDGE = 4096  # characters
 
 
 class _Console(Console):
@@ -54,7 +55,9 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """Where tables and sentences of a command go."""
+    """Where tables and sentences of a command go; but in a terminal nothing is cut off."""
+    if not sys.stdout.isatty():
+        return _Console(width=_NO_EDGE)
     made = _Console()
     return made if made.width > 0 else _Console(width=_WIDTH)  # COLUMNS=0 says nothing
 

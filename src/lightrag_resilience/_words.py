@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 
 __all__ = [
+    "ISOLATED",
     "LONGEST_OPEN",
     "LONGEST_TEXT",
     "as_count",
     "as_duration",
     "as_words",
     "counted",
+    "is_by_hand",
+    "is_isolation",
     "printable",
 ]
 
@@ -19,6 +22,20 @@ LONGEST_OPEN = 7 * 86_400.0
 """Seconds for which a circuit is open at the longest, by hand or by what Redis says."""
 LONGEST_TEXT = 200
 """Characters of a name or a reason that came from outside."""
+
+_BY_HAND = ("by ", "through ")  # how the reasons of changes by hand begin
+ISOLATED = " (isolated)"
+"""What a reason has after the name of who isolated a circuit."""
+
+
+def is_by_hand(reason: str) -> bool:
+    """Whether a circuit stands as it does because it was changed by hand."""
+    return reason.startswith(_BY_HAND)
+
+
+def is_isolation(reason: str) -> bool:
+    """Whether it was opened by hand for a time in which nothing probes it."""
+    return is_by_hand(reason) and reason.partition(":")[0].endswith(ISOLATED)
 
 
 def as_duration(text: str) -> float:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from pybreaker import CircuitBreakerError
 
+from ._words import is_isolation
+
 __all__ = [
     "AllFailedError",
     "AttemptTimeoutError",
@@ -116,7 +118,8 @@ class CircuitOpenError(CallRejected, CircuitBreakerError):
         """When the next probe is due."""
         if self.retry_after is None or self.state != "open":
             return super().advice()
-        return f"; next probe in {self.retry_after:.1f} s"
+        what = "ends" if is_isolation(self.reason) else "next probe"
+        return f"; {what} in {self.retry_after:.1f} s"
 
 
 class RateLimitedError(CallRejected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -19,8 +20,8 @@ from ._steering import REDIS_FAILURES, cluster_of, trouble_with_redis
 from ._surroundings import surroundings
 from ._terminal import Exit, check_names, console, fail, settings_or_exit, tell
 from ._tokenizer import PRELOAD, is_missing_from
-from ._variables import PLAIN, PREFIX
-from ._words import printable
+from ._variables import PLAIN, PREFIX, section_of, variable
+from ._words import counted, printable
 from .journal import Journal
 from .policy import FAMILIES, PARTS, Policy
 from .settings import Settings, lightrag_timeouts
@@ -44,7 +45,7 @@ def doctor(
         typer.Option(metavar="MODULE", help="Import it, and look for retries around retries."),
     ] = None,
 ) -> None:
-    """Check the RESILIENCE_* variables and Redis, and show the policies they lead to.
+    """Check the RESILIENCE_* variables, Redis and what calls meet, and show the policies.
 
     Ends with 0 if all is well, 1 if not, 2 if a variable is wrong, 3 if Redis cannot be used.
     """
@@ -69,9 +70,7 @@ def doctor(
         tell(json.dumps({"findings": [asdict(finding) for finding in found]}))
     else:
         page = console()
-        page.print(_policies(settings, chosen))
-        if not found:
-            page.print("Nothing was found that is wrong.")
+        page.print(_counted(found))
         for finding in found:
             page.print(
                 printable(f"{finding.level}: {finding.subject}: {finding.problem}. ")
@@ -82,6 +81,7 @@ def doctor(
             )
         if is_missing_from(around.tokenizer_folder):  # no trouble where there is internet
             page.print(f"note: tokenizer: {_DOWNLOADS} {PRELOAD}.", soft_wrap=True, highlight=False)
+        page.print(_policies(settings, chosen))
     raise typer.Exit(Exit.NO_REDIS if is_away else _verdict(found, strict=strict))
 
 
@@ -92,6 +92,14 @@ def _look_at_code(module: str) -> list[Finding]:
         fail(str(error))
 
 
+def _counted(found: list[Finding]) -> str:
+    """What there is to read below, before all of it."""
+    if not found:
+        return "Nothing was found that is wrong."
+    levels = Counter(finding.level for finding in found)
+    return " and ".join(counted(levels[level], level) for level in Level if levels[level]) + ":"
+
+
 def _verdict(found: list[Finding], *, strict: bool) -> Exit:
     bad = {Level.ERROR, Level.WARNING} if strict else {Level.ERROR}
     return Exit.TROUBLE if any(finding.level in bad for finding in found) else Exit.FINE
@@ -100,8 +108,11 @@ def _verdict(found: list[Finding], *, strict: bool) -> Exit:
 async def _look_at_redis(settings: Settings) -> tuple[list[Finding], bool]:
     assert settings.redis_url is not None  # noqa: S101 - who calls this has looked
     client = make_client(settings.redis_url.get_secret_value())
+    of_calls: list[Finding] = []
     try:
         remarks = await check_up(client, settings.redis_prefix)
+        if not any(is_bad for is_bad, *_ in remarks):
+            of_calls = await _look_at_dependencies(settings)
     except REDIS_FAILURES as error:
         problem = f"it cannot be used: {trouble_with_redis(settings, error)}"
         advice = "check RESILIENCE_REDIS_URL; until then each process has breakers of its own"
@@ -109,9 +120,31 @@ async def _look_at_redis(settings: Settings) -> tuple[list[Finding], bool]:
     finally:
         await client.aclose()
     return [
-        Finding(Level.ERROR if is_bad else Level.WARNING, "redis", problem, advice)
-        for is_bad, problem, advice in remarks
+        *of_calls,
+        *(
+            Finding(Level.ERROR if is_bad else Level.WARNING, "redis", problem, advice)
+            for is_bad, problem, advice in remarks
+        ),
     ], False
+
+
+async def _look_at_dependencies(settings: Settings) -> list[Finding]:
+    """What their callers meet now, by what all workers report.
+
+    A circuit that is open does what it is there for; what no circuit refuses wants a person.
+    """
+    async with cluster_of(settings) as cluster:
+        seen = await cluster.look()
+    return [
+        Finding(
+            Level.ERROR if health.look == "failing" else Level.WARNING,
+            name,
+            health.sentence.removeprefix(f"{name} "),
+            health.advice or "look at its own log; `lightrag-resilience status` tells more",
+        )
+        for name, health in seen.health.items()
+        if not health.is_well
+    ]
 
 
 def _policies(settings: Settings, names: list[str]) -> Table:
@@ -145,6 +178,7 @@ def _shown(value: object) -> str:
 class _Value:
     dependency: str
     field: str
+    variable: str
     value: str
     source: str
 
@@ -163,9 +197,11 @@ def config(names: _Names = None, *, as_json: _Json = False) -> None:
     if as_json:
         tell(json.dumps({"values": [asdict(value) for value in values]}))
     else:
-        table = Table("dependency", "field", "value", "source")
+        table = Table("dependency", "variable", "value", "source")
         for value in values:
-            cells = (value.dependency, value.field, value.value, value.source)
+            is_same = value.source == value.variable
+            source = "itself" if is_same else value.source
+            cells = (value.dependency, value.variable, value.value, source)
             table.add_row(*map(_cell, cells))
         console().print(table)
     if trouble:
@@ -181,7 +217,8 @@ def _plain(settings: Settings) -> list[_Value]:
         value = getattr(settings, name)
         is_secret = isinstance(value, SecretStr)
         source = plain.name if name in settings.given else "default"
-        rows.append(_Value("", name, "set, and not shown" if is_secret else _shown(value), source))
+        shown = "set, and not shown" if is_secret else _shown(value)
+        rows.append(_Value("", name, plain.name, shown, source))
     return rows
 
 
@@ -194,7 +231,8 @@ def _values(settings: Settings, name: str, overrides: frozenset[str]) -> list[_V
             if source in overrides:
                 source = f"override in Redis of {source}"
             value = _shown(getattr(getattr(policy, part), field))
-            rows.append(_Value(name, f"{part}.{field}", value, source))
+            named = variable(section_of(name), part, field)
+            rows.append(_Value(name, f"{part}.{field}", named, value, source))
     return rows
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from ._outcomes import OTHER, Tally, short
+from ._words import is_by_hand
 
-__all__ = ["LOOKS", "Health", "advice_for", "health_of", "is_by_hand", "is_isolation", "level_of"]
+__all__ = ["LOOKS", "Health", "advice_for", "health_of", "level_of"]
 
 LOOKS: Final = ("down", "failing", "tried", "isolated", "paused", "uneasy", "works", "unwatched")
 """All that can be said of a dependency in one word, the worst first."""
 _LEVELS: Final = {"works": 0, "unwatched": 0, "uneasy": 1, "paused": 1}
-_BY_HAND = ("by ", "through ", "isolated by ")  # how the reasons of changes by hand begin
 _ADVICE: Final = {
     "400": "look at what is sent, as it finds the requests wrong",
     "401": "check its key",
@@ -45,12 +45,14 @@ class Health:
     Attributes:
         look: One of `LOOKS`.
         sentence: What is wrong, as a sentence without its end; empty where nothing is.
+        brief: The same without numbers, which change with every call.
         advice: What to do, as such a sentence; empty where there is nothing to do.
     """
 
     look: str
     sentence: str = ""
     advice: str = ""
+    brief: str = ""
 
     @property
     def is_well(self) -> bool:
@@ -58,7 +60,12 @@ class Health:
         return self.look in {"works", "unwatched"}
 
     def __str__(self) -> str:
-        return f"{self.sentence}: {self.advice}" if self.advice else self.sentence
+        return _with(self.sentence, self.advice)
+
+    @property
+    def headline(self) -> str:
+        """What is wrong and what to do, without numbers."""
+        return _with(self.brief, self.advice)
 
 
 def health_of(  # noqa: PLR0911, PLR0913 - one for each look; all but one by name
@@ -91,17 +98,17 @@ def health_of(  # noqa: PLR0911, PLR0913 - one for each look; all but one by nam
     if mode == "disabled":
         return Health("unwatched")
     tally = tally or Tally()
-    look, told = tally.look, ""
-    if look != "works":
-        told = _in_words(name, tally)
+    look = tally.look
     if look == "failing":
-        return Health(look, told, _advice(tally))
+        return _of_calls(name, look, tally)
     if standstill:
         return Health("paused", f"{name} asked for a pause")
+    if look == "uneasy":
+        return _of_calls(name, look, tally)
     if alone:
         told = f"{name} is refused by {alone} of the workers by themselves"
         return Health("uneasy", told, "look at the network of those workers")
-    return Health(look, told, _advice(tally) if told else "")
+    return Health("works")
 
 
 def level_of(look: str) -> int:
@@ -109,27 +116,20 @@ def level_of(look: str) -> int:
     return _LEVELS.get(look, 2)
 
 
-def is_by_hand(reason: str) -> bool:
-    """Whether a circuit stands as it does because it was changed by hand."""
-    return reason.startswith(_BY_HAND)
-
-
-def is_isolation(reason: str) -> bool:
-    """Whether it was opened by hand for a time in which nothing probes it."""
-    return reason.startswith("isolated by ")
-
-
-def _in_words(name: str, tally: Tally) -> str:
+def _of_calls(name: str, look: str, tally: Tally) -> Health:
     cause = _main_cause(tally)
-    many = tally.causes.get(cause, 0)
+    many, others = tally.causes.get(cause, 0), tally.failed - tally.causes.get(cause, 0)
+    share = "some" if look == "uneasy" else "all" if tally.failed == tally.calls else "most"
+    works = f"{name} works, but" if look == "uneasy" else name
     if cause.startswith("HTTP "):
-        told = f"{name} answers {cause.removeprefix('HTTP ')} to {many} of {tally.calls} calls"
-        others = tally.failed - many
-        return f"{told}, and {others} more failed" if others else told
-    with_what = f", most with {cause}" if cause and cause != OTHER else ""
-    if many == tally.failed:
-        with_what = with_what.replace(", most with", " with")
-    return f"{name} fails in {tally.failed} of {tally.calls} calls{with_what}"
+        answers = f"answers {cause.removeprefix('HTTP ')} to"
+        told = f"{name} {answers} {many} of {tally.calls} calls"
+        told = f"{told}, and {others} more failed" if others else told
+        return Health(look, told, advice_for(cause), f"{works} {answers} {share} calls")
+    with_what = f" with {cause}" if cause and cause != OTHER else ""
+    told = f"{name} fails in {tally.failed} of {tally.calls} calls"
+    told += f", most{with_what}" if others and with_what else with_what
+    return Health(look, told, advice_for(cause), f"{works} fails in {share} calls{with_what}")
 
 
 def _main_cause(tally: Tally) -> str:
@@ -138,8 +138,8 @@ def _main_cause(tally: Tally) -> str:
     return max(tally.causes, key=lambda cause: (tally.causes[cause], cause == last), default="")
 
 
-def _advice(tally: Tally) -> str:
-    return advice_for(_main_cause(tally))
+def _with(sentence: str, advice: str) -> str:
+    return f"{sentence}: {advice}" if advice else sentence
 
 
 def advice_for(symptom: str) -> str:

@@ -64,7 +64,9 @@ _New = Annotated[bool, typer.Option("--new", help="Also where no worker has repo
 
 
 def status(*, as_json: _Json = False) -> None:
-    """Show every breaker of the cluster. Ends with 0 if all are closed, 1 if not, 3 without Redis.
+    """Show every breaker of the cluster. Ends with 0 if all is well, 1 if not, 3 without Redis.
+
+    Well is what a caller would find well: all are closed, and calls do not fail besides.
 
     Listed are breakers that were used in the last ten minutes, or are not closed.
     """
@@ -73,8 +75,9 @@ def status(*, as_json: _Json = False) -> None:
     if as_json:
         tell(json.dumps(as_data(seen)))
     else:
-        console().print(as_page(seen))
-    raise typer.Exit(Exit.TROUBLE if seen.troubled else Exit.FINE)
+        page = console()
+        page.print(as_page(seen, page.width))
+    raise typer.Exit(Exit.FINE if seen.is_well else Exit.TROUBLE)
 
 
 def watch(
@@ -88,11 +91,12 @@ def watch(
     settings = settings_or_exit()
     _check_address(settings)
     try:
-        with Live(console=console(), auto_refresh=False) as live:
+        page = console()
+        with Live(console=page, auto_refresh=False) as live:
             count = 0
             while not times or count < times:
                 count += 1
-                live.update(_page_or_trouble(settings), refresh=True)
+                live.update(_page_or_trouble(settings, page.width), refresh=True)
                 time.sleep(every if count != times else 0)
     except KeyboardInterrupt:
         raise typer.Exit(Exit.FINE) from None
@@ -276,7 +280,7 @@ def _steer(
     settings = settings_or_exit()
     if new:  # others are as some worker has reported them
         check_names([name])
-    why = _signed(reason)
+    why = _signed(reason, isolates=open_for is not None)
     try:
         done = _with_cluster(
             settings,
@@ -291,18 +295,18 @@ def _steer(
     tell(f"{name} is {done.now.state.value} in all workers{until}: {done.now.reason}")
 
 
-def _signed(reason: str) -> str:
+def _signed(reason: str, *, isolates: bool = False) -> str:
     """The reason as all workers show it, with who gave it."""
     try:
         who = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         who = "somebody"
-    return signed(reason, f"{who} on {socket.gethostname()}")
+    return signed(reason, f"{who} on {socket.gethostname()}", isolates=isolates)
 
 
-def _page_or_trouble(settings: Settings) -> Group:
+def _page_or_trouble(settings: Settings, width: int) -> Group:
     try:
-        return as_page(asyncio.run(_connected(settings, lambda cluster: cluster.look())))
+        return as_page(asyncio.run(_connected(settings, lambda cluster: cluster.look())), width)
     except REDIS_FAILURES as error:
         trouble = trouble_with_redis(settings, error)
         text = f"Redis cannot be used: {trouble}. Each process has its own breakers."

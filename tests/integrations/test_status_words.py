@@ -78,7 +78,27 @@ BY_HAND = "calls to it are refused until the time is over or somebody closes the
             "llm.openai works for most workers; those it fails refuse calls by themselves.",
         ),
         ([row(calls=50, failed=4)], "All is well: the only dependency works."),
-        ([row(calls=9, failed=9)], "All is well: the only dependency works."),
+        ([row(calls=2, failed=2)], "All is well: the only dependency works."),
+        ([row(calls=3, failed=3)], "llm.openai fails in all calls."),
+        (
+            [row(calls=155, failed=155, causes={"HTTP 401": 155}, last="HTTP 401 (Odd)")],
+            "llm.openai answers 401 to all calls: check its key.",
+        ),
+        (
+            [row(calls=50, failed=9, causes={"HTTP 503": 9})],
+            (
+                "llm.openai works, but answers 503 to some calls: look at its own status page or "
+                "log."
+            ),
+        ),
+        (
+            [row(state="open"), row("b", calls=9, failed=8, causes={"ReadError": 8})],
+            f"llm.openai has been down since NOON; {ONE} b fails in most calls with ReadError.",
+        ),
+        (
+            [row(name, calls=9, failed=9) for name in "abc"],
+            "a and 2 others serve hardly any call, and no breaker opens for that.",
+        ),
         ([row(mode="disabled", calls=50, failed=50)], "All is well: the only dependency works."),
     ],
 )

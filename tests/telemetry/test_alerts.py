@@ -121,3 +121,30 @@ def test_documents_that_fail_or_wait_are_tickets_after_half_an_hour(tmp_path: Pa
     recording = record(140, steady(), documents)
     late = {"LightragDocumentsFail", "LightragIngestStandsStill"}
     check(recording, {59: set(), 80: set(), 93: {"LightragDocumentsFail"}, 125: late}, tmp_path)
+
+
+class UnauthorizedError(Exception):
+    status_code = 401
+
+
+def test_a_key_that_is_refused_pages_although_no_circuit_opens(tmp_path: Path) -> None:
+    def answers(minute: float) -> float:
+        if 60 <= minute < 75:
+            raise UnauthorizedError
+        return 0.8
+
+    recording = record(100, answers, queries=False)
+    expected = {59: set[str](), 61: set(), 64: {"LightragCallsFail"}, 74: {"LightragCallsFail"}}
+    check(recording, {**expected, 77: set(), 99: set()}, tmp_path)
+
+
+def test_a_single_400_now_and_then_is_no_alert(tmp_path: Path) -> None:
+    seldom = every(200, 1)
+
+    def answers(_: float) -> float:
+        if seldom():
+            raise type("BadRequest", (Exception,), {"status_code": 400})
+        return 0.8
+
+    recording = record(60, answers, queries=False)
+    check(recording, {minute: set() for minute in (10, 30, 59)}, tmp_path)

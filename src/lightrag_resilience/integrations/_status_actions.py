@@ -107,7 +107,7 @@ async def act(action: Action, registry: Guards) -> str:
     Raises:
         Refused: There is no such breaker, or Redis cannot be used.
     """
-    why = signed(action.reason, _WHO)
+    why = signed(action.reason, _WHO, isolates=action.what == "isolate")
     is_shared = registry.settings.redis_url is not None
     done = await (_in_all if is_shared else _here)(action, registry, why)
     _log.warning("%r %s", action.name, done)

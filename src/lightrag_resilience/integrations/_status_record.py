@@ -10,6 +10,7 @@ from typing import Any
 
 from lightrag_resilience._circuit import State
 from lightrag_resilience._forks import ProcessLock
+from lightrag_resilience._words import is_isolation
 from lightrag_resilience.events import AttemptFailed, Event, StateChanged
 
 __all__ = ["Outage", "Record"]
@@ -64,7 +65,8 @@ class Record:
             if isinstance(event, StateChanged):
                 self._note(event)
             elif isinstance(event, AttemptFailed):
-                failure = {"at": self._clock(), "error": event.error, "kind": event.kind}
+                error = f"HTTP {event.status} ({event.error})" if event.status else event.error
+                failure = {"at": self._clock(), "error": error, "kind": event.kind}
                 self._failures[event.dependency] = failure
                 if len(self._failures) > _MOST_NAMES:
                     del self._failures[next(iter(self._failures))]
@@ -124,4 +126,7 @@ class Record:
     def as_data(self) -> list[dict[str, Any]]:
         """The last changes, the newest first."""
         with self._lock:
-            return [asdict(change) for change in reversed(self._changes)]
+            return [
+                asdict(change) | {"isolated": is_isolation(change.reason)}
+                for change in reversed(self._changes)
+            ]

@@ -13,20 +13,22 @@ from itertools import chain
 from typing import Any
 
 from lightrag_resilience._circuit import Snapshot, State
+from lightrag_resilience._outcomes import Tally
+from lightrag_resilience._words import is_by_hand, is_isolation
 from lightrag_resilience.guard import Guard
+from lightrag_resilience.health import LOOKS
 from lightrag_resilience.registry import Guards
 from lightrag_resilience.shared.overview import Overview
 from lightrag_resilience.shared.wire import Description
 
 from ._status_record import Record
-from ._status_words import look_of
+from ._status_words import health_of_row
 
 __all__ = ["in_flight", "rows"]
 
-_ORDER = ("down", "tried", "isolated", "paused", "uneasy", "works", "unwatched")
 _MOST = 1000  # rows that are made
 _A_SLICE = 64  # rows: about 1 ms of the event loop
-_BY_HAND = ("by ", "through ")  # how the reasons of changes by hand begin
+_COUNTED = ("calls", "failed", "slow", "probes", "workers", "causes", "run", "last")
 
 
 async def rows(registry: Guards, seen: Overview | None, record: Record) -> list[dict[str, Any]]:
@@ -54,18 +56,22 @@ async def rows(registry: Guards, seen: Overview | None, record: Record) -> list[
         row |= {"name": name, "here": guard is not None, "alone": alone.get(name, 0)}
         row["in_flight"] = under_way.get(name, {})
         row["last_failure"] = record.last_failure(name)
-        row["by_hand"] = row["mode"] == "forced-open" or row["reason"].startswith(_BY_HAND)
+        row["by_hand"] = row["mode"] == "forced-open" or is_by_hand(row["reason"])
+        row["isolated"] = is_isolation(row["reason"])
         _date(row, record)
-        row["look"] = look_of(row)
+        health = health_of_row(row)
+        is_closed = row["state"] == State.CLOSED.value
+        row["look"], row["health"] = health.look, str(health) if is_closed else ""
         made.append(row)
-    made.sort(key=lambda row: (_ORDER.index(row["look"]), row["name"]))
+    made.sort(key=lambda row: (LOOKS.index(row["look"]), row["name"]))
     return made
 
 
 def _names(here: Mapping[str, Guard], there: Mapping[str, Description]) -> list[str]:
     """Those in trouble first, where there are too many for all."""
-    own = (name for name, it in here.items() if it.breaker.circuit.state is not State.CLOSED)
-    troubled = (name for name, it in there.items() if it.now.state is not State.CLOSED)
+    circuits = ((name, it.breaker.circuit) for name, it in here.items())
+    own = (name for name, it in circuits if it.standing is None or it.outcomes is not None)
+    troubled = (name for name, it in there.items() if not it.is_well)
     return list(dict.fromkeys(chain(own, troubled, here, there)))[:_MOST]
 
 
@@ -99,7 +105,7 @@ def _state(guard: Guard | None, it: Description | None, *, hears: bool) -> dict[
     own, shared = _of_process(breaker.snapshot()), _of_cluster(it)
     if own["state"] != shared["state"]:
         return own
-    counts = {name: shared[name] for name in ("calls", "failed", "slow", "probes", "workers")}
+    counts = {name: shared[name] for name in _COUNTED}
     return {**own, **counts, "age": max(own["age"], shared["age"] or 0.0)}
 
 
@@ -111,8 +117,7 @@ def _of_cluster(it: Description) -> dict[str, Any]:
         "reason": now.reason,
         "next": now.remaining if now.state is State.OPEN else None,
         "breaks": now.opens,
-        "calls": it.calls,
-        "failed": it.failed,
+        **_calls(it.tally),
         "slow": it.slow,
         "probes": it.probes,
         "workers": it.workers,
@@ -121,15 +126,25 @@ def _of_cluster(it: Description) -> dict[str, Any]:
     }
 
 
+def _calls(tally: Tally, remembered: int = 0) -> dict[str, Any]:
+    return {
+        "calls": max(tally.calls, remembered + tally.uncounted),
+        "failed": tally.failed,
+        "causes": dict(tally.causes),
+        "run": tally.run,
+        "last": tally.last,
+    }
+
+
 def _of_process(seen: Snapshot) -> dict[str, Any]:
+    # The window of the breaker knows of successes before the first failure.
     return {
         "state": seen.state.value,
         "mode": seen.mode,
         "reason": seen.reason,
         "next": seen.retry_after if seen.state is State.OPEN else None,
         "breaks": seen.opens,
-        "calls": seen.calls,
-        "failed": seen.failed,
+        **_calls(seen.tally or Tally(failed=seen.failed, run=seen.calls), seen.calls),
         "slow": seen.slow,
         "probes": seen.probes,
         "workers": None,

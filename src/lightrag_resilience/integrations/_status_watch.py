@@ -15,7 +15,7 @@ from lightrag_resilience._phases import Phase
 from lightrag_resilience._steering import REDIS_FAILURES, cluster_of, trouble_with_redis
 from lightrag_resilience._version import __version__
 from lightrag_resilience._within import within
-from lightrag_resilience.events import AttemptFailed, Event, StateChanged
+from lightrag_resilience.events import AttemptFailed, Event, HealthChanged, StateChanged
 from lightrag_resilience.policy import BreakerPolicy
 from lightrag_resilience.registry import Guards
 from lightrag_resilience.settings import Settings
@@ -55,7 +55,7 @@ class Watch:
         self.changes = 0
         self._registry = registry
         self._record = Record()
-        registry.events.listen(self._hear, StateChanged, AttemptFailed)
+        registry.events.listen(self._hear, StateChanged, HealthChanged, AttemptFailed)
         self._watchers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._lock = asyncio.Lock()
         self._connection = contextlib.AsyncExitStack()
@@ -88,9 +88,9 @@ class Watch:
                 await connection.aclose()
 
     def _hear(self, event: Event) -> None:
-        """A breaker changed, or an attempt failed; from any thread."""
+        """A breaker or a health changed, or an attempt failed; from any thread."""
         self._record.hear(event)
-        if not isinstance(event, StateChanged):
+        if isinstance(event, AttemptFailed):
             return
         self.changes += 1
         for news, loop in list(self._watchers.items()):

@@ -9,27 +9,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["headline", "look_of"]
+from lightrag_resilience._outcomes import Tally
+from lightrag_resilience.health import Health, health_of
+
+__all__ = ["headline", "health_of_row", "look_of"]
 
 Sentence = list[str | float]
 
-_UNEASY = 0.1  # share of failed calls
-_ENOUGH = 10  # calls, to speak of a share
 _MOST_NAMES = 2
+
+
+def health_of_row(row: dict[str, Any]) -> Health:
+    """How a dependency is for who calls it."""
+    tally = Tally(
+        row["calls"], row["failed"], row.get("causes", {}), row.get("run", 0), row.get("last", "")
+    )
+    return health_of(
+        row["name"],
+        state=row["state"],
+        mode="forced-open" if row["by_hand"] else row["mode"],
+        reason=row.get("reason", ""),
+        tally=tally,
+        alone=row["alone"],
+        standstill=row["standstill"],
+    )
 
 
 def look_of(row: dict[str, Any]) -> str:
     """How a dependency is, in one word: the worst that can be said of it."""
-    if row["state"] == "open":
-        return "isolated" if row["by_hand"] else "down"
-    if row["state"] == "half-open":
-        return "tried"
-    if row["mode"] == "disabled":
-        return "unwatched"
-    if row["standstill"]:
-        return "paused"
-    is_uneasy = row["calls"] >= _ENOUGH and row["failed"] >= _UNEASY * row["calls"]
-    return "uneasy" if is_uneasy or row["alone"] else "works"
+    return health_of_row(row).look
 
 
 def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -42,12 +50,17 @@ def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for row in rows:
         by_look.setdefault(row["look"], []).append(row)
     down, tried = by_look.get("down", []), by_look.get("tried", [])
-    isolated = by_look.get("isolated", [])
+    isolated, failing = by_look.get("isolated", []), by_look.get("failing", [])
     if down or tried:
         sentence = _outage(down, tried)
         if isolated:
             sentence.append(f" Kept off by hand: {_names(isolated)}.")
-        return _made("down" if down else "tried", sentence, [*down, *tried, *isolated])
+        if failing:
+            sentence += [" ", *_failure(failing)]
+        rows = [*down, *tried, *failing, *isolated]
+        return _made("down" if down else "tried", sentence, rows)
+    if failing:
+        return _made("failing", _failure(failing), failing)
     if isolated:
         return _made("isolated", _isolation(isolated), isolated)
     for look, tell in (("paused", _pause), ("uneasy", _unease)):
@@ -60,7 +73,11 @@ def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _made(look: str, sentence: Sentence, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    why = [{"name": row["name"], "reason": row["why"]} for row in rows if row["why"]]
+    why = [
+        {"name": row["name"], "reason": reason}
+        for row in rows
+        if (reason := row["why"] or row.get("health"))
+    ]
     return {"look": look, "sentence": sentence, "why": why[:3]}
 
 
@@ -89,7 +106,15 @@ def _pause(rows: list[dict[str, Any]]) -> Sentence:
     return [f"{_names(rows)} asked for a pause; calls wait for its end, and then go one by one."]
 
 
+def _failure(rows: list[dict[str, Any]]) -> Sentence:
+    if len(rows) > _MOST_NAMES:
+        return [f"{_names(rows)} serve hardly any call, and no breaker opens for that."]
+    return [" ".join(f"{health_of_row(row).headline}." for row in rows)]
+
+
 def _unease(rows: list[dict[str, Any]]) -> Sentence:
+    if len(rows) == 1 and rows[0].get("causes"):
+        return [f"{health_of_row(rows[0]).headline}."]
     names, works = _names(rows), "works" if len(rows) == 1 else "work"
     if any(row["alone"] for row in rows):
         return [f"{names} {works} for most workers; those it fails refuse calls by themselves."]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from lightrag_resilience._circuit import State
 from lightrag_resilience._words import LONGEST_TEXT
+from lightrag_resilience.health import Health, health_of
 from lightrag_resilience.policy import BreakerPolicy
 
 from .client import RedisClient
@@ -46,6 +48,26 @@ class Overview:
     breakers: dict[str, Description]
     workers: list[Presence]
     overrides: dict[str, Override] = field(default_factory=dict)
+
+    @property
+    def health(self) -> dict[str, Health]:
+        """How each dependency is for who calls it."""
+        alone = Counter(name for worker in self.workers for name in worker.alone)
+        return {
+            name: health_of(
+                name,
+                state=it.now.state.value,
+                reason=it.now.reason,
+                tally=it.tally,
+                alone=alone[name],
+            )
+            for name, it in self.breakers.items()
+        }
+
+    @property
+    def is_well(self) -> bool:
+        """Whether every caller of every dependency is served."""
+        return not self.troubled and all(health.is_well for health in self.health.values())
 
     @property
     def troubled(self) -> list[str]:
@@ -196,10 +218,10 @@ class Cluster:
 
 
 def _in_turn(names: Iterable[str], known: Mapping[str, Description]) -> list[str]:
-    """Breakers that were never asked for, then those not closed, then the longest not asked for."""
+    """Breakers that were never asked for, then those not well, then the longest not asked for."""
     new = [name for name in names if name not in known]
-    open_ = [name for name, it in known.items() if it.now.state is not State.CLOSED]
-    return [*new, *open_, *(name for name, it in known.items() if it.now.state is State.CLOSED)]
+    ill = [name for name, it in known.items() if not it.is_well]
+    return [*new, *ill, *(name for name, it in known.items() if it.is_well)]
 
 
 def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -208,6 +230,7 @@ def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def as_data(seen: Overview) -> dict[str, Any]:
     """The cluster for a program; times in seconds."""
+    health = seen.health
     return {
         "breakers": [
             {
@@ -216,8 +239,12 @@ def as_data(seen: Overview) -> dict[str, Any]:
                 "reason": it.now.reason,
                 "retry_after": it.now.remaining if it.now.state is State.OPEN else None,
                 "opens": it.now.opens,
-                "calls": it.calls,
-                "failed": it.failed,
+                "look": health[name].look,
+                "health": str(health[name]),
+                "calls": it.tally.calls,
+                "failed": it.tally.failed,
+                "causes": dict(it.tally.causes),
+                "last_failure": it.tally.last,
                 "slow": it.slow,
                 "workers": it.workers,
                 "probes": it.probes,

@@ -361,6 +361,11 @@ class Description:
     since: float | None
     tally: Tally = field(default_factory=Tally)
 
+    @property
+    def is_well(self) -> bool:
+        """Whether it is closed, and calls do not fail besides."""
+        return self.now.state is State.CLOSED and self.tally.look == "works"
+
     @classmethod
     def parse(cls, answer: object) -> Description:
         """Read the answer of the script.

@@ -8,6 +8,7 @@ __all__ = ["OTHER", "BoundedNames", "bounded_labels"]
 
 OTHER = "other"
 _KINDS = 20  # of work, which who tracks it may name
+_REASONS = 50  # of failures: classes of errors have any name
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -53,4 +54,5 @@ def bounded_labels(most: int) -> dict[str, BoundedNames]:
         "dependency": BoundedNames(most),
         "workspace": BoundedNames(most, "workspaces"),
         "kind": BoundedNames(_KINDS, "kinds of work"),
+        "reason": BoundedNames(_REASONS, "reasons of failures"),
     }

@@ -29,6 +29,7 @@ from lightrag_resilience.events import (
     WorkAbandoned,
 )
 from lightrag_resilience.guard import Guard
+from lightrag_resilience.health import health_of, level_of
 from lightrag_resilience.registry import Guards
 
 from ._bounded import BoundedNames
@@ -58,6 +59,12 @@ def _call_succeeded(event: CallSucceeded) -> Iterable[Measure]:
     yield "attempt_duration_seconds", (event.dependency, "success"), event.duration
     if event.tokens:
         yield "tokens_used", (event.dependency,), event.tokens
+
+
+def _attempt_failed(event: AttemptFailed) -> Iterable[Measure]:
+    yield "attempt_duration_seconds", (event.dependency, event.kind), event.duration
+    cause = f"HTTP {event.status}" if event.status else event.error
+    yield "attempt_failures", (event.dependency, cause), 1
 
 
 def _call_failed(event: CallFailed) -> Iterable[Measure]:
@@ -101,9 +108,7 @@ def _once(metric: str) -> Callable[[Any], Iterable[Measure]]:
 
 
 _OF: dict[type, Callable[[Any], Iterable[Measure]]] = {
-    AttemptFailed: lambda event: (
-        ("attempt_duration_seconds", (event.dependency, event.kind), event.duration),
-    ),
+    AttemptFailed: _attempt_failed,
     CallFailed: _call_failed,
     CallRefused: lambda event: (("refusals", (event.dependency, event.error), 1),),
     CallSucceeded: _call_succeeded,
@@ -126,6 +131,7 @@ _OF: dict[type, Callable[[Any], Iterable[Measure]]] = {
 ASKED = frozenset(
     {
         "breaker_state",
+        "dependency_health",
         "breaker_probes",
         "breaker_failure_ratio",
         "retry_budget_ratio",
@@ -162,6 +168,15 @@ def _gauges_of(guard: Guard, timed: int) -> Iterable[tuple[str, float]]:
     seen = guard.breaker.snapshot()
     occupancy = guard.occupancy
     yield "breaker_state", _STATES[seen.state]
+    health = health_of(
+        guard.name,
+        state=seen.state.value,
+        mode=seen.mode,
+        reason=seen.reason,
+        tally=seen.tally,
+        standstill=occupancy.standstill,
+    )
+    yield "dependency_health", level_of(health.look)
     yield "breaker_probes", seen.probes
     yield "breaker_failure_ratio", seen.failed / seen.calls if seen.calls else 0.0
     yield "retry_budget_ratio", guard.budget.share

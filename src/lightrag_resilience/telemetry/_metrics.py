@@ -55,6 +55,13 @@ METRICS = (
         "succeeds is a call that succeeds, so its count is also that of calls.",
     ),
     Metric(
+        "attempt_failures",
+        "counter",
+        (_D, "reason"),
+        "Attempts that failed, by their HTTP status, such as HTTP 401, or else the name of the "
+        "error's class.",
+    ),
+    Metric(
         "call_failures",
         "counter",
         (_D, "outcome"),
@@ -99,6 +106,14 @@ METRICS = (
         "gauge",
         (_D,),
         "Where a circuit stands: 0 closed, 1 half-open, 2 open; of several processes the worst.",
+        "livemax",
+    ),
+    Metric(
+        "dependency_health",
+        "gauge",
+        (_D,),
+        "How a dependency is for its callers, by all attempts of the last minute and its circuit: "
+        "0 well, 1 some calls fail or wait, 2 most fail or are refused; of processes the worst.",
         "livemax",
     ),
     Metric("breaker_probes", "gauge", (_D,), "Probes of a half-open circuit that are under way."),

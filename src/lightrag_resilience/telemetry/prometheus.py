@@ -164,12 +164,16 @@ class Observation:
     def _find(self, metric: str, labels: tuple[str, ...]) -> Callable[[float], None]:
         """What adds to a series. It is kept where no label is ``other``, of which there are few."""
         described, shown = _BY_NAME[metric], labels
-        if labels and (bounded := self._bounded.get(described.labels[0])) is not None:
-            shown = (bounded.shown(labels[0]), *labels[1:])
+        if labels:
+            shown = tuple(map(self._shown, described.labels, labels))
         add = self._adding(described, self._child(metric, *shown))
         if shown == labels:
             self._known[metric, labels] = add
         return add
+
+    def _shown(self, label: str, value: str) -> str:
+        bounded = self._bounded.get(label)
+        return value if bounded is None else bounded.shown(value)
 
     def _adding(self, metric: Metric, child: Any) -> Callable[[float], None]:
         exemplar = self._exemplar

@@ -4,6 +4,7 @@ import { offer } from "./steer.js";
 
 const WORDS = {
   works: "Working",
+  failing: "Failing",
   uneasy: "Struggling",
   paused: "Pausing, as it asked",
   tried: "Being tried",
@@ -80,9 +81,13 @@ function since(row) {
 
 function untilNext(row) {
   const due = latest.at + (row.next ?? 0);
-  if (row.look === "tried") return () => "A call is trying it now.";
+  if (row.state === "closed") return () => "";
+  if (row.look === "tried") {
+    if (row.probes) return () => "A call is trying it now.";
+    return () => "The next call tries it.";
+  }
   if (row.next === null) return () => "Until somebody closes it.";
-  const what = row.look === "isolated" ? "Ends" : "Next try";
+  const what = row.isolated ? "Ends" : "Next try";
   return (now) => (due - now > 0.5 ? `${what} in ${duration(due - now)}.` : `${what} with the next call.`);
 }
 
@@ -118,14 +123,16 @@ function drawHeadline({ headline, dependencies }) {
   at("headline").dataset.look = headline.look;
   put(at("sentence"), headline.sentence.map((part) => (typeof part === "number" ? clock(part) : part)).join(""));
   const broken = dependencies.filter((row) => row.look === "down" || row.look === "tried");
-  const title = broken.length ? `${broken.length} down: ${broken[0].name}` : headline.look === "works" ? "All well" : "Look";
+  const failing = dependencies.filter((row) => row.look === "failing");
+  const title = broken.length ? `${broken.length} down: ${broken[0].name}` : failing.length ? `${failing.length} failing: ${failing[0].name}` : headline.look === "works" ? "All well" : "Look";
   if (document.title !== `${title} - Resilience`) document.title = `${title} - Resilience`;
   const list = at("why");
   const several = headline.why.length > 1;
   fill(list, headline.why.map(({ name, reason }) => {
     const row = dependencies.find((each) => each.name === name);
     const text = `${reason}${row ? since(row) : ""}. `;
-    return { key: name, text: several ? `${name}: ${text}` : sentence(text), row };
+    const isNamed = !several || row?.health;
+    return { key: name, text: isNamed ? sentence(text) : `${name}: ${text}`, row };
   }), (item) => {
     const line = make("li");
     line.append(make("span"), make("span", "next"));
@@ -208,7 +215,7 @@ function drawRow(drawn, row, data) {
   drawn.whole.dataset.look = drawn.head.dataset.look = row.look;
   put(drawn.word, WORDS[row.look] ?? row.look);
   const isClosed = row.state === "closed";
-  drawn.reason.hidden = isClosed && !row.alone && row.look !== "paused";
+  drawn.reason.hidden = isClosed && !row.alone && !row.health && row.look !== "paused";
   if (row.since === null) {
     ticking.delete(drawn.for);
     put(drawn.for, row.mode === "metrics-only" ? "only measured" : "");
@@ -216,7 +223,9 @@ function drawRow(drawn, row, data) {
   if (isClosed) {
     ticking.delete(drawn.next);
     put(drawn.next, row.standstill ? `Calls wait ${duration(row.standstill)}.` : "");
-    put(drawn.why, row.alone ? `${counted(row.alone, "worker")} refuse it by themselves. ` : "");
+    const alone = row.alone ? `${counted(row.alone, "worker")} refuse it by themselves. ` : "";
+    const isTold = row.look === "failing" || (row.look === "uneasy" && !row.alone);
+    put(drawn.why, isTold ? `${sentence(row.health)}. ${alone}` : alone);
   } else {
     put(drawn.why, `${sentence(row.why)}${since(row)}. `);
     ticking.set(drawn.next, untilNext(row));
@@ -291,7 +300,8 @@ function drawChanges(changes) {
   }, (line, change) => {
     const byHand = /^(by|through) /.test(change.reason);
     const isClosed = change.new === "closed";
-    const how = isClosed ? (byHand ? "was closed by hand" : "works again") : byHand ? "was opened by hand" : "went down";
+    const opened = change.isolated ? "was isolated by hand" : "was opened by hand";
+    const how = isClosed ? (byHand ? "was closed by hand" : "works again") : byHand ? opened : "went down";
     line.children[1].dataset.look = isClosed ? "works" : byHand ? "isolated" : "down";
     put(line.children[0], clock(change.at));
     put(line.children[1].children[1], `${change.name} ${how}`);

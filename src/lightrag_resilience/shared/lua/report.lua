@@ -7,18 +7,29 @@ local left, breaks, batch = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[
 local calls, failed, slow = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
 local tripped, causes, last, FIRST = ARGV[12], causes_in(ARGV[13]), ARGV[14], 15
 local MOST_CAUSES = 8 -- of a slice; others are one
+local SETTLED_MS = 5000 -- after which a worker that calls no more is forgotten
 
 local function is_repeated(window)
   local last = whole(string.match(window['q' .. WORKER] or '', '^(%d+)'))
   return last ~= nil and batch <= last
 end
 
--- Add what failures looked like to the present slice, and to the run of successes since the last.
-local function note(window, at)
-  if next(causes) == nil then
-    redis.call('HSET', WINDOW, 'r', string.format('%.0f', (whole(window.r) or 0) + calls))
-    return
+-- Successes since the last failure. There is no such run while calls of some worker fail: those of
+-- the others may be older, as reports gather calls, or go another way.
+local function run_on(window)
+  redis.call('HDEL', WINDOW, 'z' .. WORKER)
+  for field, failed_at in pairs(window) do
+    if string.sub(field, 1, 1) == 'z' and field ~= 'z' .. WORKER then
+      if now - (whole(failed_at) or 0) <= SETTLED_MS then return end
+      redis.call('HDEL', WINDOW, field)
+    end
   end
+  redis.call('HSET', WINDOW, 'r', string.format('%.0f', (whole(window.r) or 0) + calls))
+end
+
+-- Add what failures looked like to the present slice.
+local function note(window, at)
+  if next(causes) == nil then return run_on(window) end
   local seen, count = causes_in(window['e' .. at]), 0
   for _ in pairs(seen) do count = count + 1 end
   for cause, more in pairs(causes) do
@@ -28,7 +39,8 @@ local function note(window, at)
     seen[cause] = (tonumber(seen[cause]) or 0) + more
   end
   window.l = last
-  redis.call('HSET', WINDOW, 'e' .. at, cjson.encode(seen), 'r', 0, 'l', last)
+  redis.call('HSET', WINDOW, 'e' .. at, cjson.encode(seen), 'r', 0, 'l', last,
+    'z' .. WORKER, string.format('%.0f', now))
 end
 
 -- Add the outcomes to the present slice, and return the sums of the window.
