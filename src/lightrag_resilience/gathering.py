@@ -6,8 +6,9 @@ item, is harmless here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, ParamSpec, TypeVar, overload
 
 from ._call import Call, current_call, new_call
@@ -74,15 +75,25 @@ async def _watched(source: Any) -> PassedOnStream[Any]:
     call = current_call.get()
     if call is None or call.guard is None:
         return await OpenedStream[Any](source).open()
-    return await GuardedStream(_Attempt(call), source).open(_reading(call), None)
+    return await GuardedStream(_Attempt(call), source).open(_PartOfAttempt(call), None)
 
 
-def _reading(call: Call) -> Call:
+class _PartOfAttempt(Call):
     """The reading, as a call inside the one under way: its times, on its loop."""
-    reading = new_call(call.guard, None, call.began)
-    reading.parts = call.parts
-    reading.started = call.started
-    return reading
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: Call) -> None:
+        self._attempt = attempt
+        new_call(attempt.guard, None, attempt.began, self)
+        self.parts = attempt.parts
+        self.started = attempt.started
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Let no time run: neither that of an item, nor that of the attempt around all."""
+        with self._attempt.set_aside(), super().set_aside():
+            yield
 
 
 class _Attempt:

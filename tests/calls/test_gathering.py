@@ -25,6 +25,7 @@ from lightrag_resilience import (
     resilient,
     with_fallbacks,
 )
+from lightrag_resilience._call import current_call
 from lightrag_resilience.events import CallSucceeded
 from lightrag_resilience.settings import load_settings
 from support.guards import down, guard_on_loop, heard_by, now
@@ -174,6 +175,26 @@ async def test_a_cancellation_is_passed_on_and_counts_nothing() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (verdict(guard), source.calls, source.open) == ((0, 0), 1, 0)
+
+
+@pytest.mark.parametrize(
+    "times", [{"attempt": 20.0}, {"total": 20.0}, {"gap": 9.0, "attempt": 20.0}]
+)
+async def test_what_is_set_aside_while_it_is_read_costs_the_attempt_no_time(times: Any) -> None:
+    async def words(last: float) -> AsyncIterator[Any]:
+        yield chunk("one")
+        call = current_call.get()
+        assert call is not None
+        with call.set_aside():
+            await asyncio.sleep(100.0)
+        await asyncio.sleep(last)
+        yield chunk("two", "stop")
+
+    guard = guarded(attempts=1, timeout=TimeoutPolicy(**({"attempt": None, "total": None} | times)))
+    assert await guard.call(gathered(words), 8.0) == WHOLE
+    assert now() == 108.0
+    with pytest.raises((AttemptTimeoutError, DeadlineExceededError)):
+        await guard.call(gathered(words), 60.0)
 
 
 # ---------------------------------------------------------------------- together with others
