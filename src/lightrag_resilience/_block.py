@@ -25,13 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Block", "BlockBetweenItems", "begin_block", "end_block", "open_block"]
 
+_GENERATOR = inspect.CO_ASYNC_GENERATOR
 _AFTER_YIELD = 1  # the lower bits of RESUME's argument; `dis` documents them
-_MANAGERS = frozenset(
-    {
-        *("__aenter__", "__aexit__", "enter_async_context", "aclose"),
-        *("begin_block", "end_block", "open_block"),
-    }
-)
+_MANAGERS = frozenset({"__aenter__", "__aexit__", "enter_async_context", "aclose"})
 """Functions that begin or end a block for the one that calls them."""
 
 _in_generators: dict[FrameType, list[Block]] = {}
@@ -98,7 +94,7 @@ async def begin_block(guard: Guard) -> Block:
     """
     if guard.gate.is_closed and not owned_by_a_guard():
         guard.gate.check(guard.name, guard.events)
-    call = _new_block(guard, *_generators_around(sys._getframe(1)))  # noqa: SLF001 - documented
+    call = _new_block(guard, *_generators_around(sys._getframe(2)))  # noqa: SLF001 - documented
     call.is_pass_through = call.parent is not None and call.parent.is_within(guard)
     if call.generator is not None:
         _in_generators.setdefault(call.generator, []).append(call)
@@ -114,12 +110,18 @@ async def begin_block(guard: Guard) -> Block:
     return call
 
 
-def open_block(guard: Guard) -> Block | None:
-    """The innermost block of a guard that the caller may end; None where it has begun none."""
-    generator, _ = _generators_around(sys._getframe(1))  # noqa: SLF001 - documented
-    for call in reversed(_in_generators.get(generator, ())) if generator is not None else ():
-        if call.owner is guard:
-            return call
+def open_block(guard: Guard, depth: int = 1) -> Block | None:
+    """The innermost block of a guard that ends here; None where none has begun.
+
+    Args:
+        guard: Whose block it is.
+        depth: How many functions above this one its end is told.
+    """
+    if _in_generators:
+        generator, _ = _generators_around(sys._getframe(depth + 1))  # noqa: SLF001 - documented
+        for call in reversed(_in_generators.get(generator, ())):  # type: ignore[arg-type]
+            if call.owner is guard:
+                return call
     current = current_call.get()
     if isinstance(current, Block) and current.generator is None and current.guard is guard:
         return current
@@ -132,7 +134,7 @@ def end_block(guard: Guard, error: BaseException | None) -> None:
     Raises:
         AttemptTimeoutError: Its time was up.
     """
-    call = open_block(guard)
+    call = open_block(guard, 2)
     if call is None:
         raise RuntimeError(f"The block of guard({guard.name!r}) ended in another context")
     _leave(call)
@@ -195,6 +197,8 @@ def _generators_around(frame: FrameType | None) -> tuple[FrameType | None, Frame
     These are two where a generator is a context manager, whose body is inside the block: the
     latter is then the one that has the context manager, if that is a generator too.
     """
+    if frame is None or not (frame.f_code.co_flags & _GENERATOR or _is_of_manager(frame)):
+        return None, None  # the usual, by the shortest way
     frame = ends = _outside_of_managers(frame)
     while frame is not None and _is_generator(frame) and (around := frame.f_back) is not None:
         if around.f_code.co_name != "__aenter__":
@@ -204,13 +208,17 @@ def _generators_around(frame: FrameType | None) -> tuple[FrameType | None, Frame
 
 
 def _outside_of_managers(frame: FrameType | None) -> FrameType | None:
-    while frame is not None and frame.f_code.co_name in _MANAGERS:
+    while frame is not None and _is_of_manager(frame):
         frame = frame.f_back
     return frame
 
 
+def _is_of_manager(frame: FrameType) -> bool:
+    return frame.f_code.co_name in _MANAGERS
+
+
 def _is_generator(frame: FrameType | None) -> bool:
-    return frame is not None and bool(frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR)
+    return frame is not None and bool(frame.f_code.co_flags & _GENERATOR)
 
 
 @functools.lru_cache(maxsize=512)

@@ -130,14 +130,17 @@ class _EachFinishes:
 
     def note(self, item: Any) -> None:
         read = self._read
-        parts = read(item, self._name, None)
-        for part in parts or ():
+        for part in read(item, self._name, None) or self._without_parts(item):
             reason = read(part, "finish_reason", _UNTOLD)
             if reason is not _UNTOLD:
                 # Gemini leaves an index of 0 out.
                 self._told(reason, read(part, "index", 0) or 0, part, item)
-        if not parts and (error := _within(item, "error")) is not None:
+
+    def _without_parts(self, item: Any) -> tuple[Any, ...]:
+        """A chunk of another kind: usage, a filter's results, or an error."""
+        if (error := _within(item, "error")) is not None:
             self.failure = _code_of(error)
+        return ()
 
     def _told(self, reason: Any, index: int, part: Any, item: Any) -> None:
         word = _word_of(reason)
@@ -168,12 +171,9 @@ class _Choices(_EachFinishes):
 
     def note(self, item: Any) -> None:
         try:
-            if not (choices := item.choices):
-                super().note(item)
-                return
-            for choice in choices:
-                if reason := choice.finish_reason:
-                    self._told(reason, choice.index or 0, choice, item)
+            for choice in item.choices or self._without_parts(item):
+                if choice.finish_reason:
+                    self._told(choice.finish_reason, choice.index or 0, choice, item)
                 else:  # some providers give "" until the end
                     self._begun.add(choice.index or 0)
         except AttributeError:  # one without a reason, or an index

@@ -83,7 +83,9 @@ class GapTimer:
         task = current_task(self._loop)
         if task is None:
             raise read_elsewhere()
-        self._reader = ref(task)  # its result may be the stream, which shall go when it is dropped
+        if self._reader() is not task:
+            # Weak: its result may be the stream, which shall go when it is dropped.
+            self._reader = ref(task)
         self._cancelling = task.cancelling()
         due = self._clock() + self.seconds
         if due > self.until:  # noqa: PLR1730 - min() takes as long as the rest

@@ -90,12 +90,11 @@ class Reading(Generic[T]):
         guard, iterator, gaps = self._guard, self._iterator, self._gaps
         span, around = self._span, current_call
         note = None if self._finish is None else self._finish.note
+        step: Callable[[], Awaitable[T]] | None = None
+        thrown: BaseException | None = None
         while True:
-            step: Callable[[], Awaitable[T]] | None = None
-            thrown: BaseException | None = None
             try:
-                # Given away: what the reader has done with is not kept until it asks for the next.
-                if (sent := (yield (item, item := None)[0])) is not None:
+                if (sent := (yield item)) is not None:
                     step = functools.partial(sent_into, iterator, sent)
             except GeneratorExit:
                 raise
@@ -103,6 +102,7 @@ class Reading(Generic[T]):
                 if self._call is None:
                     raise
                 thrown, step = error, functools.partial(thrown_into, iterator, error)
+            item = None
             if (call := self._call) is None:
                 return
             if span is not None:
@@ -116,7 +116,11 @@ class Reading(Generic[T]):
             token = around.set(call)
             try:
                 try:
-                    item = await (anext(iterator) if step is None else step())
+                    if step is None:
+                        item = await anext(iterator)
+                    else:
+                        item = await step()
+                        step = thrown = None
                 finally:
                     call.guard = None
                     if span is not None:

@@ -165,7 +165,7 @@ def generator_function(
             async for item in source:
                 while True:
                     try:
-                        sent = yield (item, item := None)[0]  # not kept while it is read
+                        sent = yield item
                     except GeneratorExit:
                         raise
                     except BaseException as error:  # noqa: BLE001 - the source's to raise on

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,9 +11,7 @@ import pytest
 
 from lightrag_resilience import (
     AttemptTimeoutError,
-    Guard,
     Guards,
-    Policy,
     TimeoutPolicy,
     resilient,
     with_fallbacks,
@@ -242,27 +238,3 @@ async def test_an_iterator_that_takes_neither_is_read_and_left(way: Any, owner: 
         await stream.athrow(original)
     assert caught.value is original
     assert (verdict(owner), len(owner.get("storage.db").gate.running)) == ((0, 0), 0)
-
-
-class Item:
-    """Large, and seen to go."""
-
-
-@pytest.mark.parametrize("decorated", [True, False])
-async def test_an_item_is_not_kept_until_the_next_is_asked_for(
-    decorated: bool,  # noqa: FBT001 - a parameter of a test
-    owner: Guards,
-) -> None:
-    async def items() -> AsyncIterator[Item]:
-        for _ in range(3):
-            yield Item()
-
-    if decorated:
-        stream: Any = resilient("llm", registry=owner)(items)()
-    else:
-        stream = await Guard("llm", Policy.llm()).call(items)
-    for _ in range(3):
-        gone = weakref.ref(await anext(stream))
-        gc.collect()
-        assert gone() is None
-    await stream.aclose()
