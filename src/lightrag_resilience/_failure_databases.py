@@ -198,7 +198,7 @@ _QDRANT: Table = {
 
 def _by_last_error(exc: Any) -> _Answer:
     """The transport's error, which the clients keep as `info` or as the last of `errors`."""
-    inner = getattr(exc, "info", None) or [*getattr(exc, "errors", ()), None][-1]
+    inner = getattr(exc, "info", None) or next(reversed(getattr(exc, "errors", ())), None)
     return (inner,) if isinstance(inner, Exception) else UNKNOWN
 
 

@@ -369,6 +369,47 @@ class pymongo_errors:
             self.cause = cause
 
 
+class zhipuai_core__errors:
+    """zhipuai 2.1."""
+
+    class ZhipuAIError(Exception): ...
+
+    class APIStatusError(ZhipuAIError):
+        def __init__(self, message: str, *, response: Any) -> None:
+            super().__init__(message)
+            self.response = response
+            self.status_code = response.status_code
+
+    class APIReachLimitError(APIStatusError): ...
+
+    class APIResponseError(ZhipuAIError): ...
+
+    class APIConnectionError(APIResponseError): ...
+
+    class APITimeoutError(APIConnectionError): ...
+
+
+class elastic_transport__exceptions:
+    """elastic-transport 9.4, which elasticsearch 9 raises the errors of."""
+
+    class TransportError(Exception):
+        def __init__(self, message: Any, errors: tuple[Exception, ...] = ()) -> None:
+            super().__init__(message)
+            self.errors = errors
+
+    class ConnectionError(TransportError): ...
+
+    class ConnectionTimeout(TransportError): ...
+
+    class SerializationError(TransportError): ...
+
+    class ApiError(Exception):
+        def __init__(self, message: str, meta: Any, body: Any = None) -> None:
+            super().__init__(message)
+            self.meta = meta
+            self.body = body
+
+
 class bson_errors:
     """bson, which comes with pymongo."""
 
@@ -389,6 +430,8 @@ LOOKALIKES: dict[str, Any] = {
     "pymilvus.exceptions": pymilvus_exceptions,
     "pymongo.errors": pymongo_errors,
     "bson.errors": bson_errors,
+    "zhipuai.core._errors": zhipuai_core__errors,
+    "elastic_transport._exceptions": elastic_transport__exceptions,
 }
 
 
