@@ -15,8 +15,8 @@ pytest.importorskip("lightrag")
 from lightrag_resilience import CircuitOpenError, Guards
 from lightrag_resilience.integrations.lightrag._outage_log import (
     AlreadyTold,
+    ChangesSummed,
     FailedRequest,
-    FailedRequests,
     log_beside_lightrag,
 )
 from lightrag_resilience.integrations.lightrag._requests import HonestRequests
@@ -31,6 +31,7 @@ from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry.correlation import correlated
 from lightrag_resilience.testing.virtual_time import VirtualTimeLoop
 
+OF_SUCCESSES = {"Query edges: founded", "POST /query 200"}
 Step = Callable[[], Awaitable[None]]
 theirs = logging.getLogger("lightrag")
 
@@ -73,10 +74,12 @@ class Server:
         self.guard = guards.get("llm.openai")
         self.step = step
         self.answered: list[int] = []
+        self.stops = asyncio.Event()
         self.app = HonestRequests(self.answer, registry=guards)
 
     async def answer(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
+            await self.stops.wait()
             return
         work = current_work.set(Work())
         theirs.info("Query edges: founded")
@@ -109,8 +112,14 @@ class Server:
         with correlated(identity):
             await self.app(scope, None, send)  # type: ignore[arg-type]
 
-    async def stop(self) -> None:
-        await self.app({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
+    async def live(self, life: Callable[[], Awaitable[None]]) -> None:
+        server = asyncio.create_task(self.app({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        try:
+            await life()
+        finally:
+            self.stops.set()
+            await server
 
 
 def in_virtual_time(
@@ -121,7 +130,8 @@ def in_virtual_time(
 
     loop = VirtualTimeLoop()
     guards = Guards(settings=load_settings({}), clock=loop.time, sleep=asyncio.sleep)
-    loop.run_until_complete(live(Server(guards, step or refused), loop))
+    server = Server(guards, step or refused)
+    loop.run_until_complete(server.live(lambda: live(server, loop)))
     loop.close()
 
 
@@ -134,19 +144,73 @@ def test_an_hour_of_outage_with_a_query_a_second_writes_at_most_60_lines(
             await asyncio.sleep(1.0)
         assert loop.time() >= 3600
         assert set(server.answered) == {503}
-        await server.stop()
 
     in_virtual_time(live)
     told = lines(written)
     assert 10 <= len(told) <= 30  # two workers without Redis write 60
     assert not any("Traceback" in line or "HTTP 500" in line for line in told)
-    sums = [line for line in told if "more requests" in line]
+    sums = [line for line in told if "more requests failed with a dependency" in line]
     assert len(sums) >= 5
     assert "times 503, 'llm.openai'" in sums[0]
     counted = sum(int(line.split()[0]) for line in sums)
     singles = [line for line in told if line.startswith("POST /query from 10.0.0.7 got 503")]
     assert counted + len(singles) == 3600
     assert "(request r-3599)" in sums[-1]
+
+
+def test_a_dependency_that_comes_and_goes_for_an_hour_writes_at_most_60_lines(
+    written: list[logging.LogRecord],
+) -> None:
+    async def step() -> None:
+        if asyncio.get_running_loop().time() % 30 < 15:
+            raise ConnectionRefusedError
+
+    async def live(server: Server, _: VirtualTimeLoop) -> None:
+        for _second in range(3600):
+            await server.ask()
+            await asyncio.sleep(1.0)
+        assert set(server.answered) == {200, 503}
+
+    in_virtual_time(live, step)
+    told = [line for line in lines(written) if line not in OF_SUCCESSES]
+    assert len(told) <= 60
+    assert len([line for line in told if line.startswith("Circuit")]) <= 6
+    sums = [line for line in told if "more lines about dependencies" in line]
+    assert len(sums) >= 10
+    assert "times open, 'llm.openai'" in sums[0]
+    assert ". The last one: Circuit 'llm.openai' is " in sums[0]
+
+
+def test_lines_from_other_threads_are_summed_up_with_the_rest(
+    written: list[logging.LogRecord],
+) -> None:
+    ours = logging.getLogger("lightrag_resilience")
+
+    def tell(state: str = "open") -> None:
+        ours.warning("it is %s", state, extra={"dependency": "llm", "state": state})
+
+    async def live() -> None:
+        changes = ChangesSummed()
+        ours.addFilter(changes)
+        left.append(changes)
+        for _ in range(5):
+            await asyncio.to_thread(tell)
+        await asyncio.to_thread(tell, "closed")
+        await asyncio.sleep(0)
+        changes.end()
+
+    left: list[ChangesSummed] = []
+    try:
+        asyncio.run(live())
+        *singles, closed, summed = lines(written)
+        assert singles == ["it is open"] * 3
+        assert closed == "it is closed"  # what has not been there before
+        assert summed.startswith("2 more lines about dependencies within 0 s (2 times open, 'llm')")
+        written.clear()
+        tell()  # its loop is closed
+        assert lines(written) == ["it is open"]
+    finally:
+        ours.removeFilter(left[0])
 
 
 def test_a_refused_query_has_one_line_with_its_status_and_id(
@@ -183,18 +247,19 @@ def test_tracebacks_are_there_at_debug(written: list[logging.LogRecord]) -> None
     assert shown.levelname == "DEBUG"
 
 
+@pytest.mark.parametrize(("count", "last"), [(4, "POST"), (5, "2 mo")])
 def test_after_a_minute_of_calm_requests_have_lines_of_their_own_again(
-    written: list[logging.LogRecord],
+    count: int, last: str, written: list[logging.LogRecord]
 ) -> None:
     async def live(server: Server, _: VirtualTimeLoop) -> None:
         for _round in range(2):
-            for _query in range(5):
+            for _query in range(count):
                 await server.ask()
             await asyncio.sleep(200.0)
 
     in_virtual_time(live)
     told = [record.getMessage()[:4] for record in written if "got 503" in record.getMessage()]
-    assert told == ["POST", "POST", "POST", "2 mo"] * 2
+    assert told == ["POST", "POST", "POST", last] * 2
 
 
 def test_a_request_that_succeeds_in_an_outage_keeps_its_lines_and_their_order(
@@ -324,11 +389,6 @@ def test_what_a_client_sends_cannot_forge_a_line() -> None:
     assert str(failed).endswith(" got no answer: why")
     assert len(str(failed)) < 250
     assert failed.fields() == {"dependency": "llm.openai", "status": None}
-
-
-def test_ending_with_nothing_to_tell_tells_nothing(written: list[logging.LogRecord]) -> None:
-    FailedRequests().end()
-    assert written == []
 
 
 # ---------------------------------------------------------------------- where it is written

@@ -64,7 +64,7 @@ def record(**extra: object) -> logging.LogRecord:
 
 
 def test_a_record_is_one_line_of_json_with_what_is_known() -> None:
-    text = JsonFormatter().format(record(dependency="llm", state="open", created=0.25))
+    text = JsonFormatter().format(record(dependency="llm", state="open", status=503, created=0.25))
     assert "\n" not in text
     assert json.loads(text) == {
         "time": "1970-01-01T00:00:00.250+00:00",
@@ -73,6 +73,7 @@ def test_a_record_is_one_line_of_json_with_what_is_known() -> None:
         "message": "a\nb",
         "dependency": "llm",
         "state": "open",
+        "status": 503,
     }
 
 

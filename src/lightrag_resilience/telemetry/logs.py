@@ -10,14 +10,14 @@ from .correlation import correlation_id
 
 __all__ = ["JsonFormatter"]
 
-_OWN = ("dependency", "state", "reason")
+_OWN = ("dependency", "state", "reason", "status")
 
 
 class JsonFormatter(logging.Formatter):
     """One object a line: time (UTC), level, logger, message, and what is known besides.
 
-    That is ``correlation_id``, ``dependency``, ``state`` and ``reason``, and ``exception``, the
-    traceback of an error.
+    That is ``correlation_id``, ``dependency``, ``state``, ``reason`` and ``status``, and
+    ``exception``, the traceback of an error.
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -7,6 +7,8 @@ fails with a dependency. Here each request has one line at most, and many reques
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import logging
 import sys
 import time
@@ -21,14 +23,21 @@ from lightrag_resilience.failures import FailureKind, classify
 
 from ._work import Request, Stage, current_request, current_work, stage_of
 
-__all__ = ["AlreadyTold", "FailedRequest", "FailedRequests", "log_beside_lightrag", "release"]
+__all__ = [
+    "AlreadyTold",
+    "ChangesSummed",
+    "FailedRequest",
+    "Sums",
+    "log_beside_lightrag",
+    "release",
+]
 
 _log = logging.getLogger("lightrag_resilience")
 
-_EACH = 3  # requests with a line of their own, before they are summed up
+_EACH = 3  # of many lines those that are written, before they are summed up
 _LOOK = 60.0  # seconds between two looks at whether there is something to sum up
-_LONGEST = 16  # looks from one sum to the next, in a long outage
-_KINDS = 50  # statuses and dependencies that are told apart
+_KINDS = 50  # outcomes and dependencies that are told apart
+_SUMMED = {"is_summed": True}  # what has been through here
 _LONGEST_PATH = 200  # characters
 
 _ACCESS = "uvicorn.access"
@@ -41,7 +50,7 @@ _HELD = 100  # lines of one request
 _WITH_TIME = "%(asctime)s [%(levelname)s] %(name)s: %(message)s"
 
 
-# ---------------------------------------------------------------------- requests
+# ---------------------------------------------------------------------- our own lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,85 +89,150 @@ class FailedRequest:
         known = {"dependency": self.dependency, "status": self.status}
         return known if self.identity is None else known | {"correlation_id": self.identity}
 
+    def write(self) -> None:
+        """Write it."""
+        _log.warning("%s", self, extra=self.fields() | _SUMMED)
 
-class FailedRequests:
-    """Tells the log of requests in which a dependency failed: of the first ones each, then sums.
 
-    The first sum follows within a minute, the next ones after two minutes, four and so on, until
-    there are 16 minutes between them. After a minute without such a request all begins anew.
-    Belongs to one event loop.
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A line of ours about a dependency: its circuit is in another state, or it works again."""
+
+    record: logging.LogRecord
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        about = vars(self.record)
+        return str(about.get("state", "told")), str(about["dependency"])
+
+    def __str__(self) -> str:
+        return self.record.getMessage()
+
+    def fields(self) -> dict[str, Any]:
+        names = ("dependency", "state", "reason")
+        return {name: value for name in names if (value := vars(self.record).get(name)) is not None}
+
+    def write(self) -> None:
+        _log.callHandlers(self.record)
+
+
+class Sums:
+    """Tells the log of what happens many times: the first ones each, then in sums.
+
+    The first sum follows within a minute, the next ones after two minutes, four and so on, and one
+    at the end. What has not happened before has a line of its own. Belongs to one event loop.
+
+    Args:
+        what: What is summed up.
+        longest: Minutes from one sum to the next at the most.
+        calm: Minutes without any after which all begins anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str, *, longest: int, calm: int) -> None:
+        self._what = what
+        self._longest = longest
+        self._calm = calm
         self._timer: asyncio.TimerHandle | None = None
-        self._kinds: set[tuple[str, str]] = set()
         self._begin()
 
     def _begin(self) -> None:
-        self._kinds.clear()
+        self._kinds: set[tuple[str, str]] = set()
         self._singles = 0
-        self._looks_between = 1
         self._sum: Counter[tuple[str, str]] = Counter()
-        self._looks = 0
-        self._is_calm = False
+        self._last: FailedRequest | _Change | None = None
         self._summed_since = 0.0
-        self._last: FailedRequest | None = None
+        self._looks = 0
+        self._looks_between = 1
+        self._quiet_looks = 0
 
-    def tell(self, failed: FailedRequest) -> None:
+    def tell(self, it: FailedRequest | _Change) -> None:
         """One more. Called on the event loop."""
         if self._timer is None:
             self._begin()
             self._wait()
-        self._is_calm = False
-        is_new = failed.kind not in self._kinds and len(self._kinds) < _KINDS
+        self._quiet_looks = -1  # the next one ends with this
+        is_new = it.kind not in self._kinds and len(self._kinds) < _KINDS
         if is_new or self._singles < _EACH:
-            self._kinds.add(failed.kind)
+            self._kinds.add(it.kind)
             self._singles += 1
-            _log.warning("%s", failed, extra=failed.fields())
-        else:
-            if self._last is None:
-                self._summed_since = _now()
-            self._sum[failed.kind] += 1
-            self._last = failed
+            it.write()
+            return
+        if self._last is None:
+            self._summed_since = _now()
+        self._sum[it.kind] += 1
+        self._last = it
 
     @property
     def are_going_on(self) -> bool:
-        """Whether there were such requests within the last minute or two."""
+        """Whether there were some lately."""
         return self._timer is not None
 
     def end(self) -> None:
-        """Tell what is left to tell."""
+        """Tell what is left to tell. Called on the event loop."""
         self._tell_sum()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _wait(self) -> None:
-        self._is_calm = True
         self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
 
     def _look(self) -> None:
         self._looks += 1
-        if self._is_calm or self._looks >= self._looks_between:
+        self._quiet_looks += 1
+        if self._quiet_looks or self._looks >= self._looks_between:
             self._tell_sum()
-        if self._is_calm:
-            self._timer = None
-        else:
+        if self._quiet_looks < self._calm:
             self._wait()
+        else:
+            self._timer = None
 
     def _tell_sum(self) -> None:
         if self._last is None:
             return
-        parts = [f"{n} times {what}, {name!r}" for (what, name), n in self._sum.most_common()]
-        _log.warning(
-            "%d more requests failed with a dependency within %.0f s (%s). The last one: %s",
-            *(self._sum.total(), _now() - self._summed_since, "; ".join(parts), self._last),
-            extra=self._last.fields(),
-        )
+        total = self._sum.total()
+        if total == 1:
+            self._last.write()
+        else:
+            parts = [f"{n} times {what}, {name!r}" for (what, name), n in self._sum.most_common()]
+            _log.warning(
+                "%d more %s within %.0f s (%s). The last one: %s",
+                *(total, self._what, _now() - self._summed_since, "; ".join(parts), self._last),
+                extra=self._last.fields() | _SUMMED,
+            )
         self._sum.clear()
         self._last = None
         self._looks = 0
-        self._looks_between = min(self._looks_between * 2, _LONGEST)
+        self._looks_between = min(self._looks_between * 2, self._longest)
+
+
+class ChangesSummed(logging.Filter):
+    """Sums up our own lines about dependencies, where one comes and goes for hours.
+
+    Each call on another thread than the event loop's is handed over to it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._sums = Sums("lines about dependencies", longest=4, calm=10)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is to be written here and now."""
+        about = vars(record)
+        if record.levelno < logging.INFO or "dependency" not in about or about.keys() & _SUMMED:
+            return True
+        if asyncio._get_running_loop() is self._loop:  # noqa: SLF001 - the other one raises
+            self._sums.tell(_Change(record))
+            return False
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._sums.tell, _Change(record))
+            return False
+        return True
+
+    def end(self) -> None:
+        """Tell what is left to tell."""
+        self._sums.end()
 
 
 def _now() -> float:
@@ -281,7 +355,6 @@ def _with_time(handler: logging.Handler) -> logging.Handler:
     """LightRAG's handler; for a terminal, one that writes times as those of files do."""
     if isinstance(handler, logging.FileHandler) or not isinstance(handler, logging.StreamHandler):
         return handler
-    mine: logging.Handler = logging.StreamHandler(handler.stream)
-    mine.setLevel(handler.level)
+    mine = copy.copy(handler)
     mine.setFormatter(logging.Formatter(_WITH_TIME))
     return mine

@@ -19,7 +19,7 @@ from lightrag_resilience.integrations._asgi_work import told_to_come_back
 from lightrag_resilience.registry import Guards, guards
 
 from ._answers import query_error
-from ._outage_log import FailedRequest, FailedRequests, release
+from ._outage_log import ChangesSummed, FailedRequest, Sums, release
 from ._user_sentences import sentence_for
 from ._work import Request, current_request
 
@@ -54,15 +54,12 @@ class HonestRequests:
     def __init__(self, app: Application, *, registry: Guards | None = None) -> None:
         self._app = app
         self._registry = registry
-        self._failed = FailedRequests()
+        self._failed = Sums("requests failed with a dependency", longest=16, calm=1)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass a request on, and its answer back."""
         if scope["type"] == "lifespan":
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                self._failed.end()
+            await self._live(scope, receive, send)
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -85,11 +82,22 @@ class HonestRequests:
             answer.end()
             current_request.reset(token)
 
+    async def _live(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """The application's life, with a log that many lines of one kind do not fill."""
+        changes = ChangesSummed()
+        _log.addFilter(changes)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            _log.removeFilter(changes)
+            changes.end()
+            self._failed.end()
+
 
 class _Answer:
     """The answer to one request, on its way."""
 
-    def __init__(self, send: Send, failed: FailedRequests, scope: MutableMapping[str, Any]) -> None:
+    def __init__(self, send: Send, failed: Sums, scope: MutableMapping[str, Any]) -> None:
         self.request = Request()
         if failed.are_going_on:
             self.request.held = []
