@@ -263,7 +263,7 @@ def test_the_doctor_says_that_a_journal_cannot_be_written(tmp_path: Path) -> Non
 
 def test_a_terminal_of_no_columns_is_one_of_eighty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "0")
-    assert "attempts" in CliRunner().invoke(app, ["config", "llm"]).output
+    assert "RETRY__ATTEMPTS" in CliRunner().invoke(app, ["config", "llm"]).output
 
 
 def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
