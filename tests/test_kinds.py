@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import threading
 import types
 import typing
+from asyncio import gather as all_of
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -117,6 +119,47 @@ def unannotated_future(word):  # type: ignore[no-untyped-def]  # noqa: ANN001, A
 
 def in_executor(word):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     return asyncio.get_running_loop().run_in_executor(None, sync, word)
+
+
+def in_thread() -> Awaitable[str]:
+    return anyio.to_thread.run_sync(sync, "x")
+
+
+def in_context() -> AsyncIterator[str]:
+    return contextvars.copy_context().run(generator, "x")
+
+
+class Tasks:
+    """A client of a service, whose methods are called as asyncio's functions."""
+
+    def create_task(self, word: str) -> str:
+        return word
+
+    def gather(self, *words: str) -> list[str]:
+        return [*words]
+
+
+def creates_a_task_elsewhere(word):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    return Tasks().create_task(word)
+
+
+def gathers_elsewhere(word):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    return Tasks().gather(word)
+
+
+def gathers_here(word):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    return all_of(coroutine(word))
+
+
+def waits_for_a_result(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return pool.submit(function, *args).result()
+
+    return call
+
+
+pool: Any = None
 
 
 @types.coroutine
@@ -310,7 +353,13 @@ KINDS: list[tuple[Callable[..., Any], Kind]] = [
     (passing_on(generator), Kind.ASYNC_GENERATOR),
     (passing_on(functools.partial(coroutine)), Kind.COROUTINE),
     (passing_on(CallsCoroutine()), Kind.COROUTINE),
+    (in_thread, Kind.COROUTINE),
+    (in_context, Kind.STREAM),
+    (gathers_here, Kind.COROUTINE),
+    (creates_a_task_elsewhere, Kind.SYNC),
+    (gathers_elsewhere, Kind.SYNC),
     (running(coroutine), Kind.SYNC),
+    (waits_for_a_result(coroutine), Kind.SYNC),
     (passing_on(running(coroutine)), Kind.SYNC),
     (listing, Kind.SYNC),
     (round_and_round(), Kind.SYNC),

@@ -18,7 +18,7 @@ from collections.abc import (
     Callable,
     Coroutine,
 )
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -38,12 +38,14 @@ __all__ = [
 _DEEPEST = 32  # wrappers around wrappers
 _STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
 _AWAITABLES = (Awaitable, Coroutine, asyncio.Future, asyncio.Task)
-_RUNNERS = frozenset({"run", "run_until_complete", "run_coroutine_threadsafe", "run_sync"})
-"""What a wrapper calls that runs a coroutine function itself, and is no pass-through."""
-_MAKERS = frozenset(
-    {"ensure_future", "create_task", "create_future", "run_in_executor", "wrap_future", "gather"}
+_RUNNERS = frozenset(
+    {"run", "run_until_complete", "run_coroutine_threadsafe", "run_sync", "result"}
 )
+"""What a wrapper calls that runs a coroutine function itself, and is no pass-through."""
+_MAKERS = frozenset({"ensure_future", "create_future", "run_in_executor", "wrap_future"})
 """What a function calls that needs the event loop, and has a future to return."""
+_MAKERS_OF_ASYNCIO = frozenset({"create_task", "gather"})
+"""The same where they are asyncio's: sync clients of other services have methods of these names."""
 
 
 class Kind(enum.Enum):
@@ -53,13 +55,6 @@ class Kind(enum.Enum):
     ASYNC_GENERATOR = "async generator function"
     STREAM = "function that returns an async iterator"
     SYNC = "function"
-
-
-class _Found(NamedTuple):
-    """The kind of a callable, and whether it is that itself, or only passes such a result on."""
-
-    kind: Kind
-    is_itself: bool = False
 
 
 def name_of(function: Any) -> str:
@@ -96,10 +91,12 @@ def kind_of(function: Callable[..., Any]) -> Kind:
         UnsupportedCallError: It cannot be called, is a sync generator function, or makes a context
             manager.
     """
-    return _found(function).kind
+    kind, _ = _found(function)
+    return kind
 
 
-def _found(function: Callable[..., Any]) -> _Found:
+def _found(function: Callable[..., Any]) -> tuple[Kind, bool]:
+    """The kind of a callable, and whether it is that itself, or only passes such a result on."""
     if not callable(function):
         must_be_function(function, "A guard calls a function")
     inner: Any = function
@@ -107,22 +104,21 @@ def _found(function: Callable[..., Any]) -> _Found:
         while isinstance(inner, functools.partial):
             inner = inner.func
         if _is_coroutine_function(inner):  # an object may say so too: `unittest.mock.AsyncMock`
-            return _Found(Kind.COROUTINE, is_itself=not depth)
+            return Kind.COROUTINE, not depth
         if inspect.isclass(inner):
-            return _Found(_kind_of_instances(inner))
+            return _kind_of_instances(inner), False
         called = inner if inspect.isroutine(inner) else type(inner).__call__
         if not depth:
             _refuse_what_is_not_run(function, called)
         if (kind := _kind_of_code(called)) is not None:
-            return _Found(kind, is_itself=not depth)
+            return kind, not depth
         wrapped = getattr(inner, "__wrapped__", None) or getattr(called, "__wrapped__", None)
-        names = _names_in(called)
-        if names & _RUNNERS:
-            break
         if not callable(wrapped):
-            return _Found(_kind_of_result(called, names))
+            return _kind_of_result(called), False
+        if _names_in(called) & _RUNNERS:
+            break
         inner = wrapped
-    return _Found(Kind.SYNC)
+    return Kind.SYNC, False
 
 
 def _is_coroutine_function(function: Any) -> bool:
@@ -149,7 +145,7 @@ def _kind_of_instances(cls: type) -> Kind:
     return Kind.STREAM if is_stream(cls) else Kind.SYNC
 
 
-def _kind_of_result(function: Any, names: frozenset[str]) -> Kind:
+def _kind_of_result(function: Any) -> Kind:
     """What a function says that it returns, or shows by what it calls."""
     result = _return_of(function)
     if isinstance(result, str):
@@ -164,7 +160,7 @@ def _kind_of_result(function: Any, names: frozenset[str]) -> Kind:
         return Kind.STREAM
     if any(origin is awaitable for awaitable in _AWAITABLES):
         return Kind.COROUTINE
-    return Kind.COROUTINE if result is None and names & _MAKERS else Kind.SYNC
+    return Kind.COROUTINE if result is None and _makes_a_future(function) else Kind.SYNC
 
 
 def _return_of(function: Any) -> Any:
@@ -173,6 +169,18 @@ def _return_of(function: Any) -> Any:
         return typing.get_type_hints(function).get("return")
     except Exception:  # noqa: BLE001 - annotations may name what exists for type checkers only
         return getattr(function, "__annotations__", {}).get("return")
+
+
+def _makes_a_future(function: Any) -> bool:
+    names = _names_in(function)
+    if names & _RUNNERS:
+        return False
+    around = getattr(function, "__globals__", {})
+    used = [around[name] for name in names if name in around]
+    if any(each is asyncio.gather or each is asyncio.create_task for each in used):
+        return True
+    is_of_asyncio = "asyncio" in names or any(each is asyncio for each in used)
+    return bool(names & (_MAKERS | _MAKERS_OF_ASYNCIO if is_of_asyncio else _MAKERS))
 
 
 def _names_in(function: Any) -> frozenset[str]:
@@ -216,10 +224,10 @@ def as_coroutine_function(
     """
     if inspect.iscoroutinefunction(function):
         return function  # by the shortest way: a guard may ask at each call
-    found = _found(function)
-    if found.kind is Kind.SYNC:
+    kind, is_itself = _found(function)
+    if kind is Kind.SYNC:
         return functools.partial(_call_in_thread, function, in_shared_threads)
-    if found == _Found(Kind.COROUTINE, is_itself=True):
+    if kind is Kind.COROUTINE and is_itself:
         return function
     return functools.partial(_call, function)
 
