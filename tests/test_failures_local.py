@@ -264,14 +264,25 @@ POOLS = [
 ]
 
 
-async def waits(pool: Any, library: str, wait: float, attempt: float) -> Exception:
+async def in_call(guard: Guard, get: Get) -> None:
+    await guard.call(get)
+
+
+async def in_block(guard: Guard, get: Get) -> None:
+    async with guard:
+        await get()
+
+
+async def waits(
+    pool: Any, library: str, wait: float, attempt: float, ask: Any = in_call
+) -> Exception:
     """The error of a call that waits for a pool all of whose connections are in use."""
     async with quiet_server() as port, pool(library, port, wait) as get:
         holding = [asyncio.ensure_future(get()) for _ in range(HOLDS)]
         await asyncio.sleep(0.1)
         guard = Guard("storage.x", Policy.storage(attempts=1, attempt_timeout=attempt))
         with pytest.raises(Exception) as raised:  # noqa: PT011 - each client has its own
-            await guard.call(get)
+            await ask(guard, get)
         for one in holding:
             one.cancel()
         await asyncio.gather(*holding, return_exceptions=True)
@@ -286,9 +297,12 @@ def test_who_waits_in_vain_for_a_connection_of_its_own_blames_nobody(
     assert classify(asyncio.run(waits(pool, library, ATTEMPT, LONG))) == LOCAL
 
 
+@pytest.mark.parametrize("ask", [in_call, in_block])
 @pytest.mark.parametrize(("pool", "library"), [p for p in POOLS if "total" not in p[0].__name__])
-def test_an_attempt_that_ends_in_a_clients_pool_blames_nobody(pool: Any, library: str) -> None:
-    error = asyncio.run(waits(pool, library, LONG, ATTEMPT))
+def test_an_attempt_that_ends_in_a_clients_pool_blames_nobody(
+    pool: Any, library: str, ask: Any
+) -> None:
+    error = asyncio.run(waits(pool, library, LONG, ATTEMPT, ask))
     assert isinstance(error, AttemptTimeoutError)
     assert classify(error) == LOCAL
 

@@ -141,11 +141,15 @@ def end_block(guard: Guard, error: BaseException | None) -> None:
     if call.is_pass_through:
         return
     timed_out = call.timer is not None and call.timer.stop(call)
-    if timed_out and isinstance(error, asyncio.CancelledError) and _is_mine(call.task):
-        timeout = timeout_error(guard, call)
+    if (
+        timed_out
+        and isinstance(error, asyncio.CancelledError)
+        and call.task is asyncio.current_task()
+    ):
+        timeout = timeout_error(guard, call, error)
         guard.settle_error(call, timeout)
         tell_failure(guard, call, timeout)
-        raise timeout from error
+        raise timeout
     if error is None:
         guard.settle_success(call)
     else:
@@ -182,10 +186,6 @@ def _still_open(call: Call | None) -> Call | None:
     while isinstance(call, Block) and call.owner is None:
         call = call.before
     return call
-
-
-def _is_mine(task: asyncio.Task[Any]) -> bool:
-    return task is asyncio.current_task()
 
 
 # ---------------------------------------------------------------------- generators

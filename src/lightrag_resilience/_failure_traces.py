@@ -12,7 +12,14 @@ from typing import Final
 
 from ._verdicts import Failure, Reader
 
-__all__ = ["by_inner", "came_of_an_answer", "has_run_out", "raised_over", "was_reading_an_answer"]
+__all__ = [
+    "by_inner",
+    "came_of_an_answer",
+    "has_run_out",
+    "raised_in",
+    "raised_over",
+    "was_reading_an_answer",
+]
 
 _DEEPEST = 16  # errors beneath an error
 _SDKS: Final = frozenset(
@@ -150,6 +157,12 @@ def came_of_an_answer(exc: BaseException) -> bool:
     if trace.tb_frame.f_code.co_code[trace.tb_lasti] == _RAISES:
         return isinstance(exc, ValueError) and " returned " in str(exc)  # "Jina API returned ..."
     return not (isinstance(exc, TypeError) and _MISCALLED.search(str(exc)))
+
+
+def raised_in(exc: BaseException) -> str:
+    """The module whose line raised an error; empty where that is not known."""
+    trace = _innermost(exc)
+    return "" if trace is None else _place(trace)[0]
 
 
 def was_reading_an_answer(exc: BaseException) -> bool:

@@ -7,7 +7,13 @@ import re
 from typing import Any, Final
 
 from ._failure_http import of_status
-from ._failure_traces import by_inner, came_of_an_answer, raised_over, was_reading_an_answer
+from ._failure_traces import (
+    by_inner,
+    came_of_an_answer,
+    raised_in,
+    raised_over,
+    was_reading_an_answer,
+)
 from ._verdicts import (
     FATAL,
     LOCAL,
@@ -66,11 +72,7 @@ def _by_origin(exc: BaseException) -> Failure:
     """
     if came_of_an_answer(exc):
         return UNKNOWN
-    trace = exc.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
-    return UNKNOWN if module == "asyncio.selector_events" else FATAL
+    return UNKNOWN if raised_in(exc) == "asyncio.selector_events" else FATAL
 
 
 def _by_members(exc: BaseExceptionGroup[Exception]) -> tuple[Exception, ...]:

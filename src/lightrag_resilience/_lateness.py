@@ -20,8 +20,17 @@ class Timekeeper(Protocol):
         ...
 
 
-def timeout_error(guard: Timekeeper, call: Call, late: str = "") -> Exception:
-    """The error for a call whose own time is up; `late` says so of an attempt."""
+def timeout_error(guard: Timekeeper, call: Call, cause: BaseException, late: str = "") -> Exception:
+    """The error for a call whose own time is up; `late` says so of an attempt.
+
+    Its cause, which tells whether anything was sent, is set here: the verdict comes before `raise`.
+    """
+    error = _timeout_error(guard, call, late)
+    error.__cause__ = cause
+    return error
+
+
+def _timeout_error(guard: Timekeeper, call: Call, late: str) -> Exception:
     total = call.parts.policy.timeout.total
     if total is not None and guard.remaining(call) <= 0:
         return DeadlineExceededError(guard.name, None, f"after {total:g} s")

@@ -13,7 +13,7 @@ from ._threads import refuse_green_threads
 from .errors import UnsupportedCallError
 from .guard import Guard
 from .policy import Policy, check_policy
-from .registry import Guards, guards, must_be_guards
+from .registry import Guards, resolve_guards
 from .streams import generator_function
 
 __all__ = ["resilient"]
@@ -57,7 +57,7 @@ def resilient(
     check_name(name)
     if policy is not None:
         check_policy(policy, name)
-    owner = guards() if registry is None else must_be_guards(registry)
+    owner = resolve_guards(registry)
 
     def find() -> Guard:
         return owner.get(name, policy)

@@ -31,7 +31,7 @@ from .errors import (
 )
 from .events import Events, FellBack, StaleAnswered
 from .failures import classify, root_cause
-from .registry import Guards, guards, must_be_guards
+from .registry import Guards, resolve_guards
 from .stale import StaleCache
 from .streams import generator_function
 
@@ -107,7 +107,7 @@ def with_fallbacks(
         raise UnsupportedCallError("A StaleCache remembers answers, not streams")
     if problem := problem_with(total, _Total):
         raise PolicyError(f"with_fallbacks: total {problem}")
-    owner = guards() if registry is None else must_be_guards(registry)
+    owner = resolve_guards(registry)
     chain = _Chain(functions, when=when, total=total, stale=stale, events=owner.events)
     match kinds[0]:
         case Kind.COROUTINE:

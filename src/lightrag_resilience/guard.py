@@ -336,8 +336,7 @@ class Guard:
     def _settle_raised(self, call: Call, error: BaseException, timer: Timer | None) -> None:
         """An attempt raised; where that was the end of its time, this raises what says so."""
         if timer is not None and timer.stop(call) and isinstance(error, asyncio.CancelledError):
-            timeout = timeout_error(self, call)
-            timeout.__cause__ = error  # which knows whether it was sent; `raise` sets it too late
+            timeout = timeout_error(self, call, error)
             self.settle_error(call, timeout)
             raise timeout
         self.settle_error(call, error)

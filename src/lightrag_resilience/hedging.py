@@ -20,7 +20,7 @@ from .budget import RETRY_COST
 from .errors import PolicyError, UnsupportedCallError
 from .events import Hedged
 from .guard import Guard
-from .registry import Guards, guards, must_be_guards
+from .registry import Guards, resolve_guards
 
 __all__ = ["hedged"]
 
@@ -58,7 +58,7 @@ def hedged(
         )
     if problem := problem_with(after, _After):
         raise PolicyError(f"hedged: after {problem}")
-    owner = guards() if registry is None else must_be_guards(registry)
+    owner = resolve_guards(registry)
 
     def decorate(
         function: Callable[P, Coroutine[Any, Any, R]],

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .shared.sync import Synchronizer
     from .shared.wire import Override
 
-__all__ = ["Guards", "Tracing", "guard", "guards", "must_be_guards"]
+__all__ = ["Guards", "Tracing", "guard", "guards", "resolve_guards"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -289,12 +289,14 @@ def guards() -> Guards:
     return _process_guards
 
 
-def must_be_guards(registry: Guards) -> Guards:
-    """The guards that were given.
+def resolve_guards(registry: Guards | None) -> Guards:
+    """The guards that were given, or else those of this process.
 
     Raises:
         UnsupportedCallError: Something else was given.
     """
+    if registry is None:
+        return _process_guards
     if not isinstance(registry, Guards):
         raise UnsupportedCallError(f"registry takes Guards(), not a {type(registry).__name__}")
     return registry

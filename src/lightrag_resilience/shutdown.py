@@ -37,7 +37,7 @@ from ._task_accounts import Quiet
 from ._words import LONGEST_TEXT, printable
 from .errors import PolicyError, ShuttingDownError
 from .journal import Journal, is_kind
-from .registry import Guards, guards, must_be_guards
+from .registry import Guards, guards, resolve_guards
 from .settings import Settings
 
 __all__ = ["Coordinator", "Progress", "Report", "configured_drain"]
@@ -79,7 +79,7 @@ class Coordinator:
         journal: str | os.PathLike[str] | None = None,
         hears_signals: bool = True,
     ) -> None:
-        self._registry = guards() if registry is None else must_be_guards(registry)
+        self._registry = resolve_guards(registry)
         settings = self._registry.settings
         self._drain = configured_drain(settings, timeout, cancel_grace, close_timeout)
         path = settings.shutdown_journal if journal is None else journal

@@ -131,7 +131,7 @@ class GuardedStream(PassedOnStream[T_co]):
         except asyncio.CancelledError as error:
             if own.stop(call):
                 late = f"waiting {limit:g} s for the first item"
-                raise timeout_error(guard, call, late) from error
+                raise timeout_error(guard, call, error, late) from error
             raise
         finally:
             own.stop(call)

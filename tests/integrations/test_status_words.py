@@ -8,7 +8,7 @@ import pytest
 
 from lightrag_resilience.events import AttemptFailed, CallSucceeded, StateChanged
 from lightrag_resilience.integrations._status_record import Record
-from lightrag_resilience.integrations._status_words import headline, look_of
+from lightrag_resilience.integrations._status_words import headline, health_of_row
 
 NOON = 1_790_000_000.0
 
@@ -27,7 +27,7 @@ def row(name: str = "llm.openai", state: str = "closed", **other: Any) -> dict[s
         "why": "" if state == "closed" else "after 5 failures in a row",
         **other,
     }
-    return {**made, "look": look_of(made)}
+    return {**made, "look": health_of_row(made).look}
 
 
 def said(*rows: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from lightrag_resilience._names import check_name
 from lightrag_resilience.errors import PolicyError
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.policy import Policy, check_policy
-from lightrag_resilience.registry import Guards, guards, must_be_guards
+from lightrag_resilience.registry import Guards, resolve_guards
 
 __all__ = ["OTHER", "GuardsOfHosts", "name_of_host"]
 
@@ -60,7 +60,7 @@ class GuardsOfHosts:
             raise PolicyError(f"ResilientTransport: max_hosts {problem}")
         self._name = name
         self._policy = policy
-        self._registry = guards() if registry is None else must_be_guards(registry)
+        self._registry = resolve_guards(registry)
         self._max_hosts = max_hosts
         self._has_warned = False
 

@@ -12,7 +12,7 @@ from typing import Any
 from lightrag_resilience._outcomes import Tally
 from lightrag_resilience.health import Health, health_of
 
-__all__ = ["headline", "health_of_row", "look_of"]
+__all__ = ["headline", "health_of_row"]
 
 Sentence = list[str | float]
 
@@ -33,11 +33,6 @@ def health_of_row(row: dict[str, Any]) -> Health:
         alone=row["alone"],
         standstill=row["standstill"],
     )
-
-
-def look_of(row: dict[str, Any]) -> str:
-    """How a dependency is, in one word: the worst that can be said of it."""
-    return health_of_row(row).look
 
 
 def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from lightrag_resilience._words import LONGEST_TEXT, printable
 from lightrag_resilience.breakers import State
 from lightrag_resilience.errors import PolicyError, ShuttingDownError, UnsupportedCallError
 from lightrag_resilience.policy import Wait
-from lightrag_resilience.registry import Guards, guards, must_be_guards
+from lightrag_resilience.registry import Guards, resolve_guards
 from lightrag_resilience.shutdown import Coordinator
 
 from ._asgi_scope import route_path
@@ -88,7 +88,7 @@ class Draining:
         if isinstance(ready_while_closed, str):  # its characters would be taken for names
             raise PolicyError(f"Draining: write ready_while_closed=[{ready_while_closed!r}]")
         self._app = app
-        self._registry = guards() if registry is None else must_be_guards(registry)
+        self._registry = resolve_guards(registry)
         self._last_requests = last_requests
         self._needed = tuple(ready_while_closed)
         for name in self._needed:

@@ -17,7 +17,7 @@ from typing import Any
 import anyio.to_thread
 
 from lightrag_resilience._surroundings import surroundings
-from lightrag_resilience.registry import Guards, guards
+from lightrag_resilience.registry import Guards, resolve_guards
 from lightrag_resilience.telemetry.prometheus import Observation, observe  # says what is missing
 
 from ._asgi_scope import route_path
@@ -55,7 +55,7 @@ class Metrics:
         collected: CollectorRegistry = REGISTRY,
     ) -> None:
         self._app = app
-        self._guards = guards() if registry is None else registry
+        self._guards = resolve_guards(registry)
         self._path = path
         self._collected = collected
         self._observation: Observation | None = None

@@ -25,7 +25,7 @@ from lightrag_resilience._allowed_hosts import hosts_in, is_allowed_host
 from lightrag_resilience._phases import Phase
 from lightrag_resilience._variables import is_token
 from lightrag_resilience.errors import PolicyError
-from lightrag_resilience.registry import Guards, guards, must_be_guards
+from lightrag_resilience.registry import Guards, resolve_guards
 
 from ._asgi_scope import route_path
 from ._status_actions import LARGEST_BODY, Refused, act, check_token, read_action
@@ -113,7 +113,7 @@ class StatusPage:
         if token is not None and not (isinstance(token, str) and is_token(token)):
             raise PolicyError("A token has 16 to 256 ASCII characters without spaces")
         self._app = app
-        self._registry = guards() if registry is None else must_be_guards(registry)
+        self._registry = resolve_guards(registry)
         self._own_token = token
         self._hosts = hosts
         self._watch = Watch(self._registry)

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message, name=error.name) from error
 
 from lightrag_resilience.errors import UnsupportedCallError
-from lightrag_resilience.registry import Guards, guards, must_be_guards
+from lightrag_resilience.registry import Guards, resolve_guards
 
 from ._answers import QueryFailedError
 from ._protection import Protection
@@ -57,7 +57,7 @@ async def protect(rag: Any, *, registry: Guards | None = None) -> None:
         )
     if is_protected(rag):
         return
-    protection = Protection(rag, guards() if registry is None else must_be_guards(registry))
+    protection = Protection(rag, resolve_guards(registry))
     setattr(rag, _ATTRIBUTE, protection)
     try:
         await protection.apply()

@@ -20,6 +20,8 @@ try:
 except ImportError:  # LightRAG 1.4
     utils_pipeline = None
 
+from lightrag_resilience._within import within
+from lightrag_resilience._words import counted
 from lightrag_resilience.breakers import Snapshot, State
 from lightrag_resilience.events import Event, RecoveryRan, StateChanged
 from lightrag_resilience.journal import Journal
@@ -178,15 +180,18 @@ class Recovery:
         if path is None:
             return ""
         try:
-            async with asyncio.timeout(_END):
-                records = await asyncio.to_thread(lambda: list(Journal(path).read()))
-                left = left_documents(records, self._rag.workspace or "")
-                rows = await self._rag.doc_status.get_by_ids(list(left)) if left else []
+            left, rows = await within(_END, self._left_by(Journal(path)))
         except Exception as error:  # noqa: BLE001 - they are resumed in any case
             _log.warning("The journal %s could not be read: %s", path, type(error).__name__)
             return ""
         words = in_words(rows)
-        return f". Of {_counted(len(left))} that the journal names, {words}" if words else ""
+        return f". Of {counted(left, 'document')} that the journal names, {words}" if words else ""
+
+    async def _left_by(self, journal: Journal) -> tuple[int, list[Any]]:
+        """How many documents a journal names, and the rows of those that are there."""
+        records = await asyncio.to_thread(lambda: list(journal.read()))
+        left = left_documents(records, self._rag.workspace or "")
+        return len(left), await self._rag.doc_status.get_by_ids(list(left)) if left else []
 
     def _probe_due_in(self) -> float:
         """Seconds until every dependency may be called; without traffic nothing else probes it."""
@@ -207,7 +212,7 @@ class Recovery:
         # While it is unknown whether the dependency is back, one document finds out for all.
         requeued = await self._requeue(planned if is_well else planned[:1])
         if requeued:
-            _log.info("Trying %s again that failed", _counted(requeued))
+            _log.info("Trying %s again that failed", counted(requeued, "document"))
         left = min(max(await self._waiting() - requeued, 0), self._left_at_start)
         is_mine = bool(requeued or left) and await self._process(left)
         # Another process may do it, and be told to stop before their end.
@@ -231,7 +236,9 @@ class Recovery:
         def begun() -> None:
             nonlocal is_mine
             if left and not is_mine:
-                _log.info("Resuming %s left by the previous run%s", _counted(left), details)
+                _log.info(
+                    "Resuming %s left by the previous run%s", counted(left, "document"), details
+                )
             is_mine = True
 
         token = _when_begun.set(begun)
@@ -307,10 +314,6 @@ class Recovery:
     async def _waiting(self) -> int:
         counts = await self._rag.doc_status.get_status_counts()
         return sum(counts.get(status, 0) for status in RESUMABLE)
-
-
-def _counted(documents: int) -> str:
-    return "1 document" if documents == 1 else f"{documents} documents"
 
 
 def _pending(rag: Any, row: Any, content: Any, record: Record) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lightrag_resilience._forks import ProcessLock
 from lightrag_resilience.errors import CallRejected, PolicyError, UnsupportedCallError
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.policy import Policy
-from lightrag_resilience.registry import Guards, guards
+from lightrag_resilience.registry import Guards, guards, resolve_guards
 
 from ._storage_methods import Effect, methods_to_guard
 from ._work import gated, is_caused_by
@@ -67,7 +67,7 @@ def guard_storage(storage: Any, *, registry: Guards | None = None) -> Guard:
     """
     found = type(storage)
     cls = guarded_class(found)
-    guard = _guard_for(cls, guards() if registry is None else registry)
+    guard = _guard_for(cls, resolve_guards(registry))
     try:
         storage.__class__ = cls
         setattr(storage, _GUARD, guard)
