@@ -187,3 +187,11 @@ def test_what_lightrag_puts_before_an_error_is_not_taken_for_the_dependency() ->
     prefixed = CircuitOpenError(f"C[1/3]: chunk-1: {error.args[0]}", *error.args[1:])
     assert prefixed.dependency == "llm.openai"
     assert str(prefixed) == f"C[1/3]: chunk-1: {error}"
+
+
+def test_an_isolation_ends_and_names_no_probe() -> None:
+    reason = "by Ada on host (isolated): they migrate"
+    assert str(CircuitOpenError("llm", 599.0, reason)) == (
+        f"Circuit 'llm' is open {reason}; ends in 599.0 s"
+    )
+    assert "next probe in 4.0 s" in str(CircuitOpenError("llm", 4.0, "by Ada on host"))

@@ -8,13 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import pytest
 import redis
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from lightrag_resilience import State
+from lightrag_resilience._outcomes import Tally
+from lightrag_resilience._pages import as_page
 from lightrag_resilience.cli import app
+from lightrag_resilience.shared.overview import Overview
+from lightrag_resilience.shared.wire import Announcement, Description
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.workers import Workers, workers
 
@@ -126,6 +134,7 @@ def test_an_isolation_holds_everywhere_and_says_who_and_why(
         assert answer["retry_after"] > 590
     assert two[1].ask("call", times=5)["refused"] == 5
     assert "they migrate [red]" in row_of(run(server, "status"))[2]
+    assert row_of(run(server, "status"))[7] in {"ends in 10 m", "ends in 9 m 59 s"}
     assert run(server, "close", NAME).output.startswith(f"{NAME} is closed in all workers: by ")
     assert all(answer["at"] for answer in two.each("until", state="closed"))
 
@@ -187,7 +196,12 @@ def test_ctrl_c_ends_watching_in_silence(server: RedisServer) -> None:
     script = f"""
 import os, signal, threading
 os.environ["RESILIENCE_REDIS_URL"] = {server.url!r}
+from lightrag_resilience import State
+from lightrag_resilience._outcomes import Tally
+from lightrag_resilience._pages import as_page
 from lightrag_resilience.cli import app
+from lightrag_resilience.shared.overview import Overview
+from lightrag_resilience.shared.wire import Announcement, Description
 threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 app(["watch"])
 """
@@ -380,3 +394,39 @@ def test_overrides_that_are_none_of_ours_are_told_and_change_nothing(
         assert answer["ok"]
     assert all(answer["ok"] for answer in two.each("until_policy", **limit_of(None)))
     assert two[0].ask("call", times=3)["fine"] == 3
+
+
+def test_in_a_narrow_terminal_the_width_goes_to_why() -> None:
+    why = "after 5 failures in a row, the last ConnectionRefusedError"
+    there = Announcement(State.OPEN, 1, 4.0, 1, why)
+    bad = Tally(9, 9, {"HTTP 401": 9}, 0, "HTTP 401 (AuthenticationError)", 9)
+    closed = Announcement(State.CLOSED, 1, 0.0, 0, "since the start")
+    seen = Overview(
+        {
+            "embedding.openai": Description(there, "held", 0, 0, 0, 1, 0, None),
+            "llm.openai": Description(closed, "held", 0, 0, 0, 1, 0, None, bad),
+            "rerank": Description(replace(there, state=State.HALF_OPEN), "held", 0, 0, 0, 1, 0, 3),
+        },
+        [],
+    )
+    assert not seen.is_well
+    narrow, wide = (Console(width=width, file=StringIO()) for width in (80, 160))
+    for console in (narrow, wide):
+        console.print(as_page(seen, console.width))
+    text = narrow.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert "after 5 failures in a row, the last" in text
+    assert "9 of 9" in text
+    assert "next probe with the next call" in text
+    assert "Not well: llm.openai answers 401 to 9 of 9 calls: check its key" in text
+    shown = wide.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert why in shown
+    assert "9 (100%)" in shown
+
+
+def test_outside_a_terminal_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = CliRunner().invoke(app, ["config", "llm"]).output
+    assert "RESILIENCE_LLM__LIMIT__RPM" in shown
+    assert "…" not in shown
+    verdict, *_ = run(None, "doctor", "llm").output.splitlines()
+    assert verdict.startswith("Nothing was found") or verdict.endswith(":")

@@ -260,8 +260,12 @@ class Circuit:
             return
         window = self.window
         window.record(now, failed=failed, slow=slow)
-        self.is_spotless = window.spotless and self.outcomes is None
-        self.is_content = self.is_spotless and self.slow_after == math.inf and not self._counts_all
+        if window.spotless:
+            self.is_spotless = self.outcomes is None
+            is_quick = self.slow_after == math.inf
+            self.is_content = self.is_spotless and is_quick and not self._counts_all
+        elif self.is_spotless:
+            self.is_spotless = self.is_content = False
         if (window.failed or window.slow) and self.mode == "enforce" and (why := self._verdict()):
             self.open(now, why)
 

@@ -7,7 +7,7 @@ no lock in here.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -82,12 +82,12 @@ def short(symptom: str) -> str:
 
 
 class _Slice:
-    __slots__ = ("calls", "causes", "number", "uncounted")
+    __slots__ = ("calls", "number", "symptoms", "uncounted")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.calls = self.uncounted = 0
-        self.causes: dict[str, int] = {}
+        self.symptoms: dict[str, int] = {}
 
 
 class Outcomes:
@@ -100,12 +100,11 @@ class Outcomes:
         seconds: How long an attempt is remembered, to a tenth.
     """
 
-    __slots__ = ("_causes", "_last", "_slice", "_slices", "calls", "failed", "run", "uncounted")
+    __slots__ = ("_last", "_slice", "_slices", "calls", "failed", "run", "uncounted")
 
     def __init__(self, seconds: float) -> None:
         self._slice = seconds / _SLICES
         self._slices: deque[_Slice] = deque()
-        self._causes: dict[str, int] = {}
         self._last = ""
         self.calls = self.failed = self.run = self.uncounted = 0
 
@@ -118,16 +117,15 @@ class Outcomes:
     def fail(self, now: float, symptom: str, *, counts: bool) -> None:
         """An attempt failed; `counts` says whether a breaker counts that."""
         present = self._present(now)
-        causes, cause = self._causes, short(symptom)
-        if cause not in causes and len(causes) >= MOST_CAUSES:
-            cause = OTHER
-        causes[cause] = causes.get(cause, 0) + 1
-        present.causes[cause] = present.causes.get(cause, 0) + 1
+        self._last = symptom
+        symptoms = present.symptoms
+        if symptom not in symptoms and len(symptoms) >= MOST_CAUSES:
+            symptom = OTHER
+        symptoms[symptom] = symptoms.get(symptom, 0) + 1
         present.calls += 1
         self.calls += 1
         self.failed += 1
         self.run = 0
-        self._last = symptom
         if not counts:
             present.uncounted += 1
             self.uncounted += 1
@@ -154,7 +152,13 @@ class Outcomes:
 
     def tally(self) -> Tally:
         """What is remembered."""
-        causes = dict(self._causes)
+        seen: Counter[str] = Counter()
+        for each in self._slices:
+            for symptom, count in each.symptoms.items():
+                seen[short(symptom)] += count
+        causes = dict(seen.most_common(MOST_CAUSES))
+        if others := self.failed - sum(causes.values()):
+            causes[OTHER] = causes.get(OTHER, 0) + others
         return Tally(self.calls, self.failed, causes, self.run, self._last, self.uncounted)
 
     def _present(self, now: float) -> _Slice:
@@ -169,9 +173,5 @@ class Outcomes:
     def _forget(self, old: _Slice) -> None:
         self.calls -= old.calls
         self.uncounted -= old.uncounted
+        self.failed -= sum(old.symptoms.values())
         self.run = min(self.run, self.calls)
-        for cause, count in old.causes.items():
-            self.failed -= count
-            self._causes[cause] -= count
-            if not self._causes[cause]:
-                del self._causes[cause]

@@ -246,6 +246,8 @@ class Breaker:
         """
         circuit = self.circuit
         outcomes = circuit.outcomes if circuit.standing is not None else None
+        if self._is_ill and outcomes is not None and not outcomes.run:
+            return  # it goes on failing
         is_ill = outcomes is not None and outcomes.is_news
         if is_ill is self._is_ill:
             return
@@ -302,9 +304,10 @@ def _log_health(change: HealthChanged) -> None:
     """One line where calls begin to fail that no breaker refuses, and one where it is over."""
     extra = {"dependency": change.dependency, "reason": change.reason}
     if change.reason:
-        _log.warning("%s", change.reason, extra=extra)
+        _log.warning("%s", printable(change.reason), extra=extra)
     else:
-        _log.info("%s works again for those who call it", change.dependency, extra=extra)
+        name = printable(change.dependency)
+        _log.info("%s works again for those who call it", name, extra=extra)
 
 
 def _log_change(change: StateChanged, opens: int, *, is_old: bool) -> None:

@@ -538,7 +538,7 @@ async def test_a_breaker_is_opened_isolated_and_closed_in_this_process(
     }
     assert breaker.snapshot().reason == "by the status page: a test"
     answer = await act(app, {"action": "isolate", "name": "llm", "minutes": 10})
-    assert "for 10 m: by the status page" in answer.json["done"]
+    assert "for 10 m: by the status page (isolated)" in answer.json["done"]
     assert 590 < (breaker.snapshot().retry_after or 0) <= 600
     answer = await act(app, {"action": "close", "name": "llm"})
     assert answer.json == {"done": "llm is closed in this process: by the status page"}

@@ -228,7 +228,7 @@ def test_everything_can_be_done_by_keyboard(seen: Page, app: StatusApp) -> None:
     seen.press(Keys.ENTER)
     seen.until(lambda: "Kept off by hand" in seen.row("llm.openai"))
     snapshot = app.guards.get("llm.openai").breaker.snapshot()
-    assert snapshot.reason == "by the status page: they migrate"
+    assert snapshot.reason == "by the status page (isolated): they migrate"
     assert 800 < (snapshot.retry_after or 0) <= 900
     seen.until(lambda: not seen.run("document.getElementById('dialog').open"))
     seen.until(lambda: seen.run("document.querySelector('.acts').contains(document.activeElement)"))

@@ -150,6 +150,13 @@ def test_a_long_outage_is_one_entry_that_counts_its_tries() -> None:
     assert "llm" not in record._outages
 
 
+def test_an_isolation_is_told_from_a_breaker_opened_by_hand() -> None:
+    record = Record(Clock())
+    record.hear(changed("closed", "open", "by Ada on host (isolated): they migrate"))
+    record.hear(changed("closed", "open", "by Ada on host: they migrate", name="other"))
+    assert [change["isolated"] for change in record.as_data()] == [False, True]
+
+
 def test_only_the_last_changes_are_kept() -> None:
     record = Record()
     for number in range(500):

@@ -14,7 +14,7 @@ from typing import Any
 
 from lightrag_resilience._circuit import Snapshot, State
 from lightrag_resilience._outcomes import Tally
-from lightrag_resilience._words import is_by_hand, is_isolation
+from lightrag_resilience._words import is_by_hand
 from lightrag_resilience.guard import Guard
 from lightrag_resilience.health import LOOKS
 from lightrag_resilience.registry import Guards
@@ -57,7 +57,6 @@ async def rows(registry: Guards, seen: Overview | None, record: Record) -> list[
         row["in_flight"] = under_way.get(name, {})
         row["last_failure"] = record.last_failure(name)
         row["by_hand"] = row["mode"] == "forced-open" or is_by_hand(row["reason"])
-        row["isolated"] = is_isolation(row["reason"])
         _date(row, record)
         health = health_of_row(row)
         is_closed = row["state"] == State.CLOSED.value

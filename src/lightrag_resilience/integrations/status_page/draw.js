@@ -87,7 +87,7 @@ function untilNext(row) {
     return () => "The next call tries it.";
   }
   if (row.next === null) return () => "Until somebody closes it.";
-  const what = row.isolated ? "Ends" : "Next try";
+  const what = row.look === "isolated" ? "Ends" : "Next try";
   return (now) => (due - now > 0.5 ? `${what} in ${duration(due - now)}.` : `${what} with the next call.`);
 }
 
