@@ -185,7 +185,8 @@ class CircuitMachine(RuleBasedStateMachine):
             self.proofs.clear()
             self.past.clear()
             if circuit.state is State.OPEN and circuit.mode != "forced-open":
-                length = min(5.0 * 2.0 ** (circuit.opens - 1), 15.0)
+                # 0: a probe by hand met an answer that is no outage, so that none is counted yet.
+                length = min(5.0 * 2.0 ** max(circuit.opens - 1, 0), 15.0)
                 assert circuit.open_until - self.now == length
         assert (circuit.standing is not None) == (circuit.state is State.CLOSED)
         assert shown.probes + circuit.proven <= self.policy.probes
