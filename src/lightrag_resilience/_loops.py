@@ -113,7 +113,7 @@ class Loops:
         self._parts: list[LoopParts] = []  # loops are few
         self._elders: dict[Home, Line] = {}
         if shared is not None:
-            shared.heard_cooldown = self._cool_down_here
+            shared.heard_cooldown = self._hear_cooldown
 
     def by(self, policy: Policy) -> Loops:
         """The same by another policy, for new calls; those under way end by their own."""
@@ -164,6 +164,10 @@ class Loops:
         self._cool_down_here(seconds)
         if self._shared is not None:
             self._shared.cool_down(seconds)
+
+    def _hear_cooldown(self, seconds: float) -> None:
+        """Another worker was asked to wait; no message counts for more than an answer would."""
+        self._cool_down_here(min(seconds, self.policy.retry.max_retry_after))
 
     def _cool_down_here(self, seconds: float) -> None:
         self._cold_until = max(self._cold_until, self._clock() + seconds)

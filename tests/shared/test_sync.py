@@ -18,6 +18,8 @@ from lightrag_resilience import CallRejected, State
 from lightrag_resilience.registry import Guards
 from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shared import worker
+from lightrag_resilience.shared.link import Link
+from lightrag_resilience.shared.wire import Keys
 from lightrag_resilience.testing.redis_server import RedisServer
 
 NAME = "llm.made-up"
@@ -278,6 +280,86 @@ def test_a_mistake_of_ours_is_told_and_sharing_goes_on(
     told = [record for record in caplog.records if record.exc_info]
     assert told
     assert told[0].getMessage() == "Sharing through Redis failed; it begins again"
+
+
+def test_parts_that_fail_in_turns_are_told_once_an_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = 0.0
+    link = Link(lambda: now)
+    caplog.set_level(logging.INFO, logger="lightrag_resilience")
+    failures = [TypeError("odd"), IndexError("odd"), OSError("odd")]
+    assert [link.lost(error) for error in failures * 50] == [True] * 3 + [False] * 147
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "INFO"]
+    for kind in range(100):  # whatever a hostile server makes of it
+        link.lost(type(f"Odd{kind}", (Exception,), {})())
+    assert len(caplog.records) == 20
+    link.found()
+    now = 1.0
+    link.goes_on()
+    assert link.lost(failures[0])
+    told = [record.levelname for record in caplog.records[20:]]
+    assert told == ["WARNING", "WARNING"]  # its return, and the next outage
+
+
+def test_a_mistake_that_repeats_is_told_once_an_outage(
+    make: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_LOOK_AGAIN", 0.001)
+
+    async def run() -> None:
+        one = make()
+        await connected(one)
+        inner = one._sync._worker
+        looks = 0
+
+        async def mistaken(_: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            raise AssertionError("a mistake")
+
+        original, inner._store.snapshots = inner._store.snapshots, mistaken
+        inner.loop.call_soon_threadsafe(inner._look_now.set)
+        await until(lambda: looks >= 5)
+        inner._store.snapshots = original
+        await connected(one)
+
+    asyncio.run(run())
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+def test_odd_messages_are_told_once_a_breaker(
+    make: Any, server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        one, two = make(), make()
+        await connected(one, two)
+        await until(lambda: one._sync._worker._pubsub)
+        keys = Keys("lr:", NAME)
+        with redis.Redis.from_url(server.url) as client:
+            for number in range(100):
+                client.publish(keys.channel, f"odd {number}")
+        two.get(NAME).breaker.open()
+        await until(lambda: state_of(one) is State.OPEN)
+
+    asyncio.run(run())
+    told = [line for line in caplog.messages if "is ignored" in line]
+    assert 1 <= len(told) <= 2  # one in each of two that listen
+
+
+def test_a_message_stops_calls_for_no_longer_than_an_answer_may(
+    make: Any, server: RedisServer
+) -> None:
+    async def run() -> None:
+        one = make()
+        await connected(one)
+        await until(lambda: one._sync._worker._pubsub)
+        with redis.Redis.from_url(server.url) as client:
+            client.publish(Keys("lr:", NAME).channel, "wait 86400000")
+        await until(lambda: one.get(NAME).occupancy.standstill)
+        assert one.get(NAME).occupancy.standstill <= one.get(NAME).policy.retry.max_retry_after
+
+    asyncio.run(run())
 
 
 def test_closing_ends_the_thread_and_later_use_begins_anew(make: Any) -> None:

@@ -17,6 +17,7 @@ __all__ = ["Link", "Members"]
 _log = logging.getLogger("lightrag_resilience")
 
 _SETTLED = 1.0  # seconds after which a return of Redis is told
+_MOST_COMPLAINTS = 20  # told in one outage
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Link:
         workers: How many there were when Redis was there last, this one included.
     """
 
-    __slots__ = ("_clock", "_complaint", "_places", "_up_since", "is_up", "round_trip", "workers")
+    __slots__ = ("_clock", "_complaints", "_places", "_up_since", "is_up", "round_trip", "workers")
 
     def __init__(self, clock: Callable[[], float], places: str = "") -> None:
         self.is_up = False
@@ -55,7 +56,8 @@ class Link:
         self.workers = 1
         self._clock = clock
         self._places = places
-        self._complaint = ""
+        self._complaints: set[str] = set()
+        """What was told in this outage: parts that fail in turns, each in its way, tell it once."""
         self._up_since = math.inf
 
     def found(self) -> None:
@@ -65,17 +67,19 @@ class Link:
 
     def goes_on(self) -> None:
         """It still does. Its return is told once it lasts: old connections may still break."""
-        if self._complaint and self._clock() >= self._up_since + _SETTLED:
-            self._complaint = ""
+        if self._complaints and self._clock() >= self._up_since + _SETTLED:
+            self._complaints.clear()
             _log.warning("Redis is there again: breakers are shared")
 
-    def lost(self, error: BaseException) -> None:
-        """Redis cannot be used."""
+    def lost(self, error: BaseException) -> bool:
+        """Redis cannot be used. True if this outage has not shown it in this way before."""
         self.is_up = False
         complaint = what_is_wrong(error, self._places)
-        if complaint != self._complaint:
-            # One warning for one outage, whatever its many errors are.
-            level = logging.INFO if self._complaint else logging.WARNING
-            text = "Redis cannot be used, so breakers go on in each process alone: %s"
-            _log.log(level, text, complaint)
-            self._complaint = complaint
+        if complaint in self._complaints or len(self._complaints) >= _MOST_COMPLAINTS:
+            return False
+        # One warning for one outage, whatever its many errors are.
+        level = logging.INFO if self._complaints else logging.WARNING
+        text = "Redis cannot be used, so breakers go on in each process alone: %s"
+        _log.log(level, text, complaint)
+        self._complaints.add(complaint)
+        return True

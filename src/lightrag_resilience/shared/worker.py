@@ -84,6 +84,7 @@ class Worker:
         self._urgent = asyncio.Event()
         self._look_now = asyncio.Event()
         self._is_deaf = False
+        self._misheard: set[str] = set()
         self._pubsub: Any = None
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(
@@ -416,7 +417,10 @@ class Worker:
             else:
                 breaker.learn(Announcement.parse(message["data"]), announced=True)
         except WireError as error:
-            _log.error("A message in Redis about breaker %r is ignored: %s", breaker.name, error)
+            if name not in self._misheard:
+                text = "A message in Redis about breaker %r is ignored, and others like it: %s"
+                _log.error(text, breaker.name, error)
+            self._misheard.add(name)
 
     # ------------------------------------------------------------------ whether Redis is there
 
@@ -429,13 +433,12 @@ class Worker:
             self._tell_cooling(name)
         self._look_now.set()
 
-    def _lost(self, error: BaseException) -> None:
+    def _lost(self, error: BaseException) -> bool:
         self._is_deaf = True
-        self._link.lost(error)
+        return self._link.lost(error)
 
     def _note(self, error: BaseException) -> None:
-        self._lost(error)
-        if not isinstance(error, _FAILURES):
+        if self._lost(error) and not isinstance(error, _FAILURES):
             _log.error("Sharing through Redis failed; it begins again", exc_info=error)
 
     def _check(self, breaker: SharedBreaker, reply: Reply) -> None:
