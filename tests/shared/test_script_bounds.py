@@ -92,6 +92,72 @@ def test_a_state_that_is_open_for_more_than_7_days_is_none_of_ours(
     on(server, steps)
 
 
+# ---------------------------------------------------------------------- clocks that step back
+
+
+@pytest.mark.parametrize("how", ["by hand", "by failures"])
+def test_a_break_lasts_no_longer_where_the_clock_steps_back(server: RedisServer, how: str) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        if how == "by hand":
+            await store.steer(it, State.OPEN, "by hand", open_for=4.0)
+        else:
+            await store.report(it, Report(1, calls=1, failed=1, tripped="it is down"))
+        store.now_ms = str(NOW - 3_600_000)
+        assert (await store.snapshot(it)).now.remaining == 4.0
+        store.now_ms = str(NOW - 3_600_000 + 3999)
+        assert (await store.admit(it, "early")).extra == -1
+        store.now_ms = str(NOW - 3_600_000 + 4000)
+        assert (await store.admit(it, "a probe")).extra == 90_000
+
+    on(server, steps)
+
+
+def test_a_probe_of_a_worker_that_died_keeps_its_place_no_longer_then(server: RedisServer) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        await store.steer(it, State.HALF_OPEN, "by hand")
+        await store.admit(it, "died")
+        store.now_ms = str(NOW - 3_600_000)
+        assert (await store.admit(it, "early")).extra == -1
+        store.now_ms = str(NOW - 3_600_000 + 90_000)
+        assert (await store.admit(it, "next")).extra == 90_000
+
+    on(server, steps)
+
+
+def test_turns_are_not_awaited_for_longer_then(server: RedisServer) -> None:
+    async def steps(store: Store, _: Subject) -> None:
+        limit: Any = Limit(rpm=60, tpm=60_000, burst=2, max_wait=10.0)
+        await store.book(limit, book(requests=12, tokens=60_000))
+        store.now_ms = str(NOW - 3_600_000)
+        assert (await store.book(limit, book(requests=1))).away <= 72.0
+        store.now_ms = str(NOW - 3_600_000 + 72_000)
+        assert (await store.book(limit, book(requests=1, tokens=1))).taken == (1, 1)
+
+    on(server, steps)
+
+
+# ---------------------------------------------------------------------- versions out of reach
+
+
+@pytest.mark.parametrize("ahead", [5 * 10**12, 6 * 10**12, 2**52 - 1 - NOW, 2**53 - 1 - NOW])
+def test_no_version_that_stands_in_redis_keeps_the_next_changes_from_the_workers(
+    server: RedisServer, ahead: int
+) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        await store.steer(it, State.CLOSED, "by hand")
+        await store.client.hset(it.state, "ver", str(NOW + ahead))
+        it.version = (await store.snapshot(it)).now.version
+        for moment, state in enumerate([State.OPEN, State.HALF_OPEN, State.OPEN, State.CLOSED]):
+            store.now_ms = str(NOW + moment)
+            there = (await store.steer(it, state, "by hand", open_for=1.0)).now
+            assert there.version > it.version
+            it.version = there.version
+            looked = await store.snapshot(it)
+            assert (looked.found, looked.now.state) == ("held", state)
+
+    on(server, steps)
+
+
 # ---------------------------------------------------------------------- how long it is kept
 
 
@@ -152,6 +218,17 @@ def test_the_count_of_workers_expires_with_the_last(server: RedisServer) -> None
 
 
 # ---------------------------------------------------------------------- what is taken away
+
+
+def test_workers_that_would_be_seen_for_ever_are_not_counted(server: RedisServer) -> None:
+    async def steps(store: Store, _: Subject) -> None:
+        now = int((await store.client.time())[0]) * 1000
+        odd: Any = {f"odd {n}": now + 201_000 + n * DAY for n in range(50)} | {"inf": "inf"}
+        await store.client.zadd("t:workers", odd)
+        await Store(store.client, "other").count_workers("t:", 100.0)
+        assert await store.count_workers("t:", 100.0) == 2
+
+    on(server, steps)
 
 
 def test_workers_that_report_no_more_are_forgotten(server: RedisServer) -> None:

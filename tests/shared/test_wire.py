@@ -51,7 +51,7 @@ def test_an_announcement_is_read() -> None:
     assert Announcement.parse(b"C 7 0 0 ").reason == ""
 
 
-@pytest.mark.parametrize("version", [2**51, 2**53 - 1])
+@pytest.mark.parametrize("version", [8 * 10**12, 2**51 - 1, 2**51, 2**53 - 1])
 def test_a_version_after_which_none_could_grow_is_not_believed(version: int) -> None:
     with pytest.raises(WireError, match="no clock"):
         Announcement.parse(b"O %d 1000 1 x" % version)

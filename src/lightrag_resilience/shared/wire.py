@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -42,7 +43,10 @@ _MOST_ALONE = 20  # breakers
 _LONGEST_COOLING = 86_400  # seconds
 _MOST_OVERRIDES = 1000
 _MOST = 2**53
-_LATEST = 2**51  # of a version that is announced: a state may have twice that, and it grows
+_CENTURY = 100 * 365 * 86_400_000
+"""Milliseconds by which clocks may differ, of a version that is announced: it begins as the time,
+and grows by changes, which come more slowly than milliseconds. A state in Redis may have twice
+that, so that what was announced has room to grow."""
 
 
 class WireError(ValueError):
@@ -197,7 +201,7 @@ class Announcement:
         if len(parts) != 5:  # noqa: PLR2004
             raise WireError("a message of another shape")
         there = _announcement(*parts)
-        if there.version >= _LATEST:
+        if there.version > time.time() * 1000 + _CENTURY:
             raise WireError("a version that no clock makes")
         return there
 

@@ -6,6 +6,7 @@ local CHANNEL, WORKER, KNOWN = ARGV[1], ARGV[4], tonumber(ARGV[5])
 local SLICES, KEEP_MS = 10, 600000
 local LONGEST_MS = 7 * 86400000 -- for which a circuit is open
 local MOST = 2 ^ 53 -- whole numbers are exact below it
+local FAR_MS = 200 * 365 * 86400000 -- by which a version may be ahead of the clock
 
 local function clock()
   if ARGV[2] ~= '' then return tonumber(ARGV[2]) end
@@ -44,9 +45,15 @@ local function load_state()
       since = whole(fields.since) or 0, last = fields.last or '',
     }
     local known = state.st == 'C' or state.st == 'O' or state.st == 'H'
-    -- A version far beyond any clock leaves no room to grow.
-    if known and state.ver and state.ver < MOST / 2 and state.till and state.opens and state.proven
-      and state.till <= now + LONGEST_MS then
+    -- A version far beyond any clock leaves no room to grow; this bound itself grows with time.
+    if known and state.ver and state.ver <= now + FAR_MS and state.till and state.opens
+      and state.proven and state.till <= now + LONGEST_MS then
+      -- No break lasts longer than when it began, whatever the clock has done meanwhile.
+      local length = whole(fields.length)
+      if length and state.till > now + length then
+        state.till = now + length
+        redis.call('HSET', STATE, 'till', string.format('%.0f', state.till))
+      end
       return state, KNOWN > state.ver and 'behind' or 'held'
     end
   end
@@ -74,6 +81,7 @@ local function enter(state, st, till, why)
   if st == 'C' then state.opens, state.last = 0, '' end
   redis.call('DEL', WINDOW)
   save(state)
+  redis.call('HSET', STATE, 'length', string.format('%.0f', remaining(state)))
   redis.call('PUBLISH', CHANNEL, string.format('%s %.0f %.0f %.0f %s',
     st, state.ver, remaining(state), state.opens, why))
 end
@@ -129,7 +137,8 @@ local function sum(window, slice)
 end
 
 -- Probe places in use, and when the first lapses. A lease that has lapsed is given up, and so is a
--- window that is none of ours, to which no script could write.
+-- window that is none of ours, to which no script could write. Where the clock has stepped back, a
+-- lease begins again, or that of a worker that died would last as long as the step.
 local function leases(only_look)
   local count, first, window = 0, nil, fields_of(WINDOW)
   if not window and not only_look then redis.call('DEL', WINDOW) end
@@ -137,6 +146,10 @@ local function leases(only_look)
     if string.sub(field, 1, 1) == 'p' then
       local lapses = whole(till)
       if lapses and lapses > now then
+        if lapses > now + policy.lease_ms and not only_look then
+          lapses = now + policy.lease_ms
+          redis.call('HSET', WINDOW, field, string.format('%.0f', lapses))
+        end
         count, first = count + 1, math.min(first or lapses, lapses)
       elseif not only_look then
         redis.call('HDEL', WINDOW, field)

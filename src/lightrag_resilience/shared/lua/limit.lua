@@ -30,7 +30,10 @@ local function line(field, first)
   local stored = fields[field] or 0
   if stored ~= stored or stored > now + LONGEST_MS then stored = 0 end
   local made = {field = field, each = MINUTE_MS / rate, burst = tonumber(ARGV[first + 1])}
-  made.paid = math.max(stored, now)
+  -- Nothing is booked further ahead, and of what is used beyond what was booked a minute counts: a
+  -- clock that steps back makes nothing wait for longer.
+  local latest = now + tonumber(ARGV[7]) + made.burst * made.each + MINUTE_MS
+  made.paid = math.min(math.max(stored, now), latest)
   return made
 end
 
