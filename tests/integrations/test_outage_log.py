@@ -174,7 +174,7 @@ def test_a_dependency_that_comes_and_goes_for_an_hour_writes_at_most_60_lines(
     in_virtual_time(live, step)
     told = [line for line in lines(written) if line not in OF_SUCCESSES]
     assert len(told) <= 60
-    assert len([line for line in told if line.startswith("Circuit")]) <= 6
+    assert len([line for line in told if line.startswith("Circuit")]) <= 12
     sums = [line for line in told if "more lines about dependencies" in line]
     assert len(sums) >= 10
     assert "times open, 'llm.openai'" in sums[0]
@@ -193,24 +193,55 @@ def test_lines_from_other_threads_are_summed_up_with_the_rest(
         changes = ChangesSummed()
         ours.addFilter(changes)
         left.append(changes)
-        for _ in range(5):
+        for _ in range(11):
             await asyncio.to_thread(tell)
         await asyncio.to_thread(tell, "closed")
+        await asyncio.to_thread(tell)
         await asyncio.sleep(0)
         changes.end()
 
     left: list[ChangesSummed] = []
     try:
         asyncio.run(live())
-        *singles, closed, summed = lines(written)
-        assert singles == ["it is open"] * 3
-        assert closed == "it is closed"  # what has not been there before
+        *singles, summed, closed, last = lines(written)
+        assert singles == ["it is open"] * 9
         assert summed.startswith("2 more lines about dependencies within 0 s (2 times open, 'llm')")
+        assert closed == "it is closed"  # what has not been there before, and after what was
+        assert last == "it is open"
         written.clear()
         tell()  # its loop is closed
         assert lines(written) == ["it is open"]
     finally:
         ours.removeFilter(left[0])
+
+
+def test_what_is_done_by_hand_is_never_summed_up(written: list[logging.LogRecord]) -> None:
+    async def live(server: Server, _: VirtualTimeLoop) -> None:
+        breaker = server.guard.breaker
+        for number in range(20):
+            breaker.open("after 5 failures in a row")
+            breaker.close(f"by jo on vm: {number}")
+
+    in_virtual_time(live)
+    by_hand = [line for line in lines(written) if "is closed by jo on vm" in line]
+    assert len(by_hand) == 20
+    # Each has told first what came before it.
+    assert "is open after 5 failures" in lines(written)[lines(written).index(by_hand[-1]) - 1]
+
+
+def test_three_outages_within_minutes_have_their_lines_at_once(
+    written: list[logging.LogRecord],
+) -> None:
+    async def live(server: Server, _: VirtualTimeLoop) -> None:
+        breaker = server.guard.breaker
+        for _outage in range(3):
+            for change in ("open", "half_open", "close"):
+                getattr(breaker, change)()
+                assert "Circuit 'llm.openai' is " in lines(written)[-1]
+                assert lines(written)[-1].split()[3].startswith(change[:4])
+            await asyncio.sleep(20.0)
+
+    in_virtual_time(live)
 
 
 def test_a_refused_query_has_one_line_with_its_status_and_id(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightrag_resilience._call import current_call
-from lightrag_resilience._words import printable
+from lightrag_resilience._words import is_by_hand, printable
 from lightrag_resilience.errors import DependencyError
 from lightrag_resilience.failures import FailureKind, classify
 
@@ -35,6 +35,7 @@ __all__ = [
 _log = logging.getLogger("lightrag_resilience")
 
 _EACH = 3  # of many lines those that are written, before they are summed up
+_EACH_CHANGE = 9  # as many make three outages
 _LOOK = 60.0  # seconds between two looks at whether there is something to sum up
 _KINDS = 50  # outcomes and dependencies that are told apart
 _SUMMED = {"is_summed": True}  # what has been through here
@@ -73,6 +74,8 @@ class FailedRequest:
     cause: str
     identity: str | None
 
+    is_for_itself = False
+
     @property
     def kind(self) -> tuple[str, str]:
         """What it has in common with others: its outcome, and the dependency."""
@@ -105,6 +108,11 @@ class _Change:
         about = vars(self.record)
         return str(about.get("state", "told")), str(about["dependency"])
 
+    @property
+    def is_for_itself(self) -> bool:
+        """Whether it is never summed up: what somebody did by hand."""
+        return is_by_hand(str(vars(self.record).get("reason", "")))
+
     def __str__(self) -> str:
         return self.record.getMessage()
 
@@ -120,16 +128,19 @@ class Sums:
     """Tells the log of what happens many times: the first ones each, then in sums.
 
     The first sum follows within a minute, the next ones after two minutes, four and so on, and one
-    at the end. What has not happened before has a line of its own. Belongs to one event loop.
+    at the end. What has not happened before has a line of its own. Lines keep their order. Belongs
+    to one event loop.
 
     Args:
         what: What is summed up.
+        each: How many have a line of their own.
         longest: Minutes from one sum to the next at the most.
         calm: Minutes without any after which all begins anew.
     """
 
-    def __init__(self, what: str, *, longest: int, calm: int) -> None:
+    def __init__(self, what: str, *, longest: int, calm: int, each: int = _EACH) -> None:
         self._what = what
+        self._each = each
         self._longest = longest
         self._calm = calm
         self._timer: asyncio.TimerHandle | None = None
@@ -152,9 +163,11 @@ class Sums:
             self._wait()
         self._quiet_looks = -1  # the next one ends with this
         is_new = it.kind not in self._kinds and len(self._kinds) < _KINDS
-        if is_new or self._singles < _EACH:
-            self._kinds.add(it.kind)
-            self._singles += 1
+        if it.is_for_itself or is_new or self._singles < self._each:
+            if not it.is_for_itself:
+                self._kinds.add(it.kind)
+                self._singles += 1
+            self._tell_sum()  # what came before it
             it.write()
             return
         if self._last is None:
@@ -215,7 +228,7 @@ class ChangesSummed(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
-        self._sums = Sums("lines about dependencies", longest=4, calm=10)
+        self._sums = Sums("lines about dependencies", longest=4, calm=10, each=_EACH_CHANGE)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is to be written here and now."""
