@@ -707,6 +707,22 @@ def test_a_probe_that_is_answered_and_not_served_names_the_time_of_the_next(
     assert rig.breaker.state is State.CLOSED
 
 
+def test_an_outage_that_ends_in_what_waiting_does_not_mend_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = Unserved()
+    rig.open()
+    rig.now += 5.0
+    rig.breaker.failed(rig.breaker.admit(), 0.1, "HTTP 503 (Odd)")
+    caplog.clear()
+    for _ in range(20):
+        rig.now += 20.0
+        rig.deny()
+    assert levels(caplog) == [
+        ("WARNING", "Circuit 'llm' is open after a probe met HTTP 401 (Odd): check its key")
+    ]
+
+
 def test_after_a_probe_of_a_wrong_request_the_next_may_go_at_once() -> None:
     rig = Unserved()
     rig.open()

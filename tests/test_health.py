@@ -145,6 +145,32 @@ def test_the_circuit_decides_where_it_refuses() -> None:
     assert not by_hand.is_well
 
 
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        (
+            "after 5 failures in a row, the last HTTP 500 (Odd)",
+            "look at its own status page or log",
+        ),
+        ("after a probe failed with ConnectError", "check its address and the network"),
+        (f"after a probe met {KEY}", "check its key"),
+        (
+            "while probes are under way, the last failure HTTP 404 (NotFoundError)",
+            "check its address and the name of its model",
+        ),
+        ("after 5 failures in a row", ""),
+        ("by jo on vm: it met HTTP 401 (AuthenticationError)", ""),
+    ],
+)
+def test_of_a_circuit_that_is_not_closed_the_last_failure_says_what_to_do(
+    reason: str, advice: str
+) -> None:
+    for state in ("open", "half-open"):
+        if state == "half-open" and reason.startswith("by "):
+            continue
+        assert health_of("llm", state=state, reason=reason).advice == advice
+
+
 def test_every_look_has_a_level() -> None:
     levels = {look: level_of(look) for look in LOOKS}
     assert levels["works"] == levels["unwatched"] == 0

@@ -91,7 +91,8 @@ def test_status_of_an_open_breaker_says_why_and_until_when_and_ends_with_1(
     assert row_of(shown)[7] in {"in 30 s", "in 29 s", "in 28 s"}
     sentence = (
         rf"Not closed: {NAME}, open for \d+ s, after 5 failures in a row, "
-        r"the last ConnectionRefusedError; next probe in \d\d s"
+        r"the last ConnectionRefusedError; next probe in \d\d s\. "
+        r"To do: check its address and the network"
     )
     assert re.search(sentence, shown.output)
 

@@ -91,11 +91,12 @@ def _sentences(seen: Overview) -> list[str]:
             names = ", ".join(worker.alone)
             said.append(f"Process {worker.pid} on {worker.host} refuses by itself: {names}")
     # Once more in words: in a narrow terminal the table is hard to read.
-    known = seen.breakers
+    known, health = seen.breakers, seen.health
     said += [
-        f"Not closed: {name}, {_in_words(known[name])}" for name in seen.troubled if name in known
+        f"Not closed: {name}, {_in_words(known[name])}{_to_do(health[name])}"
+        for name in seen.troubled
+        if name in known
     ]
-    health = seen.health
     unwell = [
         f"Not well: {health[name]}"
         for name in known
@@ -104,6 +105,10 @@ def _sentences(seen: Overview) -> list[str]:
     if not seen.troubled and not unwell:
         said.append("All breakers are closed" if seen.breakers else "No breaker was used lately")
     return said + unwell
+
+
+def _to_do(health: Health) -> str:
+    return f". To do: {health.advice}" if health.advice else ""
 
 
 def _in_words(it: Description) -> str:

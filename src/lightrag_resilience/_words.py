@@ -8,6 +8,7 @@ __all__ = [
     "ISOLATED",
     "LONGEST_OPEN",
     "LONGEST_TEXT",
+    "MET",
     "as_count",
     "as_duration",
     "as_words",
@@ -15,6 +16,7 @@ __all__ = [
     "is_by_hand",
     "is_isolation",
     "printable",
+    "symptom_of",
 ]
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -24,6 +26,9 @@ LONGEST_TEXT = 200
 """Characters of a name or a reason that came from outside."""
 
 _BY_HAND = ("by ", "through ")  # how the reasons of changes by hand begin
+MET = "after a probe met "
+"""How the reason begins where a probe found what is no outage, such as a wrong key."""
+_SYMPTOM = re.compile(r"(?:, the last(?: failure)?| failed with| met) ([^,;]+)$")
 ISOLATED = " (isolated)"
 """What a reason has after the name of who isolated a circuit."""
 
@@ -36,6 +41,12 @@ def is_by_hand(reason: str) -> bool:
 def is_isolation(reason: str) -> bool:
     """Whether it was opened by hand for a time in which nothing probes it."""
     return is_by_hand(reason) and reason.partition(":")[0].endswith(ISOLATED)
+
+
+def symptom_of(reason: str) -> str:
+    """What the last failure was that a reason names, such as ``HTTP 401 (Odd)``; or nothing."""
+    found = None if is_by_hand(reason) else _SYMPTOM.search(reason)
+    return found[1] if found else ""
 
 
 def as_duration(text: str) -> float:

@@ -18,10 +18,10 @@ from pybreaker import CircuitBreaker, CircuitBreakerStorage
 
 from ._bounds import problem_with
 from ._circuit import Admission, Circuit, Snapshot, State
-from ._words import printable
+from ._words import MET, printable, symptom_of
 from .errors import CircuitOpenError, PolicyError, UnsupportedCallError
 from .events import Events, HealthChanged, StateChanged
-from .health import health_of
+from .health import advice_for, health_of
 from .policy import RENEWALS, BreakerPolicy, Mode
 
 __all__ = ["Admission", "Breaker", "Snapshot", "State"]
@@ -314,19 +314,23 @@ def _log_change(change: StateChanged, opens: int, *, is_old: bool) -> None:
     """One line a change: a warning where calls begin to be refused.
 
     In a long outage a circuit breaks again and again: told are the first look at whether it is
-    over, and breaks 1, 4, 16, 64 and so on.
+    over, breaks 1, 4, 16, 64 and so on, and what waiting does not mend, with what does.
     """
-    level = logging.WARNING if change.new == State.OPEN.value else logging.INFO
-    is_told = opens <= 1 or (change.new == State.OPEN.value and _is_power_of_four(opens))
-    if change.new != State.CLOSED.value and not is_told:
+    is_open, met = change.new == State.OPEN.value, change.reason.startswith(MET)
+    level = logging.WARNING if is_open else logging.INFO
+    is_told = opens <= 1 or (is_open and (met or _is_power_of_four(opens)))
+    if is_old or (change.new != State.CLOSED.value and not is_told):
         level = logging.DEBUG
-    if is_old:
-        level = logging.DEBUG
-    again = f", break {opens} in a row" if opens > 1 and change.new == State.OPEN.value else ""
+    more = ""
+    if is_open and met:
+        advice = advice_for(symptom_of(change.reason))
+        more = f": {advice}" if advice else ""
+    elif is_open and opens > 1:
+        more = f", break {opens} in a row"
     _log.log(
         level,
         "Circuit %r is %s %s%s",
-        *(change.dependency, change.new, printable(change.reason), again),
+        *(change.dependency, change.new, printable(change.reason), more),
         extra={"dependency": change.dependency, "state": change.new, "reason": change.reason},
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ._outcomes import OTHER, Tally, short
-from ._words import is_by_hand
+from ._words import is_by_hand, symptom_of
 
 __all__ = ["LOOKS", "Health", "advice_for", "health_of", "level_of"]
 
@@ -91,10 +91,11 @@ def health_of(  # noqa: PLR0911, PLR0913 - one for each look; all but one by nam
     """
     if state == "open":
         by_hand = mode == "forced-open" or is_by_hand(reason)
-        how = "is kept off" if by_hand else "is down"
-        return Health("isolated" if by_hand else "down", f"{name} {how}, {reason}")
+        if by_hand:
+            return Health("isolated", f"{name} is kept off, {reason}")
+        return Health("down", f"{name} is down, {reason}", advice_for(symptom_of(reason)))
     if state == "half-open":
-        return Health("tried", f"{name} is being tried, {reason}")
+        return Health("tried", f"{name} is being tried, {reason}", advice_for(symptom_of(reason)))
     if mode == "disabled":
         return Health("unwatched")
     tally = tally or Tally()

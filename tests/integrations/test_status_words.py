@@ -37,6 +37,7 @@ def said(*rows: dict[str, Any]) -> str:
 
 ONE = "calls to it are refused at once, and it is tried again automatically."
 MORE = "calls to them are refused at once, and they are tried again automatically."
+MET_401 = "The last try of llm.openai met HTTP 401 (AuthenticationError): check its key."
 TRIED = "a single call is trying it now, and the others follow if it works."
 BY_HAND = "calls to it are refused until the time is over or somebody closes the breaker."
 
@@ -48,6 +49,14 @@ BY_HAND = "calls to it are refused until the time is over or somebody closes the
         ([row()], "All is well: the only dependency works."),
         ([row(), row("b")], "All is well: all 2 dependencies work."),
         ([row(state="open")], f"llm.openai has been down since NOON; {ONE}"),
+        (
+            [row(state="open", reason="after a probe met HTTP 401 (AuthenticationError)")],
+            f"llm.openai has been down since NOON; {ONE} {MET_401}",
+        ),
+        (
+            [row(state="open", reason="after a probe met Odd")],
+            f"llm.openai has been down since NOON; {ONE} The last try of llm.openai met Odd.",
+        ),
         (
             [row(state="open", since=NOON + 9), row("b", "open"), row("c")],
             f"llm.openai and b have been down since NOON; {MORE}",

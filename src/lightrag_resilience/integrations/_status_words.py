@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightrag_resilience._outcomes import Tally
+from lightrag_resilience._words import MET, symptom_of
 from lightrag_resilience.health import Health, health_of
 
 __all__ = ["headline", "health_of_row"]
@@ -81,11 +82,22 @@ def _outage(down: list[dict[str, Any]], tried: list[dict[str, Any]]) -> Sentence
     has, them, they = ("has", "it", "it is") if len(rows) == 1 else ("have", "them", "they are")
     sentence: Sentence = [f"{_names(rows)} {has} been down", *_since(rows)]
     if down:
+        told = (_met(row) for row in down[:_MOST_NAMES])
         return [
             *sentence,
             f"; calls to {them} are refused at once, and {they} tried again automatically.",
+            *filter(None, told),
         ]
     return [*sentence, f"; a single call is trying {them} now, and the others follow if it works."]
+
+
+def _met(row: dict[str, Any]) -> str:
+    """What its last probe met that waiting does not mend, and what does."""
+    reason = row.get("reason", "")
+    if not reason.startswith(MET):
+        return ""
+    advice = health_of_row(row).advice
+    return f" The last try of {row['name']} met {symptom_of(reason)}{advice and ': '}{advice}."
 
 
 def _isolation(rows: list[dict[str, Any]]) -> Sentence:
