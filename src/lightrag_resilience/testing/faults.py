@@ -33,7 +33,7 @@ class Fault:
         seconds: How much later the answer comes, for ``slow``.
         pieces: How many pieces of an answer, such as a stream's events, come before it fails, for
             ``truncate``, ``stall``, ``end_early`` and ``error_event``.
-        word: Code and type of the error, for ``error_event``.
+        word: Code and type of the error, for ``status`` and ``error_event``; empty for the usual.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -49,7 +49,7 @@ class Fault:
     retry_after: Annotated[float, Ge(0)] | None = None
     seconds: Annotated[float, Ge(0)] = 1.0
     pieces: Annotated[int, Ge(0)] = 2
-    word: str = "server_error"
+    word: str = ""
 
     @classmethod
     def status(cls, code: int, *, retry_after: float | None = None, **where: Any) -> Self:
@@ -60,6 +60,11 @@ class Fault:
     def throttle(cls, retry_after: float | None = None, **where: Any) -> Self:
         """Answer 429, and say how many seconds to wait."""
         return cls.status(429, retry_after=retry_after, **where)
+
+    @classmethod
+    def no_quota(cls, **where: Any) -> Self:
+        """Answer 429 as OpenAI does where the account's quota is used up: waiting does not help."""
+        return cls(action="status", code=429, word="insufficient_quota", **where)
 
     @classmethod
     def hang(cls, **where: Any) -> Self:

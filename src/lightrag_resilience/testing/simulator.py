@@ -319,7 +319,8 @@ async def _send(
         case Fault(action="stall"):
             await asyncio.Event().wait()
         case Fault(action="error_event"):
-            error = {"error": {"message": "simulated", "type": fault.word, "code": fault.word}}
+            word = fault.word or "server_error"
+            error = {"error": {"message": "simulated", "type": word, "code": word}}
             await response.write(f"data: {json.dumps(error)}\n\n".encode())
     await response.write_eof()
     return response
@@ -331,14 +332,14 @@ def _cut(text: str) -> tuple[str, ...]:
 
 
 def _failure(fault: Fault) -> web.Response:
-    response = _error(fault.code, "simulated failure")
+    response = _error(fault.code, "simulated failure", fault.word)
     if fault.retry_after is not None:
         response.headers["Retry-After"] = f"{fault.retry_after:g}"
     return response
 
 
-def _error(code: int, message: str) -> web.Response:
-    kind = "rate_limit_exceeded" if code == 429 else "simulated"  # noqa: PLR2004
+def _error(code: int, message: str, word: str = "") -> web.Response:
+    kind = word or ("rate_limit_exceeded" if code == 429 else "simulated")  # noqa: PLR2004
     body = {"error": {"message": message, "type": kind, "code": kind}}
     return web.json_response(body, status=code)
 
