@@ -27,7 +27,7 @@ class Call(Timed):
         admission: The breaker's leave for the attempt under way.
         attempt: The number of the present attempt; unset in the first.
         idempotent: Whether it may be made twice; unset where only the policy knows.
-        aside: How many pieces of somebody else's work are done inside it.
+        aside: How many pieces of another's work are done inside it.
         left_at: Monotonic seconds at which the first of these began.
         began: Monotonic seconds at which the call began.
         started: Monotonic seconds at which its present attempt was sent.
@@ -85,7 +85,7 @@ class Call(Timed):
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Let no time run: what is done in this block is somebody else's work."""
+        """Let no time run: what is done in this block is another's work."""
         guard = self.guard
         if guard is None:  # it has ended, and left a task behind
             yield

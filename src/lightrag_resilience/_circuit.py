@@ -18,7 +18,7 @@ from .policy import BreakerPolicy, Mode
 __all__ = ["Admission", "Circuit", "Snapshot", "State"]
 
 _NEVER = -math.inf
-_LATER = 1.0  # seconds: while probes are out, their verdict is near but nobody knows when
+_LATER = 1.0  # seconds: while probes are out, their verdict is near, at an unknown time
 
 
 class State(enum.Enum):
@@ -165,7 +165,7 @@ class Circuit:
         return admission is self.standing or admission in self._leases
 
     def retry_after(self, now: float) -> float | None:
-        """Seconds after which asking again makes sense; None where nobody knows."""
+        """Seconds after which asking again makes sense; None where that is unknown."""
         if self.standing is not None or self.open_until == math.inf:
             return None
         return max(self.open_until - now, 0.0) if self.state is State.OPEN else _LATER

@@ -46,7 +46,7 @@ class ProcessLock:
         self._is_known = False  # importing a module that has a lock tells the system nothing
 
     def acquire(self, *, wait: bool = True) -> bool:
-        """Take it; False if somebody else has it and is not to be waited for."""
+        """Take it; False if another holder has it and is not to be waited for."""
         if not self._is_known:
             renew_in_children(self)
             self._is_known = True

@@ -71,7 +71,7 @@ class GapTimer:
 
     @property
     def task(self) -> asyncio.Task[object] | None:
-        """Who waits, or waited last, or has the stream since it was begun."""
+        """The task that waits, or waited last, or has the stream since it was begun."""
         return self._reader()
 
     def start(self) -> None:

@@ -21,5 +21,5 @@ def in_this_thread(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -
 
 
 def names_of_threads() -> list[str]:
-    """What still runs in a thread, also where nobody waits for its result any longer."""
+    """What still runs in a thread, also where its result is no longer waited for."""
     return [f"thread of {name}" for name in list(_running.values())]

@@ -216,7 +216,7 @@ def as_coroutine_function(
     Args:
         function: A function of any kind.
         in_shared_threads: Whether a sync one takes one of the event loop's few shared threads.
-            Who waits in a thread already must not: callers inside each other could use them up.
+            A caller in a thread must not: callers inside each other could use them up.
 
     Raises:
         UnsupportedCallError: As `kind_of`; on a call: it returned a sync iterator, or it needs the

@@ -162,7 +162,7 @@ class Outcomes:
         return Tally(self.calls, self.failed, causes, self.run, self._last, self.uncounted)
 
     def _present(self, now: float) -> _Slice:
-        """The slice that `now` is in, or the newest where the clock stands still or steps back."""
+        """The slice that `now` is in, or the newest where the clock stops or steps back."""
         slices, number = self._slices, int(now // self._slice)
         if not slices or slices[-1].number < number:
             while slices and slices[0].number <= number - _SLICES:

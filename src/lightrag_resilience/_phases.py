@@ -114,7 +114,7 @@ class Drain:
         return now >= self._cancel_at - last
 
     def lingers(self, now: float, seconds: float) -> bool:
-        """Whether it began less than so many seconds ago, and nobody is in a hurry."""
+        """Whether it began less than so many seconds ago, and nothing asked to skip the waiting."""
         return not self.is_hurried and now - self.began < seconds
 
     def left(self, now: float) -> float:

@@ -1,4 +1,4 @@
-"""What listeners are told of a call. Nothing is built where nobody listens."""
+"""What listeners are told of a call. Nothing is built without a listener."""
 
 from __future__ import annotations
 

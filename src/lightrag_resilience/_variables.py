@@ -142,7 +142,7 @@ PLAIN = (
         "false",
         "true or false",
         "Whether `lightrag-resilience serve` has the status page, at `/resilience`. It belongs "
-        "behind the authentication of your ingress: who reads it sees the names of dependencies.",
+        "behind the authentication of your ingress: it shows the names of dependencies.",
     ),
     Plain(
         f"{PREFIX}STATUS_TOKEN",

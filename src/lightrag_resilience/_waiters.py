@@ -56,7 +56,7 @@ class Waiters(Generic[T]):
         return shed
 
     def pop(self) -> T | None:
-        """Who is served next; None where nobody waits."""
+        """Who is served next; None where none waits."""
         interactive, background = self._lines
         if background and (not interactive or self._row >= _IN_A_ROW):
             self._row = 0
@@ -67,5 +67,5 @@ class Waiters(Generic[T]):
         return interactive.popitem(last=False)[0]
 
     def remove(self, waiter: T, level: Priority) -> None:
-        """Somebody leaves unserved; one that is no longer in the line is none of its business."""
+        """A caller leaves unserved; one that is no longer in the line is ignored."""
         self._lines[level].pop(waiter, None)

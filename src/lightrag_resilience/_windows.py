@@ -89,7 +89,7 @@ class TimeWindow:
         self.slow += slow
 
     def advance(self, now: float) -> None:
-        """Empty the slices that have passed; a clock that stands still or steps back frees none."""
+        """Empty the slices that have passed; a clock that stops or steps back frees none."""
         index = int(now // self._slice)
         for passed in range(max(self._current + 1, index - _SLICES + 1), index + 1):
             old = self._slices[passed % _SLICES]

@@ -178,7 +178,7 @@ class Breaker:
 
     def released(self, admission: Admission) -> None:
         """A call ended with no verdict; a probe's place is free again at once."""
-        if admission is self.circuit.standing:  # nobody waits for its place
+        if admission is self.circuit.standing:  # it holds no place
             return
         with self._lock:
             self.circuit.release(admission)

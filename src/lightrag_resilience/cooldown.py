@@ -1,7 +1,7 @@
-"""After a 429 all calls stand still for as long as the provider asked; then one goes first.
+"""After a 429 all calls pause for as long as the provider asked; then one goes first.
 
 What comes of the first decides: if it succeeds, or its stream begins, the others follow; if it is
-throttled again, they stand still again, and none of them has used up an attempt. Where nothing is
+throttled again, they pause again, and none of them has used up an attempt. Where nothing is
 heard of it for a while the next one goes: an answer may take long, and being throttled does not.
 """
 
@@ -57,7 +57,7 @@ class Cooldown:
 
     @property
     def is_on(self) -> bool:
-        """Whether calls stand still, or wait for the one that goes first."""
+        """Whether calls are paused, or wait for the one that goes first."""
         return self.until > _NEVER
 
     def begin(self, seconds: float) -> None:

@@ -74,7 +74,7 @@ class DependencyError(ResilienceError):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds after which another call may succeed; None where nobody knows."""
+        """Seconds after which another call may succeed; None where that is unknown."""
         value = self.args[1] if len(self.args) > 1 else None
         return None if value is None else float(value)
 

@@ -40,7 +40,7 @@ from .limits import SharedLimit
 from .policy import Policy
 from .retry import is_retryable
 from .streams import GuardedStream
-from .throttling import GrantedLimits, heed
+from .throttling import GrantedLimits, apply_throttling
 from .timeouts import Clock, Timer
 
 __all__ = ["Guard"]
@@ -185,7 +185,7 @@ class Guard:
     ) -> R:
         """As `call`, for a coroutine function only.
 
-        `once` leaves retries to somebody else; `idempotent` knows better than the policy.
+        `once` leaves retries to the caller; `idempotent` knows better than the policy.
         """
         around = current_call  # of an imported name each method would be bound anew
         parent = around.get()
@@ -372,7 +372,7 @@ class Guard:
         if (line := call.parts.line) is not None:
             line.leave(call, failure, duration, is_cut_short=is_cut_short)
         if failure.kind is _THROTTLED:
-            heed(self, error, failure)
+            apply_throttling(self, error, failure)
         if is_cut_short:
             self.breaker.released(call.admission)
         elif failure.counts:

@@ -77,7 +77,8 @@ class LocalLimit:
             rpm = policy.rpm * share
             burst = max(1.0, policy.request_burst * share)
             self._bucket = _Bucket(burst, time_period=burst * _MINUTE / rpm)
-        self._line = asyncio.Lock()  # alone, the bucket lets who comes overtake who just woke up
+        # Alone, the bucket lets a newcomer overtake a caller that just woke up.
+        self._line = asyncio.Lock()
         self._settled = asyncio.Event()
         self._begins = begins
         self.waiting = (0, 0)

@@ -79,7 +79,7 @@ class Settings:
         shutdown_close_timeout: Of these, for clients to be closed.
         shutdown_journal: The file for what was given up, or None.
         status: Whether a protected LightRAG's server has the status page.
-        status_token: What lets who knows it steer breakers there, or None.
+        status_token: What lets those who have it steer breakers there, or None.
         status_hosts: Names under which that page answers, beside private ones.
         metrics: Whether a server made by `serve` has ``/metrics``.
         sections: For each dependency that variables name, what they set.

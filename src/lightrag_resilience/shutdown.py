@@ -139,21 +139,21 @@ class Coordinator:
     @property
     def is_draining(self) -> bool:
         """Whether the process was told to stop."""
-        return self._root._drain.phase is not Phase.RUNNING  # noqa: SLF001 - of its own kind
+        return self._root._drain.phase is not Phase.RUNNING  # noqa: SLF001 - another Coordinator
 
     @property
     def is_late(self) -> bool:
         """Whether to begin nothing more, even of what was let in: it would hardly end in time."""
-        return self._root._drain.is_late(time.monotonic())  # noqa: SLF001 - of its own kind
+        return self._root._drain.is_late(time.monotonic())  # noqa: SLF001 - another Coordinator
 
     def listen(self) -> None:
-        """Hear signals again, where somebody else has set handlers since: a server, late."""
-        if (ears := self._root._ears) is not None:  # noqa: SLF001 - of its own kind
+        """Hear signals again, where others have set handlers since: a server, late."""
+        if (ears := self._root._ears) is not None:  # noqa: SLF001 - another Coordinator
             ears.listen()
 
     def lets_in(self, seconds: float = 0.0) -> bool:
         """Whether new work gets in: nobody said stop, or only once and less than so long ago."""
-        drain = self._root._drain  # noqa: SLF001 - of its own kind
+        drain = self._root._drain  # noqa: SLF001 - another Coordinator
         return drain.phase is Phase.RUNNING or (
             drain.phase is Phase.DRAINING and drain.lingers(time.monotonic(), seconds)
         )
@@ -163,14 +163,14 @@ class Coordinator:
 
         For a server through which something may still come, until it says otherwise with 0.
         """
-        self._root._linger = seconds  # noqa: SLF001 - of its own kind
+        self._root._linger = seconds  # noqa: SLF001 - another Coordinator
 
     @property
     def progress(self) -> Progress:
         """How far the drain has come, for those who watch it; on its own loop."""
         root = self._root
-        left, drain = root._left(), root._drain  # noqa: SLF001 - of its own kind
-        reason, now = root._reason, time.monotonic()  # noqa: SLF001 - of its own kind
+        left, drain = root._left(), root._drain  # noqa: SLF001 - another Coordinator
+        reason, now = root._reason, time.monotonic()  # noqa: SLF001 - another Coordinator
         return Progress(drain.phase, reason, drain.left(now), counted(left))
 
     # ------------------------------------------------------------------ what it looks after
@@ -195,7 +195,7 @@ class Coordinator:
                 "take one word of at most 30 letters, digits and _.:-"
             )
         root = self._root
-        root._in_flight.add_task(task, kind, name, root._is_cut_off)  # noqa: SLF001 - of its own kind
+        root._in_flight.add_task(task, kind, name, root._is_cut_off)  # noqa: SLF001 - another Coordinator
         return task
 
     def child(self, process: P, name: str = "") -> P:
@@ -206,7 +206,7 @@ class Coordinator:
             name: For the journal; its number by default.
         """
         name = name or f"child {process.pid}"
-        self._root._in_flight.add_child(process, name)  # noqa: SLF001 - of its own kind
+        self._root._in_flight.add_child(process, name)  # noqa: SLF001 - another Coordinator
         return process
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -240,7 +240,7 @@ class Coordinator:
             callback: Closes a client, flushes a storage; a coroutine function or a plain one.
             timeout: Seconds it may take; None is what is left of the budget for closing.
         """
-        self._root._closers.append((callback, timeout))  # noqa: SLF001 - of its own kind
+        self._root._closers.append((callback, timeout))  # noqa: SLF001 - another Coordinator
 
     # ------------------------------------------------------------------ the drain
 
@@ -251,10 +251,10 @@ class Coordinator:
         later one gives up what is in flight, as `skip_waiting` does at once.
         """
         root, at = self._root, time.monotonic()
-        loop = root._loop  # noqa: SLF001 - of its own kind
+        loop = root._loop  # noqa: SLF001 - another Coordinator
         assert loop is not None  # noqa: S101 - it was entered
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(root._requested, reason, at, skip_waiting)  # noqa: SLF001 - of its own kind
+            loop.call_soon_threadsafe(root._requested, reason, at, skip_waiting)  # noqa: SLF001 - another Coordinator
 
     def _requested_by_signal(self, name: str) -> None:
         self.request(name, skip_waiting=name == "SIGQUIT")  # servers' signal for a fast end
@@ -269,7 +269,7 @@ class Coordinator:
 
     def begin(self, reason: str) -> None:
         """Begin the drain unless it has begun; on the coordinator's loop."""
-        self._root._begin(reason)  # noqa: SLF001 - of its own kind
+        self._root._begin(reason)  # noqa: SLF001 - another Coordinator
 
     def _begin(self, reason: str) -> None:
         if self.is_draining:
@@ -290,7 +290,7 @@ class Coordinator:
         if self._root is not self:
             return await self._root.drain(reason)
         if (caller := asyncio.current_task()) is not None:
-            self._callers.add(caller)  # nobody waits for who waits for the end
+            self._callers.add(caller)  # the drain does not wait for what waits for it
         self._begin(reason)
         assert self._ended is not None  # noqa: S101 - it began
         return await asyncio.shield(self._ended)
@@ -298,7 +298,7 @@ class Coordinator:
     async def _all_phases(self) -> Report:
         try:
             return await self._go_through_phases()
-        except asyncio.CancelledError:  # the loop itself ends, as where a server is in a hurry
+        except asyncio.CancelledError:  # the loop itself ends, as where a server skips the waiting
             self.write_down(self._reason)
             end_children(work.process for work in self._left() if _is_child(work))
             raise
@@ -362,7 +362,7 @@ class Coordinator:
         await self._accounts.write_down_in_time(works, self._reason, has_time)
 
     def _is_cut_off(self, work: Work) -> None:
-        """Somebody cancelled it before its time had come, such as a server in a hurry."""
+        """It was cancelled before its time, such as by a server that skips the waiting."""
         if work in self._accounts:
             return
         if self.is_draining:

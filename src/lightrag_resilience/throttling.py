@@ -14,7 +14,7 @@ from ._hints import RateStates, rate_states
 from .failures import Failure
 from .policy import LimitPolicy, Policy
 
-__all__ = ["GrantedLimits", "heed", "learn_limits"]
+__all__ = ["GrantedLimits", "apply_throttling", "learn_limits"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -97,7 +97,7 @@ class GrantedLimits:
         return True
 
 
-def heed(guard: _Guard, error: BaseException, failure: Failure) -> None:
+def apply_throttling(guard: _Guard, error: BaseException, failure: Failure) -> None:
     """Wait as a 429 asks, but no longer than the policy lets it, and keep the limits it names."""
     if failure.retry_after:
         guard.cool_down(min(failure.retry_after, guard.policy.retry.max_retry_after))

@@ -333,7 +333,7 @@ def test_what_is_none_of_ours_is_told(
         await one.get(NAME).call(fine)
 
     asyncio.run(run())
-    assert f"What stood in Redis for limit '{NAME}' was none of ours and is replaced" in caplog.text
+    assert f"What stood in Redis for limit '{NAME}' was not ours and is replaced" in caplog.text
 
 
 def test_each_loop_may_wait(make: Any) -> None:

@@ -224,7 +224,7 @@ def test_what_is_none_of_ours_is_reported_and_not_trusted(
         two[0].ask("call", times=5)
         agree(two, "open")
         logs = [line for answer in two.each("look") for line in answer["log"]]
-        complaints = [line for line in logs if "none of ours" in line or "is ignored" in line]
+        complaints = [line for line in logs if "not ours" in line or "is ignored" in line]
         assert complaints
         assert not any("nonsense" in line for line in logs)
 

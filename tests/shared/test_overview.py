@@ -1,4 +1,4 @@
-"""What an operator sees on a real server where some of it is none of ours."""
+"""What an operator sees on a real server where some of it is not ours."""
 
 from __future__ import annotations
 

@@ -58,10 +58,10 @@ class Serving:
     """Runs an application for one scope, in a task that the coordinator waits for.
 
     A task of its own: a server that has sent the whole answer may cancel its task, and with it
-    what the application still does; and what is given up is answered by somebody else.
+    what the application still does; and what is given up is answered from outside of it.
 
     Args:
-        coordinator: Who waits.
+        coordinator: What waits for it.
         scope: The server's.
         receive: The server's.
         send: The server's.

@@ -116,9 +116,8 @@ class _Exchange:
             response = await self._transport.handle_async_request(request)
         except library.TimeoutException as error:
             if left < math.inf and self._guard.clock() >= call.due:
-                raise timeout_error(
-                    self._guard, call, error
-                ) from error  # the guard's time, not its own
+                # The time was the guard's, not the transport's own.
+                raise timeout_error(self._guard, call, error) from error
             raise
         finally:
             request.extensions = asked

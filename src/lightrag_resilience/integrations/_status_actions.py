@@ -1,4 +1,4 @@
-"""What who knows the token can do on the status page, and what is asked of a request for it."""
+"""What can be done with the token on the status page, and what is asked of a request for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changed lately, for who comes to the status page after it happened."""
+"""What changed lately, for readers who open the status page after it happened."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def breaker_policy(registry: Guards, name: str) -> BreakerPolicy:
 def drain_of(registry: Guards) -> Progress | None:
     """How far the drain of the running loop has come; None where nothing coordinates one.
 
-    Who watches it is no work: a drain that waits for them, and they for its end, would not end.
+    Watchers of it are no work: a drain that waits for them, and they for its end, would not end.
     """
     coordinator: Coordinator | None = registry.coordinators.get(asyncio.get_running_loop())
     if coordinator is None:

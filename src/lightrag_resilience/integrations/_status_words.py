@@ -1,4 +1,4 @@
-"""One sentence for who comes to the status page in a hurry, and the words for each dependency.
+"""One sentence at the top of the status page, and the words for each dependency.
 
 A sentence is a list of texts, and of times in seconds since the epoch, which the page shows in the
 reader's own time. Nothing in it counts, so that it is read out only when it says something new.

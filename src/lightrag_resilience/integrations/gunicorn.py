@@ -136,7 +136,7 @@ def _await_death(pid: int) -> None:
         while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < ends:
             time.sleep(0.01)
     except ChildProcessError:
-        return  # somebody else has heard of it
+        return  # Gunicorn itself has reaped it
 
 
 def _mark_dead_for_prometheus(pid: int) -> None:

@@ -40,7 +40,7 @@ class Booking:
     """What the script answers.
 
     Attributes:
-        found: ``held``, or ``corrupt`` where what was there was none of ours.
+        found: ``held``, or ``corrupt`` where what was there was not ours.
         away: Seconds until what is needed would have its turn.
         workers: Workers that booked in the last minute.
         starts: For requests and tokens, seconds until the turn before the first.

@@ -27,7 +27,7 @@ from .wire import Announcement, Report, policy_as_json
 
 __all__ = ["Break", "SharedBreaker", "When"]
 
-_SHORTEST_MOMENT, _LONGEST_MOMENT = 0.001, 0.05  # seconds that who asks for a probe's place waits
+_SHORTEST_MOMENT, _LONGEST_MOMENT = 0.001, 0.05  # seconds to wait for a probe's place
 _ROUND_TRIPS = 3  # in one moment, where Redis is far away
 _NO_ANSWER = 1.0  # seconds after which a question is given up
 _ASK_AGAIN = 0.25  # seconds at the most until a refused worker asks for a probe's place again
@@ -174,7 +174,7 @@ class SharedBreaker(Breaker):
         return probe
 
     def _begin_to_ask(self) -> bool:
-        """Whether it is this caller who asks."""
+        """Whether this caller asks."""
         with self._lock:
             now, circuit = self._clock(), self.circuit
             if circuit.standing is not None or not self._is_ruled_by_cluster():

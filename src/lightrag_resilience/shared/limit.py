@@ -42,7 +42,7 @@ class _Synchronizer(Protocol):
 
 
 class _Caller:
-    """Who waits for a booking."""
+    """A caller that waits for a booking."""
 
     __slots__ = ("loop", "ready", "tokens")
 

@@ -148,7 +148,7 @@ class Cluster:
 
         Raises:
             RedisError: Redis cannot be used.
-            WireError: What stands there is none of ours.
+            WireError: What stands there is not ours.
         """
         if found is None:
             found = await self.find()
@@ -158,7 +158,7 @@ class Cluster:
             workers += await self._store.presences(keys)
         workers.sort(key=lambda worker: (worker.host, worker.pid))
         overrides: dict[str, Override] = {}
-        with suppress(WireError):  # workers ignore what is none of ours, too
+        with suppress(WireError):  # workers ignore what is not ours, too
             overrides = (await self.overrides()).valid
         there = set(found.breakers)
         breakers = {name: it for name, it in (earlier or {}).items() if name in there}
@@ -177,7 +177,7 @@ class Cluster:
 
         Raises:
             RedisError: Redis cannot be used.
-            WireError: What stands there is none of ours.
+            WireError: What stands there is not ours.
         """
         return await self._store.overrides(self._prefix)
 

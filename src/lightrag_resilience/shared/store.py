@@ -52,7 +52,7 @@ class Subject(Keys):
 
 @contextlib.contextmanager
 def _of_our_types() -> Iterator[None]:
-    """Around a command: a key of another type is none of ours, and Redis itself is well."""
+    """Around a command: a key of another type is not ours, and Redis itself is well."""
     try:
         yield
     except ResponseError as error:
@@ -62,7 +62,7 @@ def _of_our_types() -> Iterator[None]:
 
 
 def _parsed(parse: Callable[[object], T], answer: object) -> T | None:
-    """What an answer says; None where it has just ended, or is none of ours."""
+    """What an answer says; None where it has just ended, or is not ours."""
     try:
         return parse(answer)
     except WireError:
@@ -127,7 +127,7 @@ class Store:
         return Description.parse(await self._run("describe", subject, ()))
 
     async def descriptions(self, subjects: Sequence[Subject]) -> list[Description | None]:
-        """Look closely at many, as `snapshots` does; None for what is none of ours."""
+        """Look closely at many, as `snapshots` does; None for what is not ours."""
         answers = await self._run_for_all("describe", subjects)
         return [_parsed(Description.parse, answer) for answer in answers]
 

@@ -122,7 +122,7 @@ class Presence:
         """Read what is kept.
 
         Raises:
-            WireError: It is none of ours.
+            WireError: It is not ours.
         """
         try:
             host, pid, *alone = json.loads(_text(kept))
@@ -193,7 +193,7 @@ class Announcement:
         """Read a published message.
 
         Raises:
-            WireError: It is none of ours.
+            WireError: It is not ours.
         """
         if not isinstance(message, bytes):
             raise WireError("a message that is no text")
@@ -232,7 +232,7 @@ class Override:
         """Read what is kept.
 
         Raises:
-            WireError: It is none of ours.
+            WireError: It is not ours.
         """
         try:
             value, reason = json.loads(_text(kept))
@@ -298,7 +298,7 @@ class Cooling:
         """Read a published message; None where it is of another kind.
 
         Raises:
-            WireError: It is none of ours.
+            WireError: It is not ours.
         """
         if not isinstance(message, bytes) or not message.startswith(b"wait "):
             return None
@@ -351,7 +351,7 @@ class Description:
         slow: How many were slow.
         workers: Workers that reported them.
         probes: Probes under way.
-        since: Seconds since it broke, or was well again; None where nobody knows.
+        since: Seconds since it broke, or was well again; None where that is unknown.
         tally: How all calls of all workers ended in that window.
     """
 

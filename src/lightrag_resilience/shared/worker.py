@@ -47,7 +47,7 @@ _RENEWALS_A_LEASE = 3
 _UNUSED = 1.0  # seconds after which a probe's place that nobody took is given back
 _FAREWELL = 0.5  # seconds for the last reports, and as many to close connections
 _LONGEST_END = 5.0  # seconds for which another thread waits for the end of this one
-_REPLACED = "What stood in Redis for %s %r was none of ours and is replaced"
+_REPLACED = "What stood in Redis for %s %r was not ours and is replaced"
 _FAILURES = (RedisError, OSError, WireError, TimeoutError)
 
 

@@ -49,7 +49,7 @@ class BoundedNames:
 
 
 def bounded_labels(most: int) -> dict[str, BoundedNames]:
-    """For labels whose values somebody else chooses, those of their values that are shown."""
+    """For labels whose values others choose, those of their values that are shown."""
     return {
         "dependency": BoundedNames(most),
         "workspace": BoundedNames(most, "workspaces"),

@@ -34,7 +34,7 @@ class Record:
     """What is known of a failed document, kept in its own metadata: no text of any error.
 
     Attributes:
-        cause: ``transient`` or ``fatal``; empty where nobody knows.
+        cause: ``transient`` or ``fatal``; empty where it is unknown.
         requeues: How often it was tried again.
     """
 

@@ -32,7 +32,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-_WAIT = 5  # seconds, where nobody knows: the first break of a breaker
+_WAIT = 5  # seconds, where no wait is known: the first break of a breaker
 _GIVEN_UP = "This was not answered to its end: the process shuts down"
 _LINES = b"application/x-ndjson"
 _BODY_HEADERS = (b"content-length", b"content-type", b"content-encoding", b"etag")

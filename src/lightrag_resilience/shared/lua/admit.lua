@@ -2,7 +2,7 @@
 -- The last number of the reply: -1 refused, -2 closed, else milliseconds for which the lease holds.
 -- Of a refusal while probes are out, the reply's remaining time is when the first lease lapses.
 local state, found = current()
--- Who asks does not hold a closed circuit: where state was lost, one is tried before it is trusted.
+-- A worker that asks does not hold a closed circuit: where state was lost, one is tried before it is trusted.
 if state.st == 'C' and found == 'held' then return reply(state, found, -2) end
 if state.st == 'O' and state.till > now then return reply(state, found, -1) end
 if state.st ~= 'H' then

@@ -109,7 +109,7 @@ local function current()
   return state, found
 end
 
--- How many failed by what, of one slice; nothing where it is none of ours.
+-- How many failed by what, of one slice; nothing where it is not ours.
 local function causes_in(text)
   local read, causes = pcall(cjson.decode, text or '{}')
   return read and type(causes) == 'table' and causes or {}
@@ -137,7 +137,7 @@ local function sum(window, slice)
 end
 
 -- Probe places in use, and when the first lapses. A lease that has lapsed is given up, and so is a
--- window that is none of ours, to which no script could write. Where the clock has stepped back, a
+-- window that is not ours, to which no script could write. Where the clock has stepped back, a
 -- lease begins again, or that of a worker that died would last as long as the step.
 local function leases(only_look)
   local count, first, window = 0, nil, fields_of(WINDOW)

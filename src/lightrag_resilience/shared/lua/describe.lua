@@ -11,7 +11,7 @@ for index = 0, SLICES - 1 do
 end
 newest = math.min(newest, math.floor(now / SLICE_MS))
 
--- No worker counts so far: a sum of what is none of ours.
+-- No worker counts so far: a sum of what is not ours.
 local function shown(number) return string.format('%.0f', math.min(number, MOST - 1)) end
 
 local sums, causes, answer = sum(window, newest), {}, reply(state, found, 0)

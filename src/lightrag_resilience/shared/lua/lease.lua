@@ -6,7 +6,7 @@ local LONGEST = 60000
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local leases = redis.pcall('HGETALL', KEY)
-if leases.err then -- none of ours
+if leases.err then -- not ours
   redis.call('DEL', KEY)
   leases = {}
 end

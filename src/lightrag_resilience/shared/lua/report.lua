@@ -124,7 +124,7 @@ end
 
 local state, found = current()
 local is_newest = found ~= 'held' or KNOWN == state.ver
--- Who knows of no version is new here, and what it has seen is recent.
+-- A worker that knows no version is new here, and what it has seen is recent.
 local is_current = is_newest or KNOWN == 0
 -- What a worker decided while Redis was away holds, unless the others have decided since.
 if left > 0 and is_newest and state.st ~= 'O' then
