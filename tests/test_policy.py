@@ -172,7 +172,7 @@ def test_a_preset_takes_changes(family: str) -> None:
 def test_a_whole_part_can_be_changed(part: str) -> None:
     other: Any = {
         "breaker": BreakerPolicy(probes=3),
-        "retry": RetryPolicy(attempts=9),
+        "retry": RetryPolicy(attempts=9, idempotent=False),
         "limit": LimitPolicy(rpm=5.0),
         "timeout": TimeoutPolicy(attempt=None),
         "concurrency": ConcurrencyPolicy(max_concurrent=2),
@@ -214,6 +214,17 @@ def test_several_shorthands_of_one_part_all_count() -> None:
 def test_a_shorthand_after_a_part_changes_the_new_part() -> None:
     changed = Policy().with_changes(retry=RetryPolicy(max_backoff=1.0), attempts=6)
     assert changed.retry == RetryPolicy(max_backoff=1.0, attempts=6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_retries_of_ones_own_leave_it_to_the_preset_what_may_be_repeated(family: str) -> None:
+    preset: Any = getattr(Policy, family)
+    known = preset().retry.idempotent
+    assert known is not None
+    assert preset(retry=RetryPolicy(attempts=2)).retry == RetryPolicy(attempts=2, idempotent=known)
+    said = RetryPolicy(attempts=2, idempotent=not known)
+    assert preset(retry=said).retry == said
+    assert Policy().with_changes(retry=RetryPolicy(attempts=2)).retry.idempotent is None
 
 
 def test_no_change_is_the_same_policy() -> None:
@@ -382,4 +393,4 @@ def test_single_fields_win_over_whole_parts_in_any_order() -> None:
         Policy.llm(attempts=7, retry=RetryPolicy(budget=1)),
         Policy.llm(retry=RetryPolicy(budget=1), attempts=7),
     ):
-        assert policy.retry == RetryPolicy(budget=1, attempts=7)
+        assert policy.retry == RetryPolicy(budget=1, attempts=7, idempotent=True)

@@ -170,8 +170,8 @@ class RetryPolicy(_Checked):
         jitter: ``growing`` spreads the first wait from 0 on, and lets the next ones grow half as
             fast at least; ``full`` spreads each from 0 on; ``decorrelated``; ``none``.
         max_retry_after: Longest wait a provider may ask for, in seconds; beyond it the call fails.
-        idempotent: Whether a call of unknown outcome may be repeated. None: an HTTP request at the
-            wire by its method, any other call may.
+        idempotent: Whether a call of unknown outcome may be repeated. None: as the preset says that
+            it is given to; else an HTTP request at the wire by its method, any other call may.
         budget: Tokens of the retry budget, for all workers that share a Redis; 0 turns it off.
     """
 
@@ -410,7 +410,9 @@ class Policy(_ByName):
         """
         parts: dict[str, Any] = {}
         for name in sorted(changes, key=_SHORTHANDS.__contains__):  # whole parts first
-            value = changes[name]  # type: ignore[literal-required]
+            value: Any = changes[name]  # type: ignore[literal-required]
+            if isinstance(value, RetryPolicy) and value.idempotent is None:
+                value = value.knowing(idempotent=self.retry.idempotent)
             part, attribute = _SHORTHANDS.get(name, (name, ""))
             if part not in PARTS:
                 known = ", ".join([*PARTS, *_SHORTHANDS])

@@ -222,7 +222,7 @@ async def test_retried_answers_leave_their_connection_to_the_next(
 ) -> None:
     provider.set_faults([Fault.status(500, share=0.5), Fault.truncate(pieces=0, share=0.2)])
     inner = library.AsyncHTTPTransport(limits=library.Limits(max_connections=1))
-    policy = Policy().with_changes(**STAYS_CLOSED, attempts=20)
+    policy = Policy().with_changes(**STAYS_CLOSED, attempts=20, idempotent=True)
     async with wire(library, inner, policy=policy, timeout=2.0) as client:
         for number in range(10):
             response = await client.post(
