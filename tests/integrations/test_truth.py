@@ -144,7 +144,7 @@ async def test_all_faces_say_that_callers_are_not_served(  # noqa: PLR0913, PLR0
 ) -> None:
     caplog.set_level(logging.INFO, "lightrag_resilience")
     url = redis.url if is_shared else None
-    async with service(url, f"{status}{time.monotonic_ns()}:") as it:
+    async with service(url, f"{time.monotonic_ns()}:") as it:
         await it.call(20)
         await it.until(is_green)
         it.provider.set_faults([fault])
