@@ -190,7 +190,8 @@ def test_watching_shows_the_page_again_and_again(server: RedisServer) -> None:
 def test_watching_goes_on_while_redis_is_away() -> None:
     shown = run(None, "watch", "--times", "2", "--every", "0.1", REDIS_URL="redis://127.0.0.1:1/0")
     assert shown.exit_code == 0
-    assert "Redis cannot be used: nothing answers at this address" in shown.output
+    assert "Redis cannot be used: nothing answers at 127.0.0.1:1" in shown.output
+    assert shown.output.endswith("\n")
 
 
 def test_ctrl_c_ends_watching_in_silence(server: RedisServer) -> None:

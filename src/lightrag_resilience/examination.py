@@ -45,7 +45,9 @@ def doctor(
         typer.Option(metavar="MODULE", help="Import it, and look for retries around retries."),
     ] = None,
 ) -> None:
-    """Check the RESILIENCE_* variables, Redis and what calls meet, and show the policies.
+    """Check the RESILIENCE_* variables, Redis and what calls meet.
+
+    Of dependencies that are named it shows the policies.
 
     Ends with 0 if all is well, 1 if not, 2 if a variable is wrong, 3 if Redis cannot be used.
     """
@@ -81,7 +83,10 @@ def doctor(
             )
         if is_missing_from(around.tokenizer_folder):  # no trouble where there is internet
             page.print(f"note: tokenizer: {_DOWNLOADS} {PRELOAD}.", soft_wrap=True, highlight=False)
-        page.print(_policies(settings, chosen))
+        if names:
+            page.print(_policies(settings, names))
+        else:
+            page.print("`lightrag-resilience config` shows every value.", highlight=False)
     raise typer.Exit(Exit.NO_REDIS if is_away else _verdict(found, strict=strict))
 
 

@@ -98,6 +98,8 @@ def watch(
                 count += 1
                 live.update(_page_or_trouble(settings, page.width), refresh=True)
                 time.sleep(every if count != times else 0)
+        if not page.is_terminal:
+            page.print()  # the line's end, which Live leaves out there
     except KeyboardInterrupt:
         raise typer.Exit(Exit.FINE) from None
 
@@ -251,7 +253,8 @@ def _check_address(settings: Settings) -> None:
     if settings.redis_url is None:
         fail(
             "RESILIENCE_REDIS_URL is not set, so each process has breakers of its own, "
-            "which nobody else can see"
+            "which its own status page and log show. Where a file has the variable, say "
+            "lightrag-resilience --env-file .env, with that file"
         )
 
 

@@ -15,6 +15,9 @@ pytest.importorskip("lightrag")
 pytest.importorskip("fastapi", reason="LightRAG's server comes with lightrag-hku[api]")
 pytest.importorskip("jwt", reason="LightRAG's server comes with lightrag-hku[api]")
 
+from lightrag_resilience import Guards
+from lightrag_resilience.integrations.lightrag import server as server_module
+from lightrag_resilience.settings import load_settings
 from lightrag_resilience.testing import Fault
 from support.served import STARTS_WITHIN, TEXT, served
 
@@ -25,6 +28,22 @@ pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+def test_the_start_says_whether_breakers_are_shared_already(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lightrag_resilience")
+    own = Guards(settings=load_settings({"RESILIENCE_REDIS_URL": "redis://:secret@127.0.0.1:1"}))
+    own.get("llm.openai")
+    monkeypatch.setattr(server_module, "guards", lambda: own)
+    assert own.link is not None
+    for own.link.is_up in (True, False):
+        server_module._tell_start()
+    own.close()
+    shared, away = (text for text in caplog.messages if PROTECTED in text)
+    assert "; breakers are shared through Redis at 127.0.0.1:1; " in shared
+    assert "; breakers are shared through Redis at 127.0.0.1:1 as soon as it can be used; " in away
 
 
 @pytest.mark.parametrize("options", [(), ("--gunicorn", "--workers", "2")], ids=["one", "gunicorn"])

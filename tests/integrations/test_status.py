@@ -684,7 +684,7 @@ async def test_without_redis_it_shows_this_process_and_says_so() -> None:
     guards.get("llm")
     app = page(guards)
     data = (await ask(app, "/resilience/data")).json
-    assert data["redis"]["trouble"] == "nothing answers at this address"
+    assert data["redis"]["trouble"] == "nothing answers at 127.0.0.1:1"
     assert [row["name"] for row in data["dependencies"]] == ["llm"]
     answer = await act(app, {"action": "open", "name": "llm"})
     assert answer.status == 503

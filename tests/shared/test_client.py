@@ -281,7 +281,7 @@ def test_where_redis_is_stands_beside_what_is_wrong_without_a_secret() -> None:
     }.items():
         assert places_in(url) == places
         told = what_is_wrong(error, places)
-        assert told == f"nothing answers at this address, at {places}"
+        assert told == f"nothing answers at {places}"
     assert places_in("redis://:secret@") == ""
     assert len(what_is_wrong(error, "host:6379, " * 100)) < 260
 

@@ -320,6 +320,11 @@ async def test_a_redis_that_is_there_is_seen(registry: CollectorRegistry) -> Non
             while registry.get_sample_value(PREFIX + "redis_up") != 1:  # noqa: ASYNC110 - a thread
                 await asyncio.sleep(0.05)
         assert registry.get_sample_value(PREFIX + "redis_workers") == 1
+        assert guards.link is not None
+        guards.link.workers = 3
+        assert registry.get_sample_value(PREFIX + "redis_workers") == 3
+        guards.link.is_up = False  # then it is alone
+        assert registry.get_sample_value(PREFIX + "redis_workers") == 1
         observation.close()
         guards.close()
 

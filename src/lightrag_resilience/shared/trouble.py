@@ -12,6 +12,7 @@ _LONGEST = 150  # characters of a clause
 _LONGEST_PLACES = 100  # characters
 _DEEPEST = 10  # errors that led to each other
 
+_HERE = "this address"
 _CLAUSES = [
     (re.compile(pattern, re.IGNORECASE), clause)
     for pattern, clause in (
@@ -50,7 +51,7 @@ _CLAUSES = [
         (r"connecting to /.*(No such file|Not a directory)", "there is no socket of this path"),
         (r"connecting to /.*Permission denied", "this user may not use its socket"),
         (r"connecting to /.*(refused|socket)", "nothing listens at this socket"),
-        ("Refused|Connect call failed", "nothing answers at this address"),
+        ("Refused|Connect call failed", f"nothing answers at {_HERE}"),
         ("FileNotFound|PermissionError", "a file that an ssl_ option names cannot be read"),
         ("route to host|unreachable", "its host cannot be reached"),
         ("Timeout connecting", f"no answer within {PATIENCE:g} s: are host, port and TLS right?"),
@@ -71,7 +72,10 @@ def what_is_wrong(error: BaseException, places: str = "") -> str:
     is given as `places`, see `places_in`, of which there may be 100 characters more.
     """
     where = places if len(places) <= _LONGEST_PLACES else f"{places[: _LONGEST_PLACES - 1]}…"
-    return _clause(error) + (f", at {where}" if where else "")
+    clause = _clause(error)
+    if not where:
+        return clause
+    return clause.replace(_HERE, where) if _HERE in clause else f"{clause}, at {where}"
 
 
 def _clause(error: BaseException) -> str:

@@ -160,7 +160,7 @@ def look_at(guards: Guards, names: BoundedNames) -> Iterable[Measure]:
     if (link := guards.link) is not None:
         yield "redis_up", (), link.is_up
         yield "redis_round_trip_seconds", (), link.round_trip
-        yield "redis_workers", (), link.workers
+        yield "redis_workers", (), link.workers if link.is_up else 1
 
 
 def _gauges_of(guard: Guard, timed: int) -> Iterable[tuple[str, float]]:

@@ -128,7 +128,9 @@ def _tell_start() -> None:
         shared = "breakers are this process's own, as RESILIENCE_REDIS_URL is not set"
     else:
         places = read_address(settings.redis_url.get_secret_value()).places
+        is_up = registry.link is not None and registry.link.is_up
         shared = f"breakers are shared through Redis at {places}"
+        shared = shared if is_up else f"{shared} as soon as it can be used"
     page = "/resilience" if settings.status else "none, as RESILIENCE_STATUS is not true"
     metrics = "/metrics" if settings.metrics else "none, as RESILIENCE_METRICS is not true"
     names = ", ".join(guard.name for guard in registry)
