@@ -7,9 +7,10 @@ import math
 import re
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
+from ._forks import ProcessLock
 from ._hints import RateStates, rate_states
 from .failures import Failure
 from .policy import LimitPolicy, Policy
@@ -18,6 +19,9 @@ __all__ = ["GrantedLimits", "apply_throttling", "learn_limits"]
 
 _log = logging.getLogger("lightrag_resilience")
 
+# One change at a time: a guard may have calls on several event loops, and what another loop has
+# learned meanwhile would be taken for what is newly configured.
+_following = ProcessLock()
 _MOST_MODELS = 32  # of one dependency
 _REMEMBERED = 600.0  # seconds for which a model counts that no answer has named since
 _LOG_EVERY = 60.0  # seconds; some providers change a limit with each answer
@@ -35,13 +39,15 @@ class _Guard(Protocol):
     def cool_down(self, seconds: float) -> None: ...
 
 
-@dataclass(slots=True)
 class _Model:
     """What an answer last granted one model: a minute's requests and tokens, and when."""
 
-    requests: int | None = None
-    tokens: int | None = None
-    at: float = -math.inf
+    __slots__ = ("at", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.requests: int | None = None
+        self.tokens: int | None = None
+        self.at = -math.inf
 
 
 class GrantedLimits:
@@ -119,16 +125,18 @@ def learn_limits(guard: _Guard, headers: Any, request: Any = None) -> None:
     told = rate_states(headers, now_wall=time.time())
     if told.requests.limit is None and told.tokens.limit is None:
         return
-    if guard.granted is None:
-        guard.granted = GrantedLimits(limit)
-    now = guard.clock()
-    granted = guard.granted.after(limit, _model_of(request), told, now)
-    if granted == limit:
-        return
-    if guard.granted.shall_log(now):
-        text = "The limits of %r follow what its provider grants: %s"
-        _log.warning(text, guard.name, _in_words(limit, granted))
-    guard.change(replace(guard.policy, limit=granted), "as the provider says")
+    model, now = _model_of(request), guard.clock()
+    with _following:
+        if guard.granted is None:
+            guard.granted = GrantedLimits(guard.policy.limit)
+        limit = guard.policy.limit
+        granted = guard.granted.after(limit, model, told, now)
+        if granted == limit:
+            return
+        if guard.granted.shall_log(now):
+            text = "The limits of %r follow what its provider grants: %s"
+            _log.warning(text, guard.name, _in_words(limit, granted))
+        guard.change(replace(guard.policy, limit=granted), "as the provider says")
 
 
 def _up_to(configured: float | None, granted: list[int | None]) -> float | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
-from lightrag_resilience import Guard, LimitPolicy
-from lightrag_resilience.throttling import learn_limits
+from lightrag_resilience import Guard, LimitPolicy, Policy
+from lightrag_resilience.throttling import GrantedLimits, learn_limits
 from support.guards import Scripted, guard_on_loop, now, outcomes
 
 pytestmark = pytest.mark.anyio
@@ -192,3 +193,37 @@ async def test_a_wait_outlives_a_change_of_the_policy() -> None:
     guard.change(guard.policy.with_changes(attempts=2))
     await guard.call(Scripted("fine"))
     assert 5.0 <= now() <= 5.5
+
+
+class SlowGuard:
+    """A guard of whose limits another thread is told while they are being changed."""
+
+    name = "llm"
+    granted: GrantedLimits | None = None
+
+    def __init__(self) -> None:
+        self.policy = Policy.llm(rpm=600.0)
+        self.clock = lambda: 0.0
+        self._other: threading.Thread | None = None
+
+    def change(self, policy: Policy, _reason: str) -> None:
+        if self._other is None:
+            self._other = threading.Thread(target=learn_limits, args=(self, told(50)))
+            self._other.start()
+            self._other.join(0.1)  # it waits for the end of this, or would have ended
+        self.policy = policy
+
+    def cool_down(self, seconds: float) -> None:
+        """Not asked for."""
+
+    def wait(self) -> None:
+        assert self._other is not None
+        self._other.join()
+
+
+def test_limits_that_another_thread_learns_are_not_taken_for_configured_ones() -> None:
+    guard = SlowGuard()
+    learn_limits(guard, told(10))
+    guard.wait()
+    learn_limits(guard, told(5000))
+    assert guard.policy.limit.rpm == 600.0
