@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience.failures import classify
+from lightrag_resilience.failures import Failure, classify
 from support.lookalikes import importorskip
-from support.verdicts import FATAL, UNKNOWN
+from support.verdicts import FATAL, TRANSIENT, UNKNOWN
 
 PAGE = b"<html><body>We will be back soon.</body></html>"
 ANSWERS = [
@@ -63,7 +63,41 @@ def test_sdks_and_bindings_that_stumble_over_an_answer(code: str) -> None:
     for module in (*modules, *bindings):
         assert classify(raised_in(module, code)) == UNKNOWN
     for module in ("application", "openaix", "lightrag.operate", "lightrag.utils", "__main__"):
-        assert classify(raised_in(module, code)) == FATAL
+        # A text that is looked into as if it were an answer was one, whoever looks.
+        assert classify(raised_in(module, code)) == (UNKNOWN if code == STUMBLES[0] else FATAL)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("json.loads('<!DOCTYPE html><p>502')", UNKNOWN),
+        ("json.loads(' <html>')", UNKNOWN),
+        ("json.loads('<think>{}')", FATAL),
+        ("json.loads('{')", FATAL),
+        ("b'page'.data", UNKNOWN),
+        ("'page'.choise", FATAL),
+        ("[].choices", FATAL),
+    ],
+)
+def test_a_gateways_page_is_known_whoever_reads_it(code: str, expected: Failure) -> None:
+    assert classify(raised_in("application", code)) == expected
+
+
+def test_an_sdk_that_says_it_received_nothing() -> None:
+    nothing = "raise ValueError('No embedding data received')"
+    assert classify(raised_in("openai.resources.embeddings", nothing)) == UNKNOWN
+
+
+@pytest.mark.parametrize("cls", [ValueError, type("Mine", (ValueError,), {})])
+def test_a_value_error_raised_from_a_drivers_error_is_judged_by_that(cls: type[Exception]) -> None:
+    def raised_from(cause: Exception) -> Exception:
+        error = cls("it did not work")
+        error.__cause__ = cause
+        return error
+
+    assert classify(raised_from(ConnectionRefusedError(111, "m"))) == TRANSIENT
+    assert classify(raised_from(TimeoutError())) == UNKNOWN
+    assert classify(raised_from(KeyError("a key"))) == FATAL
 
 
 @pytest.mark.parametrize(

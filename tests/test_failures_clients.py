@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
@@ -378,3 +379,27 @@ def test_what_fails_while_another_error_is_handled_is_judged_by_itself() -> None
     with pytest.raises(StoreError) as raised:
         recover()
     assert classify(raised.value) == UNKNOWN
+
+
+# ---------------------------------------------------------------------- answers that are none
+
+
+@pytest.mark.parametrize("head", [b"hello\r\n\r\n", b"HTTP/1.1 200 OK\r\nA b\r\n\r\n"])
+def test_an_answer_that_aiohttp_cannot_parse_was_not_its_400(head: bytes) -> None:
+    aiohttp = importorskip("aiohttp")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        async with server, aiohttp.ClientSession() as session:
+            with pytest.raises(aiohttp.ClientResponseError) as raised:
+                await session.get(address)
+        assert classify(raised.value) == UNKNOWN
+
+    asyncio.run(main())
+    assert classify(aiohttp.ClientResponseError(None, (), status=400)) == FATAL

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from lightrag_resilience import Policy
@@ -347,6 +349,77 @@ def test_a_probe_that_met_ones_own_limits_proves_nothing() -> None:
     """Neither that the provider is well again, nor that it is not."""
     told = LOCAL.counts, LOCAL.retry_after, LOCAL.pause
     assert told == (False, None, 1.0)
+
+
+async def semaphore(wait: asyncio.Semaphore) -> None:
+    async with wait:
+        pass
+
+
+@pytest.mark.parametrize("kind", [asyncio.Semaphore, anyio.Semaphore, anyio.CapacityLimiter])
+def test_an_attempt_that_ends_at_a_limit_of_ones_own_blames_nobody(kind: Any) -> None:
+    async def main() -> None:
+        limit = kind(1)
+        guard = Guard("storage.x", Policy.storage(attempt_timeout=0.01, attempts=1))
+        held = asyncio.create_task(limit.acquire())
+        await held
+        with pytest.raises(AttemptTimeoutError) as raised:
+            await guard.call(semaphore, limit)
+        assert classify(raised.value) == LOCAL
+        assert guard.breaker.snapshot().failed == 0
+
+    asyncio.run(main())
+
+
+def test_a_lock_that_clients_read_by_turns_under_is_no_limit_of_ones_own() -> None:
+    async def main() -> None:
+        lock: Any = asyncio.Lock()
+        guard = Guard("storage.x", Policy.storage(attempt_timeout=0.01, attempts=1))
+        async with lock:
+            with pytest.raises(AttemptTimeoutError) as raised:
+                await guard.call(semaphore, lock)
+        assert classify(raised.value) == UNKNOWN
+
+    asyncio.run(main())
+
+
+def test_a_sync_function_that_gets_no_thread_in_time_blames_nobody() -> None:
+    async def main() -> None:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = 1
+        guard = Guard("storage.x", Policy.storage(attempt_timeout=0.05, attempts=1))
+        other = Guard("storage.y", Policy.storage(attempts=1))
+        end = threading.Event()
+        busy = asyncio.create_task(other.call(end.wait, LONG))
+        await asyncio.sleep(0)
+        try:
+            with pytest.raises(AttemptTimeoutError) as raised:
+                await guard.call(len, "text")
+        finally:
+            end.set()
+            await busy
+        assert classify(raised.value) == LOCAL
+        assert guard.breaker.snapshot().failed == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("module", ["aiomysql.pool", "asyncmy.pool", "driver.connection_pool"])
+def test_any_drivers_pool_that_waits_by_a_lock_or_a_queue_is_ones_own(module: str) -> None:
+    async def main() -> None:
+        names: dict[str, Any] = {"__name__": module, "wait": asyncio.Queue[None]().get}
+        exec("async def take():\n    await wait()", names)  # noqa: S102 - what such a module holds
+        guard = Guard("storage.x", Policy.storage(attempt_timeout=0.01, attempts=1))
+        with pytest.raises(AttemptTimeoutError) as raised:
+            await guard.call(names["take"])
+        assert classify(raised.value) == LOCAL
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("text", ["Too many connections", "No connection available."])
+def test_the_pool_of_an_older_redis_py_says_so_by_a_text(text: str) -> None:
+    redis = importorskip("redis.exceptions")
+    assert classify(redis.ConnectionError(text)) == LOCAL
 
 
 def test_threads_that_cannot_be_started_are_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:

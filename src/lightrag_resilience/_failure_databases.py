@@ -35,7 +35,7 @@ _Answer = Failure | tuple[Exception, ...]
 def _by_redis_message(exc: BaseException) -> Failure:
     """Only redis-py's wording tells a failure to connect from a lost answer."""
     text = str(exc)
-    if "No connection available" in text:
+    if text.startswith(("No connection available", "Too many connections")):  # of its pool
         return LOCAL
     unsent = "connecting to" in text or "max number of clients" in text
     return TRANSIENT if unsent else UNKNOWN

@@ -52,8 +52,17 @@ def status_of(exc: BaseException) -> int | None:
 
     Stops early: aiohttp deprecates `code`.
     """
-    status = _first_number(exc)
-    return status if status is not None and 400 <= status < 600 else None  # noqa: PLR2004 - HTTP
+    status = None if _is_broken_answer(exc) else _first_number(exc)
+    return int(status) if status is not None and 400 <= status < 600 else None  # noqa: PLR2004 - HTTP
+
+
+def _is_broken_answer(exc: BaseException) -> bool:
+    """Whether aiohttp could not parse an answer: it says 400, which nothing answered."""
+    of_parsing = "aiohttp.http_exceptions"
+    return type(exc).__module__ == of_parsing or (
+        type(exc).__module__ == "aiohttp.client_exceptions"
+        and type(exc.__cause__).__module__ == of_parsing
+    )
 
 
 def _first_number(exc: BaseException) -> int | None:

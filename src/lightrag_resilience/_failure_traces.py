@@ -115,11 +115,24 @@ _POOLS: Final = frozenset(
         ("psycopg_pool.pool_async", "_getconn_unchecked"),
         ("pymongo.asynchronous.pool", "_get_conn"),
         ("redis.asyncio.connection", "get_connection"),
+        ("valkey.asyncio.connection", "get_connection"),
     }
 )
+# A limit of one's own, such as that of threads. Not a lock: clients read by turns under one.
+_LIMITS: Final = frozenset(
+    {
+        ("anyio._backends._asyncio", "CapacityLimiter.acquire_on_behalf_of"),
+        ("anyio._backends._asyncio", "Semaphore.acquire"),
+        ("anyio._core._synchronization", "Semaphore.acquire"),
+        ("asyncio.locks", "Semaphore.acquire"),
+    }
+)
+_LOCKS: Final = frozenset({"asyncio.locks", "asyncio.queues"})
 _WAITING: Final = frozenset(
-    {"asyncio.locks", "asyncio.queues", "asyncio.tasks", "asyncio.timeouts", "pymongo.lock"}
+    _LOCKS
+    | {"asyncio.tasks", "asyncio.timeouts", "pymongo.lock"}
     | {"anyio._backends._asyncio", "httpcore._synchronization", "httpcore2._synchronization"}
+    | {"anyio._core._synchronization"}
     | {"neo4j._async_compat.concurrency", "psycopg_pool._acompat", "psycopg_pool.pool_async"}
 )
 
@@ -127,11 +140,15 @@ _WAITING: Final = frozenset(
 def _waits_for_a_connection(trace: TracebackType | None) -> bool:
     """Whether a call that was cut short was still waiting there, and not connecting yet."""
     is_waiting = False
-    for frame in _frames(trace):
-        if frame in _POOLS:
+    caller = ""
+    for module, function in _frames(trace):
+        if (module, function.rpartition(".")[2]) in _POOLS or (module, function) in _LIMITS:
             is_waiting = True
-        elif is_waiting and frame[0] not in _WAITING:
+        elif module in _LOCKS and caller.rpartition(".")[2].endswith("pool"):
+            is_waiting = True  # of any driver that waits by a lock or a queue, such as aiomysql
+        elif is_waiting and module not in _WAITING:
             is_waiting = False
+        caller = module
     return is_waiting
 
 
@@ -139,6 +156,7 @@ def _waits_for_a_connection(trace: TracebackType | None) -> bool:
 
 _RAISES = dis.opmap["RAISE_VARARGS"]
 # A call that does not fit the function is the caller's mistake.
+_TOLD_OF_IT = re.compile(r" (?:returned|received)\b")
 _MISCALLED = re.compile(
     r"unexpected keyword argument|required (?:positional |keyword-only )?argument|"
     r"positional arguments? but|multiple values for|Missing required arguments"
@@ -155,7 +173,8 @@ def came_of_an_answer(exc: BaseException) -> bool:
     if trace is None or not _is_of_sdk(trace):
         return False
     if trace.tb_frame.f_code.co_code[trace.tb_lasti] == _RAISES:
-        return isinstance(exc, ValueError) and " returned " in str(exc)  # "Jina API returned ..."
+        # As in "Jina API returned ..." and in "No embedding data received".
+        return isinstance(exc, ValueError) and _TOLD_OF_IT.search(str(exc)) is not None
     return not (isinstance(exc, TypeError) and _MISCALLED.search(str(exc)))
 
 
@@ -199,7 +218,7 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str]]:
 
 def _place(trace: TracebackType) -> tuple[str, str]:
     frame = trace.tb_frame
-    return str(frame.f_globals.get("__name__")), frame.f_code.co_name
+    return str(frame.f_globals.get("__name__")), frame.f_code.co_qualname
 
 
 def _package(module: str) -> str:

@@ -25,7 +25,7 @@ from ._verdicts import (
     package_of,
 )
 
-__all__ = ["TRANSPORTS", "by_reading"]
+__all__ = ["TRANSPORTS", "by_origin", "by_reading"]
 
 _Answer = Failure | tuple[Exception, ...]
 
@@ -60,19 +60,35 @@ def _by_httpx_beneath(exc: BaseException) -> _Answer:
     return (hidden,) if is_httpx else UNKNOWN  # type: ignore[return-value]  # mypy forgets why
 
 
+_PAGE = re.compile(r"\s*<(?:!doctype|html|\?xml)\b", re.IGNORECASE)
+
+
 def by_reading(exc: BaseException) -> Failure:
-    """A broken answer where an SDK or a client was reading one; anywhere else a bug."""
-    return UNKNOWN if was_reading_an_answer(exc) else FATAL
+    """A broken answer where an SDK or a client was reading one; anywhere else a bug.
+
+    A gateway's page is no answer, whoever reads it.
+    """
+    is_page = isinstance(text := getattr(exc, "doc", None), str) and _PAGE.match(text)
+    return UNKNOWN if is_page or was_reading_an_answer(exc) else FATAL
 
 
-def _by_origin(exc: BaseException) -> Failure:
+def by_origin(exc: BaseException) -> Failure:
     """A bug of the caller's, but where it came of an answer that is not the provider's.
 
     Python 3.12 raises a TypeError in asyncio for writing to a lost connection.
     """
-    if came_of_an_answer(exc):
+    if came_of_an_answer(exc) or _looks_for_an_answer(exc):
         return UNKNOWN
     return UNKNOWN if raised_in(exc) == "asyncio.selector_events" else FATAL
+
+
+_OF_ANSWERS = frozenset({"choices", "data", "embeddings", "candidates", "output", "content"})
+
+
+def _looks_for_an_answer(exc: BaseException) -> bool:
+    """Whether an SDK gave a gateway's page in place of an object, and its caller stumbled."""
+    is_page = isinstance(exc, AttributeError) and isinstance(exc.obj, str | bytes)
+    return is_page and exc.name in _OF_ANSWERS  # type: ignore[attr-defined]  # mypy forgets why
 
 
 def _by_members(exc: BaseExceptionGroup[Exception]) -> tuple[Exception, ...]:
@@ -88,7 +104,7 @@ _BUILTINS: Table = {
     "TimeoutError": UNKNOWN,
     **dict.fromkeys(("FileNotFoundError", "FileExistsError", "PermissionError"), FATAL),
     **dict.fromkeys(("IsADirectoryError", "NotADirectoryError"), FATAL),
-    **dict.fromkeys(("TypeError", "AttributeError", "ValueError", "LookupError"), _by_origin),
+    **dict.fromkeys(("TypeError", "AttributeError", "ValueError", "LookupError"), by_origin),
     "UnicodeDecodeError": by_reading,
     **dict.fromkeys(("NameError", "AssertionError", "NotImplementedError"), FATAL),
     **dict.fromkeys(("ArithmeticError", "ImportError", "MemoryError", "RecursionError"), FATAL),
@@ -153,9 +169,11 @@ _HTTPX: Table = {
     **dict.fromkeys(("UnsupportedProtocol", "InvalidURL", "CookieConflict"), FATAL),
     **dict.fromkeys(("TooManyRedirects", "StreamError"), FATAL),
 }
+
 _AIOHTTP: Table = {
     **dict.fromkeys(("ClientConnectorError", "ConnectionTimeoutError"), TRANSIENT),
     **dict.fromkeys(("ClientConnectionError", "ClientPayloadError", "ContentTypeError"), UNKNOWN),
+    **dict.fromkeys(("ClientResponseError", "HttpProcessingError"), UNKNOWN),  # without a status
     **dict.fromkeys(("NonHttpUrlClientError", "InvalidURL", "TooManyRedirects"), FATAL),
     "ServerFingerprintMismatch": FATAL,
 }

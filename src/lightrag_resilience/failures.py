@@ -23,7 +23,7 @@ from ._failure_databases import DATABASES
 from ._failure_http import STATUS_NAMES, by_status, may_tell_status, status_of
 from ._failure_providers import OURS, PROVIDERS
 from ._failure_traces import has_run_out, raised_over
-from ._failure_transports import TRANSPORTS
+from ._failure_transports import TRANSPORTS, by_origin
 from ._forks import ProcessLock
 from ._verdicts import (
     LOCAL,
@@ -31,6 +31,7 @@ from ._verdicts import (
     UNKNOWN,
     Failure,
     FailureKind,
+    Reader,
     Rule,
     Table,
     package_of,
@@ -202,10 +203,24 @@ def _by_known_beneath(exc: BaseException) -> Failure | tuple[Exception, ...]:
     below = raised_over(exc)
     if not isinstance(below, Exception):
         return UNKNOWN
-    is_known = isinstance(below, OSError) or any(
-        package_of(base) in _SPEAK_FOR_A_CALL for base in type(below).__mro__
+    return (below,) if _is_known(below) else UNKNOWN
+
+
+def _is_known(error: BaseException) -> bool:
+    """Whether an error is of a class that speaks for a call, and not of the caller's own code."""
+    return isinstance(error, OSError) or any(
+        package_of(base) in _SPEAK_FOR_A_CALL for base in type(error).__mro__
     )
-    return (below,) if is_known else UNKNOWN
+
+
+def _by_cause_or(rule: Reader) -> Reader:
+    """What was raised from a known error on purpose is judged by that; else by `rule`."""
+
+    def read(exc: BaseException) -> Failure | tuple[Exception, ...]:
+        cause = exc.__cause__
+        return rule(exc) if cause is None or not _is_known(cause) else _by_known_beneath(exc)
+
+    return read
 
 
 def _by_best_member(exc: AllFailedError) -> Failure:
@@ -220,7 +235,11 @@ def _by_best_member(exc: AllFailedError) -> Failure:
 
 _TABLES: Mapping[str, Table] = {
     **TRANSPORTS,
-    "builtins": {**TRANSPORTS["builtins"], "Exception": _by_known_beneath},
+    "builtins": {
+        **TRANSPORTS["builtins"],
+        "ValueError": _by_cause_or(by_origin),
+        "Exception": _by_known_beneath,
+    },
     **PROVIDERS,
     **DATABASES,
     "lightrag_resilience": {**OURS, "AllFailedError": _by_best_member},

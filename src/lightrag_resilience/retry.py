@@ -17,12 +17,17 @@ from .policy import RetryPolicy
 __all__ = ["Retries", "is_retryable"]
 
 _FATAL, _UNKNOWN_OUTCOME = FailureKind.FATAL, FailureKind.UNKNOWN_OUTCOME  # each a slow lookup
+_TRANSIENT = FailureKind.TRANSIENT
+# A gateway did not wait for the answer, or lost it: what is behind it may have done the work.
+_MAY_BE_DONE = frozenset({460, 499, 502, 504, 520, 524, 598, 599})
 R = TypeVar("R")
 
 
 def is_retryable(failure: Failure, policy: RetryPolicy) -> bool:
     """Whether calling again can help, and can do no harm."""
-    if failure.kind is _UNKNOWN_OUTCOME:
+    if failure.kind is _UNKNOWN_OUTCOME or (
+        failure.kind is _TRANSIENT and failure.status in _MAY_BE_DONE
+    ):
         return policy.idempotent is not False
     return failure.kind is not _FATAL
 

@@ -95,6 +95,18 @@ async def test_an_unknown_outcome_is_repeated_only_where_that_is_harmless(
     assert function.calls == calls
 
 
+@pytest.mark.parametrize("status", [460, 499, 502, 504, 520, 524, 598, 599])
+@pytest.mark.parametrize(("idempotent", "calls"), [(True, 3), (None, 3), (False, 1)])
+async def test_what_a_gateway_lost_may_have_been_done(
+    status: int,
+    idempotent: bool | None,  # noqa: FBT001
+    calls: int,
+) -> None:
+    function = Scripted(throttled(status=status))
+    await failing(retrying(idempotent=idempotent), function)
+    assert function.calls == calls
+
+
 async def test_an_inner_tenacity_is_looked_through() -> None:
     for cause, calls in ((ValueError("a bug"), 1), (down(), 3)):
         function = Scripted(cause)

@@ -98,12 +98,24 @@ async def test_a_passing_failure_is_tried_again(library: Any, first: Answer, kin
     kinds = kinds_heard(registry)
     transport = answers(library, first, Answer(200, b"fine"))
     async with wire(library, transport, policy=policy(), registry=registry) as client:
-        response = await client.post(URL, json={"prompt": "again"})
+        key = {"Idempotency-Key": "7"}
+        response = await client.post(URL, json={"prompt": "again"}, headers=key)
     assert (response.status_code, response.content) == (200, b"fine")
     assert transport.bodies == [response.request.content] * 2
     assert kinds == [kind]
     counted = kind == "transient"
     assert verdict(the_guard(registry)) == (1 + counted, counted)
+
+
+@pytest.mark.parametrize("status", [499, 502, 504, 520, 524, 598])
+async def test_a_post_that_a_gateway_lost_is_not_sent_again(library: Any, status: int) -> None:
+    registry = new_guards()
+    transport = answers(library, Answer(status))
+    async with wire(library, transport, policy=policy(), registry=registry) as client:
+        assert (await client.post(URL, json={})).status_code == status
+        assert (len(transport.at), verdict(the_guard(registry))) == (1, (1, 1))
+        await client.get(URL)
+    assert len(transport.at) > 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
