@@ -158,6 +158,81 @@ def test_no_version_that_stands_in_redis_keeps_the_next_changes_from_the_workers
     on(server, steps)
 
 
+# ---------------------------------------------------------------------- whatever stands there
+
+ODD = [
+    *(b"", b"-0", b"-0.0", b"nan", b"-inf", b"1e400", b"-7", b"1.5", b"0x10", b" 12", b"%d %s"),
+    *(b"\xff\xfe", b"\xed\xa0\x80", b"9" * 5000, b"9007199254740991", b"4503599627370495"),
+    *(b"null", b"[1]", b'{"a":-0.0,"b":1e999,"c":"nan","d":{}}', b"[" * 2000, b"x" * 20_000),
+]
+OF_STATES = ["ver", "till", "opens", "proven", "why", "since", "last", "length", "st"]
+OF_WINDOWS = [
+    "n0",
+    "c0",
+    "f0",
+    "s0",
+    "e0",
+    "n7",
+    "e7",
+    "qone",
+    "tone",
+    "zone",
+    "zz",
+    "pa",
+    "r",
+    "l",
+]
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.HALF_OPEN, State.CLOSED])
+def test_whatever_stands_in_a_field_all_scripts_give_answers(
+    server: RedisServer, state: State
+) -> None:
+    async def every_script(store: Store, it: Subject) -> None:
+        await store.snapshot(it)
+        await store.describe(it)
+        await store.admit(it, "a")
+        await store.renew(it, "a")
+        await store.report(it, Report(2, 3, 1, 1, "", (("a", "met 5 HTTP 401"),), {"x": 1}, "x"))
+        await store.report(it, Report(3, 3, 1, tripped="it is down"))
+        await store.steer(it, State.OPEN, "by hand")
+        await store.plant(it, 3.0, 2, "as the worker says")
+        await store.describe(it)
+
+    async def steps(store: Store, it: Subject) -> None:
+        limit: Any = Limit(rpm=60, tpm=60_000)
+        for odd in ODD:
+            for fields, key in ((OF_STATES, it.state), (OF_WINDOWS, it.window)):
+                for field in fields:
+                    await store.steer(it, state, "by hand", open_for=0.0)
+                    await store.report(it, Report(1, 2, 1, causes={"HTTP 503": 1}, last="HTTP 503"))
+                    await store.client.hset(key, field, odd)
+                    await every_script(store, it)
+                    await store.client.delete(it.state, it.window)
+            for field in ("r", "k", "wone", "wother", "w"):
+                await store.client.hset(limit.key, field, odd)
+                await store.book(limit, book(requests=1, tokens=1))
+
+    on(server, steps)
+
+
+def test_a_text_of_megabytes_is_not_sent_to_the_workers(server: RedisServer) -> None:
+    async def steps(store: Store, it: Subject) -> None:
+        await store.report(it, Report(1, 2, 1, causes={"HTTP 503": 1}, last="HTTP 503"))
+        huge = "x" * 2_000_000
+        await store.client.hset(it.state, mapping={"why": huge, "last": huge})
+        slices = {f"e{n}": f'{{"{huge}":1}}' for n in range(10)}
+        await store.client.hset(it.window, mapping={"l": huge, **slices})
+        words = (it.channel, str(NOW), it.policy, "one", 0)
+        for name in ("snapshot", "describe"):
+            source = scripts.source(name)
+            answer = await store.client.eval(source, 2, it.state, it.window, *words)
+            assert len(repr(answer)) < 20_000
+            assert (await getattr(store, name)(it)).now.reason == "x" * 200
+
+    on(server, steps)
+
+
 # ---------------------------------------------------------------------- how long it is kept
 
 

@@ -39,7 +39,7 @@ def is_sane(there: Announcement) -> bool:
         there.state in State
         and 0 <= there.version < 2**53
         and 0 <= there.remaining <= 7 * 86_400
-        and there.opens >= 0
+        and 0 <= there.opens <= 1_000_000
         and len(there.reason) <= 200
         and (there.reason.isprintable() or not there.reason)
     )

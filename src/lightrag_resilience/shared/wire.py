@@ -42,6 +42,7 @@ _MOST_CAUSES = 4 * (MOST_CAUSES + 1)  # of slices in which others were frequent
 _MOST_ALONE = 20  # breakers
 _LONGEST_COOLING = 86_400  # seconds
 _MOST_OVERRIDES = 1000
+_MOST_BREAKS = 1_000_000  # in a row
 _MOST = 2**53
 _CENTURY = 100 * 365 * 86_400_000
 """Milliseconds by which clocks may differ, of a version that is announced: it begins as the time,
@@ -391,7 +392,8 @@ def _announcement(state: Any, ver: Any, remaining: Any, opens: Any, why: Any) ->
     if letter not in _STATES:
         raise WireError("a state that does not exist")
     left = min(_whole(remaining) / 1000.0, LONGEST_OPEN)
-    return Announcement(_STATES[letter], _whole(ver), left, _whole(opens), _beginning_of(why))
+    breaks = min(_whole(opens), _MOST_BREAKS)  # there is room to count on
+    return Announcement(_STATES[letter], _whole(ver), left, breaks, _beginning_of(why))
 
 
 def _tally(calls: int, failed: int, causes: object, run: object, last: object) -> Tally:

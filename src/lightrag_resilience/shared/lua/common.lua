@@ -6,6 +6,8 @@ local CHANNEL, WORKER, KNOWN = ARGV[1], ARGV[4], tonumber(ARGV[5])
 local SLICES, KEEP_MS = 10, 600000
 local LONGEST_MS = 7 * 86400000 -- for which a circuit is open
 local MOST = 2 ^ 53 -- whole numbers are exact below it
+local LONGEST = 800 -- bytes of a text
+local MOST_BREAKS = 1000000 -- in a row
 local FAR_MS = 200 * 365 * 86400000 -- by which a version may be ahead of the clock
 
 local function clock()
@@ -20,10 +22,13 @@ local SLICE_MS = policy.window_ms / SLICES
 local function whole(text)
   local number = tonumber(text)
   if number and number >= 0 and number < MOST and number == math.floor(number) then
-    return number
+    return number + 0 -- or "-0" would go on as it is
   end
   return nil
 end
+
+-- A text, or its beginning: all workers read it once a second.
+local function short(text) return string.sub(text or '', 1, LONGEST) end
 
 local function fields_of(key)
   local flat = redis.pcall('HGETALL', key)
@@ -41,13 +46,14 @@ local function load_state()
   if fields then
     local state = {
       st = fields.st, ver = whole(fields.ver), till = whole(fields.till),
-      opens = whole(fields.opens), proven = whole(fields.proven), why = fields.why or '',
-      since = whole(fields.since) or 0, last = fields.last or '',
+      opens = whole(fields.opens), proven = whole(fields.proven), why = short(fields.why),
+      since = whole(fields.since) or 0, last = short(fields.last),
     }
     local known = state.st == 'C' or state.st == 'O' or state.st == 'H'
     -- A version far beyond any clock leaves no room to grow; this bound itself grows with time.
     if known and state.ver and state.ver <= now + FAR_MS and state.till and state.opens
       and state.proven and state.till <= now + LONGEST_MS then
+      state.opens = math.min(state.opens, MOST_BREAKS)
       -- No break lasts longer than when it began, whatever the clock has done meanwhile.
       local length = whole(fields.length)
       if length and state.till > now + length then
@@ -109,10 +115,14 @@ local function current()
   return state, found
 end
 
--- How many failed by what, of one slice; nothing where it is not ours.
+-- How many failed by what, of one slice, without what is not ours.
 local function causes_in(text)
   local read, causes = pcall(cjson.decode, text or '{}')
-  return read and type(causes) == 'table' and causes or {}
+  local known = {}
+  for cause, count in pairs(read and type(causes) == 'table' and causes or {}) do
+    known[short(tostring(cause))] = whole(count)
+  end
+  return known
 end
 
 -- What the window holds of the last slices, and how many workers saw failures or reported at all.

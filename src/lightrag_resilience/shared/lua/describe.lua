@@ -19,7 +19,7 @@ for index = 0, SLICES - 1 do
   local number = whole(window['n' .. index])
   if number and number > newest - SLICES and number <= newest then
     for cause, count in pairs(causes_in(window['e' .. index])) do
-      causes[cause] = (causes[cause] or 0) + (whole(count) or 0)
+      causes[cause] = (causes[cause] or 0) + count
     end
   end
 end
@@ -30,10 +30,10 @@ local since = state.since or 0
 table.insert(answer, since > 0 and string.format('%.0f', math.max(now - since, 0)) or '')
 local flat = {}
 for cause, count in pairs(causes) do
-  table.insert(flat, tostring(cause))
+  table.insert(flat, cause)
   table.insert(flat, shown(count))
 end
 table.insert(answer, flat)
 table.insert(answer, shown(whole(window.r) or 0))
-table.insert(answer, window.l or '')
+table.insert(answer, short(window.l))
 return answer

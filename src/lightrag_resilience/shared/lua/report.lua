@@ -36,7 +36,7 @@ local function note(window, at)
     if not seen[cause] then
       if count < MOST_CAUSES then count = count + 1 else cause = 'other' end
     end
-    seen[cause] = (tonumber(seen[cause]) or 0) + more
+    seen[cause] = (seen[cause] or 0) + more
   end
   window.l = last
   redis.call('HSET', WINDOW, 'e' .. at, cjson.encode(seen), 'r', 0, 'l', last,
@@ -77,7 +77,7 @@ local function count(window)
 end
 
 local function judge(state, sums, window)
-  state.last = window.l or ''
+  state.last = short(window.l)
   local the_last = ''
   if state.last ~= '' then the_last = ', the last ' .. state.last end
   if tripped ~= '' and policy.quorum <= 1 then return open(state, tripped) end
