@@ -60,28 +60,44 @@ class LocalLimit:
         name: The dependency.
         policy: A policy with a limit.
         share: Of the limits that are this process's.
-        begins: Seconds on the loop's clock before which there is no turn.
+        owed: Seconds until the requests, and the tokens, that went before are paid for.
 
     Attributes:
         waiting: Calls that wait for their turns, and the tokens of them all.
     """
 
     def __init__(
-        self, name: str, policy: LimitPolicy, share: float = 1.0, *, begins: float = 0.0
+        self,
+        name: str,
+        policy: LimitPolicy,
+        share: float = 1.0,
+        *,
+        owed: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self._name = name
         self._max_wait = policy.max_wait
         self._tokens = _Tokens(policy, share) if policy.tpm else None
+        if self._tokens is not None and owed[1] > 0:
+            self._tokens.owe(owed[1])
         self._bucket: _Bucket | None = None
         if policy.rpm:
             rpm = policy.rpm * share
             burst = max(1.0, policy.request_burst * share)
             self._bucket = _Bucket(burst, time_period=burst * _MINUTE / rpm)
+            if owed[0] > 0:
+                self._bucket.owe(owed[0])
         # Alone, the bucket lets a newcomer overtake a caller that just woke up.
         self._line = asyncio.Lock()
         self._settled = asyncio.Event()
-        self._begins = begins
         self.waiting = (0, 0)
+
+    @property
+    def owed(self) -> tuple[float, float]:
+        """Seconds until the requests, and the tokens, that have gone are paid for."""
+        return (
+            0.0 if self._bucket is None else self._bucket.owed,
+            0.0 if self._tokens is None else self._tokens.owed,
+        )
 
     def take(self, tokens: int) -> bool:
         """Take a turn of so many tokens if it has come. False if a caller would have to wait."""
@@ -110,8 +126,6 @@ class LocalLimit:
         self._wait_too(1, tokens)
         try:
             async with self._line:
-                if (left := self._begins - loop.time()) > 0:
-                    await asyncio.sleep(left)
                 if self._bucket is not None:
                     await self._bucket.acquire()
                 if self._tokens is not None:
@@ -138,12 +152,11 @@ class LocalLimit:
 
     def _wait(self, tokens: int, now: float) -> float:
         """Seconds until the turn of one more caller, with so many tokens."""
-        wait = start = max(self._begins - now, 0.0)
+        wait = 0.0
         if self._bucket is not None:
-            wait = max(wait, self._bucket.wait(start, self.waiting[0]))
+            wait = self._bucket.wait(self.waiting[0])
         if self._tokens is not None:
-            ready = self._tokens.ready(tokens, now + start, self._tokens.queued)
-            wait = max(wait, ready - now)
+            wait = max(wait, self._tokens.ready(tokens, now, self._tokens.queued) - now)
         return wait
 
     def _wait_too(self, calls: int, tokens: int) -> None:
@@ -169,6 +182,15 @@ class _Tokens:
         self.queued = 0.0
         self._full = -math.inf
         """Monotonic seconds at which no booked token would be left to pay for."""
+
+    @property
+    def owed(self) -> float:
+        """Seconds until all that were booked are paid for."""
+        return max(self._full - asyncio.get_running_loop().time(), 0.0)
+
+    def owe(self, seconds: float) -> None:
+        """Begin with so many seconds' worth to be paid for."""
+        self._full = asyncio.get_running_loop().time() + seconds
 
     def ready(self, tokens: int, came: float, ahead: float = 0.0) -> float:
         """When so many fit in, for a caller that came at some time, after `ahead` seconds' worth.
@@ -197,8 +219,18 @@ class _Bucket(AsyncLimiter):
         """What `acquire` does where it need not wait, without a coroutine."""
         self._level += 1
 
-    def wait(self, start: float, ahead: int) -> float:
-        """Seconds until one more request fits in, after others and not before `start` seconds."""
+    @property
+    def owed(self) -> float:
+        """Seconds until all that went is paid for."""
+        self._leak()
+        return self._level / self._rate_per_sec
+
+    def owe(self, seconds: float) -> None:
+        """Begin with so many seconds' worth to be paid for."""
+        self._leak()  # from now on, not from the beginning of the clock
+        self._level = seconds * self._rate_per_sec
+
+    def wait(self, ahead: int) -> float:
+        """Seconds until one more request fits in, after others."""
         self.has_capacity()  # brings the level up to date
-        level = max(self._level - start * self._rate_per_sec, 0.0)
-        return start + max(level + ahead + 1 - self.max_rate, 0.0) / self._rate_per_sec
+        return max(self._level + ahead + 1 - self.max_rate, 0.0) / self._rate_per_sec

@@ -301,8 +301,8 @@ async def test_a_newcomer_is_judged_by_the_whole_queue_before_it() -> None:
     assert await asyncio.gather(*waiting) == pytest.approx([1.0, 3.0, 5.1], abs=0.01)
 
 
-async def test_a_newcomer_to_a_queue_that_begins_later_is_judged_by_that() -> None:
-    rate = LocalLimit("llm", LimitPolicy(rpm=60.0, burst=1, max_wait=12.0), begins=10.0)
+async def test_a_newcomer_to_a_queue_that_owes_for_what_went_is_judged_by_that() -> None:
+    rate = LocalLimit("llm", LimitPolicy(rpm=60.0, burst=1, max_wait=12.0), owed=(10.0, 0.0))
     waiting = [asyncio.create_task(turn(rate)) for _ in range(3)]
     await asyncio.sleep(0.0)
     with pytest.raises(RateLimitedError) as refused:

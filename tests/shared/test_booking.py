@@ -200,6 +200,23 @@ async def test_where_extra_turns_are_too_far_away_only_the_needed_are_booked(
     await client.aclose()
 
 
+@pytest.mark.anyio
+async def test_what_a_worker_knows_to_be_owed_counts_where_redis_has_forgotten_it(
+    server: RedisServer,
+) -> None:
+    client = make_client(server.url)
+    script = Run(client)
+    store = script.stores["one"]
+    store.now_ms = "1000000"
+    owing = Demand(1, (1, 0), (1, 0), (0, 0), owed=(2.0, 0.0))
+    booking = await store.book(script.limit, owing)
+    assert booking.starts[0] == pytest.approx(2.0 - BURST * 60 / RPM)
+    assert (await store.book(script.limit, owing)).starts[0] == pytest.approx(
+        booking.starts[0] + 60 / RPM  # it is no debt that adds up
+    )
+    await client.aclose()
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -234,6 +235,37 @@ async def test_who_still_waits_alone_when_redis_is_back_is_booked_there(
     await one.get(NAME).call(fine)
     assert time.monotonic() - began > 0.3
     await alone
+
+
+@pytest.mark.anyio
+async def test_a_redis_that_returns_empty_again_and_again_grants_no_burst_each_time(
+    make: Any, server: RedisServer
+) -> None:
+    one = make(RPM=60, BURST=6, MAX_WAIT=1)
+    await connected(one)
+    began = time.monotonic()
+    went = 0
+
+    async def try_on() -> None:
+        nonlocal went
+        while True:
+            with contextlib.suppress(RateLimitedError):
+                await one.get(NAME).call(fine)
+                went += 1
+            await asyncio.sleep(0.01)
+
+    trying = asyncio.create_task(try_on())
+    await until(lambda: went >= 6)
+    for _ in range(2):
+        server.kill()
+        await until(lambda: not link_of(one).connected)
+        server.start()
+        await connected(one)
+        await asyncio.sleep(1.5)
+    lasted = time.monotonic() - began
+    trying.cancel()
+    await asyncio.wait([trying])
+    assert went <= 6 + lasted + 1
 
 
 @pytest.mark.anyio

@@ -27,12 +27,17 @@ class Demand:
         needed: Requests and tokens without which none of them can go.
         wanted: Requests and tokens with those for the next callers.
         given_back: Requests and tokens that were booked and not used; negative if more were used.
+        owed: Seconds until the requests and the tokens of all workers are paid for, as far as this
+            one knows: what Redis, back again, may have missed or forgotten.
+        waiting: Requests and tokens, counted in `given_back`, of those who wait to go alone.
     """
 
     callers: int
     needed: tuple[int, int]
     wanted: tuple[int, int]
     given_back: tuple[int, int]
+    owed: tuple[float, float] = (0.0, 0.0)
+    waiting: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

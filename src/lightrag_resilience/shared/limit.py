@@ -98,7 +98,9 @@ class SharedLimit:
         self._requests, self._tokens = Stock(), Stock()
         self._unused_requests = self._unused_tokens = 0
         self._sleeping = 0
-        self._booked_until = 0.0
+        self._paid = (-math.inf, -math.inf)
+        """When the requests and the tokens of all workers are paid for, as far as is known here."""
+        self._was_away = False
         self._lot_came = 0.0
         self._workers = 1
         self._slow_until = -math.inf
@@ -172,6 +174,9 @@ class SharedLimit:
             return
         most = int(self.policy.tpm)  # more than that was not booked either
         booked, used = min(booked, most), min(used, most)
+        if not self._sync.connected and (local := self._alone_here()) is not None:
+            local.settle(booked, used)
+            return
         with self._lock:
             spare = min(booked - used, self._lot[1] - self._tokens.total)
             if spare > 0 and not self._line and self._sleeping <= 0:  # nobody is overtaken
@@ -232,22 +237,43 @@ class SharedLimit:
                 self._requests.put_back(ready, 1)
             self._tokens.put_back(ready, tokens)
 
+    @property
+    def _owed(self) -> tuple[float, float]:
+        """Seconds until the requests and the tokens of all workers are paid for."""
+        now = self._clock()
+        return max(self._paid[0] - now, 0.0), max(self._paid[1] - now, 0.0)
+
     async def _go_alone(self, tokens: int, longest: float) -> bool:
         loop = asyncio.get_running_loop()
-        local = self._alone.get(loop)
+        local = self._alone_here()
         if local is None:
-            begins = loop.time() + self._booked_until - self._clock()
-            local = LocalLimit(self.name, self.policy, 1 / self._workers, begins=begins)
+            local = LocalLimit(self.name, self.policy, 1 / self._workers, owed=self._owed)
             self._alone[loop] = local
         waited = await local.acquire(tokens, longest)
         with self._lock:
-            # Redis hears of it, unless it is away: by its return the time has paid for it.
-            if self._sync.connected and self._alone.get(loop) is local:
-                self._unused_requests -= 1
-                self._unused_tokens -= tokens
+            if self._alone.get(loop) is local:
+                self._pay(local.owed)
+                # Redis hears of each, unless it is away: then, of what is left to be paid for.
+                if self._sync.connected:
+                    self._unused_requests -= 1
+                    self._unused_tokens -= tokens
         return waited
 
+    def _alone_here(self) -> LocalLimit | None:
+        """That of the loop that runs here, where calls go alone on it."""
+        loop = asyncio._get_running_loop()  # noqa: SLF001 - the other one raises
+        return None if loop is None else self._alone.get(loop)
+
+    def _pay(self, owed: tuple[float, float]) -> None:
+        """Remember until when is paid for: no outage, and no return, begins with a new burst."""
+        now = self._clock()
+        self._paid = max(self._paid[0], now + owed[0]), max(self._paid[1], now + owed[1])
+
     # ------------------------------------------------------------------ the synchronizer's side
+
+    def is_there_again(self) -> None:
+        """Redis is, and may have missed what was sent, or forgotten what was booked."""
+        self._was_away = True
 
     @property
     def _lot(self) -> tuple[int, int]:
@@ -279,21 +305,25 @@ class SharedLimit:
                 # By now there is room again without them, and they would be there twice.
                 self._unused_requests = min(self._unused_requests, 0)
                 self._unused_tokens = min(self._unused_tokens, 0)
-            self._end_alone()
-            given_back = (self._unused_requests, self._unused_tokens)
+            owed = self._owed if self._was_away else (0.0, 0.0)
+            waiting = self._end_alone()
+            given_back = (self._unused_requests - waiting[0], self._unused_tokens - waiting[1])
             self._unused_requests = self._unused_tokens = 0
-            return Demand(callers, needed, wanted, given_back)
+            return Demand(callers, needed, wanted, given_back, owed, waiting)
 
-    def _end_alone(self) -> None:
-        """Forget who went alone, once a burst is due again: not before, or each had a new one."""
-        policy, (request, token) = self.policy, self.per_turn
-        burst = max(policy.request_burst * request, policy.tokens_at_once * token)
-        if self._clock() < self._slow_until + burst:
-            return
-        for local in self._alone.values():  # those who wait there were not booked here
-            self._unused_requests -= local.waiting[0]
-            self._unused_tokens -= local.waiting[1]
+    def _end_alone(self) -> tuple[int, int]:
+        """Requests and tokens of those who wait alone: they go on, and others go after them."""
+        waiting = [local.waiting for local in self._alone.values()]
         self._alone.clear()
+        requests, tokens = sum(each[0] for each in waiting), sum(each[1] for each in waiting)
+        (request, token), owed = self.per_turn, self._owed
+        self._pay(
+            (
+                owed[0] + requests * request * self._workers,
+                owed[1] + tokens * token * self._workers,
+            )
+        )
+        return requests, tokens
 
     def booked(self, demand: Demand, booking: Booking) -> None:
         """What came of a demand."""
@@ -301,6 +331,7 @@ class SharedLimit:
         with self._lock:
             self._workers = booking.workers
             self._lot_came = now
+            self._was_away = False
             if now < self._slow_until:  # those for whom it was have gone
                 self._unused_requests += booking.taken[0]
                 self._unused_tokens += booking.taken[1]
@@ -310,9 +341,14 @@ class SharedLimit:
                 stocks, booking.starts, self.per_turn, booking.taken, strict=True
             ):
                 stock.add(now + start, each, taken, now)
-                if taken:
-                    end = now + start + each * taken
-                    self._booked_until = max(self._booked_until, end)
+            bursts = (self.policy.request_burst, self.policy.tokens_at_once)
+            requests, tokens = (
+                now + start + each * (burst + taken)
+                for start, each, burst, taken in zip(
+                    booking.starts, self.per_turn, bursts, booking.taken, strict=True
+                )
+            )
+            self._paid = (requests, tokens)
             served = 0
             while self._line and (ready := self._take(self._line[0].tokens)) is not None:
                 self._line.popleft().tell(ready)
@@ -326,8 +362,9 @@ class SharedLimit:
     def could_not_book(self, demand: Demand) -> None:
         """Redis is away: those who wait go on alone."""
         with self._lock:
-            self._unused_requests += demand.given_back[0]
-            self._unused_tokens += demand.given_back[1]
+            # It may have taken back what was given back, and only its answer be lost.
+            self._unused_requests += min(demand.given_back[0] + demand.waiting[0], 0)
+            self._unused_tokens += min(demand.given_back[1] + demand.waiting[1], 0)
             self._is_booking = False
             while self._line:
                 self._line.popleft().tell()
@@ -340,4 +377,6 @@ class SharedLimit:
         self._requests, self._tokens = Stock(), Stock()
         self._unused_requests = self._unused_tokens = 0
         self._slow_until = -math.inf
+        self._paid = (-math.inf, -math.inf)
+        self._was_away = False
         self._alone.clear()

@@ -144,7 +144,8 @@ class Store:
         limits = (policy.rpm or 0, policy.request_burst, policy.tpm or 0, policy.tokens_at_once)
         pairs = zip(demand.needed, demand.wanted, strict=True)
         turns = (number for pair in pairs for number in pair)
-        arguments = (*limits, round(policy.max_wait * 1000), *turns, *demand.given_back)
+        owed = (round(seconds * 1000) for seconds in demand.owed)
+        arguments = (*limits, round(policy.max_wait * 1000), *turns, *demand.given_back, *owed)
         words = (scripts.digest("limit"), 1, limit.key, self.now_ms, self.worker, *arguments)
         return Booking.parse(await self._evaluate(words))
 

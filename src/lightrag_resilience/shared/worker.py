@@ -428,6 +428,8 @@ class Worker:
         await self._show()
         for turn in self._turns():
             await self._look_at(turn, joining=True)
+        for limit in list(self._limits.values()):
+            limit.is_there_again()
         self._link.found()
         for name in self._cooling:
             self._tell_cooling(name)

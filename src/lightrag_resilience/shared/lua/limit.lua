@@ -2,7 +2,8 @@
 -- Key: the limit. Arguments: 1 milliseconds to take for now (tests) or '' for the server's clock,
 -- 2 worker, 3 and 4 requests a minute and at once, 5 and 6 the same for tokens ('0': no limit),
 -- 7 milliseconds that a turn may be away, 8 and 9 requests needed and wanted, 10 and 11 the same
--- for tokens, 12 and 13 requests and tokens to give back (negative: used beyond what was booked).
+-- for tokens, 12 and 13 requests and tokens to give back (negative: used beyond what was booked),
+-- 14 and 15 milliseconds until requests and tokens are paid for, as far as the worker knows.
 -- Fields: 'r' and 'k', the milliseconds at which all that was booked is paid for; 'w' and a worker,
 -- when it was last here.
 local KEY, WORKER = KEYS[1], ARGV[2]
@@ -24,7 +25,7 @@ else
 end
 
 -- One line of turns: when it is paid for, how long each takes, and how many may go at once.
-local function line(field, first)
+local function line(field, first, owed)
   local rate = tonumber(ARGV[first])
   if rate <= 0 then return nil end
   local stored = fields[field] or 0
@@ -33,7 +34,7 @@ local function line(field, first)
   -- Nothing is booked further ahead, and of what is used beyond what was booked a minute counts: a
   -- clock that steps back makes nothing wait for longer.
   local latest = now + tonumber(ARGV[7]) + made.burst * made.each + MINUTE_MS
-  made.paid = math.min(math.max(stored, now), latest)
+  made.paid = math.min(math.max(stored, now + tonumber(owed)), latest)
   return made
 end
 
@@ -54,7 +55,7 @@ local function give_back(made, turns)
   made.paid = math.max(made.paid - turns * made.each, now)
 end
 
-local requests, tokens = line('r', 3), line('k', 5)
+local requests, tokens = line('r', 3, ARGV[14]), line('k', 5, ARGV[15])
 local longest = tonumber(ARGV[7])
 local away = 0
 if requests then
