@@ -159,6 +159,15 @@ def waits_for_a_result(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def runs_in_a_portal(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        with anyio.from_thread.start_blocking_portal() as portal:
+            return portal.call(function, *args)
+
+    return call
+
+
 pool: Any = None
 
 
@@ -360,6 +369,7 @@ KINDS: list[tuple[Callable[..., Any], Kind]] = [
     (gathers_elsewhere, Kind.SYNC),
     (running(coroutine), Kind.SYNC),
     (waits_for_a_result(coroutine), Kind.SYNC),
+    (runs_in_a_portal(coroutine), Kind.SYNC),
     (passing_on(running(coroutine)), Kind.SYNC),
     (listing, Kind.SYNC),
     (round_and_round(), Kind.SYNC),

@@ -39,7 +39,8 @@ _DEEPEST = 32  # wrappers around wrappers
 _STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
 _AWAITABLES = (Awaitable, Coroutine, asyncio.Future, asyncio.Task)
 _RUNNERS = frozenset(
-    {"run", "run_until_complete", "run_coroutine_threadsafe", "run_sync", "result"}
+    {"run", "run_until_complete", "run_coroutine_threadsafe", "run_sync"}
+    | {"result", "start_blocking_portal"}
 )
 """What a wrapper calls that runs a coroutine function itself, and is no pass-through."""
 _MAKERS = frozenset({"ensure_future", "create_future", "run_in_executor", "wrap_future"})

@@ -21,6 +21,7 @@ __all__ = [
     "Table",
     "package_of",
     "symptom",
+    "symptom_of",
     "with_status",
     "with_wait",
 ]
@@ -110,11 +111,12 @@ def symptom(error: BaseException, verdict: Failure) -> str:
     ``HTTP 503 (InternalServerError)``, ``ConnectError``; a 429 that waiting does not mend is
     ``HTTP 429 of a used-up quota (RateLimitError)``.
     """
-    return _symptom(type(error).__name__, verdict.status, verdict.kind is _FATAL)
+    return symptom_of(type(error).__name__, verdict.status, verdict.kind is _FATAL)
 
 
 @lru_cache(maxsize=512)
-def _symptom(cls: str, status: int | None, is_fatal: bool) -> str:  # noqa: FBT001
+def symptom_of(cls: str, status: int | None, is_fatal: bool) -> str:  # noqa: FBT001 - by position for the cache
+    """The same by the name of the error's class, and whether waiting does not mend it."""
     # A class may be made with any name.
     name = "".join(one for one in cls if one.isprintable() and one not in "()")
     name = name[:_LONGEST_NAME] or "an error"

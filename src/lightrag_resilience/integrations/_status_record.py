@@ -10,6 +10,7 @@ from typing import Any
 
 from lightrag_resilience._circuit import State
 from lightrag_resilience._forks import ProcessLock
+from lightrag_resilience._verdicts import FailureKind, symptom_of
 from lightrag_resilience._words import is_isolation
 from lightrag_resilience.events import AttemptFailed, Event, StateChanged
 
@@ -65,7 +66,8 @@ class Record:
             if isinstance(event, StateChanged):
                 self._note(event)
             elif isinstance(event, AttemptFailed):
-                error = f"HTTP {event.status} ({event.error})" if event.status else event.error
+                is_fatal = event.kind == FailureKind.FATAL.value
+                error = symptom_of(event.error, event.status or None, is_fatal)
                 failure = {"at": self._clock(), "error": error, "kind": event.kind}
                 self._failures[event.dependency] = failure
                 if len(self._failures) > _MOST_NAMES:
