@@ -21,7 +21,7 @@ from ._surroundings import surroundings
 from ._terminal import Exit, check_names, console, fail, settings_or_exit, tell
 from ._tokenizer import PRELOAD, is_missing_from
 from ._variables import PLAIN, PREFIX, section_of, variable
-from ._words import counted, printable
+from ._words import MET, counted, printable
 from .journal import Journal
 from .policy import FAMILIES, PARTS, Policy
 from .settings import Settings, lightrag_timeouts
@@ -136,16 +136,17 @@ async def _look_at_redis(settings: Settings) -> tuple[list[Finding], bool]:
 async def _look_at_dependencies(settings: Settings) -> list[Finding]:
     """What their callers meet now, by what all workers report.
 
-    A circuit that is open does what it is there for; what no circuit refuses wants a person.
+    A circuit that is open does what it is there for; what no circuit refuses, or no waiting mends,
+    wants a person.
     """
     async with cluster_of(settings) as cluster:
         seen = await cluster.look()
     return [
         Finding(
-            Level.ERROR if health.look == "failing" else Level.WARNING,
+            Level.ERROR if health.look == "failing" or MET in health.sentence else Level.WARNING,
             name,
             health.sentence.removeprefix(f"{name} "),
-            health.advice or "look at its own log; `lightrag-resilience status` tells more",
+            health.advice or "look at its own status page or log",
         )
         for name, health in seen.health.items()
         if not health.is_well

@@ -27,7 +27,7 @@ _ADVICE: Final = {
     "408": "look whether it is overloaded, or give it more time",
     "413": "look at what is sent, as it is too long",
     "422": "look at what is sent, as it finds the requests wrong",
-    "429": "lower LIMIT__RPM, or have it grant more calls",
+    "429": "send it less, see LIMIT__RPM, or have it grant more",
     "429 of a used-up quota": "check its plan, as the quota is used up",
 }
 _BY_CLASS: Final = (

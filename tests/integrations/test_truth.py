@@ -224,6 +224,7 @@ async def test_the_workers_of_a_cluster_are_counted_together(redis: RedisServer)
 async def test_an_outage_that_ends_in_401_says_so_and_when_the_next_probe_is_due(
     is_shared: bool,  # noqa: FBT001
     redis: RedisServer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with service(redis.url if is_shared else None, "ends:") as it:
         policy = it.guards.get(NAME).policy
@@ -248,6 +249,15 @@ async def test_an_outage_that_ends_in_401_says_so_and_when_the_next_probe_is_due
         assert 0 <= row["next"] <= 1.0
         assert row["why"].endswith("the last HTTP 503 (InternalServerError)")
         assert row["last_failure"]["error"] == "HTTP 401 (AuthenticationError)"
+        met_it = "met HTTP 401 (AuthenticationError): check its key"
+        assert met_it in seen["headline"]["sentence"][-1]
+        assert met_it in caplog.text
+        if is_shared:
+            status, doctor = await it.run("status"), await it.run("doctor")
+            assert (status.exit_code, doctor.exit_code) == (1, 1)
+            assert "To do: check its key" in status.output
+            assert f"error: {NAME}: is down, after a probe met HTTP 401" in doctor.output
+            assert "To do: check its key" in doctor.output
         it.provider.set_faults([])
         async with asyncio.timeout(PATIENCE):
             while not is_green(await it.data()):
