@@ -7,21 +7,20 @@ import dis
 import errno
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from ._verdicts import Failure, Reader
 
 __all__ = [
     "by_inner",
     "came_of_an_answer",
-    "has_run_out",
-    "raised_in",
+    "exhaustion_of",
     "raised_over",
     "was_reading_an_answer",
 ]
 
-_DEEPEST = 16  # errors beneath an error
 _SDKS: Final = frozenset(
     {"openai", "anthropic", "google", "ollama", "botocore", "aiobotocore", "voyageai", "zhipuai"}
 )
@@ -55,33 +54,6 @@ def raised_over(exc: BaseException) -> BaseException | None:
     return hidden if trace.tb_frame is hidden.__traceback__.tb_frame else None
 
 
-def has_run_out(exc: BaseException, tells: Callable[[BaseException], bool]) -> bool:
-    """Whether something of this process was used up: connections, descriptors, ports, threads.
-
-    Nothing was sent then, and the dependency is not to blame. `tells` knows the classes that mean
-    it by themselves.
-    """
-    if exc.__cause__ is None and exc.__context__ is None:  # most often, and at a tenth of the cost
-        return _has_run_out(exc)
-    return _is_of_used_up(exc, tells, _DEEPEST)
-
-
-def _is_of_used_up(
-    exc: BaseException, tells: Callable[[BaseException], bool], deepest: int
-) -> bool:
-    below: BaseException | None = exc
-    for depth in range(deepest):
-        if below is None:
-            return False
-        if isinstance(below, BaseExceptionGroup):  # of attempts on several addresses
-            inner, left = below.exceptions[:_DEEPEST], deepest - depth - 1
-            return all(_is_of_used_up(one, tells, left) for one in inner)
-        if _has_run_out(below) or tells(below):
-            return True
-        below = raised_over(below)
-    return False
-
-
 # EADDRNOTAVAIL: no port of our own is left.
 _USED_UP: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -91,17 +63,29 @@ _NO_THREAD = ("can't start new thread",)
 _NUMBER = re.compile(r"\[Errno ([0-9]{1,4})\]")
 
 
-def _has_run_out(exc: BaseException) -> bool:
-    if isinstance(exc, TimeoutError | asyncio.CancelledError):
-        return _waits_for_a_connection(exc.__traceback__)
-    if isinstance(exc, OSError):
-        if exc.errno is not None:
-            return exc.errno in _USED_UP
-        # asyncio and aiohappyeyeballs join the errors of several addresses to one text.
-        text = str(exc)
-        numbers = _NUMBER.findall(text) if text.startswith("Multiple exceptions: ") else ()
-        return bool(numbers) and all(int(number) in _USED_UP for number in numbers)
-    return exc.args == _NO_THREAD and isinstance(exc, RuntimeError)
+def exhaustion_of(cls: type[BaseException]) -> Callable[[Any], bool] | None:
+    """What tells of an error of a class that something of this process was used up.
+
+    Such are connections, descriptors, ports and threads. None where errors of it never tell.
+    """
+    if issubclass(cls, (TimeoutError, asyncio.CancelledError)):
+        return _was_waiting_for_a_connection
+    if issubclass(cls, OSError):
+        return _has_such_a_number
+    return _has_no_thread if issubclass(cls, RuntimeError) else None
+
+
+def _has_such_a_number(exc: OSError) -> bool:
+    if exc.errno is not None:
+        return exc.errno in _USED_UP
+    # asyncio and aiohappyeyeballs join the errors of several addresses to one text.
+    text = str(exc)
+    numbers = _NUMBER.findall(text) if text.startswith("Multiple exceptions: ") else ()
+    return bool(numbers) and all(int(number) in _USED_UP for number in numbers)
+
+
+def _has_no_thread(exc: RuntimeError) -> bool:
+    return exc.args == _NO_THREAD
 
 
 # Functions that wait until the client's own pool has a free connection, and tell so by no error.
@@ -137,11 +121,11 @@ _WAITING: Final = frozenset(
 )
 
 
-def _waits_for_a_connection(trace: TracebackType | None) -> bool:
+def _was_waiting_for_a_connection(exc: BaseException) -> bool:
     """Whether a call that was cut short was still waiting there, and not connecting yet."""
     is_waiting = False
     caller = ""
-    for module, function in _frames(trace):
+    for module, function in _frames(exc.__traceback__):
         if (module, function.rpartition(".")[2]) in _POOLS or (module, function) in _LIMITS:
             is_waiting = True
         elif module in _LOCKS and caller.rpartition(".")[2].endswith("pool"):
@@ -155,6 +139,7 @@ def _waits_for_a_connection(trace: TracebackType | None) -> bool:
 # ---------------------------------------------------------------------- whose code it came out of
 
 _RAISES = dis.opmap["RAISE_VARARGS"]
+_OF_SOCKETS = "asyncio.selector_events"
 # A call that does not fit the function is the caller's mistake.
 _TOLD_OF_IT = re.compile(r" (?:returned|received)\b")
 _MISCALLED = re.compile(
@@ -167,21 +152,21 @@ def came_of_an_answer(exc: BaseException) -> bool:
     """Whether an SDK, or LightRAG's code around one, stumbled over what it was answered.
 
     A gateway's page in place of the provider's answer surfaces so: ``'str' object has no attribute
-    'choices'``. What such code raises by a statement of its own is about its arguments.
+    'choices'``. What such code raises by a statement of its own is about its arguments. Python 3.12
+    raises a TypeError in asyncio for writing to a lost connection.
     """
     trace = _innermost(exc)
-    if trace is None or not _is_of_sdk(trace):
+    if trace is None:
         return False
+    module = str(trace.tb_frame.f_globals.get("__name__"))
+    if not _reads_answers(module):
+        return False
+    if module == _OF_SOCKETS:
+        return True
     if trace.tb_frame.f_code.co_code[trace.tb_lasti] == _RAISES:
         # As in "Jina API returned ..." and in "No embedding data received".
         return isinstance(exc, ValueError) and _TOLD_OF_IT.search(str(exc)) is not None
     return not (isinstance(exc, TypeError) and _MISCALLED.search(str(exc)))
-
-
-def raised_in(exc: BaseException) -> str:
-    """The module whose line raised an error; empty where that is not known."""
-    trace = _innermost(exc)
-    return "" if trace is None else _place(trace)[0]
 
 
 def was_reading_an_answer(exc: BaseException) -> bool:
@@ -193,10 +178,10 @@ def was_reading_an_answer(exc: BaseException) -> bool:
     )
 
 
-def _is_of_sdk(trace: TracebackType) -> bool:
-    """Whether a line is of a provider's SDK, or of LightRAG's code around one."""
-    module, _ = _place(trace)
-    return _package(module) in _SDKS or _is_binding(module)
+@lru_cache(maxsize=512)
+def _reads_answers(module: str) -> bool:
+    """Whether a module is of a provider's SDK, of LightRAG's code around one, or of sockets."""
+    return _package(module) in _SDKS or _is_binding(module) or module == _OF_SOCKETS
 
 
 def _is_binding(module: str) -> bool:

@@ -10,7 +10,6 @@ from ._failure_http import of_status
 from ._failure_traces import (
     by_inner,
     came_of_an_answer,
-    raised_in,
     raised_over,
     was_reading_an_answer,
 )
@@ -73,22 +72,19 @@ def by_reading(exc: BaseException) -> Failure:
 
 
 def by_origin(exc: BaseException) -> Failure:
-    """A bug of the caller's, but where it came of an answer that is not the provider's.
-
-    Python 3.12 raises a TypeError in asyncio for writing to a lost connection.
-    """
-    if came_of_an_answer(exc) or _looks_for_an_answer(exc):
-        return UNKNOWN
-    return UNKNOWN if raised_in(exc) == "asyncio.selector_events" else FATAL
+    """A bug of the caller's, but where it came of an answer that is not the provider's."""
+    is_of_answer = came_of_an_answer(exc) or (
+        isinstance(exc, AttributeError) and _looks_for_an_answer(exc)
+    )
+    return UNKNOWN if is_of_answer else FATAL
 
 
 _OF_ANSWERS = frozenset({"choices", "data", "embeddings", "candidates", "output", "content"})
 
 
-def _looks_for_an_answer(exc: BaseException) -> bool:
+def _looks_for_an_answer(exc: AttributeError) -> bool:
     """Whether an SDK gave a gateway's page in place of an object, and its caller stumbled."""
-    is_page = isinstance(exc, AttributeError) and isinstance(exc.obj, str | bytes)
-    return is_page and exc.name in _OF_ANSWERS  # type: ignore[attr-defined]  # mypy forgets why
+    return isinstance(exc.obj, (str, bytes)) and exc.name in _OF_ANSWERS
 
 
 def _by_members(exc: BaseExceptionGroup[Exception]) -> tuple[Exception, ...]:

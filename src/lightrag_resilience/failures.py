@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
 from inspect import iscoroutinefunction
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,7 +21,7 @@ from ._bounds import shown
 from ._failure_databases import DATABASES
 from ._failure_http import STATUS_NAMES, by_status, may_tell_status, status_of
 from ._failure_providers import OURS, PROVIDERS
-from ._failure_traces import has_run_out, raised_over
+from ._failure_traces import exhaustion_of, raised_over
 from ._failure_transports import TRANSPORTS, by_origin
 from ._forks import ProcessLock
 from ._verdicts import (
@@ -45,7 +44,8 @@ _log = logging.getLogger("lightrag_resilience")
 _E = TypeVar("_E", bound=Exception)
 _Verdict = Failure | FailureKind
 _Registered = Callable[[Any], _Verdict | None]
-_DEEPEST = 16  # retries around retries
+_MOST_CLASSES = 512  # that are remembered
+_DEEPEST = 16  # retries around retries, and errors beneath an error
 
 
 def classify(exc: BaseException) -> Failure:
@@ -131,37 +131,54 @@ def _judge(exc: Exception, seen: set[int]) -> Failure:
 
 
 def _answer(exc: Exception) -> Failure | tuple[Exception, ...]:
-    known = _rules.of(type(exc))
+    cls = exc.__class__
+    known = _rules.known.get(id(cls)) or _rules.learn(cls)
     try:
         own = getattr(exc, "__resilience_failure__", None)
-        if isinstance(own, Failure):
+        if own is not None and isinstance(own, Failure):
             return own
         if known.registered is not None:
             told = _told(exc, known.registered)
             if told is not None:
                 return told
         if known.may_be_http and (
-            known.may_tell_status or not STATUS_NAMES.isdisjoint(exc.__dict__)
+            known.may_tell_status
+            or ((attributes := exc.__dict__) and not STATUS_NAMES.isdisjoint(attributes))
         ):
             status = status_of(exc)
             if status is not None:
                 return by_status(exc, status)
     except Exception:  # noqa: BLE001, S110 - its odd attributes must not hide what its class tells
         pass
-    return _by_class(exc, known.rule)
-
-
-def _by_class(exc: Exception, rule: Rule) -> Failure | tuple[Exception, ...]:
+    rule, alone = known.rule, known.alone
     try:
-        answer = rule if isinstance(rule, Failure) else rule(exc)
-        is_local = isinstance(answer, Failure) and answer.counts and has_run_out(exc, _is_local)
+        if alone is not None and exc.__cause__ is None and exc.__context__ is None:  # most often
+            used_up = known.used_up if known.counts else None
+            return alone if used_up is None or not used_up(exc) else LOCAL
+        answer = alone if rule is alone else rule(exc)  # type: ignore[operator]  # else it reads
+        counts = known.counts if rule is alone else isinstance(answer, Failure) and answer.counts
+        return LOCAL if counts and _is_of_used_up(exc, known, _DEEPEST) else answer
     except Exception:  # noqa: BLE001 - an error's odd attributes must not hide the error
         return rule if isinstance(rule, Failure) else UNKNOWN
-    return LOCAL if is_local else answer
 
 
-def _is_local(error: BaseException) -> bool:
-    return isinstance(error, Exception) and _rules.of(type(error)).rule is LOCAL
+def _is_of_used_up(exc: BaseException, known: _Known, deepest: int) -> bool:
+    """Whether something of this process was used up: connections, descriptors, ports, threads.
+
+    Nothing was sent then, and the dependency is not to blame.
+    """
+    for depth in range(deepest):
+        if isinstance(exc, BaseExceptionGroup):  # of attempts on several addresses
+            inner, left = exc.exceptions[:_DEEPEST], deepest - depth - 1
+            return all(_is_of_used_up(one, _rules.of(one.__class__), left) for one in inner)
+        if known.rule is LOCAL or (known.used_up is not None and known.used_up(exc)):
+            return True
+        below = exc.__cause__
+        if below is None and (exc.__context__ is None or (below := raised_over(exc)) is None):
+            return False
+        exc, cls = below, below.__class__
+        known = _rules.known.get(id(cls)) or _rules.learn(cls)
+    return False
 
 
 def _told(exc: Exception, registered: _Verdict | _Registered) -> Failure | None:
@@ -249,9 +266,24 @@ _SPEAK_FOR_A_CALL = _TABLES.keys() - {"builtins", "json", "pydantic", "pydantic_
 
 
 class _Known(NamedTuple):
-    """What a class of exceptions is known for."""
+    """What a class of exceptions is known for.
 
+    Attributes:
+        cls: The class, which lives as long as something is known by its id.
+        rule: Its verdict, or what reads it off the exception.
+        alone: The verdict where no other error is beneath; None where the exception must be read.
+        used_up: Tells whether something of this process was used up; None where it never tells.
+        counts: Whether a breaker counts one that is alone.
+        may_be_http: Whether it may have an HTTP status.
+        may_tell_status: Whether that may be with nothing in its ``__dict__``.
+        registered: What `classify_as` was given for it.
+    """
+
+    cls: type[BaseException]
     rule: Rule
+    alone: Failure | None
+    used_up: Callable[[Any], bool] | None
+    counts: bool
     may_be_http: bool
     may_tell_status: bool
     registered: _Verdict | _Registered | None
@@ -265,8 +297,12 @@ class _Registration(NamedTuple):
 class _Rules:
     """The rules of all classes: the tables, and what was registered.
 
-    What is registered is never changed, but replaced together with the cache: whoever is just
-    looking a class up writes into a cache that nobody asks any more.
+    What is registered is never changed, but replaced together with what is known: whoever is just
+    looking a class up writes it where nobody asks any more.
+
+    Attributes:
+        known: What is known of classes by their ids: a metaclass that compares its classes may have
+            made them unhashable.
     """
 
     def __init__(self) -> None:
@@ -286,26 +322,43 @@ class _Rules:
 
     def _replace(self, registrations: tuple[_Registration, ...]) -> None:
         self._registrations = registrations
-        self._find = partial(_find, {id(cls): verdict for cls, verdict in registrations})
-        self._cached: Callable[[type[Exception]], _Known] = lru_cache(maxsize=512)(self._find)  # type: ignore[assignment]  # for mypy no class is hashable
+        told = {id(cls): verdict for cls, verdict in registrations}
+        self.known: dict[int, _Known] = {}
+        self._state = self.known, told
 
-    def of(self, cls: type[Exception]) -> _Known:
-        try:
-            return self._cached(cls)
-        except TypeError:  # a metaclass that compares its classes may have made them unhashable
-            return self._find(cls)
+    def learn(self, cls: type[BaseException]) -> _Known:
+        known, told = self._state
+        if len(known) >= _MOST_CLASSES:
+            known.clear()
+        known[id(cls)] = found = _find(told, cls)
+        return found
+
+    def of(self, cls: type[BaseException]) -> _Known:
+        return self.known.get(id(cls)) or self.learn(cls)
 
 
-def _find(told: Mapping[int, _Verdict | _Registered], cls: type[Exception]) -> _Known:
-    """The rule of the nearest class that has one; every `Exception` has."""
+def _find(told: Mapping[int, _Verdict | _Registered], cls: type[BaseException]) -> _Known:
+    """The rule of the nearest class that has one: every `Exception`, but no cancellation."""
     registered = next((told[id(base)] for base in cls.__mro__ if id(base) in told), None)
     rules = (
         (package, _TABLES.get(package, {}).get(base.__name__))
         for base in cls.__mro__
         for package in (package_of(base),)
     )
-    package, rule = next((package, rule) for package, rule in rules if rule is not None)
-    return _Known(rule, package not in DATABASES, may_tell_status(cls), registered)
+    found = ((package, rule) for package, rule in rules if rule is not None)
+    package, rule = next(found, ("builtins", UNKNOWN))
+    alone = UNKNOWN if rule is _by_known_beneath else rule if isinstance(rule, Failure) else None
+    used_up = exhaustion_of(cls)
+    return _Known(
+        cls,
+        rule,
+        alone=alone,
+        used_up=used_up,
+        counts=alone is not None and alone.counts,
+        may_be_http=package not in DATABASES,
+        may_tell_status=may_tell_status(cls),
+        registered=registered,
+    )
 
 
 _rules = _Rules()
