@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import threading
@@ -20,11 +21,12 @@ from collections.abc import (
 )
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, MagicMock, Mock
 
 import anyio
 import pytest
 
+from lightrag_resilience import Guards, UnsupportedCallError, resilient, with_fallbacks
 from lightrag_resilience._kinds import Kind, as_coroutine_function, is_stream, kind_of
 from support.names import without_address
 
@@ -552,3 +554,85 @@ async def test_a_function_may_have_arguments_of_any_name() -> None:
 
     arguments = {"function": 1, "in_shared_threads": 2, "self": 3}
     assert await as_coroutine_function(named)(**arguments) == arguments
+
+
+# ---------------------------------------------------------------------- objects that can do much
+
+
+class Awaited:
+    """As aiohttp's and openai's methods return: made to be awaited, or entered."""
+
+    def __await__(self) -> Any:
+        return asyncio.sleep(0, "answer").__await__()
+
+    def __aiter__(self) -> Any:
+        raise NotImplementedError
+
+
+def get_awaited() -> Awaited:
+    return Awaited()
+
+
+async def test_a_result_whose_class_can_be_awaited_is_awaited() -> None:
+    assert kind_of(get_awaited) is Kind.COROUTINE
+    assert await as_coroutine_function(get_awaited)() == "answer"
+    assert await resilient("x", registry=Guards())(get_awaited)() == "answer"
+
+
+class Connection:
+    """As of websockets: its user speaks first."""
+
+    def __aiter__(self) -> Any:
+        raise NotImplementedError
+
+    async def send(self, text: str) -> None: ...
+
+
+@pytest.mark.parametrize("result", [Connection(), MagicMock(), AsyncMock(), {"a": MagicMock()}])
+async def test_what_is_written_to_and_mocks_come_back_as_they_are(result: Any) -> None:
+    async def answer() -> Any:
+        return result
+
+    registry = Guards()
+    assert await registry.get("x").call(answer) is result
+    assert await registry.get("x").call(lambda: result) is result
+
+
+class Odd:
+    """It has an answer for each name, as of remote procedures."""
+
+    def __getattr__(self, name: str) -> int:
+        return 1
+
+    def __call__(self) -> str:
+        return "answer"
+
+
+@pytest.mark.parametrize(
+    "odd", [Odd(), Mock(return_value="answer"), MagicMock(return_value="answer", spec=len)]
+)
+def test_a_callable_with_odd_names_can_be_guarded(odd: Any) -> None:
+    registry = Guards()
+    assert resilient("x", registry=registry)(odd)() == "answer"
+    assert with_fallbacks(odd, registry=registry)() == "answer"
+
+
+async def test_a_mock_of_a_coroutine_function_can_be_guarded() -> None:
+    async def function() -> str:
+        raise NotImplementedError
+
+    mock = AsyncMock(spec=function, return_value="answer")
+    assert await resilient("x", registry=Guards())(mock)() == "answer"
+
+
+def test_what_passes_a_context_manager_on_is_refused_too() -> None:
+    @contextlib.asynccontextmanager
+    async def connected() -> Any:
+        yield
+
+    @functools.wraps(connected)
+    def passed_on(*args: Any) -> Any:
+        return connected(*args)
+
+    with pytest.raises(UnsupportedCallError, match="makes a context manager"):
+        kind_of(passed_on)

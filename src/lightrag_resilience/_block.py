@@ -125,7 +125,14 @@ def open_block(guard: Guard, depth: int = 1) -> Block | None:
     current = current_call.get()
     if isinstance(current, Block) and current.generator is None and current.guard is guard:
         return current
-    return None
+    # Begun by another task, such as what an exit stack holds, or before a block within it ends: all
+    # have the same place. One whose task has ended goes first.
+    others = [
+        call
+        for call in guard.gate.running
+        if isinstance(call, Block) and call.owner is guard and call.generator is None
+    ]
+    return max(others, key=_has_lost_its_task, default=None)
 
 
 def end_block(guard: Guard, error: BaseException | None) -> None:
@@ -179,6 +186,11 @@ def _leave(call: Block) -> None:
         current_call.set(_still_open(call.before))
     call.owner.gate.running.pop(call, None)
     call.guard = None
+
+
+def _has_lost_its_task(call: Block) -> bool:
+    task = getattr(call, "task", None)
+    return task is not None and bool(task.done())
 
 
 def _still_open(call: Call | None) -> Call | None:

@@ -33,6 +33,7 @@ __all__ = [
     "kind_of",
     "must_be_function",
     "name_of",
+    "pass_for",
 ]
 
 _DEEPEST = 32  # wrappers around wrappers
@@ -62,7 +63,24 @@ def name_of(function: Any) -> str:
     """Its own name; never its repr, which for a partial shows its arguments."""
     if isinstance(function, functools.partial):
         return f"functools.partial({name_of(function.func)}, ...)"
-    return str(getattr(function, "__qualname__", None) or type(function).__name__)
+    name = getattr(function, "__qualname__", None)
+    return name if isinstance(name, str) and name else type(function).__name__
+
+
+def pass_for(wrapper: Any, function: Any) -> None:
+    """Let a wrapper look like a function; an object may have anything for a name, as mocks do."""
+    odd = [
+        name
+        for name in ("__module__", "__name__", "__qualname__")
+        if not isinstance(getattr(function, name, ""), str)
+    ]
+    is_dict = isinstance(getattr(function, "__annotations__", {}), dict)
+    assigned = [
+        name
+        for name in functools.WRAPPER_ASSIGNMENTS
+        if name not in odd and (is_dict or name != "__annotations__")
+    ]
+    functools.update_wrapper(wrapper, function, assigned)
 
 
 def must_be_function(function: Any, what: str, hint: str = "") -> None:
@@ -109,8 +127,8 @@ def _found(function: Callable[..., Any]) -> tuple[Kind, bool]:
         if inspect.isclass(inner):
             return _kind_of_instances(inner), False
         called = inner if inspect.isroutine(inner) else type(inner).__call__
-        if not depth:
-            _refuse_what_is_not_run(function, called)
+        if not depth or inspect.isasyncgenfunction(getattr(called, "__wrapped__", None)):
+            _refuse_what_is_not_run(function, called, at_once=not depth)
         if (kind := _kind_of_code(called)) is not None:
             return kind, not depth
         wrapped = getattr(inner, "__wrapped__", None) or getattr(called, "__wrapped__", None)
@@ -159,7 +177,8 @@ def _kind_of_result(function: Any) -> Kind:
     origin = typing.get_origin(result) or result
     if any(origin is stream for stream in _STREAMS):
         return Kind.STREAM
-    if any(origin is awaitable for awaitable in _AWAITABLES):
+    can_be_awaited = isinstance(origin, type) and hasattr(origin, "__await__")  # as aiohttp's are
+    if can_be_awaited or any(origin is awaitable for awaitable in _AWAITABLES):
         return Kind.COROUTINE
     return Kind.COROUTINE if result is None and _makes_a_future(function) else Kind.SYNC
 
@@ -189,7 +208,7 @@ def _names_in(function: Any) -> frozenset[str]:
     return frozenset(getattr(getattr(function, "__code__", None), "co_names", ()))
 
 
-def _refuse_what_is_not_run(function: Any, called: Any) -> None:
+def _refuse_what_is_not_run(function: Any, called: Any, *, at_once: bool) -> None:
     """Refuse a callable whose call runs nothing that could be guarded.
 
     Raises:
@@ -201,7 +220,7 @@ def _refuse_what_is_not_run(function: Any, called: Any) -> None:
             f"{name} makes a context manager, which is entered outside of its call: put the guard "
             "below @asynccontextmanager, or around what connects"
         )
-    is_generator = inspect.isgeneratorfunction(called)
+    is_generator = at_once and inspect.isgeneratorfunction(called)
     if is_generator and _kind_of_code(called) is None:
         raise UnsupportedCallError(
             f"{name} is a sync generator function, which runs while its items are read, outside "
@@ -234,8 +253,7 @@ def as_coroutine_function(
 
 
 async def _call(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    result = function(*args, **kwargs)
-    return result if is_stream(result.__class__) else await _awaited(result)
+    return await _awaited(function(*args, **kwargs))
 
 
 async def _call_in_thread(
@@ -280,14 +298,27 @@ def _is_lazy(result: Any) -> bool:
     """Whether a result has work left to do: not that of a file, or of a query that was made."""
     cls = type(result)
     is_made = isinstance(result, io.IOBase) or hasattr(cls, "fetchone")  # as PEP 249 has cursors
-    return hasattr(cls, "__next__") and not is_made
+    return hasattr(cls, "__next__") and not is_made and not _is_mock(cls)
 
 
 async def _awaited(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 
+_SENDS = ("send", "send_str", "write")
+
+
 @functools.lru_cache(maxsize=256)
 def is_stream(cls: type) -> bool:
-    """Whether the instances of a class are iterated over asynchronously."""
-    return hasattr(cls, "__aiter__")
+    """Whether the instances of a class are iterated over asynchronously.
+
+    A connection or a file that is written to as well waits for its user first; a mock can do
+    anything.
+    """
+    if not hasattr(cls, "__aiter__") or any(hasattr(cls, name) for name in _SENDS):
+        return False
+    return not _is_mock(cls)
+
+
+def _is_mock(cls: type) -> bool:
+    return any(base.__module__ == "unittest.mock" for base in cls.__mro__)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
-from ._kinds import Kind, as_coroutine_function, kind_of, must_be_function, name_of
+from ._kinds import Kind, as_coroutine_function, kind_of, must_be_function, name_of, pass_for
 from ._names import check_name
 from ._threads import refuse_green_threads
 from .errors import UnsupportedCallError
@@ -80,7 +79,7 @@ def resilient(
                 wrapper = _sync(function, find, owner)
             case _:
                 wrapper = _stream(function, find)
-        functools.update_wrapper(wrapper, function)
+        pass_for(wrapper, function)
         vars(wrapper)["__resilience_name__"] = name
         return cast("Callable[P, R]", wrapper)
 

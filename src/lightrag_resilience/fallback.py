@@ -19,7 +19,7 @@ from annotated_types import Gt, Le
 from ._bounds import problem_with
 from ._elsewhere import another_may_help
 from ._failure_http import status_of
-from ._kinds import Kind, as_coroutine_function, is_stream, kind_of, must_be_function
+from ._kinds import Kind, as_coroutine_function, is_stream, kind_of, must_be_function, pass_for
 from ._opened import OpenedStream
 from ._threads import refuse_green_threads
 from .errors import (
@@ -116,7 +116,7 @@ def with_fallbacks(
             face = _sync(chain, owner)
         case _:
             face = _stream(chain)
-    functools.update_wrapper(face, functions[0])
+    pass_for(face, functions[0])
     vars(face)["__resilience_chain__"] = chain
     chain.face = face
     return cast("Callable[P, R]", face)

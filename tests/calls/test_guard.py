@@ -309,11 +309,27 @@ async def test_nothing_of_a_call_stays_in_the_callers_context() -> None:
     assert current_call.get() is None
 
 
-async def test_a_block_must_end_where_it_began() -> None:
+async def test_a_block_may_end_in_another_task() -> None:
+    """As where an exit stack is closed by another task than the one that filled it."""
     guard = guard_on_loop()
     await asyncio.create_task(guard.__aenter__())
+    async with guard:
+        assert len(guard.gate.running) == 2
+    await guard.__aexit__(None, None, None)
+    assert not guard.gate.running
+    assert guard.breaker.snapshot().calls == 2
     with pytest.raises(RuntimeError, match="ended in another context"):
         await guard.__aexit__(None, None, None)
+
+
+async def test_blocks_may_end_in_another_order() -> None:
+    one, other = guard_on_loop(), guard_on_loop()
+    for guard in (one, other):
+        await guard.__aenter__()
+    for guard in (one, other):
+        await guard.__aexit__(None, None, None)
+        assert not guard.gate.running
+    assert current_call.get() is None
 
 
 # ---------------------------------------------------------------------- small things
