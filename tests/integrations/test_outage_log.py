@@ -147,7 +147,7 @@ def test_an_hour_of_outage_with_a_query_a_second_writes_at_most_60_lines(
 
     in_virtual_time(live)
     told = lines(written)
-    assert 10 <= len(told) <= 30  # two workers without Redis write 60
+    assert 10 <= len(told) <= 30
     assert not any("Traceback" in line or "HTTP 500" in line for line in told)
     sums = [line for line in told if "more requests failed with a dependency" in line]
     assert len(sums) >= 5
@@ -179,6 +179,28 @@ def test_a_dependency_that_comes_and_goes_for_an_hour_writes_at_most_60_lines(
     assert len(sums) >= 10
     assert "times open, 'llm.openai'" in sums[0]
     assert ". The last one: Circuit 'llm.openai' is " in sums[0]
+
+
+@pytest.mark.parametrize("period", [30, 7200])
+def test_four_workers_without_redis_write_at_most_60_lines_in_an_hour(
+    period: int, written: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKERS", "4")
+
+    async def step() -> None:
+        if asyncio.get_running_loop().time() % period < period / 2:
+            raise ConnectionRefusedError
+
+    async def live(server: Server, _: VirtualTimeLoop) -> None:
+        for second in range(3600):
+            await server.ask()
+            if second == 0:
+                assert any("got 503" in line for line in lines(written))  # at once
+            await asyncio.sleep(1.0)
+
+    in_virtual_time(live, step)
+    told = [line for line in lines(written) if line not in OF_SUCCESSES]
+    assert 4 * len(told) <= 60
 
 
 def test_lines_from_other_threads_are_summed_up_with_the_rest(

@@ -127,21 +127,25 @@ class _Change:
 class Sums:
     """Tells the log of what happens many times: the first ones each, then in sums.
 
-    The first sum follows within a minute, the next ones after two minutes, four and so on, and one
-    at the end. What has not happened before has a line of its own. Lines keep their order. Belongs
-    to one event loop.
+    The first sum follows within a minute, the next ones after two minutes, four and so on, each of
+    these times the number of workers, and one at the end. What has not happened before has a line
+    of its own. Lines keep their order. Belongs to one event loop.
 
     Args:
         what: What is summed up.
         each: How many have a line of their own.
         longest: Minutes from one sum to the next at the most.
         calm: Minutes without any after which all begins anew.
+        workers: Processes that write to one log: with several, each writes less.
     """
 
-    def __init__(self, what: str, *, longest: int, calm: int, each: int = _EACH) -> None:
+    def __init__(
+        self, what: str, *, longest: int, calm: int, each: int = _EACH, workers: int = 1
+    ) -> None:
         self._what = what
-        self._each = each
-        self._longest = longest
+        self._each = max(each // workers, 1)
+        self._first = workers
+        self._longest = longest * workers
         self._calm = calm
         self._timer: asyncio.TimerHandle | None = None
         self._begin()
@@ -153,7 +157,7 @@ class Sums:
         self._last: FailedRequest | _Change | None = None
         self._summed_since = 0.0
         self._looks = 0
-        self._looks_between = 1
+        self._looks_between = self._first
         self._quiet_looks = 0
 
     def tell(self, it: FailedRequest | _Change) -> None:
@@ -225,10 +229,12 @@ class ChangesSummed(logging.Filter):
     Each call on another thread than the event loop's is handed over to it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, workers: int = 1) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
-        self._sums = Sums("lines about dependencies", longest=4, calm=10, each=_EACH_CHANGE)
+        self._sums = Sums(
+            "lines about dependencies", longest=4, calm=10, each=_EACH_CHANGE, workers=workers
+        )
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is to be written here and now."""

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from typing import Any
 
 from lightrag_resilience._identity import current_id
+from lightrag_resilience._surroundings import surroundings
 from lightrag_resilience.errors import CallRejected, DependencyError
 from lightrag_resilience.failures import FailureKind, classify
 from lightrag_resilience.integrations._asgi_work import told_to_come_back
@@ -54,7 +55,10 @@ class HonestRequests:
     def __init__(self, app: Application, *, registry: Guards | None = None) -> None:
         self._app = app
         self._registry = registry
-        self._failed = Sums("requests failed with a dependency", longest=16, calm=1)
+        self._workers = max(surroundings().workers, 1)
+        self._failed = Sums(
+            "requests failed with a dependency", longest=16, calm=1, workers=self._workers
+        )
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass a request on, and its answer back."""
@@ -84,7 +88,7 @@ class HonestRequests:
 
     async def _live(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """The application's life, with a log that many lines of one kind do not fill."""
-        changes = ChangesSummed()
+        changes = ChangesSummed(workers=self._workers)
         _log.addFilter(changes)
         try:
             await self._app(scope, receive, send)
