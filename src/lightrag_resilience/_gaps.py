@@ -7,6 +7,7 @@ import contextvars
 import math
 import sys
 from collections.abc import Callable
+from threading import get_ident
 from weakref import ref
 
 from ._tasks import current_task
@@ -45,6 +46,7 @@ class GapTimer:
         "_loop",
         "_reader",
         "_rings_at",
+        "_thread",
         "ran_out",
         "seconds",
         "until",
@@ -68,6 +70,7 @@ class GapTimer:
         self._is_late = False
         self._handle: asyncio.TimerHandle | None = None
         self._reader = _reader_on(loop)
+        self._thread = get_ident()
 
     @property
     def task(self) -> asyncio.Task[object] | None:
@@ -80,6 +83,8 @@ class GapTimer:
         Raises:
             UnsupportedCallError: It runs on another loop than the stream.
         """
+        if get_ident() != self._thread:  # there the loop's task is not the one that reads
+            self._move()
         task = current_task(self._loop)
         if task is None:
             raise read_elsewhere()
@@ -93,6 +98,12 @@ class GapTimer:
         self._due = due
         if due < self._rings_at:
             self._arm(due)
+
+    def _move(self) -> None:
+        """The stream is read in another thread than before: its loop must run there now."""
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 - the other one raises
+            raise read_elsewhere()
+        self._thread = get_ident()
 
     def stop(self) -> bool:
         """The wait is over. True if it lasted too long, and nobody else cancelled the task."""

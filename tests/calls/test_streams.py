@@ -7,6 +7,7 @@ import contextlib
 import gc
 import weakref
 from collections.abc import AsyncIterator, Iterator
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -467,6 +468,66 @@ def test_a_stream_that_is_read_on_another_loop_is_told_so_and_keeps_no_place(
     loop.run_until_complete(asyncio.sleep(0.01))
     assert source.closed_on == [loop]
     loop.close()
+
+
+@pytest.mark.parametrize("has_loop", [True, False])
+def test_a_stream_read_in_another_thread_while_its_task_waits_for_that_is_told_so(
+    *, has_loop: bool
+) -> None:
+    async def words() -> AsyncIterator[str]:
+        for word in ("one", "two", "three"):
+            yield word
+
+    guard = Guard("llm", Policy())
+    told: list[BaseException] = []
+
+    def read(stream: AsyncIterator[str]) -> None:
+        try:
+            if has_loop:
+                asyncio.run(collected(stream))
+            else:
+                anext(stream).__await__().send(None)
+        except (UnsupportedCallError, StopIteration) as error:
+            told.append(error)
+
+    async def begin() -> None:
+        stream: AsyncIterator[str] = await guard.call(words)
+        assert await anext(stream) == "one"
+        other = Thread(target=read, args=(stream,))
+        other.start()
+        other.join()  # the loop's task is this one all the while
+        await asyncio.sleep(0)
+
+    asyncio.run(begin())
+    assert [str(error) for error in told] == [
+        "A stream must be read on the event loop that began it"
+    ]
+    assert (verdict(guard), len(guard.gate.running)) == ((0, 0), 0)
+
+
+def test_a_stream_goes_on_where_its_loop_is_run_in_another_thread() -> None:
+    async def words() -> AsyncIterator[str]:
+        for word in ("one", "two", "three"):
+            yield word
+
+    guard, left = Guard("llm", Policy()), []
+
+    async def begin() -> AsyncIterator[str]:
+        stream: AsyncIterator[str] = await guard.call(words)
+        assert await anext(stream) == "one"
+        return stream
+
+    async def go_on(stream: AsyncIterator[str]) -> None:
+        left.extend(await collected(stream))
+
+    loop = asyncio.new_event_loop()
+    stream = loop.run_until_complete(begin())
+    other = Thread(target=lambda: loop.run_until_complete(go_on(stream)))
+    other.start()
+    other.join()
+    loop.close()
+    assert left == ["two", "three"]
+    assert verdict(guard) == (1, 0)
 
 
 async def test_a_source_without_aclose_is_read_and_left() -> None:
