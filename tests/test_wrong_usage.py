@@ -294,3 +294,8 @@ def test_a_protection_that_is_not_awaited_is_told() -> None:
 
     with pytest.warns(RuntimeWarning, match=r"coroutine 'protect' was never awaited"):
         protect(None)  # type: ignore[unused-coroutine]
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm.local", "vLLM.qwen"])
+def test_a_servers_own_name_is_no_slip(name: str) -> None:
+    assert Guards().get(name).name == name

@@ -13,6 +13,7 @@ __all__ = ["check_name", "nearly"]
 
 _LONGEST = 200  # characters
 _SHOWN = 60
+_NO_SLIPS = frozenset({"vllm"})  # nearly a family's, but the name of a server
 _NEARLY = 0.85  # alike, as difflib has it; from here on, a slip is likely
 
 
@@ -50,7 +51,11 @@ def _or(better: str) -> str:
 def _meant(name: str) -> str | None:
     """The name in a family that this one nearly is."""
     first, *_ = re.split(r"[^A-Za-z0-9]", name)
-    if name.partition(".")[0] in FAMILIES or (family := nearly(first.lower(), FAMILIES)) is None:
+    if (
+        name.partition(".")[0] in FAMILIES
+        or first.lower() in _NO_SLIPS
+        or (family := nearly(first.lower(), FAMILIES)) is None
+    ):
         return None
     rest = name[len(first) :].strip("._:/- ")
     return f"{family}.{rest.lower()}" if rest else family
