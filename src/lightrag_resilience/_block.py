@@ -94,10 +94,15 @@ async def begin_block(guard: Guard) -> Block:
     """
     if guard.gate.is_closed and not owned_by_a_guard():
         guard.gate.check(guard.name, guard.events)
-    call = _new_block(guard, *_generators_around(sys._getframe(2)))  # noqa: SLF001 - documented
+    around = sys._getframe(2)  # noqa: SLF001 - documented
+    code = around.f_code
+    if code.co_flags & _GENERATOR or code.co_name in _MANAGERS:
+        call = _new_block(guard, *_generators_around(around))
+        if call.generator is not None:
+            _in_generators.setdefault(call.generator, []).append(call)
+    else:
+        call = _new_block(guard, None, None)
     call.is_pass_through = call.parent is not None and call.parent.is_within(guard)
-    if call.generator is not None:
-        _in_generators.setdefault(call.generator, []).append(call)
     current_call.set(call)
     if call.is_pass_through:
         return call
@@ -105,7 +110,7 @@ async def begin_block(guard: Guard) -> Block:
     try:
         await guard.enter(call, guard.prepare(call), (), {})
     except BaseException:
-        _leave(call)
+        _leave(call, guard)
         raise
     return call
 
@@ -141,10 +146,12 @@ def end_block(guard: Guard, error: BaseException | None) -> None:
     Raises:
         AttemptTimeoutError: Its time was up.
     """
-    call = open_block(guard, 2)
+    call: Any = current_call.get()
+    if call.__class__ is not Block or call.guard is not guard or _in_generators:  # not the usual
+        call = open_block(guard, 2)
     if call is None:
         raise RuntimeError(f"The block of guard({guard.name!r}) ended in another context")
-    _leave(call)
+    _leave(call, guard)
     if call.is_pass_through:
         return
     timed_out = call.timer is not None and call.timer.stop(call)
@@ -165,7 +172,9 @@ def end_block(guard: Guard, error: BaseException | None) -> None:
 
 
 def _new_block(guard: Guard, generator: FrameType | None, read: FrameType | None) -> Block:
-    before = _still_open(current_call.get())
+    before = current_call.get()
+    if before is not None:
+        before = _still_open(before)
     parent = before
     while parent is not None and parent.guard is None:  # ended, or none around this
         parent = parent.parent
@@ -176,15 +185,16 @@ def _new_block(guard: Guard, generator: FrameType | None, read: FrameType | None
     return call
 
 
-def _leave(call: Block) -> None:
+def _leave(call: Block, guard: Guard) -> None:
     if (generator := call.generator) is not None:
         blocks = _in_generators[generator]
         blocks.remove(call)
         if not blocks:
             del _in_generators[generator]
     if current_call.get() is call:
-        current_call.set(_still_open(call.before))
-    call.owner.gate.running.pop(call, None)
+        before = call.before
+        current_call.set(before if before is None else _still_open(before))
+    guard.gate.running.pop(call, None)
     call.guard = None
 
 
@@ -209,8 +219,6 @@ def _generators_around(frame: FrameType | None) -> tuple[FrameType | None, Frame
     These are two where a generator is a context manager, whose body is inside the block: the
     latter is then the one that has the context manager, if that is a generator too.
     """
-    if frame is None or not (frame.f_code.co_flags & _GENERATOR or _is_of_manager(frame)):
-        return None, None  # the usual, by the shortest way
     frame = ends = _outside_of_managers(frame)
     while frame is not None and _is_generator(frame) and (around := frame.f_back) is not None:
         if around.f_code.co_name != "__aenter__":

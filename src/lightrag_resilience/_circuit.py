@@ -29,6 +29,9 @@ class State(enum.Enum):
     HALF_OPEN = "half-open"
 
 
+_HALF_OPEN = State.HALF_OPEN  # a member of an enum takes Python 3.11 as long as a call
+
+
 class Admission:
     """Leave to make one call. All callers of a closed circuit share one; each probe has its own."""
 
@@ -196,7 +199,7 @@ class Circuit:
         """
         if admission.generation != self.generation:
             return
-        if self.state is State.HALF_OPEN:
+        if self.state is _HALF_OPEN:
             if admission in self._leases:
                 self.last = symptom
             self._prove(admission, now, bad=f"failed with {symptom}" if symptom else "failed")
@@ -212,7 +215,7 @@ class Circuit:
         """
         if admission.generation != self.generation:
             return
-        if self.state is not State.HALF_OPEN:
+        if self.state is not _HALF_OPEN:
             self._note(now, symptom, counts=False)
             return
         self._drop_lapsed(now)

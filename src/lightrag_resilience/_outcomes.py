@@ -100,11 +100,12 @@ class Outcomes:
         seconds: How long an attempt is remembered, to a tenth.
     """
 
-    __slots__ = ("_last", "_slice", "_slices", "calls", "failed", "run", "uncounted")
+    __slots__ = ("_last", "_slice", "_slices", "_until", "calls", "failed", "run", "uncounted")
 
     def __init__(self, seconds: float) -> None:
         self._slice = seconds / _SLICES
         self._slices: deque[_Slice] = deque()
+        self._until = -math.inf  # the end of the newest slice
         self._last = ""
         self.calls = self.failed = self.run = self.uncounted = 0
 
@@ -116,7 +117,7 @@ class Outcomes:
 
     def fail(self, now: float, symptom: str, *, counts: bool) -> None:
         """An attempt failed; `counts` says whether a breaker counts that."""
-        present = self._present(now)
+        present = self._slices[-1] if now < self._until else self._present(now)
         self._last = symptom
         symptoms = present.symptoms
         if symptom not in symptoms and len(symptoms) >= MOST_CAUSES:
@@ -138,8 +139,9 @@ class Outcomes:
     @property
     def is_news(self) -> bool:
         """Whether it is ill, and no circuit that opens is about to say so."""
-        told = self.calls >= _ENOUGH or 2 * self.uncounted >= self.failed
-        return told and self.look != "works"
+        calls, failed = self.calls, self.failed
+        told = calls >= _ENOUGH or 2 * self.uncounted >= failed
+        return told and look_of(calls, failed, self.run) != "works"
 
     @property
     def is_over(self) -> bool:
@@ -168,6 +170,7 @@ class Outcomes:
             while slices and slices[0].number <= number - _SLICES:
                 self._forget(slices.popleft())
             slices.append(_Slice(number))
+            self._until = (number + 1) * self._slice
         return slices[-1]
 
     def _forget(self, old: _Slice) -> None:

@@ -160,7 +160,8 @@ class Breaker:
             self.circuit.fail(admission, duration, self._clock(), symptom)
             self._weigh()
             self._note()
-        self._announce()
+        if self._changes:  # asked here, too: calls cost as much as what they do
+            self._announce()
 
     def denied(self, admission: Admission, symptom: str, pause: float = 0.0) -> None:
         """A call was answered and not served: no outage, and seen all the same.
@@ -174,7 +175,8 @@ class Breaker:
             self.circuit.deny(admission, self._clock(), symptom, pause=pause)
             self._weigh()
             self._note()
-        self._announce()
+        if self._changes:  # asked here, too: calls cost as much as what they do
+            self._announce()
 
     def released(self, admission: Admission) -> None:
         """A call ended with no verdict; a probe's place is free again at once."""

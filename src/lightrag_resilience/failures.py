@@ -66,7 +66,7 @@ def classify(exc: BaseException) -> Failure:
 def root_cause(exc: BaseException) -> BaseException:
     """What a `tenacity.RetryError` gave up on, also through several of them; else `exc` itself."""
     for _ in range(_DEEPEST):
-        if not isinstance(exc, Exception) or _rules.of(type(exc)).rule is not _by_last_attempt:
+        if _rules.of(exc.__class__).rule is not _by_last_attempt:
             break
         attempt: Any = getattr(exc, "last_attempt", None)
         # An unfinished attempt would block here, and a cancelled one has no verdict.

@@ -241,7 +241,9 @@ class Guard:
             self.settle_success(call, None, result)
             return result  # type: ignore[no-any-return]  # noqa: TRY300 - else is far away
         except Exception as error:
-            retry = self.policy.retry.knowing(idempotent=idempotent)
+            retry = self.policy.retry
+            if idempotent is not None:
+                retry = retry.knowing(idempotent=idempotent)
             if once or call.failure is None or not is_retryable(call.failure, retry):
                 tell_failure(self, call, error)
                 raise
@@ -381,7 +383,8 @@ class Guard:
             seen = symptom(root_cause(error), failure)
             self.breaker.denied(call.admission, seen, failure.pause)
         call.failure = failure
-        tell_attempt(self, error, failure, duration)
+        if self.events.heard:
+            tell_attempt(self, error, failure, duration)
 
     def settle_without_verdict(self, call: Call) -> None:
         """An attempt was given up by its caller, or never reached the dependency."""
