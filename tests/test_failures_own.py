@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from lightrag_resilience import Failure, FailureKind, classify_as
-from lightrag_resilience.failures import classify, root_cause
+from lightrag_resilience.failures import _rules, classify, root_cause
 from support.verdicts import FATAL, THROTTLED, TRANSIENT, UNKNOWN
 
 Tell = Callable[..., Callable[[], None]]
@@ -214,3 +214,10 @@ def test_an_error_that_cannot_be_hashed_is_judged_like_any_other(
     assert root_cause(error) is error
     tell(type(error), FailureKind.FATAL)
     assert classify(error).kind is FailureKind.FATAL
+
+
+def test_classes_that_are_made_on_the_way_are_forgotten() -> None:
+    for number in range(1_100):
+        made = type(f"Made{number}", (ConnectionRefusedError,), {})
+        assert classify(made()) == Failure(FailureKind.TRANSIENT)
+        assert len(_rules.known) <= 512

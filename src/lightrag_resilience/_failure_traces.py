@@ -155,9 +155,11 @@ def came_of_an_answer(exc: BaseException) -> bool:
     'choices'``. What such code raises by a statement of its own is about its arguments. Python 3.12
     raises a TypeError in asyncio for writing to a lost connection.
     """
-    trace = _innermost(exc)
+    trace = exc.__traceback__
     if trace is None:
         return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
     module = str(trace.tb_frame.f_globals.get("__name__"))
     if not _reads_answers(module):
         return False

@@ -25,6 +25,7 @@ from ._failure_traces import exhaustion_of, raised_over
 from ._failure_transports import TRANSPORTS, by_origin
 from ._forks import ProcessLock
 from ._verdicts import (
+    FATAL,
     LOCAL,
     TRANSIENT,
     UNKNOWN,
@@ -65,6 +66,8 @@ def classify(exc: BaseException) -> Failure:
 
 def root_cause(exc: BaseException) -> BaseException:
     """What a `tenacity.RetryError` gave up on, also through several of them; else `exc` itself."""
+    if _rules.of(exc.__class__).rule is not _by_last_attempt:
+        return exc  # most often
     for _ in range(_DEEPEST):
         if _rules.of(exc.__class__).rule is not _by_last_attempt:
             break
@@ -156,7 +159,10 @@ def _answer(exc: Exception) -> Failure | tuple[Exception, ...]:
             used_up = known.used_up if known.counts else None
             return alone if used_up is None or not used_up(exc) else LOCAL
         answer = alone if rule is alone else rule(exc)  # type: ignore[operator]  # else it reads
-        counts = known.counts if rule is alone else isinstance(answer, Failure) and answer.counts
+        if rule is alone:
+            counts = known.counts
+        else:
+            counts = answer is not FATAL and isinstance(answer, Failure) and answer.counts
         return LOCAL if counts and _is_of_used_up(exc, known, _DEEPEST) else answer
     except Exception:  # noqa: BLE001 - an error's odd attributes must not hide the error
         return rule if isinstance(rule, Failure) else UNKNOWN

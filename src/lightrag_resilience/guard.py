@@ -380,8 +380,9 @@ class Guard:
         elif failure.counts:
             self.breaker.failed(call.admission, duration, symptom(root_cause(error), failure))
         else:
-            seen = symptom(root_cause(error), failure)
-            self.breaker.denied(call.admission, seen, failure.pause)
+            seen, admission = symptom(root_cause(error), failure), call.admission
+            pause = 0.0 if admission is self._circuit.standing else failure.pause  # of a probe
+            self.breaker.denied(admission, seen, pause)
         call.failure = failure
         if self.events.heard:
             tell_attempt(self, error, failure, duration)
