@@ -159,7 +159,8 @@ class Breaker:
         with self._lock:
             self.circuit.fail(admission, duration, self._clock(), symptom)
             self._weigh()
-            self._note()
+            if self.circuit.state is not self._noted:
+                self._note()
         if self._changes:  # asked here, too: calls cost as much as what they do
             self._announce()
 
@@ -174,7 +175,8 @@ class Breaker:
         with self._lock:
             self.circuit.deny(admission, self._clock(), symptom, pause=pause)
             self._weigh()
-            self._note()
+            if self.circuit.state is not self._noted:
+                self._note()
         if self._changes:  # asked here, too: calls cost as much as what they do
             self._announce()
 
