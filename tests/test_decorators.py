@@ -312,7 +312,8 @@ async def test_the_same_name_is_the_same_guard_and_the_same_breaker(owner: Guard
 async def test_without_a_registry_the_guards_of_the_process_are_used(
     owner: Guards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightrag_resilience.decorators.guards", lambda: owner)
+    before = guards()
+    monkeypatch.setattr("lightrag_resilience.registry._process_guards", owner)
 
     @resilient("llm.process")
     async def complete() -> str:
@@ -320,7 +321,7 @@ async def test_without_a_registry_the_guards_of_the_process_are_used(
 
     assert await complete() == "done"
     assert [guard.name for guard in owner] == ["llm.process"]
-    assert "llm.process" not in [guard.name for guard in guards()]
+    assert "llm.process" not in [guard.name for guard in before]
 
 
 def test_decorating_makes_no_guard_and_reads_no_environment(

@@ -52,7 +52,7 @@ def test_a_preset_has_nothing_that_fights(family: str) -> None:
         ({"timeout": TimeoutPolicy(attempt=31, total=60)}, Level.WARNING, "twice"),
         ({"retry": RetryPolicy(initial_backoff=60, max_backoff=90)}, Level.WARNING, "INITIAL"),
         ({"timeout": TimeoutPolicy(gap=10, stream_total=5)}, Level.WARNING, "GAP"),
-        ({"breaker": BreakerPolicy(probe_lease=29)}, Level.WARNING, "PROBE_LEASE"),
+        ({"breaker": BreakerPolicy(probe_lease=5)}, Level.WARNING, "PROBE_LEASE"),
         ({"breaker": BreakerPolicy(slow_call=30)}, Level.WARNING, "SLOW_CALL"),
         ({"limit": LimitPolicy(rpm=0.5, max_wait=59), "timeout": TimeoutPolicy(total=None)},
          Level.WARNING, "not a second"),

