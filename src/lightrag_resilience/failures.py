@@ -158,11 +158,8 @@ def _answer(exc: Exception) -> Failure | tuple[Exception, ...]:
         if alone is not None and exc.__cause__ is None and exc.__context__ is None:  # most often
             used_up = known.used_up if known.counts else None
             return alone if used_up is None or not used_up(exc) else LOCAL
-        answer = alone if rule is alone else rule(exc)  # type: ignore[operator]  # else it reads
-        if rule is alone:
-            counts = known.counts
-        else:
-            counts = answer is not FATAL and isinstance(answer, Failure) and answer.counts
+        answer = rule if isinstance(rule, Failure) else rule(exc)
+        counts = answer is not FATAL and isinstance(answer, Failure) and answer.counts
         return LOCAL if counts and _is_of_used_up(exc, known, _DEEPEST) else answer
     except Exception:  # noqa: BLE001 - an error's odd attributes must not hide the error
         return rule if isinstance(rule, Failure) else UNKNOWN
