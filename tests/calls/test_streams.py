@@ -471,9 +471,7 @@ def test_a_stream_that_is_read_on_another_loop_is_told_so_and_keeps_no_place(
 
 
 @pytest.mark.parametrize("has_loop", [True, False])
-def test_a_stream_read_in_another_thread_while_its_task_waits_for_that_is_told_so(
-    *, has_loop: bool
-) -> None:
+def test_a_stream_read_in_another_thread_beside_its_busy_loop_is_told_so(*, has_loop: bool) -> None:
     async def words() -> AsyncIterator[str]:
         for word in ("one", "two", "three"):
             yield word
@@ -490,13 +488,15 @@ def test_a_stream_read_in_another_thread_while_its_task_waits_for_that_is_told_s
         except (UnsupportedCallError, StopIteration) as error:
             told.append(error)
 
-    async def begin() -> None:
-        stream: AsyncIterator[str] = await guard.call(words)
-        assert await anext(stream) == "one"
+    async def be_busy(stream: AsyncIterator[str]) -> None:
         other = Thread(target=read, args=(stream,))
         other.start()
         other.join()  # the loop's task is this one all the while
-        await asyncio.sleep(0)
+
+    async def begin() -> None:
+        stream: AsyncIterator[str] = await guard.call(words)
+        assert await anext(stream) == "one"
+        await asyncio.create_task(be_busy(stream))
 
     asyncio.run(begin())
     assert [str(error) for error in told] == [
