@@ -48,9 +48,11 @@ def anyio_backend() -> str:
 class App:
     def __init__(self) -> None:
         self.middleware: list[type] = []
+        self.options: dict[type, dict[str, Any]] = {}
 
-    def add_middleware(self, kind: type) -> None:
+    def add_middleware(self, kind: type, **options: Any) -> None:
         self.middleware.append(kind)
+        self.options[kind] = options
 
 
 class Rag:
@@ -82,6 +84,14 @@ def test_its_applications_answer_honestly_and_its_instances_protect_themselves()
     take_back()
     assert server.LightRAG is Rag
     assert server.create_app().middleware == []
+
+
+def test_lines_are_shared_out_over_the_workers_that_the_command_line_names() -> None:
+    server = made_up()
+    take_back = module.protect_server(server)
+    made = server.create_app(SimpleNamespace(workers=4))
+    take_back()
+    assert made.options[HonestRequests] == {"workers": 4}
 
 
 def test_the_status_page_is_there_where_the_operator_wants_it(

@@ -50,12 +50,15 @@ class HonestRequests:
     Args:
         app: The application; a protected LightRAG's calls are made inside it.
         registry: The guards of these calls; those of the process by default.
+        workers: Processes that write to one log; None is what the environment says.
     """
 
-    def __init__(self, app: Application, *, registry: Guards | None = None) -> None:
+    def __init__(
+        self, app: Application, *, registry: Guards | None = None, workers: int | None = None
+    ) -> None:
         self._app = app
         self._registry = registry
-        self._workers = max(surroundings().workers, 1)
+        self._workers = max(surroundings().workers if workers is None else workers, 1)
         self._failed = Sums(
             "requests failed with a dependency", longest=16, calm=1, workers=self._workers
         )

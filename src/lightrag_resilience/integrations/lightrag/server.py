@@ -94,7 +94,8 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
     def create_app(*args: Any, **kwargs: Any) -> Any:
         options[:] = [*args[:1], *(each for name, each in kwargs.items() if name == "args")]
         app = original[1](*args, **kwargs)
-        app.add_middleware(HonestRequests)
+        workers = next((getattr(each, "workers", None) for each in options), None)
+        app.add_middleware(HonestRequests, workers=workers)
         app.add_middleware(Draining)
         if guards().settings.status:
             app.add_middleware(StatusPage)  # it answers while all else is refused
