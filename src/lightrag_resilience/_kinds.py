@@ -67,18 +67,19 @@ def name_of(function: Any) -> str:
     return name if isinstance(name, str) and name else type(function).__name__
 
 
+_ASSIGNED = {
+    **dict.fromkeys(("__module__", "__name__", "__qualname__"), str),
+    "__annotations__": dict,
+    "__type_params__": tuple,  # from Python 3.12 on
+}
+
+
 def pass_for(wrapper: Any, function: Any) -> None:
     """Let a wrapper look like a function; an object may have anything for a name, as mocks do."""
-    odd = [
-        name
-        for name in ("__module__", "__name__", "__qualname__")
-        if not isinstance(getattr(function, name, ""), str)
-    ]
-    is_dict = isinstance(getattr(function, "__annotations__", {}), dict)
     assigned = [
         name
         for name in functools.WRAPPER_ASSIGNMENTS
-        if name not in odd and (is_dict or name != "__annotations__")
+        if isinstance(getattr(function, name, None), _ASSIGNED.get(name, object))
     ]
     functools.update_wrapper(wrapper, function, assigned)
 
