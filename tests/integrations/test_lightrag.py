@@ -248,8 +248,8 @@ async def test_unprotecting_gives_back_what_was_there() -> None:
         await unprotect(rag)
         await unprotect(rag)
         assert not is_protected(rag)
-        guards.get("llm").breaker.open()
-        guards.get("embedding").breaker.open()
+        guards.get("llm").breaker.open(open_for=600.0)  # longer than a busy machine takes
+        guards.get("embedding").breaker.open(open_for=600.0)
         await rag.ainsert("Ada founded Alderwick beside the river.")
         assert await ask(rag) == ANSWER
         assert inspect.unwrap(rag.embedding_func.func) == provider.embed
