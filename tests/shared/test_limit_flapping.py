@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightrag_resilience import LimitPolicy, RateLimitedError
@@ -130,6 +130,7 @@ def most_above_the_rate(sent: list[float]) -> float:
 
 @settings(max_examples=40, deadline=None)
 @given(flaps, st.sampled_from([REQUESTS, ALSO_TOKENS]), st.sampled_from([0.001, 0.1, 0.2]))
+@example([(2.0, 0.0625, True), (1.0, 1.0, False)], REQUESTS, 0.1)  # an answer outlasts the outage
 def test_a_worker_sends_no_more_than_its_limit_and_one_burst_whatever_redis_does(
     flapping: list[tuple[float, float, bool]], policy: LimitPolicy, delay: float
 ) -> None:

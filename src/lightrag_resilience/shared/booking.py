@@ -30,6 +30,7 @@ class Demand:
         owed: Seconds until the requests and the tokens of all workers are paid for, as far as this
             one knows: what Redis, back again, may have missed or forgotten.
         waiting: Requests and tokens, counted in `given_back`, of those who wait to go alone.
+        returns: How often Redis had come back when this was asked for.
     """
 
     callers: int
@@ -38,6 +39,7 @@ class Demand:
     given_back: tuple[int, int]
     owed: tuple[float, float] = (0.0, 0.0)
     waiting: tuple[int, int] = (0, 0)
+    returns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

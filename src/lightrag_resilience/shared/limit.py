@@ -100,7 +100,10 @@ class SharedLimit:
         self._sleeping = 0
         self._paid = (-math.inf, -math.inf)
         """When the requests and the tokens of all workers are paid for, as far as is known here."""
-        self._was_away = False
+        self._returns = 0
+        """How often Redis has come back. A demand tells it what is owed until one is answered that
+        was made since the last return: an earlier one says nothing of what was lost after it."""
+        self._returns_told = 0
         self._lot_came = 0.0
         self._workers = 1
         self._slow_until = -math.inf
@@ -273,7 +276,7 @@ class SharedLimit:
 
     def is_there_again(self) -> None:
         """Redis is, and may have missed what was sent, or forgotten what was booked."""
-        self._was_away = True
+        self._returns += 1
 
     @property
     def _lot(self) -> tuple[int, int]:
@@ -305,11 +308,11 @@ class SharedLimit:
                 # By now there is room again without them, and they would be there twice.
                 self._unused_requests = min(self._unused_requests, 0)
                 self._unused_tokens = min(self._unused_tokens, 0)
-            owed = self._owed if self._was_away else (0.0, 0.0)
+            owed = self._owed if self._returns != self._returns_told else (0.0, 0.0)
             waiting = self._end_alone()
             given_back = (self._unused_requests - waiting[0], self._unused_tokens - waiting[1])
             self._unused_requests = self._unused_tokens = 0
-            return Demand(callers, needed, wanted, given_back, owed, waiting)
+            return Demand(callers, needed, wanted, given_back, owed, waiting, self._returns)
 
     def _end_alone(self) -> tuple[int, int]:
         """Requests and tokens of those who wait alone: they go on, and others go after them."""
@@ -331,7 +334,7 @@ class SharedLimit:
         with self._lock:
             self._workers = booking.workers
             self._lot_came = now
-            self._was_away = False
+            self._returns_told = demand.returns
             if now < self._slow_until:  # those for whom it was have gone
                 self._unused_requests += booking.taken[0]
                 self._unused_tokens += booking.taken[1]
@@ -348,6 +351,8 @@ class SharedLimit:
                     booking.starts, self.per_turn, bursts, booking.taken, strict=True
                 )
             )
+            if demand.returns != self._returns:  # meanwhile calls have gone alone
+                requests, tokens = max(requests, self._paid[0]), max(tokens, self._paid[1])
             self._paid = (requests, tokens)
             served = 0
             while self._line and (ready := self._take(self._line[0].tokens)) is not None:
@@ -378,5 +383,5 @@ class SharedLimit:
         self._unused_requests = self._unused_tokens = 0
         self._slow_until = -math.inf
         self._paid = (-math.inf, -math.inf)
-        self._was_away = False
+        self._returns_told = self._returns
         self._alone.clear()
