@@ -247,6 +247,7 @@ async def test_a_unix_socket_serves_as_well(server: RedisServer) -> None:
     assert await wrong(f"unix://{path}.not") == "there is no socket of this path"
 
 
+@pytest.mark.redis
 async def test_a_path_that_is_no_socket_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path, clause in {

@@ -13,6 +13,7 @@ _LONGEST_PLACES = 100  # characters
 _DEEPEST = 10  # errors that led to each other
 
 _HERE = "this address"
+_TO_SOCKET = "connecting to (?:unix socket: )?/"  # redis-py before 5.1 says more
 _CLAUSES = [
     (re.compile(pattern, re.IGNORECASE), clause)
     for pattern, clause in (
@@ -48,9 +49,9 @@ _CLAUSES = [
         ("DB index|Invalid Database", "it has no database of this number"),
         ("gaierror|Name or service", "its host is not known"),
         (r"AF_UNIX path too long", "the path of its socket is too long"),
-        (r"connecting to /.*(No such file|Not a directory)", "there is no socket of this path"),
-        (r"connecting to /.*Permission denied", "this user may not use its socket"),
-        (r"connecting to /.*(refused|socket)", "nothing listens at this socket"),
+        (rf"{_TO_SOCKET}.*(No such file|Not a directory)", "there is no socket of this path"),
+        (rf"{_TO_SOCKET}.*Permission denied", "this user may not use its socket"),
+        (rf"{_TO_SOCKET}.*(refused|socket)", "nothing listens at this socket"),
         ("Refused|Connect call failed", f"nothing answers at {_HERE}"),
         ("FileNotFound|PermissionError", "a file that an ssl_ option names cannot be read"),
         ("route to host|unreachable", "its host cannot be reached"),
