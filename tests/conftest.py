@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 
 import openai
 import pytest
@@ -24,6 +25,26 @@ settings.load_profile("patient")
 def anyio_backend() -> str:
     """Not trio, which selenium brings along."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before() -> Iterator[None]:
+    """What a server does to the loggers of this process ends with its test.
+
+    pytest attaches its own handlers to a logger that does not propagate.
+    """
+    names = ("", "lightrag", "lightrag_resilience", "uvicorn.access", "uvicorn.error", "httpx")
+    before = [
+        (each, each.level, each.propagate, each.handlers[:], each.filters[:])
+        for each in map(logging.getLogger, names)
+    ]
+    yield
+    for logger, level, propagates, handlers, filters in before:
+        logger.setLevel(level)
+        logger.propagate, logger.filters = propagates, filters
+        for handler in logger.handlers[:]:
+            if handler not in handlers and not type(handler).__module__.startswith("_pytest"):
+                logger.removeHandler(handler)
 
 
 @pytest.fixture

@@ -48,16 +48,15 @@ def written() -> Iterator[list[logging.LogRecord]]:
     names = ("lightrag", "lightrag_resilience", "uvicorn.access", "uvicorn.error", "httpx")
     kept, quiet, before = Kept(), AlreadyTold(), []
     for logger in map(logging.getLogger, names):
-        before.append((logger, logger.level, logger.propagate, logger.handlers))
+        before.append((logger, logger.level, logger.propagate, logger.handlers, logger.filters))
         logger.setLevel(logging.INFO)
-        logger.propagate, logger.handlers = False, [kept]
+        logger.propagate, logger.handlers, logger.filters = False, [kept], []
         if logger.name != "lightrag_resilience":
             logger.addFilter(quiet)
     yield records
-    for logger, level, propagates, handlers in before:
-        logger.removeFilter(quiet)
+    for logger, level, propagates, handlers, filters in before:
         logger.setLevel(level)
-        logger.propagate, logger.handlers = propagates, handlers
+        logger.propagate, logger.handlers, logger.filters = propagates, handlers, filters
 
 
 def lines(written: list[logging.LogRecord]) -> list[str]:
@@ -457,7 +456,7 @@ def loggers(tmp_path: Any) -> Iterator[tuple[logging.Logger, logging.Logger]]:
         for each in (logging.getLogger(), *map(logging.getLogger, (*names, "httpx2")))
     ]  # what other tests have left at the root decides, too
     for logger, *_ in before:
-        logger.handlers, logger.filters = [], []
+        logger.handlers, logger.filters, logger.propagate = [], [], True
     file = logging.FileHandler(tmp_path / "lightrag.log")
     theirs.handlers = [logging.StreamHandler(sys.stderr), file]
     theirs.setLevel(logging.INFO)
