@@ -57,7 +57,7 @@ bench-draining: $(INSTALLED) ## Requests that fail while Gunicorn replaces its w
 	$(BIN)/python -m benchmarks.draining $(ARGS)
 
 docs: $(INSTALLED) ## Write docs/variables.md, rules and dashboards anew from the code
-	$(BIN)/python -m lightrag_resilience._variables > docs/variables.md
+	$(BIN)/python -m lightrag_resilience.config.variables > docs/variables.md
 	$(BIN)/python scripts/write_rules.py
 	$(BIN)/python scripts/write_dashboards.py
 

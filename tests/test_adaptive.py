@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience.adaptive import AdaptiveLimit
+from lightrag_resilience.limits.adaptive_limit import AdaptiveLimit
 
 BASE = 1.0  # seconds
 

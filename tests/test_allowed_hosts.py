@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience._allowed_hosts import hosts_in, is_allowed_host, is_host_pattern
+from lightrag_resilience.config.allowed_hosts import hosts_in, is_allowed_host, is_host_pattern
 
 
 @pytest.mark.parametrize(

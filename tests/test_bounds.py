@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience._bounds import describe, field_hints, problem_with
+from lightrag_resilience.config.validation import describe, field_hints, problem_with
 
 SHARE = Annotated[float, Gt(0), Le(1)]
 WAIT = Annotated[float, Ge(0), Le(86_400)]

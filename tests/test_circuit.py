@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import BreakerPolicy, State
-from lightrag_resilience._circuit import Admission, Circuit
+from lightrag_resilience.circuit.state_machine import Admission, Circuit
 
 
 def circuit(**changes: Any) -> Circuit:

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from lightrag_resilience import BreakerPolicy, State
-from lightrag_resilience._circuit import Admission, Circuit
+from lightrag_resilience.circuit.state_machine import Admission, Circuit
 
 durations = st.sampled_from([0.0, 1.0, 2.0, 50.0])
 

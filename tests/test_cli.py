@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from lightrag_resilience import __main__, _surroundings, cli
-from lightrag_resilience.cli import app
+from lightrag_resilience import __main__
+from lightrag_resilience.cli import app as cli
+from lightrag_resilience.cli.app import app
+from lightrag_resilience.config import process_environment as _surroundings
 
 ATTEMPTS = "RESILIENCE_LLM__RETRY__ATTEMPTS"
 

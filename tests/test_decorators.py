@@ -32,8 +32,8 @@ from lightrag_resilience import (
     guards,
     resilient,
 )
-from lightrag_resilience._call import owned_by_a_guard
-from lightrag_resilience.settings import Settings, load_settings
+from lightrag_resilience.calls.call_context import owned_by_a_guard
+from lightrag_resilience.config.settings import Settings, load_settings
 from support.guards import down
 from support.scripts import output_of
 
@@ -313,7 +313,7 @@ async def test_without_a_registry_the_guards_of_the_process_are_used(
     owner: Guards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = guards()
-    monkeypatch.setattr("lightrag_resilience.registry._process_guards", owner)
+    monkeypatch.setattr("lightrag_resilience.pipeline.registry._process_guards", owner)
 
     @resilient("llm.process")
     async def complete() -> str:
@@ -330,7 +330,7 @@ def test_decorating_makes_no_guard_and_reads_no_environment(
     def read(environ: object = None) -> Settings:
         raise AssertionError("the environment was read")
 
-    monkeypatch.setattr("lightrag_resilience.settings.load_settings", read)
+    monkeypatch.setattr("lightrag_resilience.config.settings.load_settings", read)
     lazy = Guards()
     for function in MODULE_LEVEL:
         resilient("llm.lazy", POLICY, registry=lazy)(function.__wrapped__)

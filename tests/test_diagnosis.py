@@ -13,20 +13,14 @@ import pytest
 import redis
 from typer.testing import CliRunner, Result
 
-from lightrag_resilience import (
-    BreakerPolicy,
-    LimitPolicy,
-    Policy,
-    RetryPolicy,
-    TimeoutPolicy,
-    _diagnosis_code,
-)
-from lightrag_resilience._diagnosis import Finding, Level, examine
-from lightrag_resilience._diagnosis_process import examine_process
-from lightrag_resilience._surroundings import surroundings
-from lightrag_resilience.cli import app
-from lightrag_resilience.policy import FAMILIES
-from lightrag_resilience.settings import lightrag_timeouts, load_settings
+from lightrag_resilience import BreakerPolicy, LimitPolicy, Policy, RetryPolicy, TimeoutPolicy
+from lightrag_resilience.cli import code_checks as _diagnosis_code
+from lightrag_resilience.cli.app import app
+from lightrag_resilience.cli.policy_checks import Finding, Level, examine
+from lightrag_resilience.cli.process_checks import examine_process
+from lightrag_resilience.config.policies import FAMILIES
+from lightrag_resilience.config.process_environment import surroundings
+from lightrag_resilience.config.settings import lightrag_timeouts, load_settings
 from lightrag_resilience.testing.redis_server import RedisServer
 
 QUEUES = {"llm": 240.0, "embedding": 30.0}
@@ -107,7 +101,7 @@ def test_a_tokenizer_whose_table_is_not_here_is_a_note(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     installed: set[str] = {"lightrag", "tiktoken"}
-    find = "lightrag_resilience._tokenizer.find_spec"
+    find = "lightrag_resilience.config.tokenizer_cache.find_spec"
     monkeypatch.setattr(find, lambda name: name in installed or None)
     note, table = "note: tokenizer: ", "fb374d419588a4632f3f557e76b4b70aebbca790"
     for folder in (str(tmp_path), ""):

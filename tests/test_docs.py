@@ -19,9 +19,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lightrag_resilience import CircuitOpenError, Guards
-from lightrag_resilience.cli import app
-from lightrag_resilience.journal import Abandoned, Journal
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.cli.app import app
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.journal import Abandoned, Journal
 from lightrag_resilience.testing.redis_server import RedisServer
 
 ROOT = Path(__file__).parent.parent

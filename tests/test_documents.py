@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -19,7 +19,7 @@ from lightrag_resilience.events import (
     RetryScheduled,
     StateChanged,
 )
-from lightrag_resilience.guard import Guard
+from lightrag_resilience.pipeline.guard import Guard
 
 EVENT = CallSucceeded("llm.openai", 0.25)
 OTHER = CallRefused("llm.openai", "CircuitOpenError")

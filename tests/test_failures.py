@@ -35,7 +35,7 @@ from lightrag_resilience.errors import (
     PolicyError,
     TruncatedStreamError,
 )
-from lightrag_resilience.failures import Failure, FailureKind, classify, root_cause
+from lightrag_resilience.failures.classifier import Failure, FailureKind, classify, root_cause
 
 TRANSIENT = Failure(FailureKind.TRANSIENT)
 THROTTLED = Failure(FailureKind.THROTTLED)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience.failures import Failure, classify
+from lightrag_resilience.failures.classifier import Failure, classify
 from support.lookalikes import importorskip
 from support.verdicts import FATAL, TRANSIENT, UNKNOWN
 

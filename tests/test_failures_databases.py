@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lightrag_resilience.failures import Failure, FailureKind, classify
+from lightrag_resilience.failures.classifier import Failure, FailureKind, classify
 from support.lookalikes import errors, kinds
 from support.verdicts import FATAL, LOCAL, THROTTLED, TRANSIENT, UNKNOWN, caused
 

@@ -18,8 +18,8 @@ import pytest
 
 from lightrag_resilience import Policy
 from lightrag_resilience.errors import AttemptTimeoutError
-from lightrag_resilience.failures import classify
-from lightrag_resilience.guard import Guard
+from lightrag_resilience.failures.classifier import classify
+from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.testing.postgres_server import PostgresServer
 from support.lookalikes import errors, importorskip, kinds
 from support.verdicts import LOCAL, TRANSIENT, UNKNOWN, caused

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from lightrag_resilience import Failure, FailureKind, classify_as
-from lightrag_resilience.failures import _rules, classify, root_cause
+from lightrag_resilience.failures.classifier import _rules, classify, root_cause
 from support.verdicts import FATAL, THROTTLED, TRANSIENT, UNKNOWN
 
 Tell = Callable[..., Callable[[], None]]

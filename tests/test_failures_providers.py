@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lightrag_resilience.failures import Failure, FailureKind, classify
+from lightrag_resilience.failures.classifier import Failure, FailureKind, classify
 from support.lookalikes import errors, kinds
 from support.verdicts import FATAL, THROTTLED, TRANSIENT, UNKNOWN, caused, raised_over
 

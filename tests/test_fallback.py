@@ -35,12 +35,12 @@ from lightrag_resilience import (
     resilient,
     with_fallbacks,
 )
-from lightrag_resilience._call import owned_by_a_guard
-from lightrag_resilience._kinds import Kind
+from lightrag_resilience.calls.call_context import owned_by_a_guard
+from lightrag_resilience.composition.wait_for_recovery import patiently
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import Event, FellBack, StaleAnswered
-from lightrag_resilience.failures import classify
-from lightrag_resilience.patience import patiently
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.failures.classifier import classify
+from lightrag_resilience.runtime.callables import Kind
 from lightrag_resilience.testing import VirtualTimeLoop
 from support.guards import Scripted, down, guard_on_loop, now
 

@@ -12,8 +12,13 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from lightrag_resilience import FailureKind, TruncatedStreamError
-from lightrag_resilience._finish import Finish, finish_after, is_of_model, why_not_whole
-from lightrag_resilience.failures import classify
+from lightrag_resilience.failures.classifier import classify
+from lightrag_resilience.streams.finish_markers import (
+    Finish,
+    finish_after,
+    is_of_model,
+    why_not_whole,
+)
 
 WHOLE, CUT, NOT_JUDGED = "whole", "cut off", "not judged"
 

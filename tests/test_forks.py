@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from lightrag_resilience._forks import _renewed, renew_in_children
+from lightrag_resilience.runtime.fork_safety import _renewed, renew_in_children
 from support.scripts import output_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -8,16 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience._outcomes import MOST_CAUSES, Outcomes, Tally, look_of
-from lightrag_resilience._steering import signed
-from lightrag_resilience._words import is_by_hand, is_isolation
-from lightrag_resilience.health import (
-    LOOKS,
-    Health,
-    advice_for,
-    health_of,
-    level_of,
-)
+from lightrag_resilience.circuit.outcomes import MOST_CAUSES, Outcomes, Tally, look_of
+from lightrag_resilience.health import LOOKS, Health, advice_for, health_of, level_of
+from lightrag_resilience.shared_state.operator_control import signed
+from lightrag_resilience.text import is_by_hand, is_isolation
 
 KEY = "HTTP 401 (AuthenticationError)"
 

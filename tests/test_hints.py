@@ -14,7 +14,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightrag_resilience._hints import RateState, RateStates, advice, rate_states, retry_after
+from lightrag_resilience.failures.retry_after import (
+    RateState,
+    RateStates,
+    advice,
+    rate_states,
+    retry_after,
+)
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC).timestamp()
 NONSENSE = [

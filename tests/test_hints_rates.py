@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience._hints import (
+from lightrag_resilience.failures.retry_after import (
     RateState,
     RateStates,
     rate_states,

@@ -11,12 +11,12 @@ import pytest
 import tenacity
 
 from lightrag_resilience import Guards, Policy, resilient
-from lightrag_resilience.integrations.lightrag._inner_retries import (
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.integrations.lightrag.inner_retries import (
     _Yielding,
     make_inner_retries_yield,
     restore_inner_retries,
 )
-from lightrag_resilience.settings import load_settings
 
 pytestmark = pytest.mark.anyio
 ATTEMPTS = 4

@@ -27,7 +27,7 @@ import anyio
 import pytest
 
 from lightrag_resilience import Guards, UnsupportedCallError, resilient, with_fallbacks
-from lightrag_resilience._kinds import Kind, as_coroutine_function, is_stream, kind_of
+from lightrag_resilience.runtime.callables import Kind, as_coroutine_function, is_stream, kind_of
 from support.names import without_address
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import pytest
 
 from lightrag_resilience import AttemptTimeoutError, Guards, Policy, RetryPolicy, TimeoutPolicy
-from lightrag_resilience._call import current_call
-from lightrag_resilience.settings import Settings
+from lightrag_resilience.calls.call_context import current_call
+from lightrag_resilience.config.settings import Settings
 
 NAME = "llm.made-up"
 T = TypeVar("T")

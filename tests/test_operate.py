@@ -18,11 +18,11 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from lightrag_resilience import State
-from lightrag_resilience._outcomes import Tally
-from lightrag_resilience._pages import as_page
-from lightrag_resilience.cli import app
-from lightrag_resilience.shared.overview import Overview
-from lightrag_resilience.shared.wire import Announcement, Description
+from lightrag_resilience.circuit.outcomes import Tally
+from lightrag_resilience.cli.app import app
+from lightrag_resilience.cli.rendering import as_page
+from lightrag_resilience.shared_state.cluster_view import Overview
+from lightrag_resilience.shared_state.messages import Announcement, Description
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.workers import Workers, workers
 

@@ -23,8 +23,8 @@ from lightrag_resilience import (
     StreamPolicy,
     TimeoutPolicy,
 )
-from lightrag_resilience._bounds import describe, field_hints
-from lightrag_resilience.policy import _SHORTHANDS, FAMILIES, PARTS, Changes
+from lightrag_resilience.config.policies import _SHORTHANDS, FAMILIES, PARTS, Changes
+from lightrag_resilience.config.validation import describe, field_hints
 
 DAY = 86_400
 BOUNDS: dict[tuple[type, str], tuple[float, float, bool]] = {

@@ -10,8 +10,8 @@ import pytest
 
 import lightrag_resilience
 from lightrag_resilience import Guard, Guards, Policy, PolicyError, SettingsError, guard, guards
-from lightrag_resilience import settings as settings_module
-from lightrag_resilience.settings import Settings, load_settings
+from lightrag_resilience.config import settings as settings_module
+from lightrag_resilience.config.settings import Settings, load_settings
 
 WAIT = 10.0  # seconds, a bound that is never reached
 THREADS = 8
@@ -169,9 +169,9 @@ def test_many_threads_that_ask_at_once_get_one_guard(loading: CountedLoading) ->
 
 def test_the_guards_of_the_process_are_one_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = Guards(settings=load_settings({}))
-    monkeypatch.setattr("lightrag_resilience.registry._process_guards", mine)
+    monkeypatch.setattr("lightrag_resilience.pipeline.registry._process_guards", mine)
     assert guards() is mine
     policy = Policy.llm(attempts=2)
     assert guard("llm.openai", policy) is mine.get("llm.openai")
     assert mine.get("llm.openai").policy == policy
-    assert lightrag_resilience.guard is guard
+    assert lightrag_resilience.pipeline.guard is guard

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from lightrag_resilience._threads import BackgroundLoop
+from lightrag_resilience.runtime.background_loop import BackgroundLoop
 from support.scripts import output_of
 
 WAIT = 10.0  # seconds, a bound that is never reached

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience.usage import estimate_tokens, text_tokens, used_tokens
+from lightrag_resilience.limits.token_usage import estimate_tokens, text_tokens, used_tokens
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("abcd", 1), ("abcde", 2)])

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import SettingsError
-from lightrag_resilience._variables import PLAIN, describe_variables
-from lightrag_resilience.policy import PARTS
-from lightrag_resilience.settings import Settings, load_settings
+from lightrag_resilience.config.policies import PARTS
+from lightrag_resilience.config.settings import Settings, load_settings
+from lightrag_resilience.config.variables import PLAIN, describe_variables
 
 PAGE = Path(__file__).parent.parent / "docs" / "variables.md"
 
@@ -23,7 +23,7 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_the_page_is_what_the_module_prints() -> None:
-    command = [sys.executable, "-m", "lightrag_resilience._variables"]
+    command = [sys.executable, "-m", "lightrag_resilience.config.variables"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)  # noqa: S603
     assert printed.stdout == describe_variables()
 

@@ -8,8 +8,8 @@ import httpx
 import openai
 import pytest
 
-from lightrag_resilience._verdicts import FATAL, THROTTLED, TRANSIENT, Failure, symptom
-from lightrag_resilience.failures import classify
+from lightrag_resilience.failures.classifier import classify
+from lightrag_resilience.failures.kinds import FATAL, THROTTLED, TRANSIENT, Failure, symptom
 
 REQUEST = httpx.Request("POST", "http://user:secret@provider/v1")
 

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lightrag_resilience._waiters import Waiters
-from lightrag_resilience.priority import Priority
+from lightrag_resilience.limits.priority import Priority
+from lightrag_resilience.limits.wait_queue import Waiters
 
 INTERACTIVE, BACKGROUND = Priority.INTERACTIVE, Priority.BACKGROUND
 LEVELS = st.sampled_from(Priority)

@@ -38,7 +38,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: ZipFile) -> None:
     names = [name for name in wheel.namelist() if ".dist-info/" not in name]
     modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     scripts = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.lua")}
-    page = ROOT / "src" / "lightrag_resilience" / "integrations" / "status_page"
+    page = ROOT / "src" / "lightrag_resilience" / "integrations" / "status" / "static"
     shown = {str(path.relative_to(ROOT / "src")) for path in page.iterdir()}
     assert len(scripts) > 5
     assert len(shown) > 4
@@ -98,18 +98,18 @@ print(asyncio.run(complete()))
             "from lightrag_resilience.integrations.gunicorn import DrainingWorker",
             "gunicorn",
         ),
-        ("typer", "import lightrag_resilience.cli", "cli"),
-        ("rich", "import lightrag_resilience.cli", "cli"),
+        ("typer", "import lightrag_resilience.cli.app", "cli"),
+        ("rich", "import lightrag_resilience.cli.app", "cli"),
         ("prometheus_client", "import lightrag_resilience.telemetry.prometheus", "prometheus"),
         ("opentelemetry", "import lightrag_resilience.telemetry.otel", "otel"),
         (
             "lightrag",
-            "sys.argv[1:] = ['demo']\nfrom lightrag_resilience.cli import main\nmain()",
+            "sys.argv[1:] = ['demo']\nfrom lightrag_resilience.cli.app import main\nmain()",
             "demo",
         ),
         (
             "fastapi",
-            "sys.argv[1:] = ['serve']\nfrom lightrag_resilience.cli import main\nmain()",
+            "sys.argv[1:] = ['serve']\nfrom lightrag_resilience.cli.app import main\nmain()",
             "server",
         ),
     ],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightrag_resilience import BreakerPolicy
-from lightrag_resilience._windows import CountWindow, TimeWindow, make_window
+from lightrag_resilience.circuit.sliding_window import CountWindow, TimeWindow, make_window
 
 outcomes = st.tuples(st.booleans(), st.booleans())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience._within import end, within
+from lightrag_resilience.runtime.tasks import end, within
 from lightrag_resilience.testing import VirtualTimeLoop
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience._words import as_duration, as_words, counted
+from lightrag_resilience.text import as_duration, as_words, counted
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,11 @@ from lightrag_resilience import (
     resilient,
     with_fallbacks,
 )
+from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.events import StateChanged
 from lightrag_resilience.integrations.asgi import Draining
 from lightrag_resilience.integrations.httpx import ResilientTransport
 from lightrag_resilience.integrations.status import StatusPage
-from lightrag_resilience.journal import Journal
 from lightrag_resilience.shutdown import Coordinator
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import redis
 
 from lightrag_resilience import BreakerPolicy
-from lightrag_resilience.shared.client import make_client
-from lightrag_resilience.shared.store import Store, Subject
-from lightrag_resilience.shared.wire import Presence, Report, policy_as_json
+from lightrag_resilience.redis_client.client import make_client
+from lightrag_resilience.shared_state.messages import Presence, Report, policy_as_json
+from lightrag_resilience.shared_state.script_runner import Store, Subject
 from lightrag_resilience.testing.redis_server import RedisServer
 
 __all__ = ["Costs", "measure_costs"]

@@ -12,7 +12,7 @@ import redis
 
 from benchmarks.footprint import commands_of_clients
 from benchmarks.sharing.speed import Spread, spread
-from lightrag_resilience.testing.commanded import CommandedProcess, together
+from lightrag_resilience.testing.command_process import CommandedProcess, together
 from lightrag_resilience.testing.redis_server import RedisServer
 
 __all__ = ["Load", "Measured", "measure_real"]

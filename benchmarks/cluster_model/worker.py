@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 from lightrag_resilience import BreakerPolicy, CallRejected, Guard, Guards, Policy
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import Event, StateChanged
-from lightrag_resilience.settings import load_settings
-from lightrag_resilience.testing.commanded import obey
+from lightrag_resilience.testing.command_process import obey
 
 NAME = "llm.model"
 _LONGEST = 30.0  # seconds until all have found Redis, or changed their state

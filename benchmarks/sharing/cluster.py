@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from lightrag_resilience.testing.commanded import CommandedProcess, together
+from lightrag_resilience.testing.command_process import CommandedProcess, together
 from lightrag_resilience.testing.redis_server import RedisServer
 
 __all__ = ["Cluster", "cluster"]

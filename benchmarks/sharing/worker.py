@@ -13,7 +13,7 @@ from typing import Any
 
 from lightrag_resilience import CallRejected, Guards
 from lightrag_resilience.events import Event, StateChanged
-from lightrag_resilience.testing.commanded import obey
+from lightrag_resilience.testing.command_process import obey
 
 NAME = "llm.benchmark"
 _LONGEST = 10.0  # seconds to wait for a state

@@ -28,7 +28,7 @@ from lightrag_resilience import (
     TimeoutPolicy,
     resilient,
 )
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
 
 __all__ = ["STACKS", "decorator", "everything", "limited", "make_registry", "stack"]
 

@@ -6,11 +6,21 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ._elsewhere import another_may_help
-from ._extras import install
 from ._version import __version__
 from .breakers import State
-from .decorators import resilient
+from .composition.collect import gathered
+from .composition.fallback import Answered, answered, with_fallbacks
+from .composition.hedging import hedged
+from .composition.stale_cache import StaleCache
+from .config.policies import (
+    BreakerPolicy,
+    ConcurrencyPolicy,
+    LimitPolicy,
+    Policy,
+    RetryPolicy,
+    StreamPolicy,
+    TimeoutPolicy,
+)
 from .errors import (
     AllFailedError,
     AttemptTimeoutError,
@@ -27,23 +37,13 @@ from .errors import (
     TruncatedStreamError,
     UnsupportedCallError,
 )
-from .failures import Failure, FailureKind, classify_as
-from .fallback import Answered, answered, with_fallbacks
-from .gathering import gathered
-from .guard import Guard
-from .hedging import hedged
-from .policy import (
-    BreakerPolicy,
-    ConcurrencyPolicy,
-    LimitPolicy,
-    Policy,
-    RetryPolicy,
-    StreamPolicy,
-    TimeoutPolicy,
-)
-from .priority import Priority, priority
-from .registry import Guards, guard, guards
-from .stale import StaleCache
+from .failures.classifier import Failure, FailureKind, classify_as
+from .failures.failover import another_may_help
+from .limits.priority import Priority, priority
+from .pipeline.decorators import resilient
+from .pipeline.guard import Guard
+from .pipeline.registry import Guards, guard, guards
+from .runtime.extras import install
 
 if TYPE_CHECKING:
     from .integrations.lightrag import QueryFailedError, protect, unprotect

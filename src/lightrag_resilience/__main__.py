@@ -10,7 +10,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run it; Ctrl-C ends it without a traceback, also while it is still being imported."""
     try:
-        from .cli import main as run  # noqa: PLC0415 - it takes a while
+        from .cli.app import main as run  # noqa: PLC0415 - it takes a while
 
         run()
     except KeyboardInterrupt:

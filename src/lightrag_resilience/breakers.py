@@ -16,13 +16,13 @@ from typing import Any, ClassVar, NoReturn
 
 from pybreaker import CircuitBreaker, CircuitBreakerStorage
 
-from ._bounds import problem_with
-from ._circuit import Admission, Circuit, Snapshot, State
-from ._words import MET, printable, symptom_of
+from .circuit.state_machine import Admission, Circuit, Snapshot, State
+from .config.policies import RENEWALS, BreakerPolicy, Mode
+from .config.validation import problem_with
 from .errors import CircuitOpenError, PolicyError, UnsupportedCallError
 from .events import Events, HealthChanged, StateChanged
 from .health import advice_for, health_of
-from .policy import RENEWALS, BreakerPolicy, Mode
+from .text import MET, printable, symptom_of
 
 __all__ = ["Admission", "Breaker", "Snapshot", "State"]
 

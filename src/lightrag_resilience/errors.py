@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pybreaker import CircuitBreakerError
 
-from ._words import is_isolation
+from .text import is_isolation
 
 __all__ = [
     "AllFailedError",

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from ._outcomes import OTHER, Tally, short
-from ._words import is_by_hand, symptom_of
+from .circuit.outcomes import OTHER, Tally, short
+from .text import is_by_hand, symptom_of
 
 __all__ = ["LOOKS", "Health", "advice_for", "health_of", "level_of"]
 

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import tenacity
 
-from .budget import RETRY_COST, TIMEOUT_RETRY_COST, RetryBudget
+from .config.policies import RetryPolicy
 from .errors import CallRejected, ShuttingDownError
-from .failures import Failure, FailureKind
-from .policy import RetryPolicy
+from .failures.classifier import Failure, FailureKind
+from .retry_budget import RETRY_COST, TIMEOUT_RETRY_COST, RetryBudget
 
 __all__ = ["Retries", "is_retryable"]
 

@@ -24,21 +24,21 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ._accounts import Accounts
-from ._ending import close_all, end_all, end_children, exit_despite_threads
-from ._gate import admitted
-from ._host import host, repeats_sigterm
-from ._in_flight import InFlight, Process, Work, counted, in_words, task_of
-from ._phases import Drain, Phase
-from ._report import Progress, Report, tell_phase
-from ._roots import add_root, discard_root
-from ._signals import ONE_REQUEST, Ears, signals_to_hear
-from ._task_accounts import Quiet
-from ._words import LONGEST_TEXT, printable
+from .config.settings import Settings
+from .draining.abandoned_work import Accounts
+from .draining.gate import admitted
+from .draining.in_flight import InFlight, Process, Work, counted, in_words, task_of
+from .draining.journal import Journal, is_kind
+from .draining.phases import Drain, Phase
+from .draining.process import add_root, discard_root
+from .draining.quiescence import Quiet
+from .draining.report import Progress, Report, tell_phase
+from .draining.signals import ONE_REQUEST, Ears, signals_to_hear
+from .draining.supervisor import host, repeats_sigterm
+from .draining.termination import close_all, end_all, end_children, exit_despite_threads
 from .errors import PolicyError, ShuttingDownError
-from .journal import Journal, is_kind
-from .registry import Guards, guards, resolve_guards
-from .settings import Settings
+from .pipeline.registry import Guards, guards, resolve_guards
+from .text import LONGEST_TEXT, printable
 
 __all__ = ["Coordinator", "Progress", "Report", "configured_drain"]
 

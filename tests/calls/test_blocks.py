@@ -18,8 +18,8 @@ from lightrag_resilience import (
     QueueFullError,
     TimeoutPolicy,
 )
-from lightrag_resilience._block import _in_generators
-from lightrag_resilience._call import current_call, owned_by_a_guard
+from lightrag_resilience.calls.call_context import current_call, owned_by_a_guard
+from lightrag_resilience.pipeline.block import _in_generators
 from support.guards import down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio

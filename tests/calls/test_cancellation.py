@@ -9,14 +9,8 @@ from typing import Any
 import anyio
 import pytest
 
-from lightrag_resilience import (
-    ConcurrencyPolicy,
-    Guard,
-    LimitPolicy,
-    RetryPolicy,
-    State,
-)
-from lightrag_resilience._gaps import GapTimer
+from lightrag_resilience import ConcurrencyPolicy, Guard, LimitPolicy, RetryPolicy, State
+from lightrag_resilience.timeouts.idle_timer import GapTimer
 from support.guards import Scripted, down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio

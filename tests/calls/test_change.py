@@ -21,9 +21,9 @@ from lightrag_resilience import (
     TimeoutPolicy,
 )
 from lightrag_resilience.breakers import Breaker
-from lightrag_resilience.budget import RetryBudget
-from lightrag_resilience.settings import load_settings
-from lightrag_resilience.shared.wire import Override
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.retry_budget import RetryBudget
+from lightrag_resilience.shared_state.messages import Override
 from support.guards import Scripted, down, guard_on_loop, now, outcomes, patient
 
 pytestmark = pytest.mark.anyio
@@ -283,7 +283,7 @@ def test_overrides_that_contradict_what_code_says_change_no_such_guard(
 def test_a_thousand_odd_overrides_are_told_in_one_short_line(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightrag_resilience.settings.nearest", pytest.fail)
+    monkeypatch.setattr("lightrag_resilience.config.settings.nearest", pytest.fail)
     registry = Guards(settings=load_settings({}))
     registry._override(
         stored({f"RESILIENCE_LLM__{'X' * 170}__{number}": "1" for number in range(1000)})

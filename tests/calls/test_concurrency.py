@@ -24,8 +24,8 @@ from lightrag_resilience import (
     priority,
 )
 from lightrag_resilience.breakers import Admission, Breaker
-from lightrag_resilience.concurrency import Occupancy, Places
-from lightrag_resilience.failures import Failure, FailureKind
+from lightrag_resilience.failures.classifier import Failure, FailureKind
+from lightrag_resilience.limits.bulkhead import Occupancy, Places
 from lightrag_resilience.testing import VirtualTimeLoop
 from support.guards import Scripted, guard_on_loop, now, patient
 

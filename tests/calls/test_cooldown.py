@@ -15,7 +15,7 @@ from lightrag_resilience import (
     LimitPolicy,
     RateLimitedError,
 )
-from lightrag_resilience.failures import Failure, FailureKind
+from lightrag_resilience.failures.classifier import Failure, FailureKind
 from support.guards import Scripted, down, guard_on_loop, now, outcomes
 
 pytestmark = pytest.mark.anyio

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience._gaps import GapTimer
 from lightrag_resilience.testing import VirtualTimeLoop
+from lightrag_resilience.timeouts.idle_timer import GapTimer
 from support.guards import now
 
 pytestmark = pytest.mark.anyio

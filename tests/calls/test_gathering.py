@@ -25,9 +25,9 @@ from lightrag_resilience import (
     resilient,
     with_fallbacks,
 )
-from lightrag_resilience._call import current_call
+from lightrag_resilience.calls.call_context import current_call
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import CallSucceeded
-from lightrag_resilience.settings import load_settings
 from support.guards import down, guard_on_loop, heard_by, now
 
 pytestmark = pytest.mark.anyio

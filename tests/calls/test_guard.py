@@ -24,7 +24,7 @@ from lightrag_resilience import (
     ShuttingDownError,
     State,
 )
-from lightrag_resilience._call import current_call, owned_by_a_guard
+from lightrag_resilience.calls.call_context import current_call, owned_by_a_guard
 from lightrag_resilience.events import (
     AttemptFailed,
     CallFailed,

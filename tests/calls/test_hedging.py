@@ -17,9 +17,9 @@ from lightrag_resilience import (
     hedged,
     resilient,
 )
+from lightrag_resilience.composition.hedging import _leaving
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import Hedged
-from lightrag_resilience.hedging import _leaving
-from lightrag_resilience.settings import load_settings
 from support.guards import Scripted, down, now, patient
 
 pytestmark = pytest.mark.anyio

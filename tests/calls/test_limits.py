@@ -7,13 +7,8 @@ import math
 
 import pytest
 
-from lightrag_resilience import (
-    ConcurrencyPolicy,
-    LimitPolicy,
-    QueueFullError,
-    RateLimitedError,
-)
-from lightrag_resilience.limits import LocalLimit
+from lightrag_resilience import ConcurrencyPolicy, LimitPolicy, QueueFullError, RateLimitedError
+from lightrag_resilience.limits.rate_limiter import LocalLimit
 from support.guards import Scripted, down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio

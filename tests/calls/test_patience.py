@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from lightrag_resilience import BreakerPolicy, CircuitOpenError, Guard, RetryPolicy
-from lightrag_resilience.patience import patiently
+from lightrag_resilience.composition.wait_for_recovery import patiently
 from support.guards import Scripted, down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio

@@ -19,7 +19,7 @@ from lightrag_resilience import (
     Guard,
     RetryPolicy,
 )
-from lightrag_resilience._call import current_call
+from lightrag_resilience.calls.call_context import current_call
 from lightrag_resilience.events import RetryScheduled
 from support.guards import Scripted, down, guard_on_loop, heard_by, now, outcomes
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Policy
-from lightrag_resilience.guard import Guard
+from lightrag_resilience.pipeline.guard import Guard
 
 CLIENT_TIMEOUT = 0.3  # seconds, of the client's own
 ATTEMPT_TIMEOUT = 0.3

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import ConcurrencyPolicy, Guard, StreamPolicy, TruncatedStreamError
-from lightrag_resilience._call import current_call
-from lightrag_resilience._opened import OpenedStream
-from lightrag_resilience.concurrency import Occupancy
+from lightrag_resilience.calls.call_context import current_call
+from lightrag_resilience.limits.bulkhead import Occupancy
+from lightrag_resilience.streams.stream_proxy import OpenedStream
 from support.guards import down, guard_on_loop
 
 pytestmark = pytest.mark.anyio

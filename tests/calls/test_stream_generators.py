@@ -16,7 +16,7 @@ from lightrag_resilience import (
     resilient,
     with_fallbacks,
 )
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
 from support.guards import guard_on_loop
 
 pytestmark = pytest.mark.anyio

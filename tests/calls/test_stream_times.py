@@ -17,7 +17,7 @@ from lightrag_resilience import (
     RetryPolicy,
     TimeoutPolicy,
 )
-from lightrag_resilience._call import current_call
+from lightrag_resilience.calls.call_context import current_call
 from support.guards import down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio

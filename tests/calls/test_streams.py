@@ -26,8 +26,8 @@ from lightrag_resilience import (
     TruncatedStreamError,
     UnsupportedCallError,
 )
-from lightrag_resilience._call import owned_by_a_guard
-from lightrag_resilience.streams import GuardedStream
+from lightrag_resilience.calls.call_context import owned_by_a_guard
+from lightrag_resilience.streams.guarded_stream import GuardedStream
 from support.guards import down, guard_on_loop, now, outcomes
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from lightrag_resilience import Guard, LimitPolicy, Policy
-from lightrag_resilience.throttling import GrantedLimits, learn_limits
+from lightrag_resilience.limits.provider_limits import GrantedLimits, learn_limits
 from support.guards import Scripted, guard_on_loop, now, outcomes
 
 pytestmark = pytest.mark.anyio

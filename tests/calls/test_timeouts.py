@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards, Policy, TimeoutPolicy
-from lightrag_resilience._homes import Homes
-from lightrag_resilience.settings import Settings
-from lightrag_resilience.timeouts import Timed, Timer
+from lightrag_resilience.config.settings import Settings
+from lightrag_resilience.timeouts.attempt_timer import Timed, Timer
+from lightrag_resilience.timeouts.loop_timers import Homes
 from support.guards import now
 
 pytestmark = pytest.mark.anyio

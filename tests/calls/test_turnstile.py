@@ -8,8 +8,8 @@ import math
 import pytest
 
 from lightrag_resilience import LimitPolicy, Priority, RateLimitedError, priority
-from lightrag_resilience.limits import LocalLimit
-from lightrag_resilience.turnstile import Turnstile
+from lightrag_resilience.limits.priority_rate_limiter import Turnstile
+from lightrag_resilience.limits.rate_limiter import LocalLimit
 from support.guards import now
 
 pytestmark = pytest.mark.anyio

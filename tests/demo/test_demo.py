@@ -13,14 +13,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lightrag_resilience import CircuitOpenError, Guards
-from lightrag_resilience.cli import app
+from lightrag_resilience.cli.app import app
+from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.demo.corpus import document, facts
 from lightrag_resilience.demo.experiments import EXPERIMENTS, FULL, QUICK, Watch
-from lightrag_resilience.demo.figures import Asked, Measured, Queries, percentile
-from lightrag_resilience.demo.live import live_table
-from lightrag_resilience.demo.picture import draw
+from lightrag_resilience.demo.live_view import live_table
+from lightrag_resilience.demo.measurements import Asked, Measured, Queries, percentile
+from lightrag_resilience.demo.outage_chart import draw
 from lightrag_resilience.demo.report import as_json, as_table
-from lightrag_resilience.settings import Settings
 
 SVG = "{http://www.w3.org/2000/svg}"
 

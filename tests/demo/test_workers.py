@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from lightrag_resilience.cli import app
+from lightrag_resilience.cli.app import app
 from lightrag_resilience.demo import run
 from lightrag_resilience.demo.report import workers_table
 from lightrag_resilience.demo.worker import Worker

@@ -18,11 +18,11 @@ from lightrag import LightRAG
 from lightrag.base import DocStatus
 
 from lightrag_resilience import Guards, ShuttingDownError
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import Event, RecoveryRan
 from lightrag_resilience.integrations.lightrag import protect, unprotect
-from lightrag_resilience.integrations.lightrag._anchors import Anchors
-from lightrag_resilience.integrations.lightrag._failed_documents import is_refused
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.integrations.lightrag.recovery.anchors import Anchors
+from lightrag_resilience.integrations.lightrag.recovery.failed_documents import is_refused
 from support import lightrag_rig
 from support.backends import BACKENDS, Backend, place_of
 from support.lightrag_rig import EXTRACTED, Provider, lightrag_on

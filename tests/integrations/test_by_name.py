@@ -12,8 +12,8 @@ from lightrag.kg import STORAGE_IMPLEMENTATIONS, STORAGES
 from lightrag.kg.json_kv_impl import JsonKVStorage
 
 from lightrag_resilience import CircuitOpenError, Guards, guard
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import by_name, protect, unprotect
-from lightrag_resilience.settings import load_settings
 from support.backends import POSTGRES, place_of
 from support.lightrag_rig import Provider, lightrag_on
 

@@ -9,9 +9,12 @@ import pytest
 
 pytest.importorskip("lightrag")
 
-from lightrag_resilience.integrations.lightrag import _contributions as module
-from lightrag_resilience.integrations.lightrag._anchors import Anchors
-from lightrag_resilience.integrations.lightrag._contributions import Contribution, contributions
+from lightrag_resilience.integrations.lightrag.recovery import graph_contributions as module
+from lightrag_resilience.integrations.lightrag.recovery.anchors import Anchors
+from lightrag_resilience.integrations.lightrag.recovery.graph_contributions import (
+    Contribution,
+    contributions,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 

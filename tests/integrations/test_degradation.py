@@ -13,12 +13,8 @@ pytest.importorskip("lightrag")
 from lightrag import QueryParam
 
 from lightrag_resilience import Guards, ResilienceError
-from lightrag_resilience.integrations.lightrag import (
-    QueryFailedError,
-    protect,
-    unprotect,
-)
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.integrations.lightrag import QueryFailedError, protect, unprotect
 from support.lightrag_rig import ANSWER, Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]

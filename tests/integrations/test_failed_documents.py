@@ -13,7 +13,7 @@ pytest.importorskip("lightrag")
 from lightrag.base import DocStatus
 
 from lightrag_resilience import CircuitOpenError
-from lightrag_resilience.integrations.lightrag._failed_documents import (
+from lightrag_resilience.integrations.lightrag.recovery.failed_documents import (
     Record,
     Records,
     cause_of,
@@ -21,7 +21,7 @@ from lightrag_resilience.integrations.lightrag._failed_documents import (
     is_refused,
     plan,
 )
-from lightrag_resilience.integrations.lightrag._work import Work
+from lightrag_resilience.integrations.lightrag.work.context import Work
 
 ANYTHING: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -24,10 +24,10 @@ from lightrag_resilience import (
     ShuttingDownError,
     TruncatedStreamError,
 )
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import QueryFailedError
-from lightrag_resilience.integrations.lightrag._requests import HonestRequests
-from lightrag_resilience.integrations.lightrag._work import current_request
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.integrations.lightrag.serving.http_errors import HonestRequests
+from lightrag_resilience.integrations.lightrag.work.context import current_request
 from lightrag_resilience.telemetry.correlation import correlated
 
 pytestmark = pytest.mark.anyio

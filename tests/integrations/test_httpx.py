@@ -21,7 +21,7 @@ from lightrag_resilience import (
     Policy,
     RetryPolicy,
 )
-from lightrag_resilience.failures import classify
+from lightrag_resilience.failures.classifier import classify
 from lightrag_resilience.testing import Fault, Simulator
 from support.wires import new_guards, wire
 

@@ -16,18 +16,18 @@ pytest.importorskip("lightrag")
 from lightrag import LightRAG, QueryParam
 
 from lightrag_resilience import Guards, ShuttingDownError
-from lightrag_resilience._gate import admitted
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.gate import admitted
+from lightrag_resilience.draining.journal import Abandoned, Journal
 from lightrag_resilience.integrations.lightrag import protect, unprotect
-from lightrag_resilience.integrations.lightrag._failed_documents import Record
-from lightrag_resilience.integrations.lightrag._ingest import (
+from lightrag_resilience.integrations.lightrag.recovery.failed_documents import Record
+from lightrag_resilience.integrations.lightrag.work.ingest import (
     Ingest,
     Run,
     _as_current,
     _joined,
     save_answers,
 )
-from lightrag_resilience.journal import Abandoned, Journal
-from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
 from support.lightrag_rig import Provider, lightrag_on
 

@@ -10,7 +10,7 @@ pytest.importorskip("lightrag")
 
 from lightrag import QueryParam
 
-from lightrag_resilience.integrations.lightrag._ladder import Part, Rung, rung_for
+from lightrag_resilience.integrations.lightrag.degradation.levels import Part, Rung, rung_for
 
 MODES = ["local", "global", "hybrid", "naive", "mix", "bypass"]
 

@@ -14,10 +14,13 @@ pytest.importorskip("lightrag")
 from lightrag.base import DocStatus
 
 from lightrag_resilience import Guards
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.journal import Abandoned, Journal
 from lightrag_resilience.integrations.lightrag import protect, unprotect
-from lightrag_resilience.integrations.lightrag._left_documents import in_words, left_documents
-from lightrag_resilience.journal import Abandoned, Journal
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.integrations.lightrag.recovery.interrupted_documents import (
+    in_words,
+    left_documents,
+)
 from support.lightrag_rig import Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]

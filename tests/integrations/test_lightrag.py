@@ -25,6 +25,7 @@ from lightrag_resilience import (
     resilient,
     with_fallbacks,
 )
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import (
     QueryFailedError,
     is_protected,
@@ -32,8 +33,7 @@ from lightrag_resilience.integrations.lightrag import (
     unprotect,
 )
 from lightrag_resilience.integrations.lightrag.storages import guarding
-from lightrag_resilience.priority import current_priority
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.limits.priority import current_priority
 from support.lightrag_rig import ANSWER, DIMENSIONS, Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]

@@ -34,14 +34,11 @@ from lightrag_resilience import (  # noqa: E402
     gathered,
 )
 from lightrag_resilience.integrations.httpx2 import ResilientTransport  # noqa: E402
-from lightrag_resilience.integrations.lightrag._inner_retries import (  # noqa: E402
+from lightrag_resilience.integrations.lightrag.inner_retries import (  # noqa: E402
     make_inner_retries_yield,
     restore_inner_retries,
 )
-from lightrag_resilience.integrations.sdks import (  # noqa: E402
-    tell_cut_off_streams,
-    yield_retries,
-)
+from lightrag_resilience.integrations.sdks import tell_cut_off_streams, yield_retries  # noqa: E402
 from support.llmock_clients import (  # noqa: E402
     ANSWERING,
     EMBEDDING,

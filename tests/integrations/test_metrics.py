@@ -23,10 +23,10 @@ pytest.importorskip("prometheus_client")
 from prometheus_client import CollectorRegistry
 
 from lightrag_resilience import Guards
-from lightrag_resilience._surroundings import share_metrics, surroundings
+from lightrag_resilience.config.process_environment import share_metrics, surroundings
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.integrations.metrics import Metrics
-from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry.prometheus import observe
 
 WITHIN = 60.0  # seconds, on a busy machine
@@ -225,7 +225,9 @@ def test_any_worker_answers_for_all(tmp_path: Path) -> None:
 
 @pytest.fixture
 def show_metrics() -> Any:
-    return pytest.importorskip("lightrag_resilience.integrations.lightrag._metrics").show_metrics
+    return pytest.importorskip(
+        "lightrag_resilience.integrations.lightrag.serving.metrics_route"
+    ).show_metrics
 
 
 @pytest.mark.anyio
@@ -283,7 +285,8 @@ def test_a_folder_that_is_named_is_made_and_emptied(
 
 
 def test_a_folder_that_nobody_names_ends_with_the_process() -> None:
-    code = "from lightrag_resilience._surroundings import *; print(share_metrics(), flush=True)"
+    module = "lightrag_resilience.config.process_environment"
+    code = f"from {module} import share_metrics; print(share_metrics(), flush=True)"
     line = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=WITHIN)  # noqa: S603
     assert "lightrag-resilience-metrics-" in line
     assert not Path(line.strip()).exists()

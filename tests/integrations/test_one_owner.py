@@ -21,12 +21,12 @@ from lightrag.llm.ollama import _ollama_model_if_cache  # noqa: E402
 from lightrag.llm.openai import openai_complete_if_cache, openai_embed  # noqa: E402
 
 from lightrag_resilience import Guards, Policy, UnsupportedCallError  # noqa: E402
-from lightrag_resilience.integrations.lightrag._inner_retries import (  # noqa: E402
+from lightrag_resilience.config.settings import load_settings  # noqa: E402
+from lightrag_resilience.integrations.lightrag.inner_retries import (  # noqa: E402
     make_inner_retries_yield,
     restore_inner_retries,
 )
 from lightrag_resilience.integrations.sdks import yield_retries  # noqa: E402
-from lightrag_resilience.settings import load_settings  # noqa: E402
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 ATTEMPTS = 4

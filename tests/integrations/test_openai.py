@@ -10,7 +10,7 @@ from lightrag.llm.openai import openai_complete_if_cache, openai_embed
 
 from lightrag_resilience import AttemptTimeoutError, Guard, Policy, RetryPolicy
 from lightrag_resilience.events import AttemptFailed
-from lightrag_resilience.integrations.lightrag._inner_retries import (
+from lightrag_resilience.integrations.lightrag.inner_retries import (
     make_inner_retries_yield,
     restore_inner_retries,
 )

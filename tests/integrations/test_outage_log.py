@@ -13,21 +13,21 @@ import pytest
 pytest.importorskip("lightrag")
 
 from lightrag_resilience import CircuitOpenError, Guards
-from lightrag_resilience.integrations.lightrag._outage_log import (
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.integrations.lightrag.serving.http_errors import HonestRequests
+from lightrag_resilience.integrations.lightrag.serving.outage_log import (
     AlreadyTold,
     ChangesSummed,
     FailedRequest,
     log_beside_lightrag,
 )
-from lightrag_resilience.integrations.lightrag._requests import HonestRequests
-from lightrag_resilience.integrations.lightrag._work import (
+from lightrag_resilience.integrations.lightrag.work.context import (
     Stage,
     Work,
     current_work,
     gated,
     reached,
 )
-from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry.correlation import correlated
 from lightrag_resilience.testing.virtual_time import VirtualTimeLoop
 

@@ -18,21 +18,21 @@ from lightrag.base import StoragesStatus
 from lightrag.utils import EmbeddingFunc
 
 from lightrag_resilience import Guards, ResilienceError, SettingsError, unprotect
+from lightrag_resilience.config.settings import Settings, load_settings
 from lightrag_resilience.integrations import gunicorn as hooks
 from lightrag_resilience.integrations.asgi import Draining
-from lightrag_resilience.integrations.lightrag import _serving as serving
-from lightrag_resilience.integrations.lightrag import _worker as worker_module
 from lightrag_resilience.integrations.lightrag import is_protected, protect
 from lightrag_resilience.integrations.lightrag import server as module
-from lightrag_resilience.integrations.lightrag._ingest import heard_when_stored
-from lightrag_resilience.integrations.lightrag._requests import HonestRequests
-from lightrag_resilience.integrations.lightrag._serving import (
+from lightrag_resilience.integrations.lightrag.serving import gunicorn_worker as worker_module
+from lightrag_resilience.integrations.lightrag.serving import server_config as serving
+from lightrag_resilience.integrations.lightrag.serving.http_errors import HonestRequests
+from lightrag_resilience.integrations.lightrag.serving.server_config import (
     answer_when_stored,
     configure_gunicorn,
     configure_uvicorn,
 )
+from lightrag_resilience.integrations.lightrag.work.ingest import heard_when_stored
 from lightrag_resilience.integrations.status import StatusPage
-from lightrag_resilience.settings import Settings, load_settings
 from lightrag_resilience.shutdown import Coordinator
 from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 from support.lightrag_rig import Provider, lightrag_on

@@ -17,11 +17,11 @@ from lightrag import LightRAG
 from lightrag.base import DocStatus
 
 from lightrag_resilience import Guards, State
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import Event, RecoveryRan
 from lightrag_resilience.integrations.lightrag import protect, unprotect
-from lightrag_resilience.integrations.lightrag._failed_documents import Record
-from lightrag_resilience.settings import load_settings
-from lightrag_resilience.shared.lease import Lease
+from lightrag_resilience.integrations.lightrag.recovery.failed_documents import Record
+from lightrag_resilience.shared_state.lease import Lease
 from lightrag_resilience.testing.redis_server import RedisServer
 from support import lightrag_rig
 from support.lightrag_rig import EXTRACTED, Provider, lightrag_on

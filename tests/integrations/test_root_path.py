@@ -15,12 +15,12 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from lightrag_resilience import Guards
-from lightrag_resilience.integrations._asgi_scope import route_path
-from lightrag_resilience.integrations._asgi_work import name_of
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.integrations.asgi.request_task import name_of
+from lightrag_resilience.integrations.asgi.scope import route_path
 from lightrag_resilience.integrations.metrics import Metrics
 from lightrag_resilience.integrations.status import StatusPage
-from lightrag_resilience.settings import load_settings
 from support.status_app import nothing_here
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ pytest.importorskip("lightrag")
 from lightrag import QueryParam
 
 from lightrag_resilience import Guards
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import protect
-from lightrag_resilience.settings import load_settings
 from support.lightrag_rig import Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]

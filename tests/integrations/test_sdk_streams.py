@@ -26,9 +26,9 @@ from lightrag_resilience import (  # noqa: E402
     UnsupportedCallError,
     protect,
 )
+from lightrag_resilience.config.settings import load_settings  # noqa: E402
 from lightrag_resilience.integrations.lightrag import unprotect  # noqa: E402
 from lightrag_resilience.integrations.sdks import tell_cut_off_streams  # noqa: E402
-from lightrag_resilience.settings import load_settings  # noqa: E402
 from lightrag_resilience.testing import Fault, Simulator  # noqa: E402
 from support.lightrag_rig import Provider, lightrag_on  # noqa: E402
 

@@ -16,8 +16,8 @@ pytest.importorskip("fastapi", reason="LightRAG's server comes with lightrag-hku
 pytest.importorskip("jwt", reason="LightRAG's server comes with lightrag-hku[api]")
 
 from lightrag_resilience import Guards
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import server as server_module
-from lightrag_resilience.settings import load_settings
 from lightrag_resilience.testing import Fault
 from support.served import STARTS_WITHIN, TEXT, served
 

@@ -15,7 +15,7 @@ pytest.importorskip("lightrag")
 
 from lightrag.kg import shared_storage
 
-from lightrag_resilience.integrations.lightrag._shared_locks import (
+from lightrag_resilience.integrations.lightrag.serving.shared_locks import (
     LoadFlags,
     SharedLock,
     recover_shared_locks,

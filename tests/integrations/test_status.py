@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import BreakerPolicy, Guards, State
+from lightrag_resilience.config.settings import Settings, load_settings
 from lightrag_resilience.errors import SettingsError
-from lightrag_resilience.integrations import _status_watch, status
-from lightrag_resilience.integrations._status_actions import Refused, check_token
-from lightrag_resilience.integrations._status_record import Record
-from lightrag_resilience.integrations._status_rows import rows
+from lightrag_resilience.integrations import status
 from lightrag_resilience.integrations.status import StatusPage
-from lightrag_resilience.settings import Settings, load_settings
-from lightrag_resilience.shared.client import make_client
-from lightrag_resilience.shared.store import Store, Subject
-from lightrag_resilience.shared.wire import Keys, policy_as_json
+from lightrag_resilience.integrations.status import observer as _status_watch
+from lightrag_resilience.integrations.status.actions import Refused, check_token
+from lightrag_resilience.integrations.status.dependency_rows import rows
+from lightrag_resilience.integrations.status.outage_history import Record
+from lightrag_resilience.redis_client.client import make_client
+from lightrag_resilience.shared_state.messages import Keys, policy_as_json
+from lightrag_resilience.shared_state.script_runner import Store, Subject
 from lightrag_resilience.shutdown import Coordinator
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.status_app import nothing_here
@@ -212,9 +213,9 @@ def of(data: Any, name: str) -> Any:
     [
         ("/resilience", "text/html; charset=utf-8"),
         ("/resilience/page.css", "text/css; charset=utf-8"),
-        ("/resilience/page.js", "text/javascript; charset=utf-8"),
-        ("/resilience/draw.js", "text/javascript; charset=utf-8"),
-        ("/resilience/steer.js", "text/javascript; charset=utf-8"),
+        ("/resilience/live.js", "text/javascript; charset=utf-8"),
+        ("/resilience/render.js", "text/javascript; charset=utf-8"),
+        ("/resilience/actions.js", "text/javascript; charset=utf-8"),
         ("/resilience/icon.svg", "image/svg+xml"),
         ("/resilience/data", "application/json"),
     ],
@@ -234,7 +235,7 @@ async def test_each_part_forbids_all_that_it_does_not_need(path: str, kind: str)
 
 
 def test_the_page_has_no_code_or_style_of_its_own_and_takes_nothing_from_elsewhere() -> None:
-    folder = Path(status.__file__).with_name("status_page")
+    folder = Path(status.__file__).with_name("static")
     markup = (folder / "page.html").read_text()
     assert not re.search(
         r"\son\w+=|style=|<style|javascript:|<script(?! type=\"module\" src=)", markup
@@ -251,7 +252,7 @@ def test_the_page_has_no_code_or_style_of_its_own_and_takes_nothing_from_elsewhe
         ("/", "GET", 204),
         ("/resilience-page", "GET", 204),
         ("/resilience/nothing", "GET", 404),
-        ("/resilience/../page.js", "GET", 404),
+        ("/resilience/../live.js", "GET", 404),
         ("/resilience", "POST", 405),
         ("/resilience/actions", "GET", 405),
         ("/resilience/", "GET", 307),

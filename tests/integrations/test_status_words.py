@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lightrag_resilience.events import AttemptFailed, CallSucceeded, StateChanged
-from lightrag_resilience.integrations._status_record import Record
-from lightrag_resilience.integrations._status_words import headline, health_of_row
+from lightrag_resilience.integrations.status.headline import headline, health_of_row
+from lightrag_resilience.integrations.status.outage_history import Record
 
 NOON = 1_790_000_000.0
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 pytest.importorskip("lightrag.kg.factory", reason="LightRAG 1.5")
 
 from lightrag_resilience import Guards
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag.storages import guard_storage
-from lightrag_resilience.settings import load_settings
 from support.backends import BACKENDS, EMBEDDED, Backend, Reader, place_of
 from support.storage_operations import CALLS, KINDS, LIFE, Call, methods_of, sequences
 

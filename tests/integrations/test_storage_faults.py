@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("lightrag.kg.factory", reason="LightRAG 1.5")
 
 from lightrag_resilience import Guards, protect
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
 from support.backends import POSTGRES, REDIS, Backend, Place, Reader, place_of
 from support.ingest import Fault, Outcome, ingest
 

@@ -29,12 +29,8 @@ from lightrag_resilience import (
     State,
     UnsupportedCallError,
 )
-from lightrag_resilience.integrations.lightrag._storage_methods import (
-    _UNGUARDED,
-    Effect,
-    effect_of,
-)
-from lightrag_resilience.integrations.lightrag._work import gated, working
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.integrations.lightrag.storage_methods import _UNGUARDED, Effect, effect_of
 from lightrag_resilience.integrations.lightrag.storages import (
     dependency_of,
     guard_storage,
@@ -42,7 +38,7 @@ from lightrag_resilience.integrations.lightrag.storages import (
     guarding,
     release_storage,
 )
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.integrations.lightrag.work.context import gated, working
 from lightrag_resilience.testing.virtual_time import VirtualTimeLoop
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]

@@ -14,10 +14,10 @@ from lightrag import QueryParam
 from lightrag.base import DocStatus
 
 from lightrag_resilience import Guards
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import DocumentsCounted, Event, QueryAnswered
 from lightrag_resilience.integrations.lightrag import protect, unprotect
-from lightrag_resilience.integrations.lightrag._documents import DocumentCounts
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.integrations.lightrag.work.document_counts import DocumentCounts
 from support.lightrag_rig import Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]

@@ -17,8 +17,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from lightrag_resilience import Guards, Priority, priority
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import protect, unprotect
-from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry.correlation import correlated, correlation_id
 from lightrag_resilience.telemetry.otel import instrument
 from support.lightrag_rig import Provider, lightrag_on

@@ -23,9 +23,9 @@ pytest.importorskip("prometheus_client")
 from prometheus_client import CollectorRegistry
 
 from lightrag_resilience import Guards
-from lightrag_resilience.cli import app as commands
+from lightrag_resilience.cli.app import app as commands
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.status import StatusPage
-from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry.prometheus import observe
 from lightrag_resilience.testing import Fault, Simulator
 from lightrag_resilience.testing.redis_server import RedisServer

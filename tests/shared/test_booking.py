@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightrag_resilience import LimitPolicy
-from lightrag_resilience.shared.booking import Booking, Demand, Stock
-from lightrag_resilience.shared.client import make_client
-from lightrag_resilience.shared.limit import SharedLimit
-from lightrag_resilience.shared.store import Store
-from lightrag_resilience.shared.wire import WireError
+from lightrag_resilience.redis_client.client import make_client
+from lightrag_resilience.shared_state.messages import WireError
+from lightrag_resilience.shared_state.reservations import Booking, Demand, Stock
+from lightrag_resilience.shared_state.script_runner import Store
+from lightrag_resilience.shared_state.shared_rate_limiter import SharedLimit
 from lightrag_resilience.testing.redis_server import RedisServer
 
 WORKERS = ("one", "two")

@@ -18,19 +18,25 @@ import redis
 from redis.exceptions import ClusterError, RedisError
 
 from lightrag_resilience import BreakerPolicy, LimitPolicy, State
-from lightrag_resilience.shared.address import places_in, problem_with_address
-from lightrag_resilience.shared.booking import Demand
-from lightrag_resilience.shared.checkup import check_up
-from lightrag_resilience.shared.client import (
+from lightrag_resilience.config.redis_url import places_in, problem_with_address
+from lightrag_resilience.redis_client.client import (
     lost_connections,
     make_client,
     needed_rights,
     subscriptions,
 )
-from lightrag_resilience.shared.limit import SharedLimit
-from lightrag_resilience.shared.store import Store, Subject
-from lightrag_resilience.shared.trouble import what_is_wrong
-from lightrag_resilience.shared.wire import Cooling, Keys, Presence, Report, policy_as_json
+from lightrag_resilience.redis_client.error_text import what_is_wrong
+from lightrag_resilience.redis_client.health_check import check_up
+from lightrag_resilience.shared_state.messages import (
+    Cooling,
+    Keys,
+    Presence,
+    Report,
+    policy_as_json,
+)
+from lightrag_resilience.shared_state.reservations import Demand
+from lightrag_resilience.shared_state.script_runner import Store, Subject
+from lightrag_resilience.shared_state.shared_rate_limiter import SharedLimit
 from lightrag_resilience.testing.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio

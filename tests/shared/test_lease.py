@@ -8,8 +8,8 @@ import time
 import pytest
 from redis import Redis
 
-from lightrag_resilience.shared.client import make_client
-from lightrag_resilience.shared.lease import Lease
+from lightrag_resilience.redis_client.client import make_client
+from lightrag_resilience.shared_state.lease import Lease
 from lightrag_resilience.testing.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -143,7 +143,7 @@ async def test_what_the_work_raises_is_raised_and_the_lease_given_back(
 async def test_a_cancelled_holder_ends_its_work_first_even_if_that_swallows_a_cancellation(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightrag_resilience.shared.lease._CANCEL_AGAIN", 0.05)
+    monkeypatch.setattr("lightrag_resilience.shared_state.lease._CANCEL_AGAIN", 0.05)
     swallowed, began, has_ended = 0, asyncio.Event(), False
 
     async def stubborn() -> None:
@@ -169,7 +169,7 @@ async def test_a_cancelled_holder_ends_its_work_first_even_if_that_swallows_a_ca
 async def test_work_that_cannot_be_ended_keeps_the_lease_until_it_lapses(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightrag_resilience.shared.lease._CANCEL_AGAIN", 0.01)
+    monkeypatch.setattr("lightrag_resilience.shared_state.lease._CANCEL_AGAIN", 0.01)
     ended = asyncio.Event()
 
     async def stubborn() -> None:

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightrag_resilience import LimitPolicy, RateLimitedError
-from lightrag_resilience.shared.booking import Booking
-from lightrag_resilience.shared.limit import SharedLimit
+from lightrag_resilience.shared_state.reservations import Booking
+from lightrag_resilience.shared_state.shared_rate_limiter import SharedLimit
 from lightrag_resilience.testing.virtual_time import VirtualTimeLoop
 
 RPM, BURST, TOKENS = 600.0, 10, 100

@@ -13,11 +13,11 @@ import pytest
 import redis
 
 from lightrag_resilience import BreakerPolicy, Guards, LimitPolicy, RateLimitedError
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import Events
-from lightrag_resilience.failures import Failure, FailureKind
-from lightrag_resilience.settings import load_settings
-from lightrag_resilience.shared import limit as module
-from lightrag_resilience.shared.sync import Synchronizer
+from lightrag_resilience.failures.classifier import Failure, FailureKind
+from lightrag_resilience.shared_state import shared_rate_limiter as module
+from lightrag_resilience.shared_state.synchronizer import Synchronizer
 from lightrag_resilience.testing.redis_server import RedisServer
 from lightrag_resilience.testing.tcp_proxy import TcpProxy
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-from lightrag_resilience.shared.wire import Keys
+from lightrag_resilience.shared_state.messages import Keys
 from lightrag_resilience.testing.redis_server import RedisServer
 from lightrag_resilience.testing.tcp_proxy import TcpProxy
 from support.workers import WorkerProcess, Workers, workers

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from lightrag_resilience import BreakerPolicy
 from lightrag_resilience.events import Events
-from lightrag_resilience.shared.client import make_client
-from lightrag_resilience.shared.overrides import Overrides
-from lightrag_resilience.shared.store import Store
-from lightrag_resilience.shared.sync import Synchronizer
-from lightrag_resilience.shared.wire import Override, StoredOverrides, WireError
+from lightrag_resilience.redis_client.client import make_client
+from lightrag_resilience.shared_state.messages import Override, StoredOverrides, WireError
+from lightrag_resilience.shared_state.overrides import Overrides
+from lightrag_resilience.shared_state.script_runner import Store
+from lightrag_resilience.shared_state.synchronizer import Synchronizer
 from lightrag_resilience.testing.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import BreakerPolicy, State
-from lightrag_resilience.shared.client import make_client
-from lightrag_resilience.shared.overview import Cluster
-from lightrag_resilience.shared.store import Store, Subject
-from lightrag_resilience.shared.wire import (
+from lightrag_resilience.redis_client.client import make_client
+from lightrag_resilience.shared_state.cluster_view import Cluster
+from lightrag_resilience.shared_state.messages import (
     Description,
     Keys,
     Override,
@@ -19,6 +18,7 @@ from lightrag_resilience.shared.wire import (
     Report,
     policy_as_json,
 )
+from lightrag_resilience.shared_state.script_runner import Store, Subject
 from lightrag_resilience.testing.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio

@@ -10,8 +10,8 @@ from redis._parsers import AsyncCommandsParser
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from lightrag_resilience.shared.client import make_client, needed_rights
-from lightrag_resilience.shared.redis_compat import (
+from lightrag_resilience.redis_client.client import make_client, needed_rights
+from lightrag_resilience.redis_client.compat import (
     FURTHER_COMMANDS,
     PLAIN,
     KeysAtHand,

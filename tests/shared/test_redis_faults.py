@@ -20,12 +20,12 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from lightrag_resilience import BreakerPolicy, LimitPolicy, State
 from lightrag_resilience.events import Events
-from lightrag_resilience.shared import worker
-from lightrag_resilience.shared.breaker import SharedBreaker
-from lightrag_resilience.shared.client import make_client
-from lightrag_resilience.shared.store import Store, Subject
-from lightrag_resilience.shared.sync import Synchronizer
-from lightrag_resilience.shared.wire import Cooling, Reply, policy_as_json
+from lightrag_resilience.redis_client.client import make_client
+from lightrag_resilience.shared_state import sync_thread as worker
+from lightrag_resilience.shared_state.messages import Cooling, Reply, policy_as_json
+from lightrag_resilience.shared_state.script_runner import Store, Subject
+from lightrag_resilience.shared_state.shared_breaker import SharedBreaker
+from lightrag_resilience.shared_state.synchronizer import Synchronizer
 from lightrag_resilience.testing.redis_server import RedisServer
 
 POLICY = BreakerPolicy(open_for=60.0)

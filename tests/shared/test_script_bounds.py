@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import BreakerPolicy, LimitPolicy, State
-from lightrag_resilience.shared import scripts
-from lightrag_resilience.shared.booking import Demand
-from lightrag_resilience.shared.client import make_client
-from lightrag_resilience.shared.store import Store, Subject
-from lightrag_resilience.shared.wire import Report, policy_as_json
+from lightrag_resilience.redis_client import lua_scripts as scripts
+from lightrag_resilience.redis_client.client import make_client
+from lightrag_resilience.shared_state.messages import Report, policy_as_json
+from lightrag_resilience.shared_state.reservations import Demand
+from lightrag_resilience.shared_state.script_runner import Store, Subject
 from lightrag_resilience.testing.redis_server import RedisServer
 
 POLICY = BreakerPolicy(min_calls=4, window_seconds=40.0, open_for=4.0, probe_lease=90.0)

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lightrag_resilience import BreakerPolicy, State
-from lightrag_resilience._outcomes import Tally
-from lightrag_resilience.shared.client import make_client
-from lightrag_resilience.shared.store import Store, Subject
-from lightrag_resilience.shared.wire import LETTERS, Keys, Reply, Report, policy_as_json
+from lightrag_resilience.circuit.outcomes import Tally
+from lightrag_resilience.redis_client.client import make_client
+from lightrag_resilience.shared_state.messages import LETTERS, Keys, Reply, Report, policy_as_json
+from lightrag_resilience.shared_state.script_runner import Store, Subject
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.breaker_model import Model
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import BreakerPolicy, CircuitOpenError, Guard, Policy, State
-from lightrag_resilience.shared.breaker import SharedBreaker, When
-from lightrag_resilience.shared.wire import Announcement, Report
+from lightrag_resilience.shared_state.messages import Announcement, Report
+from lightrag_resilience.shared_state.shared_breaker import SharedBreaker, When
 
 LEASE = 60.0
 REASON = "after 5 failures in a row"

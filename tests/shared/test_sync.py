@@ -15,11 +15,11 @@ import pytest
 import redis
 
 from lightrag_resilience import CallRejected, State
-from lightrag_resilience.registry import Guards
-from lightrag_resilience.settings import load_settings
-from lightrag_resilience.shared import worker
-from lightrag_resilience.shared.link import Link
-from lightrag_resilience.shared.wire import Keys
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.pipeline.registry import Guards
+from lightrag_resilience.shared_state import sync_thread as worker
+from lightrag_resilience.shared_state.connection_status import Link
+from lightrag_resilience.shared_state.messages import Keys
 from lightrag_resilience.testing.redis_server import RedisServer
 
 NAME = "llm.made-up"

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightrag_resilience import BreakerPolicy, State
-from lightrag_resilience._outcomes import Tally
-from lightrag_resilience._words import as_duration
-from lightrag_resilience.shared.wire import (
+from lightrag_resilience.circuit.outcomes import Tally
+from lightrag_resilience.shared_state.messages import (
     Announcement,
     Cooling,
     Description,
@@ -22,6 +21,7 @@ from lightrag_resilience.shared.wire import (
     WireError,
     policy_as_json,
 )
+from lightrag_resilience.text import as_duration
 
 GOOD = [b"O", b"1795440408113", b"2500", b"2", b"after 5 failures in a row", b"held", b"-1"]
 COUNTS: list[Any] = [b"12", b"5", b"0", b"3", b"1", b"2500"]

@@ -21,9 +21,9 @@ import pytest
 pytest.importorskip("uvicorn")
 
 from lightrag_resilience import Guards
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.integrations.asgi import Draining
-from lightrag_resilience.journal import Journal
-from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
 
 pytestmark = [

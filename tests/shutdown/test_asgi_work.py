@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards, ShuttingDownError
-from lightrag_resilience.integrations._asgi_work import closing, name_of
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.integrations.asgi import Draining
-from lightrag_resilience.journal import Journal
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.integrations.asgi.request_task import closing, name_of
 from lightrag_resilience.shutdown import Coordinator
 
 pytestmark = pytest.mark.anyio

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience import Guards, _roots
-from lightrag_resilience._ending import end_all
-from lightrag_resilience._in_flight import has_ended
-from lightrag_resilience._roots import write_down_all
-from lightrag_resilience.journal import Journal
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience import Guards
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining import process as _roots
+from lightrag_resilience.draining.in_flight import has_ended
+from lightrag_resilience.draining.journal import Journal
+from lightrag_resilience.draining.process import write_down_all
+from lightrag_resilience.draining.termination import end_all
 from lightrag_resilience.shutdown import Coordinator
 from support.scripts import output_of
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards
-from lightrag_resilience.journal import Journal
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.shutdown import Coordinator
 
 pytestmark = pytest.mark.anyio

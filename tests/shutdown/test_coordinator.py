@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards, Policy, PolicyError, ShuttingDownError, TimeoutPolicy
-from lightrag_resilience._phases import Phase
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.journal import Journal
+from lightrag_resilience.draining.phases import Phase
 from lightrag_resilience.events import DrainChanged, DrainEnded, Event, WorkAbandoned
-from lightrag_resilience.journal import Journal
-from lightrag_resilience.settings import load_settings
 from lightrag_resilience.shutdown import Coordinator
 
 pytestmark = pytest.mark.anyio

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards, Policy, ShuttingDownError
-from lightrag_resilience._gate import admitted
+from lightrag_resilience.composition.wait_for_recovery import patiently
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.gate import admitted
 from lightrag_resilience.events import CallRefused
-from lightrag_resilience.patience import patiently
-from lightrag_resilience.settings import load_settings
 from lightrag_resilience.testing import VirtualTimeLoop
 from support.guards import heard_by
 

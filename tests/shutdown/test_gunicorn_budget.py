@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience.integrations._gunicorn import OWN_WORKER, patience_of
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.gunicorn import check_budget
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.integrations.gunicorn.time_budget import OWN_WORKER, patience_of
 
 JOURNAL = {"RESILIENCE_SHUTDOWN_JOURNAL": "journal"}
 

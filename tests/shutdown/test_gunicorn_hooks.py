@@ -21,10 +21,10 @@ from gunicorn.config import Config
 
 import lightrag_resilience.integrations.gunicorn as hooks
 from lightrag_resilience import Guards
-from lightrag_resilience._host import host
-from lightrag_resilience._ledger import Line
-from lightrag_resilience.journal import Journal
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.journal import Journal
+from lightrag_resilience.draining.supervisor import host
+from lightrag_resilience.draining.worker_ledger import Line
 from lightrag_resilience.shutdown import Coordinator
 from support.scripts import output_of
 

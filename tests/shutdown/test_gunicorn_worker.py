@@ -23,10 +23,10 @@ pytest.importorskip("gunicorn")
 from gunicorn.config import Config
 
 from lightrag_resilience import Guards
-from lightrag_resilience._host import host
-from lightrag_resilience.integrations._gunicorn_worker import DrainingWorker
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.supervisor import host
 from lightrag_resilience.integrations.asgi import Draining
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.integrations.gunicorn.draining_worker import DrainingWorker
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Gunicorn needs fork")
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience import journal as module
-from lightrag_resilience.journal import Abandoned, Journal
+from lightrag_resilience.draining import journal as module
+from lightrag_resilience.draining.journal import Abandoned, Journal
 
 WRITER = """
 import sys

@@ -14,8 +14,8 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner
 
-from lightrag_resilience.cli import app
-from lightrag_resilience.journal import Abandoned, Journal
+from lightrag_resilience.cli.app import app
+from lightrag_resilience.draining.journal import Abandoned, Journal
 
 
 def run(*words: str, **variables: str) -> tuple[int, str]:

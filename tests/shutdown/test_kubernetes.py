@@ -18,9 +18,9 @@ import redis
 import yaml
 
 from lightrag_resilience import Guards
+from lightrag_resilience.config.settings import Settings, load_settings
 from lightrag_resilience.integrations.gunicorn import check_budget
-from lightrag_resilience.settings import Settings, load_settings
-from lightrag_resilience.shared.client import needed_rights
+from lightrag_resilience.redis_client.client import needed_rights
 from lightrag_resilience.testing.redis_server import RedisServer
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
@@ -49,7 +49,7 @@ def settings() -> Settings:
 
 def graceful_timeout() -> float:
     pytest.importorskip("lightrag")
-    from lightrag_resilience.integrations.lightrag import _serving  # noqa: PLC0415 - see above
+    from lightrag_resilience.integrations.lightrag.serving import server_config as _serving  # noqa: PLC0415 - see above
 
     config: Any = ModuleType("gunicorn_config")
     _serving.configure_gunicorn(config, settings())

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from lightrag_resilience import Guards
-from lightrag_resilience._host import host
-from lightrag_resilience._ledger import Ledger, Line
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.supervisor import host
+from lightrag_resilience.draining.worker_ledger import Ledger, Line
 from lightrag_resilience.shutdown import Coordinator
 
 

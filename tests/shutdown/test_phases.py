@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightrag_resilience import PolicyError
-from lightrag_resilience._phases import Drain, Phase
+from lightrag_resilience.draining.phases import Drain, Phase
 
 ORDER = list(Phase)
 

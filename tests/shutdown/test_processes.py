@@ -14,7 +14,7 @@ from typing import IO
 
 import pytest
 
-from lightrag_resilience.journal import Journal
+from lightrag_resilience.draining.journal import Journal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 

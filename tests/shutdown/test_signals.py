@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards, ShuttingDownError
-from lightrag_resilience._host import host, repeats_sigterm
-from lightrag_resilience._signals import ONE_REQUEST, Ears, signals_to_hear
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.signals import ONE_REQUEST, Ears, signals_to_hear
+from lightrag_resilience.draining.supervisor import host, repeats_sigterm
 from lightrag_resilience.shutdown import Coordinator
 
 SIGNAL = signal.SIGTERM

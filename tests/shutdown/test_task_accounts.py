@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from lightrag_resilience import Guards, Policy
-from lightrag_resilience._in_flight import records_of
-from lightrag_resilience._task_accounts import tell_of
-from lightrag_resilience.journal import Abandoned, Journal
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.in_flight import records_of
+from lightrag_resilience.draining.journal import Abandoned, Journal
+from lightrag_resilience.draining.quiescence import tell_of
 from lightrag_resilience.shutdown import Coordinator
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ from typing import Any
 
 from websockets.asyncio.client import connect
 
-from lightrag_resilience.journal import Abandoned
+from lightrag_resilience.draining.journal import Abandoned
 from support.masters import Master, results, running
 
 LONG = 60.0  # seconds of work that no drain waits for

@@ -26,7 +26,7 @@ from aiohttp import web
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lightrag_resilience.journal import Journal
+from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.testing import SeenCall, Simulator
 from lightrag_resilience.testing import simulator as module
 from support.served import STARTS_WITHIN, Served, serving

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from lightrag_resilience.journal import Abandoned, Journal
+from lightrag_resilience.draining.journal import Abandoned, Journal
 
 TESTS = Path(__file__).parents[1]
 OURS = "lightrag_resilience.integrations.gunicorn.DrainingWorker"

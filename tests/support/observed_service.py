@@ -15,14 +15,7 @@ from typing import Any
 
 from prometheus_client import start_http_server
 
-from lightrag_resilience import (
-    StaleCache,
-    answered,
-    guards,
-    hedged,
-    resilient,
-    with_fallbacks,
-)
+from lightrag_resilience import StaleCache, answered, guards, hedged, resilient, with_fallbacks
 from lightrag_resilience.demo.rig import Rig, build_rig
 from lightrag_resilience.shutdown import Coordinator
 from lightrag_resilience.telemetry.prometheus import observe

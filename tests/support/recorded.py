@@ -19,8 +19,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from lightrag_resilience import Guards
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import DocumentsCounted, QueryAnswered
-from lightrag_resilience.settings import load_settings
 from lightrag_resilience.telemetry.prometheus import observe
 from lightrag_resilience.testing import VirtualTimeLoop
 

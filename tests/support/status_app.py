@@ -12,8 +12,8 @@ from typing import Any
 import uvicorn
 
 from lightrag_resilience import Guards
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.status import StatusPage
-from lightrag_resilience.settings import load_settings
 
 TOKEN = "a-token-for-tests-alone"  # noqa: S105 - it protects nothing
 STARTS_WITHIN = 30.0  # seconds

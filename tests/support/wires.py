@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from lightrag_resilience import Guards
-from lightrag_resilience.settings import Settings
+from lightrag_resilience.config.settings import Settings
 
 __all__ = ["URL", "Answer", "answers", "new_guards", "wire"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from lightrag_resilience import CallRejected, guards
 from lightrag_resilience.events import Event, StateChanged
-from lightrag_resilience.failures import Failure, FailureKind
-from lightrag_resilience.testing.commanded import obey
+from lightrag_resilience.failures.classifier import Failure, FailureKind
+from lightrag_resilience.testing.command_process import obey
 
 NAME = "llm.made-up"
 

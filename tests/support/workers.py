@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightrag_resilience.testing.commanded import CommandedProcess, together
+from lightrag_resilience.testing.command_process import CommandedProcess, together
 
 SCRIPT = Path(__file__).with_name("worker_process.py")
 SETTINGS = {

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from lightrag_resilience._diagnosis_process import examine_process
-from lightrag_resilience._surroundings import surroundings
-from lightrag_resilience.cli import app
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.cli.app import app
+from lightrag_resilience.cli.process_checks import examine_process
+from lightrag_resilience.config.process_environment import surroundings
+from lightrag_resilience.config.settings import load_settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 

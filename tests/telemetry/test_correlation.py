@@ -11,8 +11,8 @@ import httpx2
 import pytest
 
 from lightrag_resilience import CallRejected, Guards, Policy, RateLimitedError, RetryPolicy
-from lightrag_resilience.guard import Guard
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.telemetry.correlation import correlated
 from support.wires import answers, wire
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lightrag_resilience.telemetry._metrics import METRICS
+from lightrag_resilience.telemetry.metric_catalog import METRICS
 
 pytestmark = pytest.mark.once
 ROOT = Path(__file__).parent.parent.parent

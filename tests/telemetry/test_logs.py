@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightrag_resilience import CallRejected, Guards
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.telemetry.correlation import (
     CorrelationFilter,
     CorrelationMiddleware,

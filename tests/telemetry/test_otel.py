@@ -31,8 +31,8 @@ from lightrag_resilience import (
     TimeoutPolicy,
     resilient,
 )
-from lightrag_resilience.guard import Guard
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.telemetry.correlation import correlated
 from lightrag_resilience.telemetry.otel import Instrumentation, current_trace, instrument
 from lightrag_resilience.telemetry.prometheus import observe

@@ -15,6 +15,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 
 from lightrag_resilience import Guards, LimitPolicy, Policy, RetryPolicy
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import (
     AttemptFailed,
     CallFailed,
@@ -24,8 +25,7 @@ from lightrag_resilience.events import (
     QueryAnswered,
     RecoveryRan,
 )
-from lightrag_resilience.settings import load_settings
-from lightrag_resilience.telemetry._genai import DURATION
+from lightrag_resilience.telemetry.genai_conventions import DURATION
 from lightrag_resilience.telemetry.otel import Instrumentation, instrument
 from lightrag_resilience.telemetry.prometheus import observe
 

@@ -27,7 +27,7 @@ from lightrag_resilience import (
     Policy,
     RetryPolicy,
 )
-from lightrag_resilience.budget import TIMEOUT_RETRY_COST, RetryBudget
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import (
     CallSucceeded,
     DocumentsCounted,
@@ -41,11 +41,11 @@ from lightrag_resilience.events import (
     StaleAnswered,
     WorkAbandoned,
 )
-from lightrag_resilience.integrations._status_record import Record
-from lightrag_resilience.integrations._status_rows import rows
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.integrations.status.dependency_rows import rows
+from lightrag_resilience.integrations.status.outage_history import Record
+from lightrag_resilience.retry_budget import TIMEOUT_RETRY_COST, RetryBudget
 from lightrag_resilience.telemetry import prometheus
-from lightrag_resilience.telemetry._metrics import METRICS, describe_metrics
+from lightrag_resilience.telemetry.metric_catalog import METRICS, describe_metrics
 from lightrag_resilience.telemetry.prometheus import Observation, observe
 from lightrag_resilience.testing.redis_server import RedisServer
 

@@ -21,9 +21,9 @@ from prometheus_client import (
     generate_latest,
 )
 
-from lightrag_resilience.telemetry import _tally
-from lightrag_resilience.telemetry._metrics import BUCKETS
-from lightrag_resilience.telemetry._tally import Tallies, Tally
+from lightrag_resilience.telemetry import fast_histogram as _tally
+from lightrag_resilience.telemetry.fast_histogram import Tallies, Tally
+from lightrag_resilience.telemetry.metric_catalog import BUCKETS
 
 NAME = "attempt_duration_seconds"
 LABELS = ("dependency", "outcome")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightrag.prompt import PROMPTS
 
-from lightrag_resilience.testing.answers import complete, embed, relevance
+from lightrag_resilience.testing.simulated_model import complete, embed, relevance
 
 TEXT = "Ada Merrow founded Alderwick beside the river. In Alderwick stands the Tide Mill."
 

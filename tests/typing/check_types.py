@@ -28,7 +28,7 @@ from lightrag_resilience import (
     unprotect,
     with_fallbacks,
 )
-from lightrag_resilience.streams import GuardedStream
+from lightrag_resilience.streams.guarded_stream import GuardedStream
 
 
 @resilient("llm")

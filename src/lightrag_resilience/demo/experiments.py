@@ -11,7 +11,7 @@ from typing import Any
 from lightrag_resilience.testing import Fault
 
 from .corpus import Fact, document, facts
-from .figures import ANSWERED, Asked, Measured, Queries
+from .measurements import ANSWERED, Asked, Measured, Queries
 from .rig import Rig, build_rig
 
 __all__ = ["EXPERIMENTS", "FULL", "QUICK", "Experiment", "Scale", "Watch"]

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from .experiments import Experiment, Scale
-from .figures import Measured
+from .measurements import Measured
 from .workers import Cluster
 
 __all__ = ["Result", "as_json", "as_table", "workers_table"]

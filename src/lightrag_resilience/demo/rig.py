@@ -17,7 +17,7 @@ from lightrag.rerank import jina_rerank
 from lightrag.utils import EmbeddingFunc, Tokenizer
 
 from lightrag_resilience.integrations.lightrag import protect, unprotect
-from lightrag_resilience.registry import Guards
+from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.testing import Simulator
 
 __all__ = ["Rig", "build_rig"]

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.live import Live
 
 from .experiments import EXPERIMENTS, Scale, Watch
-from .figures import Measured
-from .live import live_table
-from .picture import draw
+from .live_view import live_table
+from .measurements import Measured
+from .outage_chart import draw
 from .report import Result, as_json, as_table, workers_table
 from .workers import Cluster, compare_workers
 

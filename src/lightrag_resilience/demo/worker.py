@@ -12,9 +12,9 @@ import httpx
 
 from lightrag_resilience.errors import CallRejected
 from lightrag_resilience.events import Event, StateChanged
-from lightrag_resilience.guard import Guard
-from lightrag_resilience.registry import Guards
-from lightrag_resilience.testing.commanded import obey
+from lightrag_resilience.pipeline.guard import Guard
+from lightrag_resilience.pipeline.registry import Guards
+from lightrag_resilience.testing.command_process import obey
 
 NAME = "llm.simulated"
 _LONGEST = 15.0  # seconds to wait for a state

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightrag_resilience.testing import Fault, Simulator
-from lightrag_resilience.testing.commanded import CommandedProcess, together
+from lightrag_resilience.testing.command_process import CommandedProcess, together
 from lightrag_resilience.testing.redis_server import RedisServer
 
 __all__ = ["Cluster", "compare_workers", "measure"]

@@ -8,11 +8,10 @@ from typing import Self
 
 import httpx
 
-from lightrag_resilience.policy import Policy
-from lightrag_resilience.registry import Guards
-
-from ._http_exchange import send
-from ._http_names import GuardsOfHosts
+from lightrag_resilience.config.policies import Policy
+from lightrag_resilience.integrations.http.exchange import send
+from lightrag_resilience.integrations.http.host_guards import GuardsOfHosts
+from lightrag_resilience.pipeline.registry import Guards
 
 __all__ = ["ResilientTransport"]
 

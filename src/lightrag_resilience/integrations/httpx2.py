@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from lightrag_resilience._extras import install
+from lightrag_resilience.runtime.extras import install
 
 try:
     import httpx2
@@ -14,11 +14,10 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py r
     message = f"This transport needs {error.name}: {install('httpx2')}"
     raise ModuleNotFoundError(message, name=error.name) from error
 
-from lightrag_resilience.policy import Policy
-from lightrag_resilience.registry import Guards
-
-from ._http_exchange import send
-from ._http_names import GuardsOfHosts
+from lightrag_resilience.config.policies import Policy
+from lightrag_resilience.integrations.http.exchange import send
+from lightrag_resilience.integrations.http.host_guards import GuardsOfHosts
+from lightrag_resilience.pipeline.registry import Guards
 
 __all__ = ["ResilientTransport"]
 

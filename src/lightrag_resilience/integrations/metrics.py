@@ -16,11 +16,10 @@ from typing import Any
 
 import anyio.to_thread
 
-from lightrag_resilience._surroundings import surroundings
-from lightrag_resilience.registry import Guards, resolve_guards
+from lightrag_resilience.config.process_environment import surroundings
+from lightrag_resilience.integrations.asgi.scope import route_path
+from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 from lightrag_resilience.telemetry.prometheus import Observation, observe  # says what is missing
-
-from ._asgi_scope import route_path
 
 # isort: split
 from prometheus_client import REGISTRY, CollectorRegistry

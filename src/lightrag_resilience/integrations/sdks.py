@@ -7,11 +7,11 @@ from contextlib import aclosing
 from types import ModuleType
 from typing import Any
 
-from lightrag_resilience._call import current_call, owned_by_a_guard
-from lightrag_resilience._finish import Finish, finish_after, why_not_whole
+from lightrag_resilience.calls.call_context import current_call, owned_by_a_guard
 from lightrag_resilience.errors import TruncatedStreamError, UnsupportedCallError
+from lightrag_resilience.streams.finish_markers import Finish, finish_after, why_not_whole
 
-from ._replaced import replace_methods
+from .method_patching import replace_methods
 
 __all__ = ["tell_cut_off_streams", "yield_retries"]
 

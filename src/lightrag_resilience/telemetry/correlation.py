@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMappi
 from contextlib import contextmanager
 from typing import Any
 
-from lightrag_resilience._identity import current_id
+from lightrag_resilience.runtime.request_id import current_id
 
 __all__ = [
     "HEADER",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
-from lightrag_resilience._extras import install
+from lightrag_resilience.runtime.extras import install
 
 try:
     from opentelemetry import metrics, trace
@@ -20,14 +20,14 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/telemetry/ runs
 
 from lightrag_resilience._version import __version__
 from lightrag_resilience.events import CallSucceeded, Event, RetryScheduled, StateChanged
-from lightrag_resilience.guard import Guard
-from lightrag_resilience.registry import Guards
+from lightrag_resilience.pipeline.guard import Guard
+from lightrag_resilience.pipeline.registry import Guards
 
-from ._bounded import BoundedNames, bounded_labels
-from ._genai import DURATION, DURATION_BUCKETS
-from ._measures import ASKED, look_at, measures_of
-from ._metrics import BUCKETS, METRICS, Metric
-from ._spans import TracedGuard, Tracing
+from .event_metrics import ASKED, look_at, measures_of
+from .genai_conventions import DURATION, DURATION_BUCKETS
+from .label_limit import BoundedNames, bounded_labels
+from .metric_catalog import BUCKETS, METRICS, Metric
+from .tracing import TracedGuard, Tracing
 
 __all__ = ["Instrumentation", "current_trace", "instrument"]
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
-from lightrag_resilience._extras import install
+from lightrag_resilience.runtime.extras import install
 
 try:
     import prometheus_client as client
@@ -21,12 +21,12 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/telemetry/ runs
     raise ModuleNotFoundError(message, name=error.name) from error
 
 from lightrag_resilience.events import CallSucceeded, Event
-from lightrag_resilience.registry import Guards
+from lightrag_resilience.pipeline.registry import Guards
 
-from ._bounded import bounded_labels
-from ._measures import look_at, measures_of
-from ._metrics import BUCKETS, METRICS, PREFIX, Metric
-from ._tally import Tallies
+from .event_metrics import look_at, measures_of
+from .fast_histogram import Tallies
+from .label_limit import bounded_labels
+from .metric_catalog import BUCKETS, METRICS, PREFIX, Metric
 
 __all__ = ["Observation", "observe"]
 

@@ -1,6 +1,6 @@
 """A provider to test against, and time that tests need not wait for."""
 
-from lightrag_resilience._extras import install
+from lightrag_resilience.runtime.extras import install
 
 try:
     from .simulator import SeenCall, Simulator

@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Self
 
-from lightrag_resilience._extras import install
+from lightrag_resilience.runtime.extras import install
 
-from ._child import HOST, SERVER_PORTS, Child, check_that_it_is_free, ids_of
+from .server_process import HOST, SERVER_PORTS, Child, check_that_it_is_free, ids_of
 
 __all__ = ["PostgresServer"]
 

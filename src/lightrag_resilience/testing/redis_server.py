@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Self
 
-from lightrag_resilience._extras import install
+from lightrag_resilience.runtime.extras import install
 
-from ._child import HOST as _HOST
-from ._child import SERVER_PORTS as _PORTS
-from ._child import Child, check_that_it_is_free
+from .server_process import HOST as _HOST
+from .server_process import SERVER_PORTS as _PORTS
+from .server_process import Child, check_that_it_is_free
 
 __all__ = ["RedisServer"]
 

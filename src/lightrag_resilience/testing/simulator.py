@@ -23,8 +23,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from .answers import complete, embed, relevance
 from .faults import Fault, Script
+from .simulated_model import complete, embed, relevance
 
 __all__ = ["SeenCall", "Simulator"]
 

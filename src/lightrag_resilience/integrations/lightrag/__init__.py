@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from lightrag_resilience._extras import install
+from lightrag_resilience.runtime.extras import install
 
 try:
     import lightrag as _lightrag  # noqa: F401 - only whether it is there
@@ -21,10 +21,10 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message, name=error.name) from error
 
 from lightrag_resilience.errors import UnsupportedCallError
-from lightrag_resilience.registry import Guards, resolve_guards
+from lightrag_resilience.integrations.lightrag.work.query_errors import QueryFailedError
+from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 
-from ._answers import QueryFailedError
-from ._protection import Protection
+from .protection import Protection
 
 __all__ = ["QueryFailedError", "is_protected", "protect", "unprotect"]
 

@@ -16,21 +16,25 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from lightrag_resilience._tokenizer import PRELOAD, was_not_downloaded
 from lightrag_resilience._version import __version__
+from lightrag_resilience.config.redis_url import read_address
+from lightrag_resilience.config.tokenizer_cache import PRELOAD, was_not_downloaded
 from lightrag_resilience.errors import ResilienceError
-from lightrag_resilience.integrations.asgi import Draining
-from lightrag_resilience.integrations.status import StatusPage
-from lightrag_resilience.registry import guards
-from lightrag_resilience.shared.address import read_address
+from lightrag_resilience.integrations.asgi.draining import Draining
+from lightrag_resilience.integrations.lightrag.serving.http_errors import HonestRequests
+from lightrag_resilience.integrations.lightrag.serving.metrics_route import show_metrics
+from lightrag_resilience.integrations.lightrag.serving.server_config import (
+    answer_when_stored,
+    configure_gunicorn,
+    configure_uvicorn,
+)
+from lightrag_resilience.integrations.lightrag.serving.shared_locks import recover_shared_locks
+from lightrag_resilience.integrations.status.page import StatusPage
+from lightrag_resilience.pipeline.registry import guards
 from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 
 from . import protect
-from ._metrics import show_metrics
-from ._protection import PROVIDER
-from ._requests import HonestRequests
-from ._serving import answer_when_stored, configure_gunicorn, configure_uvicorn
-from ._shared_locks import recover_shared_locks
+from .protection import PROVIDER
 
 __all__ = ["protect_on_start", "protect_server", "serve"]
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from lightrag_resilience._call import current_call
-from lightrag_resilience._forks import ProcessLock
+from lightrag_resilience.calls.call_context import current_call
+from lightrag_resilience.config.policies import Policy
 from lightrag_resilience.errors import CallRejected, PolicyError, UnsupportedCallError
-from lightrag_resilience.guard import Guard
-from lightrag_resilience.policy import Policy
-from lightrag_resilience.registry import Guards, guards, resolve_guards
+from lightrag_resilience.integrations.lightrag.work.context import gated, is_caused_by
+from lightrag_resilience.pipeline.guard import Guard
+from lightrag_resilience.pipeline.registry import Guards, guards, resolve_guards
+from lightrag_resilience.runtime.fork_safety import ProcessLock
 
-from ._storage_methods import Effect, methods_to_guard
-from ._work import gated, is_caused_by
+from .storage_methods import Effect, methods_to_guard
 
 __all__ = ["dependency_of", "guard_storage", "guarded_class", "guarding", "release_storage"]
 

@@ -1,0 +1,107 @@
+"""What a breaker remembers: the last calls, or the calls of the last seconds.
+
+No clock and no lock in here: `now` is given, and the breaker's shell holds the lock.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lightrag_resilience.config.policies import BreakerPolicy
+
+__all__ = ["CountWindow", "TimeWindow", "Window", "make_window"]
+
+_SLICES = 10
+
+
+class Window(Protocol):
+    """Counts of the calls that are remembered."""
+
+    calls: int
+    failed: int
+    slow: int
+    spotless: bool
+    """Full of quick successes, so that one more changes nothing."""
+
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:
+        """Remember one call."""
+        ...
+
+    def advance(self, now: float) -> None:
+        """Forget what is too old."""
+        ...
+
+
+class CountWindow:
+    """The last `size` calls, as two numbers of a bit each, the newest lowest: both 0 while well."""
+
+    __slots__ = ("_failures", "_size", "_slowness", "calls", "failed", "slow", "spotless")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._failures = self._slowness = 0
+        self.calls = self.failed = self.slow = 0
+        self.spotless = False
+
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:
+        """Remember one call, in place of the oldest."""
+        del now
+        size = self._size
+        if self.calls < size:
+            self.calls += 1
+        if failed or self.failed:
+            self._failures = _pushed(self._failures, failed, size)
+            self.failed = self._failures.bit_count()
+        if slow or self.slow:
+            self._slowness = _pushed(self._slowness, slow, size)
+            self.slow = self._slowness.bit_count()
+        self.spotless = self.calls == size and not self.failed and not self.slow
+
+    def advance(self, now: float) -> None:
+        """Nothing: a count window forgets by calls alone."""
+
+
+def _pushed(bits: int, bit: int, size: int) -> int:
+    return (bits << 1 | bit) & ~(-1 << size)
+
+
+class TimeWindow:
+    """The calls of the last `seconds`, in ten slices; forgetting is as coarse as a slice."""
+
+    __slots__ = ("_current", "_slice", "_slices", "calls", "failed", "slow", "spotless")
+
+    def __init__(self, seconds: float, now: float) -> None:
+        self._slice = seconds / _SLICES
+        self._slices = [[0, 0, 0] for _ in range(_SLICES)]
+        self._current = int(now // self._slice)
+        self.calls = self.failed = self.slow = 0
+        self.spotless = False
+
+    def record(self, now: float, *, failed: bool, slow: bool) -> None:
+        """Remember one call in the present slice."""
+        self.advance(now)
+        present = self._slices[self._current % _SLICES]
+        present[0] += 1
+        present[1] += failed
+        present[2] += slow
+        self.calls += 1
+        self.failed += failed
+        self.slow += slow
+
+    def advance(self, now: float) -> None:
+        """Empty the slices that have passed; a clock that stops or steps back frees none."""
+        index = int(now // self._slice)
+        for passed in range(max(self._current + 1, index - _SLICES + 1), index + 1):
+            old = self._slices[passed % _SLICES]
+            self.calls -= old[0]
+            self.failed -= old[1]
+            self.slow -= old[2]
+            old[:] = (0, 0, 0)
+        self._current = max(self._current, index)
+
+
+def make_window(policy: BreakerPolicy, now: float) -> Window:
+    """The empty window that a policy asks for."""
+    if policy.window == "count":
+        return CountWindow(policy.window_calls)
+    return TimeWindow(policy.window_seconds, now)

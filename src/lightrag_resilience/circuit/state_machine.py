@@ -1,0 +1,408 @@
+"""The decisions of a circuit breaker: no clock, no lock, no I/O.
+
+`now` is any clock that does not step back, in seconds. Every admission carries the generation it
+was given in, and each change of state begins a new one: an outcome of an older generation is
+dropped, so a late success cannot close a circuit and a late failure cannot prolong a break.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+
+from lightrag_resilience.config.policies import BreakerPolicy, Mode
+
+from .outcomes import Outcomes, Tally
+from .sliding_window import make_window
+
+__all__ = ["Admission", "Circuit", "Snapshot", "State"]
+
+_NEVER = -math.inf
+_LATER = 1.0  # seconds: while probes are out, their verdict is near, at an unknown time
+
+
+class State(enum.Enum):
+    """The states of a circuit, by pybreaker's words."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+_HALF_OPEN = State.HALF_OPEN  # a member of an enum takes Python 3.11 as long as a call
+
+
+class Admission:
+    """Leave to make one call. All callers of a closed circuit share one; each probe has its own."""
+
+    __slots__ = ("generation",)
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+
+
+_NO_LEASES: dict[Admission, float] = {}  # of all circuits that are not half-open, to save memory
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A circuit at one moment.
+
+    Attributes:
+        state: Where the circuit stands.
+        mode: The policy's mode in force.
+        reason: Why it came to this state, as a clause.
+        generation: Grows with each change of state.
+        calls: Calls in the window.
+        failed: How many of them failed.
+        slow: How many of them were slow.
+        opens: Breaks in a row with no recovery between.
+        retry_after: Seconds to the next probe, None while closed.
+        probes: Probes under way.
+        since: Seconds since the last change of state.
+        tally: How all attempts ended lately, also those that count for nothing here; None where
+            none failed since the last change of state.
+    """
+
+    state: State
+    mode: str
+    reason: str
+    generation: int
+    calls: int
+    failed: int
+    slow: int
+    opens: int
+    retry_after: float | None
+    probes: int
+    since: float
+    tally: Tally | None = None
+
+
+class Circuit:
+    """Decides who is admitted, and when the state changes.
+
+    Args:
+        policy: When to open, and for how long.
+        now: Monotonic seconds.
+        counts_all: Whether somebody counts successes that change nothing here.
+        renewals: How often the lease of a probe is renewed while its call goes on. A call of this
+            process is known to go on, so that its place is kept for so long from the start.
+    """
+
+    __slots__ = (
+        "_counts_all",
+        "_entered",
+        "_leases",
+        "_renewals",
+        "generation",
+        "is_content",
+        "is_spotless",
+        "last",
+        "mode",
+        "open_until",
+        "opens",
+        "outcomes",
+        "policy",
+        "proven",
+        "reason",
+        "slow_after",
+        "standing",
+        "state",
+        "streak",
+        "window",
+    )
+
+    def __init__(
+        self, policy: BreakerPolicy, now: float, *, counts_all: bool = False, renewals: int = 0
+    ) -> None:
+        self._counts_all = counts_all
+        self._renewals = renewals
+        self.is_spotless = False
+        """Whether one more quick success changes nothing."""
+        self.is_content = False
+        """Whether one more success changes nothing, however long it took, and is not counted."""
+        self.outcomes: Outcomes | None = None
+        """How all attempts ended since the first that failed; None while none is remembered."""
+        self.last = ""
+        """What the last failure looked like, until the circuit is closed."""
+        self._take(policy)
+        self.mode: Mode = policy.mode
+        self.generation = 0
+        self.opens = 0
+        self.standing: Admission | None = None
+        """What any caller may use without asking; None unless the circuit is closed."""
+        self.open_until = _NEVER
+        """When an open circuit may be tried; every call before that is refused."""
+        self._leases = _NO_LEASES
+        self.set_mode(policy.mode, now, "since the start")
+
+    # ------------------------------------------------------------------ before a call
+
+    def admit(self, now: float) -> Admission | None:
+        """Leave for one call, or None where it is refused."""
+        if self.standing is not None:
+            return self.standing
+        if self.state is State.OPEN:
+            if now < self.open_until:
+                return None
+            last = f", the last failure {self.last}" if self.last else ""
+            self._enter(State.HALF_OPEN, now, f"while probes are under way{last}")
+        return self._admit_probe(now)
+
+    def _admit_probe(self, now: float) -> Admission | None:
+        self._drop_lapsed(now)
+        if len(self._leases) + self.proven >= self.policy.probes:
+            return None
+        probe = Admission(self.generation)
+        self.grant(probe, now, self.policy.lease)
+        return probe
+
+    def _drop_lapsed(self, now: float) -> None:
+        # The collector may end an abandoned call right here, and so release its probe.
+        for probe in list(self._leases):
+            if self._leases.get(probe, math.inf) <= now:
+                self._leases.pop(probe, None)
+
+    def honours(self, admission: Admission) -> bool:
+        """Whether an admission that waited elsewhere is still good."""
+        return admission is self.standing or admission in self._leases
+
+    def retry_after(self, now: float) -> float | None:
+        """Seconds after which asking again makes sense; None where that is unknown."""
+        if self.standing is not None or self.open_until == math.inf:
+            return None
+        return max(self.open_until - now, 0.0) if self.state is State.OPEN else _LATER
+
+    # ------------------------------------------------------------------ after a call
+
+    def succeed(self, admission: Admission, duration: float, now: float) -> None:
+        """A call succeeded after `duration` seconds."""
+        if admission.generation != self.generation:
+            return
+        slow = duration >= self.slow_after
+        if self.state is State.HALF_OPEN:
+            self._prove(admission, now, bad="was slow" if slow else "")
+        else:
+            self.streak = 0
+            if self.outcomes is not None:
+                self._outlast(self.outcomes, now)
+            self._remember(now, failed=False, slow=slow)
+
+    def fail(self, admission: Admission, duration: float, now: float, symptom: str = "") -> None:
+        """A call failed after `duration` seconds, and the dependency is to blame.
+
+        Args:
+            admission: What let it through.
+            duration: Seconds that it took.
+            now: Monotonic seconds.
+            symptom: What the failure looked like, such as ``HTTP 503 (InternalServerError)``.
+        """
+        if admission.generation != self.generation:
+            return
+        if self.state is _HALF_OPEN:
+            if admission in self._leases:
+                self.last = symptom
+            self._prove(admission, now, bad=f"failed with {symptom}" if symptom else "failed")
+        else:
+            self.streak += 1
+            self._note(now, symptom, counts=True)
+            self._remember(now, failed=True, slow=duration >= self.slow_after)
+
+    def deny(self, admission: Admission, now: float, symptom: str, *, pause: float) -> None:
+        """A call was answered and not served, such as with 401 or 429: no outage, and no recovery.
+
+        Where it was a probe, the next one is due after `pause` seconds; breaks do not grow by it.
+        """
+        if admission.generation != self.generation:
+            return
+        if self.state is not _HALF_OPEN:
+            self._note(now, symptom, counts=False)
+            return
+        self._drop_lapsed(now)
+        if self._leases.pop(admission, None) is not None:
+            self.last = symptom
+            self.reopen(now, f"after a probe met {symptom}", pause)
+
+    def _note(self, now: float, symptom: str, *, counts: bool) -> None:
+        """Remember how an attempt failed, and count successes from here on."""
+        if self.mode == "disabled":
+            return
+        self.last = symptom
+        if self.outcomes is None:
+            self.outcomes = Outcomes(self.policy.window_seconds)
+        self.outcomes.fail(now, symptom, counts=counts)
+        self.is_spotless = self.is_content = False
+
+    def _outlast(self, outcomes: Outcomes, now: float) -> None:
+        """One more success, by which failures may be over, or forgotten."""
+        outcomes.succeed(now)
+        if not outcomes.failed or outcomes.is_over:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.outcomes = None
+        self.last = ""
+
+    def release(self, admission: Admission) -> None:
+        """A call ended with no verdict: cancelled, refused later, or the caller's own fault."""
+        self._leases.pop(admission, None)
+
+    def _prove(self, probe: Admission, now: float, *, bad: str) -> None:
+        self._drop_lapsed(now)
+        if self._leases.pop(probe, None) is None:
+            return
+        if bad:
+            self.open(now, f"after a probe {bad}")
+            return
+        self.proven += 1
+        if self.proven >= self.policy.probes:
+            self.close(now, "after its probes succeeded")
+
+    def _remember(self, now: float, *, failed: bool, slow: bool) -> None:
+        if self.mode == "disabled":
+            return
+        window = self.window
+        window.record(now, failed=failed, slow=slow)
+        if window.spotless:
+            self.is_spotless = self.outcomes is None
+            is_quick = self.slow_after == math.inf
+            self.is_content = self.is_spotless and is_quick and not self._counts_all
+        elif self.is_spotless:
+            self.is_spotless = self.is_content = False
+        if (window.failed or window.slow) and self.mode == "enforce" and (why := self._verdict()):
+            self.open(now, why)
+
+    def _verdict(self) -> str | None:
+        policy, window = self.policy, self.window
+        if policy.consecutive_failures is not None and self.streak >= policy.consecutive_failures:
+            return f"after {self.streak} failures in a row{self._the_last()}"
+        if window.calls < policy.min_calls:
+            return None
+        if window.failed / window.calls >= policy.failure_rate:
+            return f"after {window.failed} of {window.calls} calls failed{self._the_last()}"
+        if window.slow / window.calls >= policy.slow_rate:
+            return f"after {window.slow} of {window.calls} calls were slow"
+        return None
+
+    def _the_last(self) -> str:
+        return f", the last {self.last}" if self.last else ""
+
+    # ------------------------------------------------------------------ changes of state
+
+    def open(self, now: float, reason: str) -> None:
+        """Refuse calls, each time in a row for longer, up to the policy's cap."""
+        policy = self.policy
+        if self.state is not State.OPEN:
+            self.opens += 1
+        growth = policy.open_growth ** min(max(self.opens - 1, 0), 64)
+        self._enter(State.OPEN, now, reason)
+        forced = self.mode == "forced-open"
+        self.open_until = (
+            math.inf if forced else now + min(policy.open_for * growth, policy.longest_break)
+        )
+
+    def reopen(self, now: float, reason: str, pause: float) -> None:
+        """Refuse calls for `pause` seconds more, in the break that a probe interrupted."""
+        self._enter(State.OPEN, now, reason)
+        self.open_until = now + min(max(pause, 0.0), self.policy.longest_break)
+
+    def half_open(self, now: float, reason: str) -> None:
+        """Let probes through, unless some are through already. Lifts the mode forced-open."""
+        if self.state is State.HALF_OPEN:
+            return
+        self._lift_force()
+        self._enter(State.HALF_OPEN, now, reason)
+
+    def close(self, now: float, reason: str) -> None:
+        """Let everybody through, with nothing remembered. Lifts the mode forced-open."""
+        self._lift_force()
+        self.opens = 0
+        self._enter(State.CLOSED, now, reason)
+
+    def adopt(self, state: State, now: float, reason: str, *, remaining: float, opens: int) -> None:
+        """Take over a state that was decided elsewhere, with `remaining` seconds of a break."""
+        self.opens = opens
+        self._enter(state, now, reason)
+        if state is State.OPEN:
+            self.open_until = now + remaining
+
+    def grant(self, probe: Admission, now: float, lease: float) -> None:
+        """Count a probe, such as one that was admitted elsewhere, until its lease is over."""
+        self._leases[probe] = now + lease * (1 + self._renewals)
+
+    @property
+    def probes(self) -> list[Admission]:
+        """Probes under way."""
+        return list(self._leases)
+
+    def lose_probes(self) -> None:
+        """In a child process: their calls go on in the parent, and end there."""
+        self._leases.clear()
+
+    def set_mode(self, mode: Mode, now: float, reason: str) -> None:
+        """Force open, disable, only measure, or enforce again (from a closed circuit)."""
+        self.mode = mode
+        if mode == "forced-open":
+            self._enter(State.OPEN, now, reason)
+            self.open_until = math.inf
+        else:
+            self.close(now, reason)
+
+    def change(self, policy: BreakerPolicy, now: float, reason: str) -> None:
+        """Go on by another policy. The state stays, but where the mode is another."""
+        before = self.policy
+        self._take(policy)
+        if policy.mode != before.mode:
+            self.set_mode(policy.mode, now, reason)
+        elif self.state is State.CLOSED and policy != before:
+            self.window = make_window(policy, now)
+            self._forget()
+            self.is_spotless = self.is_content = False
+        elif self.state is State.HALF_OPEN and self.proven >= policy.probes:
+            self.close(now, "after its probes succeeded")
+
+    def _take(self, policy: BreakerPolicy) -> None:
+        self.policy = policy
+        self.slow_after = math.inf if policy.slow_call is None else policy.slow_call
+
+    def _lift_force(self) -> None:
+        if self.mode == "forced-open":
+            self.mode = "enforce" if self.policy.mode == "forced-open" else self.policy.mode
+
+    def _enter(self, state: State, now: float, reason: str) -> None:
+        self._entered = now
+        self.state = state
+        self.reason = reason
+        self.open_until = _NEVER
+        self.generation += 1
+        self.window = make_window(self.policy, now)
+        self.outcomes = None
+        self.is_spotless = self.is_content = False
+        if state is State.CLOSED:
+            self.last = ""
+        self.streak = 0
+        self.proven = 0
+        self._leases = {} if state is State.HALF_OPEN else _NO_LEASES
+        self.standing = Admission(self.generation) if state is State.CLOSED else None
+
+    def snapshot(self, now: float) -> Snapshot:
+        """What an operator wants to see."""
+        self.window.advance(now)
+        self._drop_lapsed(now)
+        outcomes = self.outcomes
+        is_known = outcomes is not None and not outcomes.is_stale(now)
+        return Snapshot(
+            state=self.state,
+            mode=self.mode,
+            reason=self.reason,
+            generation=self.generation,
+            calls=self.window.calls,
+            failed=self.window.failed,
+            slow=self.window.slow,
+            opens=self.opens,
+            retry_after=self.retry_after(now),
+            probes=len(self._leases),
+            since=now - self._entered,
+            tally=outcomes.tally() if outcomes is not None and is_known else None,
+        )

@@ -1,0 +1,195 @@
+"""The command line: ``lightrag-resilience``, with the commands of `operate` among its own."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+from lightrag_resilience.runtime.extras import install
+
+try:
+    import typer
+    from rich.markup import escape
+    from rich.table import Table
+except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py runs it apart
+    sys.exit(f"The command line needs {error.name}: {install('cli')}")
+
+from lightrag_resilience._version import __version__
+from lightrag_resilience.config.process_environment import take_from
+from lightrag_resilience.draining.journal import Journal
+from lightrag_resilience.errors import ResilienceError, SettingsError
+from lightrag_resilience.text import counted, printable
+
+from . import doctor as examination
+from .cluster_commands import COMMANDS
+from .exit_codes import Exit, console, fail, settings_or_exit, tell, write_what_can_be_shown
+
+__all__ = ["app", "main"]
+
+_NAMED = 10  # damaged lines of a journal
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the ``lightrag-resilience`` command."""
+    write_what_can_be_shown()
+    try:
+        app()
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EIO, errno.EBADF}:
+            raise
+        typer.echo(f"The output cannot be written: {error.strerror}", err=True)
+        sys.exit(Exit.USAGE)
+
+
+def _tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way of calling it
+    if wanted:
+        tell(f"lightrag-resilience {__version__}")
+        raise typer.Exit
+
+
+def _take_from(file: Path | None) -> None:
+    if file is not None:
+        try:
+            take_from(file)
+        except OSError as error:
+            fail(f"{file} cannot be read: {error.strerror or error}")
+        except SettingsError as error:
+            fail(str(error))
+
+
+@app.callback()
+def _about(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell it.")
+    ] = False,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_take_from, help="Variables that are not set are read from it, such as .env."
+        ),
+    ] = None,
+) -> None:
+    """Circuit breakers, retries, limits and timeouts for LightRAG."""
+
+
+@app.command()
+def demo(
+    *,
+    seed: Annotated[int, typer.Option(help="The same seed fails the same calls.")] = 1,
+    output: Annotated[Path, typer.Option(help="Folder for the figures and the picture.")] = Path(
+        "demo-output"
+    ),
+    workers: Annotated[
+        int, typer.Option(min=0, max=64, help="Processes that share a breaker; 0 leaves them out.")
+    ] = 4,
+    quick: Annotated[bool, typer.Option(help="A smaller demo, in about 25 s.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """A real LightRAG lives through an outage, beside an unprotected one. Takes about a minute."""
+    try:
+        from lightrag_resilience.demo.experiments import FULL, QUICK  # noqa: PLC0415
+        from lightrag_resilience.demo.run import run_demo  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        fail(f"The demo needs {error.name}: {install('demo')}")
+    settings_or_exit()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"The output folder cannot be made: {error}")
+    scale = QUICK if quick else FULL
+    report = run_demo(
+        seed=seed,
+        scale=scale,
+        workers=workers,
+        output=output,
+        quiet=as_json,
+        console=console(),
+    )
+    if as_json:
+        tell(json.dumps(report))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def serve(
+    context: typer.Context,
+    *,
+    gunicorn: Annotated[bool, typer.Option("--gunicorn", help="Under Gunicorn.")] = False,
+) -> None:
+    """Run LightRAG's own server, protected; further options are those of lightrag-server."""
+    if {"-h", "--help"} & {*context.args}:
+        tell(f"{context.get_help()}\n\nThe options of LightRAG's own server:\n")
+    elif (variables := Path(".env")).is_file():
+        _take_from(variables)  # as LightRAG does, but with a sentence where it cannot be read
+    try:
+        from lightrag_resilience.integrations.lightrag.server import serve as run  # noqa: PLC0415
+
+        run(context.args, gunicorn=gunicorn)
+    except ModuleNotFoundError as error:  # also one that LightRAG's server imports
+        fail(f"The server needs {error.name}: {install('server')}")
+    except ResilienceError as error:
+        fail(str(error))
+
+
+@app.command()
+def journal(
+    path: Annotated[
+        Path | None, typer.Argument(help="The file; RESILIENCE_SHUTDOWN_JOURNAL by default.")
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """List the work that was given up when processes ended.
+
+    Ends with 1 if there is any, 2 if the journal cannot be read, or not all of it.
+    """
+    place = path or settings_or_exit().shutdown_journal
+    if place is None:
+        fail("There is no journal: set RESILIENCE_SHUTDOWN_JOURNAL, or name the file")
+    damage: list[tuple[Path, int]] = []
+    try:
+        kept = Journal(place)
+        if path is not None and not kept.exists:
+            fail(f"There is no journal {path}")
+        records = list(kept.read(lambda *line: damage.append(line)))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        fail(f"The journal {place} cannot be read: {reason}")
+    if as_json:
+        tell(json.dumps([asdict(record) for record in records]))
+    else:
+        table = Table("when", "what", "about", "kind", "state", "after", "signal", "process")
+        for each in records:
+            when = datetime.fromtimestamp(each.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            process, lasted = f"{each.pid} on {each.host}", f"{each.seconds:.1f} s"
+            about = " ".join(filter(None, (each.workspace, each.document, each.track)))
+            kind = each.kind if each.effect == "unknown" else f"{each.kind}, {each.effect}"
+            state = each.state if each.attempt == 1 else f"{each.state}, attempt {each.attempt}"
+            cells = (when, each.name, about, kind, state, lasted, each.signal, process)
+            table.add_row(*(escape(printable(cell)) for cell in cells))
+        if records or not damage:
+            console().print(table if records else "Nothing was given up.")
+    if damage:
+        lines = ", ".join(f"line {number} of {file}" for file, number in damage[:_NAMED])
+        fail(f"{counted(len(damage), 'record')} cannot be read: {lines}")
+    if records:
+        raise typer.Exit(Exit.TROUBLE)
+
+
+for _name, _command in {**examination.COMMANDS, **COMMANDS}.items():
+    app.command(_name)(_command)

@@ -1,0 +1,120 @@
+"""The state of the cluster as people read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Column, Table
+from rich.text import Text
+
+from lightrag_resilience.circuit.state_machine import State
+from lightrag_resilience.health import Health
+from lightrag_resilience.shared_state.cluster_view import Overview
+from lightrag_resilience.shared_state.messages import Description
+from lightrag_resilience.text import as_words, counted, is_isolation
+
+__all__ = ["as_page"]
+
+_COLUMNS = ("breaker", "state", "why", "calls", "failed", "slow", "workers", "next probe")
+_NARROW = ("breaker", "state", "why", "failed")  # the sentences below tell the rest
+_WIDE = 120  # characters of a terminal that has room for all columns
+_COLOURS = {"works": "green", "unwatched": "", "uneasy": "yellow", "tried": "yellow"}
+_RED = "bold red"
+
+
+def as_page(seen: Overview, width: int) -> Group:
+    """The cluster for a person, in a terminal of so many characters."""
+    lines: list[Any] = []
+    if seen.breakers:
+        columns = _COLUMNS if width >= _WIDE else _NARROW
+        table = Table(*(Column(name, no_wrap=name != "why") for name in columns))
+        health = seen.health
+        for name, it in seen.breakers.items():
+            cells = _cells(name, it, health[name])
+            if columns is _NARROW:
+                cells["failed"] = Text(_of(it) if it.now.state is State.CLOSED else "")
+            table.add_row(*(cells[column] for column in columns))
+        lines.append(table)
+    lines += [
+        Text(f"{name} is {override.value} {override.reason}", "yellow")
+        for name, override in seen.overrides.items()
+    ]
+    lines += [Text(line) for line in _sentences(seen)]
+    return Group(*lines)
+
+
+def _cells(name: str, it: Description, health: Health) -> dict[str, Text]:
+    is_closed = it.now.state is State.CLOSED
+    tally = it.tally
+    counted = {
+        "calls": str(tally.calls),
+        "failed": _share(tally.failed, tally.calls),
+        "slow": _share(it.slow, it.calls),
+        "workers": str(it.workers),
+    }
+    return {
+        "breaker": Text(name),
+        "state": Text(it.now.state.value, _COLOURS.get(health.look, _RED)),
+        "why": Text(str(health) if is_closed and not health.is_well else it.now.reason),
+        **{column: Text(shown if is_closed else "") for column, shown in counted.items()},
+        "next probe": Text(_next_probe(it)),
+    }
+
+
+def _of(it: Description) -> str:
+    return f"{it.tally.failed} of {it.tally.calls}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} ({part / whole:.0%})" if part else "0"
+
+
+def _next_probe(it: Description) -> str:
+    if it.now.state is State.CLOSED:
+        return ""
+    if it.now.state is State.HALF_OPEN and it.probes:
+        return f"{it.probes} under way"
+    if it.now.state is State.HALF_OPEN or not it.now.remaining:
+        return "with the next call"
+    ends = "ends " if is_isolation(it.now.reason) else ""
+    return f"{ends}in {as_words(it.now.remaining)}"
+
+
+def _sentences(seen: Overview) -> list[str]:
+    hosts = sorted({worker.host for worker in seen.workers})
+    said = ["No worker has shown itself in the last ten seconds"]
+    if hosts:
+        said = [f"{counted(len(seen.workers), 'worker')} on {', '.join(hosts)}"]
+    for worker in seen.workers:
+        if worker.alone:
+            names = ", ".join(worker.alone)
+            said.append(f"Process {worker.pid} on {worker.host} refuses by itself: {names}")
+    # Once more in words: in a narrow terminal the table is hard to read.
+    known, health = seen.breakers, seen.health
+    said += [
+        f"Not closed: {name}, {_in_words(known[name])}{_to_do(health[name])}"
+        for name in seen.troubled
+        if name in known
+    ]
+    unwell = [
+        f"Not well: {health[name]}"
+        for name in known
+        if name not in seen.troubled and not health[name].is_well
+    ]
+    if not seen.troubled and not unwell:
+        said.append("All breakers are closed" if seen.breakers else "No breaker was used lately")
+    return said + unwell
+
+
+def _to_do(health: Health) -> str:
+    return f". To do: {health.advice}" if health.advice else ""
+
+
+def _in_words(it: Description) -> str:
+    lasted = "" if it.since is None else f" for {as_words(it.since)},"
+    probe = _next_probe(it)
+    if not probe.startswith("ends "):
+        is_out = it.now.state is State.HALF_OPEN and it.probes
+        probe = f"probes: {probe}" if is_out else f"next probe {probe}"
+    return f"{it.now.state.value}{lasted} {it.now.reason}; {probe}"

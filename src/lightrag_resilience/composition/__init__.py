@@ -1,0 +1,1 @@
+"""What is built of several guarded calls: fallbacks, hedging, old answers, waiting."""

@@ -1,0 +1,332 @@
+"""A chain of functions: where one fails that another may replace, the next is called.
+
+A chain never makes up an answer. Where all fail it raises, unless the caller asks by `answered`
+for what a `StaleCache` remembers, and then the answer says how old it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast, overload
+
+from annotated_types import Gt, Le
+
+from lightrag_resilience.config.validation import problem_with
+from lightrag_resilience.errors import (
+    AllFailedError,
+    DeadlineExceededError,
+    DependencyError,
+    PolicyError,
+    UnsupportedCallError,
+)
+from lightrag_resilience.events import Events, FellBack, StaleAnswered
+from lightrag_resilience.failures.classifier import classify, root_cause
+from lightrag_resilience.failures.failover import another_may_help
+from lightrag_resilience.failures.http_errors import status_of
+from lightrag_resilience.pipeline.registry import Guards, resolve_guards
+from lightrag_resilience.runtime.background_loop import refuse_green_threads
+from lightrag_resilience.runtime.callables import (
+    Kind,
+    as_coroutine_function,
+    is_stream,
+    kind_of,
+    must_be_function,
+    pass_for,
+)
+from lightrag_resilience.streams.guarded_stream import generator_function
+from lightrag_resilience.streams.stream_proxy import OpenedStream
+
+from .stale_cache import StaleCache
+
+__all__ = ["Answered", "answered", "with_fallbacks"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T_co = TypeVar("T_co", covariant=True)
+
+_Total = Annotated[float, Gt(0), Le(86_400)] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Generic[T_co]):
+    """An answer and where it is from.
+
+    Attributes:
+        value: What the function returned, unchanged.
+        source: The function that gave it: its guard's name, or its own.
+        stale_for: Seconds since it was given, where it is remembered; None for a fresh one.
+        reasons: Why each function before, or every one, was passed over.
+    """
+
+    value: T_co
+    source: str
+    stale_for: float | None = None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether this is an old answer, because nobody gave a new one."""
+        return self.stale_for is not None
+
+
+def with_fallbacks(
+    *functions: Callable[P, R],
+    when: Callable[[Exception], bool] = another_may_help,
+    total: float | None = None,
+    stale: StaleCache | None = None,
+    registry: Guards | None = None,
+) -> Callable[P, R]:
+    """Call the first function, and where it fails the next, with the same arguments.
+
+    All are of one kind, which the result is too. A stream is begun elsewhere before its first item
+    only. Being cancelled ends the chain. Each change of function is a `FellBack` event.
+
+    Args:
+        functions: Usually each `resilient`, under names of their own.
+        when: Whether the next may help after an error; what it denies is raised as it is.
+        total: Seconds for the chain, for a stream to its first item; None sets no limit.
+        stale: Remembers answers for `answered`; not for streams.
+        registry: The guards whose listeners hear of it; those of the process by default.
+
+    Raises:
+        AllFailedError: On a call: every function failed, or the time was up.
+        UnsupportedCallError: No functions, or of several kinds, or `when` or `stale` is none; on a
+            call: arguments that `stale` cannot tell apart.
+        PolicyError: `total` is out of bounds.
+    """
+    kinds = [_kind_of(function) for function in functions]
+    if not kinds:
+        raise UnsupportedCallError("with_fallbacks needs at least one function")
+    if len(set(kinds)) > 1:
+        found = ", ".join(kind.value for kind in kinds)
+        raise UnsupportedCallError(f"with_fallbacks needs functions of one kind, not {found}")
+    if not callable(when) or iscoroutinefunction(when):
+        raise UnsupportedCallError("with_fallbacks: when is a plain function of the error")
+    if stale is not None and not isinstance(stale, StaleCache):
+        raise UnsupportedCallError(
+            f"with_fallbacks: stale is a StaleCache(max_age=...), not a {type(stale).__name__}"
+        )
+    if stale is not None and kinds[0] is Kind.STREAM:
+        raise UnsupportedCallError("A StaleCache remembers answers, not streams")
+    if problem := problem_with(total, _Total):
+        raise PolicyError(f"with_fallbacks: total {problem}")
+    owner = resolve_guards(registry)
+    chain = _Chain(functions, when=when, total=total, stale=stale, events=owner.events)
+    match kinds[0]:
+        case Kind.COROUTINE:
+            face: Any = _coroutine(chain)
+        case Kind.SYNC:
+            face = _sync(chain, owner)
+        case _:
+            face = _stream(chain)
+    pass_for(face, functions[0])
+    vars(face)["__resilience_chain__"] = chain
+    chain.face = face
+    return cast("Callable[P, R]", face)
+
+
+@overload
+async def answered(
+    function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+) -> Answered[R]: ...
+@overload
+async def answered(
+    function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+) -> Answered[R]: ...
+async def answered(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Answered[Any]:
+    """Call a chain and learn who answered; with a `StaleCache`, take an old answer if need be.
+
+    An old answer is given only where every function failed, and never by calling the chain itself.
+
+    Raises:
+        AllFailedError: Every function failed, and no answer is remembered that is young enough.
+        UnsupportedCallError: `function` is no chain, or its arguments cannot be told apart.
+    """
+    chain = getattr(function, "__resilience_chain__", None)
+    # Another decorator around a chain copies its attributes, and must not be passed by.
+    if not isinstance(chain, _Chain) or chain.face is not function:
+        raise UnsupportedCallError("answered() needs what with_fallbacks() returned")
+    return await chain.answer(args, kwargs, may_be_stale=True)
+
+
+# ---------------------------------------------------------------------- the chain
+
+
+class _Chain:
+    """The functions of a chain, as coroutine functions, and how they follow each other."""
+
+    def __init__(
+        self,
+        functions: tuple[Callable[..., Any], ...],
+        *,
+        when: Callable[[Exception], bool],
+        total: float | None,
+        stale: StaleCache | None,
+        events: Events,
+    ) -> None:
+        self.names = _names_of(functions)
+        self.calls = [as_coroutine_function(each, in_shared_threads=False) for each in functions]
+        self.when = when
+        self.total = total
+        self.stale = stale
+        self.events = events
+        self.face: Any = None
+
+    async def answer(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, may_be_stale: bool = False
+    ) -> Answered[Any]:
+        stale = self.stale
+        key = None if stale is None else stale.key_of(self, args, kwargs)
+        failed: list[Exception] = []
+        try:
+            fresh = await self._in_time(args, kwargs, failed)
+            if fresh is not None:
+                if stale is not None and not isinstance(fresh.value, OpenedStream):
+                    stale.remember(key, fresh.source, fresh.value)
+                return fresh
+            old = stale.recall(key) if stale is not None and may_be_stale else None
+            if old is None:
+                raise self._all_failed(failed) from failed[-1]
+            self.events.emit(StaleAnswered(self.names[0], old.source, old.age))
+            return Answered(old.value, old.source, old.age, self._reasons(failed))
+        finally:
+            failed.clear()  # their tracebacks lead here: a circle would keep the arguments alive
+
+    async def _in_time(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], failed: list[Exception]
+    ) -> Answered[Any] | None:
+        """A fresh answer, or None where all failed or the time for all is up."""
+        time = asyncio.timeout(self.total)
+        try:
+            async with time:
+                return await self._first_success(args, kwargs, failed, time)
+        except TimeoutError:
+            if not time.expired():
+                raise
+        late = f"after {self.total:g} s for all"
+        failed.append(DeadlineExceededError(self.names[len(failed)], None, late))
+        return None
+
+    async def _first_success(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        failed: list[Exception],
+        time: asyncio.Timeout,
+    ) -> Answered[Any] | None:
+        for name, call in zip(self.names, self.calls, strict=True):
+            if failed:
+                if time.expired():  # and the function before swallowed its cancellation
+                    return None
+                self.events.emit(FellBack(self.names[len(failed) - 1], name, _class_of(failed[-1])))
+            try:
+                result = await call(*args, **kwargs)
+                if is_stream(result.__class__):
+                    result = await OpenedStream(result).open()
+                return Answered(result, name, None, self._reasons(failed))
+            except Exception as error:
+                if not self.when(error):
+                    if failed:
+                        reasons = "; ".join(self._reasons(failed))
+                        error.add_note(f"lightrag_resilience: a fallback after {reasons}")
+                    raise
+                failed.append(error)
+        return None
+
+    def _reasons(self, failed: list[Exception]) -> tuple[str, ...]:
+        return tuple(f"{name}: {_why(error)}" for name, error in zip(self.names, failed))  # noqa: B905 - those not called have none
+
+    def _all_failed(self, failed: list[Exception]) -> AllFailedError:
+        untried = (f"{name}: not called" for name in self.names[len(failed) :])
+        reason = f"({'; '.join((*self._reasons(failed), *untried))})"
+        waits = [wait for wait in map(_wait_of, failed) if wait is not None]
+        return AllFailedError(self.names[0], min(waits, default=None), reason, tuple(failed))
+
+
+# ---------------------------------------------------------------------- what it looks like
+
+
+def _coroutine(chain: _Chain) -> Callable[..., Any]:
+    async def chained(*args: Any, **kwargs: Any) -> Any:
+        return (await chain.answer(args, kwargs)).value
+
+    return chained
+
+
+def _stream(chain: _Chain) -> Callable[..., Any]:
+    async def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return (await chain.answer(args, kwargs)).value
+
+    return generator_function(begin)
+
+
+def _sync(chain: _Chain, owner: Guards) -> Callable[..., Any]:
+    def chained(*args: Any, **kwargs: Any) -> Any:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return owner.threads.run(chain.answer(args, kwargs)).value
+        refuse_green_threads()
+        raise UnsupportedCallError(
+            f"{chain.names[0]} and its fallbacks are sync functions and would block the event "
+            "loop: use 'await answered(…)', or call them from a thread"
+        )
+
+    return chained
+
+
+def _kind_of(function: Any) -> Kind:
+    must_be_function(function, "with_fallbacks needs functions")
+    kind = kind_of(function)
+    return Kind.STREAM if kind is Kind.ASYNC_GENERATOR else kind
+
+
+# ---------------------------------------------------------------------- names and reasons
+
+
+def _names_of(functions: tuple[Callable[..., Any], ...]) -> list[str]:
+    """The name of each, with a number where it is there already."""
+    seen: Counter[str] = Counter()
+    names = []
+    for name in map(_name_of, functions):
+        seen[name] += 1
+        names.append(f"{name} ({seen[name]})" if seen[name] > 1 else name)
+    return names
+
+
+def _name_of(function: Any) -> str:
+    """Its guard's name or its own; never its repr, which for a partial shows keys."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(
+        getattr(function, "__resilience_name__", None)
+        or getattr(function, "__name__", None)
+        or type(function).__name__
+    )
+
+
+def _class_of(error: Exception) -> str:
+    return type(root_cause(error)).__name__
+
+
+def _why(error: Exception) -> str:
+    """The class of an error, and what may be told of it: no text that may quote a prompt."""
+    name = _class_of(error)
+    if isinstance(error, DependencyError):
+        return f"{name} {error.reason}".rstrip()
+    try:
+        status = status_of(root_cause(error))
+    except Exception:  # noqa: BLE001 - an error's odd attributes must not hide the error
+        status = None
+    return name if status is None else f"{name} {status}"
+
+
+def _wait_of(error: Exception) -> float | None:
+    if isinstance(error, DependencyError):
+        return error.retry_after
+    return classify(error).retry_after

@@ -1,0 +1,126 @@
+"""A read whose answer is late is asked for once more, and the first answer counts.
+
+After Dean and Barroso, "The Tail at Scale" (2013). A second question costs the dependency work: it
+is paid from the retry budget, and asked only while the circuit is closed, so an outage gets none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+from annotated_types import Gt, Le
+
+from lightrag_resilience.circuit.state_machine import State
+from lightrag_resilience.config.validation import problem_with
+from lightrag_resilience.errors import PolicyError, UnsupportedCallError
+from lightrag_resilience.events import Hedged
+from lightrag_resilience.pipeline.guard import Guard
+from lightrag_resilience.pipeline.registry import Guards, resolve_guards
+from lightrag_resilience.retry_budget import RETRY_COST
+from lightrag_resilience.runtime.callables import Kind, kind_of, must_be_function, name_of
+
+__all__ = ["hedged"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_After = Annotated[float, Gt(0), Le(86_400)]
+
+
+def hedged(
+    after: float, *, registry: Guards | None = None
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
+    """Ask once more where an answer takes longer than `after` seconds; for reads only.
+
+    ::
+
+        @hedged(after=0.2)
+        @resilient("storage.orders")
+        async def load(order_id: str) -> dict: ...
+
+    The later answer is given up: its call is cancelled, which is no verdict. Where the first fails,
+    the second is waited for.
+
+    Args:
+        after: Seconds; best what 95 % of the calls take.
+        registry: The guards that `resilient` uses; those of the process by default.
+
+    Raises:
+        PolicyError: `after` is out of bounds.
+        UnsupportedCallError: What is decorated is no `resilient` coroutine function.
+    """
+    if callable(after):
+        raise UnsupportedCallError(
+            f"@hedged needs a time: write @hedged(after=0.2) above {name_of(after)}"
+        )
+    if problem := problem_with(after, _After):
+        raise PolicyError(f"hedged: after {problem}")
+    owner = resolve_guards(registry)
+
+    def decorate(
+        function: Callable[P, Coroutine[Any, Any, R]],
+    ) -> Callable[P, Coroutine[Any, Any, R]]:
+        must_be_function(function, "hedged() needs a function")
+        name = getattr(function, "__resilience_name__", None)
+        if name is None or kind_of(function) is not Kind.COROUTINE:
+            raise UnsupportedCallError(
+                f"hedged() needs a coroutine function that is resilient: write @resilient('...') "
+                f"between it and {name_of(function)}"
+            )
+
+        @functools.wraps(function)
+        async def ask(*args: P.args, **kwargs: P.kwargs) -> R:
+            asked: list[asyncio.Task[R]] = [asyncio.create_task(function(*args, **kwargs))]
+            try:
+                done, _ = await asyncio.wait(asked, timeout=after)
+                if not done and _may_ask_again(owner.get(name)):
+                    asked.append(asyncio.create_task(function(*args, **kwargs)))
+                answer = await _first_answer(asked)
+            except BaseException:
+                await asyncio.gather(*map(_given_up, asked), return_exceptions=True)
+                raise
+            for task in asked:
+                _given_up(task)  # its connection may have stalled: the answer does not wait for it
+            return answer
+
+        return ask
+
+    return decorate
+
+
+def _may_ask_again(guard: Guard) -> bool:
+    if guard.breaker.state is not State.CLOSED or not guard.budget.spend(RETRY_COST):
+        return False
+    guard.events.emit(Hedged(guard.name))
+    return True
+
+
+async def _first_answer(asked: list[asyncio.Task[R]]) -> R:
+    """The first result; where there is none, the first question's error."""
+    waiting = set(asked)
+    while waiting:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in asked:
+            if task in done and not task.cancelled() and task.exception() is None:
+                return task.result()
+    return asked[0].result()
+
+
+_leaving: set[asyncio.Task[Any]] = set()
+
+
+def _given_up(task: asyncio.Task[R]) -> asyncio.Task[R]:
+    """The task of a question, which is cancelled, kept until it has ended, and heard."""
+    _leaving.add(task)  # a loop keeps no task alive by itself
+    task.add_done_callback(_left)
+    task.cancel()
+    return task
+
+
+def _left(task: asyncio.Task[Any]) -> None:
+    _leaving.discard(task)
+    if not task.cancelled():
+        task.exception()

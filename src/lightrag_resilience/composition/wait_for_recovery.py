@@ -1,0 +1,70 @@
+"""Waiting for a dependency to come back, where waiting is better than failing.
+
+For background work, such as LightRAG's ingest: a document that waits is not lost. Each round is an
+ordinary guarded call, so breaker, budget and limits hold; what is added is the time between.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from lightrag_resilience.errors import AllFailedError, CallRejected, ShuttingDownError
+from lightrag_resilience.failures.classifier import classify
+from lightrag_resilience.pipeline.guard import Guard
+from lightrag_resilience.retry import is_retryable
+
+__all__ = ["patiently"]
+
+R = TypeVar("R")
+
+_SHORTEST = 0.1  # seconds
+_JITTER = 0.25  # seconds
+
+
+async def patiently(
+    guard: Guard,
+    call: Callable[[], Awaitable[R]],
+    *,
+    patience: float,
+    idempotent: bool | None = None,
+    is_foreign: Callable[[Exception], bool] = lambda _: False,
+) -> R:
+    """The result of a guarded call, begun anew while the dependency is away.
+
+    Args:
+        guard: The guard that `call` goes through.
+        call: Makes the call; it must be harmless to make it again.
+        patience: Seconds after which the last error is raised after all.
+        idempotent: Whether it is, where that is known better than by the guard's policy.
+        is_foreign: Tells what another dependency has failed with, which was waited for there.
+
+    Raises:
+        Exception: What the last round raised, or a failure that waiting cannot mend.
+    """
+    end = guard.clock() + patience
+    while True:
+        try:
+            guard.refuse_if_open()
+            return await call()
+        except Exception as error:
+            wait = None if is_foreign(error) else _worth_waiting(error, guard, idempotent)
+            if wait is None or guard.clock() + wait > end:
+                raise
+        await guard.pause(wait)
+
+
+def _worth_waiting(error: Exception, guard: Guard, idempotent: bool | None) -> float | None:  # noqa: FBT001 - handed on
+    """Seconds to wait before another round; None where it would not help."""
+    if isinstance(error, ShuttingDownError):
+        return None
+    if isinstance(error, CallRejected) or (isinstance(error, AllFailedError) and error.was_refused):
+        hint = error.retry_after
+    else:
+        failure = classify(error)
+        if not is_retryable(failure, guard.policy.retry.knowing(idempotent=idempotent)):
+            return None
+        hint = failure.retry_after
+    wait = guard.policy.retry.max_backoff / 4 if hint is None else hint
+    return max(wait, _SHORTEST) + random.uniform(0.0, _JITTER)  # noqa: S311

@@ -1,0 +1,142 @@
+"""What the variables of others say of the process: LightRAG's, Gunicorn's, prometheus_client's."""
+
+from __future__ import annotations
+
+import atexit
+import codecs
+import errno
+import io
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dotenv import load_dotenv
+
+from lightrag_resilience.errors import SettingsError
+from lightrag_resilience.text import as_count
+
+__all__ = ["Surroundings", "share_metrics", "surroundings", "take_from"]
+
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_LARGEST = 1024 * 1024  # bytes of a file of variables
+_PATIENCE = 5.0  # seconds for a pipe to be written
+_GRACEFUL = 30.0  # seconds: Gunicorn's own default, and the grace period of Kubernetes
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What others' variables say of the process.
+
+    Attributes:
+        workers: Processes behind one address, as LightRAG, Gunicorn and uvicorn read it.
+        graceful_timeout: Seconds from the signal until Gunicorn kills a worker.
+        multiprocess_folder: Where prometheus_client adds up the metrics of processes, or "".
+        tokenizer_folder: Where tiktoken keeps what it has downloaded; None where it keeps nothing.
+    """
+
+    workers: int = 1
+    graceful_timeout: float = _GRACEFUL
+    multiprocess_folder: str = ""
+    tokenizer_folder: Path | None = None
+
+
+def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
+    """Read what others' variables say."""
+    source = os.environ if environ is None else environ
+    workers = (as_count(source.get(name, "")) for name in ("WORKERS", "WEB_CONCURRENCY"))
+    options = source.get("GUNICORN_CMD_ARGS", "")
+    graceful = re.findall(r"--graceful-timeout[= ]+([0-9]{1,15})", options)
+    return Surroundings(
+        workers=next((count for count in workers if count is not None), 1),
+        graceful_timeout=float(graceful[-1]) if graceful else _GRACEFUL,
+        multiprocess_folder=source.get(_FOLDER, ""),
+        tokenizer_folder=_tokenizer_folder(source),
+    )
+
+
+def _tokenizer_folder(source: Mapping[str, str]) -> Path | None:
+    named = (source.get(name) for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"))
+    folder = next((each for each in named if each is not None), None)
+    if folder is None:
+        return Path(tempfile.gettempdir()) / "data-gym-cache"
+    return Path(folder) if folder else None
+
+
+def take_from(file: Path) -> None:
+    """Set the variables of a file, as LightRAG does those of its ``.env``; what is set stays.
+
+    A pipe is read to its end, for up to 5 s: a shell's ``<(...)`` is one.
+
+    Raises:
+        OSError: It cannot be read.
+        SettingsError: It is no text in UTF-8, or no file of variables at all.
+    """
+    load_dotenv(stream=io.StringIO(_text_of(file)))
+
+
+def _text_of(file: Path) -> str:
+    data = _bytes_of(file)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise SettingsError(
+            f"{file} is in UTF-16, as PowerShell's > writes it, or no text at all: save it as "
+            "UTF-8 (Set-Content -Encoding utf8)"
+        )
+    try:
+        return data.decode("utf-8-sig")  # Windows marks UTF-8 in the first three bytes
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SettingsError(f"{file} is not in UTF-8, see line {line}: save it as UTF-8") from None
+
+
+def _bytes_of(file: Path) -> bytes:
+    """What a file or a pipe holds; a device or a named pipe without a writer blocks nobody."""
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISFIFO(kind):
+            raise OSError(errno.EINVAL, "It is no file of variables")
+        data, ends = b"", time.monotonic() + _PATIENCE
+        while len(data) <= _LARGEST:
+            try:
+                part = os.read(descriptor, _LARGEST)
+            except BlockingIOError:
+                if time.monotonic() > ends:
+                    raise OSError(errno.ETIMEDOUT, "Its writer does not write") from None
+                time.sleep(0.01)
+            else:
+                if not part:
+                    return data
+                data += part
+        raise OSError(errno.EFBIG, f"It has more than {_LARGEST} bytes")
+    finally:
+        os.close(descriptor)
+
+
+def share_metrics() -> Path:
+    """Let this process and those it forks keep their metrics in one folder, from now on empty.
+
+    It is what ``PROMETHEUS_MULTIPROC_DIR`` names, or else one that ends with this process. Call it
+    before anything imports prometheus_client.
+    """
+    if named := os.environ.get(_FOLDER):
+        folder = Path(named)
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("*.db"):  # of processes that ended: their counters would count on
+            left.unlink(missing_ok=True)
+        return folder
+    folder = Path(tempfile.mkdtemp(prefix="lightrag-resilience-metrics-"))
+    os.environ[_FOLDER] = str(folder)
+    owner = os.getpid()
+
+    @atexit.register
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    return folder

@@ -1,0 +1,1 @@
+"""How a process ends: signals, phases, what is in flight, the journal."""

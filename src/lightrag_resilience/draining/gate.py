@@ -1,0 +1,136 @@
+"""Lets calls in until a drain begins, and knows which are under way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Self
+
+from lightrag_resilience.errors import ShuttingDownError
+from lightrag_resilience.events import CallRefused, Events
+
+__all__ = ["Gate", "Interruptible", "admitted"]
+
+is_admitted: ContextVar[bool] = ContextVar("lightrag_resilience_admitted", default=False)
+
+
+@contextlib.contextmanager
+def admitted() -> Iterator[None]:
+    """Calls made in this block, and in tasks begun in it, go on while a drain lasts.
+
+    For work that was let in before it began, such as a request.
+    """
+    token = is_admitted.set(True)
+    try:
+        yield
+    finally:
+        is_admitted.reset(token)
+
+
+class Gate:
+    """The gate of a process's guards. Any thread may close it.
+
+    Attributes:
+        is_closed: Whether new calls are refused.
+        running: Calls under way, in the order in which they began.
+        retry_after: Seconds after which a refused caller may try elsewhere, or again.
+    """
+
+    __slots__ = ("_pid", "_waits", "is_closed", "retry_after", "running")
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.retry_after = 1.0
+        self.running: dict[Any, None] = {}
+        self._waits: dict[Interruptible, asyncio.AbstractEventLoop] = {}
+        self._pid = os.getpid()
+
+    def adopt(self) -> None:
+        """In a process that was forked meanwhile, begin anew: what ran is its parent's."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self.is_closed = False
+            self.running.clear()
+            self._waits.clear()
+
+    def close(self) -> None:
+        """Refuse new calls, and end all waits that can be given up without loss."""
+        self.is_closed = True
+        for wait, loop in list(self._waits.items()):
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(wait.interrupt)
+
+    def open(self) -> None:
+        """Let calls in again."""
+        self.is_closed = False
+
+    def check(self, dependency: str, events: Events | None = None) -> None:
+        """Refuse a call that nothing around it has let in, and tell who listens.
+
+        Raises:
+            ShuttingDownError: A drain lasts.
+        """
+        if self.is_closed and not is_admitted.get():
+            if events is not None:
+                events.emit(CallRefused(dependency, ShuttingDownError.__name__))
+            raise self.refusal(dependency)
+
+    def refusal(self, dependency: str) -> ShuttingDownError:
+        """What a caller gets while a drain lasts."""
+        return ShuttingDownError(dependency, self.retry_after)
+
+    def interruptible(self, dependency: str) -> Interruptible:
+        """A block that ends at once when a drain begins: a wait that nobody loses by."""
+        return Interruptible(self, dependency)
+
+    def enter(self, wait: Interruptible) -> None:
+        """A wait begins."""
+        self._waits[wait] = asyncio.get_running_loop()
+
+    def leave(self, wait: Interruptible) -> None:
+        """A wait has ended."""
+        self._waits.pop(wait, None)
+
+
+class Interruptible:
+    """A wait of one task, cancelled where a drain begins, which raises `ShuttingDownError`."""
+
+    __slots__ = ("_cancelling", "_dependency", "_gate", "_is_interrupted", "_task")
+
+    def __init__(self, gate: Gate, dependency: str) -> None:
+        self._gate = gate
+        self._dependency = dependency
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """End it, if it still lasts; on its own loop."""
+        if self in self._gate._waits and not self._is_interrupted:  # noqa: SLF001 - its own gate
+            self._is_interrupted = True
+            self._task.cancel()
+
+    async def __aenter__(self) -> Self:
+        if self._gate.is_closed:
+            raise self._gate.refusal(self._dependency)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._gate.enter(self)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._gate.leave(self)
+        if not self._is_interrupted:
+            return
+        is_ours_alone = self._task.uncancel() <= self._cancelling
+        if isinstance(error, asyncio.CancelledError) and is_ours_alone:
+            raise self._gate.refusal(self._dependency) from None

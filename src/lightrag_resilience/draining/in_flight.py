@@ -1,0 +1,224 @@
+"""The register of what is in flight: tracked tasks, requests, child processes, guarded calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from lightrag_resilience.text import LONGEST_TEXT, printable
+
+from .gate import Gate
+from .journal import Abandoned
+from .quiescence import account_of
+from .supervisor import host
+from .worker_ledger import Line
+
+__all__ = [
+    "InFlight",
+    "Process",
+    "Work",
+    "cancel",
+    "counted",
+    "has_ended",
+    "in_words",
+    "records_of",
+    "task_of",
+]
+
+_PURE = frozenset({"llm", "vlm", "embedding", "rerank"})
+"""Families of dependencies that change nothing when they are called."""
+
+
+class Process(Protocol):
+    """A child process, of `subprocess`, `asyncio` or `multiprocessing`."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its number."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        ...
+
+    def kill(self) -> None:
+        """End it."""
+        ...
+
+
+class Work:
+    """A task or a child process that is waited for.
+
+    Attributes:
+        name: As in the journal; printable, as a client or a library may have chosen it.
+        kind: ``task``, ``request`` or ``child``.
+        task: What is cancelled; None for a child.
+        process: What is ended; None for a task.
+        began: Monotonic seconds.
+        id: That of its record in the journal.
+    """
+
+    __slots__ = ("began", "id", "kind", "ledger", "line", "name", "process", "task")
+
+    def __init__(
+        self, name: str, kind: str, *, task: asyncio.Task[Any] | None = None, process: Any = None
+    ) -> None:
+        self.name = name = printable(name, LONGEST_TEXT)
+        self.kind = kind
+        self.task = task
+        self.process = process
+        self.began = time.monotonic()
+        self.id = uuid.uuid4().hex
+        self.ledger = host.ledger
+        if self.ledger is not None:
+            self.line = self.ledger.enter(Line(self.id, name, kind, time.time()))
+
+    def strike_out(self) -> None:
+        """Whoever looks after this process need not know of it any longer."""
+        if self.ledger is not None:
+            self.ledger.leave(self.line)
+            self.ledger = None
+
+
+class InFlight:
+    """What one coordinator waits for.
+
+    Args:
+        gate: That of the guards whose calls are waited for.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._tasks: dict[asyncio.Task[Any], Work] = {}
+        self._children: list[Work] = []
+
+    def add_task(
+        self,
+        task: asyncio.Task[Any],
+        kind: str,
+        name: str,
+        is_cut_off: Callable[[Work], None],
+    ) -> None:
+        """Wait for a task; `is_cut_off` is told where it is cancelled."""
+        if task in self._tasks:
+            return
+        self._tasks[task] = work = Work(name, kind, task=task)
+
+        def forget(done: asyncio.Task[Any]) -> None:
+            del self._tasks[done]
+            if done.cancelled():
+                is_cut_off(work)
+            work.strike_out()
+
+        task.add_done_callback(forget)
+
+    def add_child(self, process: Any, name: str) -> None:
+        """Wait for a process."""
+        self._forget_ended_children()
+        self._children.append(Work(name, "child", process=process))
+
+    def now(self, but: Iterable[asyncio.Task[Any]] = ()) -> list[Any]:
+        """Tracked work, and guarded calls that are no part of it; without some tasks."""
+        self._forget_ended_children()
+        left_out = set(but)
+        calls = [
+            call
+            for call in list(self._gate.running)
+            if call.parent is None and task_of(call) not in self._tasks
+        ]
+        tasks = [work for task, work in list(self._tasks.items()) if task not in left_out]
+        return [*tasks, *self._children, *calls]
+
+    def _forget_ended_children(self) -> None:
+        for work in list(self._children):
+            if has_ended(work.process):
+                self._children.remove(work)
+                work.strike_out()
+
+
+def records_of(work: Any, reason: str) -> tuple[Abandoned, ...]:
+    """What the journal gets of a piece of work, and of its parts, or of a guarded call."""
+    record = _record_of(work, reason)
+    account = account_of(work.task) if isinstance(work, Work) else None
+    return (record,) if account is None else tuple(account.records(record))
+
+
+def _record_of(work: Any, reason: str) -> Abandoned:
+    lasted = time.monotonic() - work.began
+    if isinstance(work, Work):
+        return Abandoned(
+            work.name,
+            work.kind,
+            "outcome_unknown",
+            lasted,
+            reason,
+            started=work.began,
+            id=work.id,
+        )
+    return Abandoned(
+        work.name,
+        "stream" if work.is_streaming else "call",
+        _state_of(work),
+        lasted,
+        reason,
+        attempt=getattr(work, "attempt", 1),
+        effect=_effect_of(work),
+        started=work.began,
+    )
+
+
+def _state_of(call: Any) -> str:
+    if hasattr(call, "started"):
+        return "in_flight"
+    return "queued" if hasattr(call, "admission") else "not_sent"
+
+
+def _effect_of(call: Any) -> str:
+    if call.name.partition(".")[0] in _PURE:
+        return "pure"
+    idempotent = getattr(call, "idempotent", None)
+    if idempotent is None:
+        return "unknown"
+    return "idempotent_write" if idempotent else "unsafe_write"
+
+
+def task_of(work: Any) -> asyncio.Task[Any] | None:
+    """What has to be cancelled."""
+    gaps = getattr(work, "gaps", None)  # of a stream, which others may read than began it
+    task: asyncio.Task[Any] | None = getattr(work if gaps is None else gaps(), "task", None)
+    return task
+
+
+def cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task of any event loop, from any of them."""
+    loop = task.get_loop()
+    if loop is asyncio.get_running_loop():
+        task.cancel()
+    elif not loop.is_closed():
+        loop.call_soon_threadsafe(task.cancel)
+
+
+def has_ended(process: Any) -> bool:
+    """Whether a process of subprocess, asyncio or multiprocessing has ended."""
+    if hasattr(process, "poll"):
+        return process.poll() is not None
+    if hasattr(process, "is_alive"):
+        try:
+            return not process.is_alive()
+        except ValueError:  # it was closed, which only what has ended can be
+            return True
+    return process.returncode is not None
+
+
+def counted(left: Iterable[Any]) -> dict[str, int]:
+    """How much is in flight, by name."""
+    return dict(sorted(Counter(printable(work.name, LONGEST_TEXT) for work in left).items()))
+
+
+def in_words(left: Iterable[Any]) -> str:
+    """The same for people."""
+    return ", ".join(f"{count} of {name}" for name, count in counted(left).items()) or "nothing"

@@ -1,0 +1,274 @@
+"""What a process gave up when it ended: append only, on the disk before anything is cancelled."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import re
+import socket
+import stat
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lightrag_resilience.config.validation import shown
+from lightrag_resilience.errors import PolicyError
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["EFFECTS", "STATES", "Abandoned", "Journal", "is_kind"]
+
+STATES = frozenset({"queued", "not_sent", "in_flight", "outcome_unknown"})
+EFFECTS = frozenset({"pure", "idempotent_write", "unsafe_write", "unknown"})
+
+_VERSION = 2
+_KIND = re.compile(r"[A-Za-z0-9_.:-]{1,30}")
+_LARGEST = 4 * 1024 * 1024  # bytes; then the file is put aside, and the one before is forgotten
+_LONGEST_LINE = 64 * 1024  # bytes
+_LONGEST_TEXT = 500  # characters
+_MOST_SECONDS = 6e10  # no date is beyond
+_MOST = 2**31  # the largest number of a process or an attempt
+
+
+@functools.cache
+def _boot() -> str:
+    """What the system calls its life since it was started; empty where it has no name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """A piece of work that did not end in time. It holds no argument and no text of the work.
+
+    Attributes:
+        name: The dependency of a call, else the name of a task, a request or an ingest.
+        kind: ``call``, ``stream``, ``request``, ``websocket``, ``task``, ``child`` or ``document``,
+            or another word of at most 30 letters, digits and ``_.:-``.
+        state: One of `STATES`.
+        seconds: How long it had been under way.
+        signal: What told the process to stop.
+        operation: What was being done, where that is known, such as ``extract`` or ``ingest``.
+        parent: The `id` of the record of the work that it was part of; empty where there is none.
+        document: The document's id, where it was about one.
+        track: LightRAG's track id, by which its uploader follows it.
+        workspace: The LightRAG's.
+        attempt: Which one it was.
+        effect: One of `EFFECTS`: what is left of it if it was done, or is done twice.
+        started: Monotonic seconds at which it began, of this `boot` and `host`; None if unknown.
+        at: Seconds since 1970 at which it was given up; it began `seconds` before.
+        id: Different for each.
+        pid: The process.
+        host: The machine.
+        boot: Which life of the machine; empty where it has no name.
+    """
+
+    name: str
+    kind: str
+    state: str
+    seconds: float
+    signal: str
+    operation: str = ""
+    parent: str = ""
+    document: str = ""
+    track: str = ""
+    workspace: str = ""
+    attempt: int = 1
+    effect: str = "unknown"
+    started: float | None = None
+    at: float = field(default_factory=time.time)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    pid: int = field(default_factory=os.getpid)
+    host: str = field(default_factory=socket.gethostname)
+    boot: str = field(default_factory=_boot)
+
+    @property
+    def started_at(self) -> float:
+        """Seconds since 1970 at which it began."""
+        return self.at - self.seconds
+
+
+def _ignore(_file: Path, _line: int) -> None:
+    """Damage is no reason to hear nothing of the rest."""
+
+
+class Journal:
+    """A file of lines of JSON, to which several processes may write.
+
+    Args:
+        path: The file; its folder is made when it is needed.
+
+    Raises:
+        PolicyError: It is no path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        is_path = isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str)
+        if not is_path or not os.fspath(path).strip() or "\0" in os.fspath(path):
+            raise PolicyError(f"A journal is the path of a file, not {shown(path)}")
+        self.path = Path(path)
+
+    def write(self, records: Iterable[Abandoned]) -> None:
+        """Append records, and wait until the disk has them.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        lines = [_line(record) for record in records]
+        if not lines:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._put_aside_if_large()
+        descriptor = _opened(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            # One write for each line: appends of several processes do not mix. The first ends a
+            # line that another process may have left torn.
+            for line in ("", *lines):
+                data = f"{line}\n".encode()
+                if os.write(descriptor, data) < len(data):
+                    raise OSError(errno.ENOSPC, "Only a part of a record was written")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def read(self, damage: Callable[[Path, int], object] = _ignore) -> Iterator[Abandoned]:
+        """All records, the oldest first.
+
+        Args:
+            damage: Told of each line that is torn or makes no sense, and is left out: the file and
+                the number of the line.
+
+        Raises:
+            OSError: There is a file, or something else of this name, that cannot be read.
+        """
+        for path in (self._older, self.path):
+            try:
+                file = open(path, "rb", opener=_opened)  # noqa: SIM115 - closed below
+            except FileNotFoundError:
+                continue
+            with file:
+                for number, line in enumerate(_lines(file), 1):
+                    if (record := _parsed(line)) is not None:
+                        yield record
+                    elif line.strip():
+                        damage(path, number)
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever written; where nothing was given up there is no file."""
+        return self.path.exists() or self._older.exists()
+
+    def problem(self) -> str:
+        """Why nothing could be written, as a sentence without its end; empty where it could."""
+        place = self.path
+        while not place.exists() and place != place.parent:
+            place = place.parent  # which is made when it is needed
+        if place == self.path and not place.is_file():
+            return f"the journal {self.path} is no regular file"
+        if (place != self.path and not place.is_dir()) or not os.access(place, os.W_OK):
+            return f"the journal {self.path} cannot be written: see {place}"
+        return ""
+
+    @property
+    def _older(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.1")
+
+    def _put_aside_if_large(self) -> None:
+        # Where that fails, as where another process does it, what is there is appended to.
+        with contextlib.suppress(OSError):
+            if self.path.stat().st_size > _LARGEST:
+                with _locked(self.path) as found:
+                    now = self.path.stat()
+                    if os.path.samestat(found, now) and now.st_size > _LARGEST:
+                        self.path.replace(self._older)
+
+
+def _opened(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a file; raise OSError for a pipe or a device, which may block for ever."""
+    # Windows has no named pipe that a path leads to by chance.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "It is no regular file")
+    return descriptor
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, of each no more than a record has."""
+    while line := file.readline(_LONGEST_LINE):
+        end = line
+        while len(end) == _LONGEST_LINE and not end.endswith(b"\n"):
+            end = file.readline(_LONGEST_LINE)
+        yield line
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[os.stat_result]:
+    """Nobody else has this file to put it aside; waits for nobody, but raises OSError."""
+    if sys.platform == "win32":  # where a file that is open cannot be put aside at all
+        yield path.stat()
+        return
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_kind(kind: str) -> bool:
+    """Whether the journal reads it: a word, as others are text."""
+    return _KIND.fullmatch(kind) is not None
+
+
+_OF_FIRST_VERSION = {"name", "kind", "state", "seconds", "signal", "at", "id", "pid", "host"}
+_NUMBERS = {"seconds", "started", "at"}
+_COUNTS = {"attempt", "pid"}
+_WORDS = {"state": STATES, "effect": EFFECTS}
+_FIELDS = {each.name for each in fields(Abandoned)}
+
+
+def _line(record: Abandoned) -> str:
+    values = {
+        name: value[:_LONGEST_TEXT] if isinstance(value, str) else value
+        for name, value in asdict(record).items()
+    }
+    return json.dumps({"version": _VERSION, **values, "started_at": record.started_at})
+
+
+def _parsed(line: bytes) -> Abandoned | None:
+    try:
+        found: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or type(version := found.pop("version", None)) is not int:
+        return None
+    if version == 1 and found.keys() == _OF_FIRST_VERSION:
+        found["boot"] = ""
+    elif version == _VERSION and found.keys() == _FIELDS | {"started_at"}:
+        if not _fits("at", found.pop("started_at")):
+            return None
+    else:
+        return None
+    return Abandoned(**found) if all(_fits(*item) for item in found.items()) else None
+
+
+def _fits(name: str, value: object) -> bool:
+    if name in _NUMBERS:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return (is_number and abs(value) < _MOST_SECONDS) or (name == "started" and value is None)  # type: ignore[arg-type]
+    if name in _COUNTS:
+        return type(value) is int and 0 < value < _MOST
+    if name == "kind":
+        return isinstance(value, str) and is_kind(value)
+    return isinstance(value, str) and (name not in _WORDS or value in _WORDS[name])

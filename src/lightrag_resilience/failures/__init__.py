@@ -1,0 +1,1 @@
+"""What an error means: its kind, whether it may be repeated, and when."""

@@ -1,0 +1,5 @@
+"""Draining behind any ASGI server; see `Draining`."""
+
+from .draining import Draining
+
+__all__ = ["Draining"]

@@ -1,0 +1,53 @@
+"""Gunicorn: hooks for its config file, a check of its times, a worker class.
+
+::
+
+    # gunicorn.conf.py
+    from lightrag_resilience.integrations.gunicorn import *
+
+    worker_class = "lightrag_resilience.integrations.gunicorn.DrainingWorker"
+
+Hooks of your own call these first: ``resilience.child_exit(server, worker)``. Where only some are
+wanted, `pre_fork`, `post_fork`, `child_exit` and `on_exit` belong together.
+"""
+
+from typing import Any
+
+from lightrag_resilience.runtime.extras import install
+
+from .hooks import (
+    child_exit,
+    on_exit,
+    on_reload,
+    on_starting,
+    post_fork,
+    post_worker_init,
+    pre_fork,
+    worker_exit,
+)
+from .time_budget import check_budget
+
+__all__ = [
+    "check_budget",
+    "child_exit",
+    "on_exit",
+    "on_reload",
+    "on_starting",
+    "post_fork",
+    "post_worker_init",
+    "pre_fork",
+    "worker_exit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The worker class, which needs uvicorn; the hooks do not, and run in the master."""
+    if name != "DrainingWorker":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from .draining_worker import DrainingWorker  # noqa: PLC0415 - see above
+    except ModuleNotFoundError as error:
+        message = f"{name} needs {error.name}: {install('gunicorn')}"
+        raise ModuleNotFoundError(message, name=error.name) from error
+
+    return DrainingWorker

@@ -1,0 +1,1 @@
+"""What the two httpx transports have in common."""

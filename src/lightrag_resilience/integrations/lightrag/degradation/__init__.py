@@ -1,0 +1,1 @@
+"""Answers of a lower level while a dependency is down."""

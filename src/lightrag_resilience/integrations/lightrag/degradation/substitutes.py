@@ -1,0 +1,74 @@
+"""What stands in for a storage that is away, in a query that goes on without it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from .levels import Rung
+
+__all__ = ["stand_in"]
+
+_WORD = re.compile(r"\w{3,}")
+_MOST_NAMES = 24  # searched for one question
+
+
+def stand_in(rag: Any, rung: Rung) -> Any:
+    """A LightRAG with the same storages, but for those that `rung` goes without."""
+    changed = copy.copy(rag)
+    if rung.by_labels:
+        changed.entities_vdb = _Labels(rag.chunk_entity_relation_graph, rag.entities_vdb)
+        changed.chunks_vdb = _NoVectors(rag.chunks_vdb)
+    if rung.uncached:
+        changed.llm_response_cache = _NoCache()
+        changed.text_chunks = None  # found texts go without their headings
+    return changed
+
+
+class _NoVectors:
+    """A vector storage that finds nothing, so that LightRAG picks texts by how often they occur."""
+
+    def __init__(self, original: Any) -> None:
+        self.cosine_better_than_threshold = original.cosine_better_than_threshold
+        self.global_config = original.global_config
+        self.embedding_func = None
+
+    async def query(self, *_: Any, **__: Any) -> list[dict[str, Any]]:
+        return []
+
+    async def get_vectors_by_ids(self, _: list[str]) -> dict[str, list[float]]:
+        return {}
+
+
+class _Labels(_NoVectors):
+    """Finds entities by their names in the graph, where they cannot be found by similarity."""
+
+    def __init__(self, graph: Any, original: Any) -> None:
+        super().__init__(original)
+        self._graph = graph
+
+    async def query(self, query: str, top_k: int, **_: Any) -> list[dict[str, Any]]:
+        found: dict[str, None] = {}
+        for name in _names_in(query):
+            if len(found) >= top_k:
+                break
+            found |= dict.fromkeys(await self._graph.search_labels(name, limit=top_k))
+        return [{"entity_name": label} for label in [*found][:top_k]]
+
+
+class _NoCache:
+    """A cache of answers that holds none and keeps none."""
+
+    global_config = {"enable_llm_cache": False}  # noqa: RUF012 - read only
+
+    async def index_done_callback(self) -> None:
+        """Nothing to write."""
+
+
+def _names_in(query: str) -> Iterator[str]:
+    """What may be the name of an entity: each keyword, then each of its longer words."""
+    keywords = [part.strip() for part in query.split(",")]
+    words = [word for part in keywords for word in _WORD.findall(part)]
+    yield from [*dict.fromkeys(filter(None, [*keywords, *words]))][:_MOST_NAMES]

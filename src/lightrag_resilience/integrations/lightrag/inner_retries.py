@@ -1,0 +1,124 @@
+"""One owner of retries: LightRAG's own tenacity loops yield while a guard owns the call.
+
+A function decorated with tenacity carries its controller as ``.retry``. Its stop condition is
+extended: inside a guarded call it stops after one attempt, elsewhere it does what it always did.
+LightRAG's PostgreSQL client makes a loop for each call, and asks an attribute how often to try; so
+does the driver of OpenSearch, which LightRAG lets send each request four times, deletions included.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import tenacity
+from tenacity.stop import stop_base
+
+from lightrag_resilience.calls.call_context import owned_by_a_guard
+
+__all__ = ["make_inner_retries_yield", "restore_inner_retries"]
+
+_CLIENTS = (  # module, class, attribute, and its value inside a guarded call
+    ("lightrag.kg.postgres_impl", "PostgreSQLDB", "connection_retry_attempts", 1),
+    ("opensearchpy.transport", "Transport", "max_retries", 0),
+)
+_Client = tuple[type, str, int]
+Yielding = tuple[list[Any], list[_Client]]
+"""The controllers and the clients that one user has extended."""
+
+_MODULES = ("lightrag.llm.", "lightrag.rerank", "lightrag.kg.")
+
+
+class _Yielding(stop_base):
+    """Stops where a guard owns the call, else where the original would."""
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+        self.users = 0
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+        return owned_by_a_guard() or bool(self.original(retry_state))
+
+
+class _YieldingAttempts:
+    """In place of an attribute: one attempt where a guard owns the call, else what was set."""
+
+    def __init__(self, name: str, once: int) -> None:
+        self.name = name
+        self.once = once
+        self.users = 0
+
+    def __get__(self, instance: Any, _: Any = None) -> Any:
+        if instance is None:
+            return self
+        return self.once if owned_by_a_guard() else vars(instance)[self.name]
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        vars(instance)[self.name] = value
+
+
+def make_inner_retries_yield() -> Yielding:
+    """Extend the controllers of all functions and methods that are imported by now.
+
+    Returns:
+        What was extended, to be given to `restore_inner_retries`.
+    """
+    controllers, clients = [*_controllers()], [*_clients()]
+    for controller in controllers:
+        if not isinstance(controller.stop, _Yielding):
+            controller.stop = _Yielding(controller.stop)
+        controller.stop.users += 1
+    for client, name, once in clients:
+        if name not in vars(client):
+            setattr(client, name, _YieldingAttempts(name, once))
+        vars(client)[name].users += 1
+    return controllers, clients
+
+
+def restore_inner_retries(extended: Yielding | None = None) -> None:
+    """Undo one `make_inner_retries_yield`; the last one brings the originals back.
+
+    Args:
+        extended: What that has returned, for more may be imported since; None is all there is.
+    """
+    controllers, clients = extended or ([*_controllers()], [*_clients()])
+    for controller in controllers:
+        if isinstance(stop := controller.stop, _Yielding):
+            stop.users -= 1
+            if stop.users <= 0:
+                controller.stop = stop.original
+    for client, name, _ in clients:
+        attempts = vars(client).get(name)
+        if isinstance(attempts, _YieldingAttempts):
+            attempts.users -= 1
+            if attempts.users <= 0:
+                delattr(client, name)
+
+
+def _clients() -> Iterator[_Client]:
+    for module, cls, name, once in _CLIENTS:
+        client = getattr(sys.modules.get(module), cls, None)
+        if isinstance(client, type):
+            yield client, name, once
+
+
+def _controllers() -> Iterator[Any]:
+    found: dict[int, Any] = {}
+    for name, module in list(sys.modules.items()):
+        if name.startswith(_MODULES) and isinstance(module, ModuleType):
+            for function in _functions_of(module):
+                controller = getattr(function, "retry", None)
+                if isinstance(controller, tenacity.BaseRetrying):
+                    found[id(controller)] = controller
+    return iter(found.values())
+
+
+def _functions_of(module: ModuleType) -> Iterator[Any]:
+    for member in list(vars(module).values()):
+        if isinstance(member, type):
+            yield from list(vars(member).values())
+        else:
+            yield member
+            yield getattr(member, "func", None)  # an embedding function is an object around it

@@ -1,0 +1,1 @@
+"""What an outage or a kill has left is mended by itself."""

@@ -1,0 +1,1 @@
+"""LightRAG's own server, protected."""

@@ -1,0 +1,223 @@
+"""HTTP requests that a dependency failed: 503 with the time to come back, instead of 500.
+
+The same for those that a drain has given up; a stream of lines that was begun ends with one more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any
+
+from lightrag_resilience.config.process_environment import surroundings
+from lightrag_resilience.errors import CallRejected, DependencyError
+from lightrag_resilience.failures.classifier import FailureKind, classify
+from lightrag_resilience.integrations.asgi.request_task import told_to_come_back
+from lightrag_resilience.integrations.lightrag.work.context import Request, current_request
+from lightrag_resilience.integrations.lightrag.work.query_errors import query_error
+from lightrag_resilience.pipeline.registry import Guards, guards
+from lightrag_resilience.runtime.request_id import current_id
+
+from .outage_log import ChangesSummed, FailedRequest, Sums, release
+from .user_messages import sentence_for
+
+__all__ = ["HonestRequests"]
+
+_log = logging.getLogger("lightrag_resilience")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_WAIT = 5  # seconds, where no wait is known: the first break of a breaker
+_GIVEN_UP = "This was not answered to its end: the process shuts down"
+_LINES = b"application/x-ndjson"
+_BODY_HEADERS = (b"content-length", b"content-type", b"content-encoding", b"etag")
+
+
+class HonestRequests:
+    """ASGI middleware: where a guarded call failed, an answer of 500 says so.
+
+    It becomes 503 with ``Retry-After``, or 502 where waiting mends nothing, and a JSON body with
+    ``detail``, which is for users, ``cause``, which is not, ``dependency``, ``retry_after``
+    (seconds) and, where the request has one, ``request_id``. The line that ends a stream has the
+    same, with ``error`` in place of ``detail``.
+
+    Args:
+        app: The application; a protected LightRAG's calls are made inside it.
+        registry: The guards of these calls; those of the process by default.
+        workers: Processes that write to one log; None is what the environment says.
+    """
+
+    def __init__(
+        self, app: Application, *, registry: Guards | None = None, workers: int | None = None
+    ) -> None:
+        self._app = app
+        self._registry = registry
+        self._workers = max(surroundings().workers if workers is None else workers, 1)
+        self._failed = Sums(
+            "requests failed with a dependency", longest=16, calm=1, workers=self._workers
+        )
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Pass a request on, and its answer back."""
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(send, self._failed, scope)
+        token = current_request.set(answer.request)
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception:
+            if answer.is_begun or answer.request.last is None:
+                raise
+            _log.debug("A request failed with a dependency", exc_info=True)
+            await answer.refuse(())
+        except asyncio.CancelledError:
+            gate = (self._registry or guards()).gate
+            if not gate.is_closed or not await answer.break_off(gate.retry_after):
+                raise
+            # The request's task ends here in any case, and now it ends with an answer.
+        finally:
+            answer.end()
+            current_request.reset(token)
+
+    async def _live(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """The application's life, with a log that many lines of one kind do not fill."""
+        changes = ChangesSummed(workers=self._workers)
+        _log.addFilter(changes)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            _log.removeFilter(changes)
+            changes.end()
+            self._failed.end()
+
+
+class _Answer:
+    """The answer to one request, on its way."""
+
+    def __init__(self, send: Send, failed: Sums, scope: MutableMapping[str, Any]) -> None:
+        self.request = Request()
+        if failed.are_going_on:
+            self.request.held = []
+        self._send = send
+        self._failed = failed
+        self._scope = scope
+        self._status: int | None = None
+        self._is_replaced = False
+        self._is_of_lines = False
+        self._is_ended = False
+
+    @property
+    def is_begun(self) -> bool:
+        return self._status is not None
+
+    def end(self) -> None:
+        """No more is sent: where a dependency failed, the log is told once."""
+        release(self.request)
+        is_first, self.request.is_over = not self.request.is_over, True
+        if is_first and self.request.last is not None:
+            content, scope = _content(self.request), self._scope
+            self._failed.tell(
+                FailedRequest(
+                    f"{scope['method']} {scope['path']}",
+                    client=scope["client"][0] if scope.get("client") else None,
+                    status=self._status,
+                    dependency=content["dependency"],
+                    cause=content["cause"],
+                    identity=content.get("request_id"),
+                )
+            )
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            self._is_of_lines = _LINES in dict(message.get("headers", ())).get(b"content-type", b"")
+            if message["status"] == 500 and self.request.last is not None:  # noqa: PLR2004
+                await self.refuse(message.get("headers", ()))
+            else:
+                release(self.request)
+        elif message["type"] == "http.response.body":
+            self._is_ended = not message.get("more_body")
+            if self._is_of_lines and self.request.last is not None:
+                message = {**message, "body": _told_to_users(message, self.request)}
+        if not self._is_replaced:
+            await self._send(message)
+        if self._is_ended:
+            self.end()
+
+    async def refuse(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Answer in place of the application, with those of its headers that still hold."""
+        self._is_replaced = self.request.is_refused = True
+        kept = [(name, value) for name, value in headers if name.lower() not in _BODY_HEADERS]
+        await self._answer(_content(self.request), kept)
+
+    async def break_off(self, retry_after: float) -> bool:
+        """Say that no more will come; False where it is too late for that."""
+        content = told_to_come_back(_GIVEN_UP, max(1, math.ceil(retry_after)))
+        if not self.is_begun:
+            await self._answer(content, [(b"connection", b"close")])
+        elif self._is_of_lines and not self._is_replaced and not self._is_ended:
+            await self._send({"type": "http.response.body", "body": _as_line(content)})
+        else:
+            return False
+        return True
+
+    async def _answer(self, content: Mapping[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
+        body, wait = json.dumps(content).encode(), content["retry_after"]
+        headers = [
+            *headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        if wait is not None:
+            headers.append((b"retry-after", str(wait).encode()))
+        self._status = status = 502 if wait is None else 503
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _told_to_users(message: Message, request: Request) -> Any:
+    """Lines of a stream; where LightRAG writes the error into one, what its user is to read."""
+    body = message.get("body", b"")
+    if b'"error"' not in body:
+        return body
+    content = _content(request)
+    cause, detail = (json.dumps(content[name])[1:-1].encode() for name in ("cause", "detail"))
+    if body.strip() == b'{"error": "%b"}' % cause:
+        return _as_line(content)
+    return body.replace(cause, detail)  # in the words of the servers that LightRAG stands in for
+
+
+def _content(request: Request) -> dict[str, Any]:
+    """What is told of the failure in a request, to the user and to the operator."""
+    assert request.last is not None  # noqa: S101 - asked for by all callers
+    dependency, error = request.last
+    typed = query_error(dependency, error)
+    name, hint = dependency, None
+    if isinstance(typed, DependencyError):
+        name, hint = typed.dependency, typed.retry_after
+    mends = isinstance(error, CallRejected) or classify(error).kind is not FailureKind.FATAL
+    wait = (_WAIT if hint is None else max(1, math.ceil(hint))) if mends else None
+    content = {
+        "detail": sentence_for(name, error, wait, is_cut_off=request.is_cut_off),
+        "cause": str(typed),
+        "dependency": name,
+        "retry_after": wait,
+    }
+    identity = current_id.get()
+    return content if identity is None else content | {"request_id": identity}
+
+
+def _as_line(content: Mapping[str, Any]) -> bytes:
+    """The last line of a stream, in LightRAG's words: ``error`` is what its user is shown."""
+    line = {"error" if name == "detail" else name: value for name, value in content.items()}
+    return json.dumps(line).encode() + b"\n"

@@ -1,0 +1,1 @@
+"""What LightRAG works on now: queries and ingest, and how each ended."""

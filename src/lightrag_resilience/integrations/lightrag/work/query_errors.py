@@ -1,0 +1,98 @@
+"""Honest answers: a query that a dependency failed raises, instead of finding nothing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+from lightrag_resilience.errors import DependencyError, ResilienceError
+from lightrag_resilience.failures.classifier import classify, root_cause
+from lightrag_resilience.failures.kinds import symptom
+
+from .context import Work, current_request, current_work
+
+__all__ = ["Answer", "QueryFailedError", "honest", "mark", "query_error", "streamed"]
+
+Answer = dict[str, Any]
+"""What LightRAG answers to a query, with `status`, `data`, `metadata` and `llm_response`."""
+
+
+class QueryFailedError(DependencyError):
+    """A query could not be answered because a dependency failed."""
+
+    def summary(self) -> str:
+        """What could not be done."""
+        return f"The query was not answered: {self.dependency!r} failed"
+
+
+def honest(method: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
+    """A query method that raises where a dependency failed, instead of finding nothing.
+
+    What LightRAG goes on without by itself, such as its rerank function, stands in
+    ``metadata["left_out"]`` of the answer.
+    """
+
+    @functools.wraps(method)
+    async def ask(*args: Any, **kwargs: Any) -> Answer:
+        query = Work()
+        token = current_work.set(query)
+        try:
+            answer = await method(*args, **kwargs)
+        except Exception as error:
+            if query.last is None or error is not query.last[1]:
+                raise
+            answer = {"status": "failure"}
+        finally:
+            current_work.reset(token)
+        if query.last is not None:
+            if answer.get("status") == "failure":
+                raise query_error(*query.last)
+            mark(answer, query.failures)
+        return streamed(answer, _typed)
+
+    return ask
+
+
+def query_error(dependency: str, error: Exception) -> Exception:
+    """What a query raises for the failure of a dependency."""
+    if isinstance(error, ResilienceError):
+        return error
+    failure = classify(error)
+    reason = f"with {symptom(root_cause(error), failure)}, {failure.kind.value}"
+    failed = QueryFailedError(dependency, failure.retry_after, reason)
+    failed.__cause__ = error
+    return failed
+
+
+def mark(answer: Answer, left_out: Mapping[str, Exception]) -> None:
+    """Say in an answer what it was made without, and why."""
+    if left_out:
+        marks = answer.setdefault("metadata", {}).setdefault("left_out", [])
+        for dependency, error in left_out.items():
+            reason = type(root_cause(error)).__name__
+            marks.append({"dependency": dependency, "reason": reason})
+
+
+def streamed(answer: Answer, change: Callable[[AsyncIterator[str]], AsyncIterator[str]]) -> Answer:
+    """An answer whose stream, if it is one, is changed so."""
+    response = answer.get("llm_response") or {}
+    if response.get("is_streaming") and response.get("response_iterator") is not None:
+        response["response_iterator"] = change(response["response_iterator"])
+    return answer
+
+
+async def _typed(stream: AsyncIterator[str]) -> AsyncIterator[str]:
+    """A stream whose failure is an error of ours: LightRAG's server writes its text to the user."""
+    try:
+        async for item in stream:
+            yield item
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is raised on
+        dependency = getattr(stream, "dependency", "llm")
+        if (request := current_request.get()) is not None:
+            request.last, request.is_cut_off = (dependency, error), True
+        typed = query_error(dependency, error)
+        raise typed from typed.__cause__
+    finally:
+        if (close := getattr(stream, "aclose", None)) is not None:
+            await close()

@@ -1,0 +1,98 @@
+"""How long the queries of a protected LightRAG take, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from lightrag_resilience.events import QueryAnswered
+from lightrag_resilience.pipeline.registry import Guards
+
+from .query_errors import Answer, streamed
+
+__all__ = ["told"]
+
+_Method = Callable[..., Awaitable[Answer]]
+
+
+def told(method: _Method, guards: Guards, workspace: str) -> _Method:
+    """A query method whose end is told: of a streamed answer that of its stream.
+
+    One that its caller gave up is no measure of anything: listeners do not hear of it.
+    """
+
+    @functools.wraps(method)
+    async def ask(*args: Any, **kwargs: Any) -> Answer:
+        if guards.tracing is None and QueryAnswered not in guards.events.heard:
+            return await method(*args, **kwargs)
+        query = _Query(guards, workspace)
+        try:
+            with query.current():
+                answer = await method(*args, **kwargs)
+        except BaseException as error:
+            query.failed(error)
+            raise
+        query.answered(answer)
+        if (answer.get("llm_response") or {}).get("is_streaming"):
+            return streamed(answer, query.to_its_end)
+        query.end()
+        return answer
+
+    return ask
+
+
+class _Query:
+    """One query, from its begin to its end."""
+
+    def __init__(self, guards: Guards, workspace: str) -> None:
+        self._events = guards.events
+        self._workspace = workspace
+        tracing = guards.tracing
+        self._span = None if tracing is None else tracing.begin_query(workspace)
+        self._outcome = "failed"
+        self._began = time.monotonic()
+        self._duration = 0.0
+
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        """What is called in this block is called by this query."""
+        return contextlib.nullcontext() if self._span is None else self._span.current()
+
+    def answered(self, answer: Answer) -> None:
+        """There is an answer, or its first words."""
+        self._duration = time.monotonic() - self._began
+        left_out = (answer.get("metadata") or {}).get("left_out")
+        self._outcome = "degraded" if left_out else "success"
+
+    def failed(self, error: BaseException) -> None:
+        """There is none, or no end of it."""
+        self._duration = self._duration or time.monotonic() - self._began
+        self._outcome = "failed" if isinstance(error, Exception) else "cancelled"
+        self.end(error)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """It is over."""
+        if error is None or isinstance(error, Exception):
+            event = QueryAnswered(self._workspace, self._outcome, self._duration)
+            self._events.emit(event)
+        if self._span is not None:
+            self._span.end(error, self._outcome)
+
+    async def to_its_end(self, stream: AsyncIterator[str]) -> AsyncIterator[str]:
+        """A stream whose end is that of the query; who leaves it early has had an answer."""
+        try:
+            async for item in stream:
+                yield item
+        except Exception as error:
+            self.failed(error)
+            raise
+        except BaseException:
+            self.end()
+            raise
+        else:
+            self.end()
+        finally:
+            if (close := getattr(stream, "aclose", None)) is not None:
+                await close()

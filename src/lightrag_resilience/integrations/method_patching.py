@@ -1,0 +1,54 @@
+"""Methods of other libraries' classes, replaced while somebody wants it, and put back after."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightrag_resilience.runtime.fork_safety import ProcessLock
+
+__all__ = ["replace_methods"]
+
+_lock = ProcessLock()
+
+
+def replace_methods(
+    owners: Sequence[Any], name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Callable[[], None]:
+    """Replace the method `name` of each class by what `make` makes of it, once however often asked.
+
+    Returns:
+        A function that takes it back; the last one to be called brings the original back.
+    """
+    with _lock:
+        for owner in owners:
+            _begin(owner, name, make)
+    is_done = False
+
+    def take_back() -> None:
+        nonlocal is_done
+        with _lock:
+            for owner in () if is_done else owners:
+                _end(owner, name)
+            is_done = True
+
+    return take_back
+
+
+def _begin(owner: Any, name: str, make: Callable[..., Any]) -> None:
+    method = getattr(owner, name)
+    if "__resilience_users__" not in vars(method):
+        method = functools.wraps(method)(make(method))
+        vars(method)["__resilience_users__"] = 0
+        setattr(owner, name, method)
+    vars(method)["__resilience_users__"] += 1
+
+
+def _end(owner: Any, name: str) -> None:
+    method = getattr(owner, name)
+    users = vars(method).get("__resilience_users__")
+    if users is not None:
+        vars(method)["__resilience_users__"] = users - 1
+        if users <= 1:
+            setattr(owner, name, method.__wrapped__)

@@ -1,0 +1,315 @@
+"""The status page: what is broken, since when, and what is done about it, at ``/resilience``.
+
+::
+
+    app = StatusPage(app)  # any ASGI application; around all other middleware
+
+Whoever may read it sees the names of dependencies and why they broke, so it belongs behind the
+authentication of the ingress. Breakers are opened, closed and isolated there with a token:
+``RESILIENCE_STATUS_TOKEN``; without one nothing can be changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightrag_resilience.config.allowed_hosts import hosts_in, is_allowed_host
+from lightrag_resilience.config.variables import is_token
+from lightrag_resilience.draining.phases import Phase
+from lightrag_resilience.errors import PolicyError
+from lightrag_resilience.integrations.asgi.scope import route_path
+from lightrag_resilience.pipeline.registry import Guards, resolve_guards
+
+from .actions import LARGEST_BODY, Refused, act, check_token, read_action
+from .observer import Watch, drain_of
+
+__all__ = ["StatusPage"]
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_FILES = {
+    "": ("page.html", b"text/html; charset=utf-8"),
+    "/page.css": ("page.css", b"text/css; charset=utf-8"),
+    "/live.js": ("live.js", b"text/javascript; charset=utf-8"),
+    "/render.js": ("render.js", b"text/javascript; charset=utf-8"),
+    "/actions.js": ("actions.js", b"text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", b"image/svg+xml"),
+}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_HEADERS = [
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+]
+_EVERY = 0.4  # seconds between two looks, if nothing happens
+_FRESH = 0.2  # seconds for which one look serves all who watch, if nothing happens
+_AT_ONCE = 0.1  # seconds between two looks at the least
+_HEARTBEAT = 2.0  # seconds after which data is sent although nothing is new
+_LONGEST = 10.0  # seconds of one stream: a server that ends need not wait longer for a browser
+_SLOWEST = 5.0  # seconds for a watcher to take what is sent
+_BODY_WITHIN = 5.0  # seconds for a request's body
+_MOST_WATCHERS = 32
+_VOLATILE = ("at", "next", "left", "standstill", "round_trip")  # count down by themselves
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What was seen at a moment, ready to be sent to all who watch.
+
+    Attributes:
+        until: Monotonic seconds until which it is new enough.
+        changes: How many changes of breakers had been heard of.
+        lasting: What does not count down by itself: is it another, there is something new.
+        event: It all, as an event.
+    """
+
+    until: float
+    changes: int
+    lasting: Any
+    event: bytes
+
+
+class StatusPage:
+    """ASGI middleware that answers ``/resilience`` and what is below it.
+
+    Args:
+        app: The application.
+        registry: The guards to show; those of the process by default.
+        token: What steers breakers; None is ``RESILIENCE_STATUS_TOKEN``.
+        hosts: Names under which the page answers, beside addresses and names that only a private
+            network knows; None is ``RESILIENCE_STATUS_HOSTS``.
+
+    Raises:
+        PolicyError: The token is none that a header can carry, or too short to be a secret.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        *,
+        registry: Guards | None = None,
+        token: str | None = None,
+        hosts: Collection[str] | None = None,
+    ) -> None:
+        if token is not None and not (isinstance(token, str) and is_token(token)):
+            raise PolicyError("A token has 16 to 256 ASCII characters without spaces")
+        self._app = app
+        self._registry = resolve_guards(registry)
+        self._own_token = token
+        self._hosts = hosts
+        self._watch = Watch(self._registry)
+        self._sight: _Sight | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve."""
+        path = _path_below(scope) if scope["type"] == "http" else None
+        if path is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._answer(path, scope, receive, send)
+        except Refused as refused:
+            await _send_json(send, refused.status, {"detail": str(refused)}, refused.headers)
+
+    async def _answer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        self._check_host(scope)
+        method = scope["method"]
+        if path == "/actions":
+            _allow(method, b"POST")
+            await _send_json(send, 200, {"done": await self._act(scope, receive)})
+            return
+        _allow(method, b"GET")
+        if path == "/":
+            await _send(send, 307, b"", [(b"location", b"../resilience")])
+        elif path == "/data":
+            async with self._watching():
+                await _send_json(send, 200, await self._data())
+        elif path == "/events":
+            await self._stream(receive, send)
+        elif path in _FILES:
+            name, kind = _FILES[path]
+            await _send(send, 200, _read(name), [(b"content-type", kind)])
+        else:
+            raise Refused(404, "There is no such page")
+
+    def _check_host(self, scope: Scope) -> None:
+        hosts = hosts_in(scope["headers"])
+        if len(hosts) > 1:
+            raise Refused(400, "A request has one Host")
+        allowed = self._registry.settings.status_hosts if self._hosts is None else self._hosts
+        if hosts and not is_allowed_host(hosts[0], allowed or ()):
+            raise Refused(
+                421,
+                "This page does not answer under this name: add it to RESILIENCE_STATUS_HOSTS if "
+                "it is yours",
+            )
+
+    @property
+    def _token(self) -> str | None:
+        if self._own_token is not None:
+            return self._own_token
+        secret = self._registry.settings.status_token
+        return None if secret is None else secret.get_secret_value()
+
+    # ------------------------------------------------------------------ to see
+
+    @contextlib.asynccontextmanager
+    async def _watching(self) -> AsyncIterator[asyncio.Event]:
+        if self._watch.watchers >= _MOST_WATCHERS:
+            raise Refused(503, f"{_MOST_WATCHERS} others are watching: close a page, and try again")
+        async with self._watch.watching() as news:
+            yield news
+
+    async def _data(self) -> dict[str, Any]:
+        return {**await self._watch.look(), "can_act": self._token is not None}
+
+    async def _look(self) -> _Sight:
+        """As `_data`, once for all who watch."""
+        sight, changes = self._sight, self._watch.changes
+        if sight is None or time.monotonic() >= sight.until or sight.changes != changes:
+            data = await self._data()
+            event = b"data: " + json.dumps(data).encode() + b"\n\n"
+            until = time.monotonic() + _FRESH
+            self._sight = sight = _Sight(until, changes, _without(data, _VOLATILE), event)
+        return sight
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
+        """Server-sent events until the watcher goes, or the process ends.
+
+        After a while they end by themselves; the browser begins a new stream then.
+        """
+        async with self._watching() as news:
+            gone = asyncio.ensure_future(_until_gone(receive))
+            gone.add_done_callback(lambda _: news.set())
+            try:
+                await _begin_stream(send)
+                await self._send_events(send, news, gone)
+                async with asyncio.timeout(_SLOWEST):
+                    await send({"type": "http.response.body", "body": b""})
+            except (TimeoutError, OSError):
+                pass  # a watcher that takes nothing any more
+            finally:
+                gone.cancel()
+                await asyncio.wait({gone})
+
+    async def _send_events(
+        self, send: Send, news: asyncio.Event, gone: asyncio.Future[None]
+    ) -> None:
+        began = sent_at = time.monotonic()
+        sent = None
+        while not gone.done():
+            news.clear()
+            sight, now = await self._look(), time.monotonic()
+            if sight.lasting != sent or now >= sent_at + _HEARTBEAT:
+                sent, sent_at = sight.lasting, now
+                async with asyncio.timeout(_SLOWEST):
+                    await send(
+                        {"type": "http.response.body", "body": sight.event, "more_body": True}
+                    )
+            if now >= began + _LONGEST or self._is_over():
+                return
+            await asyncio.sleep(_AT_ONCE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY - _AT_ONCE):
+                    await news.wait()
+
+    def _is_over(self) -> bool:
+        """Whether the drain is beyond waiting for work: a watcher must not make it wait longer."""
+        progress = drain_of(self._registry)
+        if progress is None:
+            return self._registry.gate.is_closed
+        return progress.phase in {Phase.CANCELLING, Phase.CLOSING} or (
+            progress.phase is Phase.DRAINING and not progress.in_flight
+        )
+
+    # ------------------------------------------------------------------ to do
+
+    async def _act(self, scope: Scope, receive: Receive) -> str:
+        check_token(scope["headers"], self._token)
+        kinds = [value for name, value in scope["headers"] if name.lower() == b"content-type"]
+        if [kind.partition(b";")[0].strip().lower() for kind in kinds] != [b"application/json"]:
+            raise Refused(415, "The body must be application/json")
+        return await act(read_action(await _body(receive)), self._registry)
+
+
+def _path_below(scope: Scope) -> str | None:
+    """What follows ``/resilience`` in the path; None where that is not in it."""
+    path = route_path(scope)
+    here, below = path[: len("/resilience")], path[len("/resilience") :]
+    return below if here == "/resilience" and below[:1] in {"", "/"} else None
+
+
+def _allow(method: str, allowed: bytes) -> None:
+    if method.encode() != allowed:
+        raise Refused(405, f"Only {allowed.decode()} is answered here", [(b"allow", allowed)])
+
+
+@functools.cache
+def _read(name: str) -> bytes:
+    return Path(__file__).with_name("static").joinpath(name).read_bytes()
+
+
+def _without(data: Any, names: tuple[str, ...]) -> Any:
+    if isinstance(data, dict):
+        return {name: _without(it, names) for name, it in data.items() if name not in names}
+    return [_without(it, names) for it in data] if isinstance(data, list) else data
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(receive: Receive) -> bytes:
+    body = b""
+    try:
+        async with asyncio.timeout(_BODY_WITHIN):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(400, "The body broke off")
+                body += bytes(message.get("body", b""))
+                if len(body) > LARGEST_BODY:
+                    raise Refused(413, f"The body may have {LARGEST_BODY} bytes")
+                if not message.get("more_body"):
+                    return body
+    except TimeoutError:
+        raise Refused(408, "The body took too long") from None
+
+
+async def _begin_stream(send: Send) -> None:
+    headers = [*_HEADERS, (b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"retry: 300\n\n", "more_body": True})
+
+
+async def _send_json(
+    send: Send, status: int, content: dict[str, Any], headers: Headers = ()
+) -> None:
+    kind = (b"content-type", b"application/json")
+    await _send(send, status, json.dumps(content).encode(), [kind, *headers])
+
+
+async def _send(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    own = [*_HEADERS, *headers, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": own})
+    await send({"type": "http.response.body", "body": body})

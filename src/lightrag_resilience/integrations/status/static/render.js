@@ -1,0 +1,361 @@
+// Puts the data on the page. Whatever comes from outside becomes text, and never markup.
+
+import { offer } from "./actions.js";
+
+const WORDS = {
+  works: "Working",
+  failing: "Failing",
+  uneasy: "Struggling",
+  paused: "Pausing, as it asked",
+  tried: "Being tried",
+  down: "Down",
+  isolated: "Kept off by hand",
+  unwatched: "Not watched",
+};
+const MEANINGS = {
+  transient: "which may pass",
+  throttled: "too many calls",
+  fatal: "which waiting does not mend",
+  unknown: "no answer in time",
+};
+const KINDS = { calls: "call", streams: "stream", "not sent": "not sent yet" };
+
+const at = (id) => document.getElementById(id);
+const rows = new Map();
+let ahead = 0; // milliseconds of this clock before the server's
+let latest = null;
+let shownAt = "";
+
+function put(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function make(tag, kind = "", text = "") {
+  const element = document.createElement(tag);
+  if (kind) element.className = kind;
+  if (text) element.textContent = text;
+  return element;
+}
+
+// ---------------------------------------------------------------- times and numbers
+
+export function clock(seconds) {
+  const moment = new Date(seconds * 1000);
+  const time = moment.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+  const isToday = moment.toDateString() === new Date().toDateString();
+  return isToday ? time : `${moment.toLocaleDateString([], { day: "numeric", month: "short" })}, ${time}`;
+}
+
+function duration(seconds) {
+  let whole = Math.max(Math.round(seconds), 0);
+  const parts = [];
+  for (const [unit, size] of [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]]) {
+    const count = Math.floor(whole / size);
+    whole -= count * size;
+    if (count || parts.length) parts.push(`${count} ${unit}`);
+  }
+  return parts.slice(0, 2).filter((part) => !part.startsWith("0 ")).join(" ") || "0 s";
+}
+
+const number = (value) => Math.round(value).toLocaleString("en").replaceAll(",", "\u202f");
+const counted = (count, thing) => `${number(count)} ${thing}${count === 1 ? "" : "s"}`;
+const percent = (share) => `${Math.round(share * 100)} %`;
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+// What counts by itself: an element, and what to write into it at each tick.
+const ticking = new Map();
+
+export function tick() {
+  for (const [element, write] of ticking) {
+    if (element.isConnected) put(element, write((Date.now() - ahead) / 1000));
+    else ticking.delete(element);
+  }
+}
+
+// What came after the first reason: who wants to mend it asks for the last error first.
+function since(row) {
+  if (!row.tries) return "";
+  const tries = `; ${row.tries === 1 ? "1 try" : `${row.tries} tries`} failed since`;
+  return row.last_failure && !row.by_hand ? `${tries}, the last with ${row.last_failure.error}` : tries;
+}
+
+function untilNext(row) {
+  const due = latest.at + (row.next ?? 0);
+  if (row.state === "closed") return () => "";
+  if (row.look === "tried") {
+    if (row.probes) return () => "A call is trying it now.";
+    return () => "The next call tries it.";
+  }
+  if (row.next === null) return () => "Until somebody closes it.";
+  const what = row.look === "isolated" ? "Ends" : "Next try";
+  return (now) => (due - now > 0.5 ? `${what} in ${duration(due - now)}.` : `${what} with the next call.`);
+}
+
+// ---------------------------------------------------------------- the whole page
+
+export function drawAll(data) {
+  ahead = Date.now() - data.at * 1000;
+  latest = data;
+  shownAt = clock(data.at);
+  put(at("connection-text"), `Live, ${shownAt}`);
+  at("connection").dataset.look = "works";
+  drawHeadline(data);
+  drawNotices(data);
+  drawRows(data);
+  drawOverrides(data.overrides);
+  drawChanges(data.changes);
+  drawWorkers(data);
+  const { host, pid, version } = data.process;
+  put(at("process"), `lightrag-resilience ${version}, shown by process ${pid} on ${host}`);
+  tick();
+}
+
+export function lost(isLost, trouble = "") {
+  at("lost").hidden = !isLost;
+  if (!isLost) return;
+  const since = shownAt ? `What you see is data of ${shownAt}.` : "Nothing has been heard yet.";
+  put(at("lost"), trouble ? `${trouble}. ${since}` : `No connection to the server. ${since} Trying again…`);
+  put(at("connection-text"), shownAt ? `Lost, data of ${shownAt}` : "No connection");
+  at("connection").dataset.look = "down";
+}
+
+function drawHeadline({ headline, dependencies }) {
+  at("headline").dataset.look = headline.look;
+  put(at("sentence"), headline.sentence.map((part) => (typeof part === "number" ? clock(part) : part)).join(""));
+  const broken = dependencies.filter((row) => row.look === "down" || row.look === "tried");
+  const failing = dependencies.filter((row) => row.look === "failing");
+  const title = broken.length ? `${broken.length} down: ${broken[0].name}` : failing.length ? `${failing.length} failing: ${failing[0].name}` : headline.look === "works" ? "All well" : "Look";
+  if (document.title !== `${title} - Resilience`) document.title = `${title} - Resilience`;
+  const list = at("why");
+  const several = headline.why.length > 1;
+  fill(list, headline.why.map(({ name, reason }) => {
+    const row = dependencies.find((each) => each.name === name);
+    const text = `${reason}${row ? since(row) : ""}. `;
+    const isNamed = !several || row?.health;
+    return { key: name, text: isNamed ? sentence(text) : `${name}: ${text}`, row };
+  }), (item) => {
+    const line = make("li");
+    line.append(make("span"), make("span", "next"));
+    return line;
+  }, (line, item) => {
+    put(line.firstChild, item.text);
+    if (item.row) ticking.set(line.lastChild, untilNext(item.row));
+  });
+}
+
+function drawNotices(data) {
+  const notices = [];
+  if (data.drain) {
+    const { phase, reason, work, left } = data.drain;
+    const by = reason ? ` (${reason})` : "";
+    const rest = phase === "closing" ? "closing its clients" : `${counted(work, "piece")} of work left`;
+    const end = left === null ? "" : `, ${duration(left)} at the most`;
+    notices.push({ key: "drain", kind: "unsure", text: `This process is shutting down${by}: ${rest}${end}. It takes no new calls.` });
+  }
+  if (data.redis?.trouble) {
+    notices.push({ key: "redis", kind: "bad", text: `Redis cannot be used: ${data.redis.trouble}. No call suffers from that: each worker goes on by itself, and this page shows one of them.` });
+  }
+  if (data.left_out) {
+    notices.push({ key: "left", kind: "", text: `${counted(data.left_out, "more dependency").replace("dependencys", "dependencies")} are not shown; those in trouble come first.` });
+  }
+  fill(at("notices"), notices, () => make("p"), (line, notice) => {
+    line.className = `notice ${notice.kind}`;
+    put(line, notice.text);
+  });
+}
+
+// ---------------------------------------------------------------- dependencies
+
+function drawRows(data) {
+  const list = at("rows");
+  const seen = new Set();
+  const order = [];
+  for (const row of data.dependencies) {
+    let drawn = rows.get(row.name);
+    if (!drawn) rows.set(row.name, (drawn = makeRow(row.name)));
+    if (!drawn.whole.isConnected) list.append(drawn.whole);
+    drawRow(drawn, row, data);
+    seen.add(row.name);
+    order.push(drawn.whole);
+  }
+  for (const [name, drawn] of rows) {
+    if (!seen.has(name)) {
+      drawn.whole.remove();
+      rows.delete(name);
+    }
+  }
+  // Nothing moves away under the finger of who is about to press it.
+  const isInUse = list.contains(document.activeElement) || at("dialog").open;
+  if (!isInUse && order.some((each, index) => list.children[index] !== each)) list.append(...order);
+  at("no-rows").hidden = order.length > 0;
+}
+
+function makeRow(name) {
+  const drawn = {
+    whole: make("li", "row"),
+    word: make("span", "word"),
+    for: make("span", "for"),
+    acts: make("div", "acts"),
+    reason: make("p", "reason"),
+    why: make("span"),
+    next: make("span", "next"),
+    facts: make("dl", "facts"),
+  };
+  const head = make("div", "head");
+  drawn.head = head;
+  const mark = make("span", "mark");
+  mark.setAttribute("aria-hidden", "true");
+  head.append(mark, make("h3", "name", name), drawn.word, drawn.for);
+  drawn.reason.append(drawn.why, drawn.next);
+  drawn.whole.append(head, drawn.reason, drawn.facts, drawn.acts);
+  return drawn;
+}
+
+function drawRow(drawn, row, data) {
+  drawn.whole.dataset.look = drawn.head.dataset.look = row.look;
+  put(drawn.word, WORDS[row.look] ?? row.look);
+  const isClosed = row.state === "closed";
+  drawn.reason.hidden = isClosed && !row.alone && !row.health && row.look !== "paused";
+  if (row.since === null) {
+    ticking.delete(drawn.for);
+    put(drawn.for, row.mode === "metrics-only" ? "only measured" : "");
+  } else ticking.set(drawn.for, (now) => `for ${duration(now - row.since)}`);
+  if (isClosed) {
+    ticking.delete(drawn.next);
+    put(drawn.next, row.standstill ? `Calls wait ${duration(row.standstill)}.` : "");
+    const alone = row.alone ? `${counted(row.alone, "worker")} refuse it by themselves. ` : "";
+    const isTold = row.look === "failing" || (row.look === "uneasy" && !row.alone);
+    put(drawn.why, isTold ? `${sentence(row.health)}. ${alone}` : alone);
+  } else {
+    put(drawn.why, `${sentence(row.why)}${since(row)}. `);
+    ticking.set(drawn.next, untilNext(row));
+  }
+  drawFacts(drawn.facts, row);
+  offer(drawn.acts, row, data);
+}
+
+function drawFacts(list, row) {
+  fill(list, facts(row), (fact) => {
+    const whole = make("div", "fact");
+    whole.append(make("dt", "", fact.key), make("dd"));
+    return whole;
+  }, (whole, fact) => {
+    whole.classList.toggle("wide", Boolean(fact.isWide));
+    put(whole.children[1], fact.text);
+    if (fact.share === undefined) return whole.querySelector(".bar")?.remove();
+    let bar = whole.querySelector(".bar");
+    if (!bar) {
+      bar = make("div");
+      bar.append(make("span"));
+      whole.append(bar);
+    }
+    bar.className = `bar ${fact.kind}`;
+    bar.firstChild.style.setProperty("--share", fact.share.toFixed(3));
+  });
+}
+
+function facts(row) {
+  const found = [];
+  if (row.calls) {
+    const share = row.failed / row.calls;
+    const slow = row.slow ? `, ${number(row.slow)} slow` : "";
+    const failed = `${number(row.failed)} of ${number(row.calls)} failed${share < 0.1 ? "" : ` (${percent(share)})`}`;
+    found.push({ key: "Last calls", text: failed + slow, share: share || undefined, kind: "failed" });
+  }
+  const kinds = Object.entries(row.in_flight);
+  if (row.here) {
+    const text = kinds.map(([kind, count]) => (kind === "not sent" ? `${number(count)} ${KINDS[kind]}` : counted(count, KINDS[kind] ?? kind)));
+    found.push({ key: "Under way", text: text.join(", ") || "none" });
+  }
+  if (row.budget !== null) {
+    const share = row.budget < 1 ? row.budget : undefined;
+    found.push({ key: "Retry budget", text: `${percent(row.budget)} left`, share, kind: row.budget < 0.2 ? "budget low" : "budget" });
+  }
+  if (row.places?.limit) {
+    const line = row.places.waiting ? `, ${number(row.places.waiting)} in line` : "";
+    found.push({ key: "At once", text: `${row.places.in_use} of ${number(row.places.limit)}${line}` });
+  }
+  if (row.rpm) found.push({ key: "Requests a minute", text: `up to ${number(row.rpm)}` });
+  if (row.tpm) found.push({ key: "Tokens a minute", text: `up to ${number(row.tpm)}` });
+  if (row.workers) found.push({ key: "Workers calling", text: number(row.workers) });
+  if (row.last_failure) {
+    const { error, kind, at } = row.last_failure;
+    found.push({ key: "Last failure", text: `${error}, ${MEANINGS[kind] ?? kind} (${clock(at)})`, isWide: true });
+  }
+  return found;
+}
+
+// ---------------------------------------------------------------- lists
+
+function drawChanges(changes) {
+  at("no-changes").hidden = changes.length > 0;
+  fill(at("changes"), changes.map((change) => ({ key: `${change.at} ${change.name} ${change.new}`, ...change })), () => {
+    const line = make("li");
+    const what = make("span", "what");
+    const mark = make("span", "mark");
+    mark.setAttribute("aria-hidden", "true");
+    what.append(mark, make("span"));
+    line.append(make("span", "when"), what, make("span", "more"));
+    return line;
+  }, (line, change) => {
+    const byHand = /^(by|through) /.test(change.reason);
+    const isClosed = change.new === "closed";
+    const opened = change.isolated ? "was isolated by hand" : "was opened by hand";
+    const how = isClosed ? (byHand ? "was closed by hand" : "works again") : byHand ? opened : "went down";
+    line.children[1].dataset.look = isClosed ? "works" : byHand ? "isolated" : "down";
+    put(line.children[0], clock(change.at));
+    put(line.children[1].children[1], `${change.name} ${how}`);
+    const tries = change.tries ? `; ${change.tries === 1 ? "1 try" : `${change.tries} tries`} failed since` : "";
+    const lasted = change.lasted === null ? "" : `; it was away for ${duration(change.lasted)}`;
+    put(line.children[2], `${sentence(change.reason)}${tries}${lasted}.`);
+  });
+}
+
+function drawOverrides(overrides) {
+  at("overrides-part").hidden = !overrides.length;
+  fill(at("overrides"), overrides.map((each) => ({ key: each.name, ...each })), () => {
+    const line = make("li");
+    line.append(make("code"), make("span", "more"));
+    return line;
+  }, (line, { name, value, reason }) => {
+    put(line.children[0], `${name} = ${value}`);
+    put(line.children[1], `${sentence(reason)}.`);
+  });
+}
+
+function drawWorkers({ redis, workers, process }) {
+  const hosts = new Set(workers.map((worker) => worker.host));
+  let text = `No Redis is set, so each process has breakers of its own. This page shows process ${process.pid} on ${process.host} alone.`;
+  if (redis) {
+    const pace = redis.round_trip === null ? "" : ` Redis answers in ${(redis.round_trip * 1000).toFixed(1)} ms.`;
+    text = redis.trouble
+      ? `Redis cannot be used: ${redis.trouble}.`
+      : `Breakers are shared through Redis by ${counted(workers.length, "worker")} on ${counted(hosts.size, "machine")}.${pace} Work under way, places and budgets are those of process ${process.pid} on ${process.host}.`;
+  }
+  put(at("sharing"), text);
+  fill(at("workers"), workers.map((worker) => ({ key: `${worker.host} ${worker.pid}`, ...worker })), () => {
+    const line = make("li");
+    line.append(make("span"), make("span", "more"));
+    return line;
+  }, (line, { host, pid, alone }) => {
+    put(line.children[0], `Process ${pid} on ${host}`);
+    put(line.children[1], alone.length ? `Refuses by itself: ${alone.join(", ")}` : "");
+    line.children[1].hidden = !alone.length;
+  });
+}
+
+// Let a list have one child for each item, in their order, and change no more than is needed.
+function fill(list, items, create, update) {
+  const known = new Map([...list.children].map((child) => [child.dataset.key, child]));
+  items.forEach((item, index) => {
+    let child = known.get(item.key);
+    if (child) known.delete(item.key);
+    else {
+      child = create(item);
+      child.dataset.key = item.key;
+    }
+    update(child, item);
+    if (list.children[index] !== child) list.insertBefore(child, list.children[index] ?? null);
+  });
+  for (const child of known.values()) child.remove();
+}

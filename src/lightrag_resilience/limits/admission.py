@@ -1,0 +1,198 @@
+"""What a call waits for before it is sent: the provider's leave, its turn, and a place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from lightrag_resilience.config.policies import Policy
+from lightrag_resilience.failures.classifier import Failure, FailureKind
+
+from .bulkhead import Occupancy, Places
+from .cooldown import Cooldown
+from .priority_rate_limiter import Turnstile
+from .rate_limiter import Limit, LocalLimit
+from .token_usage import estimate_tokens, text_tokens, used_tokens
+
+__all__ = ["Line", "is_limited"]
+
+_OVERLOAD = frozenset({FailureKind.THROTTLED, FailureKind.UNKNOWN_OUTCOME})
+
+
+def is_limited(policy: Policy) -> bool:
+    """Whether calls may have to wait, even while the provider does not ask for it."""
+    limit, concurrency = policy.limit, policy.concurrency
+    return bool(limit.rpm or limit.tpm or concurrency.max_concurrent)
+
+
+class _Caller(Protocol):
+    tokens: tuple[int, int]
+    """How many were booked for it, and how many of them its question has."""
+    started: float
+    """Monotonic seconds at which its present attempt was sent."""
+
+
+class Line:
+    """The line of one dependency on one event loop.
+
+    Args:
+        name: The dependency.
+        policy: What to wait for.
+        clock: Monotonic seconds.
+        shared: The limit of all workers together, instead of one of this loop's own.
+    """
+
+    __slots__ = ("_clock", "_concurrency", "_limit", "_name", "_places", "_policy", "cooldown")
+
+    def __init__(
+        self, name: str, policy: Policy, clock: Callable[[], float], shared: Limit | None
+    ) -> None:
+        self.cooldown = Cooldown(name, clock)
+        self._name = name
+        self._clock = clock
+        self._policy = policy.limit
+        self._concurrency = policy.concurrency
+        self._limit: Limit | None = None
+        if policy.limit.rpm or policy.limit.tpm:
+            self._limit = Turnstile(name, shared or LocalLimit(name, policy.limit), clock)
+        has_places = policy.concurrency.max_concurrent is not None
+        self._places = Places(name, policy.concurrency, clock) if has_places else None
+
+    def by(self, policy: Policy, shared: Limit | None) -> Line:
+        """One by another policy; what both ask for is one and the same, as calls stand in both."""
+        changed = Line(self._name, policy, self._clock, shared)
+        changed.cooldown = self.cooldown
+        if policy.limit == self._policy:
+            changed._limit = self._limit
+        if policy.concurrency == self._concurrency:
+            changed._places = self._places
+        return changed
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to wait for."""
+        return self.cooldown.is_on or self._limit is not None or self._places is not None
+
+    def pass_through(
+        self, call: _Caller, question: tuple[Sequence[Any], Mapping[str, Any]]
+    ) -> bool:
+        """Let a call go at once if it need not wait; False if it has to `enter`."""
+        call.tokens = 0, 0
+        places, limit = self._places, self._limit
+        if self.cooldown.is_on or (places is not None and not places.has_room):
+            return False
+        if limit is not None:
+            tokens = self._tokens_for(*question)
+            if not limit.take(tokens[0]):
+                return False
+            call.tokens = tokens
+        if places is not None:
+            places.take()
+        return True
+
+    async def enter(
+        self,
+        call: _Caller,
+        question: tuple[Sequence[Any], Mapping[str, Any]],
+        remaining: Callable[[], float],
+    ) -> bool:
+        """Wait until the call may be sent; `remaining` are the seconds it has. True if it waited.
+
+        Raises:
+            CallRejected: It may not, or not in time.
+        """
+        call.tokens = 0, 0
+        try:
+            waited = await self._stand_still(call, remaining)
+            if self._limit is not None:
+                tokens = self._tokens_for(*question)
+                longest = min(self._policy.max_wait, remaining())
+                waited |= await self._limit.acquire(tokens[0], longest)
+                call.tokens = tokens
+            while True:
+                # The provider may have asked to wait meanwhile; who then waits holds no place.
+                waited |= await self._stand_still(call, remaining)
+                if self._places is None:
+                    break
+                waited |= await self._places.acquire(remaining())
+                if self.cooldown.lets_pass(call):
+                    break
+                self._places.release()
+        except BaseException:
+            self.cooldown.gave_up(call)
+            self._settle(call, 0)
+            raise
+        return waited
+
+    async def _stand_still(self, call: _Caller, remaining: Callable[[], float]) -> bool:
+        if self.cooldown.lets_pass(call):
+            return False
+        return await self.cooldown.wait(call, min(self._policy.max_wait, remaining()))
+
+    def give_up(self, call: _Caller) -> None:
+        """A call that was let in is not sent after all."""
+        self._settle(call, 0)
+        self.leave_without_verdict(call)
+
+    def leave_without_verdict(self, call: _Caller) -> None:
+        """A call was given up by its caller."""
+        if self._places is not None:
+            self._places.release()
+        self.cooldown.gave_up(call)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How the places are taken now."""
+        return Occupancy() if self._places is None else self._places.occupancy
+
+    def was_let_in(self, call: _Caller) -> None:
+        """A call has its stream's first item: whatever follows, it was not throttled."""
+        if self.cooldown.is_on:
+            self.cooldown.ended(call, None)
+
+    def leave(
+        self,
+        call: _Caller,
+        failure: Failure | None,
+        duration: float,
+        answer: object = None,
+        *,
+        is_cut_short: bool = False,
+    ) -> int:
+        """A call succeeded, or failed so, after `duration` seconds, or was cut short after these.
+
+        Returns how many tokens it used, where they are counted.
+        """
+        if self._places is not None:
+            self._places.release()
+            if failure is None or (failure.kind in _OVERLOAD and not is_cut_short):
+                is_overloaded = failure is not None
+                self._places.learn(call.started, duration, is_overloaded=is_overloaded)
+        if self.cooldown.is_on:
+            self.cooldown.ended(call, failure)
+        if self._limit is None or not call.tokens[0]:
+            return 0
+        used = _used(call.tokens, failure, answer)
+        self._settle(call, used)
+        return used
+
+    def _settle(self, call: _Caller, used: int) -> None:
+        if self._limit is not None and call.tokens[0]:
+            self._limit.settle(call.tokens[0], used)
+
+    def _tokens_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        if not self._policy.tpm:
+            return 0, 0
+        asked, bound = estimate_tokens(args, kwargs)
+        return asked + (self._policy.answer_tokens if bound is None else bound), asked
+
+
+def _used(tokens: tuple[int, int], failure: Failure | None, answer: object) -> int:
+    """How many tokens a call has used, as far as one can tell."""
+    booked, asked = tokens
+    if failure is not None:
+        return booked if failure.kind is FailureKind.UNKNOWN_OUTCOME else 0
+    used = used_tokens(answer)
+    if used is not None:
+        return used
+    return asked + text_tokens(answer) if isinstance(answer, str) else booked

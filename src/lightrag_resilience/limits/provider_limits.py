@@ -1,0 +1,163 @@
+"""What a provider says of its rate limits, by a 429 or in the headers of any answer."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Any, Protocol
+
+from lightrag_resilience.config.policies import LimitPolicy, Policy
+from lightrag_resilience.failures.classifier import Failure
+from lightrag_resilience.failures.retry_after import RateStates, rate_states
+from lightrag_resilience.runtime.fork_safety import ProcessLock
+
+__all__ = ["GrantedLimits", "apply_throttling", "learn_limits"]
+
+_log = logging.getLogger("lightrag_resilience")
+
+# One change at a time: a guard may have calls on several event loops, and what another loop has
+# learned meanwhile would be taken for what is newly configured.
+_following = ProcessLock()
+_MOST_MODELS = 32  # of one dependency
+_REMEMBERED = 600.0  # seconds for which a model counts that no answer has named since
+_LOG_EVERY = 60.0  # seconds; some providers change a limit with each answer
+_IN_PATH = re.compile(r"/(?:deployments|models?)/([^/:?]{1,128})")
+_IN_BODY = re.compile(rb'"model"\s*:\s*"([^"\\]{1,128})"')
+
+
+class _Guard(Protocol):
+    name: str
+    policy: Policy
+    clock: Any
+    granted: GrantedLimits | None
+
+    def change(self, policy: Policy, reason: str) -> None: ...
+    def cool_down(self, seconds: float) -> None: ...
+
+
+class _Model:
+    """What an answer last granted one model: a minute's requests and tokens, and when."""
+
+    __slots__ = ("at", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.requests: int | None = None
+        self.tokens: int | None = None
+        self.at = -math.inf
+
+
+class GrantedLimits:
+    """What a provider grants each model of one dependency, up to the configured limits.
+
+    The limits of a dependency hold for all its models together. A provider counts each model by
+    itself, so together they may send the sum of what it grants them.
+    """
+
+    __slots__ = ("_applied", "_configured", "_logged_at", "_models")
+
+    def __init__(self, configured: LimitPolicy) -> None:
+        self._configured = self._applied = configured
+        self._models: OrderedDict[str, _Model] = OrderedDict()
+        self._logged_at = -math.inf
+
+    def after(self, current: LimitPolicy, model: str, told: RateStates, now: float) -> LimitPolicy:
+        """The limits to go on with, after an answer about a model.
+
+        Args:
+            current: Those in force. If they are not what this returned last, they are newly
+                configured.
+            model: The model's name, or an empty one where the request names none.
+            told: What the answer says.
+            now: Monotonic seconds.
+        """
+        if current != self._applied:
+            self._configured = current
+        known = self._models.setdefault(model, _Model())
+        known.requests = told.requests.limit or known.requests
+        known.tokens = told.tokens.limit or known.tokens
+        known.at = now
+        self._models.move_to_end(model)
+        while len(self._models) > _MOST_MODELS or self._oldest < now - _REMEMBERED:
+            self._models.popitem(last=False)
+        models = self._models.values()
+        self._applied = replace(
+            self._configured,
+            rpm=_up_to(self._configured.rpm, [each.requests for each in models]),
+            tpm=_up_to(self._configured.tpm, [each.tokens for each in models]),
+        )
+        return self._applied
+
+    @property
+    def _oldest(self) -> float:
+        return next(iter(self._models.values())).at
+
+    def shall_log(self, now: float) -> bool:
+        """Whether a change is to be logged, or another was a short time ago."""
+        if now - self._logged_at < _LOG_EVERY:
+            return False
+        self._logged_at = now
+        return True
+
+
+def apply_throttling(guard: _Guard, error: BaseException, failure: Failure) -> None:
+    """Wait as a 429 asks, but no longer than the policy lets it, and keep the limits it names."""
+    if failure.retry_after:
+        guard.cool_down(min(failure.retry_after, guard.policy.retry.max_retry_after))
+    response = getattr(error, "response", None)
+    learn_limits(guard, getattr(response, "headers", None), getattr(error, "request", None))
+
+
+def learn_limits(guard: _Guard, headers: Any, request: Any = None) -> None:
+    """Follow the limits that a provider tells, up to the configured ones; none is set anew.
+
+    Args:
+        guard: Whose limits.
+        headers: Of an answer, good or bad, in any mapping, or None.
+        request: What was asked, of httpx or alike, where it is known: it names the model.
+    """
+    limit = guard.policy.limit
+    if headers is None or not (limit.rpm or limit.tpm):
+        return
+    told = rate_states(headers, now_wall=time.time())
+    if told.requests.limit is None and told.tokens.limit is None:
+        return
+    model, now = _model_of(request), guard.clock()
+    with _following:
+        if guard.granted is None:
+            guard.granted = GrantedLimits(guard.policy.limit)
+        limit = guard.policy.limit
+        granted = guard.granted.after(limit, model, told, now)
+        if granted == limit:
+            return
+        if guard.granted.shall_log(now):
+            text = "The limits of %r follow what its provider grants: %s"
+            _log.warning(text, guard.name, _in_words(limit, granted))
+        guard.change(replace(guard.policy, limit=granted), "as the provider says")
+
+
+def _up_to(configured: float | None, granted: list[int | None]) -> float | None:
+    known = [number for number in granted if number is not None]
+    return configured if configured is None or not known else min(configured, float(sum(known)))
+
+
+def _model_of(request: Any) -> str:
+    """The model that a request names, in its path or in its body, which is never parsed whole."""
+    try:
+        if in_path := _IN_PATH.search(str(request.url.path)):
+            return in_path[1]
+        content: bytes = request.content
+        for in_body in _IN_BODY.finditer(content):
+            if not content.endswith(b"\\", 0, in_body.start()):  # as in a prompt
+                return in_body[1].decode("utf-8", "replace")
+    except Exception:  # noqa: BLE001 - no request, one that streams its body, or another library's
+        return ""
+    return ""
+
+
+def _in_words(before: LimitPolicy, after: LimitPolicy) -> str:
+    pairs = (("LIMIT__RPM", before.rpm, after.rpm), ("LIMIT__TPM", before.tpm, after.tpm))
+    return ", ".join(f"{name} {old:g} is {new:g}" for name, old, new in pairs if old != new)

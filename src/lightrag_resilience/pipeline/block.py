@@ -1,0 +1,254 @@
+"""A guard around a block: all but retry, since a block cannot be run again.
+
+A block usually ends in the context in which it began. That of an async generator need not: each
+item may be asked for by another task, and between two items its reader runs, with the context
+variables that the block has set. Such a block is found by the frame of its generator, and is no
+call around anything while the generator is suspended at a ``yield``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dis
+import functools
+import inspect
+import sys
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+from lightrag_resilience.calls.call_context import Call, current_call, new_call, owned_by_a_guard
+from lightrag_resilience.calls.lateness import timeout_error
+from lightrag_resilience.calls.publishing import tell_failure
+
+if TYPE_CHECKING:
+    from .guard import Guard
+
+__all__ = ["Block", "BlockBetweenItems", "begin_block", "end_block", "open_block"]
+
+_GENERATOR = inspect.CO_ASYNC_GENERATOR
+_AFTER_YIELD = 1  # the lower bits of RESUME's argument; `dis` documents them
+_MANAGERS = frozenset({"__aenter__", "__aexit__", "enter_async_context", "aclose"})
+"""Functions that begin or end a block for the one that calls them."""
+
+_in_generators: dict[FrameType, list[Block]] = {}
+"""Open blocks of async generators, by the frames of these; the innermost last."""
+
+
+class Block(Call):
+    """A call that is a block.
+
+    Attributes:
+        before: The call that was the current one where it began.
+        generator: The frame of the async generator that it is a block of, if it is one.
+    """
+
+    __slots__ = ("before", "generator")
+
+    before: Call | None
+    generator: FrameType | None
+
+    @property
+    def owner(self) -> Any:
+        """Whose block it is; None once it has ended."""
+        return self.guard
+
+
+class BlockBetweenItems(Block):
+    """A block of an async generator that is read: its reader's code is not inside it.
+
+    Its guard is nobody's, as if it had ended, while the reader has an item of the generator.
+    """
+
+    __slots__ = ("_owner", "_read", "_yields")
+
+    def __init__(self, read: FrameType) -> None:
+        self._read = read
+        self._yields = _yields_of(read.f_code)
+        self._owner: Any = None
+
+    @property
+    def owner(self) -> Any:
+        """Whose block it is; None once it has ended."""
+        return self._owner
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the reader has an item, and this waits until the next is asked for."""
+        return self._read.f_lasti in self._yields
+
+    @property
+    def guard(self) -> Any:
+        """Whose block it is, for what runs inside of it."""
+        return None if self.is_away else self._owner
+
+    @guard.setter
+    def guard(self, owner: Any) -> None:
+        self._owner = owner
+
+
+async def begin_block(guard: Guard) -> Block:
+    """Let a block begin.
+
+    Raises:
+        CallRejected: It may not.
+    """
+    if guard.gate.is_closed and not owned_by_a_guard():
+        guard.gate.check(guard.name, guard.events)
+    around = sys._getframe(2)  # noqa: SLF001 - documented
+    code = around.f_code
+    if code.co_flags & _GENERATOR or code.co_name in _MANAGERS:
+        call = _new_block(guard, *_generators_around(around))
+        if call.generator is not None:
+            _in_generators.setdefault(call.generator, []).append(call)
+    else:
+        call = _new_block(guard, None, None)
+    call.is_pass_through = call.parent is not None and call.parent.is_within(guard)
+    current_call.set(call)
+    if call.is_pass_through:
+        return call
+    guard.gate.running[call] = None
+    try:
+        await guard.enter(call, guard.prepare(call), (), {})
+    except BaseException:
+        _leave(call, guard)
+        raise
+    return call
+
+
+def open_block(guard: Guard, depth: int = 1) -> Block | None:
+    """The innermost block of a guard that ends here; None where none has begun.
+
+    Args:
+        guard: Whose block it is.
+        depth: How many functions above this one its end is told.
+    """
+    if _in_generators:
+        generator, _ = _generators_around(sys._getframe(depth + 1))  # noqa: SLF001 - documented
+        for call in reversed(_in_generators.get(generator, ())):  # type: ignore[arg-type]
+            if call.owner is guard:
+                return call
+    current = current_call.get()
+    if isinstance(current, Block) and current.generator is None and current.guard is guard:
+        return current
+    # Begun by another task, such as what an exit stack holds, or before a block within it ends: all
+    # have the same place. One whose task has ended goes first.
+    others = [
+        call
+        for call in guard.gate.running
+        if isinstance(call, Block) and call.owner is guard and call.generator is None
+    ]
+    return max(others, key=_has_lost_its_task, default=None)
+
+
+def end_block(guard: Guard, error: BaseException | None) -> None:
+    """A block has ended.
+
+    Raises:
+        AttemptTimeoutError: Its time was up.
+    """
+    call: Any = current_call.get()
+    if call.__class__ is not Block or call.guard is not guard or _in_generators:  # not the usual
+        call = open_block(guard, 2)
+    if call is None:
+        raise RuntimeError(f"The block of guard({guard.name!r}) ended in another context")
+    _leave(call, guard)
+    if call.is_pass_through:
+        return
+    timed_out = call.timer is not None and call.timer.stop(call)
+    if (
+        timed_out
+        and isinstance(error, asyncio.CancelledError)
+        and call.task is asyncio.current_task()
+    ):
+        timeout = timeout_error(guard, call, error)
+        guard.settle_error(call, timeout)
+        tell_failure(guard, call, timeout)
+        raise timeout
+    if error is None:
+        guard.settle_success(call)
+    else:
+        guard.settle_error(call, error)
+        tell_failure(guard, call, error)
+
+
+def _new_block(guard: Guard, generator: FrameType | None, read: FrameType | None) -> Block:
+    before = current_call.get()
+    if before is not None:
+        before = _still_open(before)
+    parent = before
+    while parent is not None and parent.guard is None:  # ended, or none around this
+        parent = parent.parent
+    call = Block() if read is None else BlockBetweenItems(read)
+    new_call(guard, parent, guard.clock(), call)
+    call.before = before
+    call.generator = generator
+    return call
+
+
+def _leave(call: Block, guard: Guard) -> None:
+    if (generator := call.generator) is not None:
+        blocks = _in_generators[generator]
+        blocks.remove(call)
+        if not blocks:
+            del _in_generators[generator]
+    if current_call.get() is call:
+        before = call.before
+        current_call.set(before if before is None else _still_open(before))
+    guard.gate.running.pop(call, None)
+    call.guard = None
+
+
+def _has_lost_its_task(call: Block) -> bool:
+    task = getattr(call, "task", None)
+    return task is not None and bool(task.done())
+
+
+def _still_open(call: Call | None) -> Call | None:
+    """A call, or what was the current one before it where it is a block that has ended."""
+    while isinstance(call, Block) and call.owner is None:
+        call = call.before
+    return call
+
+
+# ---------------------------------------------------------------------- generators
+
+
+def _generators_around(frame: FrameType | None) -> tuple[FrameType | None, FrameType | None]:
+    """Frames of the async generator that has a block, and of the one between whose items it is.
+
+    These are two where a generator is a context manager, whose body is inside the block: the
+    latter is then the one that has the context manager, if that is a generator too.
+    """
+    frame = ends = _outside_of_managers(frame)
+    while frame is not None and _is_generator(frame) and (around := frame.f_back) is not None:
+        if around.f_code.co_name != "__aenter__":
+            return ends, frame
+        frame = _outside_of_managers(around)
+    return (ends if _is_generator(ends) else None), None
+
+
+def _outside_of_managers(frame: FrameType | None) -> FrameType | None:
+    while frame is not None and _is_of_manager(frame):
+        frame = frame.f_back
+    return frame
+
+
+def _is_of_manager(frame: FrameType) -> bool:
+    return frame.f_code.co_name in _MANAGERS
+
+
+def _is_generator(frame: FrameType | None) -> bool:
+    return frame is not None and bool(frame.f_code.co_flags & _GENERATOR)
+
+
+@functools.lru_cache(maxsize=512)
+def _yields_of(code: CodeType) -> frozenset[int]:
+    """The offsets at which a generator is suspended at a ``yield``, and not in an ``await``."""
+    found: set[int] = set()
+    before: dis.Instruction | None = None
+    for step in dis.get_instructions(code):
+        is_resumed = step.opname == "RESUME" and (step.arg or 0) & 3 == _AFTER_YIELD
+        if is_resumed and before is not None and before.opname == "YIELD_VALUE":
+            found |= {before.offset, step.offset}
+        before = step
+    return frozenset(found)

@@ -1,0 +1,1 @@
+"""A client of Redis in all its forms, its scripts, and what is wrong with it in words."""

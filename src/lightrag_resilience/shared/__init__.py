@@ -1,1 +1,0 @@
-"""Breaker state shared by all workers through Redis."""

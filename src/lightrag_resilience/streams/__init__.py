@@ -1,0 +1,1 @@
+"""Guarded streams: reading them, and knowing whether they are whole."""

@@ -1,0 +1,203 @@
+"""A stream is one call: admitted at its start, judged at its end, holding its place until then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from types import AsyncGeneratorType
+from typing import Any, Self, TypeVar, cast
+
+from lightrag_resilience.calls.call_context import Call
+from lightrag_resilience.calls.lateness import timeout_error
+from lightrag_resilience.config.policies import TimeoutPolicy
+from lightrag_resilience.errors import TruncatedStreamError
+from lightrag_resilience.timeouts.attempt_timer import Timer
+from lightrag_resilience.timeouts.idle_timer import read_elsewhere
+
+from .finish_markers import is_of_model
+from .stream_proxy import PassedOnStream, sent_into, thrown_into
+from .stream_reader import Reading, StreamKeeper
+
+__all__ = ["GuardedStream", "end_whole", "generator_function", "items_of"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class GuardedStream(PassedOnStream[T_co]):
+    """Passes a source's items on, each waited for no longer than `TimeoutPolicy` says.
+
+    An error, a timeout and an end without the model's finish marker are failures of the dependency.
+    Closing early, being cancelled or being dropped is no verdict; the source is closed with it. The
+    call is under way, and has its place, until one of these happens.
+    """
+
+    __slots__ = ("_guard", "_items", "_reading")
+
+    def __init__(self, guard: StreamKeeper, source: Any) -> None:
+        self._reading: Reading[T_co] | None = None  # until then the call is the caller's to settle
+        super().__init__(source)
+        self._guard = guard
+        self._items: AsyncGenerator[T_co, Any] = _nothing()
+
+    @property
+    def dependency(self) -> str:
+        """Name of the guard it came through."""
+        return self._guard.name
+
+    async def open(self, call: Call, timer: Timer | None) -> Self:
+        """Wait for the first item: a source that cannot begin fails where it may be retried.
+
+        The caller judges this wait, and ends it by `timer` unless streams have a time of their own.
+        """
+        guard, policy = self._guard, call.parts.policy
+        limit = _limit_of_first_item(policy.timeout)
+        try:
+            if limit is None:
+                first = await anext(self._iterator)
+            else:
+                first = await self._first_in_time(call, timer, limit)
+        except StopAsyncIteration:
+            if policy.stream.finish_marker and is_of_model(self._source):
+                raise TruncatedStreamError(guard.name, None, "before its first item") from None
+            if timer is not None:
+                timer.stop(call)
+            guard.settle_success(call)
+            return self
+        except BaseException:
+            with contextlib.suppress(Exception):  # what goes wrong here does not hide why
+                await self._close_source()
+            raise
+        if timer is not None:
+            timer.stop(call)
+        if (line := call.parts.line) is not None:
+            line.was_let_in(call)
+        self._reading = Reading(guard, call, self._iterator, self._source, first)
+        self._items = self._reading.items(first)
+        return self
+
+    async def __anext__(self) -> T_co:
+        try:
+            return await anext(self._items)
+        except StopAsyncIteration:
+            if self._reading is not None and self._reading.is_under_way:  # its loop has ended
+                self._abandon()
+                raise read_elsewhere() from None
+            raise
+        except GeneratorExit:  # Python 3.11 does not tell the generator
+            self._abandon()
+            self._items = _nothing()
+            raise
+
+    async def asend(self, value: Any) -> T_co:
+        """Send a value into the source, where that is a generator, for its next item."""
+        return await self._items.asend(value)
+
+    async def athrow(self, error: BaseException) -> T_co:
+        """Raise an error in the source, where that is a generator, for what it makes of it.
+
+        Raises:
+            Exception: What the source raised, which is no verdict where it is `error` itself.
+        """
+        try:
+            return await self._items.athrow(error)
+        finally:
+            reading, items = self._reading, cast("AsyncGeneratorType[T_co, Any]", self._items)
+            if reading is not None and items.ag_frame is None and reading.is_under_way:
+                await reading.close()  # it was not read yet, and the source was told nothing
+
+    async def aclose(self) -> None:
+        """Stop here and close the source: no verdict, unless the finish marker came already."""
+        if (reading := self._reading) is None:
+            await super().aclose()
+            return
+        try:
+            await reading.close()
+        finally:
+            with contextlib.suppress(RuntimeError):  # another task waits in it
+                await self._items.aclose()
+
+    async def _first_in_time(self, call: Call, timer: Timer | None, limit: float) -> T_co:
+        guard = self._guard
+        if timer is not None:
+            timer.stop(call)
+        now = guard.clock()
+        left = min(call.started + limit - now, guard.remaining(call))
+        own = Timer(max(left, 0.0), call.parts.loop, guard.clock)
+        own.start(call, now)
+        try:
+            return await anext(self._iterator)
+        except asyncio.CancelledError as error:
+            if own.stop(call):
+                late = f"waiting {limit:g} s for the first item"
+                raise timeout_error(guard, call, error, late) from error
+            raise
+        finally:
+            own.stop(call)
+
+    def _abandon(self) -> None:
+        if (reading := self._reading) is not None:
+            reading.abandon()
+
+    def __del__(self) -> None:
+        # Dropped by a caller who never closed it: its place must not stay taken.
+        self._abandon()
+
+
+def items_of(stream: AsyncIterator[T]) -> AsyncIterator[T]:
+    """What `stream` gives, by a shorter way if it is guarded. It must be kept until the end."""
+    return stream._items if isinstance(stream, GuardedStream) else stream  # noqa: SLF001
+
+
+def generator_function(
+    begin: Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]],
+) -> Callable[..., AsyncGenerator[Any, Any]]:
+    """An async generator function over streams that `begin` makes of its arguments.
+
+    What is sent or thrown into its generators reaches the source, where that is one too.
+    """
+
+    async def items(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        stream = await begin(args, kwargs)
+        source: Any = items_of(stream)
+        try:
+            async for item in source:
+                while True:
+                    try:
+                        sent = yield item
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:  # noqa: BLE001 - the source's to raise on
+                        item = await thrown_into(source, error)  # noqa: PLW2901
+                    else:
+                        if sent is None:
+                            break
+                        item = await sent_into(source, sent)  # noqa: PLW2901 - it is the next
+        except StopAsyncIteration:
+            return  # in answer to what was sent or thrown
+        finally:
+            if hasattr(stream, "aclose"):
+                await stream.aclose()
+
+    return items
+
+
+async def end_whole(stream: GuardedStream[Any]) -> None:
+    """Close a stream whose source has said all, read or not: a success."""
+    if (reading := stream._reading) is not None:  # noqa: SLF001 - for the way of one source
+        reading.end()
+    await stream.aclose()
+
+
+async def _nothing() -> AsyncGenerator[Any, None]:
+    return
+    yield
+
+
+def _limit_of_first_item(timeout: TimeoutPolicy) -> float | None:
+    """Seconds from sending to the first item; None where an attempt's own time is shortest."""
+    own, whole = timeout.first_item, timeout.stream_total
+    usual = own or timeout.attempt or math.inf
+    return whole if whole is not None and whole < usual else own

@@ -1,0 +1,196 @@
+"""What an event adds to which metric; Prometheus and OpenTelemetry both take it from here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lightrag_resilience.circuit.state_machine import State
+from lightrag_resilience.draining.phases import Phase
+from lightrag_resilience.events import (
+    AttemptFailed,
+    CallFailed,
+    CallRefused,
+    CallSucceeded,
+    CallWaited,
+    DocumentsCounted,
+    DrainChanged,
+    DrainEnded,
+    Event,
+    FellBack,
+    Hedged,
+    ProbeSent,
+    QueryAnswered,
+    RecoveryRan,
+    RetryScheduled,
+    StaleAnswered,
+    StateChanged,
+    WorkAbandoned,
+)
+from lightrag_resilience.health import health_of, level_of
+from lightrag_resilience.pipeline.guard import Guard
+from lightrag_resilience.pipeline.registry import Guards
+
+from .label_limit import BoundedNames
+from .metric_catalog import METRICS
+
+__all__ = ["ASKED", "Measure", "look_at", "measures_of"]
+
+Measure = tuple[str, tuple[str, ...], float]
+"""A metric, the values of its labels, and what to add, to observe or to set."""
+
+_STATES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
+_PHASES = {phase.value: number for number, phase in enumerate(Phase)}
+_ENDED = len(_PHASES)
+_ACROSS = {metric.name: metric.across for metric in METRICS}
+
+
+def measures_of(event: Event) -> Iterable[Measure]:
+    """What an event is counted as; a counter's zero is left out."""
+    return _OF.get(event.__class__, _nothing)(event)
+
+
+def _nothing(_event: Any) -> Iterable[Measure]:
+    return ()
+
+
+def _call_succeeded(event: CallSucceeded) -> Iterable[Measure]:
+    yield "attempt_duration_seconds", (event.dependency, "success"), event.duration
+    if event.tokens:
+        yield "tokens_used", (event.dependency,), event.tokens
+
+
+def _attempt_failed(event: AttemptFailed) -> Iterable[Measure]:
+    yield "attempt_duration_seconds", (event.dependency, event.kind), event.duration
+    cause = f"HTTP {event.status}" if event.status else event.error
+    yield "attempt_failures", (event.dependency, cause), 1
+
+
+def _call_failed(event: CallFailed) -> Iterable[Measure]:
+    yield "call_failures", (event.dependency, event.kind), 1
+    yield "call_failure_duration_seconds", (event.dependency,), event.duration
+
+
+def _retried(event: RetryScheduled) -> Iterable[Measure]:
+    yield "retries", (event.dependency,), 1
+    yield "retry_wait_seconds", (event.dependency,), event.wait
+
+
+def _waited(event: CallWaited) -> Iterable[Measure]:
+    yield "line_wait_seconds", (event.dependency,), event.seconds
+    if event.tokens:
+        yield "tokens_reserved", (event.dependency,), event.tokens
+
+
+def _recovered(event: RecoveryRan) -> Iterable[Measure]:
+    if event.resumed:
+        yield "recovered_documents", (event.workspace, "resumed"), event.resumed
+    if event.requeued:
+        yield "recovered_documents", (event.workspace, "requeued"), event.requeued
+    yield "documents_given_up", (event.workspace,), event.given_up
+
+
+def _drain_changed(event: DrainChanged) -> Iterable[Measure]:
+    yield "drain_phase", (), _PHASES.get(event.phase, 0)
+    yield "drain_in_flight", (), event.left
+
+
+def _drain_ended(event: DrainEnded) -> Iterable[Measure]:
+    yield "drain_phase", (), _ENDED
+    yield "drain_in_flight", (), event.stuck
+    if event.drained:
+        yield "drained", (), event.drained
+
+
+def _once(metric: str) -> Callable[[Any], Iterable[Measure]]:
+    return lambda event: ((metric, (event.dependency,), 1),)
+
+
+_OF: dict[type, Callable[[Any], Iterable[Measure]]] = {
+    AttemptFailed: _attempt_failed,
+    CallFailed: _call_failed,
+    CallRefused: lambda event: (("refusals", (event.dependency, event.error), 1),),
+    CallSucceeded: _call_succeeded,
+    CallWaited: _waited,
+    DocumentsCounted: lambda event: (("documents", (event.workspace, event.status), event.count),),
+    DrainChanged: _drain_changed,
+    DrainEnded: _drain_ended,
+    FellBack: _once("fallbacks"),
+    Hedged: _once("hedges"),
+    ProbeSent: _once("probes"),
+    QueryAnswered: lambda event: (("query_duration_seconds", (event.outcome,), event.duration),),
+    RecoveryRan: _recovered,
+    RetryScheduled: _retried,
+    StaleAnswered: _once("stale_answers"),
+    StateChanged: lambda event: (("breaker_transitions", (event.dependency, event.new), 1),),
+    WorkAbandoned: lambda event: (("abandoned", (event.kind,), 1),),
+}
+
+
+ASKED = frozenset(
+    {
+        "breaker_state",
+        "dependency_health",
+        "breaker_probes",
+        "breaker_failure_ratio",
+        "retry_budget_ratio",
+        "in_flight",
+        "queue_depth",
+        "concurrency_limit",
+        "redis_up",
+        "redis_round_trip_seconds",
+        "redis_workers",
+    }
+)
+"""Gauges that no event tells of: somebody looks."""
+
+
+def look_at(guards: Guards, names: BoundedNames) -> Iterable[Measure]:
+    """What guards know now. Those that share the name ``other`` are put together."""
+    found: dict[tuple[str, str], float] = {}
+    timed = Counter(call.name for call in guards.homes.running())
+    timed += Counter(call.name for call in list(guards.gate.running) if call.is_streaming)
+    for guard in guards:
+        name = names.shown(guard.name)
+        for metric, value in _gauges_of(guard, timed[guard.name]):
+            found[metric, name] = _together(metric, found.get((metric, name)), value)
+    for (metric, name), value in found.items():
+        yield metric, (name,), value
+    if (link := guards.link) is not None:
+        yield "redis_up", (), link.is_up
+        yield "redis_round_trip_seconds", (), link.round_trip
+        yield "redis_workers", (), link.workers if link.is_up else 1
+
+
+def _gauges_of(guard: Guard, timed: int) -> Iterable[tuple[str, float]]:
+    """What a guard knows when asked; `timed` are its calls that run against the time."""
+    seen = guard.breaker.snapshot()
+    occupancy = guard.occupancy
+    yield "breaker_state", _STATES[seen.state]
+    health = health_of(
+        guard.name,
+        state=seen.state.value,
+        mode=seen.mode,
+        reason=seen.reason,
+        tally=seen.tally,
+        standstill=occupancy.standstill,
+    )
+    yield "dependency_health", level_of(health.look)
+    yield "breaker_probes", seen.probes
+    yield "breaker_failure_ratio", seen.failed / seen.calls if seen.calls else 0.0
+    yield "retry_budget_ratio", guard.budget.share
+    yield "in_flight", timed if occupancy.limit is None else occupancy.in_use
+    yield "queue_depth", occupancy.waiting
+    if occupancy.limit is not None:
+        yield "concurrency_limit", occupancy.limit
+
+
+def _together(metric: str, before: float | None, value: float) -> float:
+    """What several dependencies are that share the name ``other``, as several processes are."""
+    if before is None:
+        return value
+    across = _ACROSS[metric]
+    if across == "livesum":
+        return before + value
+    return max(before, value) if across == "livemax" else min(before, value)

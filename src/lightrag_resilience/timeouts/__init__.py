@@ -1,0 +1,1 @@
+"""Timers of attempts and of the time between two items of a stream."""
