@@ -1,4 +1,8 @@
-"""What follows a first failure: tenacity decides whether, when and how often to call again."""
+"""What follows a first failure: tenacity decides whether, when and how often to call again.
+
+When most calls fail, a budget ends retries instead of letting them double the traffic: the retry
+quota of AWS SDKs' standard mode; see `RetryPolicy`.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,77 @@ import tenacity
 from .config.policies import RetryPolicy
 from .errors import CallRejected, ShuttingDownError
 from .failures.classifier import Failure, FailureKind
-from .retry_budget import RETRY_COST, TIMEOUT_RETRY_COST, RetryBudget
 
-__all__ = ["Retries", "is_retryable"]
+__all__ = ["RETRY_COST", "TIMEOUT_RETRY_COST", "Retries", "RetryBudget", "alone", "is_retryable"]
 
 _FATAL, _UNKNOWN_OUTCOME = FailureKind.FATAL, FailureKind.UNKNOWN_OUTCOME  # each a slow lookup
 _TRANSIENT = FailureKind.TRANSIENT
 # A gateway did not wait for the answer, or lost it: what is behind it may have done the work.
 _MAY_BE_DONE = frozenset({460, 499, 502, 504, 520, 524, 598, 599})
+RETRY_COST = 5
+TIMEOUT_RETRY_COST = 10
 R = TypeVar("R")
+
+
+def alone() -> int:
+    """How many processes there are where none is known but this."""
+    return 1
+
+
+class RetryBudget:
+    """Tokens that retries spend and successes earn back.
+
+    Args:
+        capacity: Tokens at the start and at the most; 0 lets every retry pass.
+        workers: How many processes share them, this one included: each may spend its part, or what
+            one retry costs where that is more.
+    """
+
+    __slots__ = ("_cost", "_workers", "capacity", "tokens")
+
+    def __init__(self, capacity: int, workers: Callable[[], int] = alone) -> None:
+        self.capacity = capacity
+        self.tokens = capacity
+        self._workers = workers
+        self._cost = RETRY_COST
+
+    def resize(self, capacity: int) -> None:
+        """Have so many from now on; what was spent stays spent."""
+        spent = self.capacity - self.tokens
+        self.capacity = capacity
+        self.tokens = max(capacity - spent, 0)
+
+    @property
+    def _part(self) -> float:
+        """What this process may spend of the capacity."""
+        part = max(self.capacity / self._workers(), TIMEOUT_RETRY_COST)
+        return min(part, self.capacity)
+
+    @property
+    def share(self) -> float:
+        """What this process may still spend of its part, 0 to 1; 1 where every retry passes.
+
+        0 where a retry such as the last one that was asked for would not be paid.
+        """
+        if not self.capacity:
+            return 1.0
+        part = self._part
+        left = part - (self.capacity - self.tokens)
+        return left / part if left >= self._cost else 0.0
+
+    def spend(self, cost: int) -> bool:
+        """Pay for a retry. False where the tokens do not suffice; nothing is spent then."""
+        if not self.capacity:
+            return True
+        self._cost = cost
+        if self._part - (self.capacity - self.tokens) < cost:
+            return False
+        self.tokens -= cost
+        return True
+
+    def earn(self, amount: int = 1) -> None:
+        """A call succeeded: 1 token back, or what its last retry cost."""
+        self.tokens = min(self.tokens + amount, self.capacity)
 
 
 def is_retryable(failure: Failure, policy: RetryPolicy) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightrag_resilience.retry_budget import RETRY_COST, TIMEOUT_RETRY_COST, RetryBudget
+from lightrag_resilience.retry import RETRY_COST, TIMEOUT_RETRY_COST, RetryBudget
 
 
 def test_retries_spend_until_nothing_is_left() -> None:

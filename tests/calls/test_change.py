@@ -22,7 +22,7 @@ from lightrag_resilience import (
 )
 from lightrag_resilience.breakers import Breaker
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.retry_budget import RetryBudget
+from lightrag_resilience.retry import RetryBudget
 from lightrag_resilience.shared_state.messages import Override
 from support.guards import Scripted, down, guard_on_loop, now, outcomes, patient
 

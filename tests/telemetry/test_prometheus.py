@@ -43,7 +43,7 @@ from lightrag_resilience.events import (
 )
 from lightrag_resilience.integrations.status.dependency_rows import rows
 from lightrag_resilience.integrations.status.outage_history import Record
-from lightrag_resilience.retry_budget import TIMEOUT_RETRY_COST, RetryBudget
+from lightrag_resilience.retry import TIMEOUT_RETRY_COST, RetryBudget
 from lightrag_resilience.telemetry import prometheus
 from lightrag_resilience.telemetry.metric_catalog import METRICS, describe_metrics
 from lightrag_resilience.telemetry.prometheus import Observation, observe

@@ -25,13 +25,14 @@ class LoopParts:
         home: The loop, and its thread.
         timer: Ends an attempt, or a whole call where that is shorter.
         line: What a call waits for before it is sent; None while there is nothing to wait for.
+        loops: The parts of all loops.
     """
 
-    __slots__ = ("_line", "_loops", "home", "line", "timer")
+    __slots__ = ("_line", "home", "line", "loops", "timer")
 
     def __init__(self, loops: Loops, home: Home) -> None:
         self.home = home
-        self._loops = loops
+        self.loops = loops
         attempt, total = loops.policy.timeout.attempt, loops.policy.timeout.total
         limits = [seconds for seconds in (attempt, total) if seconds]
         self.timer = home.timer(min(limits)) if limits else None
@@ -46,7 +47,7 @@ class LoopParts:
     @property
     def policy(self) -> Policy:
         """What the calls that are given these go by, whatever follows."""
-        return self._loops.policy
+        return self.loops.policy
 
     def cool_down(self, seconds: float) -> None:
         """The provider asked to wait; from any thread."""
@@ -65,7 +66,7 @@ class LoopParts:
             self.line = None
 
     def _make_line(self) -> Line:
-        self._line = self._loops.new_line(self.home)
+        self._line = self.loops.new_line(self.home)
         return self._line
 
     @property

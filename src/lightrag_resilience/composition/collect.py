@@ -11,6 +11,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, ParamSpec, TypeVar, overload
 
+from lightrag_resilience.calls.attempts import Attempts
 from lightrag_resilience.calls.call_context import Call, current_call, new_call
 from lightrag_resilience.errors import UnsupportedCallError
 from lightrag_resilience.events import Events
@@ -101,19 +102,20 @@ class _PartOfAttempt(Call):
             yield
 
 
-class _Attempt:
+class _Attempt(Attempts):
     """What a stream sees of a guard whose verdict falls on the attempt around the stream."""
 
-    def __init__(self, call: Call) -> None:
-        guard = call.guard
-        self.name = guard.name
-        self.policy = guard.policy
-        self.events = Events()  # what there is to tell is told of the attempt
-        self.gate = guard.gate
-        self.clock = guard.clock
-        self.remaining = guard.remaining
+    __slots__ = ()
 
-    def settle_success(self, call: Call, duration: float | None = None) -> None:
+    def __init__(self, call: Call) -> None:
+        guard: Attempts = call.guard
+        events = Events()  # none of the stream's own: the attempt around it publishes
+        super().__init__(guard.name, events, guard.breaker, call.parts.loops, guard.budget)
+        self.policy, self.gate, self.clock = guard.policy, guard.gate, guard.clock
+
+    def settle_success(
+        self, call: Call, duration: float | None = None, answer: object = None
+    ) -> None:
         """The attempt goes on."""
 
     def settle_error(self, call: Call, error: BaseException) -> None:

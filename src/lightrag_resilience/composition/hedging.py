@@ -19,7 +19,7 @@ from lightrag_resilience.errors import PolicyError, UnsupportedCallError
 from lightrag_resilience.events import Hedged
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
-from lightrag_resilience.retry_budget import RETRY_COST
+from lightrag_resilience.retry import RETRY_COST
 from lightrag_resilience.runtime.callables import Kind, kind_of, must_be_function, name_of
 
 __all__ = ["hedged"]

@@ -14,14 +14,11 @@ import functools
 import inspect
 import sys
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightrag_resilience.calls.attempts import Attempts
 from lightrag_resilience.calls.call_context import Call, current_call, new_call, owned_by_a_guard
-from lightrag_resilience.calls.lateness import timeout_error
 from lightrag_resilience.calls.publishing import tell_failure
-
-if TYPE_CHECKING:
-    from .guard import Guard
 
 __all__ = ["Block", "BlockBetweenItems", "begin_block", "end_block", "open_block"]
 
@@ -86,7 +83,7 @@ class BlockBetweenItems(Block):
         self._owner = owner
 
 
-async def begin_block(guard: Guard) -> Block:
+async def begin_block(guard: Attempts) -> Block:
     """Let a block begin.
 
     Raises:
@@ -115,7 +112,7 @@ async def begin_block(guard: Guard) -> Block:
     return call
 
 
-def open_block(guard: Guard, depth: int = 1) -> Block | None:
+def open_block(guard: Attempts, depth: int = 1) -> Block | None:
     """The innermost block of a guard that ends here; None where none has begun.
 
     Args:
@@ -140,7 +137,7 @@ def open_block(guard: Guard, depth: int = 1) -> Block | None:
     return max(others, key=_has_lost_its_task, default=None)
 
 
-def end_block(guard: Guard, error: BaseException | None) -> None:
+def end_block(guard: Attempts, error: BaseException | None) -> None:
     """A block has ended.
 
     Raises:
@@ -160,7 +157,7 @@ def end_block(guard: Guard, error: BaseException | None) -> None:
         and isinstance(error, asyncio.CancelledError)
         and call.task is asyncio.current_task()
     ):
-        timeout = timeout_error(guard, call, error)
+        timeout = guard.timeout_error(call, error)
         guard.settle_error(call, timeout)
         tell_failure(guard, call, timeout)
         raise timeout
@@ -171,7 +168,7 @@ def end_block(guard: Guard, error: BaseException | None) -> None:
         tell_failure(guard, call, error)
 
 
-def _new_block(guard: Guard, generator: FrameType | None, read: FrameType | None) -> Block:
+def _new_block(guard: Attempts, generator: FrameType | None, read: FrameType | None) -> Block:
     before = current_call.get()
     if before is not None:
         before = _still_open(before)
@@ -185,7 +182,7 @@ def _new_block(guard: Guard, generator: FrameType | None, read: FrameType | None
     return call
 
 
-def _leave(call: Block, guard: Guard) -> None:
+def _leave(call: Block, guard: Attempts) -> None:
     if (generator := call.generator) is not None:
         blocks = _in_generators[generator]
         blocks.remove(call)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from threading import get_ident  # names alone, where they are on the way of each call
@@ -19,30 +18,25 @@ from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from lightrag_resilience.breakers import Breaker
+from lightrag_resilience.calls.attempts import Attempts
 from lightrag_resilience.calls.call_context import Call, current_call, owned_by_a_guard
-from lightrag_resilience.calls.capacity import ask_breaker, wait_in_line
-from lightrag_resilience.calls.lateness import timeout_error, was_cut_short
-from lightrag_resilience.calls.loop_state import LoopParts, Loops
-from lightrag_resilience.calls.publishing import tell_attempt, tell_failure, tell_refusal
-from lightrag_resilience.config.policies import Policy
+from lightrag_resilience.calls.loop_state import Loops
+from lightrag_resilience.calls.publishing import tell_failure, tell_retry
+from lightrag_resilience.config.policies import Policy, RetryPolicy
 from lightrag_resilience.draining.gate import Gate
-from lightrag_resilience.errors import CallRejected, CircuitOpenError, UnsupportedCallError
+from lightrag_resilience.errors import UnsupportedCallError
 from lightrag_resilience.events import Events
-from lightrag_resilience.failures.classifier import FailureKind, classify, root_cause
-from lightrag_resilience.failures.kinds import symptom
+from lightrag_resilience.failures.classifier import FailureKind
 from lightrag_resilience.limits.bulkhead import Occupancy
-from lightrag_resilience.limits.provider_limits import GrantedLimits, apply_throttling
 from lightrag_resilience.limits.rate_limiter import SharedLimit
-from lightrag_resilience.retry import is_retryable
-from lightrag_resilience.retry_budget import RetryBudget, alone
+from lightrag_resilience.retry import Retries, RetryBudget, alone, is_retryable
 from lightrag_resilience.runtime.callables import as_coroutine_function, is_stream
-from lightrag_resilience.runtime.current_task import current_task
+from lightrag_resilience.runtime.tasks import current_task
 from lightrag_resilience.streams.guarded_stream import GuardedStream
 from lightrag_resilience.timeouts.attempt_timer import Clock, Timer
 from lightrag_resilience.timeouts.loop_timers import Homes
 
 from .block import begin_block, end_block
-from .run_retries import try_again
 
 __all__ = ["Guard"]
 
@@ -52,7 +46,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Guard:
+class Guard(Attempts):
     """Breaker, retry, limits and timeouts of one dependency, for every kind of callable.
 
     As a context manager (``async with guard:``) it does all but retry: a block cannot be run
@@ -72,22 +66,7 @@ class Guard:
         homes: What it shares with other guards on each event loop.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_circuit",
-        "_loops",
-        "_parts",
-        "base",
-        "breaker",
-        "budget",
-        "clock",
-        "events",
-        "gate",
-        "granted",
-        "name",
-        "policy",
-        "sleep",
-    )
+    __slots__ = ("__weakref__", "base")
 
     def __init__(  # noqa: PLR0913 - all but two by name
         self,
@@ -104,20 +83,15 @@ class Guard:
         gate: Gate | None = None,
         homes: Homes | None = None,
     ) -> None:
-        self.name = name
+        loops = Loops(name, policy, homes or Homes(clock), clock, limit)
+        events = events or Events()
+        breaker = breaker or Breaker(name, policy.circuit, events=events, clock=clock)
+        super().__init__(name, events, breaker, loops, RetryBudget(policy.retry.budget, workers))
         self.policy = policy
         self.base = base
-        self.events = events or Events()
-        self.breaker = breaker or Breaker(name, policy.circuit, events=self.events, clock=clock)
-        self.budget = RetryBudget(policy.retry.budget, workers)
-        self._circuit = self.breaker.circuit
         self.clock: Clock = clock
         self.sleep = sleep
         self.gate = gate or Gate()
-        self._loops = Loops(name, policy, homes or Homes(clock), clock, limit)
-        self._parts: LoopParts | None = None
-        self.granted: GrantedLimits | None = None
-        """What the provider told of its limits, once it did."""
 
     def __repr__(self) -> str:
         return f"<Guard {self.name!r}: {self.breaker.state.value}>"
@@ -146,18 +120,6 @@ class Guard:
             Exception: What the function raised in its last attempt.
         """
         return await self.run(as_coroutine_function(function), args, kwargs)
-
-    def change(self, policy: Policy, reason: str = "by hand") -> None:
-        """Go on by another policy, from any thread; calls under way end by their own."""
-        self.policy = policy
-        self.breaker.change(policy.circuit, reason)
-        self.budget.resize(policy.retry.budget)
-        self._loops = self._loops.by(policy)
-        self._parts = None
-
-    def cool_down(self, seconds: float) -> None:
-        """The provider asked to wait: no call of any worker goes before."""
-        self._loops.cool_down(seconds)
 
     @property
     def occupancy(self) -> Occupancy:
@@ -249,7 +211,7 @@ class Guard:
                 tell_failure(self, call, error)
                 raise
             attempt = functools.partial(self._attempt, call, function, args, kwargs)
-            return await try_again(self, call, retry, error, attempt)
+            return await self._run_retries(call, retry, error, attempt)
         finally:
             call.guard = None
             if call.gaps is None:
@@ -280,119 +242,39 @@ class Guard:
         self.settle_success(call, None, result)
         return result  # type: ignore[no-any-return]
 
-    async def pause(self, seconds: float) -> None:
-        """Wait before another attempt; a drain ends it with a `ShuttingDownError`."""
-        async with self.gate.interruptible(self.name):
-            await self.sleep(seconds)
-
-    # ------------------------------------------------------------------ before an attempt
-
-    def prepare(self, call: Call) -> LoopParts:
-        """Find the limits and timers of the running loop."""
-        loops = self._loops
-        parts, is_new = loops.enter(asyncio.get_running_loop())
-        if is_new:
-            self.breaker.begin()
-        self._parts = call.parts = parts
-        if loops is not self._loops:  # changed by another thread meanwhile: not for the next call
-            self._parts = None
-        call.failure = None
-        return parts
-
-    def _refusal(self, wait: float) -> CircuitOpenError:
-        tell_refusal(self, CircuitOpenError)
-        return CircuitOpenError(self.name, None if wait == math.inf else wait, self._circuit.reason)
-
-    async def enter(
-        self, call: Call, parts: LoopParts, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Timer | None:
-        """Wait for all that a call may have to wait for, and let its time run."""
-        call.admission = self._circuit.standing or await ask_breaker(self)
-        if parts.line is not None:
-            await wait_in_line(self, call, parts.line, (args, kwargs))
-        return self.start(call, parts)
-
-    def start(self, call: Call, parts: LoopParts) -> Timer | None:
-        """Let the time of an attempt run."""
-        call.started = now = self.clock()
-        timer = parts.timer
-        if timer is not None:
-            if parts.line is not None or call.deadline is not None:
-                left = max(self.remaining(call), 0.0)
-                if left < timer.seconds:  # one of its own: the deadline cuts this attempt short
-                    timer = Timer(left, timer.loop, self.clock)
-            timer.start(call, now)
-        call.timer = timer
-        return timer
-
-    def remaining(self, call: Call) -> float:
-        """Seconds to the deadline of a call."""
-        total = call.parts.policy.timeout.total
-        return math.inf if total is None else call.began + total - self.clock()
-
-    # ------------------------------------------------------------------ after an attempt
-
     async def _opened(self, call: Call, source: Any, timer: Timer | None) -> GuardedStream[Any]:
         """A stream whose first item is there: until then it is an attempt like others."""
         return await GuardedStream(self, source).open(call, timer)
 
-    def _settle_raised(self, call: Call, error: BaseException, timer: Timer | None) -> None:
-        """An attempt raised; where that was the end of its time, this raises what says so."""
-        if timer is not None and timer.stop(call) and isinstance(error, asyncio.CancelledError):
-            timeout = timeout_error(self, call, error)
-            self.settle_error(call, timeout)
-            raise timeout
-        self.settle_error(call, error)
+    async def _run_retries(
+        self,
+        call: Call,
+        policy: RetryPolicy,
+        first: Exception,
+        attempt: Callable[[], Awaitable[R]],
+    ) -> R:
+        """What a further attempt gives; `first` is what the first one raised.
 
-    def settle_success(
-        self, call: Call, duration: float | None = None, answer: object = None
-    ) -> None:
-        """An attempt succeeded, to its end; `duration` is a stream's wait for its first item."""
-        budget = self.budget
-        if budget.tokens < budget.capacity:
-            budget.earn()
-        line, succeeded = call.parts.line, self.events.succeeded
-        if line is None and succeeded is None and self._circuit.is_content:
-            return  # before the clock is asked: nobody wants to know
-        tokens = 0
-        if duration is None:
-            duration = self.clock() - call.started
-        if line is not None:
-            tokens = line.leave(call, None, duration, answer)
-            call.parts.warm_up()
-        self.breaker.succeeded(call.admission, duration)
-        if succeeded is not None:
-            succeeded(self.name, duration, tokens)
-
-    def settle_error(self, call: Call, error: BaseException) -> None:
-        """An attempt raised: the breaker learns of it where the dependency is to blame."""
-        if not isinstance(error, Exception) or isinstance(error, CallRejected):
-            self.settle_without_verdict(call)
-            return
-        failure = classify(error)
-        duration = self.clock() - call.started
-        is_cut_short = was_cut_short(call, error, duration)
-        if (line := call.parts.line) is not None:
-            line.leave(call, failure, duration, is_cut_short=is_cut_short)
-        if failure.kind is _THROTTLED:
-            apply_throttling(self, error, failure)
-        if is_cut_short:
-            self.breaker.released(call.admission)
-        elif failure.counts:
-            self.breaker.failed(call.admission, duration, symptom(root_cause(error), failure))
-        else:
-            seen, admission = symptom(root_cause(error), failure), call.admission
-            pause = 0.0 if admission is self._circuit.standing else failure.pause  # of a probe
-            self.breaker.denied(admission, seen, pause)
-        call.failure = failure
-        if self.events.heard:
-            tell_attempt(self, error, failure, duration)
-
-    def settle_without_verdict(self, call: Call) -> None:
-        """An attempt was given up by its caller, or never reached the dependency."""
-        if (line := call.parts.line) is not None:
-            line.leave_without_verdict(call)
-        self.breaker.released(call.admission)
+        Raises:
+            Exception: What the last attempt raised.
+        """
+        total = call.parts.policy.timeout.total
+        call.deadline = None if total is None else call.began + total
+        retries = Retries(
+            dependency=self.name,
+            policy=policy,
+            budget=self.budget,
+            deadline=lambda: call.deadline,  # it moves while time is set aside
+            clock=self.clock,
+            sleep=self.pause,
+            scheduled=functools.partial(tell_retry, self, call),
+            last_failure=lambda: call.failure,
+        )
+        try:
+            return await retries.after(first, attempt)
+        except Exception as error:
+            tell_failure(self, call, error)
+            raise
 
     # ------------------------------------------------------------------ as a block
 

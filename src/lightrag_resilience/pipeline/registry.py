@@ -17,7 +17,7 @@ from lightrag_resilience.config.policies import Policy, check_policy
 from lightrag_resilience.draining.gate import Gate
 from lightrag_resilience.errors import PolicyError, SettingsError, UnsupportedCallError
 from lightrag_resilience.events import Events
-from lightrag_resilience.retry_budget import alone
+from lightrag_resilience.retry import alone
 from lightrag_resilience.runtime.background_loop import BackgroundLoop
 from lightrag_resilience.runtime.fork_safety import renew_in_children
 from lightrag_resilience.timeouts.loop_timers import Homes

@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import AsyncGeneratorType
 from typing import Any, Self, TypeVar, cast
 
+from lightrag_resilience.calls.attempts import Attempts
 from lightrag_resilience.calls.call_context import Call
-from lightrag_resilience.calls.lateness import timeout_error
 from lightrag_resilience.config.policies import TimeoutPolicy
 from lightrag_resilience.errors import TruncatedStreamError
 from lightrag_resilience.timeouts.attempt_timer import Timer
@@ -18,7 +18,7 @@ from lightrag_resilience.timeouts.idle_timer import read_elsewhere
 
 from .finish_markers import is_of_model
 from .stream_proxy import PassedOnStream, sent_into, thrown_into
-from .stream_reader import Reading, StreamKeeper
+from .stream_reader import Reading
 
 __all__ = ["GuardedStream", "end_whole", "generator_function", "items_of"]
 
@@ -36,7 +36,7 @@ class GuardedStream(PassedOnStream[T_co]):
 
     __slots__ = ("_guard", "_items", "_reading")
 
-    def __init__(self, guard: StreamKeeper, source: Any) -> None:
+    def __init__(self, guard: Attempts, source: Any) -> None:
         self._reading: Reading[T_co] | None = None  # until then the call is the caller's to settle
         super().__init__(source)
         self._guard = guard
@@ -132,7 +132,7 @@ class GuardedStream(PassedOnStream[T_co]):
         except asyncio.CancelledError as error:
             if own.stop(call):
                 late = f"waiting {limit:g} s for the first item"
-                raise timeout_error(guard, call, error, late) from error
+                raise guard.timeout_error(call, error, late) from error
             raise
         finally:
             own.stop(call)

@@ -7,50 +7,25 @@ import contextlib
 import functools
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import ref
 
+from lightrag_resilience.calls.attempts import Attempts
 from lightrag_resilience.calls.call_context import Call, current_call
-from lightrag_resilience.calls.lateness import Timekeeper
 from lightrag_resilience.calls.publishing import tell_failure
-from lightrag_resilience.draining.gate import Gate
 from lightrag_resilience.errors import (
     AttemptTimeoutError,
     TruncatedStreamError,
     UnsupportedCallError,
 )
-from lightrag_resilience.events import Events
 from lightrag_resilience.timeouts.idle_timer import GapTimer
 
 from .finish_markers import Finish, finish_after, why_not_whole
 from .stream_proxy import close_both, sent_into, thrown_into
 
-__all__ = ["Reading", "StreamKeeper"]
+__all__ = ["Reading"]
 
 T = TypeVar("T")
-
-
-class StreamKeeper(Timekeeper, Protocol):
-    """A guard, as far as streams are concerned."""
-
-    events: Events
-    gate: Gate
-
-    def clock(self) -> float:
-        """Monotonic seconds."""
-        ...
-
-    def settle_success(self, call: Call, duration: float | None = None) -> None:
-        """The stream came whole."""
-        ...
-
-    def settle_error(self, call: Call, error: BaseException) -> None:
-        """It failed."""
-        ...
-
-    def settle_without_verdict(self, call: Call) -> None:
-        """It says nothing of the dependency."""
-        ...
 
 
 class Reading(Generic[T]):
@@ -69,7 +44,7 @@ class Reading(Generic[T]):
     __slots__ = ("_call", "_finish", "_gaps", "_guard", "_iterator", "_source", "_span", "_waited")
 
     def __init__(
-        self, guard: StreamKeeper, call: Call, iterator: AsyncIterator[T], source: Any, first: T
+        self, guard: Attempts, call: Call, iterator: AsyncIterator[T], source: Any, first: T
     ) -> None:
         self._guard = guard
         self._call: Call | None = call

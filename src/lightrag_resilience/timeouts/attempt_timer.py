@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from lightrag_resilience.runtime.current_task import current_task
+from lightrag_resilience.runtime.tasks import current_task
 
 __all__ = ["Clock", "Timed", "Timer"]
 

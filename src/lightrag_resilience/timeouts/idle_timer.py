@@ -10,7 +10,7 @@ from collections.abc import Callable
 from weakref import ref
 
 from lightrag_resilience.errors import UnsupportedCallError
-from lightrag_resilience.runtime.current_task import current_task
+from lightrag_resilience.runtime.tasks import current_task
 
 from .attempt_timer import Clock
 

@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 from lightrag_resilience.calls.call_context import current_call, owned_by_a_guard
-from lightrag_resilience.calls.lateness import timeout_error
 from lightrag_resilience.errors import AttemptTimeoutError, DeadlineExceededError
 from lightrag_resilience.limits.provider_limits import learn_limits
 from lightrag_resilience.pipeline.guard import Guard
@@ -117,7 +116,7 @@ class _Exchange:
         except library.TimeoutException as error:
             if left < math.inf and self._guard.clock() >= call.due:
                 # The time was the guard's, not the transport's own.
-                raise timeout_error(self._guard, call, error) from error
+                raise self._guard.timeout_error(call, error) from error
             raise
         finally:
             request.extensions = asked
