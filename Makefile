@@ -26,9 +26,10 @@ test-lightrag: ## Run the tests of LightRAG's protection on the last LightRAG 1.
 test-redis: $(INSTALLED) ## Run the tests of talking to Redis on every major redis-py from 5.0.1 on
 	@scripts/test-redis $(ARGS)
 
-lint: $(INSTALLED) ## Check style
+lint: $(INSTALLED) ## Check style, and that imports run downwards
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(INSTALLED) ## Check types
 	$(BIN)/mypy
