@@ -23,7 +23,7 @@ NAMES = (*_OF_BREAKERS, "lease", "reserve_turns", "heartbeat")
 @cache
 def source(name: str) -> str:
     """The text of a script."""
-    folder = resources.files(__package__) / "lua"
+    folder = resources.files(__name__.rpartition(".")[0]) / "lua"
     parts = ("common", name) if name in _OF_BREAKERS else (name,)
     return "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in parts)
 
