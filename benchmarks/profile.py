@@ -28,8 +28,8 @@ from contextvars import ContextVar
 from benchmarks.calls import answer
 from benchmarks.stack import Setup
 from benchmarks.stacks import ours
-from lightrag_resilience._call import Call
-from lightrag_resilience._tasks import current_task
+from lightrag_resilience.calls.call_context import Call
+from lightrag_resilience.runtime.tasks import current_task
 variable = ContextVar("variable", default=None)
 async def main():
     loop, register, call = get_running_loop(), {{}}, Call()

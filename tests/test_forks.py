@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doe
 
 FORKED = """
 import asyncio, os, signal, threading, time, warnings
-from lightrag_resilience.registry import Guards
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.pipeline.registry import Guards
+from lightrag_resilience.config.settings import load_settings
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking while threads run
 inside, go_on = threading.Event(), threading.Event()
@@ -79,8 +79,8 @@ INSIDE = """
 import asyncio, os, signal
 from lightrag_resilience import AttemptTimeoutError, ConcurrencyPolicy, Guard, Policy
 from lightrag_resilience import RetryPolicy, TimeoutPolicy
-from lightrag_resilience.registry import Guards
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.pipeline.registry import Guards
+from lightrag_resilience.config.settings import load_settings
 
 places = ConcurrencyPolicy(max_concurrent=2)
 times, once = TimeoutPolicy(attempt=0.05), RetryPolicy(attempts=1)
@@ -136,13 +136,13 @@ def test_a_child_forked_on_a_running_loop_has_one_of_its_own(guard: str) -> None
 
 LOCKED = """
 import os, signal, threading, warnings
-from lightrag_resilience.failures import _rules
-from lightrag_resilience.stale import StaleCache
-from lightrag_resilience.telemetry._tally import Tally
-from lightrag_resilience.integrations._replaced import replace_methods
-from lightrag_resilience.integrations._status_record import Record
+from lightrag_resilience.failures.classifier import _rules
+from lightrag_resilience.composition.stale_cache import StaleCache
+from lightrag_resilience.telemetry.fast_histogram import Tally
+from lightrag_resilience.integrations.method_patching import replace_methods
+from lightrag_resilience.integrations.status.outage_history import Record
 from lightrag_resilience.integrations.lightrag import storages
-from lightrag_resilience.integrations import _replaced
+from lightrag_resilience.integrations import method_patching as _replaced
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking while threads run
 cache, tally, record = StaleCache(max_age=60.0), Tally([1.0]), Record()

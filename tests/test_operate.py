@@ -199,11 +199,11 @@ def test_ctrl_c_ends_watching_in_silence(server: RedisServer) -> None:
 import os, signal, threading
 os.environ["RESILIENCE_REDIS_URL"] = {server.url!r}
 from lightrag_resilience import State
-from lightrag_resilience._outcomes import Tally
-from lightrag_resilience._pages import as_page
-from lightrag_resilience.cli import app
-from lightrag_resilience.shared.overview import Overview
-from lightrag_resilience.shared.wire import Announcement, Description
+from lightrag_resilience.circuit.outcomes import Tally
+from lightrag_resilience.cli.rendering import as_page
+from lightrag_resilience.cli.app import app
+from lightrag_resilience.shared_state.cluster_view import Overview
+from lightrag_resilience.shared_state.messages import Announcement, Description
 threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 app(["watch"])
 """

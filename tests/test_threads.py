@@ -132,7 +132,7 @@ def test_it_begins_anew_after_closing(loop: BackgroundLoop) -> None:
 def test_it_begins_anew_after_a_fork(body: str) -> None:
     script = f"""
 import os, sys, warnings
-from lightrag_resilience._threads import BackgroundLoop
+from lightrag_resilience.runtime.background_loop import BackgroundLoop
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking while threads run
 threads = BackgroundLoop()

@@ -178,7 +178,7 @@ HUNG = """
 import asyncio, os, signal, sys, threading, time
 from lightrag_resilience import Guards, Policy
 from lightrag_resilience.shutdown import Coordinator
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
 
 def hang():
     os.kill(os.getpid(), {signal})

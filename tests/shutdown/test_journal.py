@@ -20,7 +20,7 @@ from lightrag_resilience.draining.journal import Abandoned, Journal
 
 WRITER = """
 import sys
-from lightrag_resilience.journal import Abandoned, Journal
+from lightrag_resilience.draining.journal import Abandoned, Journal
 for number in range(200):
     name = f"{sys.argv[2]}-{number}"
     Journal(sys.argv[1]).write([Abandoned(name, "task", "in_flight", 1.0, "x")])

@@ -443,7 +443,7 @@ async def test_where_another_process_is_asked_a_thread_sets_the_gauges(
 WORKER = """
 import asyncio, sys
 from lightrag_resilience import Guards
-from lightrag_resilience.settings import load_settings
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.telemetry.prometheus import observe
 
 async def answer():

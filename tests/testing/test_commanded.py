@@ -8,7 +8,7 @@ from lightrag_resilience.testing.command_process import CommandedProcess, togeth
 
 SCRIPT = """
 import asyncio
-from lightrag_resilience.testing.commanded import obey
+from lightrag_resilience.testing.command_process import obey
 
 class Worker:
     async def add(self, a, b=1):
