@@ -1,4 +1,4 @@
-"""A provider over real HTTP, and the openai SDK's client of it."""
+"""Fixtures of all tests: servers, and the client of a simulated provider."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from lightrag_resilience.testing import Simulator
+from lightrag_resilience.testing.redis_server import RedisServer
 
 # A busy machine is slow, and that is no mistake of what is tested.
 settings.register_profile(
@@ -58,3 +59,10 @@ async def client(provider: Simulator) -> AsyncIterator[openai.AsyncOpenAI]:
     url = provider.base_url
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    """Redis for one test."""
+    with RedisServer() as server:
+        yield server

@@ -30,11 +30,6 @@ async def no_sleep(seconds: float) -> None:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def events() -> Events:
     return Events()
 

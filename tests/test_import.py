@@ -14,9 +14,9 @@ import pytest
 
 import lightrag_resilience
 from lightrag_resilience import CallRejected, ResilienceError
+from support.paths import ROOT
 from support.scripts import output_of
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "lightrag_resilience"
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 READ_THE_ENVIRONMENT = {"config.settings", "config.process_environment", "testing.command_process"}

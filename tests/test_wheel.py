@@ -5,15 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from email.parser import Parser
-from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
 import pytest
 
+from support.paths import ROOT
 from support.scripts import run_script
 
-ROOT = Path(__file__).parent.parent
 WITHOUT = """
 import sys
 

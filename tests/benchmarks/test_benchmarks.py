@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("rich")
+from support.paths import ROOT
 
 pytestmark = pytest.mark.once
-ROOT = Path(__file__).parents[1]
 CASES = {
     "happy",
     "refused",

@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("rich")
 pytest.importorskip("gunicorn.workers.gasgi")
 pytest.importorskip("uvicorn_worker")
+from support.paths import ROOT
 
 pytestmark = pytest.mark.once
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Gunicorn needs fork")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rich")
 
-from benchmarks import interpreters
 from benchmarks.cluster_model import measure
 from benchmarks.cluster_model.costs import Costs
 from benchmarks.cluster_model.model import capacity, load_of_a_worker
@@ -21,8 +19,10 @@ from benchmarks.growth import LINEAR, Curve, exponent
 from benchmarks.soak import Soaked
 from benchmarks.stacks import find_stacks
 
+from benchmarks import interpreters
+from support.paths import ROOT
+
 pytestmark = pytest.mark.once
-ROOT = Path(__file__).parents[1]
 SIZES = [1, 10, 100, 1000, 10_000]
 COSTS = Costs(look=10e-6, show=30e-6, report=70e-6, delivery=1e-6)
 

@@ -14,10 +14,11 @@ import pytest
 
 pytest.importorskip("rich")
 
-from benchmarks import page
 from benchmarks.figures import Figure, as_they_are, costs, rounded
 from benchmarks.goals import goals
 from benchmarks.svg import Bar, Line, bars, small_multiples
+
+from benchmarks import page
 
 
 @pytest.fixture(scope="module")

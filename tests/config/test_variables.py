@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,9 @@ from lightrag_resilience import SettingsError
 from lightrag_resilience.config.policies import PARTS
 from lightrag_resilience.config.settings import Settings, load_settings
 from lightrag_resilience.config.variables import PLAIN, describe_variables
+from support.paths import ROOT
 
-PAGE = Path(__file__).parent.parent / "docs" / "variables.md"
+PAGE = ROOT / "docs" / "variables.md"
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -113,11 +113,6 @@ async def test_each_end_of_a_query_is_told_apart() -> None:
     assert counts == (1, 1, 1, 1)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.parametrize(
     ("values", "share", "value"),
     [

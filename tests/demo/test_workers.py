@@ -21,11 +21,6 @@ from lightrag_resilience.demo.workers import compare_workers, measure
 from lightrag_resilience.testing import Fault, Simulator
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def told(*, calls: list[float], changes: list[tuple[str, float]], probes: int = 0) -> Any:
     return {"calls": calls, "changes": changes, "probes": probes, "failed": 5, "refused": 7}
 

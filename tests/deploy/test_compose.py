@@ -17,8 +17,9 @@ from lightrag_resilience.cli.app import app
 from lightrag_resilience.cli.process_checks import examine_process
 from lightrag_resilience.config.process_environment import surroundings
 from lightrag_resilience.config.settings import load_settings
+from support.paths import ROOT
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = ROOT / "deploy"
 
 
 def loaded(*path: str) -> Any:

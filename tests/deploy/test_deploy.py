@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from lightrag_resilience.telemetry.metric_catalog import METRICS
+from support.paths import ROOT
 
 pytestmark = pytest.mark.once
-ROOT = Path(__file__).parent.parent.parent
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana").glob("*.json"))
 EXPOSED = {

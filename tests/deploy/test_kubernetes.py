@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +21,9 @@ from lightrag_resilience.config.settings import Settings, load_settings
 from lightrag_resilience.integrations.gunicorn import check_budget
 from lightrag_resilience.redis_client.client import needed_rights
 from lightrag_resilience.testing.redis_server import RedisServer
+from support.paths import ROOT
 
-FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
+FOLDER = ROOT / "deploy" / "kubernetes"
 OBJECTS: dict[tuple[str, str], Any] = {
     (each["kind"], each["metadata"]["name"]): each
     for path in sorted(FOLDER.glob("*.yml"))

@@ -23,18 +23,18 @@ from lightrag_resilience.cli.app import app
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import Abandoned, Journal
 from lightrag_resilience.testing.redis_server import RedisServer
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAM = "lightrag-resilience"
 RUN_ELSEWHERE = {
-    "serve": "tests/integrations/test_server.py starts it",
-    "make": "tests/test_documents.py knows the targets",
+    "serve": "tests/integrations/lightrag/serving/test_server.py starts it",
+    "make": "tests/docs/test_documents.py knows the targets",
     ".ci/run": "it runs this",
     "pip": "tests/test_wheel.py installs it",
     ".venv/bin/python": "what scripts write is compared with what is there, or is pictures",
-    "curl": "tests/integrations/test_server.py asks the same",
-    "docker": "it needs containers; tests/telemetry/test_compose.py reads what it reads",
+    "curl": "tests/integrations/lightrag/serving/test_server.py asks the same",
+    "docker": "it needs containers; tests/deploy/test_compose.py reads what it reads",
 }
 ENDS_WITH = {"status": {0, 1}, "journal": {1}}  # others with 0
 

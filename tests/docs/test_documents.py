@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lightrag_resilience.config.settings import load_settings
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

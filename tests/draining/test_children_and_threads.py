@@ -31,11 +31,6 @@ pytestmark = pytest.mark.anyio
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); "
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def coordinator(guards: Guards | None = None, **changes: Any) -> Coordinator:
     guards = guards or Guards(settings=load_settings({}))
     times = {"timeout": 1.5, "cancel_grace": 0.5, "close_timeout": 0.5}

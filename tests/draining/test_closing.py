@@ -19,11 +19,6 @@ from lightrag_resilience.shutdown import Coordinator
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def coordinator(**changes: Any) -> Coordinator:
     registry = Guards(settings=load_settings({}))
     times = {"timeout": 1.0, "cancel_grace": 0.3, "close_timeout": 0.3}

@@ -23,11 +23,6 @@ from lightrag_resilience.shutdown import Coordinator
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def registry(**variables: str) -> Guards:
     return Guards(settings=load_settings(variables))
 

@@ -22,11 +22,6 @@ pytestmark = pytest.mark.anyio
 SOON = {"RESILIENCE_DEFAULT__RETRY__INITIAL_BACKOFF": "0.001"}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @dataclasses.dataclass
 class Said:
     """A task's account of itself."""

@@ -71,11 +71,6 @@ async def answer() -> str:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def guards() -> Iterator[Guards]:
     made = Guards(settings=load_settings({}))
     yield made

@@ -23,11 +23,6 @@ CHAT: Any = {"model": "simulated", "messages": [{"role": "user", "content": "Say
 QUICK = RetryPolicy(attempts=4, initial_backoff=0.01, max_backoff=0.02)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def create(client: openai.AsyncOpenAI) -> Any:
     return client.chat.completions.create
 

@@ -17,11 +17,6 @@ from lightrag_resilience.integrations.sdks import tell_cut_off_streams
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Provider:
     """Streams its next run of events to each request, and closes as if all had been said."""
 

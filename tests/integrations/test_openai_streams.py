@@ -37,11 +37,6 @@ CHAT: Any = {
 }
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def guard(**changes: Any) -> Guard:
     return Guard("llm.openai", Policy.llm(**({"retry": QUICK} | changes)))
 

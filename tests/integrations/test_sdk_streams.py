@@ -37,11 +37,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 CHAT: Any = {"model": "m", "messages": [{"role": "user", "content": "Say something."}]}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def _nobody_else_wants_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instances protected in other tests may still be there."""

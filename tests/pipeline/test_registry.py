@@ -174,4 +174,4 @@ def test_the_guards_of_the_process_are_one_registry(monkeypatch: pytest.MonkeyPa
     policy = Policy.llm(attempts=2)
     assert guard("llm.openai", policy) is mine.get("llm.openai")
     assert mine.get("llm.openai").policy == policy
-    assert lightrag_resilience.pipeline.guard is guard
+    assert lightrag_resilience.guard is guard

@@ -46,11 +46,6 @@ AT_ONCE = ("--repl-diskless-sync-delay", "0")  # a new replica waits for no othe
 SECRET = "se:cr%20et"  # noqa: S105 - as it stands in an address
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @contextlib.asynccontextmanager
 async def client_of(url: str) -> AsyncIterator[Any]:
     client = make_client(url)

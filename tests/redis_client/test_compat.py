@@ -24,11 +24,6 @@ from lightrag_resilience.testing.redis_server import RedisServer
 pytestmark = [pytest.mark.anyio, pytest.mark.redis]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.parametrize("kind", [Redis, RedisCluster])
 def test_a_client_takes_the_options_that_keep_it_quiet(kind: Any) -> None:
     options, known = quiet(kind), inspect.signature(kind).parameters

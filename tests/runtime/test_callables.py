@@ -37,11 +37,6 @@ pytestmark = pytest.mark.anyio
 who = ContextVar("who", default="nobody")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def coroutine(word: str, *, end: str = "!") -> str:
     return word + end
 

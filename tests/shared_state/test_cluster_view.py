@@ -27,11 +27,6 @@ POLICY = policy_as_json(BreakerPolicy())
 WINDOW = Keys("t:", "llm").window
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def sum_up(client: Any) -> None:
     now = (await client.time())[0] * 1000 // 6000
     most = 2**53 - 1

@@ -16,11 +16,6 @@ pytestmark = pytest.mark.anyio
 KEY = "lr:lease:recovery%3Aw"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def lease(server: RedisServer, seconds: float = 30.0) -> Lease:
     return Lease(server.url, "lr:", "recovery:w", seconds=seconds)
 

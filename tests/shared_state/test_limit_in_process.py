@@ -26,11 +26,6 @@ PATIENCE = 10.0  # seconds
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def make(server: RedisServer) -> Iterator[Callable[..., Guards]]:
     made: list[Guards] = []
 

@@ -26,11 +26,6 @@ RPM = "RESILIENCE_LLM__LIMIT__RPM"
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def client(server: RedisServer) -> AsyncIterator[Any]:
     client = make_client(server.url)
     yield client

@@ -217,11 +217,6 @@ async def test_what_a_worker_knows_to_be_owed_counts_where_redis_has_forgotten_i
     await client.aclose()
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 # ---------------------------------------------------------------------- what the script answers
 
 

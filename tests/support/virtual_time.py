@@ -1,4 +1,4 @@
-"""Calls that wait: on a loop whose time passes only when nothing is left to do."""
+"""The backend of tests that wait: a loop whose time passes only when nothing is left to do."""
 
 from __future__ import annotations
 

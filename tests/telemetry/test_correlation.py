@@ -27,11 +27,6 @@ async def fail() -> None:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def guards() -> Guards:
     return Guards(settings=load_settings({}))
 

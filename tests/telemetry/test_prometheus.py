@@ -48,8 +48,8 @@ from lightrag_resilience.telemetry import prometheus
 from lightrag_resilience.telemetry.metric_catalog import METRICS, describe_metrics
 from lightrag_resilience.telemetry.prometheus import Observation, observe
 from lightrag_resilience.testing.redis_server import RedisServer
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 PREFIX = "lightrag_resilience_"
 NAME = "llm.openai"
 BOUNDED = {"dependency", "kind", "outcome", "reason", "state", "status", "workspace"}
@@ -67,11 +67,6 @@ async def answer() -> str:
 
 async def fail() -> str:
     raise ConnectionRefusedError("a secret detail")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture

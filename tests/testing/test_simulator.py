@@ -24,11 +24,6 @@ SENT = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def provider() -> AsyncIterator[Simulator]:
     async with Simulator(seed=1, control_token=TOKEN) as simulator:
         yield simulator

@@ -108,11 +108,6 @@ class Line:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def line() -> AsyncIterator[Line]:
     async with Line() as line:
         yield line

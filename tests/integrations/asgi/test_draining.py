@@ -81,11 +81,6 @@ uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", timeout_graceful_sh
 """
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Server:
     def __init__(self, folder: Path, timeout: float) -> None:
         with socket.socket() as probe:

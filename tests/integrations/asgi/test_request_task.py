@@ -25,11 +25,6 @@ START: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers"
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Client:
     """What a server sees of one request."""
 

@@ -32,11 +32,6 @@ QUICK = RetryPolicy(attempts=4, initial_backoff=0.01, max_backoff=0.02)
 STAYS_CLOSED: Any = {"retry": QUICK, "consecutive_failures": None, "failure_rate": 1.0}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
 def library(request: pytest.FixtureRequest) -> Any:
     return request.param

@@ -27,11 +27,6 @@ NAMES = {
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def _registered() -> Iterator[None]:
     take_back = by_name.register_guarded_storages()
     yield

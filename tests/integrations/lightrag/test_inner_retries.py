@@ -26,11 +26,6 @@ async def no_sleep(seconds: float) -> None:
     """Waits no time."""
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Provider:
     """A provider whose function fails always, and retries by itself."""
 

@@ -67,11 +67,6 @@ REGULAR = RetryPolicy(attempts=4, initial_backoff=0.07, jitter="none")
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def provider(llmock: LLMock) -> LLMock:
     return speaking(llmock)
 

@@ -34,11 +34,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.lightrag, pytest.mark.once]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def provider(llmock: LLMock) -> LLMock:
     return speaking(llmock)
 

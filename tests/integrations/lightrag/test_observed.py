@@ -1,7 +1,7 @@
 """A protected LightRAG lives through an outage and a drain before a real Prometheus.
 
 Every query of every dashboard is asked while there is something to see, and the alerts that need no
-time fire when they should. How long the others take is tests/telemetry/test_alerts.py's business.
+time fire when they should. How long the others take is tests/deploy/test_alerts.py's business.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ pytest.importorskip("lightrag")
 pytest.importorskip("prometheus_client")
 
 from lightrag_resilience.testing.redis_server import RedisServer
+from support.paths import ROOT
 from support.prometheus_server import Asked, end, free_port, prometheus, until
 
 pytestmark = [
@@ -30,7 +31,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="apt-get install prometheus"),
 ]
 
-ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "tests" / "support" / "observed_service.py"
 P = "lightrag_resilience_"
 VARIABLES = {

@@ -72,11 +72,6 @@ async def provider() -> AsyncIterator[Provider]:
     await runner.cleanup()
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 Call = Callable[[str], Awaitable[Any]]
 
 

@@ -24,11 +24,6 @@ MODES = ["local", "global", "hybrid", "mix", "naive", "bypass"]
 CHANGING = {"created_at", "updated_at", "response_time", "create_time", "update_time", "timestamp"}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def life(*, protected: bool, degrade: str = "false") -> dict[str, Any]:
     """Ingest, and ask twenty questions in every mode: all that a user can see of it."""
     provider = Provider()

@@ -37,11 +37,6 @@ PATIENCE = 20.0  # seconds
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisServer]:
     with RedisServer() as server:

@@ -66,11 +66,6 @@ def served() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         process.wait()
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.anyio
 async def test_a_watcher_sees_the_drain_and_does_not_prolong_it() -> None:
     with served() as (process, url):

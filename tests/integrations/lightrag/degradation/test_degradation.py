@@ -24,11 +24,6 @@ QUESTION = "Who founded Alderwick?"
 TEXT = "Ada founded Alderwick beside the river."
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def registry(**variables: str) -> Guards:
     return Guards(
         settings=load_settings(

@@ -50,11 +50,6 @@ class _DeadError(Exception):
     """The process is dead: what follows is of no account."""
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def registry(**variables: str) -> Guards:
     return Guards(settings=load_settings(QUICK | variables))
 

@@ -55,11 +55,6 @@ def storages(
     )
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_a_document_has_a_share_where_one_of_its_chunks_is_named() -> None:
     rag = storages(
         [

@@ -26,11 +26,6 @@ from support.lightrag_rig import Provider, lightrag_on
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def record(document: str, workspace: str = "w", **more: Any) -> Abandoned:
     about: Any = {"workspace": workspace, "document": document}
     return Abandoned("lightrag.ingest", "document", "in_flight", 1.0, "SIGTERM", **about, **more)

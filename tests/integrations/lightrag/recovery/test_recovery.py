@@ -39,11 +39,6 @@ QUICK = {
 }
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def registry(**variables: str) -> Guards:
     return Guards(settings=load_settings(QUICK | variables))
 

@@ -35,11 +35,6 @@ ASKED = {"method": "POST", "path": "/query"}
 HEADERS = [(b"content-length", b"2"), (b"access-control-allow-origin", b"*"), (b"X-Id", b"7")]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def failed(error: Exception) -> None:
     request = current_request.get()
     assert request is not None

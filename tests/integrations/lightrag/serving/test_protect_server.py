@@ -40,11 +40,6 @@ from support.lightrag_rig import Provider, lightrag_on
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class App:
     def __init__(self) -> None:
         self.middleware: list[type] = []

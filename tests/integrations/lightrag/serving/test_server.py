@@ -25,11 +25,6 @@ PROTECTED = "is protected by lightrag_resilience"
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def test_the_start_says_whether_breakers_are_shared_already(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,11 +19,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 WORKERS = 2
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_a_server_that_is_told_to_stop_loses_nothing(tmp_path: Path) -> None:
     ended = await told_to_stop(tmp_path, sentences=20)
     assert '"response"' in ended.stream or '"error"' in ended.stream, ended

@@ -47,11 +47,6 @@ BASES = [base.BaseKVStorage, base.BaseVectorStorage, base.BaseGraphStorage, base
 LOST = TimeoutError("no answer")  # of unknown outcome
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def no_wait(_: float) -> None:
     await asyncio.sleep(0)
 

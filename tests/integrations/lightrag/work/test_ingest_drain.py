@@ -47,11 +47,6 @@ LONG = {"timeout": 90.0, "cancel_grace": 10.0, "close_timeout": 20.0}
 LATE = {"timeout": 25.0, "cancel_grace": 10.0, "close_timeout": 12.0}  # 3 s for what is in flight
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Itself(Provider):
     """Is not copied: LightRAG copies its functions deeply, and what they belong to."""
 

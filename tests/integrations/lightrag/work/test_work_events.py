@@ -31,11 +31,6 @@ VARIABLES = {
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def provider() -> Provider:
     return Provider()
 
