@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience.testing import postgres_server
+from lightrag_resilience.testing import postgres_server, server_process
 from lightrag_resilience.testing.postgres_server import PostgresServer
 from lightrag_resilience.testing.server_process import SERVER_PORTS
 
@@ -233,15 +233,15 @@ def test_what_does_not_run_has_no_process_id() -> None:
 def test_a_taken_port_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     port = random.choice(SERVER_PORTS[:-1])  # the system gives none of these away
     with socket.create_server(("127.0.0.1", port)):
-        monkeypatch.setattr(postgres_server, "SERVER_PORTS", range(port, port + 2))
-        monkeypatch.setattr(postgres_server, "_TRIES", 2)
+        monkeypatch.setattr(server_process, "SERVER_PORTS", range(port, port + 2))
+        monkeypatch.setattr(server_process, "_PORT_ATTEMPTS", 2)
         with PostgresServer() as server:
             assert server.port == port + 1
 
 
 def test_a_start_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_server, "_is_ready", lambda *_: False)
-    monkeypatch.setattr(postgres_server, "_START", 0.2)
+    monkeypatch.setattr(PostgresServer, "_is_ready", lambda *_: False)
+    monkeypatch.setattr(PostgresServer, "_start_limit", 0.2)
     with pytest.raises(RuntimeError, match="was not ready in"):
         PostgresServer().start()
 

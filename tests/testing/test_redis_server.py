@@ -20,7 +20,7 @@ from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from lightrag_resilience.testing import redis_server
+from lightrag_resilience.testing import server_process
 from lightrag_resilience.testing.redis_server import RedisServer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -210,7 +210,7 @@ def test_two_servers_share_nothing(server: RedisServer) -> None:
 
 
 def test_a_server_too_busy_to_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_server, "_STOP", 0.2)
+    monkeypatch.setattr(RedisServer, "_stop_limit", 0.2)
     with RedisServer() as server:
         pid = server.pid
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -277,7 +277,7 @@ def test_a_paused_server_ends_politely(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RedisServer, "kill", lambda _: None)
-    monkeypatch.setattr(redis_server, "_STOP", PATIENCE)
+    monkeypatch.setattr(RedisServer, "_stop_limit", PATIENCE)
     pid = server.pid
     server.pause()
     server.stop()
@@ -339,11 +339,11 @@ def test_a_python_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_binary_that_never_answers_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_server, "_START", 0.5)
+    monkeypatch.setattr(RedisServer, "_start_limit", 0.5)
     binary = tmp_path / "server"
     binary.write_text("#!/bin/sh\necho still thinking\nexec sleep 60\n")
     binary.chmod(0o700)
-    with pytest.raises(RuntimeError, match=r"no answer in 0.5 s:\nstill thinking"):
+    with pytest.raises(RuntimeError, match=r"not ready in 0.5 s:\nstill thinking"):
         RedisServer(binary=str(binary)).start()
 
 
@@ -358,7 +358,7 @@ def test_a_taken_port_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
         taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(9)]
         with socket.create_server(("127.0.0.1", 0)) as free:
             ports = [listening.getsockname()[1] for listening in (*taken, free)]
-        monkeypatch.setattr(redis_server, "_PORTS", ports)
+        monkeypatch.setattr(server_process, "SERVER_PORTS", ports)
         with RedisServer() as server:
             assert server.port == ports[-1]
             assert answers(server)
@@ -371,8 +371,8 @@ def test_a_port_that_only_the_server_finds_taken_is_passed_over(
     with RedisServer() as first, RedisServer() as second:
         ports = [first.port, second.port]
     with socket.create_server(("127.0.0.1", ports[0] + 10_000)):
-        monkeypatch.setattr(redis_server, "_PORTS", ports)
-        monkeypatch.setattr(redis_server, "_TRIES", 2)
+        monkeypatch.setattr(server_process, "SERVER_PORTS", ports)
+        monkeypatch.setattr(server_process, "_PORT_ATTEMPTS", 2)
         with RedisServer("--cluster-enabled", "yes") as server:
             assert server.port == ports[1]
 
