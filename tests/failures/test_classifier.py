@@ -14,19 +14,15 @@ import socket
 import ssl
 import urllib.error
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from email.message import Message
 from typing import Any
 
-import httpx
 import pytest
-import redis.asyncio
 import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
-from redis.retry import Retry
 
 from lightrag_resilience.errors import (
     AttemptTimeoutError,
@@ -36,24 +32,17 @@ from lightrag_resilience.errors import (
     TruncatedStreamError,
 )
 from lightrag_resilience.failures.classifier import Failure, FailureKind, classify, root_cause
-
-TRANSIENT = Failure(FailureKind.TRANSIENT)
-THROTTLED = Failure(FailureKind.THROTTLED)
-LOCAL = Failure(FailureKind.TRANSIENT, is_local=True)
-FATAL = Failure(FailureKind.FATAL)
-UNKNOWN = Failure(FailureKind.UNKNOWN_OUTCOME)
-
-Respond = Callable[[Any], Any]
-LIBRARIES = ["httpx", "httpx2"]
-
-
-async def error_of(call: Awaitable[object]) -> Exception:
-    try:
-        await call
-    except Exception as error:  # noqa: BLE001 - whichever it is, the test looks at it
-        return error
-    raise AssertionError("it did not fail")
-
+from support.failures import (
+    FATAL,
+    LIBRARIES,
+    LOCAL,
+    STATUSES,
+    THROTTLED,
+    TRANSIENT,
+    UNKNOWN,
+    error_of,
+    status_error,
+)
 
 # ---------------------------------------------------------------------- the verdict itself
 
@@ -178,41 +167,6 @@ def test_what_an_inner_guard_raises_has_a_verdict(error: Exception, expected: Fa
     assert classify(error) == expected
 
 
-# ---------------------------------------------------------------------- statuses
-
-
-def status_error(library: str, status: int, headers: Any = None) -> Exception:
-    module = pytest.importorskip(library)
-    transport = module.MockTransport(lambda _: module.Response(status, headers=headers))
-    with module.Client(transport=transport) as client, pytest.raises(Exception) as caught:  # noqa: PT011
-        client.get("http://provider/").raise_for_status()
-    return caught.value
-
-
-STATUSES = [
-    *((status, {}, TRANSIENT) for status in (408, 409, 424, 425, 444, 449, 460, 498, 499)),
-    *(
-        (status, {}, TRANSIENT)
-        for status in (500, 502, 503, 504, 509, 520, 524, 529, 530, 598, 599)
-    ),
-    *((status, {}, FATAL) for status in (400, 401, 402, 403, 404, 405, 413, 422)),
-    *((status, {}, FATAL) for status in (440, 463, 464, 494, 495, 496, 497, 561)),
-    (420, {}, THROTTLED),
-    (429, {}, THROTTLED),
-    (429, {"retry-after": "20"}, Failure(FailureKind.THROTTLED, 20.0)),
-    (429, {"x-ratelimit-reset-tokens": "6m0s"}, Failure(FailureKind.THROTTLED, 30.0)),
-    (503, {"retry-after": "7"}, Failure(FailureKind.TRANSIENT, 7.0)),
-    (503, {"x-ratelimit-reset-tokens": "6m0s"}, TRANSIENT),
-    (404, {"retry-after": "7"}, FATAL),
-    (400, {"x-should-retry": "true"}, TRANSIENT),
-    (400, {"x-should-retry": "true", "retry-after": "1"}, Failure(FailureKind.TRANSIENT, 1.0)),
-    (429, {"x-should-retry": "true"}, THROTTLED),
-    (429, {"x-should-retry": "false", "retry-after": "1"}, FATAL),
-    (500, {"x-should-retry": "false"}, FATAL),
-    (500, {"x-should-retry": "perhaps"}, TRANSIENT),
-]
-
-
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize(("status", "headers", "expected"), STATUSES)
 def test_a_status_decides_unless_the_provider_says_whether_to_retry(
@@ -240,356 +194,6 @@ def test_a_code_that_is_no_error_of_http_is_no_status(code: object) -> None:
     error = ValueError()
     error.code = code  # type: ignore[attr-defined]
     assert classify(error) == FATAL
-
-
-# ---------------------------------------------------------------------- httpx, httpx2
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        *((name, TRANSIENT) for name in ("ConnectTimeout", "ConnectError", "ProxyError")),
-        ("PoolTimeout", LOCAL),
-        *((name, UNKNOWN) for name in ("ReadTimeout", "WriteTimeout", "ReadError", "WriteError")),
-        *((name, UNKNOWN) for name in ("CloseError", "RemoteProtocolError", "DecodingError")),
-        *((name, FATAL) for name in ("UnsupportedProtocol", "LocalProtocolError", "InvalidURL")),
-        ("TooManyRedirects", FATAL),
-    ],
-)
-def test_httpx_errors_tell_whether_anything_was_sent(
-    library: str, name: str, expected: Failure
-) -> None:
-    error = getattr(pytest.importorskip(library), name)("m")
-    assert classify(error) == expected
-
-
-@asynccontextmanager
-async def server(answer: bytes | None) -> Any:
-    """A port that answers each request with `answer`, hangs up on b"", or is silent on None."""
-    quiet = asyncio.Event()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while packet := await reader.read(4096):
-            if answer is None:
-                await quiet.wait()
-            if not answer:
-                break
-            # Redis clients may send several commands in one packet; each begins with a star.
-            writer.write(answer * max((b"\n" + packet).count(b"\n*"), 1))
-        writer.close()
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield listening.sockets[0].getsockname()[1]
-    finally:
-        quiet.set()
-        listening.close()
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-async def httpx_get(library: str, port: int) -> Exception:
-    module = pytest.importorskip(library)
-    async with module.AsyncClient(timeout=0.2, trust_env=False) as client:
-        return await error_of(client.get(f"http://127.0.0.1:{port}/"))
-
-
-async def aiohttp_get(library: str, port: int) -> Exception:
-    module = pytest.importorskip(library)
-    timeout = module.ClientTimeout(sock_read=0.2)
-    async with module.ClientSession(timeout=timeout, raise_for_status=True) as client:
-        return await error_of(client.get(f"http://127.0.0.1:{port}/"))
-
-
-async def redis_ping(_: str, port: int) -> Exception:
-    client = redis.asyncio.Redis(port=port, socket_timeout=0.2, retry=NO_RETRY, protocol=2)
-    try:
-        return await error_of(client.ping())
-    finally:
-        await client.aclose()
-
-
-NO_RETRY: Any = Retry(redis.backoff.NoBackoff(), 0)
-CLIENTS = [
-    *((httpx_get, library) for library in LIBRARIES),
-    (aiohttp_get, "aiohttp"),
-    (redis_ping, "redis"),
-]
-
-
-@pytest.mark.parametrize(("get", "library"), CLIENTS)
-def test_a_refused_connection_is_passing_for_every_client(get: Any, library: str) -> None:
-    assert classify(asyncio.run(get(library, unused_port()))) == TRANSIENT
-
-
-@pytest.mark.parametrize("answer", [b"", None])
-@pytest.mark.parametrize(("get", "library"), CLIENTS)
-def test_after_a_request_a_hang_up_or_silence_leaves_the_outcome_unknown(
-    get: Any, library: str, answer: bytes | None
-) -> None:
-    async def call() -> Exception:
-        async with server(answer) as port:
-            error: Exception = await get(library, port)
-            return error
-
-    assert classify(asyncio.run(call())) == UNKNOWN
-
-
-# ---------------------------------------------------------------------- aiohttp
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (b"503 Busy\r\nRetry-After: 9", Failure(FailureKind.TRANSIENT, 9.0)),
-        (b"429 Slow\r\nretry-after-ms: 250", Failure(FailureKind.THROTTLED, 0.25)),
-        (b"401 No", FATAL),
-    ],
-)
-def test_aiohttp_keeps_the_headers_on_the_error(answer: bytes, expected: Failure) -> None:
-    async def call() -> Exception:
-        async with server(b"HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n" % answer) as port:
-            return await aiohttp_get("aiohttp", port)
-
-    assert classify(asyncio.run(call())) == expected
-
-
-def test_a_deprecated_attribute_of_aiohttp_is_left_alone(
-    recwarn: pytest.WarningsRecorder,
-) -> None:
-    aiohttp = pytest.importorskip("aiohttp")
-    assert classify(aiohttp.ClientResponseError(None, (), status=0)) == UNKNOWN
-    assert classify(aiohttp.ClientResponseError(None, (), status=429)) == THROTTLED
-    assert not recwarn.list
-
-
-# ---------------------------------------------------------------------- redis
-
-
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [
-        (b"-NOAUTH Authentication required.", FATAL),
-        (b"-WRONGPASS invalid username-password pair", FATAL),
-        (b"-NOPERM no permissions to run the command", FATAL),
-        (b"-WRONGTYPE Operation against a key holding the wrong kind of value", FATAL),
-        (b"-LOADING Redis is loading the dataset in memory", TRANSIENT),
-        (b"-READONLY You can't write against a read only replica.", TRANSIENT),
-        (b"-OOM command not allowed when used memory > 'maxmemory'.", TRANSIENT),
-        (b"-CLUSTERDOWN The cluster is down", TRANSIENT),
-        (b"-TRYAGAIN Multiple keys request during rehashing", TRANSIENT),
-    ],
-)
-def test_what_a_redis_server_refuses_is_told_apart(reply: bytes, expected: Failure) -> None:
-    async def call() -> Exception:
-        async with server(reply + b"\r\n") as port:
-            return await redis_ping("redis", port)
-
-    assert classify(asyncio.run(call())) == expected
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (redis.exceptions.AuthenticationError("m"), FATAL),
-        (redis.exceptions.AuthorizationError("m"), FATAL),
-        (redis.exceptions.WatchError("m"), FATAL),
-        (redis.exceptions.LockError("m"), FATAL),
-        (redis.exceptions.MaxConnectionsError("m"), LOCAL),
-        (redis.exceptions.ConnectionError("No connection available."), LOCAL),
-        (redis.exceptions.ConnectionError("max number of clients reached"), TRANSIENT),
-        (redis.exceptions.TimeoutError("Timeout connecting to server"), TRANSIENT),
-        (redis.exceptions.TimeoutError("Timeout reading from socket"), UNKNOWN),
-        (redis.exceptions.InvalidResponse("m"), UNKNOWN),
-    ],
-)
-def test_what_redis_raises_by_itself_has_a_verdict(error: Exception, expected: Failure) -> None:
-    assert classify(error) == expected
-
-
-# ---------------------------------------------------------------------- openai, anthropic
-
-
-def openai_error(respond: Respond, *, library: str = "httpx2", stream: bool = False) -> Exception:
-    openai, module = pytest.importorskip("openai"), pytest.importorskip(library)
-    client = openai.OpenAI(
-        api_key="key",
-        base_url="http://provider/v1",
-        max_retries=0,
-        http_client=module.Client(transport=module.MockTransport(respond)),
-    )
-    with pytest.raises(openai.OpenAIError) as caught:
-        list(client.chat.completions.create(model="m", messages=[], stream=stream))
-    error: Exception = caught.value
-    return error
-
-
-def openai_status(status: int, headers: Any = None, error: object = None) -> Exception:
-    httpx2 = pytest.importorskip("httpx2")
-    body = {"error": error}
-    return openai_error(lambda _: httpx2.Response(status, headers=headers, json=body))
-
-
-ODD_BODIES: list[Any] = [None, "m", 5, [], [{}], {}]
-
-
-def said(code: object, kind: object = None) -> dict[str, object]:
-    return {"message": "m", "type": kind, "param": None, "code": code}
-
-
-@pytest.mark.parametrize(("status", "headers", "expected"), STATUSES)
-def test_openai_statuses_mean_what_bare_ones_do(
-    status: int, headers: dict[str, str], expected: Failure
-) -> None:
-    assert classify(openai_status(status, headers, said("odd"))) == expected
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (said("rate_limit_exceeded", "tokens"), Failure(FailureKind.THROTTLED, 2.0)),
-        (said("insufficient_quota", "insufficient_quota"), FATAL),
-        (said(None, "insufficient_quota"), FATAL),
-        (said("credit_balance_exhausted"), FATAL),
-        (said("billing_hard_limit_reached", "invalid_request_error"), FATAL),
-        (said("Daily_Quota_Exceeded"), FATAL),
-        (said("requests_per_day"), FATAL),
-        ({"error": {"code": "insufficient_quota"}}, FATAL),
-        *((odd, Failure(FailureKind.THROTTLED, 2.0)) for odd in ODD_BODIES),
-        (said(["insufficient_quota"], {"type": 1}), Failure(FailureKind.THROTTLED, 2.0)),
-    ],
-)
-def test_a_429_about_money_or_the_day_is_fatal(error: object, expected: Failure) -> None:
-    assert classify(openai_status(429, {"retry-after": "2"}, error)) == expected
-
-
-def test_an_explicit_advice_to_retry_overrides_a_spent_quota() -> None:
-    error = openai_status(429, {"x-should-retry": "true"}, said("insufficient_quota"))
-    assert classify(error) == THROTTLED
-
-
-def test_a_spent_quota_is_read_from_a_body_that_still_has_its_envelope() -> None:
-    error = status_error("httpx", 429)
-    error.body = {"error": {"type": "insufficient_quota"}}  # type: ignore[attr-defined]
-    assert classify(error) == FATAL
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        *((name, UNKNOWN) for name in ("ReadTimeout", "WriteTimeout", "ReadError")),
-        ("RemoteProtocolError", UNKNOWN),
-        *((name, TRANSIENT) for name in ("ConnectTimeout", "ConnectError")),
-        ("PoolTimeout", LOCAL),
-        ("LocalProtocolError", FATAL),
-    ],
-)
-def test_openai_connection_errors_are_judged_by_what_lies_beneath(
-    library: str, name: str, expected: Failure
-) -> None:
-    transport_error = getattr(pytest.importorskip(library), name)
-
-    def respond(_: Any) -> Any:
-        raise transport_error("m")
-
-    assert classify(openai_error(respond, library=library)) == expected
-
-
-def test_openai_connection_errors_without_a_cause_have_a_default() -> None:
-    openai, request = pytest.importorskip("openai"), httpx.Request("POST", "http://provider/")
-    error = openai.APIConnectionError(request=request)
-    assert classify(error) == TRANSIENT
-    assert classify(openai.APITimeoutError(request=request)) == UNKNOWN
-    error.__cause__ = error
-    assert classify(error) == TRANSIENT
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (said("server_error"), TRANSIENT),
-        (said(None, "overloaded"), TRANSIENT),
-        (said("rate_limit_exceeded", "invalid_request_error"), THROTTLED),
-        (said("context_length_exceeded", "server_error"), FATAL),
-        (said("content_filter"), FATAL),
-        (said(None, "invalid_request_error"), FATAL),
-        (said("insufficient_quota"), FATAL),
-        (said(429), THROTTLED),
-        (said(400, "BadRequestError"), FATAL),
-        (said("502"), TRANSIENT),
-        (said(1006), TRANSIENT),
-        (said(18), TRANSIENT),
-        (said("never_heard_of"), TRANSIENT),
-        ("a text", TRANSIENT),
-    ],
-)
-def test_an_error_within_a_stream_is_judged_by_its_body(error: object, expected: Failure) -> None:
-    httpx2 = pytest.importorskip("httpx2")
-    events = f"data: {json.dumps({'error': error})}\n\n"
-    headers = {"content-type": "text/event-stream"}
-    raised = openai_error(lambda _: httpx2.Response(200, headers=headers, text=events), stream=True)
-    assert not hasattr(raised, "status_code")
-    assert classify(raised) == expected
-
-
-def test_a_client_that_cannot_be_built_is_the_callers_fault(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    openai = pytest.importorskip("openai")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(openai.OpenAIError) as caught:
-        openai.OpenAI().models.list()
-    assert classify(caught.value) == FATAL
-
-
-def anthropic_like(status: int, headers: dict[str, str], error: object = None) -> Exception:
-    """An error of the shape that the anthropic SDK raises."""
-    names = {"__module__": "anthropic"}
-    root = type("AnthropicError", (Exception,), names)
-    base = type("APIStatusError", (type("APIError", (root,), names),), names)
-    raised: Any = base("m")
-    raised.response = httpx.Response(status, headers=headers)
-    raised.status_code = status
-    raised.body = {"type": "error", "error": error}
-    return raised  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize(
-    ("headers", "expected"),
-    [
-        ({"retry-after": "3"}, Failure(FailureKind.THROTTLED, 3.0)),
-        ({"retry-after": "nonsense"}, THROTTLED),
-        ({"x-should-retry": "true"}, THROTTLED),
-        ({}, FATAL),
-        ({"x-should-retry": "perhaps"}, FATAL),
-        ({"anthropic-ratelimit-tokens-reset": "2099-01-01T00:00:00Z"}, FATAL),
-    ],
-)
-def test_an_anthropic_429_without_a_retry_after_is_its_spend_limit(
-    headers: dict[str, str], expected: Failure
-) -> None:
-    assert classify(anthropic_like(429, headers)) == expected
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("overloaded_error", TRANSIENT),
-        ("rate_limit_error", THROTTLED),
-        ("invalid_request_error", FATAL),
-    ],
-)
-def test_an_anthropic_error_within_a_stream_of_status_200_is_judged_by_its_body(
-    kind: str, expected: Failure
-) -> None:
-    assert classify(anthropic_like(200, {}, {"type": kind})) == expected
 
 
 # ---------------------------------------------------------------------- tenacity

@@ -224,8 +224,8 @@ def test_a_text_of_megabytes_is_not_sent_to_the_workers(server: RedisServer) -> 
         slices = {f"e{n}": f'{{"{huge}":1}}' for n in range(10)}
         await store.client.hset(it.window, mapping={"l": huge, **slices})
         words = (it.channel, str(NOW), it.policy, "one", 0)
-        for name in ("snapshot", "describe"):
-            source = scripts.source(name)
+        for script, name in (("read_state", "snapshot"), ("describe", "describe")):
+            source = scripts.source(script)
             answer = await store.client.eval(source, 2, it.state, it.window, *words)
             assert len(repr(answer)) < 20_000
             assert (await getattr(store, name)(it)).now.reason == "x" * 200

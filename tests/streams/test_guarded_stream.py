@@ -7,7 +7,6 @@ import contextlib
 import gc
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -17,61 +16,18 @@ from lightrag_resilience import (
     BreakerPolicy,
     CircuitOpenError,
     ConcurrencyPolicy,
-    Guard,
-    Policy,
     QueueFullError,
     RetryPolicy,
     State,
     TimeoutPolicy,
     TruncatedStreamError,
-    UnsupportedCallError,
 )
 from lightrag_resilience.calls.call_context import owned_by_a_guard
 from lightrag_resilience.streams.guarded_stream import GuardedStream
 from support.guards import down, guard_on_loop, now, outcomes
+from support.streams import ONE_PLACE, Source, collected, free_places, verdict
 
 pytestmark = pytest.mark.anyio
-
-ONE_PLACE = ConcurrencyPolicy(max_concurrent=1)
-
-
-class Source:
-    """A stream whose steps a test gives: a number waits, an exception is raised, else an item."""
-
-    def __init__(self, *steps: Any) -> None:
-        self.steps = steps
-        self.begun = 0
-        self.closed = 0
-        self.owned: list[bool] = []
-
-    async def words(self) -> AsyncIterator[str]:
-        self.begun += 1
-        try:
-            for step in self.steps:
-                self.owned.append(owned_by_a_guard())
-                if isinstance(step, float):
-                    await asyncio.sleep(step)
-                elif isinstance(step, Exception):
-                    raise step
-                else:
-                    yield step
-        finally:
-            self.closed += 1
-
-
-async def collected(stream: AsyncIterator[str]) -> list[str]:
-    return [word async for word in stream]
-
-
-def verdict(guard: Guard) -> tuple[int, int]:
-    shown = guard.breaker.snapshot()
-    return shown.calls, shown.failed
-
-
-def free_places(guard: Guard) -> int:
-    occupancy = guard.occupancy
-    assert occupancy.limit is not None
-    return occupancy.limit - occupancy.in_use
 
 
 async def test_all_items_come_through_and_success_is_told_at_the_end() -> None:
@@ -294,55 +250,6 @@ async def test_slow_is_a_stream_whose_first_item_is_late() -> None:
     assert guard.breaker.snapshot().slow == 1
 
 
-@pytest.mark.parametrize("read", [0, 1])
-async def test_closing_early_is_no_verdict_and_closes_the_source(read: int) -> None:
-    guard, source = guard_on_loop(concurrency=ONE_PLACE), Source("one", "two", "three")
-    stream = await guard.call(source.words)
-    for _ in range(read):
-        await anext(stream)
-    await stream.aclose()
-    await stream.aclose()
-    assert (source.closed, verdict(guard), free_places(guard)) == (1, (0, 0), 1)
-    assert await collected(stream) == []
-
-
-async def test_a_stream_that_is_dropped_frees_its_place() -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE)
-    stream = await guard.call(Source("one", "two").words)
-    await anext(stream)
-    del stream
-    gc.collect()
-    await asyncio.sleep(0)
-    assert (verdict(guard), free_places(guard)) == ((0, 0), 1)
-
-
-@pytest.mark.parametrize("times", [{}, {"attempt": 30.0}, {"gap": 30.0}])
-@pytest.mark.parametrize("is_read", [True, False])
-async def test_a_stream_that_a_task_returned_is_gone_once_it_is_dropped(
-    times: Any,
-    is_read: bool,  # noqa: FBT001 - a test's case
-) -> None:
-    timeout = TimeoutPolicy(**{"attempt": None, "total": None} | times)
-    guard = guard_on_loop(concurrency=ONE_PLACE, timeout=timeout)
-
-    async def begin() -> AsyncIterator[str]:
-        stream: AsyncIterator[str] = await guard.call(Source("one", 1.0, "two", "three").words)
-        if is_read:
-            assert [await anext(stream), await anext(stream)] == ["one", "two"]
-        return stream
-
-    gc.collect()
-    gc.disable()
-    try:
-        stream = await asyncio.create_task(begin())
-        await asyncio.sleep(0)  # the loop has the task until then
-        assert (len(guard.gate.running), free_places(guard)) == (1, 0)
-        del stream
-        assert (len(guard.gate.running), free_places(guard)) == (0, 1)
-    finally:
-        gc.enable()
-
-
 async def test_a_stream_is_a_probe_until_its_end() -> None:
     guard = guard_on_loop()
     guard.breaker.half_open()
@@ -409,125 +316,6 @@ async def test_a_source_is_closed_outside_of_the_call_that_it_failed() -> None:
     with pytest.raises(ConnectionError):
         await collected(await guard_on_loop(retry=RetryPolicy(attempts=1)).call(begin))
     assert source.was_owned is False
-
-
-async def test_a_second_reader_is_told_so_and_nobody_is_blamed() -> None:
-    class Slow:
-        async def words(self) -> AsyncIterator[str]:
-            yield "one"
-            await asyncio.sleep(5.0)
-            yield "two"
-
-    guard = guard_on_loop()
-    stream = await guard.call(Slow().words)
-    assert await anext(stream) == "one"
-    reader = asyncio.create_task(anext(stream))
-    await asyncio.sleep(1.0)
-    with pytest.raises(RuntimeError, match="already running"):
-        await anext(stream)
-    assert await reader == "two"
-    assert await collected(stream) == []
-    assert verdict(guard) == (1, 0)
-
-
-@pytest.mark.parametrize("is_shut_down", [True, False])
-def test_a_stream_that_is_read_on_another_loop_is_told_so_and_keeps_no_place(
-    is_shut_down: bool,  # noqa: FBT001 - a test's case
-) -> None:
-    class Endless:
-        def __init__(self) -> None:
-            self.closed_on: list[asyncio.AbstractEventLoop] = []
-
-        def __aiter__(self) -> Endless:
-            return self
-
-        async def __anext__(self) -> str:
-            return "one"
-
-        async def aclose(self) -> None:
-            self.closed_on.append(asyncio.get_running_loop())
-
-    guard, source = Guard("llm", Policy(concurrency=ONE_PLACE)), Endless()
-
-    async def connect() -> Endless:
-        return source
-
-    async def begin() -> AsyncIterator[str]:
-        stream: AsyncIterator[str] = await guard.call(connect)
-        assert await anext(stream) == "one"
-        return stream
-
-    loop = asyncio.new_event_loop()
-    stream = loop.run_until_complete(begin())
-    assert (len(guard.gate.running), free_places(guard)) == (1, 0)
-    if is_shut_down:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    with pytest.raises(UnsupportedCallError, match="on the event loop that began it"):
-        asyncio.run(collected(stream))
-    assert (verdict(guard), len(guard.gate.running), free_places(guard)) == ((0, 0), 0, 1)
-    loop.run_until_complete(asyncio.sleep(0.01))
-    assert source.closed_on == [loop]
-    loop.close()
-
-
-@pytest.mark.parametrize("has_loop", [True, False])
-def test_a_stream_read_in_another_thread_beside_its_busy_loop_is_told_so(*, has_loop: bool) -> None:
-    async def words() -> AsyncIterator[str]:
-        for word in ("one", "two", "three"):
-            yield word
-
-    guard = Guard("llm", Policy())
-    told: list[BaseException] = []
-
-    def read(stream: AsyncIterator[str]) -> None:
-        try:
-            if has_loop:
-                asyncio.run(collected(stream))
-            else:
-                anext(stream).__await__().send(None)
-        except (UnsupportedCallError, StopIteration) as error:
-            told.append(error)
-
-    async def be_busy(stream: AsyncIterator[str]) -> None:
-        other = Thread(target=read, args=(stream,))
-        other.start()
-        other.join()  # the loop's task is this one all the while
-
-    async def begin() -> None:
-        stream: AsyncIterator[str] = await guard.call(words)
-        assert await anext(stream) == "one"
-        await asyncio.create_task(be_busy(stream))
-
-    asyncio.run(begin())
-    assert [str(error) for error in told] == [
-        "A stream must be read on the event loop that began it"
-    ]
-    assert (verdict(guard), len(guard.gate.running)) == ((0, 0), 0)
-
-
-def test_a_stream_goes_on_where_its_loop_is_run_in_another_thread() -> None:
-    async def words() -> AsyncIterator[str]:
-        for word in ("one", "two", "three"):
-            yield word
-
-    guard, left = Guard("llm", Policy()), []
-
-    async def begin() -> AsyncIterator[str]:
-        stream: AsyncIterator[str] = await guard.call(words)
-        assert await anext(stream) == "one"
-        return stream
-
-    async def go_on(stream: AsyncIterator[str]) -> None:
-        left.extend(await collected(stream))
-
-    loop = asyncio.new_event_loop()
-    stream = loop.run_until_complete(begin())
-    other = Thread(target=lambda: loop.run_until_complete(go_on(stream)))
-    other.start()
-    other.join()
-    loop.close()
-    assert left == ["two", "three"]
-    assert verdict(guard) == (1, 0)
 
 
 async def test_a_source_without_aclose_is_read_and_left() -> None:

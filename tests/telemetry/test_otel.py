@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,9 +12,7 @@ import pytest
 pytest.importorskip("opentelemetry.sdk")
 pytest.importorskip("prometheus_client")
 
-from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
@@ -31,79 +28,26 @@ from lightrag_resilience import (
     TimeoutPolicy,
     resilient,
 )
-from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.telemetry.correlation import correlated
 from lightrag_resilience.telemetry.otel import Instrumentation, current_trace, instrument
 from lightrag_resilience.telemetry.prometheus import observe
+from support.telemetry import (
+    NAME,
+    OURS,
+    REFUSED,
+    attributes,
+    current_id,
+    id_of,
+    pieces,
+    spans,
+)
 
 pytestmark = pytest.mark.anyio
-
-NAME = "llm.openai"
-OURS = "lightrag_resilience."
-REFUSED = ConnectionRefusedError("the text of a prompt")
-
-
-async def no_sleep(seconds: float) -> None:
-    """Waits no time."""
-
-
-@pytest.fixture
-def exporter() -> InMemorySpanExporter:
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def provider(exporter: InMemorySpanExporter) -> TracerProvider:
-    made = TracerProvider()
-    made.add_span_processor(SimpleSpanProcessor(exporter))
-    return made
-
-
-@pytest.fixture
-def guards() -> Guards:
-    return Guards(settings=load_settings({}), sleep=no_sleep)
-
-
-@pytest.fixture
-def instrumentation(guards: Guards, provider: TracerProvider) -> Iterator[Instrumentation]:
-    made = instrument(guards, tracer_provider=provider)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def guard(guards: Guards, instrumentation: Instrumentation) -> Guard:
-    return guards.get(NAME, Policy(retry=RetryPolicy(attempts=3, budget=100)))
-
-
-def spans(exporter: InMemorySpanExporter) -> dict[str, list[ReadableSpan]]:
-    found: dict[str, list[ReadableSpan]] = {}
-    for span in exporter.get_finished_spans():
-        found.setdefault(span.name, []).append(span)
-    return found
-
-
-def current_id() -> int:
-    return int(trace.get_current_span().get_span_context().span_id)
-
-
-def id_of(span: ReadableSpan) -> int:
-    assert span.context is not None
-    return int(span.context.span_id)
-
-
-def attributes(span: ReadableSpan) -> dict[str, Any]:
-    return dict(span.attributes or {})
 
 
 async def answer() -> str:
     return "an answer"
-
-
-async def pieces() -> AsyncIterator[int]:
-    for number in range(3):
-        yield number
 
 
 # ---------------------------------------------------------------------- calls and attempts
@@ -381,84 +325,6 @@ async def test_a_duration_for_prometheus_leads_to_its_trace(
     assert f'trace_id="{call.context.trace_id:032x}"' in text
     assert f'span_id="{call.context.span_id:016x}"' in text
     observation.close()
-
-
-# ---------------------------------------------------------------------- streams
-
-
-async def test_a_streams_spans_end_with_it(guard: Guard, exporter: InMemorySpanExporter) -> None:
-    seen: list[int] = []
-
-    async def stream() -> AsyncIterator[int]:
-        seen.append(current_id())
-        yield 1
-        yield 2
-
-    outside = current_id()
-    opened: Any = await guard.call(stream)
-    assert current_id() == outside
-    assert exporter.get_finished_spans() == ()
-    assert [item async for item in opened] == [1, 2]
-    attempt, call = exporter.get_finished_spans()
-    assert seen == [id_of(attempt)]
-    assert call.end_time is not None
-    assert attempt.end_time is not None
-    assert attempt.end_time <= call.end_time
-    assert "error.type" not in attributes(call)
-
-
-async def test_a_stream_that_breaks_off_failed_and_one_that_is_left_did_not(
-    guard: Guard, exporter: InMemorySpanExporter
-) -> None:
-    async def broken() -> AsyncIterator[int]:
-        yield 1
-        raise REFUSED
-
-    opened: Any = await guard.call(broken)
-    with pytest.raises(ConnectionRefusedError):
-        async for _ in opened:
-            pass
-    left: Any = await guard.call(pieces)
-    await anext(left)
-    await left.aclose()
-    dropped: Any = await guard.call(pieces)
-    await anext(dropped)
-    del dropped
-    gc.collect()
-    types = [attributes(call).get("error.type") for call in spans(exporter)["chat"]]
-    assert types == ["ConnectionRefusedError", None, None]
-
-
-async def test_a_stream_that_cannot_begin_is_tried_again_in_another_attempt(
-    guard: Guard, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
-) -> None:
-    errors = [None, REFUSED]
-
-    async def stream() -> AsyncIterator[int]:
-        if (error := errors.pop()) is not None:
-            raise error
-        yield 1
-
-    opened: Any = await guard.call(stream)
-    assert [item async for item in opened] == [1]
-    first, second = spans(exporter)["attempt"]
-    (call,) = spans(exporter)["chat"]
-    assert attributes(first)["error.type"] == "ConnectionRefusedError"
-    for attempt in (first, second):
-        assert attempt.parent is not None
-        assert attempt.parent.span_id == id_of(call)
-    assert [event.name for event in call.events] == [OURS + "retry"]
-    assert caplog.messages == []
-
-
-async def test_an_empty_stream_has_ended(guard: Guard, exporter: InMemorySpanExporter) -> None:
-    async def empty() -> AsyncIterator[int]:
-        return
-        yield
-
-    opened: Any = await guard.call(empty)
-    assert [item async for item in opened] == []
-    assert len(exporter.get_finished_spans()) == 2
 
 
 # ---------------------------------------------------------------------- begin and end

@@ -27,6 +27,13 @@ from support.wires import new_guards, wire
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Real HTTP takes real time."""
+    return "asyncio"
+
+
 CHAT: Any = {"model": "simulated", "messages": [{"role": "user", "content": "Say something."}]}
 QUICK = RetryPolicy(attempts=4, initial_backoff=0.01, max_backoff=0.02)
 STAYS_CLOSED: Any = {"retry": QUICK, "consecutive_failures": None, "failure_rate": 1.0}

@@ -18,7 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
-from lightrag_resilience.integrations import status
+from lightrag_resilience.integrations.status import page as page_module
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.browser import DESK, PHONE, chromium, show_as
 from support.status_app import TOKEN, StatusApp, status_app
@@ -298,11 +298,11 @@ def test_a_lost_connection_is_told_with_the_age_of_the_data(browser: Chrome) -> 
 def test_where_no_stream_comes_through_it_asks_again_and_again(
     seen: Page, app: StatusApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "_MOST_WATCHERS", 0)  # as long as this lasts
-    monkeypatch.setattr(status, "_LONGEST", 1.0)
+    monkeypatch.setattr(page_module, "_MOST_WATCHERS", 0)  # as long as this lasts
+    monkeypatch.setattr(page_module, "_LONGEST", 1.0)
     seen.until(lambda: "others are watching" in seen.text("#lost"))
-    monkeypatch.setattr(status, "_MOST_WATCHERS", 32)
-    monkeypatch.setattr(status.StatusPage, "_send_events", nothing_comes)
+    monkeypatch.setattr(page_module, "_MOST_WATCHERS", 32)
+    monkeypatch.setattr(page_module.StatusPage, "_send_events", nothing_comes)
     app.call("llm.openai", times=5, fails=True)
     seen.until(lambda: "Down" in seen.row("llm.openai"))
     seen.until(lambda: not seen.one("#lost").is_displayed())

@@ -1,0 +1,252 @@
+"""Old answers of a chain: what is cached, for how long, and when it is served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lightrag_resilience import (
+    AllFailedError,
+    Answered,
+    PolicyError,
+    StaleCache,
+    UnsupportedCallError,
+    answered,
+)
+from lightrag_resilience.events import Event, StaleAnswered
+from support.chains import named, received
+from support.guards import down
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# ---------------------------------------------------------------------- old answers
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def cache(clock: Clock) -> StaleCache:
+    return StaleCache(max_age=60, max_entries=2, clock=clock)
+
+
+async def test_an_old_answer_is_given_to_who_asks_for_it_and_says_that_it_is_old(
+    chain: Any, cache: StaleCache, clock: Clock, heard: list[Event]
+) -> None:
+    functions = named("one", down()), named("two", "answer", TimeoutError())
+    complete = chain(*functions, stale=cache)
+    fresh = await answered(complete, "prompt")
+    assert (fresh.is_stale, fresh.stale_for) == (False, None)
+    clock.now += 10
+    heard.clear()
+    old = await answered(complete, "prompt")
+    reasons = ("one: ConnectionRefusedError", "two: TimeoutError")
+    assert old == Answered("answer", "two", 10.0, reasons)
+    assert old.is_stale
+    assert heard[-1] == StaleAnswered("one", "two", 10.0)
+
+
+async def test_who_calls_the_chain_itself_gets_no_old_answer(chain: Any, cache: StaleCache) -> None:
+    complete = chain(named("one", "answer", down()), stale=cache)
+    await complete("prompt")
+    with pytest.raises(AllFailedError):
+        await complete("prompt")
+    assert (await answered(complete, "prompt")).is_stale
+
+
+async def test_without_a_cache_there_is_no_old_answer(chain: Any) -> None:
+    complete = chain(named("one", "answer", down()))
+    await answered(complete)
+    with pytest.raises(AllFailedError):
+        await answered(complete)
+
+
+async def test_another_question_has_no_old_answer(chain: Any, cache: StaleCache) -> None:
+    complete = chain(named("one", "answer", down()), stale=cache)
+    await complete(1, end=1)
+    others: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((2,), {"end": 1}),
+        ((1,), {"end": 2}),
+        ((1,), {}),
+        ((1, 1), {}),
+        ((True,), {"end": 1}),
+        ((1,), {"end": 1.0}),
+        (((1,),), {"end": 1}),
+        (((True,),), {"end": 1}),
+        ((frozenset({1}),), {"end": 1}),
+        ((frozenset({1.0}),), {"end": 1}),
+    ]
+    for args, kwargs in others:
+        with pytest.raises(AllFailedError):
+            await answered(complete, *args, **kwargs)
+    keys = [cache.key_of(complete, args, kwargs) for args, kwargs in others]
+    assert len(set(keys)) == len(others)
+    assert (await answered(complete, 1, end=1)).value == "answer"
+
+
+async def test_the_order_of_named_arguments_does_not_matter(chain: Any, cache: StaleCache) -> None:
+    complete = chain(named("one", "answer", down()), stale=cache)
+    await complete(a=1, b="x")
+    assert (await answered(complete, b="x", a=1)).value == "answer"
+
+
+async def test_another_chain_has_other_answers(chain: Any, cache: StaleCache) -> None:
+    await chain(named("one", "answer"), stale=cache)("prompt")
+    with pytest.raises(AllFailedError):
+        await answered(chain(named("two", down()), stale=cache), "prompt")
+
+
+async def test_an_answer_that_is_too_old_is_forgotten(
+    chain: Any, cache: StaleCache, clock: Clock
+) -> None:
+    complete = chain(named("one", "answer", down()), stale=cache)
+    await complete()
+    clock.now += 60
+    assert (await answered(complete)).stale_for == 60.0
+    clock.now += 0.5
+    with pytest.raises(AllFailedError):
+        await answered(complete)
+    assert len(cache) == 0
+
+
+async def test_the_latest_answer_is_remembered(chain: Any, cache: StaleCache, clock: Clock) -> None:
+    complete = chain(named("one", "old", "new", down()), stale=cache)
+    await complete()
+    clock.now += 50
+    await complete()
+    clock.now += 50
+    found = await answered(complete)
+    assert (found.value, found.stale_for, len(cache)) == ("new", 50.0, 1)
+
+
+async def test_the_longest_unused_answer_makes_room(chain: Any, cache: StaleCache) -> None:
+    up = True
+
+    async def one(word: str) -> str:
+        if not up:
+            raise down()
+        return word.upper()
+
+    complete = chain(one, stale=cache)
+    for word in "aba":
+        await complete(word)
+    up = False
+    assert (await answered(complete, "b")).value == "B"
+    up = True
+    await complete("c")
+    up = False
+    assert len(cache) == 2
+    assert (await answered(complete, "b")).value == "B"
+    with pytest.raises(AllFailedError):
+        await answered(complete, "a")
+
+
+async def test_an_answer_given_anew_is_the_last_to_make_room(chain: Any, cache: StaleCache) -> None:
+    complete = chain(named("one", "A", "B", "A", "C", down()), stale=cache)
+    for word in "abac":
+        await complete(word)
+    assert (await answered(complete, "a")).value == "A"
+    with pytest.raises(AllFailedError):
+        await answered(complete, "b")
+
+
+async def test_nobody_can_change_what_is_remembered(chain: Any, cache: StaleCache) -> None:
+    complete = chain(named("one", [1], down()), stale=cache)
+    (await complete()).append(2)
+    (await answered(complete)).value.append(3)
+    assert (await answered(complete)).value == [1]
+
+
+async def test_what_cannot_be_copied_is_not_remembered(chain: Any, cache: StaleCache) -> None:
+    answer = (each for each in "answer")
+    assert await chain(named("one", answer), stale=cache)() is answer
+    assert len(cache) == 0
+
+
+async def test_a_stream_is_not_remembered(chain: Any, cache: StaleCache) -> None:
+    class Words:
+        def __aiter__(self) -> Words:
+            return self
+
+        async def __anext__(self) -> str:
+            raise StopAsyncIteration
+
+    async def begin() -> Any:
+        return Words()
+
+    assert await received(chain(begin, stale=cache)) == []
+    assert len(cache) == 0
+
+
+async def test_a_bug_gets_no_old_answer(chain: Any, cache: StaleCache) -> None:
+    complete = chain(named("one", "answer", ValueError("a bug")), stale=cache)
+    await complete()
+    with pytest.raises(ValueError, match="a bug"):
+        await answered(complete)
+
+
+async def test_a_chain_whose_time_is_up_has_an_old_answer(chain: Any, cache: StaleCache) -> None:
+    complete = chain(named("one", "answer", 60.0), stale=cache, total=5)
+    await complete()
+    found = await answered(complete)
+    assert found.reasons == ("one: DeadlineExceededError after 5 s for all",)
+
+
+async def test_arguments_that_cannot_be_told_apart_are_refused_before_anything_is_called(
+    chain: Any, cache: StaleCache
+) -> None:
+    one = named("one", "answer")
+    complete = chain(one, stale=cache)
+    for args, kwargs, place in [(("a", ["secret"]), {}, "2"), ((), {"b": ["secret"]}, "'b'")]:
+        with pytest.raises(UnsupportedCallError) as caught:
+            await complete(*args, **kwargs)
+        assert str(caught.value) == (
+            f"Argument {place} of a call with a StaleCache must be hashable, not a list; "
+            "give StaleCache(key=…) a function that returns what the answer depends on"
+        )
+    assert one.script.calls == 0
+
+
+async def test_a_key_function_tells_calls_apart(chain: Any) -> None:
+    cache = StaleCache(max_age=60, key=lambda prompt, **_: prompt)
+    complete = chain(named("one", "answer", down()), stale=cache)
+    await complete("prompt", history=[1])
+    assert (await answered(complete, "prompt", history=[2])).value == "answer"
+    with pytest.raises(AllFailedError):
+        await answered(complete, "other", history=[1])
+    with pytest.raises(UnsupportedCallError, match="What the key function of a StaleCache returns"):
+        await complete(["prompt"])
+
+
+async def test_a_cleared_cache_knows_nothing(chain: Any, cache: StaleCache) -> None:
+    complete = chain(named("one", "answer", down()), stale=cache)
+    await complete()
+    cache.clear()
+    with pytest.raises(AllFailedError):
+        await answered(complete)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"max_age": 0}, "max_age"),
+        ({"max_age": float("nan")}, "max_age"),
+        ({"max_age": 60, "max_entries": 0}, "max_entries"),
+        ({"max_age": 60, "max_entries": 1.5}, "max_entries"),
+    ],
+)
+def test_a_cache_without_bounds_is_refused(wrong: Any, name: str) -> None:
+    with pytest.raises(PolicyError, match=rf"StaleCache\.{name} must be a"):
+        StaleCache(**wrong)

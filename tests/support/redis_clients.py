@@ -1,0 +1,141 @@
+"""Clients of real servers, and what each script needs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from redis.exceptions import ClusterError, RedisError
+
+from lightrag_resilience import BreakerPolicy, LimitPolicy, State
+from lightrag_resilience.redis_client.client import (
+    make_client,
+    needed_rights,
+    subscriptions,
+)
+from lightrag_resilience.redis_client.error_text import what_is_wrong
+from lightrag_resilience.shared_state.messages import (
+    Cooling,
+    Keys,
+    Presence,
+    Report,
+    policy_as_json,
+)
+from lightrag_resilience.shared_state.reservations import Demand
+from lightrag_resilience.shared_state.script_runner import Store, Subject
+from lightrag_resilience.shared_state.shared_rate_limiter import SharedLimit
+from lightrag_resilience.testing.redis_server import RedisServer
+
+POLICY = policy_as_json(BreakerPolicy(min_calls=1, failure_rate=0.5))
+RIGHTS = needed_rights("lr:").split()
+AT_ONCE = ("--repl-diskless-sync-delay", "0")  # a new replica waits for no others
+SECRET = "se:cr%20et"  # noqa: S105 - as it stands in an address
+
+
+@contextlib.asynccontextmanager
+async def client_of(url: str) -> AsyncIterator[Any]:
+    client = make_client(url)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+class Unused:
+    connected = True
+
+    def book(self, limit: SharedLimit) -> None: ...
+    def cool_down(self, name: str, seconds: float) -> None: ...
+
+
+async def every_script(client: Any, prefix: str = "lr:", name: str = "llm") -> None:
+    """All that a worker and the command line do."""
+    store, subject = Store(client, "worker"), Subject(prefix, name, POLICY)
+    known = await store.report(subject, Report(1, calls=4, failed=1))
+    subject.version = known.now.version
+    opened = await store.report(subject, Report(2, calls=4, failed=4, slow=1, tripped="at all"))
+    assert opened.now.state is State.OPEN
+    await store.steer(subject, State.HALF_OPEN, "by hand")
+    assert (await store.admit(subject, "token")).extra > 0
+    await store.release(subject, "token")
+    assert (await store.describe(subject)).probes == 0
+    assert [reply.found for reply in await store.snapshots([subject, subject])] == ["held"] * 2
+    await store.show(prefix, Presence("host", 1), 60.0)
+    await store.tell(subject.channel, lambda: Cooling(1.0))
+    with contextlib.suppress(ClusterError):  # their slots may be on a node that is away
+        assert await store.count_workers(prefix, 60.0) == 1
+        limit = SharedLimit(name, LimitPolicy(rpm=60), prefix, Unused(), clock=lambda: 0.0)
+        assert (await store.book(limit, Demand(1, (1, 0), (1, 0), (0, 0)))).taken[0] == 1
+    found = [key async for key in client.scan_iter(match=Keys.every_state(prefix))]
+    assert subject.state.encode() in found
+    assert await client.get(Presence.key(prefix, "worker"))
+
+
+async def hears_a_steer(client: Any, other: Any, name: str = "llm") -> None:
+    """What one client does, another hears."""
+    subject = Subject("lr:", name, POLICY)
+    async with subscriptions(client) as pubsub:
+        await pubsub.subscribe(subject.channel)
+        await pubsub.get_message(timeout=0.25)  # the subscription stands
+        await Store(other, "other").steer(subject, State.OPEN, "by hand", open_for=9.0)
+        for _ in range(4):  # what was published before may come late, at another node
+            message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=2.0)
+            assert message is not None
+            assert message["channel"] == subject.channel.encode()
+            if message["data"].startswith(b"O "):
+                return
+    raise AssertionError("it was not heard")
+
+
+async def wrong(url: str) -> str:
+    async with client_of(url) as client:
+        with pytest.raises(RedisError) as caught:
+            await client.ping()
+    told = what_is_wrong(caught.value)
+    assert len(told) <= 150
+    assert "secret" not in told
+    return told
+
+
+def until(works: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not works():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+def admin(server: RedisServer, **options: Any) -> Any:
+    return redis.Redis(port=server.port, decode_responses=True, **options)
+
+
+# ---------------------------------------------------------------------- a cluster
+
+RANGES = ((0, 5460), (5461, 10922), (10923, 16383))
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[list[RedisServer]]:
+    """Three nodes with a third of the slots each, and one that is the replica of the first."""
+    enabled = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+    options = (*enabled, "--cluster-node-timeout", "1000", *AT_ONCE)
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(RedisServer(*options)) for _ in range(4)]
+        bosses = [stack.enter_context(admin(node)) for node in nodes]
+        for number, boss in enumerate(bosses):
+            boss.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+            boss.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
+            boss.execute_command(
+                "ACL SETUSER", "worker", "on", ">pw", *needed_rights("lr:").split()
+            )
+        for boss, (first, last) in zip(bosses, RANGES, strict=False):
+            boss.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+        until(lambda: all(len(boss.cluster("nodes")) == 4 for boss in bosses))
+        bosses[3].execute_command("CLUSTER REPLICATE", bosses[0].execute_command("CLUSTER MYID"))
+        until(lambda: bosses[3].info("replication")["master_link_status"] == "up")
+        until(lambda: all(boss.cluster("info")["cluster_state"] == "ok" for boss in bosses))
+        until(lambda: all("slave" in str(boss.cluster("nodes")) for boss in bosses))
+        yield nodes
