@@ -57,8 +57,10 @@ bench-installed: $(INSTALLED)
 bench-draining: $(INSTALLED) ## Requests that fail while Gunicorn replaces its workers: none
 	$(BIN)/python -m benchmarks.draining $(ARGS)
 
-docs: $(INSTALLED) ## Write docs/variables.md, rules and dashboards anew from the code
-	$(BIN)/python -m lightrag_resilience.config.variables > docs/variables.md
+docs: $(INSTALLED) ## Write variables.md, .env.example, the schema, rules and dashboards anew
+	$(BIN)/python -m lightrag_resilience.config.reference > docs/variables.md
+	$(BIN)/lightrag-resilience config --env-example > .env.example
+	$(BIN)/lightrag-resilience config --schema > docs/settings.schema.json
 	$(BIN)/python scripts/write_rules.py
 	$(BIN)/python scripts/write_dashboards.py
 

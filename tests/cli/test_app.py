@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightrag_resilience import __main__
 from lightrag_resilience.cli import app as cli
 from lightrag_resilience.cli.app import app
 from lightrag_resilience.config import process_environment as _surroundings
+from lightrag_resilience.config.reference import env_example, json_schema
 
 ATTEMPTS = "RESILIENCE_LLM__RETRY__ATTEMPTS"
 
@@ -269,6 +271,16 @@ def test_the_doctor_says_that_a_journal_cannot_be_written(tmp_path: Path) -> Non
 def test_a_terminal_of_no_columns_is_one_of_eighty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "0")
     assert "RETRY__ATTEMPTS" in CliRunner().invoke(app, ["config", "llm"]).output
+
+
+@pytest.mark.parametrize(
+    ("option", "written"), [("--env-example", env_example), ("--schema", json_schema)]
+)
+def test_config_prints_the_reference_of_variables_even_while_some_are_wrong(
+    option: str, written: Callable[[], str]
+) -> None:
+    ran = run("config", option, LLM__RETRY__ATTEMPTS="0")
+    assert (ran.exit_code, ran.stdout) == (0, written())
 
 
 def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

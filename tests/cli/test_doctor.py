@@ -19,8 +19,8 @@ from lightrag_resilience.cli.app import app
 from lightrag_resilience.cli.policy_checks import Finding, Level, examine
 from lightrag_resilience.cli.process_checks import examine_process
 from lightrag_resilience.config.policies import FAMILIES
-from lightrag_resilience.config.process_environment import surroundings
-from lightrag_resilience.config.settings import lightrag_timeouts, load_settings
+from lightrag_resilience.config.process_environment import lightrag_timeouts, surroundings
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.testing.redis_server import RedisServer
 
 QUEUES = {"llm": 240.0, "embedding": 30.0}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lightrag_resilience import Policy, SettingsError
 from lightrag_resilience.config.policies import FAMILIES, PARTS
-from lightrag_resilience.config.process_environment import surroundings
-from lightrag_resilience.config.settings import Settings, lightrag_timeouts, load_settings
+from lightrag_resilience.config.process_environment import lightrag_timeouts, surroundings
+from lightrag_resilience.config.settings import Settings, load_settings
 from lightrag_resilience.config.validation import field_hints, problem_with
 
 ATTEMPTS = "RESILIENCE_LLM__RETRY__ATTEMPTS"
@@ -349,7 +349,7 @@ def test_what_was_meant_is_searched_for_a_few_short_names_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     searched = list[str]()
-    monkeypatch.setattr("lightrag_resilience.config.settings.nearest", searched.append)
+    monkeypatch.setattr("lightrag_resilience.config.env_parsing.nearest", searched.append)
     environ = {f"RESILIENCE_ODD_{number}": "1" for number in range(1000)}
     with pytest.raises(SettingsError) as caught:
         load_settings({"RESILIENCE_" + "X" * 4000: "1", **environ})

@@ -13,7 +13,14 @@ from annotated_types import Ge, Gt, Le
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience.config.validation import describe, field_hints, problem_with
+from lightrag_resilience.config.validation import (
+    TextFormat,
+    describe,
+    field_hints,
+    problem_with,
+    setting,
+    settings_of,
+)
 
 SHARE = Annotated[float, Gt(0), Le(1)]
 WAIT = Annotated[float, Ge(0), Le(86_400)]
@@ -116,3 +123,29 @@ def test_a_hint_is_described_in_words(hint: Any, words: str) -> None:
 
 def test_the_hints_of_a_dataclass_keep_their_bounds_and_their_order() -> None:
     assert list(field_hints(Paint).items()) == [("shade", SHARE), ("colour", COLOUR)]
+
+
+@pytest.mark.parametrize("hint", [int, float, str, int | None])
+def test_a_type_without_bounds_is_refused_as_a_setting(hint: Any) -> None:
+    with pytest.raises(TypeError, match="sets no bounds: write Annotated"):
+        describe(hint)
+
+
+def test_a_text_is_described_by_its_format() -> None:
+    hint = Annotated[str, TextFormat("the path of a file")]
+    assert describe(hint | None) == "the path of a file, or none"
+
+
+def test_a_setting_is_its_name_type_default_and_sentence() -> None:
+    @dataclass
+    class Declared:
+        shade: SHARE = setting(0.5, "How dark it is.")
+
+    (shade,) = settings_of(Declared).values()
+    assert (shade.name, shade.default, shade.sentence) == ("shade", 0.5, "How dark it is.")
+    assert shade.allowed == "a number above 0 and at most 1"
+
+
+def test_a_setting_without_a_sentence_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Paint\.shade has no sentence: declare it by setting"):
+        settings_of(Paint)

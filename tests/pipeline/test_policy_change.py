@@ -283,7 +283,7 @@ def test_overrides_that_contradict_what_code_says_change_no_such_guard(
 def test_a_thousand_odd_overrides_are_told_in_one_short_line(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightrag_resilience.config.settings.nearest", pytest.fail)
+    monkeypatch.setattr("lightrag_resilience.config.env_parsing.nearest", pytest.fail)
     registry = Guards(settings=load_settings({}))
     registry._override(
         stored({f"RESILIENCE_LLM__{'X' * 170}__{number}": "1" for number in range(1000)})

@@ -1,4 +1,4 @@
-"""The command line: ``lightrag-resilience``, with the commands of `operate` among its own."""
+"""The command line: ``lightrag-resilience``, with all its commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from lightrag_resilience.runtime.extras import install
 
 try:
     import typer
-    from rich.markup import escape
     from rich.table import Table
 except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py runs it apart
     sys.exit(f"The command line needs {error.name}: {install('cli')}")
@@ -23,11 +22,13 @@ from lightrag_resilience._version import __version__
 from lightrag_resilience.config.process_environment import take_from
 from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.errors import ResilienceError, SettingsError
-from lightrag_resilience.text import counted, printable
+from lightrag_resilience.text import counted
 
-from . import doctor as examination
 from .cluster_commands import COMMANDS
+from .config_command import config
+from .doctor import doctor
 from .exit_codes import Exit, console, fail, settings_or_exit, tell, write_what_can_be_shown
+from .options import Json, cell
 
 __all__ = ["app", "main"]
 
@@ -96,7 +97,7 @@ def demo(
         int, typer.Option(min=0, max=64, help="Processes that share a breaker; 0 leaves them out.")
     ] = 4,
     quick: Annotated[bool, typer.Option(help="A smaller demo, in about 25 s.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """A real LightRAG lives through an outage, beside an unprotected one. Takes about a minute."""
     try:
@@ -152,7 +153,7 @@ def journal(
         Path | None, typer.Argument(help="The file; RESILIENCE_SHUTDOWN_JOURNAL by default.")
     ] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the work that was given up when processes ended.
 
@@ -181,7 +182,7 @@ def journal(
             kind = each.kind if each.effect == "unknown" else f"{each.kind}, {each.effect}"
             state = each.state if each.attempt == 1 else f"{each.state}, attempt {each.attempt}"
             cells = (when, each.name, about, kind, state, lasted, each.signal, process)
-            table.add_row(*(escape(printable(cell)) for cell in cells))
+            table.add_row(*map(cell, cells))
         if records or not damage:
             console().print(table if records else "Nothing was given up.")
     if damage:
@@ -191,5 +192,7 @@ def journal(
         raise typer.Exit(Exit.TROUBLE)
 
 
-for _name, _command in {**examination.COMMANDS, **COMMANDS}.items():
+app.command()(doctor)
+app.command()(config)
+for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

@@ -35,6 +35,7 @@ from lightrag_resilience.shared_state.operator_control import (
 from lightrag_resilience.text import as_duration, as_words, counted, printable
 
 from .exit_codes import Exit, check_names, console, fail, settings_or_exit, tell
+from .options import Json
 from .rendering import as_page
 
 __all__ = ["COMMANDS"]
@@ -58,13 +59,12 @@ def _interval(text: object) -> float:
     return seconds
 
 
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 _Name = Annotated[str, typer.Argument(help="A breaker, such as llm.openai.")]
 _Reason = Annotated[str, typer.Option(help="Why, for those who wonder.")]
 _New = Annotated[bool, typer.Option("--new", help="Also where no worker has reported it yet.")]
 
 
-def status(*, as_json: _Json = False) -> None:
+def status(*, as_json: Json = False) -> None:
     """Show every breaker of the cluster. Ends with 0 if all is well, 1 if not, 3 without Redis.
 
     Well is what a caller would find well: all are closed, and calls do not fail besides.
@@ -213,7 +213,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _check_dependencies(names: Iterable[str], settings: Settings, breakers: Iterable[str]) -> None:
     """Let a slip of the pen change nothing: it would be confirmed, and hold for no dependency."""
-    known = {DEFAULT, *map(str.upper, FAMILIES), *settings.sections}
+    known = {DEFAULT, *map(str.upper, FAMILIES), *settings.overrides_by_section}
     for breaker in breakers:
         parts = breaker.split(".")
         known |= {section_of(".".join(parts[:end])) for end in range(1, len(parts) + 1)}

@@ -1,23 +1,20 @@
-"""Commands that look at the configuration: ``doctor`` and ``config``."""
+"""The command ``doctor``: what is wrong with the configuration, Redis and current calls."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from pydantic import SecretStr
-from rich.markup import escape
 from rich.table import Table
 
 from lightrag_resilience.config.policies import FAMILIES, PARTS, Policy
-from lightrag_resilience.config.process_environment import surroundings
-from lightrag_resilience.config.settings import Settings, lightrag_timeouts
+from lightrag_resilience.config.process_environment import lightrag_timeouts, surroundings
+from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.config.tokenizer_cache import PRELOAD, is_missing_from
-from lightrag_resilience.config.variables import PLAIN, PREFIX, section_of, variable
 from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.redis_client.client import make_client
 from lightrag_resilience.redis_client.health_check import check_up
@@ -30,20 +27,19 @@ from lightrag_resilience.text import MET, counted, printable
 
 from .code_checks import CodeError, examine_code
 from .exit_codes import Exit, check_names, console, fail, settings_or_exit, tell
+from .options import Json, Names, cell, shown
 from .policy_checks import Finding, Level, examine
 from .process_checks import examine_process
 
-__all__ = ["COMMANDS"]
+__all__ = ["doctor"]
 
 _DOWNLOADS = "LightRAG will download its tokenizer's table at its next start, as it is not here."
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-_Names = Annotated[list[str] | None, typer.Argument(help="Dependencies, such as llm.openai.")]
 
 
 def doctor(
-    names: _Names = None,
+    names: Names = None,
     *,
-    as_json: _Json = False,
+    as_json: Json = False,
     strict: Annotated[bool, typer.Option(help="Warnings are trouble, too.")] = False,
     code: Annotated[
         list[str] | None,
@@ -160,7 +156,7 @@ async def _look_at_dependencies(settings: Settings) -> list[Finding]:
 
 def _policies(settings: Settings, names: list[str]) -> Table:
     """Each field of the policies; what a variable changed is marked."""
-    table = Table("variable", *map(_cell, names), title="Policies in force (* set by a variable)")
+    table = Table("variable", *map(cell, names), title="Policies in force (* set by a variable)")
     for part, kind in PARTS.items():
         table.add_section()
         for name in kind.__dataclass_fields__:
@@ -168,96 +164,7 @@ def _policies(settings: Settings, names: list[str]) -> Table:
             for dependency in names:
                 value = getattr(getattr(settings.policy_for(dependency), part), name)
                 default = getattr(getattr(Policy.for_name(dependency), part), name)
-                shown = _cell(_shown(value))
-                cells.append(shown if value == default else f"[bold]{shown} *[/]")
+                text = cell(shown(value))
+                cells.append(text if value == default else f"[bold]{text} *[/]")
             table.add_row(f"…__{part.upper()}__{name.upper()}", *cells)
     return table
-
-
-def _cell(text: str) -> str:
-    return escape(printable(text))
-
-
-def _shown(value: object) -> str:
-    return "none" if value is None else str(value)
-
-
-# ---------------------------------------------------------------------- where values come from
-
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    dependency: str
-    field: str
-    variable: str
-    value: str
-    source: str
-
-
-def config(names: _Names = None, *, as_json: _Json = False) -> None:
-    """Print every value in force, and where it comes from: default, a variable, or Redis."""
-    settings = settings_or_exit()
-    check_names(names or ())
-    overrides, trouble = asyncio.run(_overrides(settings))
-    effective, in_force, problems = settings.with_valid(overrides)
-    if problems:
-        trouble = "\n  ".join(("Overrides in Redis are ignored, as all workers do:", *problems))
-    values = _plain(settings)
-    for name in names or FAMILIES:
-        values += _values(effective, name, in_force)
-    if as_json:
-        tell(json.dumps({"values": [asdict(value) for value in values]}))
-    else:
-        table = Table("dependency", "variable", "value", "source")
-        for value in values:
-            is_same = value.source == value.variable
-            source = "itself" if is_same else value.source
-            cells = (value.dependency, value.variable, value.value, source)
-            table.add_row(*map(_cell, cells))
-        console().print(table)
-    if trouble:
-        typer.echo(trouble, err=True)
-        raise typer.Exit(Exit.NO_REDIS)
-
-
-def _plain(settings: Settings) -> list[_Value]:
-    """What belongs to no dependency."""
-    rows = []
-    for plain in PLAIN:
-        name = plain.name.removeprefix(PREFIX).lower()
-        value = getattr(settings, name)
-        is_secret = isinstance(value, SecretStr)
-        source = plain.name if name in settings.given else "default"
-        shown = "set, and not shown" if is_secret else _shown(value)
-        rows.append(_Value("", name, plain.name, shown, source))
-    return rows
-
-
-def _values(settings: Settings, name: str, overrides: frozenset[str]) -> list[_Value]:
-    policy, sources = settings.policy_for(name), settings.sources_for(name)
-    rows = []
-    for part, kind in PARTS.items():
-        for field in kind.__dataclass_fields__:
-            source = sources.get((part, field), "default")
-            if source in overrides:
-                source = f"override in Redis of {source}"
-            value = _shown(getattr(getattr(policy, part), field))
-            named = variable(section_of(name), part, field)
-            rows.append(_Value(name, f"{part}.{field}", named, value, source))
-    return rows
-
-
-async def _overrides(settings: Settings) -> tuple[dict[str, str], str]:
-    """What `set` set, and what is wrong where that cannot be known."""
-    if settings.redis_url is None:
-        return {}, ""
-    try:
-        async with cluster_of(settings) as cluster:
-            known = await cluster.overrides()
-        return {name: override.value for name, override in known.valid.items()}, ""
-    except REDIS_FAILURES as error:
-        trouble = trouble_with_redis(settings, error)
-        return {}, f"Redis cannot be used, so its overrides are not known: {trouble}"
-
-
-COMMANDS = {"doctor": doctor, "config": config}

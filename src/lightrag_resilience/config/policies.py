@@ -1,12 +1,13 @@
-"""Policies: what a guard shall do, as frozen data. Durations are seconds.
+"""Policies: what a guard does, as frozen dataclasses. Durations are seconds.
 
-The bounds of a field stand in its type, once: policies made in code are checked against them here,
-and those made from environment variables in ``settings.py``.
+A field is declared once: name, type and bounds in its annotation, default and sentence in
+`setting()`. The constructors check code against it, ``env_parsing.py`` checks variables against it,
+and ``reference.py`` writes the page of variables, ``.env.example`` and the JSON schema from it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpack
 
@@ -14,7 +15,7 @@ from annotated_types import Ge, Gt, Le
 
 from lightrag_resilience.errors import PolicyError, UnsupportedCallError
 
-from .validation import field_hints, problem_with, shown
+from .validation import field_hints, problem_with, setting, shown
 
 __all__ = [
     "FAMILIES",
@@ -41,17 +42,17 @@ Mode = Literal["enforce", "metrics-only", "disabled", "forced-open"]
 Count = Annotated[int, Ge(1), Le(100_000)]
 
 RENEWALS = 4
-"""How often the lease of a probe whose call goes on is renewed."""
-_LEASE = 60.0  # seconds of a probe whose attempt has no end
+"""How often the lease of a probe is renewed while its call runs."""
+_LEASE = 60.0  # seconds, for a probe whose attempt has no timeout
 _MARGIN = 10.0  # seconds from the end of a probe's attempt, for its report to arrive
 
 
 class _ByName:
-    """Says what there is, where Python would only say that an argument is unexpected."""
+    """Names the fields that exist, where Python would only say that an argument is unexpected."""
 
     __slots__ = ()
 
-    if not TYPE_CHECKING:  # which sees it in the signature
+    if not TYPE_CHECKING:  # type checkers read the signature of the dataclass
 
         def __new__(cls, *args: Any, **values: Any) -> Self:
             names = cls.__dataclass_fields__
@@ -73,120 +74,142 @@ class _ByName:
 class _Checked(_ByName):
     def __post_init__(self) -> None:
         cls: Any = type(self)
-        for name, hint in field_hints(cls).items():
-            if problem := problem_with(getattr(self, name), hint):
-                raise PolicyError(f"{cls.__name__}.{name} {problem}")
+        problems = [
+            f"{cls.__name__}.{name} {problem}"
+            for name, hint in field_hints(cls).items()
+            if (problem := problem_with(getattr(self, name), hint))
+        ]
+        if problems:
+            raise PolicyError("; ".join(problems))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerPolicy(_Checked):
-    """When a circuit opens, for how long, and how it is tried again.
+    """When a circuit opens, for how long, and how it probes for recovery.
 
     Sources of the defaults: failure rate, slow-call rate and window of resilience4j; a minimum of
     10 calls, since LLM traffic is thin; five failures in a row as in pybreaker; one probe as in
-    Polly; a break of 5 s as LiteLLM's cool-down, growing as Envoy's ejection time does, but
-    less: one probe costs little, and users wait until the recovery is seen.
-
-    Attributes:
-        mode: ``enforce``; ``metrics-only`` records and opens by hand alone; ``disabled`` does not
-            even record; ``forced-open`` refuses everything.
-        failure_rate: Share of failed calls in the window that opens the circuit.
-        slow_rate: Share of slow calls in the window that opens the circuit.
-        slow_call: Seconds from which a call, or a stream's first item, counts as slow; None counts
-            none: what is slow for one model is usual for another.
-        window: ``count`` looks at the last `window_calls`, ``time`` at the last `window_seconds`.
-        window_calls: Calls in a count window.
-        window_seconds: Length of a time window, in seconds.
-        min_calls: Rates are not looked at before the window holds as many calls.
-        consecutive_failures: Failures in a row that open the circuit; None turns that off.
-        open_for: Seconds of the first break.
-        open_growth: Factor for each further break with no recovery between.
-        open_max: Longest break, in seconds; None is twice the first.
-        probes: Calls let through half-open; all must succeed.
-        probe_lease: Seconds for which a probe keeps its place unless its lease is renewed, which it
-            is four times at the most while its call goes on; None is 10 more than its attempt may
-            take, and 60 where that has no end.
-        quorum: Workers that must have seen failures before all open, where Redis is shared.
+    Polly; 5 s open as LiteLLM's cool-down. The time open grows as Envoy's ejection time does, but
+    less: one probe costs little, and users wait until the recovery is noticed.
     """
 
-    mode: Mode = "enforce"
-    failure_rate: Share = 0.5
-    slow_rate: Share = 1.0
-    slow_call: Seconds | None = None
-    window: Literal["count", "time"] = "count"
-    window_calls: Count = 100
-    window_seconds: Annotated[float, Ge(1), Le(86_400)] = 60.0
-    min_calls: Count = 10
-    consecutive_failures: Count | None = 5
-    open_for: Seconds = 5.0
-    open_growth: Growth = 1.5
-    open_max: Seconds | None = None
-    probes: Count = 1
-    probe_lease: Seconds | None = None
-    quorum: Count = 1
+    mode: Mode = setting(
+        "enforce",
+        "`enforce`; `metrics-only` records outcomes, and only an operator can open the circuit; "
+        "`disabled` records nothing; `forced-open` rejects every call.",
+    )
+    failure_rate: Share = setting(
+        0.5, "Share of failed calls in the window that opens the circuit."
+    )
+    slow_rate: Share = setting(1.0, "Share of slow calls in the window that opens the circuit.")
+    slow_call: Seconds | None = setting(
+        None,
+        "Seconds from which a call, or a stream's first item, counts as slow. `none`: no call is "
+        "slow, since what is slow for one model is usual for another.",
+    )
+    window: Literal["count", "time"] = setting(
+        "count",
+        "`count`: rates are taken over the last `window_calls`; `time`: over the last "
+        "`window_seconds`.",
+    )
+    window_calls: Count = setting(100, "Calls in a count window.")
+    window_seconds: Annotated[float, Ge(1), Le(86_400)] = setting(
+        60.0, "Length of a time window, in seconds."
+    )
+    min_calls: Count = setting(10, "Calls that the window must hold before rates count.")
+    consecutive_failures: Count | None = setting(
+        5, "Failures in a row that open the circuit. `none` turns this off."
+    )
+    open_for: Seconds = setting(5.0, "Seconds for which the circuit is open the first time.")
+    open_growth: Growth = setting(
+        1.5, "Factor for each further time open, until the dependency recovers."
+    )
+    open_max: Seconds | None = setting(
+        None, "Longest time open, in seconds. `none`: twice `open_for`."
+    )
+    probes: Count = setting(
+        1, "Calls admitted while half-open. All must succeed to close the circuit."
+    )
+    probe_lease: Seconds | None = setting(
+        None,
+        "Seconds for which a probe keeps its permit without a renewal. A running call renews it "
+        "up to 4 times. `none`: the attempt timeout plus 10, or 60 without an attempt timeout.",
+    )
+    quorum: Count = setting(
+        1, "Workers that must have recorded failures before all workers open, with Redis."
+    )
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
+        problems: list[str] = []
         if self.window == "count" and self.min_calls > self.window_calls:
-            raise PolicyError(
+            problems.append(
                 f"BreakerPolicy.min_calls is {self.min_calls}, more than window_calls "
                 f"({self.window_calls}) can ever hold"
             )
         if self.open_max is not None and self.open_max < self.open_for:
-            raise PolicyError(
+            problems.append(
                 f"BreakerPolicy.open_max is {self.open_max:g} s, less than open_for "
                 f"({self.open_for:g} s)"
             )
+        if problems:
+            raise PolicyError("; ".join(problems))
 
     @property
     def longest_break(self) -> float:
-        """Seconds: a recovery is seen so late at the most, and one probe costs little."""
+        """Longest time open, in seconds: a recovery is noticed this late at the most."""
         return 2.0 * self.open_for if self.open_max is None else self.open_max
 
     @property
     def longest_probe(self) -> float:
-        """Seconds after which a probe whose call goes on loses its place all the same."""
+        """Seconds after which a probe loses its permit, even while its call runs."""
         return self.lease * (1 + RENEWALS)
 
     @property
     def lease(self) -> float:
-        """Seconds; where it is to follow an attempt's timeout, see `Policy.circuit`."""
+        """Seconds of a probe's lease; `Policy.circuit` derives it from the attempt timeout."""
         return _LEASE if self.probe_lease is None else self.probe_lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy(_Checked):
-    """Which failures are tried again, how often, and how long to wait between.
+    """Which failures are retried, how often, and how long to wait between attempts.
 
     Full and decorrelated jitter are AWS's ("Exponential Backoff And Jitter", 2015). With full
-    jitter a second wait is shorter than the first one time in four; the default is a jitter that
+    jitter a second wait is shorter than the first one time in four, so the default is a jitter that
     grows. The budget is the retry quota of AWS SDKs' standard mode: 500 tokens, 5 a retry, 10 after
     a timeout, 1 back for each success; a retry that succeeds gives back what it cost.
-
-    Attributes:
-        attempts: Calls at the most, the first included; 1 turns retries off.
-        initial_backoff: Seconds before the second attempt, before jitter.
-        backoff_growth: Factor for each further attempt.
-        max_backoff: Longest wait of our own choice, in seconds.
-        jitter: ``growing`` spreads the first wait from 0 on, and lets the next ones grow half as
-            fast at least; ``full`` spreads each from 0 on; ``decorrelated``; ``none``.
-        max_retry_after: Longest wait a provider may ask for, in seconds; beyond it the call fails.
-        idempotent: Whether a call of unknown outcome may be repeated. None: as the preset says that
-            it is given to; else an HTTP request at the wire by its method, any other call may.
-        budget: Tokens of the retry budget, for all workers that share a Redis; 0 turns it off.
     """
 
-    attempts: Annotated[int, Ge(1), Le(20)] = 3
-    initial_backoff: Seconds = 0.5
-    backoff_growth: Growth = 2.0
-    max_backoff: Seconds = 30.0
-    jitter: Literal["growing", "full", "decorrelated", "none"] = "growing"
-    max_retry_after: Wait = 60.0
-    idempotent: bool | None = None
-    budget: Annotated[int, Ge(0), Le(100_000)] = 500
+    attempts: Annotated[int, Ge(1), Le(20)] = setting(
+        3, "Attempts of a call at the most, the first included. 1 turns retries off."
+    )
+    initial_backoff: Seconds = setting(0.5, "Seconds before the second attempt, before jitter.")
+    backoff_growth: Growth = setting(2.0, "Factor for each further attempt.")
+    max_backoff: Seconds = setting(
+        30.0, "Longest backoff, in seconds; `max_retry_after` bounds what a provider asks for."
+    )
+    jitter: Literal["growing", "full", "decorrelated", "none"] = setting(
+        "growing",
+        "`growing`: the first wait is spread from 0 on, each further one is at least half of its "
+        "backoff; `full`: every wait is spread from 0 on; `decorrelated`; `none`.",
+    )
+    max_retry_after: Wait = setting(
+        60.0,
+        "Longest wait that a provider may ask for, in seconds. If it asks for more, the call "
+        "fails.",
+    )
+    idempotent: bool | None = setting(
+        None,
+        "Whether a call of unknown outcome may be repeated. `none`: as the preset says; without "
+        "one, an HTTP request by its method, any other call yes.",
+    )
+    budget: Annotated[int, Ge(0), Le(100_000)] = setting(
+        500, "Tokens of the retry budget, for all workers that share a Redis. 0 turns it off."
+    )
 
     def knowing(self, *, idempotent: bool | None) -> RetryPolicy:
-        """The same for a call of which it is known whether it may be repeated."""
+        """The same policy, for a call that may or may not be repeated; None changes nothing."""
         if idempotent is None or idempotent == self.idempotent:
             return self
         return replace(self, idempotent=idempotent)
@@ -194,87 +217,99 @@ class RetryPolicy(_Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitPolicy(_Checked):
-    """How many requests and tokens a minute may be sent: by all workers that share a Redis.
+    """How many requests and tokens a minute all workers that share a Redis may send.
 
-    What goes in any minute is the limit and the burst at the most, so a burst of a tenth is at most
-    a tenth too much.
-
-    Attributes:
-        rpm: Requests a minute; None sets no limit.
-        tpm: Tokens a minute, asked and answered; None sets no limit.
-        burst: Requests that may go at once; None is a tenth of `rpm`, at least 1.
-        token_burst: Tokens that may go at once; None is a tenth of `tpm`.
-        answer_tokens: Tokens to expect of an answer where a call does not bound them.
-        max_wait: Seconds a call may wait for its turn before it is refused.
+    No minute gets more than the limit plus the burst, so the default burst of a tenth exceeds the
+    limit by at most a tenth.
     """
 
-    rpm: Annotated[float, Gt(0), Le(10_000_000)] | None = None
-    tpm: Annotated[float, Gt(0), Le(10_000_000_000)] | None = None
-    burst: Count | None = None
-    token_burst: Annotated[int, Ge(1), Le(1_000_000_000)] | None = None
-    answer_tokens: Count = 500
-    max_wait: Wait = 30.0
+    rpm: Annotated[float, Gt(0), Le(10_000_000)] | None = setting(
+        None, "Requests a minute. `none` sets no limit."
+    )
+    tpm: Annotated[float, Gt(0), Le(10_000_000_000)] | None = setting(
+        None, "Tokens a minute, of prompts and answers together. `none` sets no limit."
+    )
+    burst: Count | None = setting(
+        None, "Requests that may be sent at once. `none`: a tenth of `rpm`, at least 1."
+    )
+    token_burst: Annotated[int, Ge(1), Le(1_000_000_000)] | None = setting(
+        None, "Tokens that may be sent at once. `none`: a tenth of `tpm`."
+    )
+    answer_tokens: Count = setting(
+        500, "Tokens to expect of an answer, where the call sets no maximum."
+    )
+    max_wait: Wait = setting(
+        30.0, "Seconds that a call may wait for the rate limit before it is rejected."
+    )
 
     @property
     def request_burst(self) -> float:
-        """Requests that may go at once."""
+        """Requests that may be sent at once."""
         return self.burst or max(1.0, (self.rpm or 0.0) // 10)
 
     @property
     def tokens_at_once(self) -> float:
-        """Tokens that may go at once."""
+        """Tokens that may be sent at once."""
         return self.token_burst or (self.tpm or 0.0) / 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeoutPolicy(_Checked):
-    """How long an attempt, and a call as a whole, may take; and a stream, from item to item.
+    """How long an attempt, a call as a whole, and the gaps of a stream may take.
 
-    A stream has three times of its own, since a good one may be long: until it begins, between two
-    items, and in all. 60 s between the items of a model is what nginx and AWS's load balancers let
-    a silent connection live; a model that is silent for longer while it thinks needs more. Only the
-    wait for an item counts as a gap, never what its reader does with the last one.
-
-    Attributes:
-        attempt: Seconds for one attempt; for a stream, up to its first item.
-        total: Seconds for all attempts and waits together; for a stream, up to its first item.
-        first_item: Seconds from sending to a stream's first item, in place of `attempt` as soon as
-            the function has returned its stream; None is `attempt`.
-        gap: Seconds between a stream's items; None is `attempt`.
-        stream_total: Seconds from sending to a stream's last item; None sets no limit.
+    A stream has three times of its own, since a good one may be long: until its first item, between
+    two items, and in total. 60 s between the items of a model is the idle timeout of nginx and of
+    AWS's load balancers; a model that thinks silently for longer needs more. A gap is the wait for
+    an item only, never the time that its reader spends on the last one.
     """
 
-    attempt: Seconds | None = 30.0
-    total: Seconds | None = 60.0
-    first_item: Seconds | None = None
-    gap: Seconds | None = None
-    stream_total: Seconds | None = None
+    attempt: Seconds | None = setting(
+        30.0, "Seconds for one attempt; for a stream, up to its first item."
+    )
+    total: Seconds | None = setting(
+        60.0,
+        "Seconds for all attempts and waits of a call together; for a stream, up to its first "
+        "item.",
+    )
+    first_item: Seconds | None = setting(
+        None,
+        "Seconds from sending to a stream's first item; it replaces `attempt` once the function "
+        "has returned its stream. `none`: as `attempt`.",
+    )
+    gap: Seconds | None = setting(
+        None, "Seconds between two items of a stream. `none`: as `attempt`."
+    )
+    stream_total: Seconds | None = setting(
+        None, "Seconds from sending to a stream's last item. `none` sets no limit."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConcurrencyPolicy(_Checked):
-    """How many calls may be under way at once, in one process.
+    """How many calls may be in flight at once, in one process.
 
-    An adaptive limit is found by additive increase and multiplicative decrease, as in TCP and in
-    Netflix's concurrency-limits: it is cut after a 429, a timeout, or a window of calls the slowest
-    tenth of which took longer than the goal.
-
-    Attributes:
-        max_concurrent: Calls at once; None sets no limit.
-        max_queue: Calls that may wait for a place; further ones are refused at once.
-        max_wait: Seconds a call may wait for a place before it is refused.
-        adaptive: Whether the limit is found out, with `max_concurrent` as its upper bound.
-        min_concurrent: The lower bound of an adaptive limit.
-        latency_goal: Seconds that nine calls in ten should not exceed; for a stream, up to its
-            first item. None looks at 429s and timeouts alone.
+    An adaptive limit follows additive increase and multiplicative decrease, as in TCP and in
+    Netflix's concurrency-limits: it shrinks after a 429, a timeout, or a window of calls whose
+    slowest tenth took longer than the goal.
     """
 
-    max_concurrent: Count | None = None
-    max_queue: Annotated[int, Ge(0), Le(100_000)] = 1000
-    max_wait: Wait = 30.0
-    adaptive: bool = False
-    min_concurrent: Count = 1
-    latency_goal: Seconds | None = None
+    max_concurrent: Count | None = setting(None, "Calls in flight at once. `none` sets no limit.")
+    max_queue: Annotated[int, Ge(0), Le(100_000)] = setting(
+        1000, "Calls that may wait for a permit. Further ones are rejected at once."
+    )
+    max_wait: Wait = setting(
+        30.0, "Seconds that a call may wait for a permit before it is rejected."
+    )
+    adaptive: bool = setting(
+        False,
+        "Whether the limit adapts to the dependency, with `max_concurrent` as its upper bound.",
+    )
+    min_concurrent: Count = setting(1, "The lower bound of an adaptive limit.")
+    latency_goal: Seconds | None = setting(
+        None,
+        "Seconds that nine calls in ten should stay below; for a stream, up to its first item. "
+        "`none`: only 429s and timeouts shrink an adaptive limit.",
+    )
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
@@ -289,19 +324,18 @@ class ConcurrencyPolicy(_Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamPolicy(_Checked):
-    """What a stream of a model must hold to be a success.
+    """What a stream of a model must contain to be a success."""
 
-    Attributes:
-        finish_marker: Whether a stream of OpenAI, Anthropic, Gemini or Ollama chunks that ends
-            without its finish marker is a failure. Turn it off for a provider that sends none, and
-            for a function that keeps the last chunk to itself; text is never judged.
-    """
-
-    finish_marker: bool = True
+    finish_marker: bool = setting(
+        True,
+        "Whether a stream of OpenAI, Anthropic, Gemini or Ollama chunks that ends without its "
+        "finish marker is a failure. Turn it off for a provider that sends no marker, and for a "
+        "function that keeps the last chunk to itself. Plain text needs no marker.",
+    )
 
 
 class Changes(TypedDict, total=False):
-    """What `Policy.with_changes` and the presets take: whole parts, or the fields tuned most."""
+    """What `Policy.with_changes` and the presets take: whole parts, or the most-used fields."""
 
     breaker: BreakerPolicy
     retry: RetryPolicy
@@ -335,7 +369,10 @@ _SHORTHANDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy(_ByName):
-    """Everything about one dependency. Start from a preset and change what differs."""
+    """Everything about one dependency. Start from a preset and change what differs.
+
+    Its fields are its parts. A variable names one as ``RESILIENCE_LLM__RETRY__ATTEMPTS`` does.
+    """
 
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -357,7 +394,7 @@ class Policy(_ByName):
 
     @classmethod
     def llm(cls, **changes: Unpack[Changes]) -> Policy:
-        """Completions. The total stays below the 480 s at which LightRAG's queue gives up."""
+        """Completions. The total is below the 480 s after which LightRAG's queue gives up."""
         timeout = TimeoutPolicy(attempt=120.0, total=300.0, gap=60.0)
         return cls(timeout=timeout, retry=RetryPolicy(attempts=4, idempotent=True)).with_changes(
             **changes
@@ -365,7 +402,7 @@ class Policy(_ByName):
 
     @classmethod
     def embedding(cls, **changes: Unpack[Changes]) -> Policy:
-        """Embeddings. The total stays below the 60 s at which LightRAG's queue gives up."""
+        """Embeddings. The total is below the 60 s after which LightRAG's queue gives up."""
         return cls(
             timeout=TimeoutPolicy(attempt=20.0, total=50.0),
             retry=RetryPolicy(attempts=4, max_backoff=10.0, idempotent=True),
@@ -373,7 +410,7 @@ class Policy(_ByName):
 
     @classmethod
     def rerank(cls, **changes: Unpack[Changes]) -> Policy:
-        """Reranking: LightRAG can answer without it, so it gives up sooner."""
+        """Reranking. It gives up sooner, since LightRAG can answer without it."""
         return cls(
             timeout=TimeoutPolicy(attempt=15.0, total=30.0),
             retry=RetryPolicy(attempts=3, max_backoff=5.0, idempotent=True),
@@ -381,7 +418,7 @@ class Policy(_ByName):
 
     @classmethod
     def storage(cls, **changes: Unpack[Changes]) -> Policy:
-        """Databases: quick, and not repeated unless said to be idempotent."""
+        """Databases: short times, and no repeated call unless the policy says idempotent."""
         return cls(
             timeout=TimeoutPolicy(attempt=10.0, total=30.0),
             retry=RetryPolicy(attempts=3, initial_backoff=0.1, max_backoff=2.0, idempotent=False),
@@ -389,7 +426,7 @@ class Policy(_ByName):
 
     @classmethod
     def for_name(cls, name: str) -> Policy:
-        """The preset of the family that a dependency's name begins with, or plain defaults."""
+        """The preset of a dependency's family, the first part of its name; else plain defaults."""
         family = name.partition(".")[0]
         preset = getattr(cls, family) if family in FAMILIES else cls
         policy: Policy = preset()
@@ -397,17 +434,17 @@ class Policy(_ByName):
 
     @property
     def circuit(self) -> BreakerPolicy:
-        """The breaker's part as its circuit takes it: a probe's lease outlasts its attempt."""
+        """The breaker's part, with a lease that is longer than an attempt of its probe."""
         attempt = self.timeout.attempt
         if self.breaker.probe_lease is not None or attempt is None:
             return self.breaker
         return _with_lease(self.breaker, min(attempt + _MARGIN, _DAY))
 
     def with_changes(self, **changes: Unpack[Changes]) -> Self:
-        """A copy with whole parts, or single fields by their shorthands, changed.
+        """A copy where whole parts, or single fields by their shorthands, are changed.
 
         Raises:
-            PolicyError: A name is unknown or a value out of bounds.
+            PolicyError: A name is unknown, or a value is out of bounds.
         """
         parts: dict[str, Any] = {}
         for name in sorted(changes, key=_SHORTHANDS.__contains__):  # whole parts first
@@ -423,26 +460,20 @@ class Policy(_ByName):
         return replace(self, **parts)
 
 
-@lru_cache(maxsize=64)  # equal policies are one, however many dependencies have them
+@lru_cache(maxsize=64)  # dependencies with equal policies share one object, which saves memory
 def _with_lease(breaker: BreakerPolicy, seconds: float) -> BreakerPolicy:
     return replace(breaker, probe_lease=seconds)
 
 
-PARTS: dict[str, type[_Checked]] = {
-    "breaker": BreakerPolicy,
-    "retry": RetryPolicy,
-    "limit": LimitPolicy,
-    "timeout": TimeoutPolicy,
-    "concurrency": ConcurrencyPolicy,
-    "stream": StreamPolicy,
-}
+PARTS: dict[str, Any] = {part.name: part.default_factory for part in fields(Policy)}
+"""The classes of a policy's parts by their names, in the order of `Policy`'s fields."""
 
 
 def check_policy(policy: object, name: str) -> None:
-    """Let a whole policy through, and none of what is easily taken for one.
+    """Check that an argument is a whole policy, not a part of one or a preset.
 
     Raises:
-        PolicyError: It is something else.
+        PolicyError: It is not.
     """
     if isinstance(policy, Policy):
         return

@@ -1,4 +1,4 @@
-"""What the variables of others say of the process: LightRAG's, Gunicorn's, prometheus_client's."""
+"""What variables of other programs say: LightRAG's, Gunicorn's, prometheus_client's, tiktoken's."""
 
 from __future__ import annotations
 
@@ -21,23 +21,28 @@ from dotenv import load_dotenv
 from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.text import as_count
 
-__all__ = ["Surroundings", "share_metrics", "surroundings", "take_from"]
+__all__ = ["Surroundings", "lightrag_timeouts", "share_metrics", "surroundings", "take_from"]
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _LARGEST = 1024 * 1024  # bytes of a file of variables
 _PATIENCE = 5.0  # seconds for a pipe to be written
 _GRACEFUL = 30.0  # seconds: Gunicorn's own default, and the grace period of Kubernetes
+_LIGHTRAG_TIMEOUTS = {
+    "llm": ("LLM_TIMEOUT", 240.0),
+    "embedding": ("EMBEDDING_TIMEOUT", 30.0),
+    "rerank": ("RERANK_TIMEOUT", 30.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What others' variables say of the process.
+    """What variables of other programs say.
 
     Attributes:
         workers: Processes behind one address, as LightRAG, Gunicorn and uvicorn read it.
         graceful_timeout: Seconds from the signal until Gunicorn kills a worker.
         multiprocess_folder: Where prometheus_client adds up the metrics of processes, or "".
-        tokenizer_folder: Where tiktoken keeps what it has downloaded; None where it keeps nothing.
+        tokenizer_folder: Where tiktoken keeps its downloads; None if it keeps none.
     """
 
     workers: int = 1
@@ -47,7 +52,7 @@ class Surroundings:
 
 
 def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
-    """Read what others' variables say."""
+    """Read the variables of other programs."""
     source = os.environ if environ is None else environ
     workers = (as_count(source.get(name, "")) for name in ("WORKERS", "WEB_CONCURRENCY"))
     options = source.get("GUNICORN_CMD_ARGS", "")
@@ -60,6 +65,16 @@ def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
     )
 
 
+def lightrag_timeouts(environ: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Seconds of LightRAG's own timeout for each family that has one, read as LightRAG does."""
+    source = os.environ if environ is None else environ
+    timeouts = {}
+    for family, (name, default) in _LIGHTRAG_TIMEOUTS.items():
+        seconds = as_count(source.get(name, ""))
+        timeouts[family] = default if seconds is None else float(seconds)
+    return timeouts
+
+
 def _tokenizer_folder(source: Mapping[str, str]) -> Path | None:
     named = (source.get(name) for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"))
     folder = next((each for each in named if each is not None), None)
@@ -69,13 +84,13 @@ def _tokenizer_folder(source: Mapping[str, str]) -> Path | None:
 
 
 def take_from(file: Path) -> None:
-    """Set the variables of a file, as LightRAG does those of its ``.env``; what is set stays.
+    """Set the variables of a file, as LightRAG does with its ``.env``; none that is set changes.
 
     A pipe is read to its end, for up to 5 s: a shell's ``<(...)`` is one.
 
     Raises:
-        OSError: It cannot be read.
-        SettingsError: It is no text in UTF-8, or no file of variables at all.
+        OSError: The file cannot be read.
+        SettingsError: It is not text in UTF-8.
     """
     load_dotenv(stream=io.StringIO(_text_of(file)))
 
@@ -95,7 +110,7 @@ def _text_of(file: Path) -> str:
 
 
 def _bytes_of(file: Path) -> bytes:
-    """What a file or a pipe holds; a device or a named pipe without a writer blocks nobody."""
+    """The bytes of a file or a pipe; a device, or a named pipe without a writer, does not block."""
     descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         kind = os.fstat(descriptor).st_mode
@@ -119,15 +134,15 @@ def _bytes_of(file: Path) -> bytes:
 
 
 def share_metrics() -> Path:
-    """Let this process and those it forks keep their metrics in one folder, from now on empty.
+    """Empty the folder in which this process and its forks share their metrics.
 
-    It is what ``PROMETHEUS_MULTIPROC_DIR`` names, or else one that ends with this process. Call it
-    before anything imports prometheus_client.
+    ``PROMETHEUS_MULTIPROC_DIR`` names it; else it is a new one, removed when this process ends.
+    Call this before anything imports prometheus_client, which reads the variable at import.
     """
     if named := os.environ.get(_FOLDER):
         folder = Path(named)
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("*.db"):  # of processes that ended: their counters would count on
+        for left in folder.glob("*.db"):  # of ended processes, whose counters would be added
             left.unlink(missing_ok=True)
         return folder
     folder = Path(tempfile.mkdtemp(prefix="lightrag-resilience-metrics-"))

@@ -7,7 +7,8 @@ import os
 import time
 from typing import Any
 
-from lightrag_resilience.config.settings import has_prometheus_folder, load_settings
+from lightrag_resilience.config.process_environment import surroundings
+from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import Abandoned, Journal
 from lightrag_resilience.draining.process import drain_all
 from lightrag_resilience.draining.supervisor import host
@@ -115,7 +116,7 @@ def _await_death(pid: int) -> None:
 
 def _mark_dead_for_prometheus(pid: int) -> None:
     """Gauges of the living leave out a worker that has died."""
-    if not has_prometheus_folder():
+    if not surroundings().multiprocess_folder:
         return
     try:
         from prometheus_client import multiprocess  # noqa: PLC0415 - an extra

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lightrag_resilience.config.allowed_hosts import hosts_in, is_allowed_host
-from lightrag_resilience.config.variables import is_token
+from lightrag_resilience.config.process_settings import is_token
 from lightrag_resilience.draining.phases import Phase
 from lightrag_resilience.errors import PolicyError
 from lightrag_resilience.integrations.asgi.scope import route_path
