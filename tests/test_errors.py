@@ -37,7 +37,7 @@ SENTENCES: list[tuple[ResilienceError, str]] = [
     (SettingsError("A is 1", "B is 2"), "2 settings are wrong:\n  A is 1\n  B is 2"),
     (DependencyError("llm"), "'llm' failed"),
     (DependencyError("llm", 1.25, "for once"), "'llm' failed for once; try again in 1.2 s"),
-    (CallRejected("llm", 3), "'llm' failed; try again in 3.0 s"),
+    (CallRejected("llm", 3), "A call of 'llm' was rejected; try again in 3.0 s"),
     (
         CircuitOpenError("llm.openai", 4.2, "after 5 failures in a row"),
         "Circuit 'llm.openai' is open after 5 failures in a row; next probe in 4.2 s",

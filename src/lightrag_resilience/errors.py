@@ -99,7 +99,11 @@ class DependencyError(ResilienceError):
 
 
 class CallRejected(DependencyError):  # noqa: N818 - a refusal is the outcome of a call, not a fault
-    """The call was refused before it was sent. Never retried, never counted as a failure."""
+    """The call was rejected before it was sent. Never retried, never counted as a failure."""
+
+    def summary(self) -> str:
+        """Which call."""
+        return f"A call of {self.dependency!r} was rejected"
 
 
 class CircuitOpenError(CallRejected, CircuitBreakerError):

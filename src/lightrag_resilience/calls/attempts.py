@@ -151,11 +151,11 @@ class Attempts:
         self, call: Call, line: Line, question: tuple[tuple[Any, ...], dict[str, Any]]
     ) -> None:
         """Wait until the call may be sent, then ask the breaker again."""
-        if line.pass_through(call, question):
-            tell_wait(self, call, 0.0)
-            return
-        began = self.clock()
         try:
+            if line.pass_through(call, question):
+                tell_wait(self, call, 0.0)
+                return
+            began = self.clock()
             async with self.gate.interruptible(self.name):
                 waited = await line.enter(call, question, lambda: self.remaining(call))
         except BaseException as refusal:

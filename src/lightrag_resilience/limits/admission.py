@@ -42,7 +42,16 @@ class Line:
         shared: The limit of all workers together, instead of one of this loop's own.
     """
 
-    __slots__ = ("_clock", "_concurrency", "_limit", "_name", "_places", "_policy", "cooldown")
+    __slots__ = (
+        "_clock",
+        "_concurrency",
+        "_is_limited",
+        "_limit",
+        "_name",
+        "_places",
+        "_policy",
+        "cooldown",
+    )
 
     def __init__(
         self, name: str, policy: Policy, clock: Callable[[], float], shared: Limit | None
@@ -50,6 +59,7 @@ class Line:
         self.cooldown = Cooldown(name, clock)
         self._name = name
         self._clock = clock
+        self._is_limited = is_limited(policy)
         self._policy = policy.limit
         self._concurrency = policy.concurrency
         self._limit: Limit | None = None
@@ -71,12 +81,16 @@ class Line:
     @property
     def is_needed(self) -> bool:
         """Whether there is anything to wait for."""
-        return self.cooldown.is_on or self._limit is not None or self._places is not None
+        return self._is_limited or self.cooldown.is_on
 
     def pass_through(
         self, call: _Caller, question: tuple[Sequence[Any], Mapping[str, Any]]
     ) -> bool:
-        """Let a call go at once if it need not wait; False if it has to `enter`."""
+        """Let a call go at once if it need not wait; False if it has to `enter`.
+
+        Raises:
+            CallRejected: The call may not be sent, however long it waits.
+        """
         call.tokens = 0, 0
         places, limit = self._places, self._limit
         if self.cooldown.is_on or (places is not None and not places.has_room):
