@@ -15,7 +15,7 @@ try:
         AllFailedError,
         Policy,
         StaleCache,
-        answered,
+        call_chain,
         resilient,
         with_fallbacks,
     )
@@ -48,14 +48,14 @@ async def main() -> None:
             total=30.0,
             stale=StaleCache(max_age=3600.0),
         )
-        print("Both are up:       from", (await answered(complete, "Say something.")).source)
+        print("Both are up:       from", (await call_chain(complete, "Say something.")).source)
 
         first.set_faults([Fault.status(503)])
-        answer = await answered(complete, "Say something.")
+        answer = await call_chain(complete, "Say something.")
         print("The first is down: from", answer.source, "because", *answer.reasons)
 
         second.set_faults([Fault.status(401)])
-        answer = await answered(complete, "Say something.")
+        answer = await call_chain(complete, "Say something.")
         print(f"Both are down:     from {answer.source}, {answer.stale_for:.1f} s old")
         try:
             await complete("Say something.")

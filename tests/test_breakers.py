@@ -59,7 +59,7 @@ def test_a_refusal_while_probes_are_out_says_so() -> None:
     made = breaker(clock)
     trip(made)
     clock.now += 5.0
-    made.admit()
+    made.acquire()
     assert str(refusal_of(made)) == (
         "Circuit 'llm.openai' is half-open while probes are under way; try again in 1.0 s"
     )
@@ -106,10 +106,10 @@ def test_a_refusal_carries_its_own_way_and_no_other() -> None:
 def test_a_full_window_of_quick_successes_still_sees_failures() -> None:
     made = breaker(window_calls=10, min_calls=10, failure_rate=0.2, consecutive_failures=None)
     for _ in range(30):
-        made.succeeded(made.admit(), 0.1)
+        made.on_success(made.acquire(), 0.1)
     assert made.snapshot().calls == 10
     for _ in range(2):
-        made.failed(made.admit(), 0.1)
+        made.on_failure(made.acquire(), 0.1)
     assert made.state is State.OPEN
 
 
@@ -117,25 +117,25 @@ def test_a_quick_success_that_changes_nothing_asks_no_clock() -> None:
     clock = Clock()
     made = breaker(clock, window_calls=10)
     for _ in range(10):
-        made.succeeded(made.admit(), 0.1)
-    admission, asked = made.admit(), clock.asked
-    made.succeeded(admission, 0.1)
+        made.on_success(made.acquire(), 0.1)
+    admission, asked = made.acquire(), clock.asked
+    made.on_success(admission, 0.1)
     assert clock.asked == asked
 
 
 def test_a_slow_success_counts_in_a_spotless_window() -> None:
     made = breaker(window_calls=4, min_calls=4, slow_call=1.0, slow_rate=0.25)
     for _ in range(4):
-        made.succeeded(made.admit(), 0.1)
-    made.succeeded(made.admit(), 1.0)
+        made.on_success(made.acquire(), 0.1)
+    made.on_success(made.acquire(), 1.0)
     assert made.state is State.OPEN
 
 
 def test_a_success_ends_a_row_of_failures() -> None:
     made = breaker()
-    made.failed(made.admit(), 0.1)
-    made.succeeded(made.admit(), 0.1)
-    made.failed(made.admit(), 0.1)
+    made.on_failure(made.acquire(), 0.1)
+    made.on_success(made.acquire(), 0.1)
+    made.on_failure(made.acquire(), 0.1)
     assert made.state is State.CLOSED
 
 
@@ -144,8 +144,8 @@ def test_a_released_probe_frees_its_place() -> None:
     made = breaker(clock)
     trip(made)
     clock.now += 5.0
-    made.released(made.admit())
-    made.succeeded(made.admit(), 0.1)
+    made.release(made.acquire())
+    made.on_success(made.acquire(), 0.1)
     assert made.state is State.CLOSED
 
 
@@ -155,15 +155,15 @@ def test_a_call_that_is_collected_under_the_lock_frees_its_probe() -> None:
     class Collecting(Clock):
         def __call__(self) -> float:
             while dying:
-                made.released(dying.pop())
+                made.release(dying.pop())
             return super().__call__()
 
     clock = Collecting()
     made = breaker(clock)
     trip(made)
     clock.now += 5.0
-    dying.append(made.admit())
-    asking = threading.Thread(target=made.admit, daemon=True)
+    dying.append(made.acquire())
+    asking = threading.Thread(target=made.acquire, daemon=True)
     asking.start()
     asking.join(10)
     assert not asking.is_alive()
@@ -184,9 +184,9 @@ def test_moments_are_read_in_the_order_of_what_happens_in_them() -> None:
     clock = Watching()
     made = breaker(clock)
     clock.lock = made._lock
-    admission = made.admit()
-    made.succeeded(admission, 0.1)
-    made.failed(admission, 0.1)
+    admission = made.acquire()
+    made.on_success(admission, 0.1)
+    made.on_failure(admission, 0.1)
     made.snapshot()
     for change in (made.open, made.half_open, made.close):
         change()
@@ -208,7 +208,7 @@ def test_threads_together_get_exactly_the_quota_of_probes() -> None:
             granted = 0
             for _ in range(20):
                 try:
-                    made.admit()
+                    made.acquire()
                 except CircuitOpenError:
                     continue
                 granted += 1
@@ -230,11 +230,11 @@ def test_each_trial_has_its_quota_while_threads_fail_probe_after_probe() -> None
         trials = []
         for _ in range(1000):
             try:
-                probe = made.admit()
+                probe = made.acquire()
             except CircuitOpenError:
                 continue
             trials.append(probe.generation)
-            made.failed(probe, 0.1)
+            made.on_failure(probe, 0.1)
         return trials
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -251,7 +251,7 @@ def test_threads_together_lose_no_count() -> None:
 
     def fail() -> None:
         for _ in range(500):
-            made.failed(made.admit(), 0.1)
+            made.on_failure(made.acquire(), 0.1)
 
     with ThreadPoolExecutor(THREADS) as pool:
         for outcome in [pool.submit(fail) for _ in range(THREADS)]:
@@ -264,13 +264,13 @@ def test_threads_together_lose_no_count() -> None:
 
 def test_each_change_is_told_once_and_in_order(caplog: pytest.LogCaptureFixture) -> None:
     clock, events, heard = Clock(), Events(), list[Event]()
-    events.listen(heard.append)
+    events.subscribe(heard.append)
     made = breaker(clock, events)
     with caplog.at_level(logging.INFO, "lightrag_resilience"):
         trip(made)
         clock.now += 5.0
-        probe = made.admit()
-        made.succeeded(probe, 0.1)
+        probe = made.acquire()
+        made.on_success(probe, 0.1)
     changes = [(e.old, e.new, e.generation) for e in heard if isinstance(e, StateChanged)]
     first = changes[0][2]
     assert changes == [
@@ -295,7 +295,7 @@ def test_a_listener_may_steer_the_breaker_it_hears_of() -> None:
             if event.new == "closed":
                 made.open("by a listener")
 
-    events.listen(reopen)
+    events.subscribe(reopen)
     made.open()
     made.close()
     assert heard == ["open", "closed", "open"]
@@ -304,7 +304,7 @@ def test_a_listener_may_steer_the_breaker_it_hears_of() -> None:
 
 def test_a_change_of_mode_is_told() -> None:
     events, heard = Events(), list[Event]()
-    events.listen(heard.append)
+    events.subscribe(heard.append)
     made = breaker(events=events)
     made.set_mode("forced-open", "for maintenance")
     (change,) = heard
@@ -320,7 +320,7 @@ def test_a_change_by_hand_is_told_with_its_reason(way: str, state: str) -> None:
     events, heard = Events(), list[Event]()
     old, mode = ("closed", "enforce") if way == "open" else ("open", "forced-open")
     made = breaker(events=events, mode=mode)
-    events.listen(heard.append)
+    events.subscribe(heard.append)
     getattr(made, way)("for maintenance")
     (change,) = heard
     assert isinstance(change, StateChanged)
@@ -332,9 +332,9 @@ def test_a_trial_is_told_before_its_outcome() -> None:
     clock, events, heard = Clock(), Events(), list[Event]()
     made = breaker(clock, events)
     trip(made)
-    events.listen(heard.append)
+    events.subscribe(heard.append)
     clock.now += 5.0
-    made.admit()
+    made.acquire()
     assert [event.new for event in heard if isinstance(event, StateChanged)] == ["half-open"]
 
 
@@ -344,14 +344,14 @@ def test_a_listener_that_raises_is_dropped_and_the_call_goes_on() -> None:
     def broken(event: Event) -> None:
         raise ZeroDivisionError
 
-    events.listen(broken)
-    events.listen(heard.append)
+    events.subscribe(broken)
+    events.subscribe(heard.append)
     made = breaker(events=events)
     trip(made)
     made.close()
-    assert made.admit() is made.circuit.standing
+    assert made.acquire() is made.circuit.shared_admission
     assert len(heard) == 2
-    assert broken not in events.listeners
+    assert broken not in events.subscribers
 
 
 def test_nobody_waits_for_a_listener_of_another_threads_change() -> None:
@@ -364,7 +364,7 @@ def test_nobody_waits_for_a_listener_of_another_threads_change() -> None:
         assert isinstance(event, StateChanged)
         heard.append(event.new)
 
-    events.listen(lingering)
+    events.subscribe(lingering)
     made = breaker(events=events)
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(made.open)
@@ -382,10 +382,10 @@ def test_listeners_are_told_when_the_lock_is_free_again() -> None:
     clock, events, heard = Clock(), Events(), list[State]()
     made = breaker(clock, events)
     with ThreadPoolExecutor(1) as pool:
-        events.listen(lambda _: heard.append(pool.submit(made.snapshot).result(10).state))
+        events.subscribe(lambda _: heard.append(pool.submit(made.snapshot).result(10).state))
         trip(made)
         clock.now += 5.0
-        made.succeeded(made.admit(), 0.1)
+        made.on_success(made.acquire(), 0.1)
         made.open()
         made.half_open()
         made.close()
@@ -405,7 +405,7 @@ def test_what_an_interrupted_telling_left_is_told_next() -> None:
             made.half_open()
             raise KeyboardInterrupt
 
-    events.listen(interrupted)
+    events.subscribe(interrupted)
     with pytest.raises(KeyboardInterrupt):
         made.open()
     made.close()
@@ -418,7 +418,7 @@ def test_a_mode_that_never_refuses_lets_calls_through_an_open_circuit(mode: Any)
     trip(made)
     made.set_mode(mode)
     trip(made)
-    made.admit()
+    made.acquire()
     made.set_mode("enforce")
     trip(made)
     assert refusal_of(made).state == "open"
@@ -427,7 +427,7 @@ def test_a_mode_that_never_refuses_lets_calls_through_an_open_circuit(mode: Any)
 def test_what_changes_no_state_is_not_told() -> None:
     events, heard = Events(), list[Event]()
     made = breaker(events=events)
-    events.listen(heard.append)
+    events.subscribe(heard.append)
     made.close()
     made.set_mode("metrics-only")
     made.set_mode("enforce")

@@ -15,12 +15,12 @@ from lightrag_resilience import errors
 from lightrag_resilience.errors import (
     AllFailedError,
     AttemptTimeoutError,
+    BulkheadFullError,
     CallRejected,
     CircuitOpenError,
     DeadlineExceededError,
     DependencyError,
     PolicyError,
-    QueueFullError,
     RateLimitedError,
     ResilienceError,
     SettingsError,
@@ -53,7 +53,7 @@ SENTENCES: list[tuple[ResilienceError, str]] = [
         "Rate limit of 'llm' is used up for the next 2 s; try again in 2.0 s",
     ),
     (
-        QueueFullError("llm", None, "with 9 waiting"),
+        BulkheadFullError("llm", None, "with 9 waiting"),
         "Too many calls of 'llm' at once with 9 waiting",
     ),
     (AttemptTimeoutError("llm", None, "after 30 s"), "An attempt of 'llm' timed out after 30 s"),
@@ -125,7 +125,7 @@ def test_an_open_circuit_is_an_error_of_pybreaker_too() -> None:
 
 def test_only_what_was_never_sent_is_a_refusal() -> None:
     refusals = {error for error in PUBLIC if issubclass(error, CallRejected)}
-    queues = {RateLimitedError, QueueFullError}
+    queues = {RateLimitedError, BulkheadFullError}
     assert refusals == {CallRejected, CircuitOpenError, ShuttingDownError, *queues}
 
 

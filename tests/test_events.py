@@ -11,8 +11,8 @@ import pytest
 from lightrag_resilience import BreakerPolicy, Policy, RetryPolicy
 from lightrag_resilience.events import (
     AttemptFailed,
+    AttemptRejected,
     CallFailed,
-    CallRefused,
     CallSucceeded,
     Event,
     Events,
@@ -22,7 +22,7 @@ from lightrag_resilience.events import (
 from lightrag_resilience.pipeline.guard import Guard
 
 EVENT = CallSucceeded("llm.openai", 0.25)
-OTHER = CallRefused("llm.openai", "CircuitOpenError")
+OTHER = AttemptRejected("llm.openai", "CircuitOpenError")
 
 
 async def no_sleep(seconds: float) -> None:
@@ -37,39 +37,39 @@ def events() -> Events:
 def test_every_listener_hears_every_event_in_order(events: Events) -> None:
     first: list[Event] = []
     second: list[Event] = []
-    events.listen(first.append)
-    events.listen(second.append)
-    events.emit(EVENT)
-    events.emit(OTHER)
+    events.subscribe(first.append)
+    events.subscribe(second.append)
+    events.publish(EVENT)
+    events.publish(OTHER)
     assert first == second == [EVENT, OTHER]
 
 
 def test_listeners_are_called_in_the_order_they_came(events: Events) -> None:
     calls: list[str] = []
-    events.listen(lambda _: calls.append("first"))
-    events.listen(lambda _: calls.append("second"))
-    events.emit(EVENT)
+    events.subscribe(lambda _: calls.append("first"))
+    events.subscribe(lambda _: calls.append("second"))
+    events.publish(EVENT)
     assert calls == ["first", "second"]
 
 
 def test_a_listener_hears_nothing_from_before_or_after_its_time(events: Events) -> None:
     heard: list[Event] = []
-    events.emit(EVENT)
-    unsubscribe = events.listen(heard.append)
-    events.emit(OTHER)
+    events.publish(EVENT)
+    unsubscribe = events.subscribe(heard.append)
+    events.publish(OTHER)
     unsubscribe()
-    events.emit(EVENT)
+    events.publish(EVENT)
     assert heard == [OTHER]
-    assert events.listeners == ()
+    assert events.subscribers == ()
 
 
 def test_unsubscribing_leaves_the_others_and_may_be_repeated(events: Events) -> None:
     heard: list[Event] = []
-    unsubscribe = events.listen(lambda _: None)
-    events.listen(heard.append)
+    unsubscribe = events.subscribe(lambda _: None)
+    events.subscribe(heard.append)
     unsubscribe()
     unsubscribe()
-    events.emit(EVENT)
+    events.publish(EVENT)
     assert heard == [EVENT]
 
 
@@ -84,12 +84,12 @@ def test_a_listener_that_raises_is_dropped_and_reported_once(
         calls.append("broken")
         raise ZeroDivisionError("a bug in a listener")
 
-    events.listen(heard.append)
-    events.listen(broken)
-    events.listen(also.append)
+    events.subscribe(heard.append)
+    events.subscribe(broken)
+    events.subscribe(also.append)
     with caplog.at_level(logging.DEBUG):
-        events.emit(EVENT)
-        events.emit(OTHER)
+        events.publish(EVENT)
+        events.publish(OTHER)
     assert calls == ["broken"]
     assert heard == also == [EVENT, OTHER]
     (record,) = caplog.records
@@ -103,10 +103,10 @@ def test_an_interruption_inside_a_listener_is_not_swallowed(events: Events) -> N
     def interrupted(_: Event) -> None:
         raise KeyboardInterrupt
 
-    events.listen(interrupted)
+    events.subscribe(interrupted)
     with pytest.raises(KeyboardInterrupt):
-        events.emit(EVENT)
-    assert events.listeners == (interrupted,)
+        events.publish(EVENT)
+    assert events.subscribers == (interrupted,)
 
 
 def test_a_listener_may_unsubscribe_itself_while_it_listens(events: Events) -> None:
@@ -117,10 +117,10 @@ def test_a_listener_may_unsubscribe_itself_while_it_listens(events: Events) -> N
         calls.append(event)
         unsubscribe()
 
-    unsubscribe = events.listen(once)
-    events.listen(heard.append)
-    events.emit(EVENT)
-    events.emit(OTHER)
+    unsubscribe = events.subscribe(once)
+    events.subscribe(heard.append)
+    events.publish(EVENT)
+    events.publish(OTHER)
     assert (calls, heard) == ([EVENT], [EVENT, OTHER])
 
 
@@ -139,7 +139,7 @@ def test_an_event_is_frozen_and_holds_names_and_numbers_only(event: type) -> Non
 @pytest.mark.anyio
 async def test_no_event_of_a_guard_repeats_what_was_sent_or_received(events: Events) -> None:
     heard: list[Event] = []
-    events.listen(heard.append)
+    events.subscribe(heard.append)
     policy = Policy(
         retry=RetryPolicy(attempts=2, jitter="none"),
         breaker=BreakerPolicy(consecutive_failures=2),
@@ -162,32 +162,32 @@ async def test_no_event_of_a_guard_repeats_what_was_sent_or_received(events: Eve
         AttemptFailed,
         RetryScheduled,
         *(StateChanged, AttemptFailed),
-        *(CallFailed, CallRefused),
+        *(CallFailed, AttemptRejected),
     ]
     assert "secret" not in repr(heard)
 
 
 def test_a_listener_that_listens_already_is_called_once(events: Events) -> None:
     heard: list[Event] = []
-    first, second = events.listen(heard.append), events.listen(heard.append)
-    events.emit(CallSucceeded("llm", 1.0))
+    first, second = events.subscribe(heard.append), events.subscribe(heard.append)
+    events.publish(CallSucceeded("llm", 1.0))
     assert len(heard) == 1
     first()
     second()
-    assert events.listeners == ()
+    assert events.subscribers == ()
 
 
 def test_a_listener_for_some_kinds_hears_no_other(events: Events) -> None:
     heard: list[Event] = []
-    stop = events.listen(heard.append, CallRefused)
+    stop = events.subscribe(heard.append, AttemptRejected)
     assert events.succeeded is None
-    assert events.heard == {CallRefused}
-    events.emit(EVENT)
-    events.emit(OTHER)
+    assert events.subscribed == {AttemptRejected}
+    events.publish(EVENT)
+    events.publish(OTHER)
     assert heard == [OTHER]
     stop()
-    assert events.heard == set()
-    assert events.listeners == ()
+    assert events.subscribed == set()
+    assert events.subscribers == ()
 
 
 def test_a_counter_hears_of_successes_alone_with_a_listener_beside_it_and_without(
@@ -196,12 +196,12 @@ def test_a_counter_hears_of_successes_alone_with_a_listener_beside_it_and_withou
     counted: list[tuple[str, float, int]] = []
     heard: list[Event] = []
     stop_counting = events.count(lambda *fields: counted.append(fields))
-    events.emit(OTHER)
+    events.publish(OTHER)
     assert events.succeeded is not None
     events.succeeded("llm", 1.0, 2)
-    stop = events.listen(heard.append)
+    stop = events.subscribe(heard.append)
     events.succeeded("llm", 3.0, 4)
-    events.emit(CallSucceeded("llm", 5.0, 6))
+    events.publish(CallSucceeded("llm", 5.0, 6))
     assert counted == [("llm", 1.0, 2), ("llm", 3.0, 4), ("llm", 5.0, 6)]
     assert heard == [CallSucceeded("llm", 3.0, 4), CallSucceeded("llm", 5.0, 6)]
     stop()

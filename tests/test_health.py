@@ -8,9 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience.circuit.outcomes import MOST_CAUSES, Outcomes, Tally, look_of
+from lightrag_resilience.circuit.outcomes import (
+    MOST_CAUSES,
+    OutcomeCounts,
+    Outcomes,
+    condition_of,
+)
 from lightrag_resilience.health import LOOKS, Health, advice_for, health_of, level_of
-from lightrag_resilience.shared_state.operator_control import signed
+from lightrag_resilience.shared_state.operator_control import with_author
 from lightrag_resilience.text import is_by_hand, is_isolation
 
 KEY = "HTTP 401 (AuthenticationError)"
@@ -21,9 +26,9 @@ def outcomes(*symptoms: str | None, seconds: float = 60.0) -> Outcomes:
     made = Outcomes(seconds)
     for now, symptom in enumerate(symptoms):
         if symptom is None:
-            made.succeed(float(now))
+            made.on_success(float(now))
         else:
-            made.fail(float(now), symptom, counts=False)
+            made.on_failure(float(now), symptom, counts=False)
     return made
 
 
@@ -32,9 +37,9 @@ def told(*symptoms: str | None) -> Health:
 
 
 def test_three_of_three_that_fail_are_not_well_and_one_of_one_says_nothing() -> None:
-    assert told(*[KEY] * 3).look == "failing"
-    assert told(*[KEY] * 2).look == "works"
-    assert told(KEY, *[None] * 20).look == "works"
+    assert told(*[KEY] * 3).condition == "failing"
+    assert told(*[KEY] * 2).condition == "works"
+    assert told(KEY, *[None] * 20).condition == "works"
 
 
 def test_it_says_what_is_answered_to_how_many_calls_and_what_to_do() -> None:
@@ -74,31 +79,31 @@ def test_each_symptom_has_an_advice_or_none(symptom: str, advice: str) -> None:
 
 
 def test_a_share_of_one_in_ten_is_uneasy_and_of_one_in_two_failing() -> None:
-    assert look_of(100, 9, 0) == "works"
-    assert look_of(100, 10, 0) == "uneasy"
-    assert look_of(9, 3, 0) == "works"
-    assert look_of(100, 50, 0) == "failing"
+    assert condition_of(100, 9, 0) == "works"
+    assert condition_of(100, 10, 0) == "uneasy"
+    assert condition_of(9, 3, 0) == "works"
+    assert condition_of(100, 50, 0) == "failing"
 
 
 def test_it_is_over_after_a_run_of_successes_that_is_no_chance() -> None:
-    assert look_of(155 + 2, 155, 2) == "failing"
-    assert look_of(155 + 3, 155, 3) == "works"
-    assert look_of(20 + 9, 10, 9) == "uneasy"
-    assert look_of(20 + 10, 10, 10) == "works"
+    assert condition_of(155 + 2, 155, 2) == "failing"
+    assert condition_of(155 + 3, 155, 3) == "works"
+    assert condition_of(20 + 9, 10, 9) == "uneasy"
+    assert condition_of(20 + 10, 10, 10) == "works"
 
 
 def test_a_steady_share_of_failures_is_not_taken_for_over() -> None:
     chance = random.Random(1)
     seen = outcomes(*[KEY if chance.random() < 0.5 else None for _ in range(1000)])
-    assert seen.look in {"uneasy", "failing"}
+    assert seen.condition in {"uneasy", "failing"}
 
 
 def test_what_is_too_old_is_forgotten_with_the_next_attempts_and_not_without() -> None:
     seen = outcomes(*[KEY] * 3)
     assert (seen.calls, seen.failed) == (3, 3)
-    seen.succeed(61.0)
+    seen.on_success(61.0)
     assert (seen.calls, seen.failed, seen.tally().causes) == (1, 0, {})
-    assert seen.look == "works"
+    assert seen.condition == "works"
 
 
 def test_there_are_few_causes_whatever_fails() -> None:
@@ -114,27 +119,30 @@ def test_the_sums_are_those_of_what_is_remembered(steps: list[tuple[float, str |
     seen = Outcomes(60.0)
     for now, symptom in steps:  # the clock may step back
         if symptom is None:
-            seen.succeed(now)
+            seen.on_success(now)
         else:
-            seen.fail(now, symptom, counts=symptom != "A")
+            seen.on_failure(now, symptom, counts=symptom != "A")
         tally = seen.tally()
         assert tally.failed == sum(tally.causes.values()) <= tally.calls
         assert 0 <= tally.uncounted <= tally.failed
         assert tally.run + tally.failed <= tally.calls
-        assert tally.look == seen.look
+        assert tally.condition == seen.condition
 
 
 def test_the_circuit_decides_where_it_refuses() -> None:
-    bad = Tally(5, 5, {"HTTP 401": 5}, 0, KEY, 5)
+    bad = OutcomeCounts(5, 5, {"HTTP 401": 5}, 0, KEY, 5)
     down = health_of("a", state="open", reason="after 5 failures in a row", tally=bad)
-    assert (down.look, str(down)) == ("down", "a is down, after 5 failures in a row")
-    assert health_of("a", state="half-open").look == "tried"
+    assert (down.condition, str(down)) == ("down", "a is down, after 5 failures in a row")
+    assert health_of("a", state="half-open").condition == "tried"
     by_hand = health_of("a", state="open", reason="by ops: they migrate")
-    assert (by_hand.look, by_hand.sentence) == ("isolated", "a is kept off, by ops: they migrate")
-    assert health_of("a", mode="disabled", tally=bad).look == "unwatched"
-    assert health_of("a", standstill=3.0).look == "paused"
-    assert health_of("a", standstill=3.0, tally=bad).look == "failing"
-    assert health_of("a", alone=2).look == "uneasy"
+    assert (by_hand.condition, by_hand.sentence) == (
+        "isolated",
+        "a is kept off, by ops: they migrate",
+    )
+    assert health_of("a", mode="disabled", tally=bad).condition == "unwatched"
+    assert health_of("a", standstill=3.0).condition == "paused"
+    assert health_of("a", standstill=3.0, tally=bad).condition == "failing"
+    assert health_of("a", alone=2).condition == "uneasy"
     assert health_of("a").is_well
     assert not by_hand.is_well
 
@@ -174,8 +182,8 @@ def test_every_look_has_a_level() -> None:
 
 def test_reasons_tell_who_opened_and_whether_it_is_an_isolation() -> None:
     assert is_by_hand("by ops on host")
-    assert is_isolation(signed("they migrate: soon", "ops on host", isolates=True))
-    assert is_isolation(signed("", "ops on host", isolates=True))
-    assert not is_isolation(signed("so (isolated)", "ops on host"))
+    assert is_isolation(with_author("they migrate: soon", "ops on host", isolates=True))
+    assert is_isolation(with_author("", "ops on host", isolates=True))
+    assert not is_isolation(with_author("so (isolated)", "ops on host"))
     assert not is_isolation("after all (isolated)")
     assert not is_by_hand("after 5 failures in a row")

@@ -22,9 +22,9 @@ from lightrag_resilience import (
     RetryPolicy,
     StaleCache,
     TimeoutPolicy,
-    answered,
+    call_chain,
     classify_as,
-    gathered,
+    collected,
     guard,
     guards,
     hedged,
@@ -34,7 +34,7 @@ from lightrag_resilience import (
 )
 from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.events import StateChanged
-from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.integrations.asgi import DrainMiddleware
 from lightrag_resilience.integrations.httpx import ResilientTransport
 from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.shutdown import Coordinator
@@ -163,7 +163,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "when, of no function": (lambda: with_fallbacks(ask, when=True), "when is a plain"),  # type: ignore[arg-type]
     "when, later": (lambda: with_fallbacks(ask, when=later), "when is a plain function"),  # type: ignore[arg-type]
     "stale seconds": (lambda: with_fallbacks(ask, stale=60.0), "StaleCache(max_age=...)"),  # type: ignore[arg-type]
-    "answered by no chain": (lambda: asyncio.run(answered(ask)), "what with_fallbacks() returned"),
+    "answered by no chain": (
+        lambda: asyncio.run(call_chain(ask)),
+        "what with_fallbacks() returned",
+    ),
     "no age": (lambda: StaleCache(max_age=math.nan), "StaleCache.max_age must be"),
     "half an entry": (lambda: StaleCache(max_age=1.0, max_entries=0.5), "whole number"),  # type: ignore[arg-type]
     "a key": (lambda: StaleCache(max_age=1.0, key="prompt"), "key is a plain function"),  # type: ignore[arg-type]
@@ -173,20 +176,20 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "hedged by a text": (lambda: hedged("0.2"), "after must be a number"),  # type: ignore[arg-type]
     "hedged, and not guarded": (lambda: hedged(0.2)(ask), "write @resilient('...') between"),
     "hedged coroutine": (lambda: hedged(0.2)(called()), "leave out the parentheses"),
-    "gathered name": (lambda: gathered("llm"), "gathered() needs a function, not a str"),  # type: ignore[call-overload]
-    "gathered coroutine": (lambda: gathered(called()), "leave out the parentheses"),
-    "gathered stream": (lambda: gathered(pieces()), "not a async_generator"),  # type: ignore[call-overload]
+    "gathered name": (lambda: collected("llm"), "collected() needs a function, not a str"),  # type: ignore[call-overload]
+    "gathered coroutine": (lambda: collected(called()), "leave out the parentheses"),
+    "gathered stream": (lambda: collected(pieces()), "not a async_generator"),  # type: ignore[call-overload]
     # the rest
     "a word for a priority": (lambda: priority("background"), "Priority.BACKGROUND, not 'back"),  # type: ignore[arg-type]
     "a number for a priority": (lambda: priority(1), "Priority.BACKGROUND, not 1"),  # type: ignore[arg-type]
     "the class of a priority": (lambda: priority(Priority), "Priority.BACKGROUND, not"),  # type: ignore[arg-type]
-    "a number listens": (lambda: Guards().events.listen(3), "a plain function"),  # type: ignore[arg-type]
+    "a number listens": (lambda: Guards().events.subscribe(3), "a plain function"),  # type: ignore[arg-type]
     "a coroutine function listens": (
-        lambda: Guards().events.listen(later),  # type: ignore[arg-type]
+        lambda: Guards().events.subscribe(later),  # type: ignore[arg-type]
         "a plain function, which is called at once: a coroutine function",
     ),
     "to listen to a word": (
-        lambda: Guards().events.listen(fail_with, "StateChanged"),  # type: ignore[arg-type]
+        lambda: Guards().events.subscribe(fail_with, "StateChanged"),  # type: ignore[arg-type]
         "'StateChanged' is no kind of event",
     ),
     "a number counts": (lambda: Guards().events.count(3), "a plain function"),  # type: ignore[arg-type]
@@ -203,12 +206,18 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a journal of bytes": (lambda: Journal(b"journal"), "the path of a file"),  # type: ignore[arg-type]
     "a journal with an odd name": (lambda: Journal("a\0b"), "the path of a file"),
     "other guards to end": (lambda: Coordinator(registry=RIGHT), "registry takes Guards()"),
-    "no application": (lambda: Draining(None), "takes an ASGI application"),  # type: ignore[arg-type]
-    "an application by name": (lambda: Draining("app:app"), "takes an ASGI application"),  # type: ignore[arg-type]
-    "requests in the past": (lambda: Draining(app, last_requests=-1.0), "last_requests must be"),
-    "a word for names": (lambda: Draining(app, ready_while_closed="llm"), "=['llm']"),
-    "a number for names": (lambda: Draining(app, ready_while_closed=[3]), "is a text such as"),  # type: ignore[list-item]
-    "a coordinator": (lambda: Draining(app, make_coordinator=3), "make_coordinator=lambda"),  # type: ignore[arg-type]
+    "no application": (lambda: DrainMiddleware(None), "takes an ASGI application"),  # type: ignore[arg-type]
+    "an application by name": (lambda: DrainMiddleware("app:app"), "takes an ASGI application"),  # type: ignore[arg-type]
+    "requests in the past": (
+        lambda: DrainMiddleware(app, last_requests=-1.0),
+        "last_requests must be",
+    ),
+    "a word for names": (lambda: DrainMiddleware(app, ready_while_closed="llm"), "=['llm']"),
+    "a number for names": (
+        lambda: DrainMiddleware(app, ready_while_closed=[3]),  # type: ignore[list-item]
+        "is a text such as",
+    ),
+    "a coordinator": (lambda: DrainMiddleware(app, make_coordinator=3), "make_coordinator=lambda"),  # type: ignore[arg-type]
     "a short token": (lambda: StatusPage(app, token="short"), "16 to 256 ASCII characters"),  # noqa: S106
     "no token": (lambda: StatusPage(app, token=3), "16 to 256 ASCII characters"),  # type: ignore[arg-type]
     "a number names hosts": (lambda: ResilientTransport(name=3), "is a text such as"),  # type: ignore[arg-type]
@@ -266,7 +275,7 @@ def test_any_other_name_is_one(name: str) -> None:
 async def test_what_is_right_goes_on() -> None:
     with priority(Priority.BACKGROUND):
         assert await resilient("llm.twice")(resilient("llm.twice")(guarded))("one") == "one"
-    take_back = Guards().events.listen(fail_with, StateChanged)
+    take_back = Guards().events.subscribe(fail_with, StateChanged)
     take_back()
     assert Journal(Path("somewhere")).path == Path("somewhere")
     with_fallbacks(ask, guarded, total=1.0)

@@ -16,7 +16,7 @@ import redis
 from lightrag_resilience import BreakerPolicy
 from lightrag_resilience.redis_client.client import make_client
 from lightrag_resilience.shared_state.messages import Presence, Report, policy_as_json
-from lightrag_resilience.shared_state.script_runner import Store, Subject
+from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRunner
 from lightrag_resilience.testing.redis_server import RedisServer
 
 __all__ = ["Costs", "measure_costs"]
@@ -25,7 +25,7 @@ _CONNECTIONS = 40
 _PREFIX = "lr:"
 _SHOWN = 10.0  # seconds
 
-_Ask = Callable[[Store, Subject, int], Awaitable[Any]]
+_Ask = Callable[[ScriptRunner, BreakerRef, int], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,12 @@ def measure_costs(each: int) -> Costs:
 
 
 async def _measure(url: str, each: int) -> Costs:
-    stores = [Store(make_client(url), f"worker-{count}") for count in range(_CONNECTIONS)]
-    subject = Subject(_PREFIX, "llm.model", policy_as_json(BreakerPolicy()))
+    stores = [ScriptRunner(make_client(url), f"worker-{count}") for count in range(_CONNECTIONS)]
+    subject = BreakerRef(_PREFIX, "llm.model", policy_as_json(BreakerPolicy()))
     with redis.Redis.from_url(url) as client:
 
         async def cost(ask: _Ask) -> float:
-            async def ask_on(store: Store, number: int) -> None:
+            async def ask_on(store: ScriptRunner, number: int) -> None:
                 for batch in range(number):
                     await ask(store, subject, batch)
 
@@ -77,21 +77,21 @@ async def _measure(url: str, each: int) -> Costs:
     return costs
 
 
-async def _look(store: Store, subject: Subject, _: int) -> None:
-    await store.snapshot(subject)
+async def _look(store: ScriptRunner, subject: BreakerRef, _: int) -> None:
+    await store.read_state(subject)
 
 
-async def _show(store: Store, _: Subject, __: int) -> None:
-    await store.show(_PREFIX, Presence("host", 1), _SHOWN)
+async def _show(store: ScriptRunner, _: BreakerRef, __: int) -> None:
+    await store.heartbeat(_PREFIX, Presence("host", 1), _SHOWN)
     await store.count_workers(_PREFIX, _SHOWN)
     await store.overrides(_PREFIX)
 
 
-async def _report(store: Store, subject: Subject, batch: int) -> None:
+async def _report(store: ScriptRunner, subject: BreakerRef, batch: int) -> None:
     await store.report(subject, Report(batch + 1, calls=5))
 
 
-async def _delivery(client: Any, stores: list[Store], messages: int) -> float:
+async def _delivery(client: Any, stores: list[ScriptRunner], messages: int) -> float:
     """What a message costs that goes to all, above one that goes to nobody."""
     listeners = [store.client.pubsub() for store in stores]
     for listener in listeners:

@@ -6,7 +6,7 @@ import asyncio
 import os
 from typing import Any
 
-from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.integrations.asgi import DrainMiddleware
 
 SECONDS = 0.02
 
@@ -24,4 +24,4 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-app = Draining(application)
+app = DrainMiddleware(application)

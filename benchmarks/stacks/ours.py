@@ -46,7 +46,7 @@ def make_registry(
     settings = load_settings({"RESILIENCE_REDIS_URL": redis_url})
     registry = Guards(settings=settings, sleep=_no_wait)
     if listener is not None:
-        registry.events.listen(listener)
+        registry.events.subscribe(listener)
     return registry
 
 

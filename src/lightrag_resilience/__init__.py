@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .breakers import State
-from .composition.collect import gathered
-from .composition.fallback import Answered, answered, with_fallbacks
+from .composition.collect import collected
+from .composition.fallback import ChainAnswer, call_chain, with_fallbacks
 from .composition.hedging import hedged
 from .composition.stale_cache import StaleCache
 from .config.policies import (
@@ -24,12 +24,12 @@ from .config.policies import (
 from .errors import (
     AllFailedError,
     AttemptTimeoutError,
+    BulkheadFullError,
     CallRejected,
     CircuitOpenError,
     DeadlineExceededError,
     DependencyError,
     PolicyError,
-    QueueFullError,
     RateLimitedError,
     ResilienceError,
     SettingsError,
@@ -38,7 +38,7 @@ from .errors import (
     UnsupportedCallError,
 )
 from .failures.classifier import Failure, FailureKind, classify_as
-from .failures.failover import another_may_help
+from .failures.failover import should_fall_back
 from .limits.priority import Priority, priority
 from .pipeline.decorators import resilient
 from .pipeline.guard import Guard
@@ -50,10 +50,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AllFailedError",
-    "Answered",
     "AttemptTimeoutError",
     "BreakerPolicy",
+    "BulkheadFullError",
     "CallRejected",
+    "ChainAnswer",
     "CircuitOpenError",
     "ConcurrencyPolicy",
     "DeadlineExceededError",
@@ -67,7 +68,6 @@ __all__ = [
     "PolicyError",
     "Priority",
     "QueryFailedError",
-    "QueueFullError",
     "RateLimitedError",
     "ResilienceError",
     "RetryPolicy",
@@ -80,16 +80,16 @@ __all__ = [
     "TruncatedStreamError",
     "UnsupportedCallError",
     "__version__",
-    "another_may_help",
-    "answered",
+    "call_chain",
     "classify_as",
-    "gathered",
+    "collected",
     "guard",
     "guards",
     "hedged",
     "priority",
     "protect",
     "resilient",
+    "should_fall_back",
     "unprotect",
     "with_fallbacks",
 ]

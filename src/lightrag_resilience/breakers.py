@@ -46,11 +46,11 @@ class Breaker:
         "_clock",
         "_events",
         "_is_ill",
-        "_is_telling",
+        "_is_publishing",
         "_lock",
-        "_noted",
+        "_published",
         "_pybreaker",
-        "_told",
+        "_queued_transitions",
         "circuit",
         "name",
     )
@@ -73,10 +73,10 @@ class Breaker:
         self._events = events or Events()
         # Reentrant: the garbage collector may end an abandoned call while the lock is held.
         self._lock = lock or threading.RLock()
-        self._noted = self.circuit.state
+        self._queued_transitions = self.circuit.state
         self._changes: tuple[StateChanged | HealthChanged, ...] = ()
-        self._is_telling = False
-        self._told: tuple[str, ...] = ()  # the last changes of this outage
+        self._is_publishing = False
+        self._published: tuple[str, ...] = ()  # the last changes of this outage
         self._is_ill = False
         """Whether it was told that calls fail which the circuit lets through."""
 
@@ -105,7 +105,7 @@ class Breaker:
 
     # ------------------------------------------------------------------ the three moments
 
-    def admit(self) -> Admission:
+    def acquire(self) -> Admission:
         """Leave for one call.
 
         Raises:
@@ -114,10 +114,10 @@ class Breaker:
         circuit = self.circuit
         with self._lock:
             now = self._clock()
-            admission = circuit.admit(now)
+            admission = circuit.acquire(now)
             wait, reason, state = circuit.retry_after(now), circuit.reason, circuit.state
-            self._note()
-        self._announce()
+            self._queue_transition()
+        self._publish_transitions()
         if admission is None:
             raise CircuitOpenError(self.name, wait, reason, state.value)
         return admission
@@ -125,30 +125,30 @@ class Breaker:
     def take_lock(self, lock: AbstractContextManager[object]) -> None:
         """In a child process: who held the lock, or told listeners, may be the parent's thread."""
         self._lock = lock
-        self._is_telling = False
+        self._is_publishing = False
         self.circuit.lose_probes()
 
     def begin(self) -> None:
         """Calls will come from a new event loop; nothing to prepare for."""
 
-    async def ask(self) -> Admission:
-        """As `admit`; where a breaker is shared, asking may take a moment."""
-        return self.admit()
+    async def acquire_async(self) -> Admission:
+        """As `acquire`; where a breaker is shared, asking may take a moment."""
+        return self.acquire()
 
-    def succeeded(self, admission: Admission, duration: float) -> None:
+    def on_success(self, admission: Admission, duration: float) -> None:
         """A call succeeded after `duration` seconds."""
         circuit = self.circuit
         # A window full of quick successes is not changed by one more: no lock, no clock.
         if circuit.is_spotless and duration < circuit.slow_after:
             return
         with self._lock:
-            circuit.succeed(admission, duration, self._clock())
+            circuit.on_success(admission, duration, self._clock())
             if self._is_ill:
                 self._weigh()
-            self._note()
-        self._announce()
+            self._queue_transition()
+        self._publish_transitions()
 
-    def failed(self, admission: Admission, duration: float, symptom: str = "") -> None:
+    def on_failure(self, admission: Admission, duration: float, symptom: str = "") -> None:
         """A call failed after `duration` seconds, and the dependency is to blame.
 
         Args:
@@ -157,14 +157,14 @@ class Breaker:
             symptom: What the failure looked like, such as ``HTTP 503 (InternalServerError)``.
         """
         with self._lock:
-            self.circuit.fail(admission, duration, self._clock(), symptom)
+            self.circuit.on_failure(admission, duration, self._clock(), symptom)
             self._weigh()
-            if self.circuit.state is not self._noted:
-                self._note()
+            if self.circuit.state is not self._queued_transitions:
+                self._queue_transition()
         if self._changes:  # asked here, too: calls cost as much as what they do
-            self._announce()
+            self._publish_transitions()
 
-    def denied(self, admission: Admission, symptom: str, pause: float = 0.0) -> None:
+    def on_uncounted_failure(self, admission: Admission, symptom: str, pause: float = 0.0) -> None:
         """A call was answered and not served: no outage, and seen all the same.
 
         Args:
@@ -173,16 +173,16 @@ class Breaker:
             pause: Seconds until the next probe, where this was one.
         """
         with self._lock:
-            self.circuit.deny(admission, self._clock(), symptom, pause=pause)
+            self.circuit.on_uncounted_failure(admission, self._clock(), symptom, pause=pause)
             self._weigh()
-            if self.circuit.state is not self._noted:
-                self._note()
+            if self.circuit.state is not self._queued_transitions:
+                self._queue_transition()
         if self._changes:  # asked here, too: calls cost as much as what they do
-            self._announce()
+            self._publish_transitions()
 
-    def released(self, admission: Admission) -> None:
+    def release(self, admission: Admission) -> None:
         """A call ended with no verdict; a probe's place is free again at once."""
-        if admission is self.circuit.standing:  # it holds no place
+        if admission is self.circuit.shared_admission:  # it holds no place
             return
         with self._lock:
             self.circuit.release(admission)
@@ -196,29 +196,29 @@ class Breaker:
             self.circuit.open(now, reason)
             if open_for is not None and self.circuit.mode != "forced-open":
                 self.circuit.open_until = now + open_for
-            self._note()
-        self._announce()
+            self._queue_transition()
+        self._publish_transitions()
 
     def half_open(self, reason: str = "by hand") -> None:
         """Let probes through now."""
         with self._lock:
             self.circuit.half_open(self._clock(), reason)
-            self._note()
-        self._announce()
+            self._queue_transition()
+        self._publish_transitions()
 
     def close(self, reason: str = "by hand") -> None:
         """Close the circuit and forget what led here."""
         with self._lock:
             self.circuit.close(self._clock(), reason)
-            self._note()
-        self._announce()
+            self._queue_transition()
+        self._publish_transitions()
 
-    def change(self, policy: BreakerPolicy, reason: str = "by hand") -> None:
+    def update_policy(self, policy: BreakerPolicy, reason: str = "by hand") -> None:
         """Go on by another policy; the state stays, but where the mode is another."""
         with self._lock:
-            self.circuit.change(policy, self._clock(), reason)
-            self._note()
-        self._announce()
+            self.circuit.update_policy(policy, self._clock(), reason)
+            self._queue_transition()
+        self._publish_transitions()
 
     def set_mode(self, mode: Mode, reason: str = "by hand") -> None:
         """Enforce, only measure, disable, or force open, whatever the policy says.
@@ -230,26 +230,26 @@ class Breaker:
             raise PolicyError(f"The mode of a breaker {problem}")
         with self._lock:
             self.circuit.set_mode(mode, self._clock(), reason)
-            self._note()
-        self._announce()
+            self._queue_transition()
+        self._publish_transitions()
 
-    def _note(self) -> None:
-        """Keep a change of state for `_announce`; the caller holds the lock."""
-        circuit, old = self.circuit, self._noted
+    def _queue_transition(self) -> None:
+        """Keep a change of state for `_publish_transitions`; the caller holds the lock."""
+        circuit, old = self.circuit, self._queued_transitions
         if circuit.state is not old:
-            self._noted = new = circuit.state
+            self._queued_transitions = new = circuit.state
             change = StateChanged(
                 self.name, old.value, new.value, circuit.reason, circuit.generation
             )
             self._changes += (change,)
 
     def _weigh(self) -> None:
-        """Keep it for `_announce` where calls begin or cease to fail that the circuit lets through.
+        """Queue a change where calls that the circuit lets through begin or cease to fail.
 
         The caller holds the lock. Of a circuit that opens, its own change tells all.
         """
         circuit = self.circuit
-        outcomes = circuit.outcomes if circuit.standing is not None else None
+        outcomes = circuit.outcomes if circuit.shared_admission is not None else None
         if self._is_ill and outcomes is not None and not outcomes.run:
             return  # it goes on failing
         is_ill = outcomes is not None and outcomes.is_news
@@ -258,11 +258,11 @@ class Breaker:
         self._is_ill = is_ill
         if outcomes is not None and is_ill:
             health = health_of(self.name, tally=outcomes.tally())
-            self._changes += (HealthChanged(self.name, health.look, str(health)),)
-        elif circuit.standing is not None:
+            self._changes += (HealthChanged(self.name, health.condition, str(health)),)
+        elif circuit.shared_admission is not None:
             self._changes += (HealthChanged(self.name, "works", ""),)
 
-    def _announce(self) -> None:
+    def _publish_transitions(self) -> None:
         """Carry changes of state to pybreaker and to the listeners: each once, in their order.
 
         What changes meanwhile, in another thread or by a listener, is left to who is telling.
@@ -270,17 +270,17 @@ class Breaker:
         if not self._changes:
             return
         with self._lock:
-            if self._is_telling:
+            if self._is_publishing:
                 return
-            self._is_telling = True
+            self._is_publishing = True
         try:
             while (change := self._next_change()) is not None:
                 self._log(change)
                 if self._pybreaker is not None and isinstance(change, StateChanged):
                     self._pybreaker.show(State(change.new))
-                self._events.emit(change)
+                self._events.publish(change)
         except BaseException:
-            self._is_telling = False
+            self._is_publishing = False
             raise
 
     def _log(self, change: StateChanged | HealthChanged) -> None:
@@ -288,16 +288,16 @@ class Breaker:
             _log_health(change)
             return
         # Where probes of one break meet the same again and again, it is told once.
-        opens, told = self.circuit.opens, self._told
+        opens, told = self.circuit.opens, self._published
         news = f"{change.new} {opens} {change.reason}"
         is_old = change.new != State.CLOSED.value and news in told
-        self._told = () if change.new == State.CLOSED.value else (*told[-3:], news)
+        self._published = () if change.new == State.CLOSED.value else (*told[-3:], news)
         _log_change(change, opens, is_old=is_old)
 
     def _next_change(self) -> StateChanged | HealthChanged | None:
         with self._lock:
             if not self._changes:
-                self._is_telling = False
+                self._is_publishing = False
                 return None
             change, *rest = self._changes
             self._changes = tuple(rest)
@@ -428,7 +428,7 @@ class _Storage(CircuitBreakerStorage):
 
     @property
     def success_counter(self) -> int:
-        return self._breaker.circuit.proven
+        return self._breaker.circuit.probe_successes
 
     @property
     def opened_at(self) -> datetime | None:

@@ -15,12 +15,12 @@ from .text import is_isolation
 __all__ = [
     "AllFailedError",
     "AttemptTimeoutError",
+    "BulkheadFullError",
     "CallRejected",
     "CircuitOpenError",
     "DeadlineExceededError",
     "DependencyError",
     "PolicyError",
-    "QueueFullError",
     "RateLimitedError",
     "ResilienceError",
     "SettingsError",
@@ -134,7 +134,7 @@ class RateLimitedError(CallRejected):
         return f"Rate limit of {self.dependency!r} is used up"
 
 
-class QueueFullError(CallRejected):
+class BulkheadFullError(CallRejected):
     """All places are taken, and the queue for them is full or was too slow."""
 
     def summary(self) -> str:
@@ -197,11 +197,11 @@ class AllFailedError(DependencyError):
         return tuple(self.args[3]) if len(self.args) > 3 else ()  # noqa: PLR2004
 
     @property
-    def was_refused(self) -> bool:
+    def any_rejected(self) -> bool:
         """Whether a guard refused one of them, so that waiting may help where calling did not."""
         return any(
             isinstance(error, CallRejected)
-            or (isinstance(error, AllFailedError) and error.was_refused)
+            or (isinstance(error, AllFailedError) and error.any_rejected)
             for error in self.errors
         )
 

@@ -15,25 +15,25 @@ from .errors import UnsupportedCallError
 
 __all__ = [
     "AttemptFailed",
+    "AttemptRejected",
+    "CallAdmitted",
     "CallFailed",
-    "CallRefused",
     "CallSucceeded",
-    "CallWaited",
     "Counter",
     "DocumentsCounted",
-    "DrainChanged",
     "DrainEnded",
+    "DrainProgress",
     "Event",
     "Events",
-    "FellBack",
+    "FallbackUsed",
     "HealthChanged",
-    "Hedged",
+    "HedgeSent",
     "Listener",
     "ProbeSent",
-    "QueryAnswered",
-    "RecoveryRan",
+    "QueryCompleted",
+    "RecoveryCompleted",
     "RetryScheduled",
-    "StaleAnswered",
+    "StaleAnswerServed",
     "StateChanged",
     "WorkAbandoned",
 ]
@@ -77,7 +77,7 @@ class CallFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class CallWaited:
+class CallAdmitted:
     """A call waited `seconds` in line, maybe none, and booked `tokens`, and may now be sent."""
 
     dependency: str
@@ -95,7 +95,7 @@ class RetryScheduled:
 
 
 @dataclass(frozen=True, slots=True)
-class CallRefused:
+class AttemptRejected:
     """A call was refused before it was sent; `error` is the name of the refusal's class."""
 
     dependency: str
@@ -119,12 +119,12 @@ class HealthChanged:
 
     Attributes:
         dependency: Its name.
-        look: ``failing``, ``uneasy`` or ``works``.
+        condition: ``failing``, ``uneasy`` or ``works``.
         reason: What is wrong and what to do; empty where nothing is.
     """
 
     dependency: str
-    look: str
+    condition: str
     reason: str
 
 
@@ -136,7 +136,7 @@ class ProbeSent:
 
 
 @dataclass(frozen=True, slots=True)
-class FellBack:
+class FallbackUsed:
     """A function of a chain failed and the next is called; `reason` is the name of the error."""
 
     dependency: str
@@ -145,14 +145,14 @@ class FellBack:
 
 
 @dataclass(frozen=True, slots=True)
-class Hedged:
+class HedgeSent:
     """An answer was late, and is asked for once more."""
 
     dependency: str
 
 
 @dataclass(frozen=True, slots=True)
-class StaleAnswered:
+class StaleAnswerServed:
     """A chain whose functions all failed gave an old answer of `source`, `age` seconds old."""
 
     dependency: str
@@ -161,7 +161,7 @@ class StaleAnswered:
 
 
 @dataclass(frozen=True, slots=True)
-class RecoveryRan:
+class RecoveryCompleted:
     """Documents of a LightRAG's workspace were resumed, or tried again.
 
     Attributes:
@@ -187,7 +187,7 @@ class DocumentsCounted:
 
 
 @dataclass(frozen=True, slots=True)
-class QueryAnswered:
+class QueryCompleted:
     """A query of a protected LightRAG is over.
 
     Attributes:
@@ -203,7 +203,7 @@ class QueryAnswered:
 
 
 @dataclass(frozen=True, slots=True)
-class DrainChanged:
+class DrainProgress:
     """A drain is in this phase, with `left` in flight; one of both is new."""
 
     phase: str
@@ -231,19 +231,19 @@ Event = (
     CallSucceeded
     | AttemptFailed
     | CallFailed
-    | CallWaited
+    | CallAdmitted
     | RetryScheduled
-    | CallRefused
+    | AttemptRejected
     | StateChanged
     | HealthChanged
-    | FellBack
-    | Hedged
-    | StaleAnswered
-    | RecoveryRan
+    | FallbackUsed
+    | HedgeSent
+    | StaleAnswerServed
+    | RecoveryCompleted
     | ProbeSent
     | DocumentsCounted
-    | QueryAnswered
-    | DrainChanged
+    | QueryCompleted
+    | DrainProgress
     | DrainEnded
     | WorkAbandoned
 )
@@ -262,21 +262,21 @@ class Events:
     """Hands each event to every listener; one that raises is reported once and dropped.
 
     Attributes:
-        listeners: Who hears of anything.
-        heard: The kinds of events that somebody listens to; others need not be made.
+        subscribers: Who hears of anything.
+        subscribed: The kinds of events that somebody listens to; others need not be made.
         succeeded: Tells that a call succeeded, by the fields of a `CallSucceeded`; None where
             nobody wants to hear of it. This is on the way of every call.
     """
 
     def __init__(self) -> None:
-        self.listeners: tuple[Listener, ...] = ()
-        self.heard: frozenset[type[Event]] = frozenset()
+        self.subscribers: tuple[Listener, ...] = ()
+        self.subscribed: frozenset[type[Event]] = frozenset()
         self.succeeded: Counter | None = None
         self._wanted: tuple[tuple[Listener, tuple[type, ...]], ...] = ()
         self._counters: tuple[Counter, ...] = ()
         self._told_of: dict[type, tuple[Listener, ...]] = {}
 
-    def listen(self, listener: Listener, *kinds: type[Event]) -> Callable[[], None]:
+    def subscribe(self, listener: Listener, *kinds: type[Event]) -> Callable[[], None]:
         """Call `listener` with every event from now on, once each; returns what ends that.
 
         Where `kinds` are given, with events of these alone: others then cost nothing.
@@ -290,7 +290,7 @@ class Events:
                 f"{odd[0]!r} is no kind of event: take classes of lightrag_resilience.events, such "
                 "as StateChanged"
             )
-        if listener not in self.listeners:
+        if listener not in self.subscribers:
             self._wanted += ((listener, kinds or get_args(Event)),)
             self._sort()
         return lambda: self._drop(listener)
@@ -308,7 +308,7 @@ class Events:
         self._sort()
         return lambda: self._drop(counter)
 
-    def emit(self, event: Event) -> None:
+    def publish(self, event: Event) -> None:
         """Tell who listens to it. Never raises for one of theirs."""
         if isinstance(event, CallSucceeded):
             self._count(event.dependency, event.duration, event.tokens)
@@ -329,7 +329,7 @@ class Events:
                 self._failed(counter)
 
     def _count_and_tell(self, dependency: str, duration: float, tokens: int) -> None:
-        self.emit(CallSucceeded(dependency, duration, tokens))
+        self.publish(CallSucceeded(dependency, duration, tokens))
 
     def _failed(self, listener: object) -> None:
         self._drop(listener)
@@ -341,13 +341,13 @@ class Events:
         self._sort()
 
     def _sort(self) -> None:
-        self.listeners = tuple(listener for listener, _ in self._wanted)
+        self.subscribers = tuple(listener for listener, _ in self._wanted)
         self._told_of = {
             kind: tuple(listener for listener, kinds in self._wanted if kind in kinds)
             for kind in get_args(Event)
         }
-        self.heard = frozenset(kind for kind, listeners in self._told_of.items() if listeners)
-        if CallSucceeded in self.heard:
+        self.subscribed = frozenset(kind for kind, listeners in self._told_of.items() if listeners)
+        if CallSucceeded in self.subscribed:
             self.succeeded = self._count_and_tell
         else:
             self.succeeded = self._count if self._counters else None

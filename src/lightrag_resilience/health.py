@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from .circuit.outcomes import OTHER, Tally, short
+from .circuit.outcomes import OTHER, OutcomeCounts, short
 from .text import is_by_hand, symptom_of
 
 __all__ = ["LOOKS", "Health", "advice_for", "health_of", "level_of"]
@@ -43,13 +43,13 @@ class Health:
     """How a dependency is for who calls it now.
 
     Attributes:
-        look: One of `LOOKS`.
+        condition: One of `LOOKS`.
         sentence: What is wrong, as a sentence without its end; empty where nothing is.
         brief: The same without numbers, which change with every call.
         advice: What to do, as such a sentence; empty where there is nothing to do.
     """
 
-    look: str
+    condition: str
     sentence: str = ""
     advice: str = ""
     brief: str = ""
@@ -57,7 +57,7 @@ class Health:
     @property
     def is_well(self) -> bool:
         """Whether a caller would agree that all is well, or nothing watches it."""
-        return self.look in {"works", "unwatched"}
+        return self.condition in {"works", "unwatched"}
 
     def __str__(self) -> str:
         return _with(self.sentence, self.advice)
@@ -74,7 +74,7 @@ def health_of(  # noqa: PLR0911, PLR0913 - one for each look; all but one by nam
     state: str = "closed",
     mode: str = "enforce",
     reason: str = "",
-    tally: Tally | None = None,
+    tally: OutcomeCounts | None = None,
     alone: int = 0,
     standstill: float = 0.0,
 ) -> Health:
@@ -98,8 +98,8 @@ def health_of(  # noqa: PLR0911, PLR0913 - one for each look; all but one by nam
         return Health("tried", f"{name} is being tried, {reason}", advice_for(symptom_of(reason)))
     if mode == "disabled":
         return Health("unwatched")
-    tally = tally or Tally()
-    look = tally.look
+    tally = tally or OutcomeCounts()
+    look = tally.condition
     if look == "failing":
         return _of_calls(name, look, tally)
     if standstill:
@@ -117,7 +117,7 @@ def level_of(look: str) -> int:
     return _LEVELS.get(look, 2)
 
 
-def _of_calls(name: str, look: str, tally: Tally) -> Health:
+def _of_calls(name: str, look: str, tally: OutcomeCounts) -> Health:
     cause = _main_cause(tally)
     many, others = tally.causes.get(cause, 0), tally.failed - tally.causes.get(cause, 0)
     share = "some" if look == "uneasy" else "all" if tally.failed == tally.calls else "most"
@@ -133,7 +133,7 @@ def _of_calls(name: str, look: str, tally: Tally) -> Health:
     return Health(look, told, advice_for(cause), f"{works} fails in {share} calls{with_what}")
 
 
-def _main_cause(tally: Tally) -> str:
+def _main_cause(tally: OutcomeCounts) -> str:
     """What most attempts failed by; of two as frequent ones the last that was seen."""
     last = short(tally.last)
     return max(tally.causes, key=lambda cause: (tally.causes[cause], cause == last), default="")

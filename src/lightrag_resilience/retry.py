@@ -17,7 +17,14 @@ from .config.policies import RetryPolicy
 from .errors import CallRejected, ShuttingDownError
 from .failures.classifier import Failure, FailureKind
 
-__all__ = ["RETRY_COST", "TIMEOUT_RETRY_COST", "Retries", "RetryBudget", "alone", "is_retryable"]
+__all__ = [
+    "RETRY_COST",
+    "TIMEOUT_RETRY_COST",
+    "RetryBudget",
+    "RetryLoop",
+    "is_retryable",
+    "single_worker",
+]
 
 _FATAL, _UNKNOWN_OUTCOME = FailureKind.FATAL, FailureKind.UNKNOWN_OUTCOME  # each a slow lookup
 _TRANSIENT = FailureKind.TRANSIENT
@@ -28,7 +35,7 @@ TIMEOUT_RETRY_COST = 10
 R = TypeVar("R")
 
 
-def alone() -> int:
+def single_worker() -> int:
     """How many processes there are where none is known but this."""
     return 1
 
@@ -44,7 +51,7 @@ class RetryBudget:
 
     __slots__ = ("_cost", "_workers", "capacity", "tokens")
 
-    def __init__(self, capacity: int, workers: Callable[[], int] = alone) -> None:
+    def __init__(self, capacity: int, workers: Callable[[], int] = single_worker) -> None:
         self.capacity = capacity
         self.tokens = capacity
         self._workers = workers
@@ -99,7 +106,7 @@ def is_retryable(failure: Failure, policy: RetryPolicy) -> bool:
 
 
 @dataclass(slots=True, kw_only=True)
-class Retries:
+class RetryLoop:
     """The retries of one call.
 
     Attributes:
@@ -126,7 +133,7 @@ class Retries:
     _wait: float = 0.0
     _why: str = ""
 
-    async def after(self, first: Exception, attempt: Callable[[], Awaitable[R]]) -> R:
+    async def run_after(self, first: Exception, attempt: Callable[[], Awaitable[R]]) -> R:
         """Go on after a first failure until an attempt succeeds or there is no point.
 
         Raises:
@@ -151,7 +158,7 @@ class Retries:
 
         # One controller a call: a shared one keeps the state of calls, and mixes them up.
         controller = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(self._worth_it),
+            retry=tenacity.retry_if_exception(self._should_retry),
             wait=self._backoff,
             stop=self._must_stop,
             before_sleep=self._announce,
@@ -172,7 +179,7 @@ class Retries:
         self.budget.earn(self._spent)
         return result
 
-    def _worth_it(self, error: BaseException) -> bool:
+    def _should_retry(self, error: BaseException) -> bool:
         failure = self.last_failure()
         return (
             isinstance(error, Exception)
@@ -181,10 +188,10 @@ class Retries:
         )
 
     def _must_stop(self, state: tenacity.RetryCallState) -> bool:
-        self._why = self._reason_to_stop(state)
+        self._why = self._stop_reason(state)
         return bool(self._why)
 
-    def _reason_to_stop(self, state: tenacity.RetryCallState) -> str:
+    def _stop_reason(self, state: tenacity.RetryCallState) -> str:
         wait, policy = state.upcoming_sleep, self.policy
         failure = self._failure()
         if state.attempt_number >= policy.attempts:

@@ -25,22 +25,22 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from .config.settings import Settings
-from .draining.abandoned_work import Accounts
-from .draining.gate import admitted
-from .draining.in_flight import InFlight, Process, Work, counted, in_words, task_of
+from .draining.abandoned_work import AbandonedWorkLog
+from .draining.gate import allow_during_drain
+from .draining.in_flight import InFlight, Process, TrackedWork, counted, in_words, task_of
 from .draining.journal import Journal, is_kind
 from .draining.phases import Drain, Phase
 from .draining.process import add_root, discard_root
-from .draining.quiescence import Quiet
-from .draining.report import Progress, Report, tell_phase
-from .draining.signals import ONE_REQUEST, Ears, signals_to_hear
-from .draining.supervisor import host, repeats_sigterm
+from .draining.quiescence import QuiescenceDetector
+from .draining.report import DrainReport, Progress, log_phase
+from .draining.signals import ONE_REQUEST, SignalListener, shutdown_signals
+from .draining.supervisor import repeats_sigterm, supervisor
 from .draining.termination import close_all, end_all, end_children, exit_despite_threads
 from .errors import PolicyError, ShuttingDownError
 from .pipeline.registry import Guards, guards, resolve_guards
 from .text import LONGEST_TEXT, printable
 
-__all__ = ["Coordinator", "Progress", "Report", "configured_drain"]
+__all__ = ["Coordinator", "DrainReport", "Progress", "configured_drain"]
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Process)
@@ -84,21 +84,21 @@ class Coordinator:
         self._drain = configured_drain(settings, timeout, cancel_grace, close_timeout)
         path = settings.shutdown_journal if journal is None else journal
         self.journal = None if path is None else Journal(path)
-        self._accounts = Accounts(self.journal)
+        self._accounts = AbandonedWorkLog(self.journal)
         self.stopping = asyncio.Event()
         """Set when the process is told to stop: for loops that take up new work."""
         self._linger = 0.0
-        self._hears_signals = hears_signals
-        self._drain.changed = functools.partial(tell_phase, self._registry.events)
+        self._handles_signals = hears_signals
+        self._drain.changed = functools.partial(log_phase, self._registry.events)
         self._requested_at: float | None = None
         self._reason = ""
         self._in_flight = InFlight(self._registry.gate)
         self._callers: set[asyncio.Task[Any]] = set()
         self._closers: list[tuple[Callable[[], Any], float | None]] = []
-        self._ended: asyncio.Future[Report] | None = None
+        self._ended: asyncio.Future[DrainReport] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context = contextvars.Context()
-        self._ears: Ears | None = None
+        self._signals: SignalListener | None = None
         self._root = self
 
     # ------------------------------------------------------------------ its life
@@ -110,12 +110,12 @@ class Coordinator:
         self.stopping = self._root.stopping
         if self._root is self:
             add_root(self)
-            self._registry.gate.adopt()
-            if host.ledger is not None and self.journal is not None:
-                host.ledger.journal = str(self.journal.path.absolute())
-        if self._root is self and self._hears_signals:
-            self._ears = Ears(signals_to_hear(), self._requested_by_signal)
-            self._ears.listen()
+            self._registry.gate.reset_if_forked()
+            if supervisor.ledger is not None and self.journal is not None:
+                supervisor.ledger.journal = str(self.journal.path.absolute())
+        if self._root is self and self._handles_signals:
+            self._signals = SignalListener(shutdown_signals(), self._requested_by_signal)
+            self._signals.listen()
         return self
 
     async def __aexit__(
@@ -129,8 +129,8 @@ class Coordinator:
         try:
             await self.drain("the end of the program")
         finally:
-            if self._ears is not None:
-                self._ears.stop()
+            if self._signals is not None:
+                self._signals.stop()
             discard_root(self)
             assert self._loop is not None  # noqa: S101 - it was entered
             self._registry.coordinators.pop(self._loop, None)
@@ -142,23 +142,23 @@ class Coordinator:
         return self._root._drain.phase is not Phase.RUNNING  # noqa: SLF001 - another Coordinator
 
     @property
-    def is_late(self) -> bool:
+    def is_near_deadline(self) -> bool:
         """Whether to begin nothing more, even of what was let in: it would hardly end in time."""
         return self._root._drain.is_late(time.monotonic())  # noqa: SLF001 - another Coordinator
 
     def listen(self) -> None:
         """Hear signals again, where others have set handlers since: a server, late."""
-        if (ears := self._root._ears) is not None:  # noqa: SLF001 - another Coordinator
+        if (ears := self._root._signals) is not None:  # noqa: SLF001 - another Coordinator
             ears.listen()
 
-    def lets_in(self, seconds: float = 0.0) -> bool:
+    def accepts_new_work(self, seconds: float = 0.0) -> bool:
         """Whether new work gets in: nobody said stop, or only once and less than so long ago."""
         drain = self._root._drain  # noqa: SLF001 - another Coordinator
         return drain.phase is Phase.RUNNING or (
-            drain.phase is Phase.DRAINING and drain.lingers(time.monotonic(), seconds)
+            drain.phase is Phase.DRAINING and drain.within_grace(time.monotonic(), seconds)
         )
 
-    def linger(self, seconds: float) -> None:
+    def keep_draining_for(self, seconds: float) -> None:
         """Go on draining so long after the signal although nothing is in flight.
 
         For a server through which something may still come, until it says otherwise with 0.
@@ -171,7 +171,7 @@ class Coordinator:
         root = self._root
         left, drain = root._left(), root._drain  # noqa: SLF001 - another Coordinator
         reason, now = root._reason, time.monotonic()  # noqa: SLF001 - another Coordinator
-        return Progress(drain.phase, reason, drain.left(now), counted(left))
+        return Progress(drain.phase, reason, drain.remaining(now), counted(left))
 
     # ------------------------------------------------------------------ what it looks after
 
@@ -179,11 +179,11 @@ class Coordinator:
         """Wait for a task when the process is told to stop; its guarded calls go on until then.
 
         The calls of a task that was begun outside of `run` are let in only if it was begun in
-        `admitted()`.
+        `allow_during_drain()`.
         """
-        return self.watch(task, "task", task.get_name())
+        return self.track_as(task, "task", task.get_name())
 
-    def watch(self, task: asyncio.Task[T], kind: str, name: str) -> asyncio.Task[T]:
+    def track_as(self, task: asyncio.Task[T], kind: str, name: str) -> asyncio.Task[T]:
         """As `track`, with words of your own for the journal: nothing secret, no text.
 
         Raises:
@@ -198,7 +198,7 @@ class Coordinator:
         root._in_flight.add_task(task, kind, name, root._is_cut_off)  # noqa: SLF001 - another Coordinator
         return task
 
-    def child(self, process: P, name: str = "") -> P:
+    def track_process(self, process: P, name: str = "") -> P:
         """Wait for a child process when this one is told to stop; what does not end is ended.
 
         Args:
@@ -220,7 +220,7 @@ class Coordinator:
         if self.is_draining:
             work.close()
             raise ShuttingDownError(name)
-        with admitted():
+        with allow_during_drain():
             task = self.track(asyncio.ensure_future(work))
         try:
             return await asyncio.shield(task)
@@ -265,7 +265,7 @@ class Coordinator:
         self._begin(reason)
         is_later = at - self._requested_at >= ONE_REQUEST
         if skip_waiting or (is_later and not (reason == "SIGTERM" and repeats_sigterm())):
-            self._drain.hurry(time.monotonic())
+            self._drain.skip_waiting(time.monotonic())
 
     def begin(self, reason: str) -> None:
         """Begin the drain unless it has begun; on the coordinator's loop."""
@@ -282,7 +282,7 @@ class Coordinator:
         phases = self._all_phases()
         self._ended = asyncio.get_running_loop().create_task(phases, context=self._context)
 
-    async def drain(self, reason: str = "a call of drain()") -> Report:
+    async def drain(self, reason: str = "a call of drain()") -> DrainReport:
         """Go through all phases; who calls it later gets the same report.
 
         It lasts to its end even where the caller is cancelled, and at most its timeout.
@@ -295,56 +295,56 @@ class Coordinator:
         assert self._ended is not None  # noqa: S101 - it began
         return await asyncio.shield(self._ended)
 
-    async def _all_phases(self) -> Report:
+    async def _all_phases(self) -> DrainReport:
         try:
             return await self._go_through_phases()
         except asyncio.CancelledError:  # the loop itself ends, as where a server skips the waiting
-            self.write_down(self._reason)
+            self.record_abandoned(self._reason)
             end_children(work.process for work in self._left() if _is_child(work))
             raise
 
-    async def _go_through_phases(self) -> Report:
+    async def _go_through_phases(self) -> DrainReport:
         began = time.monotonic()
         found = len(self._left())
         _log.info("Told to stop by %s: %d in flight", self._reason, found)
-        if cut_off := self._accounts.cancelled_lately():
-            await self._write_down_in_time(cut_off)
+        if cut_off := self._accounts.recently_cancelled():
+            await self._record_in_time(cut_off)
         await self._wait_for_what_is_in_flight()
         stuck = await self._give_up()
         if stuck and self._requested_at is not None:
             exit_despite_threads(self._drain.deadline)
         failed = await close_all(reversed(self._closers), self._drain.deadline)
         abandoned = self._accounts.records
-        report = Report(
+        report = DrainReport(
             drained=max(found + len(cut_off) - sum(not each.parent for each in abandoned), 0),
             abandoned=abandoned,
             stuck=tuple(stuck),
             failed_to_close=failed,
             seconds=time.monotonic() - began,
         )
-        report.tell(self._registry.events)
+        report.log(self._registry.events)
         return report
 
     async def _wait_for_what_is_in_flight(self) -> None:
         told_at = time.monotonic()
-        quiet = Quiet()
+        quiet = QuiescenceDetector()
         while True:
             now = time.monotonic()
             left = self._left()
-            if quiet.lasts(map(task_of, left)):
-                self._drain.hurry(now)
-            count = len(left) + self._drain.lingers(now, self._linger)
+            if quiet.is_quiescent(map(task_of, left)):
+                self._drain.skip_waiting(now)
+            count = len(left) + self._drain.within_grace(now, self._linger)
             if self._drain.step(now, count) is not Phase.DRAINING:
                 return
             if left and now - told_at >= _TELL:
                 told_at = now
-                _log.info("Waiting %.0f s more for %s", self._drain.left(now), in_words(left))
-            await asyncio.sleep(min(_LOOK, self._drain.left(now)))
+                _log.info("Waiting %.0f s more for %s", self._drain.remaining(now), in_words(left))
+            await asyncio.sleep(min(_LOOK, self._drain.remaining(now)))
 
     async def _give_up(self) -> list[str]:
         """Write down what is left, and then end it in the time for that."""
         if left := self._left():
-            await self._write_down_in_time(left)
+            await self._record_in_time(left)
             _log.warning("Giving up %s", in_words(left))
         tasks = {task for work in left if (task := task_of(work)) is not None} - self._callers
         children = [work.process for work in left if _is_child(work)]
@@ -353,22 +353,22 @@ class Coordinator:
 
     # ------------------------------------------------------------------ the journal
 
-    def write_down(self, reason: str) -> None:
+    def record_abandoned(self, reason: str) -> None:
         """Write to the journal what is in flight, at once: for a process that dies here."""
-        self._accounts.write_down(self._left(), self._reason or reason)
+        self._accounts.record(self._left(), self._reason or reason)
 
-    async def _write_down_in_time(self, works: list[Any]) -> None:
-        has_time = lambda: self._drain.left(time.monotonic()) > 0  # noqa: E731
-        await self._accounts.write_down_in_time(works, self._reason, has_time)
+    async def _record_in_time(self, works: list[Any]) -> None:
+        has_time = lambda: self._drain.remaining(time.monotonic()) > 0  # noqa: E731
+        await self._accounts.record_in_time(works, self._reason, has_time)
 
-    def _is_cut_off(self, work: Work) -> None:
+    def _is_cut_off(self, work: TrackedWork) -> None:
         """It was cancelled before its time, such as by a server that skips the waiting."""
         if work in self._accounts:
             return
         if self.is_draining:
-            self._accounts.write_down([work], self._reason)
+            self._accounts.record([work], self._reason)
         else:
-            self._accounts.remember(work)
+            self._accounts.remember_cancelled(work)
 
     def _left(self) -> list[Any]:
         return self._in_flight.now(but=self._callers)
@@ -378,11 +378,11 @@ class Coordinator:
         self._drain.reset()
         self._in_flight = InFlight(self._registry.gate)
         self._registry.coordinators.clear()
-        self._registry.gate.adopt()
+        self._registry.gate.reset_if_forked()
 
 
 def _is_child(work: Any) -> bool:
-    return isinstance(work, Work) and work.process is not None
+    return isinstance(work, TrackedWork) and work.process is not None
 
 
 def configured_drain(
@@ -398,5 +398,5 @@ def configured_drain(
         cancel_grace=settings.shutdown_cancel_grace if cancel_grace is None else cancel_grace,
         close_timeout=settings.shutdown_close_timeout if close_timeout is None else close_timeout,
     )
-    drain.fit(host.patience)
+    drain.shrink_to(supervisor.grace_period)
     return drain

@@ -72,11 +72,11 @@ async def loop_of_call() -> asyncio.AbstractEventLoop:
     """The loop whose parts a call has."""
     call = current_call.get()
     assert call is not None
-    assert call.parts.timer is not None
-    assert call.timer is call.parts.timer
-    assert call.parts.timer.loop is call.parts.loop
-    assert call.parts.home.thread == threading.get_ident()
-    return call.parts.loop
+    assert call.loop_state.timer is not None
+    assert call.timer is call.loop_state.timer
+    assert call.loop_state.timer.loop is call.loop_state.loop
+    assert call.loop_state.loop_timers.thread == threading.get_ident()
+    return call.loop_state.loop
 
 
 def in_a_thread(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -65,9 +65,9 @@ def test_a_pybreaker_listener_may_open_the_circuit_again() -> None:
 
 def test_pybreaker_counts_the_failures_in_a_row() -> None:
     made = breaker(consecutive_failures=5)
-    made.failed(made.admit(), 0.1)
-    made.succeeded(made.admit(), 0.1)
-    made.failed(made.admit(), 0.1)
+    made.on_failure(made.acquire(), 0.1)
+    made.on_success(made.acquire(), 0.1)
+    made.on_failure(made.acquire(), 0.1)
     assert made.pybreaker.fail_counter == 1
 
 
@@ -82,16 +82,16 @@ def test_pybreaker_shows_the_circuit() -> None:
     made = breaker(clock, probes=2)
     shown = made.pybreaker
     assert (shown.name, shown.current_state, shown.fail_counter) == ("llm.openai", "closed", 0)
-    made.failed(made.admit(), 0.1)
+    made.on_failure(made.acquire(), 0.1)
     assert shown.fail_counter == 1
     assert shown._state_storage.opened_at is None
-    made.failed(made.admit(), 0.1)
+    made.on_failure(made.acquire(), 0.1)
     clock.now += 2.0
     assert shown.current_state == shown.state.name == "open"
     opened: Any = shown._state_storage.opened_at
     assert abs(datetime.now(UTC) - timedelta(seconds=2) - opened) < timedelta(seconds=1)
     clock.now += 3.0
-    made.succeeded(made.admit(), 0.1)
+    made.on_success(made.acquire(), 0.1)
     assert shown.success_counter == 1
 
 

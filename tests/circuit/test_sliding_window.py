@@ -30,7 +30,7 @@ def test_a_count_window_holds_the_last_calls(size: int, calls: list[tuple[bool, 
         window.record(0.0, failed=failed, slow=slow)
         last = calls[:number][-size:]
         assert counts(window) == expected(last)
-        assert window.spotless == (len(last) == size and expected(last)[1:] == (0, 0))
+        assert window.all_successes == (len(last) == size and expected(last)[1:] == (0, 0))
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), outcomes), max_size=60), st.floats(0, 1e6))
@@ -45,7 +45,7 @@ def test_a_time_window_holds_the_calls_of_the_last_ten_slices(
         seen.append((int(now // 1.0), (failed, slow)))
         present = int(now // 1.0)
         assert counts(window) == expected([call for at, call in seen if at > present - 10])
-        assert not window.spotless
+        assert not window.all_successes
 
 
 @given(

@@ -17,7 +17,7 @@ def circuit(**changes: Any) -> Circuit:
 
 
 def admitted(circuit: Circuit, now: float = 0.0) -> Admission:
-    admission = circuit.admit(now)
+    admission = circuit.acquire(now)
     assert admission is not None
     return admission
 
@@ -30,7 +30,7 @@ def record(circuit: Circuit, results: str, *, now: float = 0.0, duration: float 
     """Calls one after the other: ``F`` fails, ``S`` succeeds."""
     for result in results:
         admission = admitted(circuit, now)
-        (circuit.fail if result == "F" else circuit.succeed)(admission, duration, now)
+        (circuit.on_failure if result == "F" else circuit.on_success)(admission, duration, now)
 
 
 def opened(now: float = 0.0, **changes: Any) -> Circuit:
@@ -45,7 +45,7 @@ def opened(now: float = 0.0, **changes: Any) -> Circuit:
 def test_a_new_circuit_admits_everybody_with_one_leave() -> None:
     made = circuit()
     assert stands(made) is State.CLOSED
-    assert made.admit(0.0) is made.admit(0.0) is made.standing
+    assert made.acquire(0.0) is made.acquire(0.0) is made.shared_admission
     assert made.retry_after(0.0) is None
 
 
@@ -135,9 +135,9 @@ def test_a_time_window_trips_on_what_is_recent() -> None:
 
 def test_an_open_circuit_refuses_until_its_time_is_over() -> None:
     made = opened(open_for=5.0)
-    assert made.admit(4.999) is None
+    assert made.acquire(4.999) is None
     assert made.retry_after(1.0) == 4.0
-    assert made.admit(5.0) is not None
+    assert made.acquire(5.0) is not None
     assert stands(made) is State.HALF_OPEN
 
 
@@ -148,10 +148,10 @@ def test_breaks_grow_up_to_a_cap_and_begin_anew_after_a_recovery() -> None:
     for _ in range(5):
         breaks.append(made.open_until - now)
         now = made.open_until
-        made.fail(admitted(made, now), 0.0, now)
+        made.on_failure(admitted(made, now), 0.0, now)
     assert breaks == [2.0, 4.0, 8.0, 10.0, 10.0]
     now = made.open_until
-    made.succeed(admitted(made, now), 0.0, now)
+    made.on_success(admitted(made, now), 0.0, now)
     assert stands(made) is State.CLOSED
     made.open(now, "again")
     assert made.open_until - now == 2.0
@@ -160,7 +160,7 @@ def test_breaks_grow_up_to_a_cap_and_begin_anew_after_a_recovery() -> None:
 def test_trying_it_by_hand_is_no_recovery() -> None:
     made = opened(open_for=2.0, open_growth=2.0)
     made.half_open(1.0, "by hand")
-    made.fail(admitted(made, 1.0), 0.0, 1.0)
+    made.on_failure(admitted(made, 1.0), 0.0, 1.0)
     assert made.open_until == 5.0
 
 
@@ -171,7 +171,7 @@ def test_a_break_that_is_over_has_no_wait_left() -> None:
 def test_a_recovered_circuit_remembers_nothing_of_what_opened_it() -> None:
     made = circuit(consecutive_failures=3)
     record(made, "SFFF")
-    made.succeed(admitted(made, 5.0), 0.0, 5.0)
+    made.on_success(admitted(made, 5.0), 0.0, 5.0)
     record(made, "FF", now=5.0)
     assert stands(made) is State.CLOSED
     assert made.snapshot(5.0).calls == made.streak == 2
@@ -198,7 +198,7 @@ def test_opening_twice_by_hand_begins_the_break_anew_and_makes_it_no_longer() ->
 @pytest.mark.parametrize("quota", [1, 3])
 def test_half_open_lets_exactly_its_quota_through(quota: int) -> None:
     made = opened(probes=quota, open_for=5.0)
-    probes = [made.admit(5.0) for _ in range(50)]
+    probes = [made.acquire(5.0) for _ in range(50)]
     assert sum(probe is not None for probe in probes) == quota
     assert made.retry_after(5.0) == 1.0
 
@@ -206,10 +206,10 @@ def test_half_open_lets_exactly_its_quota_through(quota: int) -> None:
 def test_all_probes_must_succeed() -> None:
     made = opened(probes=2)
     first, second = admitted(made, 9.0), admitted(made, 9.0)
-    made.succeed(first, 0.0, 9.0)
+    made.on_success(first, 0.0, 9.0)
     assert stands(made) is State.HALF_OPEN
-    assert made.admit(9.0) is None  # proven ones count against the quota
-    made.succeed(second, 0.0, 9.0)
+    assert made.acquire(9.0) is None  # proven ones count against the quota
+    made.on_success(second, 0.0, 9.0)
     assert stands(made) is State.CLOSED
     assert made.window.calls == 0
 
@@ -217,36 +217,36 @@ def test_all_probes_must_succeed() -> None:
 def test_one_failed_probe_opens_it_again_and_the_others_count_no_more() -> None:
     made = opened(probes=3)
     probes = [admitted(made, 9.0) for _ in range(3)]
-    made.succeed(probes[0], 0.0, 9.0)
-    made.fail(probes[1], 0.0, 9.0)
+    made.on_success(probes[0], 0.0, 9.0)
+    made.on_failure(probes[1], 0.0, 9.0)
     assert stands(made) is State.OPEN
     assert made.reason == "after a probe failed"
-    made.succeed(probes[2], 0.0, 9.0)
+    made.on_success(probes[2], 0.0, 9.0)
     assert stands(made) is State.OPEN
     assert made.opens == 2
 
 
 def test_a_slow_probe_is_no_recovery() -> None:
     made = opened(slow_call=1.0)
-    made.succeed(admitted(made, 9.0), 1.0, 9.0)
+    made.on_success(admitted(made, 9.0), 1.0, 9.0)
     assert stands(made) is State.OPEN
 
 
 def test_a_released_probe_frees_its_place_at_once() -> None:
     made = opened()
     probe = admitted(made, 9.0)
-    assert made.admit(9.0) is None
+    assert made.acquire(9.0) is None
     made.release(probe)
-    assert made.honours(admitted(made, 9.0))
-    assert not made.honours(probe)
+    assert made.is_valid(admitted(made, 9.0))
+    assert not made.is_valid(probe)
 
 
 def test_a_released_probe_takes_nothing_from_the_proven_ones() -> None:
     made = opened(probes=2)
     first, second = admitted(made, 9.0), admitted(made, 9.0)
-    made.succeed(first, 0.0, 9.0)
+    made.on_success(first, 0.0, 9.0)
     made.release(second)
-    made.succeed(admitted(made, 9.0), 0.0, 9.0)
+    made.on_success(admitted(made, 9.0), 0.0, 9.0)
     assert stands(made) is State.CLOSED
 
 
@@ -255,8 +255,8 @@ def test_each_probe_has_a_lease_of_its_own() -> None:
     admitted(made, 10.0)
     second = admitted(made, 40.0)
     admitted(made, 70.0)
-    assert made.admit(99.9) is None
-    assert made.honours(second)
+    assert made.acquire(99.9) is None
+    assert made.is_valid(second)
 
 
 def test_a_probe_released_while_places_are_counted_breaks_nothing() -> None:
@@ -277,20 +277,20 @@ def test_a_probe_released_while_places_are_counted_breaks_nothing() -> None:
         for _ in range(probes):
             admitted(made, 9.0)
         made._leases = Collected(made._leases)
-        assert made.admit(19.0) is not None
+        assert made.acquire(19.0) is not None
 
 
 def test_a_hung_probe_loses_its_place_and_its_say() -> None:
     made = opened(probe_lease=60.0)
     hung = admitted(made, 9.0)
-    assert made.admit(68.9) is None
+    assert made.acquire(68.9) is None
     admitted(made, 69.0)
-    made.succeed(hung, 0.0, 70.0)
-    made.fail(hung, 0.0, 70.0)
+    made.on_success(hung, 0.0, 70.0)
+    made.on_failure(hung, 0.0, 70.0)
     assert stands(made) is State.HALF_OPEN
 
 
-@pytest.mark.parametrize("verdict", ["succeed", "fail"])
+@pytest.mark.parametrize("verdict", ["on_success", "on_failure"])
 def test_a_hung_probe_has_no_say_even_if_nobody_asked_meanwhile(verdict: str) -> None:
     made = opened(probe_lease=60.0)
     hung = admitted(made, 9.0)
@@ -304,11 +304,14 @@ def test_half_open_by_hand_twice_keeps_the_quota() -> None:
     made.half_open(0.0, "by hand")
     admitted(made)
     made.half_open(0.0, "by hand")
-    assert made.admit(0.0) is None
+    assert made.acquire(0.0) is None
 
 
 def test_why_a_probe_was_no_recovery_is_said() -> None:
-    for verdict, why in (("succeed", "after a probe was slow"), ("fail", "after a probe failed")):
+    for verdict, why in (
+        ("on_success", "after a probe was slow"),
+        ("on_failure", "after a probe failed"),
+    ):
         made = opened(slow_call=1.0)
         getattr(made, verdict)(admitted(made, 9.0), 2.0, 9.0)
         assert made.reason == why
@@ -317,11 +320,11 @@ def test_why_a_probe_was_no_recovery_is_said() -> None:
 def test_a_probe_has_one_say() -> None:
     made = opened(probes=2)
     probe = admitted(made, 9.0)
-    made.succeed(probe, 0.0, 9.0)
-    made.succeed(probe, 0.0, 9.0)
-    made.fail(probe, 0.0, 9.0)
+    made.on_success(probe, 0.0, 9.0)
+    made.on_success(probe, 0.0, 9.0)
+    made.on_failure(probe, 0.0, 9.0)
     assert stands(made) is State.HALF_OPEN
-    assert made.proven == 1
+    assert made.probe_successes == 1
 
 
 # ---------------------------------------------------------------------- late results
@@ -331,10 +334,10 @@ def test_a_late_success_closes_nothing() -> None:
     made = circuit()
     early = admitted(made)
     made.open(0.0, "meanwhile")
-    made.succeed(early, 0.0, 1.0)
+    made.on_success(early, 0.0, 1.0)
     assert stands(made) is State.OPEN
     admitted(made, 5.0)
-    made.succeed(early, 0.0, 5.0)
+    made.on_success(early, 0.0, 5.0)
     assert stands(made) is State.HALF_OPEN
 
 
@@ -344,11 +347,11 @@ def test_a_probe_of_an_earlier_trial_has_no_say_in_the_next() -> None:
     made.open(9.0, "meanwhile")
     present = admitted(made, 20.0)
     before = made.snapshot(20.0)
-    made.succeed(early[0], 0.0, 20.0)
-    made.fail(early[1], 0.0, 20.0)
+    made.on_success(early[0], 0.0, 20.0)
+    made.on_failure(early[1], 0.0, 20.0)
     made.release(early[0])
     assert made.snapshot(20.0) == before
-    assert made.honours(present)
+    assert made.is_valid(present)
 
 
 def test_late_failures_prolong_no_break() -> None:
@@ -357,7 +360,7 @@ def test_late_failures_prolong_no_break() -> None:
     record(made, "FFFF")
     until, generation = made.open_until, made.generation
     for admission in early:
-        made.fail(admission, 0.0, 4.0)
+        made.on_failure(admission, 0.0, 4.0)
     assert (made.open_until, made.generation) == (until, generation)
 
 
@@ -366,9 +369,9 @@ def test_a_late_failure_does_not_count_in_the_next_life() -> None:
     early = admitted(made)
     made.open(0.0, "meanwhile")
     made.close(1.0, "well again")
-    made.fail(early, 0.0, 2.0)
+    made.on_failure(early, 0.0, 2.0)
     assert made.window.calls == 0
-    assert not made.honours(early)
+    assert not made.is_valid(early)
 
 
 def test_a_late_success_does_not_end_a_row_of_failures_in_the_next_life() -> None:
@@ -376,7 +379,7 @@ def test_a_late_success_does_not_end_a_row_of_failures_in_the_next_life() -> Non
     early = admitted(made)
     made.close(1.0, "by hand")
     record(made, "F", now=1.0)
-    made.succeed(early, 0.0, 2.0)
+    made.on_success(early, 0.0, 2.0)
     assert (made.streak, made.window.calls) == (1, 1)
 
 
@@ -385,7 +388,7 @@ def test_a_late_success_does_not_end_a_row_of_failures_in_the_next_life() -> Non
 
 def test_forced_open_stays_open_whatever_time_passes() -> None:
     made = circuit(mode="forced-open")
-    assert made.admit(1e9) is None
+    assert made.acquire(1e9) is None
     assert made.retry_after(1e9) is None
     made.open(1e9, "again")
     assert made.open_until == math.inf
@@ -396,7 +399,7 @@ def test_a_hand_lifts_the_force(way_out: str) -> None:
     made = circuit(mode="forced-open")
     getattr(made, way_out)(1.0, "by hand")
     assert made.mode == "enforce"
-    assert made.admit(1.0) is not None
+    assert made.acquire(1.0) is not None
 
 
 def test_lifting_the_force_brings_the_policys_mode_back() -> None:
@@ -417,7 +420,7 @@ def test_modes_that_never_refuse(mode: Any, remembered: int) -> None:
 def test_a_mode_can_change_and_change_back() -> None:
     made = circuit()
     made.set_mode("forced-open", 1.0, "incident")
-    assert made.admit(2.0) is None
+    assert made.acquire(2.0) is None
     made.set_mode("enforce", 3.0, "over")
     record(made, "FFFF", now=3.0)
     assert stands(made) is State.OPEN

@@ -81,7 +81,7 @@ class CircuitMachine(RuleBasedStateMachine):
     @rule(target=admissions)
     def admit(self) -> Any:
         before, until = self.circuit.state, self.circuit.open_until
-        admission = self.circuit.admit(self.now)
+        admission = self.circuit.acquire(self.now)
         if before is State.CLOSED:
             assert admission is not None
         elif before is State.OPEN:
@@ -89,17 +89,17 @@ class CircuitMachine(RuleBasedStateMachine):
         if admission is None:
             return multiple()
         assert admission.generation == self.circuit.generation
-        assert self.circuit.honours(admission)
+        assert self.circuit.is_valid(admission)
         return admission
 
     @rule(admission=consumes(admissions), duration=durations)
     def succeed(self, admission: Admission, duration: float) -> None:
         before, stale = self.shown(), admission.generation != self.circuit.generation
-        is_content = self.circuit.is_content
+        is_content = self.circuit.ignores_successes
         quick = duration < self.circuit.slow_after
-        if self.circuit.state is State.HALF_OPEN and self.circuit.honours(admission) and quick:
+        if self.circuit.state is State.HALF_OPEN and self.circuit.is_valid(admission) and quick:
             self.proofs.add(admission)
-        self.circuit.succeed(admission, duration, self.now)
+        self.circuit.on_success(admission, duration, self.now)
         if stale or is_content:
             assert self.shown() == before
         if stale:
@@ -113,23 +113,25 @@ class CircuitMachine(RuleBasedStateMachine):
     def be_well(self) -> None:
         """A closed circuit is content with a window of quick successes, if slow ones are too."""
         for _ in range(self.policy.window_calls):
-            if (standing := self.circuit.standing) is None:  # the calls before were too bad
+            if (standing := self.circuit.shared_admission) is None:  # the calls before were too bad
                 return
-            self.circuit.succeed(standing, 0.0, self.now)
+            self.circuit.on_success(standing, 0.0, self.now)
             self.past.append((False, False))
-        if self.circuit.standing is None:
+        if self.circuit.shared_admission is None:
             return
         counts = self.policy.window == "count" and self.circuit.mode != "disabled"
         # While a failure is remembered, successes are counted beside it.
         is_clean = self.circuit.outcomes is None
         assert self.circuit.is_spotless == (counts and is_clean)
-        assert self.circuit.is_content == (counts and is_clean and self.policy.slow_call is None)
+        assert self.circuit.ignores_successes == (
+            counts and is_clean and self.policy.slow_call is None
+        )
 
     @rule(admission=consumes(admissions), duration=durations)
     def fail(self, admission: Admission, duration: float) -> None:
         before, stale = self.shown(), admission.generation != self.circuit.generation
-        had_a_say = self.circuit.honours(admission)
-        self.circuit.fail(admission, duration, self.now)
+        had_a_say = self.circuit.is_valid(admission)
+        self.circuit.on_failure(admission, duration, self.now)
         if stale or not had_a_say:
             assert self.shown() == before
         elif before.state is State.HALF_OPEN:
@@ -142,9 +144,9 @@ class CircuitMachine(RuleBasedStateMachine):
     @rule(admission=consumes(admissions), pause=st.sampled_from([0.0, 1.0, 60.0]))
     def deny(self, admission: Admission, pause: float) -> None:
         """An answer that serves no caller counts for nothing, and proves nothing."""
-        before, had_a_say = self.shown(), self.circuit.honours(admission)
+        before, had_a_say = self.shown(), self.circuit.is_valid(admission)
         opens = self.circuit.opens
-        self.circuit.deny(admission, self.now, "HTTP 401 (Odd)", pause=pause)
+        self.circuit.on_uncounted_failure(admission, self.now, "HTTP 401 (Odd)", pause=pause)
         if not had_a_say:
             assert self.shown() == before
         elif before.state is State.HALF_OPEN:
@@ -161,7 +163,7 @@ class CircuitMachine(RuleBasedStateMachine):
     @rule(admission=consumes(admissions))
     def release(self, admission: Admission) -> None:
         before = self.shown()
-        is_probe = self.circuit.state is State.HALF_OPEN and self.circuit.honours(admission)
+        is_probe = self.circuit.state is State.HALF_OPEN and self.circuit.is_valid(admission)
         self.circuit.release(admission)
         assert self.shown() == replace(before, probes=before.probes - is_probe)
 
@@ -188,15 +190,15 @@ class CircuitMachine(RuleBasedStateMachine):
                 # 0: a probe by hand met an answer that is no outage, so that none is counted yet.
                 length = min(5.0 * 2.0 ** max(circuit.opens - 1, 0), 15.0)
                 assert circuit.open_until - self.now == length
-        assert (circuit.standing is not None) == (circuit.state is State.CLOSED)
-        assert shown.probes + circuit.proven <= self.policy.probes
+        assert (circuit.shared_admission is not None) == (circuit.state is State.CLOSED)
+        assert shown.probes + circuit.probe_successes <= self.policy.probes
         assert 0 <= max(shown.failed, shown.slow) <= shown.calls
         assert shown.calls <= self.policy.window_calls or self.policy.window == "time"
         if circuit.mode == "forced-open":
             assert circuit.state is State.OPEN
             assert circuit.open_until == math.inf
         elif circuit.state is State.OPEN:
-            assert circuit.open_until - self.now <= self.policy.longest_break
+            assert circuit.open_until - self.now <= self.policy.max_open_for
         else:
             assert circuit.open_until == -math.inf
         if circuit.outcomes is not None:
@@ -204,11 +206,11 @@ class CircuitMachine(RuleBasedStateMachine):
             assert 0 < shown.tally.failed == sum(shown.tally.causes.values())
             assert shown.tally.failed + shown.tally.run <= shown.tally.calls
             assert not circuit.is_spotless
-        if circuit.is_content:
+        if circuit.ignores_successes:
             assert circuit.state is State.CLOSED
             assert circuit.streak == 0
         if circuit.state is not State.HALF_OPEN:
-            assert shown.probes == circuit.proven == 0
+            assert shown.probes == circuit.probe_successes == 0
 
 
 CircuitMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -25,21 +25,21 @@ class Unserved:
         self.now = 100.0
         self.events = Events()
         self.heard: list[Any] = []
-        self.events.listen(self.heard.append, HealthChanged, StateChanged)
+        self.events.subscribe(self.heard.append, HealthChanged, StateChanged)
         policy_ = BreakerPolicy(**policy)
         self.breaker = Breaker("llm", policy_, events=self.events, clock=lambda: self.now)
 
     def deny(self, times: int = 1, symptom: str = "HTTP 401 (Odd)", pause: float = 1.0) -> None:
         for _ in range(times):
-            self.breaker.denied(self.breaker.admit(), symptom, pause)
+            self.breaker.on_uncounted_failure(self.breaker.acquire(), symptom, pause)
 
     def succeed(self, times: int) -> None:
         for _ in range(times):
-            self.breaker.succeeded(self.breaker.admit(), 0.1)
+            self.breaker.on_success(self.breaker.acquire(), 0.1)
 
     def open(self) -> None:
         for _ in range(5):
-            self.breaker.failed(self.breaker.admit(), 0.1, "ConnectError")
+            self.breaker.on_failure(self.breaker.acquire(), 0.1, "ConnectError")
         assert self.breaker.state is State.OPEN
 
 
@@ -61,7 +61,7 @@ def test_401_to_every_call_is_one_warning_and_its_end_one_line(
         ("INFO", "llm works again for those who call it"),
     ]
     assert [change.look for change in rig.heard] == ["failing", "works"]
-    assert rig.breaker.circuit.is_content
+    assert rig.breaker.circuit.ignores_successes
 
 
 def test_a_single_400_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -72,7 +72,7 @@ def test_a_single_400_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
     rig.now += 100.0
     rig.succeed(1)
-    assert rig.breaker.circuit.is_content
+    assert rig.breaker.circuit.ignores_successes
 
 
 def test_where_a_circuit_opens_its_own_line_is_all_that_is_said(
@@ -93,7 +93,7 @@ def test_a_share_that_opens_no_circuit_is_told(caplog: pytest.LogCaptureFixture)
     rig = Unserved(consecutive_failures=None)
     for _ in range(20):
         rig.succeed(3)
-        rig.breaker.failed(rig.breaker.admit(), 0.1, "HTTP 503 (Odd)")
+        rig.breaker.on_failure(rig.breaker.acquire(), 0.1, "HTTP 503 (Odd)")
     ((_, said),) = levels(caplog)
     assert said == "llm answers 503 to 4 of 13 calls: look at its own status page or log"
 
@@ -108,16 +108,16 @@ def test_a_probe_that_is_answered_and_not_served_names_the_time_of_the_next(
     for _ in range(60):
         rig.deny()
         with pytest.raises(CircuitOpenError) as refused:
-            rig.breaker.admit()
+            rig.breaker.acquire()
         assert refused.value.retry_after == 1.0
         assert "open after a probe met HTTP 401 (Odd); next probe in 1.0 s" in str(refused.value)
         rig.now += 1.0
     assert rig.breaker.snapshot().opens == 1
     assert len(caplog.records) == 4  # the same again is no news
-    probe = rig.breaker.admit()
+    probe = rig.breaker.acquire()
     with pytest.raises(CircuitOpenError, match=r"half-open .*, the last failure HTTP 401 \(Odd\)"):
-        rig.breaker.admit()
-    rig.breaker.succeeded(probe, 0.1)
+        rig.breaker.acquire()
+    rig.breaker.on_success(probe, 0.1)
     assert rig.breaker.state is State.CLOSED
 
 
@@ -127,7 +127,7 @@ def test_an_outage_that_ends_in_what_waiting_does_not_mend_says_so_once(
     rig = Unserved()
     rig.open()
     rig.now += 5.0
-    rig.breaker.failed(rig.breaker.admit(), 0.1, "HTTP 503 (Odd)")
+    rig.breaker.on_failure(rig.breaker.acquire(), 0.1, "HTTP 503 (Odd)")
     caplog.clear()
     for _ in range(20):
         rig.now += 20.0
@@ -154,7 +154,7 @@ def test_what_was_never_opened_by_failures_names_none_while_it_is_probed() -> No
     rig.succeed(1)
     rig.breaker.open("isolated by ops", open_for=3.0)
     rig.now += 3.0
-    rig.breaker.admit()
+    rig.breaker.acquire()
     assert rig.breaker.circuit.reason == "while probes are under way"
 
 

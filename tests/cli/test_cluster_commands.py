@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from lightrag_resilience import State
-from lightrag_resilience.circuit.outcomes import Tally
+from lightrag_resilience.circuit.outcomes import OutcomeCounts
 from lightrag_resilience.cli.app import app
 from lightrag_resilience.cli.rendering import as_page
 from lightrag_resilience.shared_state.cluster_view import Overview
@@ -199,7 +199,7 @@ def test_ctrl_c_ends_watching_in_silence(server: RedisServer) -> None:
 import os, signal, threading
 os.environ["RESILIENCE_REDIS_URL"] = {server.url!r}
 from lightrag_resilience import State
-from lightrag_resilience.circuit.outcomes import Tally
+from lightrag_resilience.circuit.outcomes import OutcomeCounts
 from lightrag_resilience.cli.rendering import as_page
 from lightrag_resilience.cli.app import app
 from lightrag_resilience.shared_state.cluster_view import Overview
@@ -401,7 +401,7 @@ def test_overrides_that_are_none_of_ours_are_told_and_change_nothing(
 def test_in_a_narrow_terminal_the_width_goes_to_why() -> None:
     why = "after 5 failures in a row, the last ConnectionRefusedError"
     there = Announcement(State.OPEN, 1, 4.0, 1, why)
-    bad = Tally(9, 9, {"HTTP 401": 9}, 0, "HTTP 401 (AuthenticationError)", 9)
+    bad = OutcomeCounts(9, 9, {"HTTP 401": 9}, 0, "HTTP 401 (AuthenticationError)", 9)
     closed = Announcement(State.CLOSED, 1, 0.0, 0, "since the start")
     seen = Overview(
         {

@@ -217,8 +217,8 @@ def test_retries_around_retries_are_found_in_code(application: str) -> None:
 
 def test_a_client_whose_retries_yield_is_no_finding(application: str) -> None:
     with Path(f"{application}.py").open("a") as code:
-        code.write("from lightrag_resilience.integrations.sdks import yield_retries\n")
-        code.write("yield_retries(openai)\n")
+        code.write("from lightrag_resilience.integrations.sdks import disable_sdk_retries\n")
+        code.write("disable_sdk_retries(openai)\n")
     assert "eager" not in run("doctor", "llm", "--code", application).output
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from lightrag_resilience.cli.app import app
-from lightrag_resilience.draining.journal import Abandoned, Journal
+from lightrag_resilience.draining.journal import AbandonedWork, Journal
 
 
 def run(*words: str, **variables: str) -> tuple[int, str]:
@@ -23,13 +23,13 @@ def run(*words: str, **variables: str) -> tuple[int, str]:
     return ran.exit_code, ran.output
 
 
-def record(name: str = "llm") -> Abandoned:
-    return Abandoned(name, "call", "in_flight", 1.0, "SIGTERM")
+def record(name: str = "llm") -> AbandonedWork:
+    return AbandonedWork(name, "call", "in_flight", 1.0, "SIGTERM")
 
 
 def test_it_lists_what_was_given_up(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    record = Abandoned("[red]an ingest[/]", "task", "outcome_unknown", 12.34, "SIGTERM", at=0.0)
+    record = AbandonedWork("[red]an ingest[/]", "task", "outcome_unknown", 12.34, "SIGTERM", at=0.0)
     Journal(path).write([record])
     code, text = run(str(path))
     assert code == 1
@@ -43,8 +43,8 @@ def test_it_lists_what_was_given_up(tmp_path: Path) -> None:
 def test_it_tells_of_documents_attempts_and_what_is_left_of_a_call(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     about: Any = {"workspace": "books", "document": "doc-1", "track": "insert_7"}
-    document = Abandoned("lightrag.ingest", "document", "in_flight", 1.0, "SIGTERM", **about)
-    call = Abandoned("llm", "call", "queued", 1.0, "SIGTERM", attempt=3, effect="pure")
+    document = AbandonedWork("lightrag.ingest", "document", "in_flight", 1.0, "SIGTERM", **about)
+    call = AbandonedWork("llm", "call", "queued", 1.0, "SIGTERM", attempt=3, effect="pure")
     Journal(path).write([document, call])
     _, text = run(str(path), COLUMNS="240")
     assert "books doc-1 insert_7" in text

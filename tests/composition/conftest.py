@@ -28,7 +28,7 @@ def owner() -> Iterator[Guards]:
 @pytest.fixture
 def heard(owner: Guards) -> list[Event]:
     events: list[Event] = []
-    owner.events.listen(events.append)
+    owner.events.subscribe(events.append)
     return events
 
 

@@ -21,7 +21,7 @@ from lightrag_resilience import (
     TimeoutPolicy,
     TruncatedStreamError,
     UnsupportedCallError,
-    gathered,
+    collected,
     resilient,
     with_fallbacks,
 )
@@ -82,7 +82,7 @@ def verdict(guard: Guard) -> tuple[int, int]:
 async def test_all_items_are_there_and_the_call_is_one_success() -> None:
     guard, source = guarded(), Source(WHOLE)
     heard = heard_by(guard)
-    assert await guard.call(gathered(source.__call__), "prompt", stream=True) == WHOLE
+    assert await guard.call(collected(source.__call__), "prompt", stream=True) == WHOLE
     assert verdict(guard) == (1, 0)
     assert [type(event) for event in heard] == [CallSucceeded]
     assert source.open == 0
@@ -93,7 +93,7 @@ async def test_all_items_are_there_and_the_call_is_one_success() -> None:
 )
 async def test_what_breaks_in_mid_stream_is_asked_for_again_as_a_whole(broken: list[Any]) -> None:
     guard, source = guarded(), Source(broken, broken, WHOLE)
-    assert await guard.call(gathered(source.__call__)) == WHOLE
+    assert await guard.call(collected(source.__call__)) == WHOLE
     assert (source.calls, source.open, now()) == (3, 0, 3.0)
     assert verdict(guard) == (3, 2)
 
@@ -101,24 +101,24 @@ async def test_what_breaks_in_mid_stream_is_asked_for_again_as_a_whole(broken: l
 async def test_the_last_cut_is_raised_when_attempts_are_used_up() -> None:
     source = Source(HALF)
     with pytest.raises(TruncatedStreamError, match="'llm' was cut off before its finish marker"):
-        await guarded().call(gathered(source.__call__))
+        await guarded().call(collected(source.__call__))
     assert source.calls == 3
 
 
 async def test_what_is_fatal_in_mid_stream_is_not_tried_again() -> None:
     source = Source([chunk("one"), ValueError("a bug")])
     with pytest.raises(ValueError, match="a bug"):
-        await guarded().call(gathered(source.__call__))
+        await guarded().call(collected(source.__call__))
     assert source.calls == 1
 
 
 async def test_a_policy_may_do_without_finish_markers() -> None:
     guard = guarded(stream=StreamPolicy(finish_marker=False))
-    assert await guard.call(gathered(Source(HALF).__call__)) == HALF
+    assert await guard.call(collected(Source(HALF).__call__)) == HALF
 
 
 async def test_an_empty_stream_is_an_empty_list() -> None:
-    assert await guarded().call(gathered(Source([]).__call__)) == []
+    assert await guarded().call(collected(Source([]).__call__)) == []
 
 
 # ---------------------------------------------------------------------- how long it may take
@@ -141,7 +141,7 @@ async def test_each_time_of_the_policy_ends_an_attempt(
     timeout = TimeoutPolicy(**({"attempt": None, "total": None} | times))
     guard, source = guarded(attempts=1, timeout=timeout), Source(run)
     with pytest.raises(error):
-        await guard.call(gathered(source.__call__))
+        await guard.call(collected(source.__call__))
     task = asyncio.current_task()
     assert task is not None
     assert (now(), task.cancelling(), source.open) == (when, 0, 0)
@@ -156,20 +156,20 @@ async def test_the_first_items_time_runs_from_when_the_call_was_sent() -> None:
         return Source([60.0])()
 
     with pytest.raises(AttemptTimeoutError, match="waiting 2 s for the first item"):
-        await guarded(attempts=1, timeout=timeout).call(gathered(connect))
+        await guarded(attempts=1, timeout=timeout).call(collected(connect))
     assert now() == 9.0
 
 
 async def test_a_stall_is_asked_for_again() -> None:
     guard = guarded(timeout=TimeoutPolicy(attempt=None, total=None, gap=2.0))
     source = Source([chunk("one"), 60.0], WHOLE)
-    assert await guard.call(gathered(source.__call__)) == WHOLE
+    assert await guard.call(collected(source.__call__)) == WHOLE
     assert now() == 3.0
 
 
 async def test_a_cancellation_is_passed_on_and_counts_nothing() -> None:
     guard, source = guarded(), Source([chunk("one"), 60.0])
-    task = asyncio.create_task(guard.call(gathered(source.__call__)))
+    task = asyncio.create_task(guard.call(collected(source.__call__)))
     await asyncio.sleep(1.0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -185,16 +185,16 @@ async def test_what_is_set_aside_while_it_is_read_costs_the_attempt_no_time(time
         yield chunk("one")
         call = current_call.get()
         assert call is not None
-        with call.set_aside():
+        with call.suspend_timers():
             await asyncio.sleep(100.0)
         await asyncio.sleep(last)
         yield chunk("two", "stop")
 
     guard = guarded(attempts=1, timeout=TimeoutPolicy(**({"attempt": None, "total": None} | times)))
-    assert await guard.call(gathered(words), 8.0) == WHOLE
+    assert await guard.call(collected(words), 8.0) == WHOLE
     assert now() == 108.0
     with pytest.raises((AttemptTimeoutError, DeadlineExceededError)):
-        await guard.call(gathered(words), 60.0)
+        await guard.call(collected(words), 60.0)
 
 
 # ---------------------------------------------------------------------- together with others
@@ -203,7 +203,7 @@ async def test_what_is_set_aside_while_it_is_read_costs_the_attempt_no_time(time
 async def test_a_gathered_stream_has_its_place_until_its_end() -> None:
     guard = guarded(concurrency=ConcurrencyPolicy(max_concurrent=1))
     source = Source([chunk("one"), 5.0, chunk("two", "stop")])
-    await asyncio.gather(*(guard.call(gathered(source.__call__)) for _ in range(3)))
+    await asyncio.gather(*(guard.call(collected(source.__call__)) for _ in range(3)))
     assert now() == 15.0
 
 
@@ -217,7 +217,7 @@ async def test_calls_of_the_same_guard_made_while_it_is_read_pass_through() -> N
         yield await guard.call(inner)
         yield await guard.call(inner)
 
-    assert await guard.call(gathered(words)) == ["inner", "inner"]
+    assert await guard.call(collected(words)) == ["inner", "inner"]
     assert verdict(guard) == (1, 0)
 
 
@@ -226,7 +226,7 @@ async def test_as_decorators_it_goes_below_the_guard() -> None:
     source = Source(HALF, WHOLE)
 
     @resilient("llm.a", registry=owner)
-    @gathered
+    @collected
     async def pieces(prompt: str) -> AsyncIterator[Any]:
         """What the model says."""
         async for item in source(prompt):
@@ -240,7 +240,7 @@ async def test_as_decorators_it_goes_below_the_guard() -> None:
 async def test_a_chain_goes_on_where_a_stream_was_cut_off_for_good() -> None:
     owner = Guards(settings=load_settings({}), clock=asyncio.get_running_loop().time)
     links = [
-        resilient(name, registry=owner)(gathered(Source(run).__call__))
+        resilient(name, registry=owner)(collected(Source(run).__call__))
         for name, run in (("llm.a", HALF), ("llm.b", WHOLE))
     ]
     assert await with_fallbacks(*links, registry=owner)() == WHOLE
@@ -254,15 +254,15 @@ async def awaited(source: Source) -> AsyncIterator[Any]:
 async def test_a_function_may_return_its_stream(breaker: Any) -> None:
     guard = guarded(breaker=breaker or BreakerPolicy())
     source = Source(HALF, WHOLE)
-    assert await guard.call(gathered(awaited), source) == WHOLE
+    assert await guard.call(collected(awaited), source) == WHOLE
 
 
 async def test_outside_of_a_guard_it_just_reads() -> None:
     source = Source(HALF)
-    assert await gathered(source.__call__)() == HALF
+    assert await collected(source.__call__)() == HALF
     source = Source([chunk("one"), down()])
     with pytest.raises(ConnectionRefusedError):
-        await gathered(source.__call__)()
+        await collected(source.__call__)()
     assert source.open == 0
 
 
@@ -285,7 +285,7 @@ async def test_a_source_that_does_not_close_itself_is_closed() -> None:
     async def connect() -> Any:
         return connection
 
-    for call in (gathered(connect), lambda: guarded(attempts=1).call(gathered(connect))):
+    for call in (collected(connect), lambda: guarded(attempts=1).call(collected(connect))):
         connection.closed, steps = 0, iter([False, True])
         with pytest.raises(ConnectionResetError):
             await call()
@@ -299,8 +299,8 @@ async def answer() -> str:
 @pytest.mark.parametrize("function", [answer, lambda: 5])
 async def test_what_gives_no_stream_is_told_so_once(function: Callable[..., Any]) -> None:
     guard = guarded()
-    with pytest.raises(UnsupportedCallError, match=r"gathered\(.*\) needs a stream, not"):
-        await guard.call(gathered(function))
+    with pytest.raises(UnsupportedCallError, match=r"collected\(.*\) needs a stream, not"):
+        await guard.call(collected(function))
     assert verdict(guard) == (0, 0)
 
 
@@ -310,7 +310,7 @@ async def test_a_task_that_outlives_its_call_just_reads() -> None:
     async def begin() -> asyncio.Task[list[Any]]:
         async def later() -> list[Any]:
             await asyncio.sleep(1.0)
-            return await gathered(source.__call__)()
+            return await collected(source.__call__)()
 
         return asyncio.create_task(later())
 
@@ -322,4 +322,4 @@ async def test_a_malformed_event_outside_of_an_sdk_is_a_bug() -> None:
         yield json.loads("{")
 
     with pytest.raises(json.JSONDecodeError):
-        await guarded().call(gathered(words))
+        await guarded().call(collected(words))

@@ -19,8 +19,8 @@ import pytest
 
 from lightrag_resilience import (
     AllFailedError,
-    Answered,
     AttemptTimeoutError,
+    ChainAnswer,
     CircuitOpenError,
     DeadlineExceededError,
     Failure,
@@ -31,14 +31,14 @@ from lightrag_resilience import (
     ResilienceError,
     StaleCache,
     UnsupportedCallError,
-    answered,
+    call_chain,
     resilient,
     with_fallbacks,
 )
-from lightrag_resilience.calls.call_context import owned_by_a_guard
-from lightrag_resilience.composition.wait_for_recovery import patiently
+from lightrag_resilience.calls.call_context import inside_guarded_call
+from lightrag_resilience.composition.wait_for_recovery import retry_until_available
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.events import Event, FellBack
+from lightrag_resilience.events import Event, FallbackUsed
 from lightrag_resilience.failures.classifier import classify
 from lightrag_resilience.runtime.callables import Kind
 from support.chains import Source, named
@@ -78,8 +78,8 @@ async def test_listeners_hear_who_takes_over_from_whom_and_why(
     functions = named("one", down()), named("two", TimeoutError("secret")), named("three", "x")
     await chain(*functions)("secret")
     assert heard == [
-        FellBack("one", "two", "ConnectionRefusedError"),
-        FellBack("two", "three", "TimeoutError"),
+        FallbackUsed("one", "two", "ConnectionRefusedError"),
+        FallbackUsed("two", "three", "TimeoutError"),
     ]
 
 
@@ -98,7 +98,7 @@ async def test_a_guarded_function_is_known_by_its_guard_and_others_by_their_own_
         named("three", "answer"),
     )
     await chain(*functions)()
-    fell = [(event.dependency, event.to) for event in heard if isinstance(event, FellBack)]
+    fell = [(event.dependency, event.to) for event in heard if isinstance(event, FallbackUsed)]
     names = ["llm.openai", "two", "Model", "two (2)", "three"]
     assert fell == list(itertools.pairwise(names))
 
@@ -107,8 +107,8 @@ async def test_an_open_circuit_costs_no_call(chain: Any, owner: Guards) -> None:
     script = named("one", "first")
     one = resilient("llm.a", Policy(), registry=owner)(script)
     owner.get("llm.a", Policy()).breaker.open()
-    found = await answered(chain(one, named("two", "second")))
-    assert found == Answered("second", "two", None, ("llm.a: CircuitOpenError by hand",))
+    found = await call_chain(chain(one, named("two", "second")))
+    assert found == ChainAnswer("second", "two", None, ("llm.a: CircuitOpenError by hand",))
     assert script.script.calls == 0
 
 
@@ -137,7 +137,7 @@ async def test_when_decides_what_leads_to_the_next(chain: Any) -> None:
 
 async def test_a_chain_may_be_a_function_of_a_chain(chain: Any) -> None:
     inner = chain(named("one", down()), named("two", TimeoutError()))
-    found = await answered(chain(inner, named("three", "third")))
+    found = await call_chain(chain(inner, named("three", "third")))
     reason = "one: AllFailedError (one: ConnectionRefusedError; two: TimeoutError)"
     assert (found.value, found.reasons) == ("third", (reason,))
 
@@ -219,7 +219,7 @@ async def test_ingest_waits_for_a_chain_that_was_refused(chain: Any, owner: Guar
     refused = CircuitOpenError("llm.a", 8.0)
     inner = chain(named("one", refused, "answer"))
     complete = chain(inner, named("two", AllFailedError("x", None, "", (refused,)), "no"))
-    assert await patiently(guard, lambda: guard.call(complete), patience=60) == "answer"
+    assert await retry_until_available(guard, lambda: guard.call(complete), patience=60) == "answer"
     assert 8.0 <= now() <= 8.5
 
 
@@ -227,7 +227,7 @@ async def test_ingest_does_not_wait_for_a_chain_that_waiting_cannot_mend(chain: 
     guard = guard_on_loop()
     complete = chain(named("one", ValueError()), when=lambda _: True)
     with pytest.raises(AllFailedError):
-        await patiently(guard, lambda: guard.call(complete), patience=60)
+        await retry_until_available(guard, lambda: guard.call(complete), patience=60)
     assert now() == 0
 
 
@@ -283,7 +283,7 @@ async def test_a_callers_time_limit_stays_the_callers(chain: Any) -> None:
 async def test_an_attempt_that_times_out_leads_to_the_next(chain: Any, owner: Guards) -> None:
     policy = Policy().with_changes(attempt_timeout=2.0, attempts=1)
     one = resilient("llm.slow", policy, registry=owner)(named("one", 60.0))
-    found = await answered(chain(one, named("two", "second"), total=10))
+    found = await call_chain(chain(one, named("two", "second"), total=10))
     assert found.reasons == ("llm.slow: AttemptTimeoutError after 2 s",)
     assert now() == 2.0
 
@@ -337,7 +337,7 @@ def test_a_sync_chain_is_called_like_any_function() -> None:
 
     @resilient("llm.sync", registry=owner)
     def two(word: str) -> str:
-        assert owned_by_a_guard()
+        assert inside_guarded_call()
         return word.upper()
 
     assert chain(one, two)("hello") == "HELLO"
@@ -353,7 +353,7 @@ async def test_a_sync_chain_is_refused_on_an_event_loop_but_can_be_awaited(chain
     complete = chain(one)
     with pytest.raises(UnsupportedCallError, match="would block the event loop: use 'await ans"):
         complete("hello")
-    assert (await answered(complete, "hello")).value == "HELLO"
+    assert (await call_chain(complete, "hello")).value == "HELLO"
 
 
 # ---------------------------------------------------------------------- how it is made
@@ -398,7 +398,7 @@ async def test_only_a_chain_can_say_who_answered(chain: Any, owner: Guards) -> N
     complete = chain(named("one", "answer"))
     for other in (named("one"), resilient("llm.x", registry=owner)(complete), 7):
         with pytest.raises(UnsupportedCallError, match="needs what with_fallbacks"):
-            await answered(other)  # type: ignore[call-overload]
+            await call_chain(other)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from lightrag_resilience import (
     AllFailedError,
     Guards,
     Policy,
-    answered,
+    call_chain,
     resilient,
 )
-from lightrag_resilience.events import Event, FellBack
+from lightrag_resilience.events import Event, FallbackUsed
 from support.chains import Source, received
 from support.guards import down
 
@@ -43,7 +43,7 @@ async def test_a_stream_that_cannot_begin_is_begun_elsewhere(
         second = resilient("llm.b", plain, registry=owner)(second)
     assert await received(chain(first, second)) == ["a", "b"]
     assert (one.begun, one.closed, two.closed) == (1, 1, 1)
-    assert [type(event) for event in heard].count(FellBack) == 1
+    assert [type(event) for event in heard].count(FallbackUsed) == 1
 
 
 @KINDS_OF_STREAM
@@ -75,7 +75,7 @@ async def test_a_stream_that_is_left_early_is_closed(kind: str, chain: Any) -> N
 
 
 async def test_a_stream_knows_its_source(chain: Any) -> None:
-    found = await answered(chain(Source(down()).generator, Source("b").iterator))
+    found = await call_chain(chain(Source(down()).generator, Source("b").iterator))
     assert (found.source, found.is_stale) == ("iterator", False)
     assert [word async for word in found.value] == ["b"]
 

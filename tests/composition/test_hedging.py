@@ -19,7 +19,7 @@ from lightrag_resilience import (
 )
 from lightrag_resilience.composition.hedging import _leaving
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.events import Hedged
+from lightrag_resilience.events import HedgeSent
 from support.guards import Scripted, down, now, patient
 
 pytestmark = pytest.mark.anyio
@@ -63,12 +63,12 @@ async def test_of_two_answers_the_first_counts_and_the_other_is_given_up() -> No
     script = Scripted(slow, lambda: after(0.1, "second"))
     registry, ask = asking(script)
     heard: list[Any] = []
-    registry.events.listen(heard.append)
+    registry.events.subscribe(heard.append)
     assert await ask() == "second"
     assert now() == pytest.approx(0.3)
     await asyncio.sleep(0.01)
     assert ended == ["slow"]
-    assert Hedged("storage") in heard
+    assert HedgeSent("storage") in heard
     assert registry.get("storage").breaker.snapshot().calls == 1
 
 

@@ -8,13 +8,13 @@ import pytest
 
 from lightrag_resilience import (
     AllFailedError,
-    Answered,
+    ChainAnswer,
     PolicyError,
     StaleCache,
     UnsupportedCallError,
-    answered,
+    call_chain,
 )
-from lightrag_resilience.events import Event, StaleAnswered
+from lightrag_resilience.events import Event, StaleAnswerServed
 from support.chains import named, received
 from support.guards import down
 
@@ -47,15 +47,15 @@ async def test_an_old_answer_is_given_to_who_asks_for_it_and_says_that_it_is_old
 ) -> None:
     functions = named("one", down()), named("two", "answer", TimeoutError())
     complete = chain(*functions, stale=cache)
-    fresh = await answered(complete, "prompt")
+    fresh = await call_chain(complete, "prompt")
     assert (fresh.is_stale, fresh.stale_for) == (False, None)
     clock.now += 10
     heard.clear()
-    old = await answered(complete, "prompt")
+    old = await call_chain(complete, "prompt")
     reasons = ("one: ConnectionRefusedError", "two: TimeoutError")
-    assert old == Answered("answer", "two", 10.0, reasons)
+    assert old == ChainAnswer("answer", "two", 10.0, reasons)
     assert old.is_stale
-    assert heard[-1] == StaleAnswered("one", "two", 10.0)
+    assert heard[-1] == StaleAnswerServed("one", "two", 10.0)
 
 
 async def test_who_calls_the_chain_itself_gets_no_old_answer(chain: Any, cache: StaleCache) -> None:
@@ -63,14 +63,14 @@ async def test_who_calls_the_chain_itself_gets_no_old_answer(chain: Any, cache: 
     await complete("prompt")
     with pytest.raises(AllFailedError):
         await complete("prompt")
-    assert (await answered(complete, "prompt")).is_stale
+    assert (await call_chain(complete, "prompt")).is_stale
 
 
 async def test_without_a_cache_there_is_no_old_answer(chain: Any) -> None:
     complete = chain(named("one", "answer", down()))
-    await answered(complete)
+    await call_chain(complete)
     with pytest.raises(AllFailedError):
-        await answered(complete)
+        await call_chain(complete)
 
 
 async def test_another_question_has_no_old_answer(chain: Any, cache: StaleCache) -> None:
@@ -90,22 +90,22 @@ async def test_another_question_has_no_old_answer(chain: Any, cache: StaleCache)
     ]
     for args, kwargs in others:
         with pytest.raises(AllFailedError):
-            await answered(complete, *args, **kwargs)
+            await call_chain(complete, *args, **kwargs)
     keys = [cache.key_of(complete, args, kwargs) for args, kwargs in others]
     assert len(set(keys)) == len(others)
-    assert (await answered(complete, 1, end=1)).value == "answer"
+    assert (await call_chain(complete, 1, end=1)).value == "answer"
 
 
 async def test_the_order_of_named_arguments_does_not_matter(chain: Any, cache: StaleCache) -> None:
     complete = chain(named("one", "answer", down()), stale=cache)
     await complete(a=1, b="x")
-    assert (await answered(complete, b="x", a=1)).value == "answer"
+    assert (await call_chain(complete, b="x", a=1)).value == "answer"
 
 
 async def test_another_chain_has_other_answers(chain: Any, cache: StaleCache) -> None:
     await chain(named("one", "answer"), stale=cache)("prompt")
     with pytest.raises(AllFailedError):
-        await answered(chain(named("two", down()), stale=cache), "prompt")
+        await call_chain(chain(named("two", down()), stale=cache), "prompt")
 
 
 async def test_an_answer_that_is_too_old_is_forgotten(
@@ -114,10 +114,10 @@ async def test_an_answer_that_is_too_old_is_forgotten(
     complete = chain(named("one", "answer", down()), stale=cache)
     await complete()
     clock.now += 60
-    assert (await answered(complete)).stale_for == 60.0
+    assert (await call_chain(complete)).stale_for == 60.0
     clock.now += 0.5
     with pytest.raises(AllFailedError):
-        await answered(complete)
+        await call_chain(complete)
     assert len(cache) == 0
 
 
@@ -127,7 +127,7 @@ async def test_the_latest_answer_is_remembered(chain: Any, cache: StaleCache, cl
     clock.now += 50
     await complete()
     clock.now += 50
-    found = await answered(complete)
+    found = await call_chain(complete)
     assert (found.value, found.stale_for, len(cache)) == ("new", 50.0, 1)
 
 
@@ -143,30 +143,30 @@ async def test_the_longest_unused_answer_makes_room(chain: Any, cache: StaleCach
     for word in "aba":
         await complete(word)
     up = False
-    assert (await answered(complete, "b")).value == "B"
+    assert (await call_chain(complete, "b")).value == "B"
     up = True
     await complete("c")
     up = False
     assert len(cache) == 2
-    assert (await answered(complete, "b")).value == "B"
+    assert (await call_chain(complete, "b")).value == "B"
     with pytest.raises(AllFailedError):
-        await answered(complete, "a")
+        await call_chain(complete, "a")
 
 
 async def test_an_answer_given_anew_is_the_last_to_make_room(chain: Any, cache: StaleCache) -> None:
     complete = chain(named("one", "A", "B", "A", "C", down()), stale=cache)
     for word in "abac":
         await complete(word)
-    assert (await answered(complete, "a")).value == "A"
+    assert (await call_chain(complete, "a")).value == "A"
     with pytest.raises(AllFailedError):
-        await answered(complete, "b")
+        await call_chain(complete, "b")
 
 
 async def test_nobody_can_change_what_is_remembered(chain: Any, cache: StaleCache) -> None:
     complete = chain(named("one", [1], down()), stale=cache)
     (await complete()).append(2)
-    (await answered(complete)).value.append(3)
-    assert (await answered(complete)).value == [1]
+    (await call_chain(complete)).value.append(3)
+    assert (await call_chain(complete)).value == [1]
 
 
 async def test_what_cannot_be_copied_is_not_remembered(chain: Any, cache: StaleCache) -> None:
@@ -194,13 +194,13 @@ async def test_a_bug_gets_no_old_answer(chain: Any, cache: StaleCache) -> None:
     complete = chain(named("one", "answer", ValueError("a bug")), stale=cache)
     await complete()
     with pytest.raises(ValueError, match="a bug"):
-        await answered(complete)
+        await call_chain(complete)
 
 
 async def test_a_chain_whose_time_is_up_has_an_old_answer(chain: Any, cache: StaleCache) -> None:
     complete = chain(named("one", "answer", 60.0), stale=cache, total=5)
     await complete()
-    found = await answered(complete)
+    found = await call_chain(complete)
     assert found.reasons == ("one: DeadlineExceededError after 5 s for all",)
 
 
@@ -223,9 +223,9 @@ async def test_a_key_function_tells_calls_apart(chain: Any) -> None:
     cache = StaleCache(max_age=60, key=lambda prompt, **_: prompt)
     complete = chain(named("one", "answer", down()), stale=cache)
     await complete("prompt", history=[1])
-    assert (await answered(complete, "prompt", history=[2])).value == "answer"
+    assert (await call_chain(complete, "prompt", history=[2])).value == "answer"
     with pytest.raises(AllFailedError):
-        await answered(complete, "other", history=[1])
+        await call_chain(complete, "other", history=[1])
     with pytest.raises(UnsupportedCallError, match="What the key function of a StaleCache returns"):
         await complete(["prompt"])
 
@@ -235,7 +235,7 @@ async def test_a_cleared_cache_knows_nothing(chain: Any, cache: StaleCache) -> N
     await complete()
     cache.clear()
     with pytest.raises(AllFailedError):
-        await answered(complete)
+        await call_chain(complete)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from lightrag_resilience import BreakerPolicy, CircuitOpenError, Guard, RetryPolicy
-from lightrag_resilience.composition.wait_for_recovery import patiently
+from lightrag_resilience.composition.wait_for_recovery import retry_until_available
 from support.guards import Scripted, down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio
@@ -22,7 +22,9 @@ def quick(**changes: Any) -> Guard:
 async def test_it_waits_for_an_open_circuit_and_goes_on() -> None:
     guard = quick()
     guard.breaker.open()
-    answer = await patiently(guard, lambda: guard.call(Scripted("answer")), patience=600)
+    answer = await retry_until_available(
+        guard, lambda: guard.call(Scripted("answer")), patience=600
+    )
     assert answer == "answer"
     assert 5.0 <= now() <= 5.5
 
@@ -35,21 +37,26 @@ async def test_nothing_is_begun_while_the_circuit_is_open() -> None:
         begun.append(now())
         return str(await guard.call(Scripted("answer")))
 
-    await patiently(guard, begin, patience=600)
+    await retry_until_available(guard, begin, patience=600)
     assert len(begun) == 1
 
 
 async def test_it_outlasts_an_outage_with_few_calls() -> None:
     guard = quick(consecutive_failures=3)
     function = Scripted(*[down()] * 8, "answer")
-    assert await patiently(guard, lambda: guard.call(function), patience=3600) == "answer"
+    assert (
+        await retry_until_available(guard, lambda: guard.call(function), patience=3600) == "answer"
+    )
     assert function.calls == 9
 
 
 async def test_many_that_wait_share_one_probe_at_a_time() -> None:
     guard = quick(consecutive_failures=1)
     function = Scripted(*[down()] * 30, "answer")
-    calls = (patiently(guard, lambda: guard.call(function), patience=36_000) for _ in range(20))
+    calls = (
+        retry_until_available(guard, lambda: guard.call(function), patience=36_000)
+        for _ in range(20)
+    )
     assert await asyncio.gather(*calls) == ["answer"] * 20
     assert function.calls < 80
 
@@ -58,7 +65,7 @@ async def test_it_gives_up_with_the_last_error_when_its_patience_ends() -> None:
     guard = quick(breaker=BreakerPolicy(mode="metrics-only"))
     error = down()
     with pytest.raises(ConnectionRefusedError) as raised:
-        await patiently(guard, lambda: guard.call(Scripted(error)), patience=30.0)
+        await retry_until_available(guard, lambda: guard.call(Scripted(error)), patience=30.0)
     assert raised.value is error
     assert 25.0 < now() <= 30.0
 
@@ -67,14 +74,14 @@ async def test_it_does_not_wait_for_what_comes_after_its_patience() -> None:
     guard = quick()
     guard.breaker.open()
     with pytest.raises(CircuitOpenError):
-        await patiently(guard, lambda: guard.call(Scripted(None)), patience=3.0)
+        await retry_until_available(guard, lambda: guard.call(Scripted(None)), patience=3.0)
     assert now() == 0.0
 
 
 async def test_what_waiting_cannot_mend_ends_at_once() -> None:
     guard, function = quick(), Scripted(ValueError("a bug"))
     with pytest.raises(ValueError, match="a bug"):
-        await patiently(guard, lambda: guard.call(function), patience=600)
+        await retry_until_available(guard, lambda: guard.call(function), patience=600)
     assert (function.calls, now()) == (1, 0.0)
 
 
@@ -83,14 +90,16 @@ async def test_a_provider_that_says_when_is_asked_then() -> None:
     response = httpx.Response(429, headers={"Retry-After": "20"}, request=request)
     error = httpx.HTTPStatusError("busy", request=request, response=response)
     guard, function = quick(), Scripted(error, "answer")
-    await patiently(guard, lambda: guard.call(function), patience=600)
+    await retry_until_available(guard, lambda: guard.call(function), patience=600)
     assert 20.0 <= function.at[1] <= 20.5
 
 
 async def test_a_caller_who_leaves_ends_the_wait() -> None:
     guard = quick()
     guard.breaker.open()
-    task = asyncio.create_task(patiently(guard, lambda: guard.call(Scripted(None)), patience=600))
+    task = asyncio.create_task(
+        retry_until_available(guard, lambda: guard.call(Scripted(None)), patience=600)
+    )
     await asyncio.sleep(1.0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

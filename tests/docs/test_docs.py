@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from lightrag_resilience import CircuitOpenError, Guards
 from lightrag_resilience.cli.app import app
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.draining.journal import Abandoned, Journal
+from lightrag_resilience.draining.journal import AbandonedWork, Journal
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.paths import ROOT
 
@@ -55,7 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     with RedisServer() as server:
         folder = tmp_path_factory.mktemp("documented")
         journal = folder / "journal"
-        Journal(journal).write([Abandoned("llm.openai", "call", "in_flight", 3.0, "SIGTERM")])
+        Journal(journal).write([AbandonedWork("llm.openai", "call", "in_flight", 3.0, "SIGTERM")])
         variables = {
             "RESILIENCE_REDIS_URL": server.url,
             "RESILIENCE_SHUTDOWN_JOURNAL": str(journal),

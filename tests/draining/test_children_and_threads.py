@@ -43,7 +43,7 @@ async def program(script: str) -> asyncio.subprocess.Process:
 
 async def test_a_child_is_waited_for() -> None:
     async with coordinator(timeout=60.0) as made:
-        child = made.child(await program("import time; time.sleep(0.3); print('end')"))
+        child = made.track_process(await program("import time; time.sleep(0.3); print('end')"))
         report = await made.drain()
     assert (report.drained, report.abandoned) == (1, ())
     assert child.returncode == 0
@@ -76,7 +76,7 @@ async def test_a_child_that_goes_on_is_written_down_and_ended(
 ) -> None:
     journal = Journal(tmp_path / "journal")
     async with coordinator(journal=journal.path) as made:
-        child = made.child(await begin(), "converter")
+        child = made.track_process(await begin(), "converter")
         report = await made.drain()
     assert [(each.name, each.kind) for each in report.abandoned] == [("converter", "child")]
     assert list(journal.read()) == list(report.abandoned)
@@ -90,7 +90,7 @@ async def test_a_child_that_was_closed_has_ended() -> None:
     child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0,))
     child.start()
     async with coordinator() as made:
-        made.child(child, "converter")
+        made.track_process(child, "converter")
         await asyncio.to_thread(child.join, 20)
         child.close()
         made.begin("the test")
@@ -108,7 +108,7 @@ async def test_a_child_that_is_closed_while_it_is_ended_keeps_nothing() -> None:
 
 async def test_a_child_has_its_number_for_a_name() -> None:
     async with coordinator(cancel_grace=20.0, timeout=20.5) as made:
-        child = made.child(await program("import time; time.sleep(60)"))
+        child = made.track_process(await program("import time; time.sleep(60)"))
         report = await made.drain()
     assert [each.name for each in report.abandoned] == [f"child {child.pid}"]
     assert sys.platform == "win32" or child.returncode == -signal.SIGTERM  # asked, not killed
@@ -120,7 +120,7 @@ def test_a_child_is_killed_and_written_down_when_the_loop_ends_in_the_middle_of_
     async def main() -> None:
         """Ends while a drain lasts; asyncio.run then cancels everything at once."""
         made = await coordinator(journal=tmp_path / "journal", timeout=60.0).__aenter__()
-        made.child(child, "converter")
+        made.track_process(child, "converter")
         made.begin("the test")
         await asyncio.sleep(0.05)
 
@@ -275,7 +275,7 @@ async def test_what_a_forked_child_forgets() -> None:
     made.begin("the test")
     guards.gate._pid = 0
     wakes = signal.set_wakeup_fd(-1)
-    _roots._roots.renew_after_fork()
+    _roots._roots.reset_after_fork()
     signal.set_wakeup_fd(wakes)
     assert not made.is_draining
     assert (guards.gate.is_closed, guards.gate.running, dict(guards.coordinators)) == (

@@ -17,7 +17,7 @@ from lightrag_resilience import Guards, Policy, PolicyError, ShuttingDownError, 
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.draining.phases import Phase
-from lightrag_resilience.events import DrainChanged, DrainEnded, Event, WorkAbandoned
+from lightrag_resilience.events import DrainEnded, DrainProgress, Event, WorkAbandoned
 from lightrag_resilience.shutdown import Coordinator
 
 pytestmark = pytest.mark.anyio
@@ -280,8 +280,8 @@ async def test_a_kind_that_the_journal_would_not_read_is_refused(tmp_path: Path)
         task = asyncio.create_task(work(60.0))
         for kind in ("", "nightly import", "Who is Ada?", "ä", "x" * 31, "import\n"):
             with pytest.raises(PolicyError, match="The kind of the indexer is none"):
-                made.watch(task, kind, "the indexer")
-        made.watch(task, "Import-job", "the indexer")
+                made.track_as(task, kind, "the indexer")
+        made.track_as(task, "Import-job", "the indexer")
         await made.drain()
     assert [each.kind for each in Journal(path).read()] == ["Import-job"]
 
@@ -295,37 +295,37 @@ async def test_times_that_do_not_add_up_are_refused_at_once() -> None:
 async def test_one_that_joins_another_is_told_to_stop_and_kept_open_with_it() -> None:
     guards = registry()
     async with coordinator(guards, timeout=60.0) as outer, coordinator(guards) as inner:
-        inner.linger(60.0)
+        inner.keep_draining_for(60.0)
         inner.begin("the test")
         assert inner.stopping.is_set()
         drain = asyncio.create_task(outer.drain())
         await asyncio.sleep(0.2)
         assert not drain.done()  # though nothing is in flight
-        inner.linger(0.0)
+        inner.keep_draining_for(0.0)
         assert (await drain).drained == 0
 
 
 async def test_listeners_hear_how_far_a_drain_is_and_what_became_of_the_work() -> None:
     guards = registry()
     heard: list[Event] = []
-    guards.events.listen(heard.append, DrainChanged, DrainEnded, WorkAbandoned)
+    guards.events.subscribe(heard.append, DrainProgress, DrainEnded, WorkAbandoned)
     async with coordinator(guards, timeout=1.0, cancel_grace=0.2, close_timeout=0.2) as made:
         ends = made.track(asyncio.create_task(work(0.1)))
         made.track(asyncio.create_task(work(60.0)))
         report = await made.drain()
     assert ends.result() == "done"
-    assert heard[0] == DrainChanged("draining", 2)
-    assert DrainChanged("cancelling", 1) in heard
+    assert heard[0] == DrainProgress("draining", 2)
+    assert DrainProgress("cancelling", 1) in heard
     assert heard[-2:] == [WorkAbandoned("task"), DrainEnded(1, 1, 0, report.seconds)]
 
 
 async def test_a_drain_with_nothing_in_flight_closes_at_once() -> None:
     guards = registry()
     heard: list[Event] = []
-    guards.events.listen(heard.append, DrainChanged)
+    guards.events.subscribe(heard.append, DrainProgress)
     async with coordinator(guards):
         pass
-    assert heard == [DrainChanged("closing", 0)]
+    assert heard == [DrainProgress("closing", 0)]
 
 
 async def test_no_name_of_work_forges_a_line_of_the_log_or_the_journal(
@@ -337,7 +337,7 @@ async def test_no_name_of_work_forges_a_line_of_the_log_or_the_journal(
     async with coordinator(journal=tmp_path / "journal", **times) as made:
         made.track(asyncio.create_task(work(60.0), name=odd))
         hanging = asyncio.create_task(hang(), name=odd)
-        made.watch(hanging, "task", odd)
+        made.track_as(hanging, "task", odd)
         await asyncio.sleep(0)
         report = await made.drain("the \x1b[2J test")
     names = [record.name for record in Journal(tmp_path / "journal").read()]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards, Policy, ShuttingDownError
-from lightrag_resilience.composition.wait_for_recovery import patiently
+from lightrag_resilience.composition.wait_for_recovery import retry_until_available
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.draining.gate import admitted
-from lightrag_resilience.events import CallRefused
+from lightrag_resilience.draining.gate import allow_during_drain
+from lightrag_resilience.events import AttemptRejected
 from lightrag_resilience.testing import VirtualTimeLoop
 from support.guards import heard_by
 
@@ -47,7 +47,7 @@ async def test_a_new_call_is_refused_and_one_under_way_ends() -> None:
     with pytest.raises(ShuttingDownError):
         async with guard:
             raise AssertionError
-    assert heard == [CallRefused("llm", "ShuttingDownError")] * 2
+    assert heard == [AttemptRejected("llm", "ShuttingDownError")] * 2
     assert await under_way == "done"
     assert not guards.gate.running
     guards.gate.open()
@@ -89,7 +89,7 @@ async def test_work_that_was_let_in_makes_new_calls() -> None:
         await asyncio.sleep(1.0)
         return [await guards.get("llm").call(work) for _ in range(2)]
 
-    with admitted():
+    with allow_during_drain():
         task = asyncio.create_task(request())
     guards.gate.close()
     assert await task == ["done", "done"]
@@ -143,7 +143,7 @@ async def test_a_forked_child_ends_no_wait_of_its_parent() -> None:
     waiting = asyncio.create_task(wait())
     await asyncio.sleep(1.0)
     gate._pid -= 1  # as in a child, which has its parent's memory
-    gate.adopt()
+    gate.reset_if_forked()
     gate.close()
     assert await waiting == "done"
 
@@ -152,13 +152,15 @@ async def test_patience_ends_at_once() -> None:
     guards = registry()
     guard = guards.get("llm")
     guard.breaker.open()
-    waiting = asyncio.create_task(patiently(guard, lambda: guard.call(work), patience=600.0))
+    waiting = asyncio.create_task(
+        retry_until_available(guard, lambda: guard.call(work), patience=600.0)
+    )
     await asyncio.sleep(1.0)
     guards.gate.close()
     with pytest.raises(ShuttingDownError):
         await waiting
     with pytest.raises(ShuttingDownError):
-        await patiently(guard, lambda: guard.call(work), patience=600.0)
+        await retry_until_available(guard, lambda: guard.call(work), patience=600.0)
 
 
 async def test_a_caller_that_is_cancelled_meanwhile_is_cancelled() -> None:

@@ -16,19 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightrag_resilience.draining import journal as module
-from lightrag_resilience.draining.journal import Abandoned, Journal
+from lightrag_resilience.draining.journal import AbandonedWork, Journal
 
 WRITER = """
 import sys
-from lightrag_resilience.draining.journal import Abandoned, Journal
+from lightrag_resilience.draining.journal import AbandonedWork, Journal
 for number in range(200):
     name = f"{sys.argv[2]}-{number}"
-    Journal(sys.argv[1]).write([Abandoned(name, "task", "in_flight", 1.0, "x")])
+    Journal(sys.argv[1]).write([AbandonedWork(name, "task", "in_flight", 1.0, "x")])
 """
 
 
-def record(name: str = "llm.openai") -> Abandoned:
-    return Abandoned(name, "call", "in_flight", 1.5, "SIGTERM")
+def record(name: str = "llm.openai") -> AbandonedWork:
+    return AbandonedWork(name, "call", "in_flight", 1.5, "SIGTERM")
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from lightrag_resilience import Guards, Policy
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.in_flight import records_of
-from lightrag_resilience.draining.journal import Abandoned, Journal
-from lightrag_resilience.draining.quiescence import tell_of
+from lightrag_resilience.draining.journal import AbandonedWork, Journal
+from lightrag_resilience.draining.quiescence import attach_details
 from lightrag_resilience.shutdown import Coordinator
 
 pytestmark = pytest.mark.anyio
@@ -26,9 +26,9 @@ SOON = {"RESILIENCE_DEFAULT__RETRY__INITIAL_BACKOFF": "0.001"}
 class Said:
     """A task's account of itself."""
 
-    is_held: bool = True
+    is_parked: bool = True
 
-    def records(self, task: Abandoned) -> Iterable[Abandoned]:
+    def records(self, task: AbandonedWork) -> Iterable[AbandonedWork]:
         yield dataclasses.replace(task, operation="index")
         yield dataclasses.replace(task, id="7", kind="document", parent=task.id, document="doc-1")
 
@@ -52,7 +52,7 @@ async def test_what_waits_for_its_end_is_not_waited_for(tmp_path: Path) -> None:
     began = time.monotonic()
     async with coordinator(tmp_path / "journal") as made:
         held = made.track(asyncio.create_task(forever(), name="the indexer"))
-        tell_of(held, Said())
+        attach_details(held, Said())
         report = await made.drain()
     assert time.monotonic() - began < 40
     assert held.cancelled()
@@ -74,7 +74,7 @@ async def test_it_is_waited_for_as_long_as_something_else_goes_on(tmp_path: Path
         other.append("done")
 
     async with coordinator(tmp_path / "journal") as made:
-        tell_of(made.track(asyncio.create_task(forever())), Said())
+        attach_details(made.track(asyncio.create_task(forever())), Said())
         made.track(asyncio.create_task(work()))
         await made.drain()
     assert other == ["done"]
@@ -83,7 +83,7 @@ async def test_it_is_waited_for_as_long_as_something_else_goes_on(tmp_path: Path
 async def test_a_task_that_goes_on_is_waited_for_whatever_it_says_of_itself(tmp_path: Path) -> None:
     async with coordinator(tmp_path / "journal") as made:
         work = made.track(asyncio.create_task(asyncio.sleep(1.0, "done")))
-        tell_of(work, Said(is_held=False))
+        attach_details(work, Said(is_parked=False))
         await made.drain()
     assert work.result() == "done"
     assert list(Journal(tmp_path / "journal").read()) == []

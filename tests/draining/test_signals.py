@@ -15,8 +15,8 @@ import pytest
 
 from lightrag_resilience import Guards, ShuttingDownError
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.draining.signals import ONE_REQUEST, Ears, signals_to_hear
-from lightrag_resilience.draining.supervisor import host, repeats_sigterm
+from lightrag_resilience.draining.signals import ONE_REQUEST, SignalListener, shutdown_signals
+from lightrag_resilience.draining.supervisor import repeats_sigterm, supervisor
 from lightrag_resilience.shutdown import Coordinator
 
 SIGNAL = signal.SIGTERM
@@ -49,7 +49,7 @@ def test_a_servers_own_handler_is_called_too_and_back_afterwards() -> None:
     signal.signal(SIGNAL, handler)
     ours: list[str] = []
     clock = Clock()
-    with Ears([SIGNAL], ours.append, clock) as hears:
+    with SignalListener([SIGNAL], ours.append, clock) as hears:
         assert hears
         signal.raise_signal(SIGNAL)
         clock.now += ONE_REQUEST
@@ -71,7 +71,7 @@ def test_a_server_is_called_once_for_signals_of_one_request(
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, handler)
     clock = Clock()
-    with Ears([signal.SIGTERM, signal.SIGINT], lambda _: None, clock):
+    with SignalListener([signal.SIGTERM, signal.SIGINT], lambda _: None, clock):
         signal.raise_signal(first)
         clock.now += 0.05
         signal.raise_signal(second)
@@ -85,7 +85,7 @@ def test_handlers_of_two_owners_are_both_called_in_one_request() -> None:
     theirs: list[str] = []
     signal.signal(signal.SIGTERM, lambda *_: theirs.append("one"))
     signal.signal(signal.SIGINT, lambda *_: theirs.append("other"))
-    with Ears([signal.SIGTERM, signal.SIGINT], lambda _: None, Clock()):
+    with SignalListener([signal.SIGTERM, signal.SIGINT], lambda _: None, Clock()):
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
     assert theirs == ["one", "other"]
@@ -94,7 +94,7 @@ def test_handlers_of_two_owners_are_both_called_in_one_request() -> None:
 def test_without_a_handler_the_process_is_not_ended() -> None:
     signal.signal(SIGNAL, signal.SIG_DFL)
     ours: list[str] = []
-    with Ears([SIGNAL], ours.append):
+    with SignalListener([SIGNAL], ours.append):
         signal.raise_signal(SIGNAL)
     assert ours == ["SIGTERM"]
     assert signal.getsignal(SIGNAL) is signal.SIG_DFL
@@ -104,7 +104,7 @@ def test_ctrl_c_breaks_off_only_the_second_time() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ours: list[str] = []
     clock = Clock()
-    with Ears([signal.SIGINT], ours.append, clock):
+    with SignalListener([signal.SIGINT], ours.append, clock):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # such as from the parent too
         clock.now += ONE_REQUEST
@@ -118,7 +118,7 @@ def test_asyncios_own_ctrl_c_waits_for_the_second_time_too() -> None:
         ours: list[str] = []
         handler = signal.getsignal(signal.SIGINT)
         assert isinstance(handler, functools.partial)
-        with Ears([signal.SIGINT], ours.append):
+        with SignalListener([signal.SIGINT], ours.append):
             signal.raise_signal(signal.SIGINT)
             await asyncio.sleep(0.01)
         return ours
@@ -130,7 +130,7 @@ def test_another_thread_hears_nothing() -> None:
     heard: list[bool] = []
 
     def elsewhere() -> None:
-        with Ears([SIGNAL], lambda _: None) as hears:
+        with SignalListener([SIGNAL], lambda _: None) as hears:
             heard.append(hears)
 
     thread = threading.Thread(target=elsewhere)
@@ -140,7 +140,7 @@ def test_another_thread_hears_nothing() -> None:
 
 
 def test_those_that_end_a_process_are_heard() -> None:
-    assert {signal.SIGTERM, signal.SIGINT} <= set(signals_to_hear())
+    assert {signal.SIGTERM, signal.SIGINT} <= set(shutdown_signals())
 
 
 def test_a_server_that_sets_its_handler_late_is_heard_beside_too() -> None:
@@ -150,7 +150,7 @@ def test_a_server_that_sets_its_handler_late_is_heard_beside_too() -> None:
         theirs.append(number)
 
     ours: list[str] = []
-    ears = Ears([SIGNAL], ours.append)
+    ears = SignalListener([SIGNAL], ours.append)
     with ears:
         signal.signal(SIGNAL, late)
         ears.listen()
@@ -163,7 +163,7 @@ def test_a_server_that_sets_its_handler_late_is_heard_beside_too() -> None:
 def test_a_handler_that_was_set_since_stays() -> None:
     def late(number: int, _: Any) -> None: ...
 
-    with Ears([SIGNAL], lambda _: None):
+    with SignalListener([SIGNAL], lambda _: None):
         signal.signal(SIGNAL, late)
     assert signal.getsignal(SIGNAL) is late
 
@@ -172,9 +172,9 @@ def test_a_handler_that_was_set_since_stays() -> None:
 def test_the_fast_stop_is_heard_only_where_a_server_hears_it() -> None:
     before = signal.getsignal(signal.SIGQUIT)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-    assert signal.SIGQUIT not in signals_to_hear()
+    assert signal.SIGQUIT not in shutdown_signals()
     signal.signal(signal.SIGQUIT, lambda *_: None)
-    assert signal.SIGQUIT in signals_to_hear()
+    assert signal.SIGQUIT in shutdown_signals()
     signal.signal(signal.SIGQUIT, before)
 
 
@@ -212,7 +212,7 @@ def test_signals_within_a_second_are_one_request(
     repeats: bool,  # noqa: FBT001
     skips: bool,  # noqa: FBT001
 ) -> None:
-    monkeypatch.setattr(host, "repeats", repeats)
+    monkeypatch.setattr(supervisor, "repeats", repeats)
     assert asyncio.run(skips_waiting(*signals)) is skips
 
 
@@ -222,7 +222,7 @@ def test_the_fast_stop_waits_for_nothing(
     monkeypatch: pytest.MonkeyPatch,
     repeats: bool,  # noqa: FBT001
 ) -> None:
-    monkeypatch.setattr(host, "repeats", repeats)
+    monkeypatch.setattr(supervisor, "repeats", repeats)
     assert asyncio.run(skips_waiting((0, signal.SIGQUIT)))
     assert asyncio.run(skips_waiting((0, TERM), (0.05, signal.SIGQUIT)))
 

@@ -14,46 +14,46 @@ import pytest
 
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.draining.supervisor import host
-from lightrag_resilience.draining.worker_ledger import Ledger, Line
+from lightrag_resilience.draining.supervisor import supervisor
+from lightrag_resilience.draining.worker_ledger import LedgerEntry, WorkerLedger
 from lightrag_resilience.shutdown import Coordinator
 
 
-def line(name: str, began: float = 1.0) -> Line:
-    return Line(uuid.uuid4().hex, name, "task", began)
+def line(name: str, began: float = 1.0) -> LedgerEntry:
+    return LedgerEntry(uuid.uuid4().hex, name, "task", began)
 
 
 @pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    made = Ledger()
-    host.ledger = made
+def ledger() -> Iterator[WorkerLedger]:
+    made = WorkerLedger()
+    supervisor.ledger = made
     yield made
-    host.ledger = None
+    supervisor.ledger = None
     made.close()
 
 
-def test_lines_are_read_as_they_were_written_the_oldest_first(ledger: Ledger) -> None:
+def test_lines_are_read_as_they_were_written_the_oldest_first(ledger: WorkerLedger) -> None:
     young, old = line("young", 2.0), line("old", 1.5)
-    number = ledger.enter(young)
-    ledger.enter(old)
-    assert ledger.lines() == [old, young]
-    ledger.leave(number)
-    assert ledger.lines() == [old]
+    number = ledger.add(young)
+    ledger.add(old)
+    assert ledger.entries() == [old, young]
+    ledger.remove(number)
+    assert ledger.entries() == [old]
 
 
-def test_a_long_name_is_cut_off(ledger: Ledger) -> None:
-    ledger.enter(line("ä" * 100))
-    assert ledger.lines()[0].name == "ä" * 44
+def test_a_long_name_is_cut_off(ledger: WorkerLedger) -> None:
+    ledger.add(line("ä" * 100))
+    assert ledger.entries()[0].name == "ä" * 44
 
 
-def test_the_longest_kind_is_read_as_it_was_written(ledger: Ledger) -> None:
+def test_the_longest_kind_is_read_as_it_was_written(ledger: WorkerLedger) -> None:
     for kind in ("websocket", "x" * 30):
-        number = ledger.enter(Line(uuid.uuid4().hex, "GET /ws", kind, 1.0))
-        assert [each.kind for each in ledger.lines()] == [kind]
-        ledger.leave(number)
+        number = ledger.add(LedgerEntry(uuid.uuid4().hex, "GET /ws", kind, 1.0))
+        assert [each.kind for each in ledger.entries()] == [kind]
+        ledger.remove(number)
 
 
-def test_a_task_that_is_tracked_twice_has_one_line(ledger: Ledger) -> None:
+def test_a_task_that_is_tracked_twice_has_one_line(ledger: WorkerLedger) -> None:
     problems: list[object] = []
 
     async def main() -> None:
@@ -62,23 +62,23 @@ def test_a_task_that_is_tracked_twice_has_one_line(ledger: Ledger) -> None:
         async with Coordinator(registry=guards, hears_signals=False) as coordinator:
             task = asyncio.create_task(asyncio.sleep(0))
             coordinator.track(coordinator.track(task))
-            assert len(ledger.lines()) == 1
+            assert len(ledger.entries()) == 1
             await task
             await asyncio.sleep(0)
 
     asyncio.run(main())
-    assert (ledger.lines(), problems) == ([], [])
+    assert (ledger.entries(), problems) == ([], [])
 
 
-def test_what_has_no_room_is_counted(ledger: Ledger) -> None:
-    numbers = [ledger.enter(line("work")) for _ in range(1026)]
-    assert (len(ledger.lines()), ledger.more) == (1024, 2)
+def test_what_has_no_room_is_counted(ledger: WorkerLedger) -> None:
+    numbers = [ledger.add(line("work")) for _ in range(1026)]
+    assert (len(ledger.entries()), ledger.overflow) == (1024, 2)
     for number in numbers:
-        ledger.leave(number)
-    assert (ledger.lines(), ledger.more) == ([], 0)
+        ledger.remove(number)
+    assert (ledger.entries(), ledger.overflow) == ([], 0)
 
 
-def test_the_journals_path_is_known(ledger: Ledger) -> None:
+def test_the_journals_path_is_known(ledger: WorkerLedger) -> None:
     assert ledger.journal == ""
     ledger.journal = "/var/lib/ä/journal"
     assert ledger.journal == "/var/lib/ä/journal"
@@ -87,17 +87,17 @@ def test_the_journals_path_is_known(ledger: Ledger) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
-def test_a_process_that_was_killed_leaves_its_lines(ledger: Ledger) -> None:
+def test_a_process_that_was_killed_leaves_its_lines(ledger: WorkerLedger) -> None:
     child = os.fork()
     if not child:
-        ledger.enter(line("work"))
+        ledger.add(line("work"))
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    assert [each.name for each in ledger.lines()] == ["work"]
+    assert [each.name for each in ledger.entries()] == ["work"]
 
 
 def test_tracked_work_has_a_line_until_it_ends_or_is_written_down(
-    ledger: Ledger, tmp_path: Path
+    ledger: WorkerLedger, tmp_path: Path
 ) -> None:
     async def main() -> None:
         async with Coordinator(
@@ -111,15 +111,15 @@ def test_tracked_work_has_a_line_until_it_ends_or_is_written_down(
             assert ledger.journal == str(tmp_path / "journal")
             short = coordinator.track(asyncio.create_task(asyncio.sleep(0.1), name="short"))
             coordinator.track(asyncio.create_task(asyncio.sleep(60), name="long"))
-            assert sorted(each.name for each in ledger.lines()) == ["long", "short"]
-            keys = {each.name: each.id for each in ledger.lines()}
+            assert sorted(each.name for each in ledger.entries()) == ["long", "short"]
+            keys = {each.name: each.id for each in ledger.entries()}
             await short
             await asyncio.sleep(0)
-            assert [each.name for each in ledger.lines()] == ["long"]
-            coordinator.write_down("the test")  # and it goes on
-            assert ledger.lines() == []
+            assert [each.name for each in ledger.entries()] == ["long"]
+            coordinator.record_abandoned("the test")  # and it goes on
+            assert ledger.entries() == []
             report = await coordinator.drain()
             assert [each.id for each in report.abandoned] == [keys["long"]]
-            assert ledger.lines() == []
+            assert ledger.entries() == []
 
     asyncio.run(main())

@@ -12,13 +12,13 @@ import tenacity
 from lightrag_resilience import (
     AllFailedError,
     AttemptTimeoutError,
+    BulkheadFullError,
     CircuitOpenError,
     Failure,
     FailureKind,
     PolicyError,
-    QueueFullError,
     RateLimitedError,
-    another_may_help,
+    should_fall_back,
 )
 from support.names import without_address
 
@@ -52,7 +52,7 @@ def in_stream(**body: str) -> Exception:
     "error",
     [
         CircuitOpenError("llm", 3.0),
-        QueueFullError("llm"),
+        BulkheadFullError("llm"),
         RateLimitedError("llm"),
         AllFailedError("llm", None, "", (ValueError(),)),
         AttemptTimeoutError("llm"),
@@ -75,7 +75,7 @@ def in_stream(**body: str) -> Exception:
     ids=without_address,
 )
 def test_what_is_wrong_with_one_provider_another_may_mend(error: Exception) -> None:
-    assert another_may_help(error) is True
+    assert should_fall_back(error) is True
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_is_wrong_with_one_provider_another_may_mend(error: Exception) -> N
     ids=without_address,
 )
 def test_what_is_wrong_everywhere_is_not_tried_elsewhere(error: Exception) -> None:
-    assert another_may_help(error) is False
+    assert should_fall_back(error) is False
 
 
 def test_odd_attributes_of_an_error_help_nobody() -> None:
@@ -107,4 +107,4 @@ def test_odd_attributes_of_an_error_help_nobody() -> None:
         def status_code(self) -> int:
             raise RuntimeError
 
-    assert another_may_help(OddError()) is False
+    assert should_fall_back(OddError()) is False

@@ -14,7 +14,7 @@ from lightrag_resilience.integrations.lightrag.inner_retries import (
     make_inner_retries_yield,
     restore_inner_retries,
 )
-from lightrag_resilience.integrations.sdks import yield_retries
+from lightrag_resilience.integrations.sdks import disable_sdk_retries
 from lightrag_resilience.testing import Fault, Simulator
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +33,7 @@ def guard(**changes: Any) -> Guard:
 
 def kinds_heard(guard: Guard) -> list[str]:
     kinds: list[str] = []
-    guard.events.listen(lambda e: kinds.append(e.kind) if isinstance(e, AttemptFailed) else None)
+    guard.events.subscribe(lambda e: kinds.append(e.kind) if isinstance(e, AttemptFailed) else None)
     return kinds
 
 
@@ -125,7 +125,7 @@ async def test_lightrags_own_retries_yield_inside_a_guard(
             return await openai_embed.func(["text"], model="simulated", **connection)
         return await openai_complete_if_cache("simulated", "prompt", **connection)
 
-    take_back = yield_retries(openai)  # LightRAG 1.4 leaves the SDK's on
+    take_back = disable_sdk_retries(openai)  # LightRAG 1.4 leaves the SDK's on
     make_inner_retries_yield()
     try:
         with pytest.raises(Exception):  # noqa: B017, PT011 - a RetryError around the SDK's error

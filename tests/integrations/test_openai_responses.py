@@ -10,9 +10,9 @@ from typing import Any
 import openai
 import pytest
 
-from lightrag_resilience import Guard, Policy, RetryPolicy, TruncatedStreamError, gathered
+from lightrag_resilience import Guard, Policy, RetryPolicy, TruncatedStreamError, collected
 from lightrag_resilience.events import AttemptFailed
-from lightrag_resilience.integrations.sdks import tell_cut_off_streams
+from lightrag_resilience.integrations.sdks import detect_truncated_streams
 
 pytestmark = pytest.mark.anyio
 
@@ -60,7 +60,7 @@ def guard() -> Guard:
 
 def failures(guard: Guard) -> list[str]:
     found: list[str] = []
-    guard.events.listen(lambda e: found.append(e.kind) if isinstance(e, AttemptFailed) else None)
+    guard.events.subscribe(lambda e: found.append(e.kind) if isinstance(e, AttemptFailed) else None)
     return found
 
 
@@ -134,7 +134,7 @@ async def test_a_reader_that_leaves_at_the_failure_has_seen_a_failure(served: An
 async def test_a_response_that_failed_is_asked_for_again_as_a_whole(served: Any) -> None:
     provider, client = served
     provider.runs = [[CREATED, WORDS, BROKEN], [CREATED, WORDS], [CREATED, WORDS, COMPLETED]]
-    events = await guard().call(gathered(client.responses.create), **ASKED)
+    events = await guard().call(collected(client.responses.create), **ASKED)
     assert ([each.type for each in events][-1], provider.calls) == ("response.completed", 3)
 
 
@@ -158,7 +158,7 @@ async def test_a_function_that_makes_text_of_chunks_tells_that_its_server_gave_u
         async for each in stream:
             yield each.choices[0].delta.content
 
-    take_back = tell_cut_off_streams(openai)
+    take_back = detect_truncated_streams(openai)
     try:
         with pytest.raises(TruncatedStreamError, match=reason):
             _ = [each async for each in await made.call(text)]

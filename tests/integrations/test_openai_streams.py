@@ -84,7 +84,7 @@ async def test_a_stream_that_ends_before_its_finish_marker_is_a_failure(
     provider.set_faults([Fault.end_early(pieces=4)])
     made = guard()
     kinds: list[str] = []
-    made.events.listen(lambda e: kinds.append(e.kind) if isinstance(e, AttemptFailed) else None)
+    made.events.subscribe(lambda e: kinds.append(e.kind) if isinstance(e, AttemptFailed) else None)
     stream = await made.call(create(client), **CHAT)
     for _ in range(4):
         await anext(stream)
@@ -113,7 +113,7 @@ async def test_what_breaks_in_mid_stream_is_what_it_is_and_not_retried(
     provider.set_faults([fault])
     made = guard(timeout=TimeoutPolicy(gap=0.3))
     kinds: list[str] = []
-    made.events.listen(lambda e: kinds.append(e.kind) if isinstance(e, AttemptFailed) else None)
+    made.events.subscribe(lambda e: kinds.append(e.kind) if isinstance(e, AttemptFailed) else None)
     stream = await made.call(create(client), **CHAT)
     with pytest.raises(error):
         await words_of(stream)

@@ -28,7 +28,7 @@ from lightrag_resilience import (  # noqa: E402
 )
 from lightrag_resilience.config.settings import load_settings  # noqa: E402
 from lightrag_resilience.integrations.lightrag import unprotect  # noqa: E402
-from lightrag_resilience.integrations.sdks import tell_cut_off_streams  # noqa: E402
+from lightrag_resilience.integrations.sdks import detect_truncated_streams  # noqa: E402
 from lightrag_resilience.testing import Fault, Simulator  # noqa: E402
 from support.lightrag_rig import Provider, lightrag_on  # noqa: E402
 
@@ -47,7 +47,7 @@ def _nobody_else_wants_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _told(_nobody_else_wants_to_be_told: None) -> Iterator[None]:
-    take_back = tell_cut_off_streams(openai, anthropic)
+    take_back = detect_truncated_streams(openai, anthropic)
     yield
     take_back()
 
@@ -172,7 +172,7 @@ async def test_closing_an_sdks_stream_closes_it_here_and_now() -> None:
                 await asyncio.sleep(0)
                 closed = True
 
-    take_back = tell_cut_off_streams(SimpleNamespace(AsyncStream=Stream))  # type: ignore[arg-type]
+    take_back = detect_truncated_streams(SimpleNamespace(AsyncStream=Stream))  # type: ignore[arg-type]
     chunks: Any = Stream().__stream__()
     assert await anext(chunks) == 1
     await chunks.aclose()
@@ -211,7 +211,7 @@ async def test_a_protected_lightrag_is_told_until_it_is_unprotected() -> None:
 
 
 def test_what_is_taken_back_twice_is_taken_back_once() -> None:
-    first, second = tell_cut_off_streams(openai), tell_cut_off_streams(openai)
+    first, second = detect_truncated_streams(openai), detect_truncated_streams(openai)
     first()
     first()
     assert is_changed()
@@ -222,5 +222,5 @@ def test_what_is_taken_back_twice_is_taken_back_once() -> None:
 @pytest.mark.parametrize("wrong", [asyncio, None, openai.AsyncOpenAI])
 def test_what_is_no_such_sdk_is_refused_and_nothing_is_changed(wrong: Any) -> None:
     with pytest.raises(UnsupportedCallError, match="takes the packages openai or anthropic"):
-        tell_cut_off_streams(openai, wrong)
+        detect_truncated_streams(openai, wrong)
     assert not is_changed()

@@ -40,9 +40,9 @@ def run(  # noqa: PLR0913 - a simulation has many knobs
                 limit.reached()
         now, started, takes, is_refused = heapq.heappop(under_way)
         if is_refused:
-            limit.overloaded(started=started, now=now)
+            limit.on_overload(started=started, now=now)
         else:
-            limit.succeeded(started=started, duration=takes, now=now)
+            limit.on_success(started=started, duration=takes, now=now)
         seen.append(limit.value)
     return seen
 
@@ -93,19 +93,19 @@ def test_calls_that_were_under_way_together_cut_it_once() -> None:
     run(limit, lambda _: 1000, calls=500, seed=1, throttles=True)
     assert limit.value == 100
     for _ in range(60):
-        limit.overloaded(started=1_000.0, now=1_001.0)
+        limit.on_overload(started=1_000.0, now=1_001.0)
     assert limit.value == 80
-    limit.overloaded(started=1_002.0, now=1_003.0)
+    limit.on_overload(started=1_002.0, now=1_003.0)
     assert limit.value == 64
 
 
 def test_what_was_sent_before_a_cut_says_nothing_of_what_holds_now() -> None:
     limit = fresh(goal=1.0)
-    limit.overloaded(started=10.0, now=11.0)
+    limit.on_overload(started=10.0, now=11.0)
     held = limit.value
     for _ in range(100):
         limit.reached()
-        limit.succeeded(started=10.5, duration=9.0, now=12.0)
+        limit.on_success(started=10.5, duration=9.0, now=12.0)
     assert limit.value == held
 
 
@@ -127,7 +127,7 @@ def test_it_stays_within_its_bounds(
         if is_reached:
             limit.reached()
         if is_overloaded:
-            limit.overloaded(started=now - ago, now=now)
+            limit.on_overload(started=now - ago, now=now)
         else:
-            limit.succeeded(started=now - ago, duration=duration, now=now)
+            limit.on_success(started=now - ago, duration=duration, now=now)
         assert smallest <= limit.value <= smallest + more

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lightrag_resilience import (
+    BulkheadFullError,
     ConcurrencyPolicy,
     DeadlineExceededError,
     Guard,
     Priority,
-    QueueFullError,
     ResilienceError,
     State,
     priority,
 )
 from lightrag_resilience.breakers import Admission, Breaker
 from lightrag_resilience.failures.classifier import Failure, FailureKind
-from lightrag_resilience.limits.bulkhead import Occupancy, Places
+from lightrag_resilience.limits.bulkhead import Bulkhead, Occupancy
 from lightrag_resilience.testing import VirtualTimeLoop
 from support.guards import Scripted, guard_on_loop, now, patient
 
@@ -33,12 +33,12 @@ pytestmark = pytest.mark.anyio
 INTERACTIVE, BACKGROUND = Priority.INTERACTIVE, Priority.BACKGROUND
 
 
-def places(at_once: int = 2, queue: int = 100, max_wait: float = 1000.0) -> Places:
+def places(at_once: int = 2, queue: int = 100, max_wait: float = 1000.0) -> Bulkhead:
     policy = ConcurrencyPolicy(max_concurrent=at_once, max_queue=queue, max_wait=max_wait)
-    return Places("llm", policy, asyncio.get_running_loop().time)
+    return Bulkhead("llm", policy, asyncio.get_running_loop().time)
 
 
-async def stay(places: Places, seconds: float = 1.0, longest: float = math.inf) -> float:
+async def stay(places: Bulkhead, seconds: float = 1.0, longest: float = math.inf) -> float:
     await places.acquire(longest)
     entered = now()
     try:
@@ -66,7 +66,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
     made = places(at_once=1, queue=2)
     calls = (stay(made) for _ in range(5))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [float] * 3 + [QueueFullError] * 2
+    assert [type(outcome) for outcome in outcomes] == [float] * 3 + [BulkheadFullError] * 2
     assert str(outcomes[-1]) == "Too many calls of 'llm' at once and 2 more are waiting"
 
 
@@ -75,7 +75,7 @@ async def test_a_wait_that_takes_too_long_is_refused(max_wait: float, longest: f
     made = places(at_once=1, max_wait=max_wait)
     stayer = asyncio.create_task(stay(made, 60.0))
     await asyncio.sleep(0)
-    with pytest.raises(QueueFullError, match="for 3 s"):
+    with pytest.raises(BulkheadFullError, match="for 3 s"):
         await made.acquire(longest)
     assert now() == 3.0
     await stayer
@@ -113,7 +113,7 @@ async def test_a_cancellation_is_no_refusal() -> None:
 # ---------------------------------------------------------------------- who goes first
 
 
-async def stay_as(level: Priority, made: Places, seconds: float = 1.0) -> float:
+async def stay_as(level: Priority, made: Bulkhead, seconds: float = 1.0) -> float:
     with priority(level):
         return await stay(made, seconds)
 
@@ -135,7 +135,7 @@ async def test_a_full_line_sheds_the_youngest_background_call_at_once() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert background[1].done()
-    with pytest.raises(QueueFullError, match="somebody waits for took its place in line"):
+    with pytest.raises(BulkheadFullError, match="somebody waits for took its place in line"):
         await background[1]
     assert now() == 1.0
     assert [await call for call in (first, background[0], interactive)] == [0, 11, 10]
@@ -166,13 +166,13 @@ async def test_a_refusal_says_when_to_come_back_once_the_pace_is_known() -> None
     made = places(at_once=1, queue=10)
     calls = [asyncio.create_task(stay(made)) for _ in range(11)]
     await asyncio.sleep(0)
-    with pytest.raises(QueueFullError) as early:
+    with pytest.raises(BulkheadFullError) as early:
         await made.acquire(math.inf)
     assert early.value.retry_after is None
     await asyncio.sleep(8.5)
     more = [asyncio.create_task(stay(made)) for _ in range(8)]
     await asyncio.sleep(0)
-    with pytest.raises(QueueFullError) as later:
+    with pytest.raises(BulkheadFullError) as later:
         await made.acquire(math.inf)
     assert later.value.retry_after == pytest.approx(11, rel=0.1)
     await asyncio.gather(*calls, *more)
@@ -183,7 +183,7 @@ async def test_a_call_whose_wait_would_be_far_too_long_is_refused_at_once() -> N
     calls = [asyncio.create_task(stay(made)) for _ in range(30)]
     await asyncio.sleep(10.5)
     before = now()
-    with pytest.raises(QueueFullError, match=r"the line takes 1\d\.\d s"):
+    with pytest.raises(BulkheadFullError, match=r"the line takes 1\d\.\d s"):
         await made.acquire(5.0)
     assert now() == before
     assert await made.acquire(25.0) is True
@@ -193,23 +193,23 @@ async def test_a_call_whose_wait_would_be_far_too_long_is_refused_at_once() -> N
 
 async def test_a_limit_that_shrinks_ends_no_call_and_lets_in_fewer() -> None:
     policy = ConcurrencyPolicy(max_concurrent=10, adaptive=True, min_concurrent=1)
-    made = Places("llm", policy, asyncio.get_running_loop().time)
+    made = Bulkhead("llm", policy, asyncio.get_running_loop().time)
     at_once = made.occupancy.limit
     assert at_once == 5
     calls = [asyncio.create_task(stay(made, 10.0)) for _ in range(8)]
     await asyncio.sleep(1)
-    made.learn(now(), 1.0, is_overloaded=True)
+    made.record_outcome(now(), 1.0, is_overloaded=True)
     assert made.occupancy == Occupancy(limit=4, in_use=5, waiting=3)
     assert await asyncio.gather(*calls) == [0, 0, 0, 0, 0, 10, 10, 10]
 
 
 async def test_a_limit_that_grows_lets_in_those_who_wait() -> None:
     policy = ConcurrencyPolicy(max_concurrent=10, adaptive=True)
-    made = Places("llm", policy, asyncio.get_running_loop().time)
+    made = Bulkhead("llm", policy, asyncio.get_running_loop().time)
     calls = [asyncio.create_task(stay(made, 10.0)) for _ in range(8)]
     await asyncio.sleep(1)
     for _ in range(10):
-        made.learn(now(), 0.1, is_overloaded=False)
+        made.record_outcome(now(), 0.1, is_overloaded=False)
     assert made.occupancy == Occupancy(limit=7, in_use=7, waiting=1)
     assert await asyncio.gather(*calls) == [0] * 5 + [1.0] * 2 + [10.0]
 
@@ -262,7 +262,7 @@ class Room(RuleBasedStateMachine):
         self.waiting: list[asyncio.Task[bool]] = []
         self.inside = 0
 
-    async def make(self) -> Places:
+    async def make(self) -> Bulkhead:
         return places(at_once=2, queue=4, max_wait=20.0)
 
     def run(self, what: Any) -> Any:
@@ -340,15 +340,15 @@ async def test_who_leaves_while_the_breaker_is_asked_again_gives_the_place_back(
     class Slow(Breaker):
         __slots__ = ("asked",)
 
-        async def ask(self) -> Admission:
+        async def acquire_async(self) -> Admission:
             if self.state is State.CLOSED:
-                return self.admit()
+                return self.acquire()
             answer: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
             return await answer
 
     policy = patient(concurrency=ConcurrencyPolicy(max_concurrent=1))
     loop = asyncio.get_running_loop()
-    guard = Guard("llm", policy, breaker=Slow("llm", policy.circuit), clock=loop.time)
+    guard = Guard("llm", policy, breaker=Slow("llm", policy.effective_breaker), clock=loop.time)
     first = asyncio.create_task(guard.call(Scripted(10.0)))
     await asyncio.sleep(0)
     second = asyncio.create_task(guard.call(Scripted("answer")))

@@ -34,8 +34,8 @@ async def throttle(guard: Guard, seconds: float | None = 5.0) -> None:
 
 
 def stands_still(guard: Guard) -> bool:
-    assert guard._parts is not None
-    return guard._parts.line is not None
+    assert guard._loop_state is not None
+    return guard._loop_state.admission is not None
 
 
 async def test_nobody_goes_before_the_time_and_the_first_goes_alone() -> None:
@@ -51,13 +51,13 @@ async def test_nobody_goes_before_the_time_and_the_first_goes_alone() -> None:
 
 async def test_how_long_it_stands_still_can_be_seen() -> None:
     guard = guard_on_loop()
-    assert guard.occupancy.standstill == 0
+    assert guard.occupancy.cooldown_remaining == 0
     await throttle(guard)
-    assert guard.occupancy.standstill == 5.0
+    assert guard.occupancy.cooldown_remaining == 5.0
     await asyncio.sleep(2.0)
-    assert guard.occupancy.standstill == 3.0
+    assert guard.occupancy.cooldown_remaining == 3.0
     await asyncio.sleep(9.0)
-    assert guard.occupancy.standstill == 0
+    assert guard.occupancy.cooldown_remaining == 0
 
 
 async def test_a_call_that_was_under_way_is_not_disturbed() -> None:
@@ -245,7 +245,7 @@ async def test_who_waits_in_a_line_of_an_earlier_policy_stands_still_too() -> No
     function = Scripted(2.0)
     waiting = [asyncio.create_task(guard.call(function)) for _ in range(3)]
     await asyncio.sleep(1.0)
-    guard.change(guard.policy.with_changes(max_concurrent=2))
+    guard.update_policy(guard.policy.with_changes(max_concurrent=2))
     guard.cool_down(20.0)
     waiting += [asyncio.create_task(guard.call(function)) for _ in range(2)]
     await asyncio.gather(*waiting)
@@ -290,11 +290,11 @@ async def test_of_several_that_went_first_any_success_ends_it() -> None:
     function = Scripted(0.1)
     await guard.call(function)
     assert function.at[0] < 12.0
-    assert guard._parts is not None
-    line = guard._parts.line or guard._parts._line
+    assert guard._loop_state is not None
+    line = guard._loop_state.admission or guard._loop_state._admission
     await asyncio.gather(*calls)
     assert line is not None
-    assert not line.cooldown._ahead
+    assert not line.cooldown._canaries
 
 
 async def test_who_went_before_the_last_429_does_not_end_what_that_asked_for() -> None:

@@ -8,20 +8,22 @@ import math
 import pytest
 
 from lightrag_resilience import LimitPolicy, Priority, RateLimitedError, priority
-from lightrag_resilience.limits.priority_rate_limiter import Turnstile
-from lightrag_resilience.limits.rate_limiter import LocalLimit
+from lightrag_resilience.limits.priority_rate_limiter import BackgroundRateLimiter
+from lightrag_resilience.limits.rate_limiter import LocalRateLimiter
 from support.guards import now
 
 pytestmark = pytest.mark.anyio
 INTERACTIVE, BACKGROUND = Priority.INTERACTIVE, Priority.BACKGROUND
 
 
-def turnstile(rpm: float = 60.0, max_wait: float = 1000.0) -> Turnstile:
+def turnstile(rpm: float = 60.0, max_wait: float = 1000.0) -> BackgroundRateLimiter:
     policy = LimitPolicy(rpm=rpm, burst=1, max_wait=max_wait)
-    return Turnstile("llm", LocalLimit("llm", policy), asyncio.get_running_loop().time)
+    return BackgroundRateLimiter(
+        "llm", LocalRateLimiter("llm", policy), asyncio.get_running_loop().time
+    )
 
 
-async def turn(made: Turnstile, level: Priority, longest: float = math.inf) -> float:
+async def turn(made: BackgroundRateLimiter, level: Priority, longest: float = math.inf) -> float:
     with priority(level):
         await made.acquire(0, longest)
     return now()
@@ -38,12 +40,12 @@ async def test_a_query_waits_little_though_ingest_has_much_to_do() -> None:
     assert entered[-1] == pytest.approx(20, abs=1.2)  # and no turn is left unused
 
 
-async def with_one_at_the_head() -> tuple[Turnstile, asyncio.Task[bool]]:
+async def with_one_at_the_head() -> tuple[BackgroundRateLimiter, asyncio.Task[bool]]:
     """A background call waits for sixty tokens, of which there are enough for a small one."""
-    limit = LocalLimit("llm", LimitPolicy(tpm=60.0, token_burst=60, max_wait=1000.0))
-    made = Turnstile("llm", limit, asyncio.get_running_loop().time)
+    limit = LocalRateLimiter("llm", LimitPolicy(tpm=60.0, token_burst=60, max_wait=1000.0))
+    made = BackgroundRateLimiter("llm", limit, asyncio.get_running_loop().time)
     with priority(BACKGROUND):
-        assert made.take(60)
+        assert made.try_acquire(60)
         head = asyncio.create_task(made.acquire(60, math.inf))
     await asyncio.sleep(1)
     made.settle(60, 0)
@@ -53,21 +55,21 @@ async def with_one_at_the_head() -> tuple[Turnstile, asyncio.Task[bool]]:
 async def test_nobody_in_the_background_goes_past_who_is_at_the_head() -> None:
     made, head = await with_one_at_the_head()
     with priority(BACKGROUND):
-        assert not made.take(10)
+        assert not made.try_acquire(10)
         head.cancel()
         await asyncio.wait([head])
-        assert made.take(10)
+        assert made.try_acquire(10)
 
 
 async def test_a_call_that_is_waited_for_does() -> None:
     made, head = await with_one_at_the_head()
-    assert made.take(10)
+    assert made.try_acquire(10)
     head.cancel()
     await asyncio.wait([head])
 
 
 async def test_without_the_turnstile_it_waits_for_all_of_it() -> None:
-    bare = LocalLimit("llm", LimitPolicy(rpm=60.0, burst=1, max_wait=1000.0))
+    bare = LocalRateLimiter("llm", LimitPolicy(rpm=60.0, burst=1, max_wait=1000.0))
     ingest = [asyncio.create_task(bare.acquire(0, math.inf)) for _ in range(20)]
     await asyncio.sleep(3.5)
     asked = now()

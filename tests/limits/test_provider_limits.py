@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from lightrag_resilience import Guard, LimitPolicy, Policy
-from lightrag_resilience.limits.provider_limits import GrantedLimits, learn_limits
+from lightrag_resilience.limits.provider_limits import GrantedLimits, lower_limits_from_headers
 from support.guards import Scripted, guard_on_loop, now, outcomes
 
 pytestmark = pytest.mark.anyio
@@ -44,14 +44,14 @@ def limited(rpm: float | None = 600.0, tpm: float | None = None, **more: Any) ->
 )
 async def test_limits_are_lowered_to_what_is_granted(headers: Any, rpm: float, tpm: float) -> None:
     guard = limited(tpm=6000.0)
-    learn_limits(guard, headers)
+    lower_limits_from_headers(guard, headers)
     assert (guard.policy.limit.rpm, guard.policy.limit.tpm) == (rpm, tpm)
 
 
 async def test_where_none_is_configured_none_is_learned() -> None:
     guard = limited(rpm=None)
     before = guard.policy
-    learn_limits(guard, {"x-ratelimit-limit-requests": "60"})
+    lower_limits_from_headers(guard, {"x-ratelimit-limit-requests": "60"})
     assert guard.policy is before
 
 
@@ -69,7 +69,7 @@ def asking(model: str, url: str = "http://provider/v1/chat/completions") -> http
 async def test_the_latest_limit_holds_up_to_the_configured_one() -> None:
     guard = limited(tpm=6000.0)
     for requests, rpm in ((10, 10.0), (5000, 600.0), (50, 50.0), (None, 50.0), (400, 400.0)):
-        learn_limits(guard, told(requests, 100 if requests is None else None))
+        lower_limits_from_headers(guard, told(requests, 100 if requests is None else None))
         assert guard.policy.limit.rpm == rpm
     assert guard.policy.limit.tpm == 100.0
 
@@ -77,16 +77,16 @@ async def test_the_latest_limit_holds_up_to_the_configured_one() -> None:
 async def test_models_together_may_send_what_each_is_granted() -> None:
     guard = limited(rpm=100.0)
     small, large = asking("small"), asking("large")
-    learn_limits(guard, told(10), small)
+    lower_limits_from_headers(guard, told(10), small)
     assert guard.policy.limit.rpm == 10.0
-    learn_limits(guard, told(50), large)
+    lower_limits_from_headers(guard, told(50), large)
     for _ in range(3):  # the answers come in turns
-        learn_limits(guard, told(10), small)
-        learn_limits(guard, told(50), large)
+        lower_limits_from_headers(guard, told(10), small)
+        lower_limits_from_headers(guard, told(50), large)
         assert guard.policy.limit.rpm == 60.0
-    learn_limits(guard, told(500), large)
+    lower_limits_from_headers(guard, told(500), large)
     assert guard.policy.limit.rpm == 100.0
-    learn_limits(guard, told(20), large)
+    lower_limits_from_headers(guard, told(20), large)
     assert guard.policy.limit.rpm == 30.0
 
 
@@ -105,8 +105,8 @@ async def test_a_model_is_known_by_the_path_or_the_body(
     one: httpx.Request, other: httpx.Request
 ) -> None:
     guard = limited(rpm=100.0)
-    learn_limits(guard, told(10), one)
-    learn_limits(guard, told(20), other)
+    lower_limits_from_headers(guard, told(10), one)
+    lower_limits_from_headers(guard, told(20), other)
     assert guard.policy.limit.rpm == 30.0
 
 
@@ -121,37 +121,37 @@ async def test_a_model_is_known_by_the_path_or_the_body(
 )
 async def test_a_request_that_names_no_model_is_one_of_them(request_of: Any) -> None:
     guard = limited(rpm=100.0)
-    learn_limits(guard, told(10), request_of())
-    learn_limits(guard, told(20), request_of())
+    lower_limits_from_headers(guard, told(10), request_of())
+    lower_limits_from_headers(guard, told(20), request_of())
     assert guard.policy.limit.rpm == 20.0
 
 
 async def test_a_model_of_which_nothing_is_heard_any_more_counts_no_longer() -> None:
     guard = limited(rpm=100.0)
-    learn_limits(guard, told(50), asking("old"))
+    lower_limits_from_headers(guard, told(50), asking("old"))
     await asyncio.sleep(599.0)
-    learn_limits(guard, told(10), asking("new"))
+    lower_limits_from_headers(guard, told(10), asking("new"))
     assert guard.policy.limit.rpm == 60.0
     await asyncio.sleep(2.0)
-    learn_limits(guard, told(10), asking("new"))
+    lower_limits_from_headers(guard, told(10), asking("new"))
     assert guard.policy.limit.rpm == 10.0
 
 
 async def test_no_provider_makes_more_models_known_than_32() -> None:
     guard = limited(rpm=1000.0)
     for number in range(100):
-        learn_limits(guard, told(1), asking(f"model-{number}"))
+        lower_limits_from_headers(guard, told(1), asking(f"model-{number}"))
     assert guard.policy.limit.rpm == 32.0
 
 
 async def test_an_operator_s_change_holds_at_once_and_is_the_new_most() -> None:
     guard = limited(rpm=600.0)
-    learn_limits(guard, told(60))
-    guard.change(replace(guard.policy, limit=replace(guard.policy.limit, rpm=30.0)))
-    learn_limits(guard, told(60))
+    lower_limits_from_headers(guard, told(60))
+    guard.update_policy(replace(guard.policy, limit=replace(guard.policy.limit, rpm=30.0)))
+    lower_limits_from_headers(guard, told(60))
     assert guard.policy.limit.rpm == 30.0
-    guard.change(replace(guard.policy, limit=replace(guard.policy.limit, rpm=900.0)))
-    learn_limits(guard, told(700))
+    guard.update_policy(replace(guard.policy, limit=replace(guard.policy.limit, rpm=900.0)))
+    lower_limits_from_headers(guard, told(700))
     assert guard.policy.limit.rpm == 700.0
 
 
@@ -160,7 +160,7 @@ async def test_limits_that_change_with_each_answer_fill_no_log(
 ) -> None:
     guard = limited(rpm=600.0)
     for number in range(100, 200):
-        learn_limits(guard, told(number))
+        lower_limits_from_headers(guard, told(number))
         await asyncio.sleep(1.0)
     assert len(caplog.records) == 2
     assert guard.policy.limit.rpm == 199.0
@@ -169,7 +169,9 @@ async def test_limits_that_change_with_each_answer_fill_no_log(
 async def test_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     guard = limited(tpm=6000.0)
     for _ in range(3):
-        learn_limits(guard, {"x-ratelimit-limit-requests": "60", "x-ratelimit-limit-tokens": "9e9"})
+        lower_limits_from_headers(
+            guard, {"x-ratelimit-limit-requests": "60", "x-ratelimit-limit-tokens": "9e9"}
+        )
     assert [record.getMessage() for record in caplog.records] == [
         "The limits of 'llm' follow what its provider grants: LIMIT__RPM 600 is 60"
     ]
@@ -190,7 +192,7 @@ async def test_a_wait_outlives_a_change_of_the_policy() -> None:
     guard = limited()
     with pytest.raises(httpx.HTTPStatusError):
         await guard.call(Scripted(refused(retry_after="5")))
-    guard.change(guard.policy.with_changes(attempts=2))
+    guard.update_policy(guard.policy.with_changes(attempts=2))
     await guard.call(Scripted("fine"))
     assert 5.0 <= now() <= 5.5
 
@@ -206,9 +208,9 @@ class SlowGuard:
         self.clock = lambda: 0.0
         self._other: threading.Thread | None = None
 
-    def change(self, policy: Policy, _reason: str) -> None:
+    def update_policy(self, policy: Policy, _reason: str) -> None:
         if self._other is None:
-            self._other = threading.Thread(target=learn_limits, args=(self, told(50)))
+            self._other = threading.Thread(target=lower_limits_from_headers, args=(self, told(50)))
             self._other.start()
             self._other.join(0.1)  # it waits for the end of this, or would have ended
         self.policy = policy
@@ -223,7 +225,7 @@ class SlowGuard:
 
 def test_limits_that_another_thread_learns_are_not_taken_for_configured_ones() -> None:
     guard = SlowGuard()
-    learn_limits(guard, told(10))
+    lower_limits_from_headers(guard, told(10))
     guard.wait()
-    learn_limits(guard, told(5000))
+    lower_limits_from_headers(guard, told(5000))
     assert guard.policy.limit.rpm == 600.0

@@ -7,18 +7,18 @@ import math
 
 import pytest
 
-from lightrag_resilience import ConcurrencyPolicy, LimitPolicy, QueueFullError, RateLimitedError
-from lightrag_resilience.limits.rate_limiter import LocalLimit
+from lightrag_resilience import BulkheadFullError, ConcurrencyPolicy, LimitPolicy, RateLimitedError
+from lightrag_resilience.limits.rate_limiter import LocalRateLimiter
 from support.guards import Scripted, down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio
 
 
-def limit(rpm: float = 60.0, burst: int | None = 1, max_wait: float = 1000.0) -> LocalLimit:
-    return LocalLimit("llm", LimitPolicy(rpm=rpm, burst=burst, max_wait=max_wait))
+def limit(rpm: float = 60.0, burst: int | None = 1, max_wait: float = 1000.0) -> LocalRateLimiter:
+    return LocalRateLimiter("llm", LimitPolicy(rpm=rpm, burst=burst, max_wait=max_wait))
 
 
-async def turn(rate: LocalLimit, longest: float = math.inf) -> float:
+async def turn(rate: LocalRateLimiter, longest: float = math.inf) -> float:
     await rate.acquire(0, longest)
     return now()
 
@@ -56,20 +56,20 @@ async def test_who_comes_first_is_served_first() -> None:
 
 async def test_a_turn_is_taken_only_when_it_has_come_and_nobody_waits_for_it() -> None:
     rate = limit(rpm=60.0, burst=2)
-    assert [rate.take(0) for _ in range(3)] == [True, True, False]
+    assert [rate.try_acquire(0) for _ in range(3)] == [True, True, False]
     waiting = [asyncio.create_task(turn(rate)) for _ in range(2)]
     await asyncio.sleep(1.5)
-    assert not rate.take(0)
+    assert not rate.try_acquire(0)
     assert await asyncio.gather(*waiting) == pytest.approx([1, 2], abs=0.01)
     await asyncio.sleep(1.01)
-    assert rate.take(0)
+    assert rate.try_acquire(0)
 
 
 async def test_tokens_are_taken_only_when_there_are_enough() -> None:
-    rate = LocalLimit("llm", LimitPolicy(tpm=600.0, token_burst=100, max_wait=1000.0))
-    assert [rate.take(60), rate.take(60), rate.take(40)] == [True, False, True]
+    rate = LocalRateLimiter("llm", LimitPolicy(tpm=600.0, token_burst=100, max_wait=1000.0))
+    assert [rate.try_acquire(60), rate.try_acquire(60), rate.try_acquire(40)] == [True, False, True]
     rate.settle(40, 0)
-    assert [rate.take(41), rate.take(40)] == [False, True]
+    assert [rate.try_acquire(41), rate.try_acquire(40)] == [False, True]
 
 
 async def test_a_wait_beyond_the_policy_is_refused_with_its_length() -> None:
@@ -109,11 +109,11 @@ async def test_a_waiter_who_leaves_frees_the_line() -> None:
 
 def token_limit(
     tpm: float = 60.0, token_burst: int | None = 10, max_wait: float = 1000.0
-) -> LocalLimit:
-    return LocalLimit("llm", LimitPolicy(tpm=tpm, token_burst=token_burst, max_wait=max_wait))
+) -> LocalRateLimiter:
+    return LocalRateLimiter("llm", LimitPolicy(tpm=tpm, token_burst=token_burst, max_wait=max_wait))
 
 
-async def spend(rate: LocalLimit, tokens: int) -> float:
+async def spend(rate: LocalRateLimiter, tokens: int) -> float:
     await rate.acquire(tokens, math.inf)
     return now()
 
@@ -153,8 +153,8 @@ async def test_what_was_not_used_is_there_for_others_and_what_was_overused_is_ow
 
 
 async def test_no_more_is_given_back_than_was_booked() -> None:
-    limit = LocalLimit("llm", LimitPolicy(tpm=1000.0, token_burst=1000, max_wait=3600.0))
-    assert limit.take(1000)
+    limit = LocalRateLimiter("llm", LimitPolicy(tpm=1000.0, token_burst=1000, max_wait=3600.0))
+    assert limit.try_acquire(1000)
     others = [asyncio.create_task(limit.acquire(1000, 3600.0)) for _ in range(3)]
     await asyncio.sleep(0)
     large = asyncio.create_task(limit.acquire(5000, 3600.0))
@@ -162,7 +162,7 @@ async def test_no_more_is_given_back_than_was_booked() -> None:
     large.cancel()
     await asyncio.gather(*others)
     assert now() == pytest.approx(180.0)
-    assert not limit.take(1000)
+    assert not limit.try_acquire(1000)
     await limit.acquire(1000, 3600.0)
     assert now() == pytest.approx(240.0)
 
@@ -187,17 +187,17 @@ async def test_tokens_beyond_the_patience_are_refused_and_not_booked() -> None:
 
 
 async def test_requests_and_tokens_are_both_waited_for() -> None:
-    rate = LocalLimit("llm", LimitPolicy(rpm=60.0, burst=1, tpm=600.0, token_burst=10))
+    rate = LocalRateLimiter("llm", LimitPolicy(rpm=60.0, burst=1, tpm=600.0, token_burst=10))
     assert [await spend(rate, tokens) for tokens in (5, 5, 40, 1)] == pytest.approx(
         [0, 1, 4, 4.1], abs=0.11
     )
 
 
 async def test_a_share_is_a_part_of_both_limits() -> None:
-    rate = LocalLimit("llm", LimitPolicy(rpm=240.0, burst=4), 0.25)
+    rate = LocalRateLimiter("llm", LimitPolicy(rpm=240.0, burst=4), 0.25)
     times = await asyncio.gather(*(turn(rate) for _ in range(3)))
     assert times == pytest.approx([0, 1, 2], abs=0.01)
-    rate = LocalLimit("llm", LimitPolicy(tpm=240.0, token_burst=40), 0.25)
+    rate = LocalRateLimiter("llm", LimitPolicy(tpm=240.0, token_burst=40), 0.25)
     start = now()
     times = await asyncio.gather(*(spend(rate, 5) for _ in range(4)))
     assert [at - start for at in times] == pytest.approx([0, 0, 5, 10], abs=0.01)
@@ -244,7 +244,7 @@ async def test_a_call_that_gets_no_place_gives_its_tokens_back() -> None:
     )
     busy = asyncio.create_task(guard.call(Scripted(0.5), max_tokens=30))
     await asyncio.sleep(0.1)
-    with pytest.raises(QueueFullError):
+    with pytest.raises(BulkheadFullError):
         await guard.call(Scripted("fine"), max_tokens=30)
     await busy
     await guard.call(Scripted("fine"), max_tokens=30)
@@ -256,7 +256,7 @@ async def test_a_call_that_gets_no_place_gives_its_tokens_back() -> None:
 
 async def test_waiters_move_up_when_tokens_are_given_back() -> None:
     rate = token_limit(tpm=600.0, token_burst=100)  # ten tokens a second
-    assert rate.take(100)
+    assert rate.try_acquire(100)
     waiting = [asyncio.create_task(spend(rate, tokens)) for tokens in (20, 10)]
     await asyncio.sleep(0.5)
     rate.settle(100, 90)
@@ -265,7 +265,7 @@ async def test_waiters_move_up_when_tokens_are_given_back() -> None:
 
 async def test_waiters_wait_longer_for_tokens_that_were_used_beyond_the_booked_ones() -> None:
     rate = token_limit(tpm=600.0, token_burst=100)
-    assert rate.take(100)
+    assert rate.try_acquire(100)
     waiting = [asyncio.create_task(spend(rate, tokens)) for tokens in (20, 10)]
     await asyncio.sleep(0.5)
     rate.settle(100, 107)
@@ -274,18 +274,18 @@ async def test_waiters_wait_longer_for_tokens_that_were_used_beyond_the_booked_o
 
 async def test_a_newcomer_does_not_overtake_a_waiter_for_whom_there_is_room_again() -> None:
     rate = token_limit(tpm=600.0, token_burst=100)
-    assert rate.take(100)
+    assert rate.try_acquire(100)
     waiting = asyncio.create_task(spend(rate, 50))
     await asyncio.sleep(0.1)
     rate.settle(100, 0)
-    assert not rate.take(1)
+    assert not rate.try_acquire(1)
     assert await waiting == pytest.approx(0.1)
-    assert rate.take(1)
+    assert rate.try_acquire(1)
 
 
 async def test_a_newcomer_is_judged_by_the_whole_queue_before_it() -> None:
     rate = token_limit(tpm=600.0, token_burst=100, max_wait=6.0)
-    assert rate.take(100)
+    assert rate.try_acquire(100)
     waiting = [asyncio.create_task(spend(rate, 20)) for _ in range(2)]
     await asyncio.sleep(0.0)
     with pytest.raises(RateLimitedError) as refused:
@@ -297,7 +297,7 @@ async def test_a_newcomer_is_judged_by_the_whole_queue_before_it() -> None:
 
 
 async def test_a_newcomer_to_a_queue_that_owes_for_what_went_is_judged_by_that() -> None:
-    rate = LocalLimit("llm", LimitPolicy(rpm=60.0, burst=1, max_wait=12.0), owed=(10.0, 0.0))
+    rate = LocalRateLimiter("llm", LimitPolicy(rpm=60.0, burst=1, max_wait=12.0), owed=(10.0, 0.0))
     waiting = [asyncio.create_task(turn(rate)) for _ in range(3)]
     await asyncio.sleep(0.0)
     with pytest.raises(RateLimitedError) as refused:
@@ -308,11 +308,11 @@ async def test_a_newcomer_to_a_queue_that_owes_for_what_went_is_judged_by_that()
 
 async def test_a_waiter_who_leaves_takes_no_tokens_along() -> None:
     rate = token_limit(tpm=600.0, token_burst=100)
-    assert rate.take(100)
+    assert rate.try_acquire(100)
     waiting = [asyncio.create_task(spend(rate, 30)) for _ in range(3)]
     await asyncio.sleep(0.5)
     for task in waiting[:2]:
         task.cancel()
     assert await waiting[2] == pytest.approx(3.0, abs=0.01)
     assert rate.waiting == (0, 0)
-    assert rate.take(0)
+    assert rate.try_acquire(0)

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lightrag_resilience.limits.priority import Priority
-from lightrag_resilience.limits.wait_queue import Waiters
+from lightrag_resilience.limits.wait_queue import PriorityWaitQueue
 
 INTERACTIVE, BACKGROUND = Priority.INTERACTIVE, Priority.BACKGROUND
 LEVELS = st.sampled_from(Priority)
 
 
-def line(*levels: Priority, most: int = 100) -> Waiters[str]:
-    waiters: Waiters[str] = Waiters(most)
+def line(*levels: Priority, most: int = 100) -> PriorityWaitQueue[str]:
+    waiters: PriorityWaitQueue[str] = PriorityWaitQueue(most)
     counts = dict.fromkeys(Priority, 0)
     for level in levels:
         counts[level] += 1
@@ -25,7 +25,7 @@ def line(*levels: Priority, most: int = 100) -> Waiters[str]:
     return waiters
 
 
-def served(waiters: Waiters[str]) -> list[str]:
+def served(waiters: PriorityWaitQueue[str]) -> list[str]:
     return list(iter(waiters.pop, None))
 
 
@@ -42,19 +42,19 @@ def test_a_background_one_has_its_turn_after_four_interactive_ones() -> None:
 
 def test_a_full_line_sheds_its_youngest_background_one_for_an_interactive_one() -> None:
     waiters = line(BACKGROUND, BACKGROUND, INTERACTIVE, most=3)
-    assert waiters.has_room_for(INTERACTIVE)
-    assert not waiters.has_room_for(BACKGROUND)
+    assert waiters.accepts(INTERACTIVE)
+    assert not waiters.accepts(BACKGROUND)
     assert waiters.push("new", INTERACTIVE) == "B2"
     assert served(waiters) == ["I1", "new", "B1"]
 
 
 def test_a_full_line_of_interactive_ones_has_room_for_nobody() -> None:
     waiters = line(INTERACTIVE, INTERACTIVE, most=2)
-    assert not any(map(waiters.has_room_for, Priority))
+    assert not any(map(waiters.accepts, Priority))
 
 
 def test_nobody_can_wait_where_there_is_no_line() -> None:
-    assert not any(map(Waiters[str](0).has_room_for, Priority))
+    assert not any(map(PriorityWaitQueue[str](0).accepts, Priority))
 
 
 class Line(RuleBasedStateMachine):
@@ -63,7 +63,7 @@ class Line(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.most = 6
-        self.waiters: Waiters[int] = Waiters(self.most)
+        self.waiters: PriorityWaitQueue[int] = PriorityWaitQueue(self.most)
         self.lines: dict[Priority, list[int]] = {level: [] for level in Priority}
         self.names = itertools.count()
         self.interactive_in_a_row = 0
@@ -72,8 +72,8 @@ class Line(RuleBasedStateMachine):
     def come(self, level: Priority) -> None:
         is_full = sum(map(len, self.lines.values())) >= self.most
         has_lesser = level is INTERACTIVE and bool(self.lines[BACKGROUND])
-        assert self.waiters.has_room_for(level) == (not is_full or has_lesser)
-        if not self.waiters.has_room_for(level):
+        assert self.waiters.accepts(level) == (not is_full or has_lesser)
+        if not self.waiters.accepts(level):
             return
         name = next(self.names)
         expected = self.lines[BACKGROUND].pop() if is_full else None
@@ -107,8 +107,8 @@ class Line(RuleBasedStateMachine):
     @invariant()
     def nobody_is_lost(self) -> None:
         assert len(self.waiters) == sum(map(len, self.lines.values())) <= self.most
-        assert self.waiters.ahead_of(INTERACTIVE) == len(self.lines[INTERACTIVE])
-        assert self.waiters.ahead_of(BACKGROUND) == len(self.waiters)
+        assert self.waiters.position_of(INTERACTIVE) == len(self.lines[INTERACTIVE])
+        assert self.waiters.position_of(BACKGROUND) == len(self.waiters)
 
 
 TestLine = Line.TestCase

@@ -13,12 +13,12 @@ import pytest
 
 from lightrag_resilience import (
     AttemptTimeoutError,
+    BulkheadFullError,
     ConcurrencyPolicy,
     Guard,
-    QueueFullError,
     TimeoutPolicy,
 )
-from lightrag_resilience.calls.call_context import current_call, owned_by_a_guard
+from lightrag_resilience.calls.call_context import current_call, inside_guarded_call
 from lightrag_resilience.pipeline.block import _in_generators
 from support.guards import down, guard_on_loop, now
 
@@ -99,7 +99,7 @@ async def test_generators_that_are_read_in_turns_end_their_own_blocks(
     assert seen == [0, 0, 1, 1, 2]
     assert is_at_rest(guard)
     assert guard.breaker.snapshot().calls == 2
-    assert not owned_by_a_guard()
+    assert not inside_guarded_call()
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -137,10 +137,10 @@ async def test_what_the_reader_calls_between_two_items_is_guarded(way: Words, st
     guard = guard_on_loop(concurrency=ONE_PLACE)
     generator = way(guard)
     await step(anext(generator))
-    assert not owned_by_a_guard()
-    with pytest.raises(QueueFullError):
+    assert not inside_guarded_call()
+    with pytest.raises(BulkheadFullError):
         await guard.call(ask)
-    with pytest.raises(QueueFullError):
+    with pytest.raises(BulkheadFullError):
         await asyncio.create_task(guard.call(ask))
     await step(generator.aclose())
     assert await guard.call(ask) == "answer"
@@ -158,7 +158,7 @@ async def test_what_the_generator_calls_itself_passes_straight_through() -> None
                 yield await guard.call(ask)
 
     async for _ in answers():
-        assert not owned_by_a_guard()
+        assert not inside_guarded_call()
     assert guard.breaker.snapshot().calls == 1
     assert is_at_rest(guard)
 
@@ -166,9 +166,9 @@ async def test_what_the_generator_calls_itself_passes_straight_through() -> None
 async def test_the_body_of_a_context_manager_is_inside_its_block() -> None:
     guard = guard_on_loop(concurrency=ONE_PLACE)
     async with session(guard):
-        assert owned_by_a_guard()
+        assert inside_guarded_call()
         assert await guard.call(ask) == "answer"
-    assert not owned_by_a_guard()
+    assert not inside_guarded_call()
     assert guard.breaker.snapshot().calls == 1
 
 
@@ -254,7 +254,7 @@ async def test_a_refused_block_leaves_nothing_behind() -> None:
     guard = guard_on_loop(concurrency=ONE_PLACE)
     generator = words(guard)
     await anext(generator)
-    with pytest.raises(QueueFullError):
+    with pytest.raises(BulkheadFullError):
         await anext(words(guard))
     await generator.aclose()
     assert is_at_rest(guard)

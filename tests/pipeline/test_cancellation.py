@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from lightrag_resilience import ConcurrencyPolicy, Guard, LimitPolicy, RetryPolicy, State
-from lightrag_resilience.timeouts.idle_timer import GapTimer
+from lightrag_resilience.timeouts.idle_timer import IdleTimer
 from support.guards import Scripted, down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio
@@ -117,11 +117,11 @@ async def test_a_cancelled_call_leaves_its_place_and_its_time(phase: Phase, poli
     task.cancel()
     await asyncio.wait([task])
     await asyncio.sleep(0)
-    parts = guard._parts
+    parts = guard._loop_state
     assert parts is not None
     assert parts.timer is not None
     assert not parts.timer.running()
-    assert not any(isinstance(owner, GapTimer) for owner in owners_of_armed_timers())
+    assert not any(isinstance(owner, IdleTimer) for owner in owners_of_armed_timers())
     assert (guard.occupancy.in_use, guard.occupancy.waiting) == (0, 0)
 
 

@@ -23,7 +23,7 @@ from lightrag_resilience import (
     UnsupportedCallError,
     resilient,
 )
-from lightrag_resilience.calls.call_context import owned_by_a_guard
+from lightrag_resilience.calls.call_context import inside_guarded_call
 from support.decorated import POLICY, WAIT, Flaky, in_thread, who
 from support.guards import down
 
@@ -217,7 +217,7 @@ def test_an_error_of_a_sync_function_keeps_its_identity_and_its_traceback(owner:
 def test_sync_functions_inside_each_other_share_one_call(owner: Guards) -> None:
     @resilient("llm.sync", registry=owner)
     def inner() -> bool:
-        return owned_by_a_guard()
+        return inside_guarded_call()
 
     @resilient("llm.sync", registry=owner)
     def outer() -> bool:

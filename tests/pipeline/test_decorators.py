@@ -24,7 +24,7 @@ from lightrag_resilience import (
     guards,
     resilient,
 )
-from lightrag_resilience.calls.call_context import owned_by_a_guard
+from lightrag_resilience.calls.call_context import inside_guarded_call
 from lightrag_resilience.config.settings import Settings, load_settings
 from support.decorated import POLICY, Flaky, drain, in_thread, no_sleep, who
 from support.scripts import output_of
@@ -169,10 +169,10 @@ async def test_an_error_keeps_its_identity_and_its_traceback(owner: Guards) -> N
 async def test_a_guarded_function_runs_inside_its_call(owner: Guards) -> None:
     @resilient("llm.inside", registry=owner)
     async def complete() -> bool:
-        return owned_by_a_guard()
+        return inside_guarded_call()
 
     assert await complete()
-    assert not owned_by_a_guard()
+    assert not inside_guarded_call()
 
 
 @pytest.mark.anyio

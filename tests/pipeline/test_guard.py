@@ -14,21 +14,21 @@ import pytest
 from lightrag_resilience import (
     AttemptTimeoutError,
     BreakerPolicy,
+    BulkheadFullError,
     CircuitOpenError,
     ConcurrencyPolicy,
     DeadlineExceededError,
     Guard,
     LimitPolicy,
-    QueueFullError,
     RateLimitedError,
     ShuttingDownError,
     State,
 )
-from lightrag_resilience.calls.call_context import current_call, owned_by_a_guard
+from lightrag_resilience.calls.call_context import current_call, inside_guarded_call
 from lightrag_resilience.events import (
     AttemptFailed,
+    AttemptRejected,
     CallFailed,
-    CallRefused,
     CallSucceeded,
     StateChanged,
 )
@@ -100,7 +100,7 @@ async def test_an_open_circuit_refuses_before_anything_else(run: Any) -> None:
     with pytest.raises(CircuitOpenError, match="for a test; next probe in"):
         await run(guard, function)
     assert function.calls == 0
-    assert heard == [CallRefused("llm", "CircuitOpenError")]
+    assert heard == [AttemptRejected("llm", "CircuitOpenError")]
 
 
 @both_ways
@@ -241,7 +241,7 @@ async def test_a_wait_that_ends_in_the_same_closed_state_goes_on() -> None:
     ("part", "error"),
     [
         ({"limit": LimitPolicy(rpm=1.0, burst=1, max_wait=0.0)}, RateLimitedError),
-        ({"concurrency": ConcurrencyPolicy(max_concurrent=1, max_queue=0)}, QueueFullError),
+        ({"concurrency": ConcurrencyPolicy(max_concurrent=1, max_queue=0)}, BulkheadFullError),
     ],
 )
 @both_ways
@@ -251,7 +251,7 @@ async def test_refusals_by_limits_are_nobodys_fault(run: Any, part: Any, error: 
     results = await outcomes(run(guard, Scripted(1.0)) for _ in range(3))
     assert [type(result) for result in results] == [float, error, error]
     assert guard.breaker.snapshot().calls == 1
-    assert heard.count(CallRefused("llm", error.__name__)) == 2
+    assert heard.count(AttemptRejected("llm", error.__name__)) == 2
 
 
 async def test_a_probe_refused_by_a_limit_gives_its_place_back() -> None:
@@ -291,7 +291,7 @@ async def test_a_task_that_outlives_its_call_is_guarded_again() -> None:
     async def leave_a_task() -> None:
         async def later() -> None:
             await asyncio.sleep(1.0)
-            assert not owned_by_a_guard()
+            assert not inside_guarded_call()
             await guard.call(Scripted("later"))
 
         tasks.append(asyncio.create_task(later()))
@@ -305,7 +305,7 @@ async def test_nothing_of_a_call_stays_in_the_callers_context() -> None:
     guard = guard_on_loop()
     await guard.call(Scripted("fine"))
     async with guard:
-        assert owned_by_a_guard()
+        assert inside_guarded_call()
     assert current_call.get() is None
 
 
@@ -380,7 +380,7 @@ async def test_who_listens_hears_of_a_success_that_changes_nothing(run: Any) -> 
     guard = guard_on_loop(breaker=SMALL)
     for _ in range(4):
         await run(guard, Scripted("fine"))
-    assert guard.breaker.circuit.is_content
+    assert guard.breaker.circuit.ignores_successes
     events = heard_by(guard)
     await run(guard, Scripted(2.5))
     assert events == [CallSucceeded("llm", 2.5, 0)]
@@ -413,11 +413,11 @@ def test_each_loop_has_its_own_limits_and_all_share_the_breaker() -> None:
     async def call() -> Any:
         with pytest.raises(ConnectionRefusedError):
             await guard.run(fail, (), {})
-        return guard._parts
+        return guard._loop_state
 
     first, second = asyncio.run(call()), asyncio.run(call())
     assert first is not second
-    assert first._line._places is not second._line._places
+    assert first._admission._bulkhead is not second._admission._bulkhead
     assert guard.breaker.snapshot().failed == 2
 
 

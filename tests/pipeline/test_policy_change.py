@@ -35,7 +35,7 @@ async def test_new_calls_go_by_the_new_policy_and_those_under_way_by_the_old() -
     guard = guard_on_loop(timeout=TimeoutPolicy(attempt=10.0, total=None))
     old = asyncio.create_task(guard.call(Scripted(5.0)))
     await asyncio.sleep(1.0)
-    guard.change(patient(timeout=TimeoutPolicy(attempt=1.0, total=None)))
+    guard.update_policy(patient(timeout=TimeoutPolicy(attempt=1.0, total=None)))
     (error,) = await outcomes([guard.call(Scripted(5.0))])
     assert "after 1 s" in str(error)
     assert now() == pytest.approx(2.0)
@@ -47,7 +47,7 @@ async def test_places_of_calls_under_way_are_given_back_where_they_were_taken() 
     guard = guard_on_loop(concurrency=ConcurrencyPolicy(max_concurrent=2))
     old = [asyncio.create_task(guard.call(Scripted(5.0))) for _ in range(2)]
     await asyncio.sleep(1.0)
-    guard.change(patient(concurrency=ConcurrencyPolicy(max_concurrent=1)))
+    guard.update_policy(patient(concurrency=ConcurrencyPolicy(max_concurrent=1)))
     function = Scripted(1.0)
     await outcomes(guard.call(function) for _ in range(3))
     assert function.gaps() == pytest.approx([1.0, 1.0])
@@ -59,7 +59,7 @@ async def test_places_are_the_same_where_the_policy_asks_for_as_many() -> None:
     function = Scripted(10.0)
     calls = [asyncio.create_task(guard.call(function)) for _ in range(4)]
     await asyncio.sleep(1.0)
-    guard.change(guard.policy.with_changes(rpm=6000.0))
+    guard.update_policy(guard.policy.with_changes(rpm=6000.0))
     calls += [asyncio.create_task(guard.call(function)) for _ in range(2)]
     await asyncio.gather(*calls)
     assert function.at == pytest.approx([0.0, 0.0, 10.0, 10.0, 20.0, 20.0])
@@ -69,7 +69,7 @@ async def test_turns_are_the_same_where_the_policy_gives_as_many() -> None:
     guard = guard_on_loop(limit=LimitPolicy(rpm=60.0, burst=2))
     function = Scripted("answer")
     await outcomes(guard.call(function) for _ in range(2))
-    guard.change(guard.policy.with_changes(attempt_timeout=9.0))
+    guard.update_policy(guard.policy.with_changes(attempt_timeout=9.0))
     await outcomes(guard.call(function) for _ in range(2))
     assert function.at == pytest.approx([0.0, 0.0, 1.0, 2.0])
 
@@ -88,8 +88,8 @@ async def test_a_call_ends_by_the_times_it_was_begun_with(
     guard = guard_on_loop(timeout=before, concurrency=ConcurrencyPolicy(max_concurrent=1))
     call = asyncio.create_task(guard.call(Scripted(60.0)))
     await asyncio.sleep(1.0)
-    occupancy = guard._loops
-    guard.change(patient(timeout=after))
+    occupancy = guard._loop_states
+    guard.update_policy(patient(timeout=after))
     expected = AttemptTimeoutError if before.total is None else DeadlineExceededError
     with pytest.raises(expected, match="after 10 s"):
         await call
@@ -101,11 +101,11 @@ async def test_a_change_amid_a_call_is_not_lost() -> None:
         __slots__ = ()
 
         def begin(self) -> None:
-            guard.change(patient(timeout=TimeoutPolicy(attempt=1.0, total=None)))
+            guard.update_policy(patient(timeout=TimeoutPolicy(attempt=1.0, total=None)))
 
     loop = asyncio.get_running_loop()
     policy = patient(timeout=TimeoutPolicy(attempt=50.0, total=None))
-    guard = Guard("llm", policy, breaker=Changing("llm", policy.circuit), clock=loop.time)
+    guard = Guard("llm", policy, breaker=Changing("llm", policy.effective_breaker), clock=loop.time)
     assert await guard.call(Scripted(5.0)) == 5.0
     with pytest.raises(AttemptTimeoutError, match="after 1 s"):
         await guard.call(Scripted(5.0))
@@ -114,11 +114,11 @@ async def test_a_change_amid_a_call_is_not_lost() -> None:
 async def test_a_limit_can_be_set_and_lifted() -> None:
     guard = guard_on_loop()
     await guard.call(Scripted("fine"))
-    guard.change(patient(limit=LimitPolicy(rpm=60.0, burst=1)))
+    guard.update_policy(patient(limit=LimitPolicy(rpm=60.0, burst=1)))
     function = Scripted("fine")
     await outcomes(guard.call(function) for _ in range(3))
     assert function.gaps() == pytest.approx([1.0, 1.0], abs=0.01)
-    guard.change(patient())
+    guard.update_policy(patient())
     at = now()
     await outcomes(guard.call(function) for _ in range(3))
     assert now() == at
@@ -127,12 +127,12 @@ async def test_a_limit_can_be_set_and_lifted() -> None:
 async def test_the_breaker_stays_where_it_is_and_goes_by_the_new_thresholds() -> None:
     guard = guard_on_loop(consecutive_failures=3)
     await outcomes(guard.call(Scripted(down())) for _ in range(2))
-    guard.change(patient(consecutive_failures=5, open_for=20.0))
+    guard.update_policy(patient(consecutive_failures=5, open_for=20.0))
     await outcomes(guard.call(Scripted(down())) for _ in range(2))
     assert guard.breaker.snapshot().state is State.CLOSED
     await outcomes(guard.call(Scripted(down())) for _ in range(3))
     assert guard.breaker.snapshot().state is State.OPEN
-    guard.change(patient(consecutive_failures=1))
+    guard.update_policy(patient(consecutive_failures=1))
     with pytest.raises(CircuitOpenError):
         await guard.call(Scripted("fine"))
 
@@ -142,23 +142,23 @@ async def test_fewer_probes_than_have_succeeded_close_a_half_open_circuit() -> N
     guard.breaker.half_open()
     await guard.call(Scripted("answer"))
     assert guard.breaker.snapshot().state is State.HALF_OPEN
-    guard.change(guard.policy.with_changes(breaker=BreakerPolicy(probes=1, open_for=5.0)))
+    guard.update_policy(guard.policy.with_changes(breaker=BreakerPolicy(probes=1, open_for=5.0)))
     assert guard.breaker.snapshot().state is State.CLOSED
 
 
 async def test_a_policy_with_the_same_thresholds_forgets_nothing() -> None:
     guard = guard_on_loop()
     await outcomes(guard.call(Scripted(down())) for _ in range(3))
-    guard.change(guard.policy.with_changes(rpm=6000.0))
+    guard.update_policy(guard.policy.with_changes(rpm=6000.0))
     assert guard.breaker.snapshot().failed == 3
 
 
 async def test_another_mode_takes_effect_at_once() -> None:
     guard = guard_on_loop()
-    guard.change(patient(breaker=BreakerPolicy(mode="forced-open")), "by Ada")
+    guard.update_policy(patient(breaker=BreakerPolicy(mode="forced-open")), "by Ada")
     with pytest.raises(CircuitOpenError, match="by Ada"):
         await guard.call(Scripted("fine"))
-    guard.change(patient())
+    guard.update_policy(patient())
     await guard.call(Scripted("fine"))
 
 

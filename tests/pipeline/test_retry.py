@@ -233,7 +233,7 @@ async def test_what_is_set_aside_in_any_attempt_is_not_of_the_deadline() -> None
         calls.append(now())
         call = current_call.get()
         assert call is not None
-        with call.set_aside():
+        with call.suspend_timers():
             await asyncio.sleep(20.0)
         if len(calls) < 4:
             raise down()

@@ -11,7 +11,7 @@ from lightrag_resilience.config.redis_url import places_in
 from lightrag_resilience.redis_client.client import (
     lost_connections,
 )
-from lightrag_resilience.redis_client.error_text import what_is_wrong
+from lightrag_resilience.redis_client.error_text import describe_redis_error
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.redis_clients import (
     SECRET,
@@ -78,10 +78,10 @@ def test_where_redis_is_stands_beside_what_is_wrong_without_a_secret() -> None:
         "redis+cluster://:secret@a:1,b:2": "a:1, b:2",
     }.items():
         assert places_in(url) == places
-        told = what_is_wrong(error, places)
+        told = describe_redis_error(error, places)
         assert told == f"nothing answers at {places}"
     assert places_in("redis://:secret@") == ""
-    assert len(what_is_wrong(error, "host:6379, " * 100)) < 260
+    assert len(describe_redis_error(error, "host:6379, " * 100)) < 260
 
 
 @pytest.mark.redis

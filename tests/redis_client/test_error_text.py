@@ -11,7 +11,7 @@ import pytest
 import redis
 from redis.exceptions import RedisError
 
-from lightrag_resilience.redis_client.error_text import what_is_wrong
+from lightrag_resilience.redis_client.error_text import describe_redis_error
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.redis_clients import (
     SECRET,
@@ -38,10 +38,10 @@ async def test_missing_rights_are_told(place: str) -> None:
     async with client_of(f"redis://worker:pw@{place}") as client:
         with pytest.raises(RedisError) as caught:
             await every_script(client, prefix="not:")
-        assert what_is_wrong(caught.value) == "this user may not use these keys"
+        assert describe_redis_error(caught.value) == "this user may not use these keys"
         with pytest.raises(RedisError) as caught:
             await client.publish("not", "1")
-        assert what_is_wrong(caught.value) == "this user may not use these channels"
+        assert describe_redis_error(caught.value) == "this user may not use these channels"
 
 
 async def test_a_server_that_is_not_there_is_told() -> None:
@@ -61,7 +61,7 @@ async def test_a_server_that_does_not_answer_is_told_soon() -> None:
             with pytest.raises(RedisError) as caught:
                 await client.ping()
             assert time.monotonic() - began < 5.0
-        assert what_is_wrong(caught.value) == "no answer within 1 s"
+        assert describe_redis_error(caught.value) == "no answer within 1 s"
         assert await wrong(hung.url) == "no answer within 1 s"
 
 
@@ -71,12 +71,12 @@ async def test_a_server_that_takes_no_writes_is_told() -> None:
             boss.config_set("maxmemory", "1")
             with pytest.raises(RedisError) as caught:
                 await every_script(client)
-            assert what_is_wrong(caught.value) == "its memory is full"
+            assert describe_redis_error(caught.value) == "its memory is full"
             boss.config_set("maxmemory", "0")
             boss.replicaof("127.0.0.1", "1")
             with pytest.raises(RedisError) as caught:
                 await every_script(client)
-            assert what_is_wrong(caught.value) == "this is a replica that takes no writes"
+            assert describe_redis_error(caught.value) == "this is a replica that takes no writes"
         assert "no database" in await wrong(full.url[:-1] + "7")
         assert "no cluster" in await wrong(full.url.replace("redis:", "redis+cluster:")[:-2])
 
@@ -97,11 +97,11 @@ async def test_a_server_that_takes_no_writes_is_told() -> None:
     ],
 )
 def test_any_error_has_its_clause(error: BaseException, clause: str) -> None:
-    assert clause in what_is_wrong(error)
-    assert "secret" not in what_is_wrong(error)
+    assert clause in describe_redis_error(error)
+    assert "secret" not in describe_redis_error(error)
 
 
 def test_the_error_that_led_to_an_error_counts() -> None:
     outer = redis.exceptions.ConnectionError("secret")
     outer.__cause__ = socket.gaierror(-2, "Name or service not known")
-    assert what_is_wrong(outer) == "its host is not known"
+    assert describe_redis_error(outer) == "its host is not known"

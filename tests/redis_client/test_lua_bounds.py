@@ -12,8 +12,8 @@ from lightrag_resilience import BreakerPolicy, LimitPolicy, State
 from lightrag_resilience.redis_client import lua_scripts as scripts
 from lightrag_resilience.redis_client.client import make_client
 from lightrag_resilience.shared_state.messages import Report, policy_as_json
-from lightrag_resilience.shared_state.reservations import Demand
-from lightrag_resilience.shared_state.script_runner import Store, Subject
+from lightrag_resilience.shared_state.reservations import ReservationRequest
+from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRunner
 from lightrag_resilience.testing.redis_server import RedisServer
 
 POLICY = BreakerPolicy(min_calls=4, window_seconds=40.0, open_for=4.0, probe_lease=90.0)
@@ -31,26 +31,28 @@ class Limit:
         self.key = "t:rl:{llm}"
 
 
-def on(server: RedisServer, steps: Callable[[Store, Subject], Awaitable[None]]) -> None:
+def on(server: RedisServer, steps: Callable[[ScriptRunner, BreakerRef], Awaitable[None]]) -> None:
     async def run() -> None:
         async with make_client(server.url) as client:
-            await steps(Store(client, "one", str(NOW)), subject())
+            await steps(ScriptRunner(client, "one", str(NOW)), subject())
 
     asyncio.run(run())
 
 
-def subject(policy: BreakerPolicy = POLICY) -> Subject:
-    return Subject("t:", "llm", policy_as_json(policy))
+def subject(policy: BreakerPolicy = POLICY) -> BreakerRef:
+    return BreakerRef("t:", "llm", policy_as_json(policy))
 
 
-async def about(store: Store, key: str, kept: float) -> None:
+async def about(store: ScriptRunner, key: str, kept: float) -> None:
     """A key is kept for so many milliseconds, less what the test took."""
     left = await store.client.pttl(key)
     assert kept - SLACK < left <= kept
 
 
-def book(*, requests: int = 0, tokens: int = 0, back: tuple[int, int] = (0, 0)) -> Demand:
-    return Demand(1, (requests, tokens), (requests, tokens), back)
+def book(
+    *, requests: int = 0, tokens: int = 0, back: tuple[int, int] = (0, 0)
+) -> ReservationRequest:
+    return ReservationRequest(1, (requests, tokens), (requests, tokens), back)
 
 
 # ---------------------------------------------------------------------- how long it is open
@@ -60,20 +62,20 @@ def book(*, requests: int = 0, tokens: int = 0, back: tuple[int, int] = (0, 0)) 
 def test_an_isolation_of_days_outlives_all_who_could_look_at_it(
     server: RedisServer, days: int
 ) -> None:
-    async def steps(store: Store, it: Subject) -> None:
-        await store.steer(it, State.OPEN, "by hand", open_for=days * 86_400.0)
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
+        await store.force_state(it, State.OPEN, "by hand", open_for=days * 86_400.0)
         await about(store, it.state, 4 * days * DAY)
-        assert (await store.snapshot(it)).now.remaining == days * 86_400.0
+        assert (await store.read_state(it)).now.remaining == days * 86_400.0
 
     on(server, steps)
 
 
 def test_nothing_is_open_for_more_than_7_days(server: RedisServer) -> None:
-    async def steps(store: Store, it: Subject) -> None:
-        reply = await store.steer(it, State.OPEN, "by hand", open_for=9e12)
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
+        reply = await store.force_state(it, State.OPEN, "by hand", open_for=9e12)
         assert reply.now.remaining == 7 * 86_400.0
         await store.client.delete(it.state)
-        await store.plant(it, 9e12, 1, "as the worker says")
+        await store.restore(it, 9e12, 1, "as the worker says")
         till = int(await store.client.hget(it.state, "till"))
         assert till == NOW + 7 * DAY
 
@@ -84,10 +86,10 @@ def test_nothing_is_open_for_more_than_7_days(server: RedisServer) -> None:
 def test_a_state_that_is_open_for_more_than_7_days_is_none_of_ours(
     server: RedisServer, beyond: int, found: str
 ) -> None:
-    async def steps(store: Store, it: Subject) -> None:
-        await store.steer(it, State.OPEN, "by hand", open_for=60.0)
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
+        await store.force_state(it, State.OPEN, "by hand", open_for=60.0)
         await store.client.hset(it.state, "till", str(NOW + 7 * DAY + beyond))
-        assert (await store.snapshot(it)).found == found
+        assert (await store.read_state(it)).found == found
 
     on(server, steps)
 
@@ -97,41 +99,41 @@ def test_a_state_that_is_open_for_more_than_7_days_is_none_of_ours(
 
 @pytest.mark.parametrize("how", ["by hand", "by failures"])
 def test_a_break_lasts_no_longer_where_the_clock_steps_back(server: RedisServer, how: str) -> None:
-    async def steps(store: Store, it: Subject) -> None:
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
         if how == "by hand":
-            await store.steer(it, State.OPEN, "by hand", open_for=4.0)
+            await store.force_state(it, State.OPEN, "by hand", open_for=4.0)
         else:
             await store.report(it, Report(1, calls=1, failed=1, tripped="it is down"))
         store.now_ms = str(NOW - 3_600_000)
-        assert (await store.snapshot(it)).now.remaining == 4.0
+        assert (await store.read_state(it)).now.remaining == 4.0
         store.now_ms = str(NOW - 3_600_000 + 3999)
-        assert (await store.admit(it, "early")).extra == -1
+        assert (await store.acquire_probe(it, "early")).extra == -1
         store.now_ms = str(NOW - 3_600_000 + 4000)
-        assert (await store.admit(it, "a probe")).extra == 90_000
+        assert (await store.acquire_probe(it, "a probe")).extra == 90_000
 
     on(server, steps)
 
 
 def test_a_probe_of_a_worker_that_died_keeps_its_place_no_longer_then(server: RedisServer) -> None:
-    async def steps(store: Store, it: Subject) -> None:
-        await store.steer(it, State.HALF_OPEN, "by hand")
-        await store.admit(it, "died")
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
+        await store.force_state(it, State.HALF_OPEN, "by hand")
+        await store.acquire_probe(it, "died")
         store.now_ms = str(NOW - 3_600_000)
-        assert (await store.admit(it, "early")).extra == -1
+        assert (await store.acquire_probe(it, "early")).extra == -1
         store.now_ms = str(NOW - 3_600_000 + 90_000)
-        assert (await store.admit(it, "next")).extra == 90_000
+        assert (await store.acquire_probe(it, "next")).extra == 90_000
 
     on(server, steps)
 
 
 def test_turns_are_not_awaited_for_longer_then(server: RedisServer) -> None:
-    async def steps(store: Store, _: Subject) -> None:
+    async def steps(store: ScriptRunner, _: BreakerRef) -> None:
         limit: Any = Limit(rpm=60, tpm=60_000, burst=2, max_wait=10.0)
-        await store.book(limit, book(requests=12, tokens=60_000))
+        await store.reserve(limit, book(requests=12, tokens=60_000))
         store.now_ms = str(NOW - 3_600_000)
-        assert (await store.book(limit, book(requests=1))).away <= 72.0
+        assert (await store.reserve(limit, book(requests=1))).wait <= 72.0
         store.now_ms = str(NOW - 3_600_000 + 72_000)
-        assert (await store.book(limit, book(requests=1, tokens=1))).taken == (1, 1)
+        assert (await store.reserve(limit, book(requests=1, tokens=1))).taken == (1, 1)
 
     on(server, steps)
 
@@ -143,16 +145,16 @@ def test_turns_are_not_awaited_for_longer_then(server: RedisServer) -> None:
 def test_no_version_that_stands_in_redis_keeps_the_next_changes_from_the_workers(
     server: RedisServer, ahead: int
 ) -> None:
-    async def steps(store: Store, it: Subject) -> None:
-        await store.steer(it, State.CLOSED, "by hand")
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
+        await store.force_state(it, State.CLOSED, "by hand")
         await store.client.hset(it.state, "ver", str(NOW + ahead))
-        it.version = (await store.snapshot(it)).now.version
+        it.version = (await store.read_state(it)).now.version
         for moment, state in enumerate([State.OPEN, State.HALF_OPEN, State.OPEN, State.CLOSED]):
             store.now_ms = str(NOW + moment)
-            there = (await store.steer(it, state, "by hand", open_for=1.0)).now
+            there = (await store.force_state(it, state, "by hand", open_for=1.0)).now
             assert there.version > it.version
             it.version = there.version
-            looked = await store.snapshot(it)
+            looked = await store.read_state(it)
             assert (looked.found, looked.now.state) == ("held", state)
 
     on(server, steps)
@@ -188,36 +190,36 @@ OF_WINDOWS = [
 def test_whatever_stands_in_a_field_all_scripts_give_answers(
     server: RedisServer, state: State
 ) -> None:
-    async def every_script(store: Store, it: Subject) -> None:
-        await store.snapshot(it)
+    async def every_script(store: ScriptRunner, it: BreakerRef) -> None:
+        await store.read_state(it)
         await store.describe(it)
-        await store.admit(it, "a")
-        await store.renew(it, "a")
+        await store.acquire_probe(it, "a")
+        await store.renew_probe(it, "a")
         await store.report(it, Report(2, 3, 1, 1, "", (("a", "met 5 HTTP 401"),), {"x": 1}, "x"))
         await store.report(it, Report(3, 3, 1, tripped="it is down"))
-        await store.steer(it, State.OPEN, "by hand")
-        await store.plant(it, 3.0, 2, "as the worker says")
+        await store.force_state(it, State.OPEN, "by hand")
+        await store.restore(it, 3.0, 2, "as the worker says")
         await store.describe(it)
 
-    async def steps(store: Store, it: Subject) -> None:
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
         limit: Any = Limit(rpm=60, tpm=60_000)
         for odd in ODD:
             for fields, key in ((OF_STATES, it.state), (OF_WINDOWS, it.window)):
                 for field in fields:
-                    await store.steer(it, state, "by hand", open_for=0.0)
+                    await store.force_state(it, state, "by hand", open_for=0.0)
                     await store.report(it, Report(1, 2, 1, causes={"HTTP 503": 1}, last="HTTP 503"))
                     await store.client.hset(key, field, odd)
                     await every_script(store, it)
                     await store.client.delete(it.state, it.window)
             for field in ("r", "k", "wone", "wother", "w"):
                 await store.client.hset(limit.key, field, odd)
-                await store.book(limit, book(requests=1, tokens=1))
+                await store.reserve(limit, book(requests=1, tokens=1))
 
     on(server, steps)
 
 
 def test_a_text_of_megabytes_is_not_sent_to_the_workers(server: RedisServer) -> None:
-    async def steps(store: Store, it: Subject) -> None:
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
         await store.report(it, Report(1, 2, 1, causes={"HTTP 503": 1}, last="HTTP 503"))
         huge = "x" * 2_000_000
         await store.client.hset(it.state, mapping={"why": huge, "last": huge})
@@ -237,7 +239,7 @@ def test_a_text_of_megabytes_is_not_sent_to_the_workers(server: RedisServer) -> 
 
 
 def test_what_a_breaker_keeps_expires(server: RedisServer) -> None:
-    async def steps(store: Store, it: Subject) -> None:
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
         await store.report(it, Report(1, calls=1))
         await about(store, it.state, KEPT)
         await about(store, it.window, KEPT)
@@ -246,16 +248,16 @@ def test_what_a_breaker_keeps_expires(server: RedisServer) -> None:
         await store.report(it, Report(2, calls=1))  # it is in use
         await about(store, it.state, KEPT)
         await about(store, it.window, KEPT)
-        await store.steer(it, State.HALF_OPEN, "by hand")
+        await store.force_state(it, State.HALF_OPEN, "by hand")
         await about(store, it.state, KEPT)
-        await store.admit(it, "a probe")
+        await store.acquire_probe(it, "a probe")
         await about(store, it.window, 180_000)
 
     on(server, steps)
 
 
 def test_a_long_window_is_kept_twice_as_long(server: RedisServer) -> None:
-    async def steps(store: Store, it: Subject) -> None:
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
         it.policy = subject(BreakerPolicy(window_seconds=400.0)).policy
         await store.report(it, Report(1, calls=1))
         await about(store, it.window, 800_000)
@@ -264,28 +266,28 @@ def test_a_long_window_is_kept_twice_as_long(server: RedisServer) -> None:
 
 
 def test_a_window_longer_than_a_lease_is_kept_while_a_probe_is_out(server: RedisServer) -> None:
-    async def steps(store: Store, it: Subject) -> None:
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
         it.policy = subject(BreakerPolicy(window_seconds=300.0, probe_lease=1.0)).policy
-        await store.steer(it, State.HALF_OPEN, "by hand")
-        await store.admit(it, "a probe")
+        await store.force_state(it, State.HALF_OPEN, "by hand")
+        await store.acquire_probe(it, "a probe")
         await about(store, it.window, 600_000)
 
     on(server, steps)
 
 
 def test_a_limit_is_kept_until_all_is_paid_for(server: RedisServer) -> None:
-    async def steps(store: Store, _: Subject) -> None:
+    async def steps(store: ScriptRunner, _: BreakerRef) -> None:
         limit: Any = Limit(rpm=60, burst=1, max_wait=86_400.0)
-        await store.book(limit, book(requests=1))
+        await store.reserve(limit, book(requests=1))
         await about(store, limit.key, 61_000)
-        await store.book(limit, book(requests=599))
+        await store.reserve(limit, book(requests=599))
         await about(store, limit.key, 660_000)
 
     on(server, steps)
 
 
 def test_the_count_of_workers_expires_with_the_last(server: RedisServer) -> None:
-    async def steps(store: Store, _: Subject) -> None:
+    async def steps(store: ScriptRunner, _: BreakerRef) -> None:
         assert await store.count_workers("t:", 100.0) == 1
         await about(store, "t:workers", 100_000)
 
@@ -296,19 +298,19 @@ def test_the_count_of_workers_expires_with_the_last(server: RedisServer) -> None
 
 
 def test_workers_that_would_be_seen_for_ever_are_not_counted(server: RedisServer) -> None:
-    async def steps(store: Store, _: Subject) -> None:
+    async def steps(store: ScriptRunner, _: BreakerRef) -> None:
         now = int((await store.client.time())[0]) * 1000
         odd: Any = {f"odd {n}": now + 201_000 + n * DAY for n in range(50)} | {"inf": "inf"}
         await store.client.zadd("t:workers", odd)
-        await Store(store.client, "other").count_workers("t:", 100.0)
+        await ScriptRunner(store.client, "other").count_workers("t:", 100.0)
         assert await store.count_workers("t:", 100.0) == 2
 
     on(server, steps)
 
 
 def test_workers_that_report_no_more_are_forgotten(server: RedisServer) -> None:
-    async def steps(store: Store, it: Subject) -> None:
-        gone = Store(store.client, "gone", str(NOW))
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
+        gone = ScriptRunner(store.client, "gone", str(NOW))
         await gone.report(it, Report(1, calls=2, failed=1))
         for ago, is_there in ((79_000, True), (81_000, False)):
             store.now_ms = str(NOW + ago)
@@ -321,18 +323,18 @@ def test_workers_that_report_no_more_are_forgotten(server: RedisServer) -> None:
 
 
 def test_leases_that_lapsed_are_taken_away(server: RedisServer) -> None:
-    async def steps(store: Store, it: Subject) -> None:
-        await store.steer(it, State.HALF_OPEN, "by hand")
-        await store.admit(it, "first")
+    async def steps(store: ScriptRunner, it: BreakerRef) -> None:
+        await store.force_state(it, State.HALF_OPEN, "by hand")
+        await store.acquire_probe(it, "first")
         store.now_ms = str(NOW + 90_000)
-        await store.admit(it, "second")
+        await store.acquire_probe(it, "second")
         assert await store.client.hkeys(it.window) == [b"psecond"]
 
     on(server, steps)
 
 
 def test_leases_of_work_end_and_are_taken_away(server: RedisServer) -> None:
-    async def steps(store: Store, _: Subject) -> None:
+    async def steps(store: ScriptRunner, _: BreakerRef) -> None:
         async def ask(worker: str, held: int) -> int:
             return int(await store.client.eval(scripts.source("lease"), 1, "t:work", worker, held))
 
@@ -349,25 +351,25 @@ def test_leases_of_work_end_and_are_taken_away(server: RedisServer) -> None:
 
 
 def test_workers_that_book_no_more_are_forgotten(server: RedisServer) -> None:
-    async def steps(store: Store, _: Subject) -> None:
+    async def steps(store: ScriptRunner, _: BreakerRef) -> None:
         limit: Any = Limit(rpm=60)
-        await Store(store.client, "gone", str(NOW)).book(limit, book(requests=1))
+        await ScriptRunner(store.client, "gone", str(NOW)).reserve(limit, book(requests=1))
         for ago, workers in ((59_999, 2), (60_000, 1)):
             store.now_ms = str(NOW + ago)
-            assert (await store.book(limit, book(requests=1))).workers == workers
+            assert (await store.reserve(limit, book(requests=1))).workers == workers
             assert (b"wgone" in await store.client.hkeys(limit.key)) is (workers == 2)
 
     on(server, steps)
 
 
 def test_what_is_given_back_is_not_saved_for_later(server: RedisServer) -> None:
-    async def steps(store: Store, _: Subject) -> None:
+    async def steps(store: ScriptRunner, _: BreakerRef) -> None:
         limit: Any = Limit(rpm=60, tpm=60_000, burst=2, max_wait=60.0)
-        await store.book(limit, book(back=(1000, 1_000_000)))
+        await store.reserve(limit, book(back=(1000, 1_000_000)))
         for field in ("r", "k"):
             assert float(await store.client.hget(limit.key, field)) == NOW
         # No more go at once than the burst: the next waits for its turn.
-        assert (await store.book(limit, book(requests=2))).away == 0
-        assert (await store.book(limit, book(requests=1))).away == 1.0
+        assert (await store.reserve(limit, book(requests=2))).wait == 0
+        assert (await store.reserve(limit, book(requests=1))).wait == 1.0
 
     on(server, steps)

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lightrag_resilience import BreakerPolicy, State
-from lightrag_resilience.circuit.outcomes import Tally
+from lightrag_resilience.circuit.outcomes import OutcomeCounts
 from lightrag_resilience.redis_client.client import make_client
 from lightrag_resilience.shared_state.messages import LETTERS, Keys, Reply, Report, policy_as_json
-from lightrag_resilience.shared_state.script_runner import Store, Subject
+from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRunner
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.breaker_model import Model
 
@@ -100,8 +100,8 @@ class Run:
     def __init__(self, client: Any, policy: BreakerPolicy) -> None:
         self.now = 1_000_000
         self.model = Model(policy)
-        self.stores = {name: Store(client, name) for name in WORKERS}
-        self.subjects = {name: Subject("t:", "llm", policy_as_json(policy)) for name in WORKERS}
+        self.stores = {name: ScriptRunner(client, name) for name in WORKERS}
+        self.subjects = {name: BreakerRef("t:", "llm", policy_as_json(policy)) for name in WORKERS}
         self.batches = dict.fromkeys(WORKERS, 0)
         self.tokens: list[str] = []
         self.asked = itertools.count()
@@ -110,8 +110,8 @@ class Run:
         for store in self.stores.values():
             store.now_ms = str(self.now)
         await getattr(self, step[0])(*step[1:])
-        looker = Subject("t:", "llm", self.subjects["one"].policy)
-        self.compare(await self.stores["one"].snapshot(looker))
+        looker = BreakerRef("t:", "llm", self.subjects["one"].policy)
+        self.compare(await self.stores["one"].read_state(looker))
 
     def compare(self, reply: Reply) -> None:
         there = reply.now
@@ -146,7 +146,7 @@ class Run:
 
     async def admit(self, worker: str) -> None:
         subject, token = self.subjects[worker], f"token{next(self.asked)}"
-        reply = await self.stores[worker].admit(subject, token)
+        reply = await self.stores[worker].acquire_probe(subject, token)
         assert reply.extra == self.model.admit(token, known=subject.version, now=self.now)
         if reply.extra >= 0:
             self.tokens.insert(0, token)
@@ -155,17 +155,17 @@ class Run:
     async def release(self, index: int) -> None:
         if index < len(self.tokens):
             token = self.tokens.pop(index)
-            await self.stores["one"].release(self.subjects["one"], token)
+            await self.stores["one"].release_probe(self.subjects["one"], token)
             self.model.release(token)
 
     async def steer(self, letter: str) -> None:
         subject = self.subjects["one"]
         state = next(state for state, code in LETTERS.items() if code == letter)
-        await self.stores["one"].steer(subject, state, "by hand", open_for=7.0)
+        await self.stores["one"].force_state(subject, state, "by hand", open_for=7.0)
         self.model.steer(letter, open_for=7000, known=subject.version, now=self.now)
 
     async def look(self, worker: str) -> None:
-        reply = await self.stores[worker].snapshot(self.subjects[worker])
+        reply = await self.stores[worker].read_state(self.subjects[worker])
         self.subjects[worker].version = reply.now.version
 
     async def forget(self) -> None:
@@ -216,11 +216,11 @@ def test_scripts_are_loaded_again_where_the_server_forgot_them(server: RedisServ
     async def run() -> State:
         client = make_client(server.url)
         try:
-            store = Store(client, "one")
-            subject = Subject("t:", "again", policy_as_json(BreakerPolicy()))
-            await store.snapshot(subject)
+            store = ScriptRunner(client, "one")
+            subject = BreakerRef("t:", "again", policy_as_json(BreakerPolicy()))
+            await store.read_state(subject)
             await client.script_flush()
-            return (await store.snapshot(subject)).now.state
+            return (await store.read_state(subject)).now.state
         finally:
             await client.aclose()
 
@@ -254,8 +254,8 @@ def test_what_is_corrupt_is_reported_and_replaced(server: RedisServer, corrupt: 
     async def run() -> tuple[str, str]:
         client = make_client(server.url)
         try:
-            store = Store(client, "one")
-            subject = Subject("t:", keys.name, policy_as_json(BreakerPolicy()))
+            store = ScriptRunner(client, "one")
+            subject = BreakerRef("t:", keys.name, policy_as_json(BreakerPolicy()))
             first = await store.report(subject, Report(1, calls=1))
             second = await store.report(subject, Report(2, calls=1))
             return first.found, second.found
@@ -268,11 +268,11 @@ def test_what_is_corrupt_is_reported_and_replaced(server: RedisServer, corrupt: 
 def test_an_outage_lasts_from_its_first_break_over_all_tries_in_between(
     server: RedisServer,
 ) -> None:
-    subject = Subject("since:", "llm", policy_as_json(policy_of()))
+    subject = BreakerRef("since:", "llm", policy_as_json(policy_of()))
 
     async def ask() -> None:
         async with make_client(server.url) as client:
-            store = Store(client, "one", "1000000")
+            store = ScriptRunner(client, "one", "1000000")
 
             async def since(now: int) -> float | None:
                 store.now_ms = str(now)
@@ -286,12 +286,12 @@ def test_an_outage_lasts_from_its_first_break_over_all_tries_in_between(
                 now = 1_000_000 + number * 20_000
                 assert await since(now) == number * 20.0
                 token = f"probe {number}"
-                assert (await store.admit(subject, token)).extra > 0
+                assert (await store.acquire_probe(subject, token)).extra > 0
                 report = Report(number + 1, verdicts=((token, "failed"),))
                 assert (await store.report(subject, report)).now.state is State.OPEN
-            await store.steer(subject, State.CLOSED, "by hand")
+            await store.force_state(subject, State.CLOSED, "by hand")
             assert await since(1_065_000) == 5.0
-            await store.steer(subject, State.OPEN, "by hand", open_for=9.0)
+            await store.force_state(subject, State.OPEN, "by hand", open_for=9.0)
             assert await since(1_066_000) == 1.0
 
     asyncio.run(ask())
@@ -305,8 +305,8 @@ def test_a_window_that_is_none_is_replaced(server: RedisServer) -> None:
     async def run() -> str:
         client = make_client(server.url)
         try:
-            store = Store(client, "one")
-            subject = Subject("t:", keys.name, policy_as_json(BreakerPolicy()))
+            store = ScriptRunner(client, "one")
+            subject = BreakerRef("t:", keys.name, policy_as_json(BreakerPolicy()))
             subject.version = (await store.report(subject, Report(1, calls=1))).now.version
             await client.set(keys.window, "text")
             return (await store.report(subject, Report(2, calls=1))).found
@@ -321,14 +321,14 @@ def test_a_window_that_is_none_keeps_no_probe_from_going_and_ending(server: Redi
 
     async def run() -> Reply:
         async with make_client(server.url) as client:
-            store = Store(client, "one")
-            subject = Subject("t:", keys.name, policy_as_json(BreakerPolicy()))
-            reply = await store.steer(subject, State.HALF_OPEN, "by hand")
+            store = ScriptRunner(client, "one")
+            subject = BreakerRef("t:", keys.name, policy_as_json(BreakerPolicy()))
+            reply = await store.force_state(subject, State.HALF_OPEN, "by hand")
             subject.version = reply.now.version
             await client.set(keys.window, "text")
-            await store.release(subject, "a probe of before")
+            await store.release_probe(subject, "a probe of before")
             await client.set(keys.window, "text")
-            assert (await store.admit(subject, "a probe")).extra > 0
+            assert (await store.acquire_probe(subject, "a probe")).extra > 0
             return await store.report(subject, Report(1, verdicts=(("a probe", "ok"),)))
 
     assert asyncio.run(run()).now.state is State.CLOSED
@@ -337,17 +337,17 @@ def test_a_window_that_is_none_keeps_no_probe_from_going_and_ending(server: Redi
 def test_a_policy_of_fewer_probes_than_succeeded_closes(server: RedisServer) -> None:
     async def run() -> None:
         async with make_client(server.url) as client:
-            store = Store(client, "one")
-            subject = Subject("t:", "fewer", policy_as_json(policy_of(probes=3)))
-            subject.version = (await store.steer(subject, State.HALF_OPEN, "")).now.version
+            store = ScriptRunner(client, "one")
+            subject = BreakerRef("t:", "fewer", policy_as_json(policy_of(probes=3)))
+            subject.version = (await store.force_state(subject, State.HALF_OPEN, "")).now.version
             for token in ("first", "second"):
-                assert (await store.admit(subject, token)).extra > 0
+                assert (await store.acquire_probe(subject, token)).extra > 0
             await store.report(subject, Report(1, verdicts=(("first", "ok"),)))
             subject.policy = policy_as_json(policy_of(probes=1))
             # One is out, whose end decides.
-            assert (await store.admit(subject, "third")).extra == -1
-            await store.release(subject, "second")
-            reply = await store.admit(subject, "third")
+            assert (await store.acquire_probe(subject, "third")).extra == -1
+            await store.release_probe(subject, "second")
+            reply = await store.acquire_probe(subject, "third")
             assert (reply.extra, reply.now.state) == (-2, State.CLOSED)
 
     asyncio.run(run())
@@ -361,10 +361,12 @@ def test_all_workers_together_know_how_calls_fail_that_no_breaker_counts(
     async def run() -> None:
         async with make_client(server.url) as client:
             await client.flushall()
-            stores = [Store(client, name) for name in ("one", "two")]
-            subject = Subject("t:", "unserved", policy_as_json(policy))
+            stores = [ScriptRunner(client, name) for name in ("one", "two")]
+            subject = BreakerRef("t:", "unserved", policy_as_json(policy))
 
-            async def tell(worker: int, at: int, calls: int, last: str, **causes: int) -> Tally:
+            async def tell(
+                worker: int, at: int, calls: int, last: str, **causes: int
+            ) -> OutcomeCounts:
                 store, number = stores[worker], at
                 store.now_ms = str(1_000_000 + at)
                 named = {name.replace("_", " "): count for name, count in causes.items()}
@@ -373,7 +375,7 @@ def test_all_workers_together_know_how_calls_fail_that_no_breaker_counts(
                 return (await store.describe(subject)).tally
 
             seen = await tell(0, 0, 0, "HTTP 401 (Odd)", HTTP_401=3)
-            assert seen == Tally(3, 3, {"HTTP 401": 3}, 0, "HTTP 401 (Odd)", 3)
+            assert seen == OutcomeCounts(3, 3, {"HTTP 401": 3}, 0, "HTTP 401 (Odd)", 3)
             seen = await tell(1, 400, 5, "")  # perhaps from before the failures
             assert (seen.calls, seen.failed, seen.run) == (8, 3, 0)
             assert (await tell(0, 1000, 2, "")).run == 2  # of the worker that saw them
@@ -404,20 +406,20 @@ def test_reasons_name_the_last_failure_and_keep_it_through_probes(server: RedisS
         reasons = []
         async with make_client(server.url) as client:
             await client.flushall()
-            store = Store(client, "one", "1000000")
-            subject = Subject("t:", "named", policy_as_json(policy_of()))
+            store = ScriptRunner(client, "one", "1000000")
+            subject = BreakerRef("t:", "named", policy_as_json(policy_of()))
             seen = {"HTTP 503": 4}
             report = Report(1, 4, 4, causes=seen, last="HTTP 503 (Odd)")
             reply = await store.report(subject, report)
             reasons.append(reply.now.reason)
             for number, verdict in enumerate(["failed with Refused", "met 1000 HTTP 401 (Odd)"], 2):
                 store.now_ms = str(1_000_000 + number * 20_000)
-                reply = await store.admit(subject, "probe")
+                reply = await store.acquire_probe(subject, "probe")
                 reasons.append(reply.now.reason)
                 reply = await store.report(subject, Report(number, verdicts=(("probe", verdict),)))
                 reasons.append(reply.now.reason)
             store.now_ms = "2000000"
-            reasons.append((await store.admit(subject, "probe")).now.reason)
+            reasons.append((await store.acquire_probe(subject, "probe")).now.reason)
             reply = await store.report(subject, Report(9, verdicts=(("probe", "ok"),)))
             reasons.append(reply.now.reason)
         return reasons
@@ -442,23 +444,25 @@ def test_a_probe_that_goes_on_keeps_its_place_and_one_whose_place_was_given_away
     async def run() -> None:
         client: Any = make_client(server.url)
         try:
-            subject = Subject("lr:", "llm", policy_as_json(policy))
+            subject = BreakerRef("lr:", "llm", policy_as_json(policy))
 
-            def at(seconds: float) -> Store:
-                return Store(client, "one", str(round(1000 * (1e6 + seconds))))
+            def at(seconds: float) -> ScriptRunner:
+                return ScriptRunner(client, "one", str(round(1000 * (1e6 + seconds))))
 
-            await at(0).steer(subject, State.HALF_OPEN, "by hand")
-            assert (await at(0).admit(subject, "first")).extra == 5000
-            await at(4).renew(subject, "first")
-            assert (await at(8).admit(subject, "second")).extra == -1  # it keeps its place
+            await at(0).force_state(subject, State.HALF_OPEN, "by hand")
+            assert (await at(0).acquire_probe(subject, "first")).extra == 5000
+            await at(4).renew_probe(subject, "first")
+            assert (await at(8).acquire_probe(subject, "second")).extra == -1  # it keeps its place
             assert (await at(8).describe(subject)).probes == 1
-            assert (await at(9).admit(subject, "second")).extra == 5000  # it was renewed no more
-            await at(9).renew(subject, "first")
-            await at(9).renew(subject, "never admitted")
+            assert (
+                await at(9).acquire_probe(subject, "second")
+            ).extra == 5000  # it was renewed no more
+            await at(9).renew_probe(subject, "first")
+            await at(9).renew_probe(subject, "never admitted")
             assert (await at(9).describe(subject)).probes == 1
             done = await at(10).report(subject, Report(1, verdicts=(("second", "ok"),)))
             assert done.now.state is State.CLOSED
-            await at(11).renew(subject, "second")
+            await at(11).renew_probe(subject, "second")
             assert (await at(11).describe(subject)).probes == 0
         finally:
             await client.aclose()

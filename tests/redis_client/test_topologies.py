@@ -21,12 +21,12 @@ from lightrag_resilience.redis_client.client import (
     make_client,
     subscriptions,
 )
-from lightrag_resilience.redis_client.error_text import what_is_wrong
-from lightrag_resilience.redis_client.health_check import check_up
+from lightrag_resilience.redis_client.error_text import describe_redis_error
+from lightrag_resilience.redis_client.health_check import check_redis
 from lightrag_resilience.shared_state.messages import (
     Keys,
 )
-from lightrag_resilience.shared_state.script_runner import Store, Subject
+from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRunner
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.redis_clients import (
     AT_ONCE,
@@ -119,7 +119,7 @@ def address_of(nodes: list[RedisServer], user: str = "worker:pw@") -> str:
 
 
 async def look(client: Any, name: str) -> Any:
-    return (await Store(client, "looker").snapshot(Subject("lr:", name, POLICY))).now
+    return (await ScriptRunner(client, "looker").read_state(BreakerRef("lr:", name, POLICY))).now
 
 
 async def test_a_cluster_serves_as_well_until_nodes_die_and_then_the_others_do() -> None:
@@ -133,7 +133,7 @@ async def test_a_cluster_serves_as_well_until_nodes_die_and_then_the_others_do()
             found = [key async for key in client.scan_iter(match=Keys.every_state("lr:"))]
             assert len(found) == 3
             assert [boss.acl_log() for boss in bosses] == [[]] * 4
-            assert [is_bad for is_bad, _, _ in await check_up(client, "lr:")] == [False]  # INFO
+            assert [is_bad for is_bad, _, _ in await check_redis(client, "lr:")] == [False]  # INFO
 
             # a replica that never saw a script takes over
             bosses[3].execute_command("CLUSTER FAILOVER TAKEOVER")
@@ -166,7 +166,7 @@ async def test_a_cluster_serves_as_well_until_nodes_die_and_then_the_others_do()
                     await hears_a_steer(usable, usable, NAMES[2])
                 with pytest.raises(RedisError) as caught:
                     await look(usable, NAMES[1])
-                assert what_is_wrong(caught.value) == "nothing answers at this address"
+                assert describe_redis_error(caught.value) == "nothing answers at this address"
             await usable.aclose()
         # although the last command failed
         until(lambda: "lightrag-resilience" not in str(bosses[2].client_list()), 2.0)
@@ -181,7 +181,7 @@ async def test_a_cluster_without_all_its_slots_serves_those_it_has() -> None:
             await every_script(client, name=NAMES[0])
             with pytest.raises(RedisError) as caught:
                 await look(client, NAMES[1])
-            assert what_is_wrong(caught.value) == "the cluster is down, or a part of it"
+            assert describe_redis_error(caught.value) == "the cluster is down, or a part of it"
             assert (await look(client, NAMES[0])).version
 
 

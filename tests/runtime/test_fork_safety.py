@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from lightrag_resilience.runtime.fork_safety import _renewed, renew_in_children
+from lightrag_resilience.runtime.fork_safety import _renewed, reset_in_children
 from support.scripts import output_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -138,15 +138,15 @@ LOCKED = """
 import os, signal, threading, warnings
 from lightrag_resilience.failures.classifier import _rules
 from lightrag_resilience.composition.stale_cache import StaleCache
-from lightrag_resilience.telemetry.fast_histogram import Tally
+from lightrag_resilience.telemetry.fast_histogram import FastHistogram
 from lightrag_resilience.integrations.method_patching import replace_methods
-from lightrag_resilience.integrations.status.outage_history import Record
+from lightrag_resilience.integrations.status.outage_history import OutageHistory
 from lightrag_resilience.integrations.lightrag import storages
 from lightrag_resilience.integrations import method_patching as _replaced
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking while threads run
-cache, tally, record = StaleCache(max_age=60.0), Tally([1.0]), Record()
-locks = [cache._lock, tally._folding, record._lock, _rules._lock, _replaced._lock, storages._lock]
+cache, tally, record = StaleCache(max_age=60.0), FastHistogram([1.0]), OutageHistory()
+locks = [cache._lock, tally._flushing, record._lock, _rules._lock, _replaced._lock, storages._lock]
 held, go_on = threading.Event(), threading.Event()
 
 def hold():
@@ -186,10 +186,10 @@ def test_no_lock_of_what_is_kept_for_all_calls_is_waited_for() -> None:
 
 def test_what_is_gone_is_not_renewed() -> None:
     class Part:
-        def renew_after_fork(self) -> None: ...
+        def reset_after_fork(self) -> None: ...
 
     part = Part()
-    renew_in_children(part)
+    reset_in_children(part)
     assert part in _renewed
     seen = weakref.ref(part)
     del part

@@ -9,7 +9,7 @@ import pytest
 
 from lightrag_resilience import BreakerPolicy, State
 from lightrag_resilience.redis_client.client import make_client
-from lightrag_resilience.shared_state.cluster_view import Cluster
+from lightrag_resilience.shared_state.cluster_view import ClusterView
 from lightrag_resilience.shared_state.messages import (
     Description,
     Keys,
@@ -18,7 +18,7 @@ from lightrag_resilience.shared_state.messages import (
     Report,
     policy_as_json,
 )
-from lightrag_resilience.shared_state.script_runner import Store, Subject
+from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRunner
 from lightrag_resilience.testing.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -47,19 +47,19 @@ async def test_one_entry_that_is_none_of_ours_hides_no_other(
     server: RedisServer, spoil: Any
 ) -> None:
     async with make_client(server.url) as client:
-        store = Store(client, "worker")
-        await store.show("t:", HERE, 10.0)
-        subject = Subject("t:", "llm", policy_as_json(BreakerPolicy()))
-        await store.steer(subject, State.OPEN, "by hand", open_for=60.0)
+        store = ScriptRunner(client, "worker")
+        await store.heartbeat("t:", HERE, 10.0)
+        subject = BreakerRef("t:", "llm", policy_as_json(BreakerPolicy()))
+        await store.force_state(subject, State.OPEN, "by hand", open_for=60.0)
         await spoil(client)
-        seen = await Cluster(client, "t:", lambda _: BreakerPolicy()).look()
+        seen = await ClusterView(client, "t:", lambda _: BreakerPolicy()).fetch()
     assert (seen.troubled, seen.workers, seen.overrides) == (["llm"], [HERE], {})
 
 
 # ---------------------------------------------------------------------- very much of it
 
 
-class Asked(Store):
+class Asked(ScriptRunner):
     """Notes what is asked for in one go."""
 
     def __init__(self, client: Any) -> None:
@@ -67,7 +67,7 @@ class Asked(Store):
         self.names: list[list[str]] = []
         self.keys: list[int] = []
 
-    async def descriptions(self, subjects: Sequence[Subject]) -> list[Description | None]:
+    async def descriptions(self, subjects: Sequence[BreakerRef]) -> list[Description | None]:
         self.names.append([subject.name for subject in subjects])
         return await super().descriptions(subjects)
 
@@ -76,21 +76,21 @@ class Asked(Store):
         return await super().presences(keys)
 
 
-async def filled(client: Any, breakers: int, workers: int = 0) -> tuple[Cluster, Asked]:
-    cluster = Cluster(client, "t:", lambda _: BreakerPolicy())
+async def filled(client: Any, breakers: int, workers: int = 0) -> tuple[ClusterView, Asked]:
+    cluster = ClusterView(client, "t:", lambda _: BreakerPolicy())
     store = cluster._store = Asked(client)
     for number in range(breakers):
-        await store.report(Subject("t:", f"llm.{number:03}", POLICY), Report(0, calls=1))
+        await store.report(BreakerRef("t:", f"llm.{number:03}", POLICY), Report(0, calls=1))
     for number in range(workers):
-        shown = Store(client, f"worker {number}")
-        await shown.show("t:", Presence("here", number), 60.0)
+        shown = ScriptRunner(client, f"worker {number}")
+        await shown.heartbeat("t:", Presence("here", number), 60.0)
     return cluster, store
 
 
 async def test_much_is_asked_for_in_slices_and_all_of_it(server: RedisServer) -> None:
     async with make_client(server.url) as client:
         cluster, store = await filled(client, 60, 30)
-        seen = await cluster.look()
+        seen = await cluster.fetch()
     assert list(seen.breakers) == [f"llm.{number:03}" for number in range(60)]
     assert [worker.pid for worker in seen.workers] == list(range(30))
     assert max(map(len, store.names)) <= 8
@@ -100,15 +100,17 @@ async def test_much_is_asked_for_in_slices_and_all_of_it(server: RedisServer) ->
 async def test_a_look_without_time_goes_on_where_the_last_one_ended(server: RedisServer) -> None:
     async with make_client(server.url) as client:
         cluster, store = await filled(client, 20)
-        await store.steer(Subject("t:", "llm.003", POLICY), State.OPEN, "by hand", open_for=60.0)
-        found = await cluster.find()
+        await store.force_state(
+            BreakerRef("t:", "llm.003", POLICY), State.OPEN, "by hand", open_for=60.0
+        )
+        found = await cluster.discover()
         earlier: dict[str, Description] = {}
         for known in (8, 16, 20, 20):
-            seen = await cluster.look(found, earlier=earlier, seconds=0.0)
+            seen = await cluster.fetch(found, earlier=earlier, seconds=0.0)
             assert len(seen.breakers) == known
             earlier = seen.breakers
         await client.delete(Keys("t:", "llm.003").state)
-        await cluster.look(found, earlier=earlier, seconds=0.0)
+        await cluster.fetch(found, earlier=earlier, seconds=0.0)
     firsts = [names[0] for names in store.names]
     # What was never asked for comes first, then what is in trouble, then the longest not asked for.
     assert firsts == ["llm.000", "llm.008", "llm.016", "llm.003", "llm.003"]
@@ -124,7 +126,7 @@ async def test_what_is_found_is_bounded(server: RedisServer) -> None:
         cluster, _ = await filled(client, 20, 20)
         for name in ("x" * 201, "\x1b[31m", "x" * 5000):
             await client.hset(Keys("t:", name).state, "st", "C")
-        everything, some = await cluster.find(), await cluster.find(7)
+        everything, some = await cluster.discover(), await cluster.discover(7)
     assert (len(everything.breakers), len(everything.workers)) == (20, 20)
     assert (len(some.breakers), len(some.workers)) == (7, 7)
 
@@ -133,4 +135,4 @@ async def test_scripts_that_redis_has_forgotten_are_loaded_for_a_look(server: Re
     async with make_client(server.url) as client:
         cluster, _ = await filled(client, 20)
         await client.script_flush()
-        assert len((await cluster.look()).breakers) == 20
+        assert len((await cluster.fetch()).breakers) == 20

@@ -70,7 +70,7 @@ async def test_a_worker_that_is_refused_learns_when_the_lease_of_a_dead_one_ends
     server: RedisServer,
 ) -> None:
     client = make_client(server.url)
-    await lease(server, 0.5)._ask(client, 0.5)  # and is killed
+    await lease(server, 0.5)._acquire(client, 0.5)  # and is killed
     await client.aclose()
     wait = await lease(server).run(nothing)
     assert 0 < wait <= 0.5

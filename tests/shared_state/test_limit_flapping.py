@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lightrag_resilience import LimitPolicy, RateLimitedError
-from lightrag_resilience.shared_state.reservations import Booking
-from lightrag_resilience.shared_state.shared_rate_limiter import SharedLimit
+from lightrag_resilience.shared_state.reservations import Reservation
+from lightrag_resilience.shared_state.shared_rate_limiter import SharedRateLimiter
 from lightrag_resilience.testing.virtual_time import VirtualTimeLoop
 
 RPM, BURST, TOKENS = 600.0, 10, 100
@@ -30,7 +30,7 @@ class Redis:
         self.paid = [0.0, 0.0]
         self.seen: set[int] = set()
 
-    def book(self, worker: int, demand: Any) -> Booking:
+    def book(self, worker: int, demand: Any) -> Reservation:
         self.seen.add(worker)
         now = asyncio.get_running_loop().time()
         bursts = (self.policy.request_burst, self.policy.tokens_at_once)
@@ -43,7 +43,9 @@ class Redis:
                 starts[kind] = paid - bursts[kind] * each[kind] - now
                 taken[kind] = demand.wanted[kind]
             self.paid[kind] = paid + taken[kind] * each[kind]
-        return Booking("held", 0.0, len(self.seen), (starts[0], starts[1]), (taken[0], taken[1]))
+        return Reservation(
+            "held", 0.0, len(self.seen), (starts[0], starts[1]), (taken[0], taken[1])
+        )
 
 
 class Link:
@@ -53,24 +55,24 @@ class Link:
         self.connected = True
         self.worker, self.redis, self.delay = worker, redis, delay
 
-    def book(self, limit: SharedLimit) -> None:
-        asyncio.get_running_loop().call_later(self.delay, self._book, limit)
+    def reserve(self, limit: SharedRateLimiter) -> None:
+        asyncio.get_running_loop().call_later(self.delay, self._reserve, limit)
 
-    def _book(self, limit: SharedLimit) -> None:
-        if (demand := limit.demand()) is None:
+    def _reserve(self, limit: SharedRateLimiter) -> None:
+        if (demand := limit.next_request()) is None:
             return
         if not self.connected:
-            limit.could_not_book(demand)
+            limit.on_reservation_lost(demand)
             return
         booking = self.redis.book(self.worker, demand)
         asyncio.get_running_loop().call_later(self.delay, self._answer, limit, demand, booking)
 
-    def _answer(self, limit: SharedLimit, demand: Any, booking: Booking) -> None:
+    def _answer(self, limit: SharedRateLimiter, demand: Any, booking: Reservation) -> None:
         if self.connected:
-            limit.booked(demand, booking)
-            self._book(limit)
+            limit.on_reserved(demand, booking)
+            self._reserve(limit)
         else:
-            limit.could_not_book(demand)
+            limit.on_reservation_lost(demand)
 
     def cool_down(self, name: str, seconds: float) -> None: ...
 
@@ -90,9 +92,9 @@ def sent_while(
     async def run() -> None:
         redis = Redis(policy)
         links = [Link(number, redis, delay) for number in range(workers)]
-        limits = [SharedLimit("llm", policy, "lr:", link, clock=loop.time) for link in links]
+        limits = [SharedRateLimiter("llm", policy, "lr:", link, clock=loop.time) for link in links]
 
-        async def go_on(limit: SharedLimit) -> None:
+        async def go_on(limit: SharedRateLimiter) -> None:
             while True:
                 await limit.acquire(tokens, 3600.0)
                 sent.append(loop.time())
@@ -106,7 +108,7 @@ def sent_while(
             if forgets:
                 redis.paid = [0.0, 0.0]
             for limit, link in zip(limits, links, strict=True):
-                limit.is_there_again()
+                limit.on_redis_back()
                 link.connected = True
         for task in tasks:
             task.cancel()
@@ -152,7 +154,7 @@ def test_workers_that_know_of_each_other_get_no_burst_each_at_each_outage_and_re
     assert most_above_the_rate(sent) <= 3 * BURST + 0.4 * a_burst_each
 
 
-async def _went_with_more_tokens_than_booked(limit: SharedLimit) -> None:
+async def _went_with_more_tokens_than_booked(limit: SharedRateLimiter) -> None:
     assert not await limit.acquire(10, 30.0)
     limit.settle(10, 70)
 
@@ -162,7 +164,7 @@ def test_tokens_used_beyond_what_was_booked_are_paid_for_in_the_outage_too() -> 
     away = Link(0, Redis(REQUESTS), 0.0)
     away.connected = False
     policy = LimitPolicy(tpm=60.0, token_burst=10, max_wait=3600.0)
-    limit = SharedLimit("llm", policy, "lr:", away, clock=loop.time)
+    limit = SharedRateLimiter("llm", policy, "lr:", away, clock=loop.time)
 
     async def run() -> None:
         await _went_with_more_tokens_than_booked(limit)

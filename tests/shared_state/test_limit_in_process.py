@@ -131,17 +131,17 @@ async def test_a_turn_that_is_held_is_taken_when_it_has_come_and_left_before(mak
     one = make(RPM=120, BURST=4)  # two turns a second, a lot of one
     await connected(one)
     limit = limit_of(one)
-    assert not limit.take(0)  # none is held yet
+    assert not limit.try_acquire(0)  # none is held yet
     for _ in range(4):
         assert not await limit.acquire(0, 10.0)
     waiter = asyncio.create_task(limit.acquire(0, 10.0))
     await until(lambda: limit._sleeping)
     limit._put_back(limit._clock() + 0.3, 0)
-    assert not limit.take(0)
+    assert not limit.try_acquire(0)
     assert limit._requests.total == 1
     await asyncio.sleep(0.31)
-    assert limit.take(0)
-    assert not limit.take(0)
+    assert limit.try_acquire(0)
+    assert not limit.try_acquire(0)
     await waiter
 
 
@@ -175,8 +175,8 @@ async def test_who_is_cancelled_before_it_is_booked_leaves_the_line(
     await asyncio.wait([waiter])
     server.resume()
     assert waiter.cancelled()
-    assert not limit._line
-    await until(lambda: not limit._is_booking)
+    assert not limit._waiters
+    await until(lambda: not limit._is_reserving)
 
 
 @pytest.mark.anyio
@@ -188,7 +188,7 @@ async def test_a_booking_that_comes_too_late_is_not_lost(
     limit = limit_of(one)
     monkeypatch.setattr(module, "_PATIENCE", 0.0)
     assert not await limit.acquire(0, 10.0)  # alone
-    await until(lambda: not limit._is_booking)
+    await until(lambda: not limit._is_reserving)
     monkeypatch.undo()
     assert not await limit.acquire(0, 10.0)
 
@@ -210,7 +210,7 @@ async def test_without_redis_a_worker_goes_on_alone_and_comes_back(
     {"kill": server.start, "pause": server.resume}[kind]()
     await connected(one)
     async with asyncio.timeout(PATIENCE):
-        while limit_of(one)._alone:
+        while limit_of(one)._local_limiters:
             await times_of(one, 30, max_tokens=10)
 
 
@@ -299,15 +299,15 @@ async def test_calls_that_went_alone_past_a_slow_redis_are_charged_to_the_next_b
 ) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0.0)
     now = 1000.0
-    never = SimpleNamespace(connected=True, book=lambda _: None, cool_down=lambda *_: None)
+    never = SimpleNamespace(connected=True, reserve=lambda _: None, cool_down=lambda *_: None)
     policy = LimitPolicy(rpm=60, burst=6, tpm=6000)
-    limit = module.SharedLimit(NAME, policy, "lr:", never, clock=lambda: now)
+    limit = module.SharedRateLimiter(NAME, policy, "lr:", never, clock=lambda: now)
     for _ in range(3):
         assert not await limit.acquire(10, 30)
     now += 2.0
     caller = asyncio.create_task(limit.acquire(10, 30))
     await asyncio.sleep(0)
-    demand = limit.demand()
+    demand = limit.next_request()
     assert demand is not None
     assert demand.given_back == (-3, -30)
     await caller
@@ -328,9 +328,9 @@ async def test_a_429_of_one_is_heard_by_the_other(make: Any) -> None:
 
     with pytest.raises(RuntimeError):
         await one.get(NAME).call(throttled)
-    parts = two.get(NAME)._parts
+    parts = two.get(NAME)._loop_state
     assert parts is not None
-    await until(lambda: parts.line)
+    await until(lambda: parts.admission)
     assert (await times_of(two, 3))[0] > 0.3
 
 
@@ -379,7 +379,7 @@ def test_a_loop_that_was_closed_does_no_harm(make: Any) -> None:
     asyncio.run(connected(one))
 
     async def leave() -> None:
-        limit_of(one)._line.append(module._Caller(0))
+        limit_of(one)._waiters.append(module._Caller(0))
 
     asyncio.run(leave())
 
@@ -399,6 +399,6 @@ def test_a_child_begins_with_nothing(make: Any) -> None:
     asyncio.run(run())
     limit = limit_of(one)
     assert limit._requests.total
-    link_of(one).renew_after_fork()
+    link_of(one).reset_after_fork()
     assert not limit._requests.total
     assert limit._lock.acquire(blocking=False)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightrag_resilience import BreakerPolicy, State
-from lightrag_resilience.circuit.outcomes import Tally
+from lightrag_resilience.circuit.outcomes import OutcomeCounts
 from lightrag_resilience.shared_state.messages import (
     Announcement,
-    Cooling,
+    CooldownMessage,
     Description,
     Keys,
     Presence,
@@ -57,12 +57,12 @@ def test_a_version_after_which_none_could_grow_is_not_believed(version: int) -> 
         Announcement.parse(b"O %d 1000 1 x" % version)
 
 
-@pytest.mark.parametrize("parse", [Announcement.parse, Cooling.parse])
+@pytest.mark.parametrize("parse", [Announcement.parse, CooldownMessage.parse])
 @pytest.mark.parametrize("digits", [17, 4301, 100_000])
 def test_a_number_of_many_digits_is_not_read(parse: Any, digits: int) -> None:
     number = b"9" * digits
     with pytest.raises(WireError):
-        parse(b"wait " + number if parse == Cooling.parse else b"O 7 %b 1 x" % number)
+        parse(b"wait " + number if parse == CooldownMessage.parse else b"O 7 %b 1 x" % number)
 
 
 def test_nothing_is_open_for_longer_than_isolate_allows() -> None:
@@ -111,7 +111,7 @@ def test_a_description_is_read_and_checked() -> None:
     assert (read.calls, read.failed, read.slow, read.workers, read.probes) == (12, 5, 0, 3, 1)
     assert read.since == 2.5
     causes = {"HTTP 503": 5, "HTTP 401": 2}
-    assert read.tally == Tally(14, 7, causes, 0, "HTTP 401 (Odd)", 2)
+    assert read.tally == OutcomeCounts(14, 7, causes, 0, "HTTP 401 (Odd)", 2)
     assert Description.parse([*GOOD, *COUNTS[:-1], b"", *SEEN]).since is None
     for wrong in (
         [*GOOD, *COUNTS],

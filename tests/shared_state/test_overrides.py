@@ -16,7 +16,7 @@ from lightrag_resilience.events import Events
 from lightrag_resilience.redis_client.client import make_client
 from lightrag_resilience.shared_state.messages import Override, StoredOverrides, WireError
 from lightrag_resilience.shared_state.overrides import Overrides
-from lightrag_resilience.shared_state.script_runner import Store
+from lightrag_resilience.shared_state.script_runner import ScriptRunner
 from lightrag_resilience.shared_state.synchronizer import Synchronizer
 from lightrag_resilience.testing.redis_server import RedisServer
 
@@ -33,16 +33,16 @@ async def client(server: RedisServer) -> AsyncIterator[Any]:
 
 
 async def test_each_change_is_told_once(client: Any) -> None:
-    store, told = Store(client, "worker"), list[Any]()
+    store, told = ScriptRunner(client, "worker"), list[Any]()
     overrides = Overrides("t:", told.append)
-    await overrides.look(store)
+    await overrides.poll(store)
     assert told == []
     await store.override("t:", RPM, Override("60", "by Ada"))
-    await overrides.look(store)
-    await overrides.look(store)
+    await overrides.poll(store)
+    await overrides.poll(store)
     assert told == [{RPM: Override("60", "by Ada")}]
     await store.override("t:", RPM, None)
-    await overrides.look(store)
+    await overrides.poll(store)
     assert told[1:] == [{}]
 
 
@@ -66,11 +66,11 @@ async def test_each_change_is_told_once(client: Any) -> None:
 async def test_what_is_none_of_ours_is_told_once_and_ignored(
     client: Any, corrupt: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store, told = Store(client, "worker"), list[Any]()
+    store, told = ScriptRunner(client, "worker"), list[Any]()
     overrides = Overrides("t:", told.append)
     await corrupt(client)
-    await overrides.look(store)
-    await overrides.look(store)
+    await overrides.poll(store)
+    await overrides.poll(store)
     assert told == []
     assert len(caplog.records) == 1
     (complaint,) = caplog.messages
@@ -79,17 +79,17 @@ async def test_what_is_none_of_ours_is_told_once_and_ignored(
     assert len(complaint) < 500
     await client.delete(KEY)
     await store.override("t:", RPM, Override("60", "by Ada"))
-    await overrides.look(store)
+    await overrides.poll(store)
     assert told == [{RPM: Override("60", "by Ada")}]
 
 
 async def test_an_odd_field_hides_no_other(client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    store, told = Store(client, "worker"), list[Any]()
+    store, told = ScriptRunner(client, "worker"), list[Any]()
     overrides = Overrides("t:", told.append)
     await store.override("t:", RPM, Override("60", "by Ada"))
     for number in range(9):
         await client.hset(KEY, f"ODD_{number}", "7")
-        await overrides.look(store)
+        await overrides.poll(store)
     assert told == [{RPM: Override("60", "by Ada")}]
     assert "'ODD_4' and 4 more" in caplog.text
     found = await store.overrides("t:")
@@ -99,7 +99,7 @@ async def test_an_odd_field_hides_no_other(client: Any, caplog: pytest.LogCaptur
 async def test_overrides_that_cannot_be_applied_are_told_once_and_end_no_look(
     client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store, tried = Store(client, "worker"), list[Any]()
+    store, tried = ScriptRunner(client, "worker"), list[Any]()
 
     def fail(found: Any) -> None:
         tried.append(found)
@@ -107,8 +107,8 @@ async def test_overrides_that_cannot_be_applied_are_told_once_and_end_no_look(
 
     overrides = Overrides("t:", fail)
     await store.override("t:", RPM, Override("60", "by Ada"))
-    await overrides.look(store)
-    await overrides.look(store)
+    await overrides.poll(store)
+    await overrides.poll(store)
     assert len(tried) == len(caplog.records) == 1
     assert "applying them fails with KeyError" in caplog.text
 
@@ -116,7 +116,7 @@ async def test_overrides_that_cannot_be_applied_are_told_once_and_end_no_look(
 async def test_what_ended_while_no_thread_looked_ends_when_one_looks_again(
     client: Any, server: RedisServer
 ) -> None:
-    store, told = Store(client, "worker"), list[Any]()
+    store, told = ScriptRunner(client, "worker"), list[Any]()
     sync = Synchronizer(server.url, "t:", override=told.append)
     sync.breaker("llm", BreakerPolicy(), Events())
     try:

@@ -22,8 +22,8 @@ from lightrag_resilience import BreakerPolicy, LimitPolicy, State
 from lightrag_resilience.events import Events
 from lightrag_resilience.redis_client.client import make_client
 from lightrag_resilience.shared_state import sync_thread as worker
-from lightrag_resilience.shared_state.messages import Cooling, Reply, policy_as_json
-from lightrag_resilience.shared_state.script_runner import Store, Subject
+from lightrag_resilience.shared_state.messages import CooldownMessage, Reply, policy_as_json
+from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRunner
 from lightrag_resilience.shared_state.shared_breaker import SharedBreaker
 from lightrag_resilience.shared_state.synchronizer import Synchronizer
 from lightrag_resilience.testing.redis_server import RedisServer
@@ -100,17 +100,19 @@ def synchronizer(url: str) -> Iterator[tuple[Synchronizer, list[SharedBreaker]]]
         sync.close()
 
 
-async def of_the_cluster(url: str, work: Callable[[Store], Any]) -> Any:
+async def of_the_cluster(url: str, work: Callable[[ScriptRunner], Any]) -> Any:
     client: Any = make_client(url)
     try:
-        return await work(Store(client, "other"))
+        return await work(ScriptRunner(client, "other"))
     finally:
         await client.aclose()
 
 
 def steer(url: str, name: str, state: State) -> Reply:
-    subject = Subject("lr:", name, policy_as_json(POLICY))
-    work = of_the_cluster(url, lambda store: store.steer(subject, state, "by Ada", open_for=60.0))
+    subject = BreakerRef("lr:", name, policy_as_json(POLICY))
+    work = of_the_cluster(
+        url, lambda store: store.force_state(subject, state, "by Ada", open_for=60.0)
+    )
     return asyncio.run(work)  # type: ignore[no-any-return]
 
 
@@ -118,10 +120,10 @@ def use(sync: Synchronizer, breakers: list[SharedBreaker]) -> None:
     """A little of everything that calls make the thread do."""
     for breaker in breakers:
         with contextlib.suppress(Exception):
-            breaker.failed(breaker.admit(), 0.1)
-            breaker.succeeded(breaker.admit(), 0.1)
+            breaker.on_failure(breaker.acquire(), 0.1)
+            breaker.on_success(breaker.acquire(), 0.1)
     sync.cool_down(NAMES[0], 0.5)
-    sync.ask(breakers[1], lambda: None)
+    sync.request_probe(breakers[1], lambda: None)
 
 
 def shares_again(sync: Synchronizer, breakers: list[SharedBreaker], url: str, what: object) -> None:
@@ -133,9 +135,9 @@ def shares_again(sync: Synchronizer, breakers: list[SharedBreaker], url: str, wh
     until(lambda: breakers[0].state is State.CLOSED, what)
 
     def tell() -> bool:
-        breakers[2].failed(breakers[2].admit(), 0.1)
-        breakers[2].succeeded(breakers[2].admit(), 0.1)
-        subject = Subject("lr:", NAMES[2], policy_as_json(POLICY))
+        breakers[2].on_failure(breakers[2].acquire(), 0.1)
+        breakers[2].on_success(breakers[2].acquire(), 0.1)
+        subject = BreakerRef("lr:", NAMES[2], policy_as_json(POLICY))
         told = asyncio.run(of_the_cluster(url, lambda store: store.describe(subject)))
         return bool(told.failed)
 
@@ -172,7 +174,9 @@ def test_a_message_of_a_wait_for_what_has_no_limit_harms_nothing(
     with synchronizer(server.url) as (sync, breakers):
         until(lambda: sync.connected, "at first")
         channel = breakers[0].subject.channel
-        told = of_the_cluster(server.url, lambda store: store.tell(channel, lambda: Cooling(1.0)))
+        told = of_the_cluster(
+            server.url, lambda store: store.publish(channel, lambda: CooldownMessage(1.0))
+        )
         asyncio.run(told)
         shares_again(sync, breakers, server.url, "after it")
     assert "Redis" not in caplog.text
@@ -283,7 +287,7 @@ def test_where_no_thread_can_begin_calls_go_on_and_it_is_tried_again(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fails, fail)
         for _ in range(5):
-            breakers[0].failed(breakers[0].admit(), 0.1)
+            breakers[0].on_failure(breakers[0].acquire(), 0.1)
     assert breakers[0].state is State.OPEN
     assert not sync.connected
     (told,) = (record.getMessage() for record in caplog.records if "Redis" in record.getMessage())

@@ -14,9 +14,13 @@ from hypothesis import strategies as st
 from lightrag_resilience import LimitPolicy
 from lightrag_resilience.redis_client.client import make_client
 from lightrag_resilience.shared_state.messages import WireError
-from lightrag_resilience.shared_state.reservations import Booking, Demand, Stock
-from lightrag_resilience.shared_state.script_runner import Store
-from lightrag_resilience.shared_state.shared_rate_limiter import SharedLimit
+from lightrag_resilience.shared_state.reservations import (
+    Reservation,
+    ReservationRequest,
+    ReservedTurns,
+)
+from lightrag_resilience.shared_state.script_runner import ScriptRunner
+from lightrag_resilience.shared_state.shared_rate_limiter import SharedRateLimiter
 from lightrag_resilience.testing.redis_server import RedisServer
 
 WORKERS = ("one", "two")
@@ -40,16 +44,16 @@ steps = st.lists(
 class Unused:
     connected = True
 
-    def book(self, limit: SharedLimit) -> None: ...
+    def reserve(self, limit: SharedRateLimiter) -> None: ...
     def cool_down(self, name: str, seconds: float) -> None: ...
 
 
-def limit(policy: LimitPolicy = POLICY) -> SharedLimit:
-    return SharedLimit("llm", policy, "t:", Unused(), clock=lambda: 0.0)
+def limit(policy: LimitPolicy = POLICY) -> SharedRateLimiter:
+    return SharedRateLimiter("llm", policy, "t:", Unused(), clock=lambda: 0.0)
 
 
-def demand(requests: int, tokens: int, back: tuple[int, int] = (0, 0)) -> Demand:
-    return Demand(1, (requests, tokens), (requests, tokens), back)
+def demand(requests: int, tokens: int, back: tuple[int, int] = (0, 0)) -> ReservationRequest:
+    return ReservationRequest(1, (requests, tokens), (requests, tokens), back)
 
 
 class Run:
@@ -58,16 +62,16 @@ class Run:
     def __init__(self, client: Any) -> None:
         self.now = 1_000_000.0
         self.limit = limit()
-        self.stores = {name: Store(client, name) for name in WORKERS}
+        self.stores = {name: ScriptRunner(client, name) for name in WORKERS}
         self.requests: list[float] = []
         self.tokens: list[float] = []
         self.returned = [0, 0]
         self.back: dict[str, tuple[int, int]] = {}
 
-    async def book(self, worker: str, requests: int, tokens: int) -> Booking:
+    async def book(self, worker: str, requests: int, tokens: int) -> Reservation:
         store = self.stores[worker]
         store.now_ms = str(self.now)
-        booking = await store.book(
+        booking = await store.reserve(
             self.limit, demand(requests, tokens, self.back.pop(worker, (0, 0)))
         )
         if any(booking.taken):
@@ -75,7 +79,7 @@ class Run:
             self.requests += self.times(booking.starts[0], 60_000 / RPM, requests)
             self.tokens += self.times(booking.starts[1], 60_000 / TPM, tokens)
         else:
-            assert booking.away > POLICY.max_wait
+            assert booking.wait > POLICY.max_wait
         return booking
 
     def times(self, start: float, each: float, turns: int) -> list[float]:
@@ -180,7 +184,7 @@ async def test_what_is_none_of_ours_is_replaced(server: RedisServer, corrupt: An
     with redis.Redis.from_url(server.url) as other:
         corrupt(other, script.limit.key)
     booking = await script.book("one", 1, 1)
-    assert booking.away == 0
+    assert booking.wait == 0
     assert booking.workers == 1
     await script.book("one", 1, 1)
     assert 0 < await client.pttl(script.limit.key) <= 70_000
@@ -195,7 +199,7 @@ async def test_where_extra_turns_are_too_far_away_only_the_needed_are_booked(
     script = Run(client)
     store = script.stores["one"]
     store.now_ms = "1000000"
-    booking = await store.book(script.limit, Demand(1, (1, 0), (100, 0), (0, 0)))
+    booking = await store.reserve(script.limit, ReservationRequest(1, (1, 0), (100, 0), (0, 0)))
     assert booking.taken == (1, 0)
     await client.aclose()
 
@@ -208,10 +212,10 @@ async def test_what_a_worker_knows_to_be_owed_counts_where_redis_has_forgotten_i
     script = Run(client)
     store = script.stores["one"]
     store.now_ms = "1000000"
-    owing = Demand(1, (1, 0), (1, 0), (0, 0), owed=(2.0, 0.0))
-    booking = await store.book(script.limit, owing)
+    owing = ReservationRequest(1, (1, 0), (1, 0), (0, 0), owed=(2.0, 0.0))
+    booking = await store.reserve(script.limit, owing)
     assert booking.starts[0] == pytest.approx(2.0 - BURST * 60 / RPM)
-    assert (await store.book(script.limit, owing)).starts[0] == pytest.approx(
+    assert (await store.reserve(script.limit, owing)).starts[0] == pytest.approx(
         booking.starts[0] + 60 / RPM  # it is no debt that adds up
     )
     await client.aclose()
@@ -224,20 +228,20 @@ GOOD: list[Any] = [b"held", b"1500.000", 2, b"-100.000", b"4", b"20.500", b"300"
 
 
 def test_an_answer_is_read_in_seconds() -> None:
-    assert Booking.parse(GOOD) == Booking("held", 1.5, 2, (-0.1, 0.0205), (4, 300))
+    assert Reservation.parse(GOOD) == Reservation("held", 1.5, 2, (-0.1, 0.0205), (4, 300))
 
 
 @given(st.one_of(st.none(), st.binary(), st.lists(st.binary() | st.integers() | st.none())))
 def test_nonsense_is_no_answer(answer: Any) -> None:
     with pytest.raises(WireError):
-        Booking.parse(answer)
+        Reservation.parse(answer)
 
 
 @given(st.integers(0, 6), st.binary() | st.none() | st.floats() | st.integers(max_value=0))
 def test_an_answer_with_one_part_of_nonsense_is_none(at: int, value: Any) -> None:
     answer = [*GOOD[:at], value, *GOOD[at + 1 :]]
     try:
-        Booking.parse(answer)
+        Reservation.parse(answer)
     except WireError:
         return
     assert isinstance(value, bytes)
@@ -248,14 +252,14 @@ def test_an_answer_with_one_part_of_nonsense_is_none(at: int, value: Any) -> Non
 
 
 def test_turns_are_used_at_their_times_and_not_before_they_were_booked() -> None:
-    stock = Stock()
+    stock = ReservedTurns()
     stock.add(start=-1.0, each=0.5, turns=4, now=0.0)
     assert [stock.take(1, 0.0) for _ in range(4)] == [0.0, 0.0, 0.5, 1.0]
     assert stock.total == 0
 
 
 def test_a_large_take_goes_over_several_lots() -> None:
-    stock = Stock()
+    stock = ReservedTurns()
     stock.add(0.0, 1.0, 2, 0.0)
     stock.add(2.0, 1.0, 3, 0.0)
     assert stock.take(4, 0.0) == 4.0
@@ -264,7 +268,7 @@ def test_a_large_take_goes_over_several_lots() -> None:
 
 
 def test_what_is_put_back_goes_first() -> None:
-    stock = Stock()
+    stock = ReservedTurns()
     stock.add(0.0, 1.0, 2, 0.0)
     ready = stock.take(1, 0.0)
     stock.put_back(ready, 1)
@@ -275,10 +279,10 @@ def test_what_is_put_back_goes_first() -> None:
 
 
 def test_idle_turns_are_given_up_once_all_of_their_lot_are_late() -> None:
-    stock = Stock()
+    stock = ReservedTurns()
     stock.add(0.0, 1.0, 2, 0.0)
-    assert stock.drop_idle(2.2) == 0
-    assert stock.drop_idle(2.3) == 2
+    assert stock.expire(2.2) == 0
+    assert stock.expire(2.3) == 2
     assert stock.total == 0
 
 
@@ -289,7 +293,7 @@ def test_idle_turns_are_given_up_once_all_of_their_lot_are_late() -> None:
 def test_turns_come_out_in_order_and_none_is_lost(
     lots: list[tuple[float, float, int]], takes: list[int]
 ) -> None:
-    stock, start, expected = Stock(), 0.0, 0
+    stock, start, expected = ReservedTurns(), 0.0, 0
     for gap, each, turns in lots:
         start += abs(gap)
         stock.add(start, each, turns, 0.0)

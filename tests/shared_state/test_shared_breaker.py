@@ -11,7 +11,7 @@ import pytest
 
 from lightrag_resilience import BreakerPolicy, CircuitOpenError, Guard, Policy, State
 from lightrag_resilience.shared_state.messages import Announcement, Report
-from lightrag_resilience.shared_state.shared_breaker import SharedBreaker, When
+from lightrag_resilience.shared_state.shared_breaker import FlushPriority, SharedBreaker
 
 LEASE = 60.0
 REASON = "after 5 failures in a row"
@@ -37,18 +37,18 @@ class Sync:
     def begin(self) -> None:
         self.wanted.append("begin")
 
-    def due(self, breaker: SharedBreaker, when: When) -> None:
+    def schedule_report(self, breaker: SharedBreaker, when: FlushPriority) -> None:
         self.wanted.append(when)
 
-    def ask(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
+    def request_probe(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
         self.wanted.append("ask")
         self.on_ask(breaker)
         self.on_question(answered)
 
-    def give_back(self, breaker: SharedBreaker, token: str) -> None:
+    def return_probe(self, breaker: SharedBreaker, token: str) -> None:
         self.wanted.append(("give back", token))
 
-    def steer(
+    def force_state(
         self, breaker: SharedBreaker, state: State, reason: str, *, open_for: float = 0.0
     ) -> None:
         self.wanted.append((state, reason, open_for))
@@ -64,7 +64,7 @@ class Rig:
 
     def hears(self, state: State, *, remaining: float = 0.0, **how: Any) -> None:
         self.version += 1
-        self.breaker.learn(self.there(state, remaining), **how)
+        self.breaker.apply_remote_state(self.there(state, remaining), **how)
 
     def there(self, state: State, remaining: float = 0.0) -> Announcement:
         opens = 1 if state is State.OPEN else 0
@@ -75,12 +75,12 @@ class Rig:
 
         def answer(breaker: SharedBreaker) -> None:
             self.version += 1
-            breaker.answer(self.there(State.HALF_OPEN), "token", lease)
+            breaker.on_probe_answer(self.there(State.HALF_OPEN), "token", lease)
 
         self.sync.on_ask = answer
 
     def ask(self) -> Any:
-        return asyncio.run(self.breaker.ask())
+        return asyncio.run(self.breaker.acquire_async())
 
     def refuses(self) -> CircuitOpenError:
         with pytest.raises(CircuitOpenError) as refused:
@@ -89,7 +89,7 @@ class Rig:
 
     def fails(self, times: int = 1) -> None:
         for _ in range(times):
-            self.breaker.failed(self.ask(), 0.1)
+            self.breaker.on_failure(self.ask(), 0.1)
 
     def report(self) -> Report:
         report = self.breaker.take_report()
@@ -120,21 +120,21 @@ def half_open(rig: Rig) -> Any:
 
 def test_outcomes_are_added_up_and_told_once() -> None:
     rig = Rig(slow_call=1.0)
-    rig.breaker.succeeded(rig.ask(), 0.1)
-    rig.breaker.succeeded(rig.ask(), 2.0)
+    rig.breaker.on_success(rig.ask(), 0.1)
+    rig.breaker.on_success(rig.ask(), 2.0)
     rig.fails()
-    assert rig.sync.wanted == [When.SOON, When.NEXT]
+    assert rig.sync.wanted == [FlushPriority.SOON, FlushPriority.NEXT]
     told = rig.report()
     assert (told.calls, told.failed, told.slow, told.tripped) == (3, 1, 1, "")
     assert rig.breaker.take_report() is None
-    rig.breaker.succeeded(rig.ask(), 0.1)
+    rig.breaker.on_success(rig.ask(), 0.1)
     assert rig.report().batch == told.batch + 1
 
 
 def test_a_trip_is_told_at_once_and_holds_before_the_cluster_answers() -> None:
     rig = Rig()
     rig.fails(5)
-    assert rig.sync.wanted[-1] is When.NOW
+    assert rig.sync.wanted[-1] is FlushPriority.NOW
     assert rig.refuses().reason == REASON
     told = rig.report()
     assert (told.failed, told.tripped) == (5, REASON)
@@ -148,8 +148,8 @@ def test_a_trip_that_the_cluster_did_not_count_stays_this_workers_own() -> None:
     rig = Rig()
     rig.hears(State.CLOSED)
     rig.fails(5)
-    rig.breaker.learn(rig.there(State.CLOSED), answers=rig.report())
-    assert rig.breaker.is_alone
+    rig.breaker.apply_remote_state(rig.there(State.CLOSED), answers=rig.report())
+    assert rig.breaker.is_diverged
     assert rig.refuses().reason == REASON
 
 
@@ -175,8 +175,8 @@ def test_a_call_from_before_a_change_counts_no_more() -> None:
     old = rig.ask()
     rig.hears(State.OPEN, remaining=5.0)
     rig.hears(State.CLOSED)
-    rig.breaker.failed(old, 0.1)
-    rig.breaker.succeeded(old, 0.1)
+    rig.breaker.on_failure(old, 0.1)
+    rig.breaker.on_success(old, 0.1)
     assert rig.breaker.take_report() is None
     assert rig.breaker.snapshot().calls == 0
 
@@ -190,7 +190,7 @@ def test_only_an_enforcing_breaker_shares(mode: Any) -> None:
     if mode != "forced-open":
         rig.fails()
         assert rig.breaker.take_report() is None
-    assert rig.breaker.break_to_plant() is None
+    assert rig.breaker.open_state_to_restore() is None
 
 
 # ---------------------------------------------------------------------- what is heard
@@ -200,14 +200,14 @@ def test_old_news_is_no_news() -> None:
     rig = Rig()
     rig.hears(State.OPEN, remaining=5.0)
     for version in (rig.version, rig.version - 1):
-        rig.breaker.learn(Announcement(State.CLOSED, version, 0.0, 0, ""))
+        rig.breaker.apply_remote_state(Announcement(State.CLOSED, version, 0.0, 0, ""))
         assert rig.state is State.OPEN
 
 
 def test_what_redis_says_wins_when_it_is_there_again() -> None:
     rig = Rig()
     rig.hears(State.OPEN, remaining=5.0)
-    rig.breaker.learn(Announcement(State.CLOSED, 3, 0.0, 0, ""), rejoined=True)
+    rig.breaker.apply_remote_state(Announcement(State.CLOSED, 3, 0.0, 0, ""), rejoined=True)
     assert rig.state is State.CLOSED
     assert rig.breaker.subject.version == 3
 
@@ -225,11 +225,11 @@ def test_one_of_a_quorum_refuses_by_itself_until_the_cluster_decides() -> None:
     told = rig.report()
     rig.hears(State.CLOSED, answers=told)
     rig.hears(State.CLOSED)
-    assert rig.breaker.is_alone
+    assert rig.breaker.is_diverged
     assert rig.state is State.OPEN
-    assert rig.breaker.break_to_plant() is None
-    rig.breaker.learn(rig.there(State.CLOSED), announced=True)
-    assert not rig.breaker.is_alone
+    assert rig.breaker.open_state_to_restore() is None
+    rig.breaker.apply_remote_state(rig.there(State.CLOSED), announced=True)
+    assert not rig.breaker.is_diverged
     assert rig.state is State.CLOSED
 
 
@@ -241,9 +241,9 @@ def test_one_of_a_quorum_tries_by_itself() -> None:
     probe = rig.ask()
     assert "ask" not in rig.sync.wanted
     assert rig.refuses().state == "half-open"
-    rig.breaker.succeeded(probe, 0.1)
+    rig.breaker.on_success(probe, 0.1)
     assert rig.state is State.CLOSED
-    assert not rig.breaker.is_alone
+    assert not rig.breaker.is_diverged
 
 
 # ---------------------------------------------------------------------- probes
@@ -254,16 +254,18 @@ def test_only_one_caller_asks_for_a_place_and_gets_it() -> None:
     probe = half_open(rig)
     assert rig.sync.wanted.count("ask") == 1
     assert rig.state is State.HALF_OPEN
-    rig.sync.on_ask = lambda breaker: breaker.answer(rig.there(State.HALF_OPEN, 5.0), "", None)
+    rig.sync.on_ask = lambda breaker: breaker.on_probe_answer(
+        rig.there(State.HALF_OPEN, 5.0), "", None
+    )
     assert rig.refuses().state == "half-open"
     assert rig.refuses()
     assert rig.sync.wanted.count("ask") == 2
     rig.clock.now += 0.25
     assert rig.refuses()
     assert rig.sync.wanted.count("ask") == 3
-    rig.breaker.succeeded(probe, 0.1)
+    rig.breaker.on_success(probe, 0.1)
     assert rig.report().verdicts == (("token", "ok"),)
-    assert rig.sync.wanted[-1] is When.NOW
+    assert rig.sync.wanted[-1] is FlushPriority.NOW
 
 
 @pytest.mark.parametrize(
@@ -273,9 +275,9 @@ def test_the_cluster_judges_a_probe(how: str, verdict: str) -> None:
     rig = Rig(slow_call=1.0)
     probe = half_open(rig)
     if how == "failed":
-        rig.breaker.failed(probe, 0.1)
+        rig.breaker.on_failure(probe, 0.1)
     else:
-        rig.breaker.succeeded(probe, 2.0 if how == "slow" else 0.1)
+        rig.breaker.on_success(probe, 2.0 if how == "slow" else 0.1)
     assert rig.state is State.HALF_OPEN
     assert rig.report().verdicts == (("token", verdict),)
 
@@ -289,7 +291,7 @@ def test_before_the_break_is_over_nobody_asks() -> None:
 
 def test_a_probe_that_ends_without_a_verdict_gives_its_place_back() -> None:
     rig = Rig()
-    rig.breaker.released(half_open(rig))
+    rig.breaker.release(half_open(rig))
     assert rig.sync.wanted[-1] == ("give back", "token")
     assert rig.breaker.take_report() is None
 
@@ -300,7 +302,7 @@ def test_an_answer_that_comes_late_serves_the_next_caller() -> None:
     rig.clock.now += 1.0
     rig.refuses()
     rig.version += 1
-    rig.breaker.answer(rig.there(State.HALF_OPEN), "late", LEASE)
+    rig.breaker.on_probe_answer(rig.there(State.HALF_OPEN), "late", LEASE)
     assert token_of(rig.ask()) == "late"
     assert not rig.breaker.give_up_unused("late")
 
@@ -308,7 +310,7 @@ def test_an_answer_that_comes_late_serves_the_next_caller() -> None:
 def test_a_place_that_nobody_takes_is_given_up_once() -> None:
     rig = Rig()
     rig.hears(State.HALF_OPEN)
-    rig.breaker.answer(rig.there(State.HALF_OPEN), "unused", LEASE)
+    rig.breaker.on_probe_answer(rig.there(State.HALF_OPEN), "unused", LEASE)
     assert not rig.breaker.give_up_unused("another")
     assert rig.breaker.give_up_unused("unused")
     assert not rig.breaker.give_up_unused("unused")
@@ -317,7 +319,7 @@ def test_a_place_that_nobody_takes_is_given_up_once() -> None:
 def test_a_place_that_has_lapsed_is_not_used() -> None:
     rig = Rig()
     rig.hears(State.HALF_OPEN)
-    rig.breaker.answer(rig.there(State.HALF_OPEN), "token", LEASE)
+    rig.breaker.on_probe_answer(rig.there(State.HALF_OPEN), "token", LEASE)
     rig.clock.now += LEASE
     assert rig.refuses()
 
@@ -354,14 +356,14 @@ def test_a_cancelled_caller_leaves_the_place_to_the_next() -> None:
     rig.sync.round_trip = 1.0
 
     async def cancelled() -> None:
-        caller = asyncio.create_task(rig.breaker.ask())
+        caller = asyncio.create_task(rig.breaker.acquire_async())
         await asyncio.sleep(0)
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
-        rig.breaker.answer(rig.there(State.HALF_OPEN), "token", LEASE)
+        rig.breaker.on_probe_answer(rig.there(State.HALF_OPEN), "token", LEASE)
         answers[0]()
-        assert await rig.breaker.ask()
+        assert await rig.breaker.acquire_async()
 
     asyncio.run(cancelled())
 
@@ -376,9 +378,9 @@ def test_without_redis_it_opens_tries_and_closes_by_itself() -> None:
     rig.clock.now += 10.0
     rig.fails()
     assert rig.refuses().retry_after == 10.0
-    assert rig.breaker.is_alone
+    assert rig.breaker.is_diverged
     rig.clock.now += 10.0
-    rig.breaker.succeeded(rig.ask(), 0.1)
+    rig.breaker.on_success(rig.ask(), 0.1)
     assert rig.state is State.CLOSED
     assert "ask" not in rig.sync.wanted
 
@@ -388,7 +390,7 @@ def test_a_break_that_the_cluster_decided_stays_its_own_when_redis_goes() -> Non
     rig.hears(State.OPEN, remaining=30.0)
     rig.sync.connected = False
     assert rig.refuses().retry_after == 30.0
-    held = rig.breaker.break_to_plant()
+    held = rig.breaker.open_state_to_restore()
     assert held is not None
     assert (held.left, held.opens, held.reason) == (30.0, 1, REASON)
 
@@ -399,9 +401,9 @@ def test_a_probe_that_ends_without_redis_is_judged_here(failed: bool) -> None:  
     probe = half_open(rig)
     rig.sync.connected = False
     if failed:
-        rig.breaker.failed(probe, 0.1)
+        rig.breaker.on_failure(probe, 0.1)
     else:
-        rig.breaker.succeeded(probe, 0.1)
+        rig.breaker.on_success(probe, 0.1)
     assert rig.state is (State.OPEN if failed else State.CLOSED)
 
 
@@ -409,7 +411,7 @@ def test_a_probe_that_ends_without_redis_is_judged_here(failed: bool) -> None:  
 def test_a_verdict_that_could_not_be_told_is_taken_here(verdict: str, state: State) -> None:
     rig = Rig()
     half_open(rig)
-    rig.breaker.could_not_tell(Report(1, verdicts=(("token", verdict), ("other", verdict))))
+    rig.breaker.on_report_lost(Report(1, verdicts=(("token", verdict), ("other", verdict))))
     assert rig.state is state
 
 
@@ -417,9 +419,9 @@ def test_a_verdict_that_could_not_be_told_is_taken_here(verdict: str, state: Sta
 def test_only_a_break_that_is_not_over_is_planted(state: State) -> None:
     rig = Rig()
     rig.hears(state, remaining=5.0)
-    assert (rig.breaker.break_to_plant() is not None) == (state is State.OPEN)
+    assert (rig.breaker.open_state_to_restore() is not None) == (state is State.OPEN)
     rig.clock.now += 5.0
-    assert rig.breaker.break_to_plant() is None
+    assert rig.breaker.open_state_to_restore() is None
 
 
 # ---------------------------------------------------------------------- by hand, after a fork
@@ -444,8 +446,8 @@ def test_a_child_process_inherits_no_report_and_no_place() -> None:
     rig = Rig()
     rig.fails(2)
     rig.hears(State.HALF_OPEN)
-    rig.breaker.answer(rig.there(State.HALF_OPEN), "parent's", LEASE)
-    rig.breaker.renew_after_fork()
+    rig.breaker.on_probe_answer(rig.there(State.HALF_OPEN), "parent's", LEASE)
+    rig.breaker.reset_after_fork()
     assert rig.breaker.take_report() is None
     rig.grants()
     assert token_of(rig.ask()) == "token"

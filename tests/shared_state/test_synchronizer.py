@@ -18,7 +18,7 @@ from lightrag_resilience import CallRejected, State
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.shared_state import sync_thread as worker
-from lightrag_resilience.shared_state.connection_status import Link
+from lightrag_resilience.shared_state.connection_status import ConnectionStatus
 from lightrag_resilience.shared_state.messages import Keys
 from lightrag_resilience.testing.redis_server import RedisServer
 
@@ -185,8 +185,8 @@ def test_a_change_by_hand_that_is_under_way_is_not_planted_as_well(make: Any) ->
         one = make()
         await connected(one)
         store = one._sync._worker._store
-        steer, look = store.steer, store.snapshots
-        plant, may_go = store.plant, threading.Event()
+        steer, look = store.force_state, store.read_states
+        plant, may_go = store.restore, threading.Event()
         looks: list[int] = []
         planted: list[Any] = []
 
@@ -204,7 +204,7 @@ def test_a_change_by_hand_that_is_under_way_is_not_planted_as_well(make: Any) ->
             planted.append(args)
             return await plant(*args)
 
-        store.steer, store.snapshots, store.plant = late, seen, planting
+        store.force_state, store.read_states, store.restore = late, seen, planting
         one.get("storage.late").breaker.open()
         await until(lambda: len(looks) > 1)
         may_go.set()
@@ -265,15 +265,15 @@ def test_a_mistake_of_ours_is_told_and_sharing_goes_on(
         await connected(one)
         breaker: Any = one.get(NAME).breaker
         inner = breaker._sync._worker
-        original = inner._store.snapshots
+        original = inner._store.read_states
 
         async def mistaken(_: Any) -> Any:
             raise AssertionError("a mistake")
 
-        inner._store.snapshots = mistaken
-        inner.loop.call_soon_threadsafe(inner._look_now.set)
+        inner._store.read_states = mistaken
+        inner.loop.call_soon_threadsafe(inner._poll_now.set)
         await until(lambda: not inner._link.is_up)
-        inner._store.snapshots = original
+        inner._store.read_states = original
         await connected(one)
 
     asyncio.run(run())
@@ -286,18 +286,18 @@ def test_parts_that_fail_in_turns_are_told_once_an_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = 0.0
-    link = Link(lambda: now)
+    link = ConnectionStatus(lambda: now)
     caplog.set_level(logging.INFO, logger="lightrag_resilience")
     failures = [TypeError("odd"), IndexError("odd"), OSError("odd")]
-    assert [link.lost(error) for error in failures * 50] == [True] * 3 + [False] * 147
+    assert [link.mark_down(error) for error in failures * 50] == [True] * 3 + [False] * 147
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "INFO"]
     for kind in range(100):  # whatever a hostile server makes of it
-        link.lost(type(f"Odd{kind}", (Exception,), {})())
+        link.mark_down(type(f"Odd{kind}", (Exception,), {})())
     assert len(caplog.records) == 20
-    link.found()
+    link.mark_up()
     now = 1.0
-    link.goes_on()
-    assert link.lost(failures[0])
+    link.tick()
+    assert link.mark_down(failures[0])
     told = [record.levelname for record in caplog.records[20:]]
     assert told == ["WARNING", "WARNING"]  # its return, and the next outage
 
@@ -318,10 +318,10 @@ def test_a_mistake_that_repeats_is_told_once_an_outage(
             looks += 1
             raise AssertionError("a mistake")
 
-        original, inner._store.snapshots = inner._store.snapshots, mistaken
-        inner.loop.call_soon_threadsafe(inner._look_now.set)
+        original, inner._store.read_states = inner._store.read_states, mistaken
+        inner.loop.call_soon_threadsafe(inner._poll_now.set)
         await until(lambda: looks >= 5)
-        inner._store.snapshots = original
+        inner._store.read_states = original
         await connected(one)
 
     asyncio.run(run())
@@ -356,8 +356,10 @@ def test_a_message_stops_calls_for_no_longer_than_an_answer_may(
         await until(lambda: one._sync._worker._pubsub)
         with redis.Redis.from_url(server.url) as client:
             client.publish(Keys("lr:", NAME).channel, "wait 86400000")
-        await until(lambda: one.get(NAME).occupancy.standstill)
-        assert one.get(NAME).occupancy.standstill <= one.get(NAME).policy.retry.max_retry_after
+        await until(lambda: one.get(NAME).occupancy.cooldown_remaining)
+        assert (
+            one.get(NAME).occupancy.cooldown_remaining <= one.get(NAME).policy.retry.max_retry_after
+        )
 
     asyncio.run(run())
 

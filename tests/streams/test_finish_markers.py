@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 from lightrag_resilience import FailureKind, TruncatedStreamError
 from lightrag_resilience.failures.classifier import classify
 from lightrag_resilience.streams.finish_markers import (
-    Finish,
-    finish_after,
+    FinishMarker,
+    finish_marker_for,
     is_of_model,
     why_not_whole,
 )
@@ -25,11 +25,11 @@ WHOLE, CUT, NOT_JUDGED = "whole", "cut off", "not judged"
 
 def verdict(*items: Any) -> str:
     """What becomes of a stream of these; where its server gave up, the word by which it did."""
-    finish = finish_after(items[0])
+    finish = finish_marker_for(items[0])
     if finish is None:
         return NOT_JUDGED
     for item in items[1:]:
-        finish.note(item)
+        finish.record(item)
     assert not (finish.is_seen and finish.is_missing)
     error = why_not_whole("llm", finish)
     assert (error is None) is not (finish.is_missing or finish.failure is not None)
@@ -389,7 +389,7 @@ class Odd:
     ],
 )
 def test_what_is_not_recognised_is_not_judged(item: Any) -> None:
-    finish: Finish | None = finish_after(item)
+    finish: FinishMarker | None = finish_marker_for(item)
     assert finish is None
 
 

@@ -14,15 +14,15 @@ import pytest
 from lightrag_resilience import (
     AttemptTimeoutError,
     BreakerPolicy,
+    BulkheadFullError,
     CircuitOpenError,
     ConcurrencyPolicy,
-    QueueFullError,
     RetryPolicy,
     State,
     TimeoutPolicy,
     TruncatedStreamError,
 )
-from lightrag_resilience.calls.call_context import owned_by_a_guard
+from lightrag_resilience.calls.call_context import inside_guarded_call
 from lightrag_resilience.streams.guarded_stream import GuardedStream
 from support.guards import down, guard_on_loop, now, outcomes
 from support.streams import ONE_PLACE, Source, collected, free_places, verdict
@@ -50,9 +50,9 @@ async def test_an_empty_stream_is_a_success() -> None:
 async def test_an_empty_stream_leaves_no_time_running() -> None:
     guard = guard_on_loop(attempt_timeout=5.0)
     assert await collected(await guard.call(Source().words)) == []
-    assert guard._parts is not None
-    assert guard._parts.timer is not None
-    assert not guard._parts.timer.running()
+    assert guard._loop_state is not None
+    assert guard._loop_state.timer is not None
+    assert not guard._loop_state.timer.running()
     await asyncio.sleep(60.0)
 
 
@@ -286,7 +286,7 @@ async def test_a_probe_that_never_ends_loses_its_place_in_the_end() -> None:
 async def test_the_source_runs_inside_its_call_and_the_reader_does_not() -> None:
     guard, source = guard_on_loop(), Source("one", "two")
     async for _ in await guard.call(source.words):
-        assert not owned_by_a_guard()
+        assert not inside_guarded_call()
     assert source.owned == [True, True]
 
 
@@ -306,7 +306,7 @@ async def test_a_source_is_closed_outside_of_the_call_that_it_failed() -> None:
             return step
 
         async def aclose(self) -> None:
-            self.was_owned = owned_by_a_guard()
+            self.was_owned = inside_guarded_call()
 
     source = Closed()
 
@@ -417,4 +417,4 @@ async def test_an_empty_stream_of_an_sdk_is_retried_and_gives_its_place_back_onc
         await asyncio.sleep(1.0)
 
     outcome = await outcomes([guard.call(wait), guard.call(wait)])
-    assert [type(each) for each in outcome] == [type(None), QueueFullError]
+    assert [type(each) for each in outcome] == [type(None), BulkheadFullError]

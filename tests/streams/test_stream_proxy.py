@@ -13,7 +13,7 @@ import pytest
 from lightrag_resilience import ConcurrencyPolicy, Guard, StreamPolicy, TruncatedStreamError
 from lightrag_resilience.calls.call_context import current_call
 from lightrag_resilience.limits.bulkhead import Occupancy
-from lightrag_resilience.streams.stream_proxy import OpenedStream
+from lightrag_resilience.streams.stream_proxy import PrimedStream
 from support.guards import down, guard_on_loop
 
 pytestmark = pytest.mark.anyio
@@ -80,7 +80,7 @@ def verdict(guard: Guard) -> tuple[int, int]:
 
 
 FACES = pytest.mark.parametrize(
-    "face", [guarded, lambda source: OpenedStream(source).open()], ids=["guarded", "opened"]
+    "face", [guarded, lambda source: PrimedStream(source).open()], ids=["guarded", "opened"]
 )
 
 
@@ -100,7 +100,7 @@ async def test_what_is_private_of_the_source_is_not_there(face: Any) -> None:
     with pytest.raises(AttributeError, match=r"Stream' object has no attribute '_close_now'"):
         _ = stream._close_now
     with pytest.raises(AttributeError, match="_source"):
-        _ = OpenedStream.__new__(OpenedStream).response
+        _ = PrimedStream.__new__(PrimedStream).response
 
 
 @FACES
@@ -234,7 +234,7 @@ async def test_what_cannot_be_iterated_over_fails_once() -> None:
         with pytest.raises(RuntimeError, match="read already"):
             await guard.call(connect)
     gc.collect()
-    assert guard._parts is not None
+    assert guard._loop_state is not None
     assert guard.occupancy == Occupancy(limit=2)
     assert guard.breaker.snapshot().calls == 3
 

@@ -261,7 +261,7 @@ async def test_a_stream_goes_by_the_policy_it_was_begun_with(
     guard = guarded(**before)
     reading = asyncio.create_task(read(guard, stream_of(5.0, "one", 20.0, "two")))
     await asyncio.sleep(1.0)
-    guard.change(guarded(**after).policy)
+    guard.update_policy(guarded(**after).policy)
     with contextlib.suppress(AttemptTimeoutError):
         assert await reading == ["one", "two"]
     assert now() == ends_at
@@ -273,7 +273,7 @@ async def test_what_is_set_aside_in_a_stream_costs_it_no_time(times: Any) -> Non
         yield "one"
         call = current_call.get()
         assert call is not None
-        with call.set_aside():
+        with call.suspend_timers():
             await asyncio.sleep(100.0)
         await asyncio.sleep(last)
         yield "two"

@@ -31,10 +31,10 @@ def breaker(clock: Clock | None = None, events: Events | None = None, **fields: 
 
 def refusal_of(made: Breaker) -> CircuitOpenError:
     with pytest.raises(CircuitOpenError) as refused:
-        made.admit()
+        made.acquire()
     return refused.value
 
 
 def trip(made: Breaker) -> None:
     for _ in range(2):
-        made.failed(made.admit(), 0.1)
+        made.on_failure(made.acquire(), 0.1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from websockets.asyncio.client import connect
 
-from lightrag_resilience.draining.journal import Abandoned
+from lightrag_resilience.draining.journal import AbandonedWork
 from support.masters import Master, results, running
 
 LONG = 60.0  # seconds of work that no drain waits for
@@ -25,7 +25,7 @@ class Outcome:
     lost: set[str]
     begun: list[str]
     done: list[str]
-    records: dict[str, Abandoned]
+    records: dict[str, AbandonedWork]
     marked: Callable[[str, str], list[tuple[str, int]]]
     seconds: float
     code: int | None

@@ -12,7 +12,7 @@ import subprocess
 import time
 from typing import Any
 
-from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.integrations.asgi import DrainMiddleware
 
 _untracked: set[asyncio.Task[None]] = set()
 
@@ -51,7 +51,7 @@ def child(key: str, seconds: float) -> None:
     """
     process = subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True)  # noqa: S603
     assert app.coordinator is not None
-    app.coordinator.child(process, key)
+    app.coordinator.track_process(process, key)
     mark("begun", key)
 
 
@@ -124,4 +124,4 @@ async def talk(key: str, receive: Any, send: Any) -> None:
     mark("done", key)
 
 
-app = Draining(application)
+app = DrainMiddleware(application)

@@ -33,7 +33,7 @@ def guard_on_loop(policy: Policy | None = None, **changes: Any) -> Guard:
 def heard_by(guard: Guard) -> list[Event]:
     """The events of a guard from now on."""
     events: list[Event] = []
-    guard.events.listen(events.append)
+    guard.events.subscribe(events.append)
     return events
 
 

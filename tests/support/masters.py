@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from lightrag_resilience.draining.journal import Abandoned, Journal
+from lightrag_resilience.draining.journal import AbandonedWork, Journal
 
 TESTS = Path(__file__).parents[1]
 OURS = "lightrag_resilience.integrations.gunicorn.DrainingWorker"
@@ -169,7 +169,7 @@ class Master:
         """Of all workers that ever served."""
         return [pid for _, pid in self.marked("lifespan", "startup")]
 
-    def records(self) -> dict[str, Abandoned]:
+    def records(self) -> dict[str, AbandonedWork]:
         """The journal, by the keys of the work."""
         return {record.name.rpartition("/")[2]: record for record in self.journal.read()}
 

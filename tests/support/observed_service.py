@@ -15,7 +15,7 @@ from typing import Any
 
 from prometheus_client import start_http_server
 
-from lightrag_resilience import StaleCache, answered, guards, hedged, resilient, with_fallbacks
+from lightrag_resilience import StaleCache, call_chain, guards, hedged, resilient, with_fallbacks
 from lightrag_resilience.demo.rig import Rig, build_rig
 from lightrag_resilience.shutdown import Coordinator
 from lightrag_resilience.telemetry.prometheus import observe
@@ -85,7 +85,7 @@ async def hiccups(rig: Rig, folder: Path) -> None:
         with contextlib.suppress(Exception):
             await flaky("one")
             await chain("what?")
-            await answered(alone, "what?")
+            await call_chain(alone, "what?")
         if number % 20 == 0:
             with contextlib.suppress(Exception):
                 await late()

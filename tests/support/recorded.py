@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.events import DocumentsCounted, QueryAnswered
+from lightrag_resilience.events import DocumentsCounted, QueryCompleted
 from lightrag_resilience.telemetry.prometheus import observe
 from lightrag_resilience.testing import VirtualTimeLoop
 
@@ -100,14 +100,14 @@ async def _live(
         else:
             outcome = "success"
         if queries:
-            guards.events.emit(QueryAnswered("here", outcome, loop.time() - began))
+            guards.events.publish(QueryCompleted("here", outcome, loop.time() - began))
 
     async with asyncio.TaskGroup() as group:
         due = 0.0
         while loop.time() < minutes * MINUTE:
             if loop.time() >= due:
                 for status, count in (documents(due / MINUTE) if documents else {}).items():
-                    guards.events.emit(DocumentsCounted("here", status, count))
+                    guards.events.publish(DocumentsCounted("here", status, count))
                 recording.scrape(registry)
                 due += EVERY
             group.create_task(query())

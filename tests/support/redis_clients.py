@@ -17,17 +17,17 @@ from lightrag_resilience.redis_client.client import (
     needed_rights,
     subscriptions,
 )
-from lightrag_resilience.redis_client.error_text import what_is_wrong
+from lightrag_resilience.redis_client.error_text import describe_redis_error
 from lightrag_resilience.shared_state.messages import (
-    Cooling,
+    CooldownMessage,
     Keys,
     Presence,
     Report,
     policy_as_json,
 )
-from lightrag_resilience.shared_state.reservations import Demand
-from lightrag_resilience.shared_state.script_runner import Store, Subject
-from lightrag_resilience.shared_state.shared_rate_limiter import SharedLimit
+from lightrag_resilience.shared_state.reservations import ReservationRequest
+from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRunner
+from lightrag_resilience.shared_state.shared_rate_limiter import SharedRateLimiter
 from lightrag_resilience.testing.redis_server import RedisServer
 
 POLICY = policy_as_json(BreakerPolicy(min_calls=1, failure_rate=0.5))
@@ -48,28 +48,30 @@ async def client_of(url: str) -> AsyncIterator[Any]:
 class Unused:
     connected = True
 
-    def book(self, limit: SharedLimit) -> None: ...
+    def reserve(self, limit: SharedRateLimiter) -> None: ...
     def cool_down(self, name: str, seconds: float) -> None: ...
 
 
 async def every_script(client: Any, prefix: str = "lr:", name: str = "llm") -> None:
     """All that a worker and the command line do."""
-    store, subject = Store(client, "worker"), Subject(prefix, name, POLICY)
+    store, subject = ScriptRunner(client, "worker"), BreakerRef(prefix, name, POLICY)
     known = await store.report(subject, Report(1, calls=4, failed=1))
     subject.version = known.now.version
     opened = await store.report(subject, Report(2, calls=4, failed=4, slow=1, tripped="at all"))
     assert opened.now.state is State.OPEN
-    await store.steer(subject, State.HALF_OPEN, "by hand")
-    assert (await store.admit(subject, "token")).extra > 0
-    await store.release(subject, "token")
+    await store.force_state(subject, State.HALF_OPEN, "by hand")
+    assert (await store.acquire_probe(subject, "token")).extra > 0
+    await store.release_probe(subject, "token")
     assert (await store.describe(subject)).probes == 0
-    assert [reply.found for reply in await store.snapshots([subject, subject])] == ["held"] * 2
-    await store.show(prefix, Presence("host", 1), 60.0)
-    await store.tell(subject.channel, lambda: Cooling(1.0))
+    assert [reply.found for reply in await store.read_states([subject, subject])] == ["held"] * 2
+    await store.heartbeat(prefix, Presence("host", 1), 60.0)
+    await store.publish(subject.channel, lambda: CooldownMessage(1.0))
     with contextlib.suppress(ClusterError):  # their slots may be on a node that is away
         assert await store.count_workers(prefix, 60.0) == 1
-        limit = SharedLimit(name, LimitPolicy(rpm=60), prefix, Unused(), clock=lambda: 0.0)
-        assert (await store.book(limit, Demand(1, (1, 0), (1, 0), (0, 0)))).taken[0] == 1
+        limit = SharedRateLimiter(name, LimitPolicy(rpm=60), prefix, Unused(), clock=lambda: 0.0)
+        assert (await store.reserve(limit, ReservationRequest(1, (1, 0), (1, 0), (0, 0)))).taken[
+            0
+        ] == 1
     found = [key async for key in client.scan_iter(match=Keys.every_state(prefix))]
     assert subject.state.encode() in found
     assert await client.get(Presence.key(prefix, "worker"))
@@ -77,11 +79,11 @@ async def every_script(client: Any, prefix: str = "lr:", name: str = "llm") -> N
 
 async def hears_a_steer(client: Any, other: Any, name: str = "llm") -> None:
     """What one client does, another hears."""
-    subject = Subject("lr:", name, POLICY)
+    subject = BreakerRef("lr:", name, POLICY)
     async with subscriptions(client) as pubsub:
         await pubsub.subscribe(subject.channel)
         await pubsub.get_message(timeout=0.25)  # the subscription stands
-        await Store(other, "other").steer(subject, State.OPEN, "by hand", open_for=9.0)
+        await ScriptRunner(other, "other").force_state(subject, State.OPEN, "by hand", open_for=9.0)
         for _ in range(4):  # what was published before may come late, at another node
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=2.0)
             assert message is not None
@@ -95,7 +97,7 @@ async def wrong(url: str) -> str:
     async with client_of(url) as client:
         with pytest.raises(RedisError) as caught:
             await client.ping()
-    told = what_is_wrong(caught.value)
+    told = describe_redis_error(caught.value)
     assert len(told) <= 150
     assert "secret" not in told
     return told

@@ -10,7 +10,7 @@ from lightrag_resilience import (
     ConcurrencyPolicy,
     Guard,
 )
-from lightrag_resilience.calls.call_context import owned_by_a_guard
+from lightrag_resilience.calls.call_context import inside_guarded_call
 
 ONE_PLACE = ConcurrencyPolicy(max_concurrent=1)
 
@@ -28,7 +28,7 @@ class Source:
         self.begun += 1
         try:
             for step in self.steps:
-                self.owned.append(owned_by_a_guard())
+                self.owned.append(inside_guarded_call())
                 if isinstance(step, float):
                     await asyncio.sleep(step)
                 elif isinstance(step, Exception):

@@ -47,5 +47,5 @@ def kinds_heard(registry: Guards) -> list[str]:
         if isinstance(event, AttemptFailed):
             kinds.append(event.kind)
 
-    registry.events.listen(listen)
+    registry.events.subscribe(listen)
     return kinds

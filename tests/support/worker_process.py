@@ -44,7 +44,7 @@ class Worker:
         handler.emit = lambda record: self.log.append(record.getMessage())  # type: ignore[method-assign]
         logging.getLogger("lightrag_resilience").addHandler(handler)
         self.guard = guards().get(NAME)
-        guards().events.listen(self.heard)
+        guards().events.subscribe(self.heard)
         return {"pid": os.getpid()}
 
     def heard(self, event: Event) -> None:
@@ -175,7 +175,7 @@ class Worker:
             "retry_after": snapshot.retry_after,
             "version": breaker.subject.version,
             "connected": breaker._sync.connected,
-            "alone": breaker.is_alone,
+            "alone": breaker.is_diverged,
             "changes": self.changes,
             "probes": self.probes,
             "log": self.log,

@@ -22,7 +22,7 @@ from prometheus_client import (
 )
 
 from lightrag_resilience.telemetry import fast_histogram as _tally
-from lightrag_resilience.telemetry.fast_histogram import Tallies, Tally
+from lightrag_resilience.telemetry.fast_histogram import FastHistogram, FastHistogramCollector
 from lightrag_resilience.telemetry.metric_catalog import BUCKETS
 
 NAME = "attempt_duration_seconds"
@@ -31,11 +31,11 @@ EXACT = [bound for bound in BUCKETS if bound % 0.25 == 0]  # sums of these know 
 MANY = 3 * _tally._MANY
 
 
-def tallies() -> Tallies:
-    return Tallies(NAME, "Seconds.", LABELS, BUCKETS)
+def tallies() -> FastHistogramCollector:
+    return FastHistogramCollector(NAME, "Seconds.", LABELS, BUCKETS)
 
 
-def counted(tally: Tally) -> int:
+def counted(tally: FastHistogram) -> int:
     cumulated, _ = tally.read()
     return cumulated[-1][0]
 
@@ -76,7 +76,7 @@ def test_it_is_not_told_since_when_a_series_is_there_where_nobody_wants_it() -> 
 
 
 def test_a_duration_beyond_all_bounds_is_in_the_last_bucket() -> None:
-    tally = Tally(BUCKETS)
+    tally = FastHistogram(BUCKETS)
     tally.observe(1e9)
     tally.observe(math.inf)
     cumulated, total = tally.read()
@@ -85,7 +85,7 @@ def test_a_duration_beyond_all_bounds_is_in_the_last_bucket() -> None:
 
 
 def test_few_durations_wait_to_be_put_into_buckets() -> None:
-    tally = Tally(BUCKETS)
+    tally = FastHistogram(BUCKETS)
     most = 0
     for _ in range(MANY + 1):
         tally.observe(0.1)
@@ -95,8 +95,8 @@ def test_few_durations_wait_to_be_put_into_buckets() -> None:
 
 
 def test_while_another_folds_a_duration_waits() -> None:
-    tally = Tally(BUCKETS)
-    with tally._folding:
+    tally = FastHistogram(BUCKETS)
+    with tally._flushing:
         for _ in range(MANY):
             tally.observe(0.1)
         assert len(tally.waiting) == MANY
@@ -115,16 +115,16 @@ class Racing(list[float]):
 
 
 def test_what_is_added_while_others_are_taken_out_is_kept() -> None:
-    tally = Tally(BUCKETS)
+    tally = FastHistogram(BUCKETS)
     tally.waiting = Racing([0.1, 0.2])
-    tally.fold()
+    tally.flush()
     assert list(tally.waiting) == [0.5]
     tally.waiting = list(tally.waiting)
     assert counted(tally) == 3
 
 
 def test_no_duration_is_lost_between_threads_and_scrapes() -> None:
-    tally, threads, each = Tally(BUCKETS), 4, 100_000
+    tally, threads, each = FastHistogram(BUCKETS), 4, 100_000
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
 
@@ -147,7 +147,7 @@ def test_no_duration_is_lost_between_threads_and_scrapes() -> None:
 
 
 def test_an_exemplar_stands_at_its_bucket_and_a_longer_one_than_may_be_nowhere() -> None:
-    tally = Tally((1.0, 2.0))
+    tally = FastHistogram((1.0, 2.0))
     tally.observe(1.5, {"trace_id": "4bf92f35"})
     tally.observe(0.5, {"trace_id": "a" * 200})
     first, second, last = (exemplar for _, exemplar in tally.read()[0])

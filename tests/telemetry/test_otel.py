@@ -347,7 +347,7 @@ async def test_after_its_end_nothing_is_seen_and_it_can_begin_again(
     await guard.call(answer)
     assert len(exporter.get_finished_spans()) == 3
     assert type(guard) is type(guards.get("another")) is Guard
-    assert guards.events.listeners == ()
+    assert guards.events.subscribers == ()
     assert guards.events.succeeded is None
     instrument(guards, tracer_provider=provider).close()
 

@@ -18,12 +18,12 @@ from lightrag_resilience import Guards, LimitPolicy, Policy, RetryPolicy
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import (
     AttemptFailed,
+    AttemptRejected,
     CallFailed,
-    CallRefused,
     CallSucceeded,
     DocumentsCounted,
-    QueryAnswered,
-    RecoveryRan,
+    QueryCompleted,
+    RecoveryCompleted,
 )
 from lightrag_resilience.telemetry.genai_conventions import DURATION
 from lightrag_resilience.telemetry.otel import Instrumentation, instrument
@@ -111,8 +111,8 @@ async def test_tokens_and_what_is_set_are_seen(
     guard = guards.get(NAME, Policy(limit=limit))
     for _ in range(2):
         await guard.call(answer)
-    guards.events.emit(DocumentsCounted("books", "failed", 4))
-    guards.events.emit(DocumentsCounted("books", "failed", 3))
+    guards.events.publish(DocumentsCounted("books", "failed", 4))
+    guards.events.publish(DocumentsCounted("books", "failed", 3))
     assert value(reader, "tokens_used", dependency=NAME) == 14
     assert value(reader, "documents", workspace="books", status="failed") == 3
 
@@ -149,14 +149,14 @@ async def test_after_its_end_no_gauge_is_told(
 def tell_of_many(guards: Guards) -> None:
     for number in range(MANY):
         name = f"http.{number}"
-        guards.events.emit(CallSucceeded(name, 0.1, 5))
-        guards.events.emit(CallSucceeded(name, 0.1))
-        guards.events.emit(AttemptFailed(name, "transient", "ConnectionError", 0.1))
-        guards.events.emit(CallFailed(name, "transient", 0.1))
-        guards.events.emit(CallRefused(name, "CircuitOpenError"))
-        guards.events.emit(DocumentsCounted(name, "failed", 1))
-        guards.events.emit(RecoveryRan(name, 1, 1, 1))
-        guards.events.emit(QueryAnswered(name, "success", 0.1))
+        guards.events.publish(CallSucceeded(name, 0.1, 5))
+        guards.events.publish(CallSucceeded(name, 0.1))
+        guards.events.publish(AttemptFailed(name, "transient", "ConnectionError", 0.1))
+        guards.events.publish(CallFailed(name, "transient", 0.1))
+        guards.events.publish(AttemptRejected(name, "CircuitOpenError"))
+        guards.events.publish(DocumentsCounted(name, "failed", 1))
+        guards.events.publish(RecoveryCompleted(name, 1, 1, 1))
+        guards.events.publish(QueryCompleted(name, "success", 0.1))
 
 
 def test_ten_thousand_names_are_few_series_for_prometheus(guards: Guards) -> None:

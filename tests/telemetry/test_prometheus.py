@@ -26,18 +26,18 @@ from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import (
     CallSucceeded,
     DocumentsCounted,
-    DrainChanged,
     DrainEnded,
+    DrainProgress,
     Event,
-    FellBack,
-    Hedged,
-    QueryAnswered,
-    RecoveryRan,
-    StaleAnswered,
+    FallbackUsed,
+    HedgeSent,
+    QueryCompleted,
+    RecoveryCompleted,
+    StaleAnswerServed,
     WorkAbandoned,
 )
-from lightrag_resilience.integrations.status.dependency_rows import rows
-from lightrag_resilience.integrations.status.outage_history import Record
+from lightrag_resilience.integrations.status.dependency_rows import dependency_rows
+from lightrag_resilience.integrations.status.outage_history import OutageHistory
 from lightrag_resilience.retry import TIMEOUT_RETRY_COST, RetryBudget
 from lightrag_resilience.telemetry.metric_catalog import METRICS, describe_metrics
 from lightrag_resilience.telemetry.prometheus import Observation, observe
@@ -164,9 +164,9 @@ async def test_an_open_circuit_its_refusals_and_its_transitions_are_seen(
     assert read("breaker_transitions_total", state="open") == 1
     assert read("refusals_total", reason="CircuitOpenError") == 1
     guard.breaker.half_open()
-    leave = guard.breaker.admit()
+    leave = guard.breaker.acquire()
     assert (read("breaker_state"), read("breaker_probes")) == (1, 1)
-    guard.breaker.released(leave)
+    guard.breaker.release(leave)
     await guard.call(answer)
     await guard.call(answer)
     assert read("probes_total") == 1
@@ -228,14 +228,14 @@ def test_documents_recoveries_queries_and_drains_are_counted(
     for event in (
         DocumentsCounted("books", "failed", 4),
         DocumentsCounted("books", "failed", 3),
-        RecoveryRan("books", 0, 2, 1),
-        RecoveryRan("books", 5, 0, 1),
-        QueryAnswered("books", "degraded", 1.5),
-        DrainChanged("draining", 9),
+        RecoveryCompleted("books", 0, 2, 1),
+        RecoveryCompleted("books", 5, 0, 1),
+        QueryCompleted("books", "degraded", 1.5),
+        DrainProgress("draining", 9),
         WorkAbandoned("stream"),
         DrainEnded(8, 1, 0, 2.0),
     ):
-        guards.events.emit(event)
+        guards.events.publish(event)
     one = registry.get_sample_value
     recovered = PREFIX + "recovered_documents_total"
     of_books = {"workspace": "books"}
@@ -254,15 +254,15 @@ def test_documents_recoveries_queries_and_drains_are_counted(
 @pytest.mark.parametrize(
     ("event", "metric"),
     [
-        (FellBack(NAME, "llm.local", "ConnectionError"), "fallbacks_total"),
-        (Hedged(NAME), "hedges_total"),
-        (StaleAnswered(NAME, "llm.local", 3.0), "stale_answers_total"),
+        (FallbackUsed(NAME, "llm.local", "ConnectionError"), "fallbacks_total"),
+        (HedgeSent(NAME), "hedges_total"),
+        (StaleAnswerServed(NAME, "llm.local", 3.0), "stale_answers_total"),
     ],
 )
 def test_what_chains_and_hedges_do_is_counted(
     guards: Guards, read: Read, event: Event, metric: str
 ) -> None:
-    guards.events.emit(event)
+    guards.events.publish(event)
     assert read(metric) == 1
 
 
@@ -301,7 +301,7 @@ def test_names_beyond_the_bound_are_other_and_the_log_says_so_once(
     with caplog.at_level(logging.WARNING, "lightrag_resilience"):
         for _ in range(2):
             for number in range(5):
-                guards.events.emit(CallSucceeded(f"http.{number}", 0.1))
+                guards.events.publish(CallSucceeded(f"http.{number}", 0.1))
     read = registry.get_sample_value
     count = PREFIX + "attempt_duration_seconds_count"
     assert read(count, {"dependency": "http.1", "outcome": "success"}) == 2
@@ -322,7 +322,7 @@ def test_a_budget_of_several_workers_is_shown_as_used_up_when_it_is(
     observation.look()
     shown = registry.get_sample_value(PREFIX + "retry_budget_ratio", {"dependency": NAME})
     assert shown == 0.0
-    assert asyncio.run(rows(guards, None, Record()))[0]["budget"] == 0.0
+    assert asyncio.run(dependency_rows(guards, None, OutageHistory()))[0]["budget"] == 0.0
     observation.close()
 
 
@@ -345,7 +345,7 @@ async def test_after_its_end_nothing_is_heard_and_it_can_begin_again(
     guards: Guards, registry: CollectorRegistry
 ) -> None:
     observe(guards, registry=registry).close()
-    assert guards.events.listeners == ()
+    assert guards.events.subscribers == ()
     assert generate_latest(registry) == b""
     again = observe(guards, registry=registry)
     with pytest.raises(ValueError, match="Duplicated"):

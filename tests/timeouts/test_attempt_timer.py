@@ -11,7 +11,7 @@ import pytest
 from lightrag_resilience import Guards, Policy, TimeoutPolicy
 from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.timeouts.attempt_timer import Timed, Timer
-from lightrag_resilience.timeouts.loop_timers import Homes
+from lightrag_resilience.timeouts.loop_timers import LoopTimersRegistry
 from support.guards import now
 
 pytestmark = pytest.mark.anyio
@@ -138,37 +138,37 @@ async def test_calls_of_equal_duration_share_a_timer_whoever_makes_them() -> Non
     one, two = registry.get("llm.one", policy), registry.get("storage.two", policy)
     calls = [asyncio.create_task(guard.call(asyncio.sleep, 3)) for guard in (one, two)]
     await asyncio.sleep(1)
-    timer = registry.homes.of(loop).timer(5.0)
+    timer = registry.loop_timers.for_loop(loop).timer(5.0)
     assert [timed.name for timed in timer.running()] == ["llm.one", "storage.two"]
-    assert registry.homes.running() == timer.running()
+    assert registry.loop_timers.running() == timer.running()
     await asyncio.gather(*calls)
-    assert registry.homes.running() == []
+    assert registry.loop_timers.running() == []
 
 
 async def test_a_timer_is_of_one_loop_and_one_duration() -> None:
     loop, other = asyncio.get_running_loop(), asyncio.new_event_loop()
-    homes = Homes(loop.time)
+    homes = LoopTimersRegistry(loop.time)
     try:
         found = [
-            homes.of(loop).timer(5.0),
-            homes.of(loop).timer(6.0),
-            homes.of(other).timer(5.0),
+            homes.for_loop(loop).timer(5.0),
+            homes.for_loop(loop).timer(6.0),
+            homes.for_loop(other).timer(5.0),
         ]
         assert [(timer.loop, timer.seconds) for timer in found] == [
             (loop, 5.0),
             (loop, 6.0),
             (other, 5.0),
         ]
-        assert homes.of(loop).timer(5.0) is found[0]
+        assert homes.for_loop(loop).timer(5.0) is found[0]
     finally:
         other.close()
 
 
 async def test_loops_that_are_closed_are_forgotten_with_their_timers() -> None:
     closed = [asyncio.new_event_loop() for _ in range(3)]
-    homes = Homes(now)
+    homes = LoopTimersRegistry(now)
     for loop in closed:
-        homes.of(loop)
+        homes.for_loop(loop)
         loop.close()
-    homes.of(asyncio.get_running_loop())
-    assert list(homes._homes) == [asyncio.get_running_loop()]
+    homes.for_loop(asyncio.get_running_loop())
+    assert list(homes._of_loops) == [asyncio.get_running_loop()]

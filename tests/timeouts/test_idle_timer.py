@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightrag_resilience.testing import VirtualTimeLoop
-from lightrag_resilience.timeouts.idle_timer import GapTimer
+from lightrag_resilience.timeouts.idle_timer import IdleTimer
 from support.guards import now
 
 pytestmark = pytest.mark.anyio
@@ -20,12 +20,12 @@ GAP = 5.0
 NEVER = float("inf")
 
 
-def gap_timer(*, seconds: float = GAP, until: float = NEVER) -> GapTimer:
+def gap_timer(*, seconds: float = GAP, until: float = NEVER) -> IdleTimer:
     loop = asyncio.get_running_loop()
-    return GapTimer(seconds, until, loop, loop.time)
+    return IdleTimer(seconds, until, loop, loop.time)
 
 
-async def waited(gaps: GapTimer, seconds: float) -> bool:
+async def waited(gaps: IdleTimer, seconds: float) -> bool:
     """Whether a wait of so many seconds ended in time."""
     gaps.start()
     try:
@@ -49,7 +49,7 @@ def armed() -> list[float]:
     return sorted(handle.when() for handle in loop._scheduled if not handle.cancelled())
 
 
-def noting_arms(gaps: GapTimer) -> list[float]:
+def noting_arms(gaps: IdleTimer) -> list[float]:
     """When the timer of `gaps` was armed, from now on."""
     loop: Any = asyncio.get_running_loop()
     call_later, arms = loop.call_later, list[float]()

@@ -11,16 +11,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, assert_type
 
 from lightrag_resilience import (
-    Answered,
+    ChainAnswer,
     Failure,
     FailureKind,
     Guard,
     Guards,
     Policy,
     StaleCache,
-    answered,
+    call_chain,
     classify_as,
-    gathered,
+    collected,
     guard,
     guards,
     protect,
@@ -115,26 +115,26 @@ async def a_call_refuses_wrong_arguments() -> None:
 
 
 async def a_gathered_stream_is_a_list() -> None:
-    assert_type(await gathered(plain_stream)("a"), list[str])
-    assert_type(await resilient("llm")(gathered(plain_stream))("a"), list[str])
-    assert_type(await guard("llm").call(gathered(awaited_stream), "a"), list[str])
-    await gathered(plain_stream)(1)  # type: ignore[arg-type]
-    gathered(plain_complete)  # type: ignore[arg-type]
+    assert_type(await collected(plain_stream)("a"), list[str])
+    assert_type(await resilient("llm")(collected(plain_stream))("a"), list[str])
+    assert_type(await guard("llm").call(collected(awaited_stream), "a"), list[str])
+    await collected(plain_stream)(1)  # type: ignore[arg-type]
+    collected(plain_complete)  # type: ignore[arg-type]
 
 
 async def a_chain_is_typed_as_its_functions() -> None:
     chain = with_fallbacks(complete, plain_complete, total=1.0, stale=StaleCache(max_age=1.0))
     assert_type(await chain("a", times=2), list[str])
-    assert_type(await answered(chain, "a", times=2), Answered[list[str]])
+    assert_type(await call_chain(chain, "a", times=2), ChainAnswer[list[str]])
     assert_type(with_fallbacks(stream, iterate)("a"), AsyncIterator[str])
-    assert_type(await answered(with_fallbacks(stream), "a"), Answered[AsyncIterator[str]])
+    assert_type(await call_chain(with_fallbacks(stream), "a"), ChainAnswer[AsyncIterator[str]])
     assert_type(with_fallbacks(plain_count)("a"), int)
-    assert_type((await answered(with_fallbacks(plain_count), "a")).value, int)
+    assert_type((await call_chain(with_fallbacks(plain_count), "a")).value, int)
 
 
 async def a_chain_refuses_wrong_arguments() -> None:
     await with_fallbacks(complete, plain_complete)(1)  # type: ignore[arg-type]
-    await answered(with_fallbacks(complete), "a", time=1)  # type: ignore[call-arg]
+    await call_chain(with_fallbacks(complete), "a", time=1)  # type: ignore[call-arg]
 
 
 async def a_block_gives_its_guard() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightrag_resilience.breakers import Admission, Breaker
 from lightrag_resilience.config.policies import Policy
-from lightrag_resilience.draining.gate import Gate
+from lightrag_resilience.draining.gate import DrainGate
 from lightrag_resilience.errors import (
     AttemptTimeoutError,
     CallRejected,
@@ -19,14 +19,19 @@ from lightrag_resilience.errors import (
 from lightrag_resilience.events import Events
 from lightrag_resilience.failures.classifier import FailureKind, classify, root_cause
 from lightrag_resilience.failures.kinds import symptom
-from lightrag_resilience.limits.admission import Line
-from lightrag_resilience.limits.provider_limits import GrantedLimits, apply_throttling
+from lightrag_resilience.limits.admission import AdmissionController
+from lightrag_resilience.limits.provider_limits import GrantedLimits, on_throttled
 from lightrag_resilience.retry import RetryBudget
 from lightrag_resilience.timeouts.attempt_timer import Clock, Timer
 
 from .call_context import Call
-from .loop_state import LoopParts, Loops
-from .publishing import tell_attempt, tell_probe, tell_refusal, tell_wait
+from .loop_state import LoopState, LoopStates
+from .publishing import (
+    publish_attempt_failed,
+    publish_attempt_rejected,
+    publish_call_admitted,
+    publish_probe_sent,
+)
 
 __all__ = ["Attempts"]
 
@@ -48,8 +53,8 @@ class Attempts:
 
     __slots__ = (
         "_circuit",
-        "_loops",
-        "_parts",
+        "_loop_state",
+        "_loop_states",
         "breaker",
         "budget",
         "clock",
@@ -62,68 +67,70 @@ class Attempts:
     )
 
     clock: Clock
-    gate: Gate
+    gate: DrainGate
     policy: Policy
     sleep: Callable[[float], Awaitable[None]]
 
     def __init__(
-        self, name: str, events: Events, breaker: Breaker, loops: Loops, budget: RetryBudget
+        self, name: str, events: Events, breaker: Breaker, loops: LoopStates, budget: RetryBudget
     ) -> None:
         self.name = name
         self.events = events
         self.breaker = breaker
         self.budget = budget
         self._circuit = breaker.circuit
-        self._loops = loops
-        self._parts: LoopParts | None = None
+        self._loop_states = loops
+        self._loop_state: LoopState | None = None
         self.granted: GrantedLimits | None = None
         """What the provider told of its limits, once it did."""
 
-    def change(self, policy: Policy, reason: str = "by hand") -> None:
+    def update_policy(self, policy: Policy, reason: str = "by hand") -> None:
         """Go on by another policy, from any thread; calls under way end by their own."""
         self.policy = policy
-        self.breaker.change(policy.circuit, reason)
+        self.breaker.update_policy(policy.effective_breaker, reason)
         self.budget.resize(policy.retry.budget)
-        self._loops = self._loops.by(policy)
-        self._parts = None
+        self._loop_states = self._loop_states.with_policy(policy)
+        self._loop_state = None
 
     def cool_down(self, seconds: float) -> None:
         """The provider asked to wait: no call of any worker goes before."""
-        self._loops.cool_down(seconds)
+        self._loop_states.cool_down(seconds)
 
     # ------------------------------------------------------------------ before an attempt
 
-    def prepare(self, call: Call) -> LoopParts:
+    def prepare(self, call: Call) -> LoopState:
         """Find the limits and timers of the running loop."""
-        loops = self._loops
-        parts, is_new = loops.enter(asyncio.get_running_loop())
+        loops = self._loop_states
+        parts, is_new = loops.for_loop(asyncio.get_running_loop())
         if is_new:
             self.breaker.begin()
-        self._parts = call.parts = parts
-        if loops is not self._loops:  # changed by another thread meanwhile: not for the next call
-            self._parts = None
+        self._loop_state = call.loop_state = parts
+        if (
+            loops is not self._loop_states
+        ):  # changed by another thread meanwhile: not for the next call
+            self._loop_state = None
         call.failure = None
         return parts
 
-    def _refusal(self, wait: float) -> CircuitOpenError:
-        tell_refusal(self, CircuitOpenError)
+    def _rejection(self, wait: float) -> CircuitOpenError:
+        publish_attempt_rejected(self, CircuitOpenError)
         return CircuitOpenError(self.name, None if wait == math.inf else wait, self._circuit.reason)
 
-    async def enter(
-        self, call: Call, parts: LoopParts, args: tuple[Any, ...], kwargs: dict[str, Any]
+    async def admit(
+        self, call: Call, parts: LoopState, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Timer | None:
         """Wait for all that a call may have to wait for, and let its time run."""
-        call.admission = self._circuit.standing or await self._ask_breaker()
-        if parts.line is not None:
-            await self._wait_in_line(call, parts.line, (args, kwargs))
+        call.admission = self._circuit.shared_admission or await self._acquire_admission()
+        if parts.admission is not None:
+            await self._wait_for_capacity(call, parts.admission, (args, kwargs))
         return self.start(call, parts)
 
-    def start(self, call: Call, parts: LoopParts) -> Timer | None:
+    def start(self, call: Call, parts: LoopState) -> Timer | None:
         """Let the time of an attempt run."""
         call.started = now = self.clock()
         timer = parts.timer
         if timer is not None:
-            if parts.line is not None or call.deadline is not None:
+            if parts.admission is not None or call.deadline is not None:
                 left = max(self.remaining(call), 0.0)
                 if left < timer.seconds:  # one of its own: the deadline cuts this attempt short
                     timer = Timer(left, timer.loop, self.clock)
@@ -133,42 +140,45 @@ class Attempts:
 
     def remaining(self, call: Call) -> float:
         """Seconds to the deadline of a call."""
-        total = call.parts.policy.timeout.total
+        total = call.loop_state.policy.timeout.total
         return math.inf if total is None else call.began + total - self.clock()
 
-    async def _ask_breaker(self) -> Admission:
+    async def _acquire_admission(self) -> Admission:
         breaker = self.breaker
         try:
-            admission = await breaker.ask()
+            admission = await breaker.acquire_async()
         except CallRejected as refusal:
-            tell_refusal(self, type(refusal))
+            publish_attempt_rejected(self, type(refusal))
             raise
-        if admission is not self._circuit.standing:
-            tell_probe(self)
+        if admission is not self._circuit.shared_admission:
+            publish_probe_sent(self)
         return admission
 
-    async def _wait_in_line(
-        self, call: Call, line: Line, question: tuple[tuple[Any, ...], dict[str, Any]]
+    async def _wait_for_capacity(
+        self,
+        call: Call,
+        line: AdmissionController,
+        question: tuple[tuple[Any, ...], dict[str, Any]],
     ) -> None:
         """Wait until the call may be sent, then ask the breaker again."""
         try:
-            if line.pass_through(call, question):
-                tell_wait(self, call, 0.0)
+            if line.try_acquire(call, question):
+                publish_call_admitted(self, call, 0.0)
                 return
             began = self.clock()
             async with self.gate.interruptible(self.name):
-                waited = await line.enter(call, question, lambda: self.remaining(call))
+                waited = await line.acquire(call, question, lambda: self.remaining(call))
         except BaseException as refusal:
-            self.breaker.released(call.admission)
+            self.breaker.release(call.admission)
             if isinstance(refusal, CallRejected):
-                tell_refusal(self, type(refusal))
+                publish_attempt_rejected(self, type(refusal))
             raise
-        tell_wait(self, call, self.clock() - began)
-        if waited and not self._circuit.honours(call.admission):
+        publish_call_admitted(self, call, self.clock() - began)
+        if waited and not self._circuit.is_valid(call.admission):
             try:
-                call.admission = await self._ask_breaker()
+                call.admission = await self._acquire_admission()
             except BaseException:
-                line.give_up(call)
+                line.abandon(call)
                 raise
 
     async def pause(self, seconds: float) -> None:
@@ -184,7 +194,7 @@ class Attempts:
         Its cause, which tells whether anything was sent, is set here: the verdict comes before
         `raise`.
         """
-        total = call.parts.policy.timeout.total
+        total = call.loop_state.policy.timeout.total
         error: Exception
         if total is not None and self.remaining(call) <= 0:
             error = DeadlineExceededError(self.name, None, f"after {total:g} s")
@@ -210,16 +220,16 @@ class Attempts:
         budget = self.budget
         if budget.tokens < budget.capacity:
             budget.earn()
-        line, succeeded = call.parts.line, self.events.succeeded
-        if line is None and succeeded is None and self._circuit.is_content:
+        line, succeeded = call.loop_state.admission, self.events.succeeded
+        if line is None and succeeded is None and self._circuit.ignores_successes:
             return  # before the clock is asked: nobody wants to know
         tokens = 0
         if duration is None:
             duration = self.clock() - call.started
         if line is not None:
-            tokens = line.leave(call, None, duration, answer)
-            call.parts.warm_up()
-        self.breaker.succeeded(call.admission, duration)
+            tokens = line.release(call, None, duration, answer)
+            call.loop_state.drop_idle_admission()
+        self.breaker.on_success(call.admission, duration)
         if succeeded is not None:
             succeeded(self.name, duration, tokens)
 
@@ -231,32 +241,34 @@ class Attempts:
         failure = classify(error)
         duration = self.clock() - call.started
         is_cut_short = _is_cut_short(call, error, duration)
-        if (line := call.parts.line) is not None:
-            line.leave(call, failure, duration, is_cut_short=is_cut_short)
+        if (line := call.loop_state.admission) is not None:
+            line.release(call, failure, duration, is_cut_short=is_cut_short)
         if failure.kind is _THROTTLED:
-            apply_throttling(self, error, failure)
+            on_throttled(self, error, failure)
         if is_cut_short:
-            self.breaker.released(call.admission)
+            self.breaker.release(call.admission)
         elif failure.counts:
-            self.breaker.failed(call.admission, duration, symptom(root_cause(error), failure))
+            self.breaker.on_failure(call.admission, duration, symptom(root_cause(error), failure))
         else:
             seen, admission = symptom(root_cause(error), failure), call.admission
-            pause = 0.0 if admission is self._circuit.standing else failure.pause  # of a probe
-            self.breaker.denied(admission, seen, pause)
+            pause = (
+                0.0 if admission is self._circuit.shared_admission else failure.pause
+            )  # of a probe
+            self.breaker.on_uncounted_failure(admission, seen, pause)
         call.failure = failure
-        if self.events.heard:
-            tell_attempt(self, error, failure, duration)
+        if self.events.subscribed:
+            publish_attempt_failed(self, error, failure, duration)
 
     def settle_without_verdict(self, call: Call) -> None:
         """An attempt was given up by its caller, or never reached the dependency."""
-        if (line := call.parts.line) is not None:
-            line.leave_without_verdict(call)
-        self.breaker.released(call.admission)
+        if (line := call.loop_state.admission) is not None:
+            line.release_cancelled(call)
+        self.breaker.release(call.admission)
 
 
 def _is_cut_short(call: Call, error: Exception, duration: float) -> bool:
     """Whether the deadline gave an attempt less time than the policy gives attempts."""
-    timer = call.parts.timer
+    timer = call.loop_state.timer
     return isinstance(error, DeadlineExceededError) and (
         timer is not None and duration < timer.seconds
     )

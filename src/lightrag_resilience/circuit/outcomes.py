@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["MOST_CAUSES", "OTHER", "Outcomes", "Tally", "look_of", "short"]
+__all__ = ["MOST_CAUSES", "OTHER", "OutcomeCounts", "Outcomes", "condition_of", "short"]
 
 _SLICES = 10
 _KEPT = 600.0  # seconds after the last attempt, as in Redis
@@ -25,7 +25,7 @@ _CHANCE = math.log(0.001)  # of a run of successes by chance, from which on it i
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class OutcomeCounts:
     """How attempts ended lately.
 
     Attributes:
@@ -45,12 +45,12 @@ class Tally:
     uncounted: int = 0
 
     @property
-    def look(self) -> str:
-        """How that is for callers; see `look_of`."""
-        return look_of(self.calls, self.failed, self.run)
+    def condition(self) -> str:
+        """How that is for callers; see `condition_of`."""
+        return condition_of(self.calls, self.failed, self.run)
 
 
-def look_of(calls: int, failed: int, run: int) -> str:
+def condition_of(calls: int, failed: int, run: int) -> str:
     """How attempts that ended so are for callers: ``works``, ``uneasy`` or ``failing``.
 
     Args:
@@ -109,13 +109,13 @@ class Outcomes:
         self._last = ""
         self.calls = self.failed = self.run = self.uncounted = 0
 
-    def succeed(self, now: float) -> None:
+    def on_success(self, now: float) -> None:
         """An attempt succeeded."""
         self._present(now).calls += 1
         self.calls += 1
         self.run += 1
 
-    def fail(self, now: float, symptom: str, *, counts: bool) -> None:
+    def on_failure(self, now: float, symptom: str, *, counts: bool) -> None:
         """An attempt failed; `counts` says whether a breaker counts that."""
         present = self._slices[-1] if now < self._until else self._present(now)
         self._last = symptom
@@ -132,16 +132,16 @@ class Outcomes:
             self.uncounted += 1
 
     @property
-    def look(self) -> str:
-        """As `Tally.look`, and cheap."""
-        return look_of(self.calls, self.failed, self.run)
+    def condition(self) -> str:
+        """As `OutcomeCounts.look`, and cheap."""
+        return condition_of(self.calls, self.failed, self.run)
 
     @property
     def is_news(self) -> bool:
         """Whether it is ill, and no circuit that opens is about to say so."""
         calls, failed = self.calls, self.failed
         told = calls >= _ENOUGH or 2 * self.uncounted >= failed
-        return told and look_of(calls, failed, self.run) != "works"
+        return told and condition_of(calls, failed, self.run) != "works"
 
     @property
     def is_over(self) -> bool:
@@ -152,7 +152,7 @@ class Outcomes:
         """Whether the last attempt is longer ago than ten minutes."""
         return now > (self._slices[-1].number + 1) * self._slice + _KEPT
 
-    def tally(self) -> Tally:
+    def tally(self) -> OutcomeCounts:
         """What is remembered."""
         seen: Counter[str] = Counter()
         for each in self._slices:
@@ -161,7 +161,7 @@ class Outcomes:
         causes = dict(seen.most_common(MOST_CAUSES))
         if others := self.failed - sum(causes.values()):
             causes[OTHER] = causes.get(OTHER, 0) + others
-        return Tally(self.calls, self.failed, causes, self.run, self._last, self.uncounted)
+        return OutcomeCounts(self.calls, self.failed, causes, self.run, self._last, self.uncounted)
 
     def _present(self, now: float) -> _Slice:
         """The slice that `now` is in, or the newest where the clock stops or steps back."""

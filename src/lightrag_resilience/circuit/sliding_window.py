@@ -20,7 +20,7 @@ class Window(Protocol):
     calls: int
     failed: int
     slow: int
-    spotless: bool
+    all_successes: bool
     """Full of quick successes, so that one more changes nothing."""
 
     def record(self, now: float, *, failed: bool, slow: bool) -> None:
@@ -35,13 +35,13 @@ class Window(Protocol):
 class CountWindow:
     """The last `size` calls, as two numbers of a bit each, the newest lowest: both 0 while well."""
 
-    __slots__ = ("_failures", "_size", "_slowness", "calls", "failed", "slow", "spotless")
+    __slots__ = ("_failures", "_size", "_slowness", "all_successes", "calls", "failed", "slow")
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._failures = self._slowness = 0
         self.calls = self.failed = self.slow = 0
-        self.spotless = False
+        self.all_successes = False
 
     def record(self, now: float, *, failed: bool, slow: bool) -> None:
         """Remember one call, in place of the oldest."""
@@ -55,7 +55,7 @@ class CountWindow:
         if slow or self.slow:
             self._slowness = _pushed(self._slowness, slow, size)
             self.slow = self._slowness.bit_count()
-        self.spotless = self.calls == size and not self.failed and not self.slow
+        self.all_successes = self.calls == size and not self.failed and not self.slow
 
     def advance(self, now: float) -> None:
         """Nothing: a count window forgets by calls alone."""
@@ -68,14 +68,14 @@ def _pushed(bits: int, bit: int, size: int) -> int:
 class TimeWindow:
     """The calls of the last `seconds`, in ten slices; forgetting is as coarse as a slice."""
 
-    __slots__ = ("_current", "_slice", "_slices", "calls", "failed", "slow", "spotless")
+    __slots__ = ("_current", "_slice", "_slices", "all_successes", "calls", "failed", "slow")
 
     def __init__(self, seconds: float, now: float) -> None:
         self._slice = seconds / _SLICES
         self._slices = [[0, 0, 0] for _ in range(_SLICES)]
         self._current = int(now // self._slice)
         self.calls = self.failed = self.slow = 0
-        self.spotless = False
+        self.all_successes = False
 
     def record(self, now: float, *, failed: bool, slow: bool) -> None:
         """Remember one call in the present slice."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from lightrag_resilience.config.policies import BreakerPolicy, Mode
 
-from .outcomes import Outcomes, Tally
+from .outcomes import OutcomeCounts, Outcomes
 from .sliding_window import make_window
 
 __all__ = ["Admission", "Circuit", "Snapshot", "State"]
@@ -76,7 +76,7 @@ class Snapshot:
     retry_after: float | None
     probes: int
     since: float
-    tally: Tally | None = None
+    tally: OutcomeCounts | None = None
 
 
 class Circuit:
@@ -96,7 +96,7 @@ class Circuit:
         "_leases",
         "_renewals",
         "generation",
-        "is_content",
+        "ignores_successes",
         "is_spotless",
         "last",
         "mode",
@@ -104,10 +104,10 @@ class Circuit:
         "opens",
         "outcomes",
         "policy",
-        "proven",
+        "probe_successes",
         "reason",
+        "shared_admission",
         "slow_after",
-        "standing",
         "state",
         "streak",
         "window",
@@ -120,17 +120,17 @@ class Circuit:
         self._renewals = renewals
         self.is_spotless = False
         """Whether one more quick success changes nothing."""
-        self.is_content = False
+        self.ignores_successes = False
         """Whether one more success changes nothing, however long it took, and is not counted."""
         self.outcomes: Outcomes | None = None
         """How all attempts ended since the first that failed; None while none is remembered."""
         self.last = ""
         """What the last failure looked like, until the circuit is closed."""
-        self._take(policy)
+        self._use_policy(policy)
         self.mode: Mode = policy.mode
         self.generation = 0
         self.opens = 0
-        self.standing: Admission | None = None
+        self.shared_admission: Admission | None = None
         """What any caller may use without asking; None unless the circuit is closed."""
         self.open_until = _NEVER
         """When an open circuit may be tried; every call before that is refused."""
@@ -139,23 +139,23 @@ class Circuit:
 
     # ------------------------------------------------------------------ before a call
 
-    def admit(self, now: float) -> Admission | None:
+    def acquire(self, now: float) -> Admission | None:
         """Leave for one call, or None where it is refused."""
-        if self.standing is not None:
-            return self.standing
+        if self.shared_admission is not None:
+            return self.shared_admission
         if self.state is State.OPEN:
             if now < self.open_until:
                 return None
             last = f", the last failure {self.last}" if self.last else ""
             self._enter(State.HALF_OPEN, now, f"while probes are under way{last}")
-        return self._admit_probe(now)
+        return self._acquire_probe(now)
 
-    def _admit_probe(self, now: float) -> Admission | None:
+    def _acquire_probe(self, now: float) -> Admission | None:
         self._drop_lapsed(now)
-        if len(self._leases) + self.proven >= self.policy.probes:
+        if len(self._leases) + self.probe_successes >= self.policy.probes:
             return None
         probe = Admission(self.generation)
-        self.grant(probe, now, self.policy.lease)
+        self.track_probe(probe, now, self.policy.lease)
         return probe
 
     def _drop_lapsed(self, now: float) -> None:
@@ -164,32 +164,34 @@ class Circuit:
             if self._leases.get(probe, math.inf) <= now:
                 self._leases.pop(probe, None)
 
-    def honours(self, admission: Admission) -> bool:
+    def is_valid(self, admission: Admission) -> bool:
         """Whether an admission that waited elsewhere is still good."""
-        return admission is self.standing or admission in self._leases
+        return admission is self.shared_admission or admission in self._leases
 
     def retry_after(self, now: float) -> float | None:
         """Seconds after which asking again makes sense; None where that is unknown."""
-        if self.standing is not None or self.open_until == math.inf:
+        if self.shared_admission is not None or self.open_until == math.inf:
             return None
         return max(self.open_until - now, 0.0) if self.state is State.OPEN else _LATER
 
     # ------------------------------------------------------------------ after a call
 
-    def succeed(self, admission: Admission, duration: float, now: float) -> None:
+    def on_success(self, admission: Admission, duration: float, now: float) -> None:
         """A call succeeded after `duration` seconds."""
         if admission.generation != self.generation:
             return
         slow = duration >= self.slow_after
         if self.state is State.HALF_OPEN:
-            self._prove(admission, now, bad="was slow" if slow else "")
+            self._record_probe(admission, now, bad="was slow" if slow else "")
         else:
             self.streak = 0
             if self.outcomes is not None:
                 self._outlast(self.outcomes, now)
-            self._remember(now, failed=False, slow=slow)
+            self._record(now, failed=False, slow=slow)
 
-    def fail(self, admission: Admission, duration: float, now: float, symptom: str = "") -> None:
+    def on_failure(
+        self, admission: Admission, duration: float, now: float, symptom: str = ""
+    ) -> None:
         """A call failed after `duration` seconds, and the dependency is to blame.
 
         Args:
@@ -203,13 +205,17 @@ class Circuit:
         if self.state is _HALF_OPEN:
             if admission in self._leases:
                 self.last = symptom
-            self._prove(admission, now, bad=f"failed with {symptom}" if symptom else "failed")
+            self._record_probe(
+                admission, now, bad=f"failed with {symptom}" if symptom else "failed"
+            )
         else:
             self.streak += 1
             self._note(now, symptom, counts=True)
-            self._remember(now, failed=True, slow=duration >= self.slow_after)
+            self._record(now, failed=True, slow=duration >= self.slow_after)
 
-    def deny(self, admission: Admission, now: float, symptom: str, *, pause: float) -> None:
+    def on_uncounted_failure(
+        self, admission: Admission, now: float, symptom: str, *, pause: float
+    ) -> None:
         """A call was answered and not served, such as with 401 or 429: no outage, and no recovery.
 
         Where it was a probe, the next one is due after `pause` seconds; breaks do not grow by it.
@@ -231,12 +237,12 @@ class Circuit:
         self.last = symptom
         if self.outcomes is None:
             self.outcomes = Outcomes(self.policy.window_seconds)
-        self.outcomes.fail(now, symptom, counts=counts)
-        self.is_spotless = self.is_content = False
+        self.outcomes.on_failure(now, symptom, counts=counts)
+        self.is_spotless = self.ignores_successes = False
 
     def _outlast(self, outcomes: Outcomes, now: float) -> None:
         """One more success, by which failures may be over, or forgotten."""
-        outcomes.succeed(now)
+        outcomes.on_success(now)
         if not outcomes.failed or outcomes.is_over:
             self._forget()
 
@@ -248,32 +254,36 @@ class Circuit:
         """A call ended with no verdict: cancelled, refused later, or the caller's own fault."""
         self._leases.pop(admission, None)
 
-    def _prove(self, probe: Admission, now: float, *, bad: str) -> None:
+    def _record_probe(self, probe: Admission, now: float, *, bad: str) -> None:
         self._drop_lapsed(now)
         if self._leases.pop(probe, None) is None:
             return
         if bad:
             self.open(now, f"after a probe {bad}")
             return
-        self.proven += 1
-        if self.proven >= self.policy.probes:
+        self.probe_successes += 1
+        if self.probe_successes >= self.policy.probes:
             self.close(now, "after its probes succeeded")
 
-    def _remember(self, now: float, *, failed: bool, slow: bool) -> None:
+    def _record(self, now: float, *, failed: bool, slow: bool) -> None:
         if self.mode == "disabled":
             return
         window = self.window
         window.record(now, failed=failed, slow=slow)
-        if window.spotless:
+        if window.all_successes:
             self.is_spotless = self.outcomes is None
             is_quick = self.slow_after == math.inf
-            self.is_content = self.is_spotless and is_quick and not self._counts_all
+            self.ignores_successes = self.is_spotless and is_quick and not self._counts_all
         elif self.is_spotless:
-            self.is_spotless = self.is_content = False
-        if (window.failed or window.slow) and self.mode == "enforce" and (why := self._verdict()):
+            self.is_spotless = self.ignores_successes = False
+        if (
+            (window.failed or window.slow)
+            and self.mode == "enforce"
+            and (why := self._trip_reason())
+        ):
             self.open(now, why)
 
-    def _verdict(self) -> str | None:
+    def _trip_reason(self) -> str | None:
         policy, window = self.policy, self.window
         if policy.consecutive_failures is not None and self.streak >= policy.consecutive_failures:
             return f"after {self.streak} failures in a row{self._the_last()}"
@@ -299,13 +309,13 @@ class Circuit:
         self._enter(State.OPEN, now, reason)
         forced = self.mode == "forced-open"
         self.open_until = (
-            math.inf if forced else now + min(policy.open_for * growth, policy.longest_break)
+            math.inf if forced else now + min(policy.open_for * growth, policy.max_open_for)
         )
 
     def reopen(self, now: float, reason: str, pause: float) -> None:
         """Refuse calls for `pause` seconds more, in the break that a probe interrupted."""
         self._enter(State.OPEN, now, reason)
-        self.open_until = now + min(max(pause, 0.0), self.policy.longest_break)
+        self.open_until = now + min(max(pause, 0.0), self.policy.max_open_for)
 
     def half_open(self, now: float, reason: str) -> None:
         """Let probes through, unless some are through already. Lifts the mode forced-open."""
@@ -320,14 +330,16 @@ class Circuit:
         self.opens = 0
         self._enter(State.CLOSED, now, reason)
 
-    def adopt(self, state: State, now: float, reason: str, *, remaining: float, opens: int) -> None:
+    def restore(
+        self, state: State, now: float, reason: str, *, remaining: float, opens: int
+    ) -> None:
         """Take over a state that was decided elsewhere, with `remaining` seconds of a break."""
         self.opens = opens
         self._enter(state, now, reason)
         if state is State.OPEN:
             self.open_until = now + remaining
 
-    def grant(self, probe: Admission, now: float, lease: float) -> None:
+    def track_probe(self, probe: Admission, now: float, lease: float) -> None:
         """Count a probe, such as one that was admitted elsewhere, until its lease is over."""
         self._leases[probe] = now + lease * (1 + self._renewals)
 
@@ -349,20 +361,20 @@ class Circuit:
         else:
             self.close(now, reason)
 
-    def change(self, policy: BreakerPolicy, now: float, reason: str) -> None:
+    def update_policy(self, policy: BreakerPolicy, now: float, reason: str) -> None:
         """Go on by another policy. The state stays, but where the mode is another."""
         before = self.policy
-        self._take(policy)
+        self._use_policy(policy)
         if policy.mode != before.mode:
             self.set_mode(policy.mode, now, reason)
         elif self.state is State.CLOSED and policy != before:
             self.window = make_window(policy, now)
             self._forget()
-            self.is_spotless = self.is_content = False
-        elif self.state is State.HALF_OPEN and self.proven >= policy.probes:
+            self.is_spotless = self.ignores_successes = False
+        elif self.state is State.HALF_OPEN and self.probe_successes >= policy.probes:
             self.close(now, "after its probes succeeded")
 
-    def _take(self, policy: BreakerPolicy) -> None:
+    def _use_policy(self, policy: BreakerPolicy) -> None:
         self.policy = policy
         self.slow_after = math.inf if policy.slow_call is None else policy.slow_call
 
@@ -378,13 +390,13 @@ class Circuit:
         self.generation += 1
         self.window = make_window(self.policy, now)
         self.outcomes = None
-        self.is_spotless = self.is_content = False
+        self.is_spotless = self.ignores_successes = False
         if state is State.CLOSED:
             self.last = ""
         self.streak = 0
-        self.proven = 0
+        self.probe_successes = 0
         self._leases = {} if state is State.HALF_OPEN else _NO_LEASES
-        self.standing = Admission(self.generation) if state is State.CLOSED else None
+        self.shared_admission = Admission(self.generation) if state is State.CLOSED else None
 
     def snapshot(self, now: float) -> Snapshot:
         """What an operator wants to see."""

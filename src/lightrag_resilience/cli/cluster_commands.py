@@ -22,15 +22,15 @@ from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.config.variables import DEFAULT, PREFIX, section_of
 from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.redis_client.client import needed_rights
-from lightrag_resilience.shared_state.cluster_view import Cluster, as_data
+from lightrag_resilience.shared_state.cluster_view import ClusterView, to_json
 from lightrag_resilience.shared_state.messages import Override
 from lightrag_resilience.shared_state.operator_control import (
     REDIS_FAILURES,
     UnknownBreakerError,
-    cluster_of,
-    signed,
-    steer_known,
+    force_known_breaker,
+    open_cluster,
     trouble_with_redis,
+    with_author,
 )
 from lightrag_resilience.text import as_duration, as_words, counted, printable
 
@@ -72,9 +72,9 @@ def status(*, as_json: Json = False) -> None:
     Listed are breakers that were used in the last ten minutes, or are not closed.
     """
     settings = settings_or_exit()
-    seen = _with_cluster(settings, lambda cluster: cluster.look())
+    seen = _with_cluster(settings, lambda cluster: cluster.fetch())
     if as_json:
-        tell(json.dumps(as_data(seen)))
+        tell(json.dumps(to_json(seen)))
     else:
         page = console()
         page.print(as_page(seen, page.width))
@@ -136,10 +136,10 @@ def reset(
     settings = settings_or_exit()
     reason = _signed("")
 
-    async def close_all(cluster: Cluster) -> list[str]:
-        names = list((await cluster.look()).breakers)
+    async def close_all(cluster: ClusterView) -> list[str]:
+        names = list((await cluster.fetch()).breakers)
         for name in names if yes else ():
-            await cluster.steer(name, State.CLOSED, reason)
+            await cluster.force_state(name, State.CLOSED, reason)
         return names
 
     names = _with_cluster(settings, close_all)
@@ -163,11 +163,11 @@ def set_(
     pairs = dict(_pair(text) for text in variables)
     why = _signed(reason)
 
-    async def override(cluster: Cluster) -> None:
+    async def override(cluster: ClusterView) -> None:
         stored = {name: it.value for name, it in (await cluster.overrides()).valid.items()}
         settings.with_valid(stored)[0].with_overrides(pairs)
         if not new:
-            _check_dependencies(pairs, settings, (await cluster.find()).breakers)
+            _check_dependencies(pairs, settings, (await cluster.discover()).breakers)
         for name, value in pairs.items():
             await cluster.override(name, Override(value, why))
 
@@ -185,7 +185,7 @@ def unset(
     """Give variables the values of each worker's environment again."""
     settings = settings_or_exit()
 
-    async def restore(cluster: Cluster) -> list[str]:
+    async def restore(cluster: ClusterView) -> list[str]:
         stored = await cluster.overrides()
         # What `set` did not write is removed as it is spelt there.
         names = [text if text in stored.odd else text.strip().upper() for text in variables]
@@ -259,7 +259,7 @@ def _check_address(settings: Settings) -> None:
         )
 
 
-def _with_cluster(settings: Settings, work: Callable[[Cluster], Awaitable[R]]) -> R:
+def _with_cluster(settings: Settings, work: Callable[[ClusterView], Awaitable[R]]) -> R:
     """Do something with the cluster, or end with what is wrong with Redis."""
     try:
         return asyncio.run(_connected(settings, work))
@@ -272,9 +272,9 @@ def _with_cluster(settings: Settings, work: Callable[[Cluster], Awaitable[R]]) -
         )
 
 
-async def _connected(settings: Settings, work: Callable[[Cluster], Awaitable[R]]) -> R:
+async def _connected(settings: Settings, work: Callable[[ClusterView], Awaitable[R]]) -> R:
     _check_address(settings)
-    async with cluster_of(settings) as cluster:
+    async with open_cluster(settings) as cluster:
         return await work(cluster)
 
 
@@ -288,7 +288,9 @@ def _steer(
     try:
         done = _with_cluster(
             settings,
-            lambda cluster: steer_known(cluster, name, state, why, open_for=open_for, new=new),
+            lambda cluster: force_known_breaker(
+                cluster, name, state, why, open_for=open_for, new=new
+            ),
         )
     except UnknownBreakerError as error:
         fail(
@@ -305,12 +307,12 @@ def _signed(reason: str, *, isolates: bool = False) -> str:
         who = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         who = "somebody"
-    return signed(reason, f"{who} on {socket.gethostname()}", isolates=isolates)
+    return with_author(reason, f"{who} on {socket.gethostname()}", isolates=isolates)
 
 
 def _page_or_trouble(settings: Settings, width: int) -> Group:
     try:
-        return as_page(asyncio.run(_connected(settings, lambda cluster: cluster.look())), width)
+        return as_page(asyncio.run(_connected(settings, lambda cluster: cluster.fetch())), width)
     except REDIS_FAILURES as error:
         trouble = trouble_with_redis(settings, error)
         text = f"Redis cannot be used: {trouble}. Each process has its own breakers."

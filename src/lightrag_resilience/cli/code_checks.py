@@ -136,12 +136,12 @@ def _inside(member: Any) -> Iterator[tuple[str, str]]:
     if isinstance(retries, int) and retries > 0 and not _yields(sdk):
         yield (
             f"this client of {sdk} makes {retries + 1} attempts of each call by itself",
-            f"make it with max_retries=0, or call yield_retries({sdk}); `protect` does the latter",
+            f"make it with max_retries=0, or call disable_sdk_retries({sdk}), as `protect` does",
         )
 
 
 def _yields(sdk: str) -> bool:
-    """Whether `yield_retries` was there."""
+    """Whether `disable_sdk_retries` was there."""
     options = getattr(sys.modules.get(f"{sdk}._models"), "FinalRequestOptions", None)
     return hasattr(getattr(options, "get_max_retries", None), "__resilience_users__")
 

@@ -17,7 +17,7 @@ from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.config.variables import PROCESS_VARIABLES, section_of, variable
 from lightrag_resilience.shared_state.operator_control import (
     REDIS_FAILURES,
-    cluster_of,
+    open_cluster,
     trouble_with_redis,
 )
 
@@ -104,7 +104,7 @@ async def _overrides(settings: Settings) -> tuple[dict[str, str], str]:
     if settings.redis_url is None:
         return {}, ""
     try:
-        async with cluster_of(settings) as cluster:
+        async with open_cluster(settings) as cluster:
             known = await cluster.overrides()
         return {name: override.value for name, override in known.valid.items()}, ""
     except REDIS_FAILURES as error:

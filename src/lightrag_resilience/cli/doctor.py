@@ -17,10 +17,10 @@ from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.config.tokenizer_cache import PRELOAD, is_missing_from
 from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.redis_client.client import make_client
-from lightrag_resilience.redis_client.health_check import check_up
+from lightrag_resilience.redis_client.health_check import check_redis
 from lightrag_resilience.shared_state.operator_control import (
     REDIS_FAILURES,
-    cluster_of,
+    open_cluster,
     trouble_with_redis,
 )
 from lightrag_resilience.text import MET, counted, printable
@@ -116,7 +116,7 @@ async def _look_at_redis(settings: Settings) -> tuple[list[Finding], bool]:
     client = make_client(settings.redis_url.get_secret_value())
     of_calls: list[Finding] = []
     try:
-        remarks = await check_up(client, settings.redis_prefix)
+        remarks = await check_redis(client, settings.redis_prefix)
         if not any(is_bad for is_bad, *_ in remarks):
             of_calls = await _look_at_dependencies(settings)
     except REDIS_FAILURES as error:
@@ -140,11 +140,13 @@ async def _look_at_dependencies(settings: Settings) -> list[Finding]:
     A circuit that is open does what it is there for; what no circuit refuses, or no waiting mends,
     wants a person.
     """
-    async with cluster_of(settings) as cluster:
-        seen = await cluster.look()
+    async with open_cluster(settings) as cluster:
+        seen = await cluster.fetch()
     return [
         Finding(
-            Level.ERROR if health.look == "failing" or MET in health.sentence else Level.WARNING,
+            Level.ERROR
+            if health.condition == "failing" or MET in health.sentence
+            else Level.WARNING,
             name,
             health.sentence.removeprefix(f"{name} "),
             health.advice or "look at its own status page or log",

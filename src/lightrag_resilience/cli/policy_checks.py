@@ -118,7 +118,7 @@ def _queue(policy: Policy, timeout: float | None) -> _Found:
 
 
 def _breaker(policy: Policy) -> _Found:
-    attempt, breaker = policy.timeout.attempt, policy.circuit
+    attempt, breaker = policy.timeout.attempt, policy.effective_breaker
     if breaker.mode == "disabled":
         return
     if attempt is not None and breaker.longest_probe < attempt:

@@ -55,7 +55,7 @@ def _cells(name: str, it: Description, health: Health) -> dict[str, Text]:
     }
     return {
         "breaker": Text(name),
-        "state": Text(it.now.state.value, _COLOURS.get(health.look, _RED)),
+        "state": Text(it.now.state.value, _COLOURS.get(health.condition, _RED)),
         "why": Text(str(health) if is_closed and not health.is_well else it.now.reason),
         **{column: Text(shown if is_closed else "") for column, shown in counted.items()},
         "next probe": Text(_next_probe(it)),

@@ -22,23 +22,23 @@ from lightrag_resilience.runtime.callables import (
     name_of,
 )
 from lightrag_resilience.streams.guarded_stream import GuardedStream, items_of
-from lightrag_resilience.streams.stream_proxy import OpenedStream, PassedOnStream
+from lightrag_resilience.streams.stream_proxy import PrimedStream, StreamProxy
 
-__all__ = ["gathered"]
+__all__ = ["collected"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 @overload
-def gathered(
+def collected(
     function: Callable[P, Coroutine[Any, Any, AsyncIterator[R]]],
 ) -> Callable[P, Coroutine[Any, Any, list[R]]]: ...
 @overload
-def gathered(
+def collected(
     function: Callable[P, AsyncIterator[R]],
 ) -> Callable[P, Coroutine[Any, Any, list[R]]]: ...
-def gathered(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, list[Any]]]:
+def collected(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, list[Any]]]:
     """Make a function that streams one that returns the list of all items, for a guard around it.
 
     ::
@@ -61,7 +61,7 @@ def gathered(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, 
     Raises:
         UnsupportedCallError: It is no function; on a call: what it returned is no async iterator.
     """
-    must_be_function(function, "gathered() needs a function")
+    must_be_function(function, "collected() needs a function")
     begin = as_coroutine_function(function)
 
     @functools.wraps(function)
@@ -70,17 +70,17 @@ def gathered(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, 
         if not is_stream(source.__class__):
             name = name_of(function)
             found = type(source).__name__
-            raise UnsupportedCallError(f"gathered({name}) needs a stream, not {found}")
+            raise UnsupportedCallError(f"collected({name}) needs a stream, not {found}")
         async with await _watched(source) as stream:
             return [item async for item in items_of(stream)]
 
     return gather
 
 
-async def _watched(source: Any) -> PassedOnStream[Any]:
+async def _watched(source: Any) -> StreamProxy[Any]:
     call = current_call.get()
     if call is None or call.guard is None:
-        return await OpenedStream[Any](source).open()
+        return await PrimedStream[Any](source).open()
     return await GuardedStream(_Attempt(call), source).open(_PartOfAttempt(call), None)
 
 
@@ -92,13 +92,13 @@ class _PartOfAttempt(Call):
     def __init__(self, attempt: Call) -> None:
         self._attempt = attempt
         new_call(attempt.guard, None, attempt.began, self)
-        self.parts = attempt.parts
+        self.loop_state = attempt.loop_state
         self.started = attempt.started
 
     @contextlib.contextmanager
-    def set_aside(self) -> Iterator[None]:
+    def suspend_timers(self) -> Iterator[None]:
         """Let no time run: neither that of an item, nor that of the attempt around all."""
-        with self._attempt.set_aside(), super().set_aside():
+        with self._attempt.suspend_timers(), super().suspend_timers():
             yield
 
 
@@ -110,7 +110,9 @@ class _Attempt(Attempts):
     def __init__(self, call: Call) -> None:
         guard: Attempts = call.guard
         events = Events()  # none of the stream's own: the attempt around it publishes
-        super().__init__(guard.name, events, guard.breaker, call.parts.loops, guard.budget)
+        super().__init__(
+            guard.name, events, guard.breaker, call.loop_state.loop_states, guard.budget
+        )
         self.policy, self.gate, self.clock = guard.policy, guard.gate, guard.clock
 
     def settle_success(

@@ -1,6 +1,6 @@
 """A chain of functions: where one fails that another may replace, the next is called.
 
-A chain never makes up an answer. Where all fail it raises, unless the caller asks by `answered`
+A chain never makes up an answer. Where all fail it raises, unless the caller asks by `call_chain`
 for what a `StaleCache` remembers, and then the answer says how old it is.
 """
 
@@ -24,9 +24,9 @@ from lightrag_resilience.errors import (
     PolicyError,
     UnsupportedCallError,
 )
-from lightrag_resilience.events import Events, FellBack, StaleAnswered
+from lightrag_resilience.events import Events, FallbackUsed, StaleAnswerServed
 from lightrag_resilience.failures.classifier import classify, root_cause
-from lightrag_resilience.failures.failover import another_may_help
+from lightrag_resilience.failures.failover import should_fall_back
 from lightrag_resilience.failures.http_errors import status_of
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 from lightrag_resilience.runtime.background_loop import refuse_green_threads
@@ -39,11 +39,11 @@ from lightrag_resilience.runtime.callables import (
     pass_for,
 )
 from lightrag_resilience.streams.guarded_stream import generator_function
-from lightrag_resilience.streams.stream_proxy import OpenedStream
+from lightrag_resilience.streams.stream_proxy import PrimedStream
 
 from .stale_cache import StaleCache
 
-__all__ = ["Answered", "answered", "with_fallbacks"]
+__all__ = ["ChainAnswer", "call_chain", "with_fallbacks"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,7 +53,7 @@ _Total = Annotated[float, Gt(0), Le(86_400)] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Answered(Generic[T_co]):
+class ChainAnswer(Generic[T_co]):
     """An answer and where it is from.
 
     Attributes:
@@ -76,7 +76,7 @@ class Answered(Generic[T_co]):
 
 def with_fallbacks(
     *functions: Callable[P, R],
-    when: Callable[[Exception], bool] = another_may_help,
+    when: Callable[[Exception], bool] = should_fall_back,
     total: float | None = None,
     stale: StaleCache | None = None,
     registry: Guards | None = None,
@@ -84,13 +84,13 @@ def with_fallbacks(
     """Call the first function, and where it fails the next, with the same arguments.
 
     All are of one kind, which the result is too. A stream is begun elsewhere before its first item
-    only. Being cancelled ends the chain. Each change of function is a `FellBack` event.
+    only. Being cancelled ends the chain. Each change of function is a `FallbackUsed` event.
 
     Args:
         functions: Usually each `resilient`, under names of their own.
         when: Whether the next may help after an error; what it denies is raised as it is.
         total: Seconds for the chain, for a stream to its first item; None sets no limit.
-        stale: Remembers answers for `answered`; not for streams.
+        stale: Remembers answers for `call_chain`; not for streams.
         registry: The guards whose listeners hear of it; those of the process by default.
 
     Raises:
@@ -131,14 +131,16 @@ def with_fallbacks(
 
 
 @overload
-async def answered(
+async def call_chain(
     function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
-) -> Answered[R]: ...
+) -> ChainAnswer[R]: ...
 @overload
-async def answered(
+async def call_chain(
     function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-) -> Answered[R]: ...
-async def answered(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Answered[Any]:
+) -> ChainAnswer[R]: ...
+async def call_chain(
+    function: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> ChainAnswer[Any]:
     """Call a chain and learn who answered; with a `StaleCache`, take an old answer if need be.
 
     An old answer is given only where every function failed, and never by calling the chain itself.
@@ -150,7 +152,7 @@ async def answered(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -
     chain = getattr(function, "__resilience_chain__", None)
     # Another decorator around a chain copies its attributes, and must not be passed by.
     if not isinstance(chain, _Chain) or chain.face is not function:
-        raise UnsupportedCallError("answered() needs what with_fallbacks() returned")
+        raise UnsupportedCallError("call_chain() needs what with_fallbacks() returned")
     return await chain.answer(args, kwargs, may_be_stale=True)
 
 
@@ -179,27 +181,27 @@ class _Chain:
 
     async def answer(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, may_be_stale: bool = False
-    ) -> Answered[Any]:
+    ) -> ChainAnswer[Any]:
         stale = self.stale
         key = None if stale is None else stale.key_of(self, args, kwargs)
         failed: list[Exception] = []
         try:
             fresh = await self._in_time(args, kwargs, failed)
             if fresh is not None:
-                if stale is not None and not isinstance(fresh.value, OpenedStream):
+                if stale is not None and not isinstance(fresh.value, PrimedStream):
                     stale.remember(key, fresh.source, fresh.value)
                 return fresh
             old = stale.recall(key) if stale is not None and may_be_stale else None
             if old is None:
                 raise self._all_failed(failed) from failed[-1]
-            self.events.emit(StaleAnswered(self.names[0], old.source, old.age))
-            return Answered(old.value, old.source, old.age, self._reasons(failed))
+            self.events.publish(StaleAnswerServed(self.names[0], old.source, old.age))
+            return ChainAnswer(old.value, old.source, old.age, self._reasons(failed))
         finally:
             failed.clear()  # their tracebacks lead here: a circle would keep the arguments alive
 
     async def _in_time(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], failed: list[Exception]
-    ) -> Answered[Any] | None:
+    ) -> ChainAnswer[Any] | None:
         """A fresh answer, or None where all failed or the time for all is up."""
         time = asyncio.timeout(self.total)
         try:
@@ -218,17 +220,19 @@ class _Chain:
         kwargs: dict[str, Any],
         failed: list[Exception],
         time: asyncio.Timeout,
-    ) -> Answered[Any] | None:
+    ) -> ChainAnswer[Any] | None:
         for name, call in zip(self.names, self.calls, strict=True):
             if failed:
                 if time.expired():  # and the function before swallowed its cancellation
                     return None
-                self.events.emit(FellBack(self.names[len(failed) - 1], name, _class_of(failed[-1])))
+                self.events.publish(
+                    FallbackUsed(self.names[len(failed) - 1], name, _class_of(failed[-1]))
+                )
             try:
                 result = await call(*args, **kwargs)
                 if is_stream(result.__class__):
-                    result = await OpenedStream(result).open()
-                return Answered(result, name, None, self._reasons(failed))
+                    result = await PrimedStream(result).open()
+                return ChainAnswer(result, name, None, self._reasons(failed))
             except Exception as error:
                 if not self.when(error):
                     if failed:

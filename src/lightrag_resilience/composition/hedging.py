@@ -16,7 +16,7 @@ from annotated_types import Gt, Le
 from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.config.validation import problem_with
 from lightrag_resilience.errors import PolicyError, UnsupportedCallError
-from lightrag_resilience.events import Hedged
+from lightrag_resilience.events import HedgeSent
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 from lightrag_resilience.retry import RETRY_COST
@@ -94,7 +94,7 @@ def hedged(
 def _may_ask_again(guard: Guard) -> bool:
     if guard.breaker.state is not State.CLOSED or not guard.budget.spend(RETRY_COST):
         return False
-    guard.events.emit(Hedged(guard.name))
+    guard.events.publish(HedgeSent(guard.name))
     return True
 
 

@@ -15,7 +15,7 @@ from lightrag_resilience.failures.classifier import classify
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.retry import is_retryable
 
-__all__ = ["patiently"]
+__all__ = ["retry_until_available"]
 
 R = TypeVar("R")
 
@@ -23,7 +23,7 @@ _SHORTEST = 0.1  # seconds
 _JITTER = 0.25  # seconds
 
 
-async def patiently(
+async def retry_until_available(
     guard: Guard,
     call: Callable[[], Awaitable[R]],
     *,
@@ -59,11 +59,13 @@ def _worth_waiting(error: Exception, guard: Guard, idempotent: bool | None) -> f
     """Seconds to wait before another round; None where it would not help."""
     if isinstance(error, ShuttingDownError):
         return None
-    if isinstance(error, CallRejected) or (isinstance(error, AllFailedError) and error.was_refused):
+    if isinstance(error, CallRejected) or (
+        isinstance(error, AllFailedError) and error.any_rejected
+    ):
         hint = error.retry_after
     else:
         failure = classify(error)
-        if not is_retryable(failure, guard.policy.retry.knowing(idempotent=idempotent)):
+        if not is_retryable(failure, guard.policy.retry.with_idempotent(idempotent=idempotent)):
             return None
         hint = failure.retry_after
     wait = guard.policy.retry.max_backoff / 4 if hint is None else hint

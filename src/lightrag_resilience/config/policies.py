@@ -156,7 +156,7 @@ class BreakerPolicy(_Checked):
             raise PolicyError("; ".join(problems))
 
     @property
-    def longest_break(self) -> float:
+    def max_open_for(self) -> float:
         """Longest time open, in seconds: a recovery is noticed this late at the most."""
         return 2.0 * self.open_for if self.open_max is None else self.open_max
 
@@ -208,7 +208,7 @@ class RetryPolicy(_Checked):
         500, "Tokens of the retry budget, for all workers that share a Redis. 0 turns it off."
     )
 
-    def knowing(self, *, idempotent: bool | None) -> RetryPolicy:
+    def with_idempotent(self, *, idempotent: bool | None) -> RetryPolicy:
         """The same policy, for a call that may or may not be repeated; None changes nothing."""
         if idempotent is None or idempotent == self.idempotent:
             return self
@@ -433,7 +433,7 @@ class Policy(_ByName):
         return policy
 
     @property
-    def circuit(self) -> BreakerPolicy:
+    def effective_breaker(self) -> BreakerPolicy:
         """The breaker's part, with a lease that is longer than an attempt of its probe."""
         attempt = self.timeout.attempt
         if self.breaker.probe_lease is not None or attempt is None:
@@ -450,7 +450,7 @@ class Policy(_ByName):
         for name in sorted(changes, key=_SHORTHANDS.__contains__):  # whole parts first
             value: Any = changes[name]  # type: ignore[literal-required]
             if isinstance(value, RetryPolicy) and value.idempotent is None:
-                value = value.knowing(idempotent=self.retry.idempotent)
+                value = value.with_idempotent(idempotent=self.retry.idempotent)
             part, attribute = _SHORTHANDS.get(name, (name, ""))
             if part not in PARTS:
                 known = ", ".join([*PARTS, *_SHORTHANDS])

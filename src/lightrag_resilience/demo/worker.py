@@ -26,7 +26,7 @@ class Worker:
     def __init__(self) -> None:
         self._guards = Guards()
         self._guard: Guard = self._guards.get(NAME)
-        self._guards.events.listen(self._heard, StateChanged)
+        self._guards.events.subscribe(self._heard, StateChanged)
         self._calls: list[float] = []
         self._probes = 0
         self._failed = 0

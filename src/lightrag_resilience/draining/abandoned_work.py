@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .in_flight import Work, records_of
-from .journal import Abandoned, Journal
+from .in_flight import TrackedWork, records_of
+from .journal import AbandonedWork, Journal
 
-__all__ = ["Accounts"]
+__all__ = ["AbandonedWorkLog"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -23,7 +23,7 @@ _LOOK = 0.01  # seconds between two looks at whether the disk has it
 _LEAST = 0.1  # seconds that the disk gets also where no time is left
 
 
-class Accounts:
+class AbandonedWorkLog:
     """The records of one coordinator.
 
     Args:
@@ -35,14 +35,14 @@ class Accounts:
 
     def __init__(self, journal: Journal | None) -> None:
         self.journal = journal
-        self.records: tuple[Abandoned, ...] = ()
+        self.records: tuple[AbandonedWork, ...] = ()
         self._known: set[Any] = set()
-        self._lately: deque[tuple[float, Work]] = deque(maxlen=_MOST)
+        self._lately: deque[tuple[float, TrackedWork]] = deque(maxlen=_MOST)
 
     def __contains__(self, work: Any) -> bool:
         return work in self._known
 
-    def write_down(self, works: Iterable[Any], reason: str) -> None:
+    def record(self, works: Iterable[Any], reason: str) -> None:
         """Write records of work that has none, and wait for the disk."""
         new = [work for work in works if work not in self._known]
         self._known.update(new)
@@ -57,18 +57,18 @@ class Accounts:
             _log.error("The journal %s cannot be written: %s", self.journal.path, name)
             return
         for work in new:
-            if isinstance(work, Work):
-                work.strike_out()  # its master need not write it
+            if isinstance(work, TrackedWork):
+                work.remove_from_ledger()  # its master need not write it
 
-    async def write_down_in_time(
+    async def record_in_time(
         self, works: Iterable[Any], reason: str, has_time: Callable[[], bool]
     ) -> None:
         """The same in a thread of its own, as all those of the loop may be taken."""
-        writer = threading.Thread(target=self.write_down, args=(works, reason), name="journal")
+        writer = threading.Thread(target=self.record, args=(works, reason), name="journal")
         try:
             writer.start()
         except RuntimeError:  # the system has no thread more
-            self.write_down(works, reason)
+            self.record(works, reason)
         least = time.monotonic() + _LEAST
         while writer.is_alive():
             if not has_time() and time.monotonic() >= least:
@@ -76,12 +76,12 @@ class Accounts:
                 return
             await asyncio.sleep(_LOOK)
 
-    def remember(self, work: Work) -> None:
+    def remember_cancelled(self, work: TrackedWork) -> None:
         """A request was cancelled before it had ended, by its client or by its server."""
         if work.kind != "task":
             self._lately.append((time.monotonic(), work))
 
-    def cancelled_lately(self) -> list[Work]:
+    def recently_cancelled(self) -> list[TrackedWork]:
         """Requests that were cancelled just now."""
         since = time.monotonic() - _LATELY
         return [work for at, work in self._lately if at >= since]

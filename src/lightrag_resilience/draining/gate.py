@@ -11,15 +11,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from lightrag_resilience.errors import ShuttingDownError
-from lightrag_resilience.events import CallRefused, Events
+from lightrag_resilience.events import AttemptRejected, Events
 
-__all__ = ["Gate", "Interruptible", "admitted"]
+__all__ = ["DrainGate", "Interruptible", "allow_during_drain"]
 
 is_admitted: ContextVar[bool] = ContextVar("lightrag_resilience_admitted", default=False)
 
 
 @contextlib.contextmanager
-def admitted() -> Iterator[None]:
+def allow_during_drain() -> Iterator[None]:
     """Calls made in this block, and in tasks begun in it, go on while a drain lasts.
 
     For work that was let in before it began, such as a request.
@@ -31,7 +31,7 @@ def admitted() -> Iterator[None]:
         is_admitted.reset(token)
 
 
-class Gate:
+class DrainGate:
     """The gate of a process's guards. Any thread may close it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Gate:
         self._waits: dict[Interruptible, asyncio.AbstractEventLoop] = {}
         self._pid = os.getpid()
 
-    def adopt(self) -> None:
+    def reset_if_forked(self) -> None:
         """In a process that was forked meanwhile, begin anew: what ran is its parent's."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
@@ -76,10 +76,10 @@ class Gate:
         """
         if self.is_closed and not is_admitted.get():
             if events is not None:
-                events.emit(CallRefused(dependency, ShuttingDownError.__name__))
-            raise self.refusal(dependency)
+                events.publish(AttemptRejected(dependency, ShuttingDownError.__name__))
+            raise self.rejection(dependency)
 
-    def refusal(self, dependency: str) -> ShuttingDownError:
+    def rejection(self, dependency: str) -> ShuttingDownError:
         """What a caller gets while a drain lasts."""
         return ShuttingDownError(dependency, self.retry_after)
 
@@ -87,11 +87,11 @@ class Gate:
         """A block that ends at once when a drain begins: a wait that nobody loses by."""
         return Interruptible(self, dependency)
 
-    def enter(self, wait: Interruptible) -> None:
+    def track(self, wait: Interruptible) -> None:
         """A wait begins."""
         self._waits[wait] = asyncio.get_running_loop()
 
-    def leave(self, wait: Interruptible) -> None:
+    def untrack(self, wait: Interruptible) -> None:
         """A wait has ended."""
         self._waits.pop(wait, None)
 
@@ -101,7 +101,7 @@ class Interruptible:
 
     __slots__ = ("_cancelling", "_dependency", "_gate", "_is_interrupted", "_task")
 
-    def __init__(self, gate: Gate, dependency: str) -> None:
+    def __init__(self, gate: DrainGate, dependency: str) -> None:
         self._gate = gate
         self._dependency = dependency
         self._is_interrupted = False
@@ -114,12 +114,12 @@ class Interruptible:
 
     async def __aenter__(self) -> Self:
         if self._gate.is_closed:
-            raise self._gate.refusal(self._dependency)
+            raise self._gate.rejection(self._dependency)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is a coroutine
         self._task = task
         self._cancelling = task.cancelling()
-        self._gate.enter(self)
+        self._gate.track(self)
         return self
 
     async def __aexit__(
@@ -128,9 +128,9 @@ class Interruptible:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._gate.leave(self)
+        self._gate.untrack(self)
         if not self._is_interrupted:
             return
         is_ours_alone = self._task.uncancel() <= self._cancelling
         if isinstance(error, asyncio.CancelledError) and is_ours_alone:
-            raise self._gate.refusal(self._dependency) from None
+            raise self._gate.rejection(self._dependency) from None

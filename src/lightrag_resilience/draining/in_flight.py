@@ -11,16 +11,16 @@ from typing import Any, Protocol
 
 from lightrag_resilience.text import LONGEST_TEXT, printable
 
-from .gate import Gate
-from .journal import Abandoned
-from .quiescence import account_of
-from .supervisor import host
-from .worker_ledger import Line
+from .gate import DrainGate
+from .journal import AbandonedWork
+from .quiescence import details_of
+from .supervisor import supervisor
+from .worker_ledger import LedgerEntry
 
 __all__ = [
     "InFlight",
     "Process",
-    "Work",
+    "TrackedWork",
     "cancel",
     "counted",
     "has_ended",
@@ -50,7 +50,7 @@ class Process(Protocol):
         ...
 
 
-class Work:
+class TrackedWork:
     """A task or a child process that is waited for.
 
     Attributes:
@@ -73,14 +73,14 @@ class Work:
         self.process = process
         self.began = time.monotonic()
         self.id = uuid.uuid4().hex
-        self.ledger = host.ledger
+        self.ledger = supervisor.ledger
         if self.ledger is not None:
-            self.line = self.ledger.enter(Line(self.id, name, kind, time.time()))
+            self.line = self.ledger.add(LedgerEntry(self.id, name, kind, time.time()))
 
-    def strike_out(self) -> None:
+    def remove_from_ledger(self) -> None:
         """Whoever looks after this process need not know of it any longer."""
         if self.ledger is not None:
-            self.ledger.leave(self.line)
+            self.ledger.remove(self.line)
             self.ledger = None
 
 
@@ -91,35 +91,35 @@ class InFlight:
         gate: That of the guards whose calls are waited for.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: DrainGate) -> None:
         self._gate = gate
-        self._tasks: dict[asyncio.Task[Any], Work] = {}
-        self._children: list[Work] = []
+        self._tasks: dict[asyncio.Task[Any], TrackedWork] = {}
+        self._children: list[TrackedWork] = []
 
     def add_task(
         self,
         task: asyncio.Task[Any],
         kind: str,
         name: str,
-        is_cut_off: Callable[[Work], None],
+        is_cut_off: Callable[[TrackedWork], None],
     ) -> None:
         """Wait for a task; `is_cut_off` is told where it is cancelled."""
         if task in self._tasks:
             return
-        self._tasks[task] = work = Work(name, kind, task=task)
+        self._tasks[task] = work = TrackedWork(name, kind, task=task)
 
         def forget(done: asyncio.Task[Any]) -> None:
             del self._tasks[done]
             if done.cancelled():
                 is_cut_off(work)
-            work.strike_out()
+            work.remove_from_ledger()
 
         task.add_done_callback(forget)
 
     def add_child(self, process: Any, name: str) -> None:
         """Wait for a process."""
         self._forget_ended_children()
-        self._children.append(Work(name, "child", process=process))
+        self._children.append(TrackedWork(name, "child", process=process))
 
     def now(self, but: Iterable[asyncio.Task[Any]] = ()) -> list[Any]:
         """Tracked work, and guarded calls that are no part of it; without some tasks."""
@@ -137,20 +137,20 @@ class InFlight:
         for work in list(self._children):
             if has_ended(work.process):
                 self._children.remove(work)
-                work.strike_out()
+                work.remove_from_ledger()
 
 
-def records_of(work: Any, reason: str) -> tuple[Abandoned, ...]:
+def records_of(work: Any, reason: str) -> tuple[AbandonedWork, ...]:
     """What the journal gets of a piece of work, and of its parts, or of a guarded call."""
     record = _record_of(work, reason)
-    account = account_of(work.task) if isinstance(work, Work) else None
+    account = details_of(work.task) if isinstance(work, TrackedWork) else None
     return (record,) if account is None else tuple(account.records(record))
 
 
-def _record_of(work: Any, reason: str) -> Abandoned:
+def _record_of(work: Any, reason: str) -> AbandonedWork:
     lasted = time.monotonic() - work.began
-    if isinstance(work, Work):
-        return Abandoned(
+    if isinstance(work, TrackedWork):
+        return AbandonedWork(
             work.name,
             work.kind,
             "outcome_unknown",
@@ -159,7 +159,7 @@ def _record_of(work: Any, reason: str) -> Abandoned:
             started=work.began,
             id=work.id,
         )
-    return Abandoned(
+    return AbandonedWork(
         work.name,
         "stream" if work.is_streaming else "call",
         _state_of(work),

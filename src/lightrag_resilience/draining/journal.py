@@ -24,7 +24,7 @@ from lightrag_resilience.errors import PolicyError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["EFFECTS", "STATES", "Abandoned", "Journal", "is_kind"]
+__all__ = ["EFFECTS", "STATES", "AbandonedWork", "Journal", "is_kind"]
 
 STATES = frozenset({"queued", "not_sent", "in_flight", "outcome_unknown"})
 EFFECTS = frozenset({"pure", "idempotent_write", "unsafe_write", "unknown"})
@@ -48,7 +48,7 @@ def _boot() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Abandoned:
+class AbandonedWork:
     """A piece of work that did not end in time. It holds no argument and no text of the work.
 
     Attributes:
@@ -118,7 +118,7 @@ class Journal:
             raise PolicyError(f"A journal is the path of a file, not {shown(path)}")
         self.path = Path(path)
 
-    def write(self, records: Iterable[Abandoned]) -> None:
+    def write(self, records: Iterable[AbandonedWork]) -> None:
         """Append records, and wait until the disk has them.
 
         Raises:
@@ -141,7 +141,7 @@ class Journal:
         finally:
             os.close(descriptor)
 
-    def read(self, damage: Callable[[Path, int], object] = _ignore) -> Iterator[Abandoned]:
+    def read(self, damage: Callable[[Path, int], object] = _ignore) -> Iterator[AbandonedWork]:
         """All records, the oldest first.
 
         Args:
@@ -235,10 +235,10 @@ _OF_FIRST_VERSION = {"name", "kind", "state", "seconds", "signal", "at", "id", "
 _NUMBERS = {"seconds", "started", "at"}
 _COUNTS = {"attempt", "pid"}
 _WORDS = {"state": STATES, "effect": EFFECTS}
-_FIELDS = {each.name for each in fields(Abandoned)}
+_FIELDS = {each.name for each in fields(AbandonedWork)}
 
 
-def _line(record: Abandoned) -> str:
+def _line(record: AbandonedWork) -> str:
     values = {
         name: value[:_LONGEST_TEXT] if isinstance(value, str) else value
         for name, value in asdict(record).items()
@@ -246,7 +246,7 @@ def _line(record: Abandoned) -> str:
     return json.dumps({"version": _VERSION, **values, "started_at": record.started_at})
 
 
-def _parsed(line: bytes) -> Abandoned | None:
+def _parsed(line: bytes) -> AbandonedWork | None:
     try:
         found: Any = json.loads(line)
     except (ValueError, RecursionError):
@@ -260,7 +260,7 @@ def _parsed(line: bytes) -> Abandoned | None:
             return None
     else:
         return None
-    return Abandoned(**found) if all(_fits(*item) for item in found.items()) else None
+    return AbandonedWork(**found) if all(_fits(*item) for item in found.items()) else None
 
 
 def _fits(name: str, value: object) -> bool:

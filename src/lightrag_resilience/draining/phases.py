@@ -70,7 +70,7 @@ class Drain:
         self._cancel_at = math.inf
         self._close_at = math.inf
 
-    def fit(self, most: float | None) -> None:
+    def shrink_to(self, most: float | None) -> None:
         """Last no longer than this; all its parts become shorter alike."""
         if most is None or most >= self.timeout:
             return
@@ -88,7 +88,7 @@ class Drain:
             self._close_at = self.deadline - self.close_timeout
             self._cancel_at = self._close_at - self.cancel_grace
 
-    def hurry(self, now: float) -> None:
+    def skip_waiting(self, now: float) -> None:
         """It was told once more: nothing is waited for any longer."""
         self.begin(now)
         self.is_hurried = True
@@ -113,11 +113,11 @@ class Drain:
         last = (self.timeout - self.cancel_grace - self.close_timeout) / 3
         return now >= self._cancel_at - last
 
-    def lingers(self, now: float, seconds: float) -> bool:
+    def within_grace(self, now: float, seconds: float) -> bool:
         """Whether it began less than so many seconds ago, and nothing asked to skip the waiting."""
         return not self.is_hurried and now - self.began < seconds
 
-    def left(self, now: float) -> float:
+    def remaining(self, now: float) -> float:
         """Seconds to the end of this phase."""
         ends = {
             Phase.DRAINING: self._cancel_at,

@@ -5,33 +5,33 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakSet
 
-from lightrag_resilience.runtime.fork_safety import renew_in_children
+from lightrag_resilience.runtime.fork_safety import reset_in_children
 
-from .signals import forget_signals
-from .supervisor import host
+from .signals import reset_signals
+from .supervisor import supervisor
 
 __all__ = ["add_root", "discard_root", "drain_all", "write_down_all"]
 
 
-class _Roots:
+class _ActiveCoordinators:
     def __init__(self) -> None:
         self.coordinators: WeakSet[Any] = WeakSet()
 
-    def renew_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a child process: what is in flight, and how it ends, is its parent's business."""
-        forget_signals()
-        host.ledger = None
+        reset_signals()
+        supervisor.ledger = None
         for coordinator in list(self.coordinators):
             coordinator.forget()
         self.coordinators.clear()
 
 
-_roots = _Roots()
+_roots = _ActiveCoordinators()
 
 
 def add_root(coordinator: Any) -> None:
     """It has begun."""
-    renew_in_children(_roots)
+    reset_in_children(_roots)
     _roots.coordinators.add(coordinator)
 
 
@@ -49,4 +49,4 @@ def drain_all(reason: str) -> None:
 def write_down_all(reason: str) -> None:
     """Write to the journals what is in flight, at once: for a process that dies here."""
     for coordinator in list(_roots.coordinators):
-        coordinator.write_down(reason)
+        coordinator.record_abandoned(reason)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from lightrag_resilience.events import DrainChanged, DrainEnded, Events, WorkAbandoned
+from lightrag_resilience.events import DrainEnded, DrainProgress, Events, WorkAbandoned
 
-from .journal import Abandoned
+from .journal import AbandonedWork
 from .phases import Phase
 
-__all__ = ["Progress", "Report", "tell_phase"]
+__all__ = ["DrainReport", "Progress", "log_phase"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -18,7 +18,7 @@ _NAMED = 10  # names in a line of the log
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DrainReport:
     """What became of the work that was in flight when the drain began.
 
     Attributes:
@@ -31,12 +31,12 @@ class Report:
     """
 
     drained: int
-    abandoned: tuple[Abandoned, ...]
+    abandoned: tuple[AbandonedWork, ...]
     stuck: tuple[str, ...]
     failed_to_close: tuple[str, ...]
     seconds: float
 
-    def tell(self, events: Events) -> None:
+    def log(self, events: Events) -> None:
         """Let the log and listeners know."""
         abandoned, stuck = len(self.abandoned), len(self.stuck)
         level = logging.WARNING if abandoned or stuck or self.failed_to_close else logging.INFO
@@ -50,8 +50,8 @@ class Report:
             f": {', '.join(self.stuck[:_NAMED])}" if stuck else "",
         )
         for given_up in self.abandoned:
-            events.emit(WorkAbandoned(given_up.kind))
-        events.emit(DrainEnded(self.drained, abandoned, stuck, self.seconds))
+            events.publish(WorkAbandoned(given_up.kind))
+        events.publish(DrainEnded(self.drained, abandoned, stuck, self.seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,6 @@ class Progress:
     in_flight: dict[str, int]
 
 
-def tell_phase(events: Events, phase: Phase, left: int) -> None:
+def log_phase(events: Events, phase: Phase, left: int) -> None:
     """A drain is in this phase, with so much in flight."""
-    events.emit(DrainChanged(phase.value, left))
+    events.publish(DrainProgress(phase.value, left))

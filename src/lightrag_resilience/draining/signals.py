@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-__all__ = ["ONE_REQUEST", "Ears", "forget_signals", "signals_to_hear"]
+__all__ = ["ONE_REQUEST", "SignalListener", "reset_signals", "shutdown_signals"]
 
 ONE_REQUEST = 1.0
 """Seconds within which several signals are one request to stop.
@@ -24,7 +24,7 @@ _NOBODY = object()
 _heard: set[signal.Signals] = set()
 
 
-def signals_to_hear() -> list[signal.Signals]:
+def shutdown_signals() -> list[signal.Signals]:
     """Those that tell a process to stop, on this system; SIGQUIT where a server hears it."""
     names = ["SIGTERM", "SIGINT", "SIGBREAK"]
     if hasattr(signal, "SIGQUIT") and signal.getsignal(signal.SIGQUIT) != signal.SIG_DFL:
@@ -32,7 +32,7 @@ def signals_to_hear() -> list[signal.Signals]:
     return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
-class Ears:
+class SignalListener:
     """Tells of signals for as long as its block lasts; only the main thread can.
 
     A server's own handler is called as before: `asyncio.add_signal_handler` would replace it.
@@ -102,7 +102,7 @@ class Ears:
         before(number, frame)
 
 
-def forget_signals() -> None:
+def reset_signals() -> None:
     """In a child that was forked, signals do again what they do in a new program."""
     with contextlib.suppress(ValueError):  # not in the main thread
         if _heard:

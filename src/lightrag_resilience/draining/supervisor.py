@@ -5,29 +5,29 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from .worker_ledger import Ledger
+from .worker_ledger import WorkerLedger
 
-__all__ = ["Host", "host", "repeats_sigterm"]
+__all__ = ["Supervisor", "repeats_sigterm", "supervisor"]
 
 
 @dataclass(slots=True)
-class Host:
+class Supervisor:
     """Who started this process, such as Gunicorn.
 
     Attributes:
-        patience: Seconds between its signal and the moment by which everything must have ended;
+        grace_period: Seconds between its signal and the moment by which everything must have ended;
             None where nobody says. Drains that would last longer are made shorter in proportion.
-        repeats: Whether it says SIGTERM again as long as the process lives, so that a second one
-            does not mean haste.
+        repeats_sigterm: Whether it sends SIGTERM again as long as the process lives, so that a
+            second one does not mean haste.
         ledger: Where it reads what is in flight here, should this process die.
     """
 
-    patience: float | None = None
-    repeats: bool = False
-    ledger: Ledger | None = None
+    grace_period: float | None = None
+    repeats_sigterm: bool = False
+    ledger: WorkerLedger | None = None
 
 
-host = Host()
+supervisor = Supervisor()
 
 
 def repeats_sigterm() -> bool:
@@ -37,4 +37,6 @@ def repeats_sigterm() -> bool:
     has imported it, and no other process pays for that.
     """
     process = sys.modules.get("multiprocessing.process")
-    return host.repeats or (process is not None and process.parent_process() is not None)
+    return supervisor.repeats_sigterm or (
+        process is not None and process.parent_process() is not None
+    )

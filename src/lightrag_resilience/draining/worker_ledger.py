@@ -10,7 +10,7 @@ import mmap
 import struct
 from dataclasses import dataclass
 
-__all__ = ["Ledger", "Line"]
+__all__ = ["LedgerEntry", "WorkerLedger"]
 
 _LINES = 1024
 _LINE = struct.Struct("<?16s30sd90p")  # used, id, kind, began, name
@@ -20,7 +20,7 @@ _START = _PATH.size + _MORE.size
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LedgerEntry:
     """One piece of work.
 
     Attributes:
@@ -36,7 +36,7 @@ class Line:
     began: float
 
 
-class Ledger:
+class WorkerLedger:
     """Shared by the process that makes it and those that it forks; one of these writes."""
 
     def __init__(self) -> None:
@@ -55,12 +55,12 @@ class Ledger:
         if len(text) <= _PATH.size - 2:
             _PATH.pack_into(self._memory, 0, len(text), text)
 
-    def enter(self, line: Line) -> int:
+    def add(self, line: LedgerEntry) -> int:
         """Write a line; returns its number, or -1 where there is no room for more."""
         try:
             number = self._free.pop()
         except IndexError:
-            self._count_more(1)
+            self._count_overflow(1)
             return -1
         name = line.name.encode()[:89]
         # The line first, and then that it counts: death may come in between.
@@ -71,15 +71,15 @@ class Ledger:
         self._memory[at] = 1
         return number
 
-    def leave(self, number: int) -> None:
+    def remove(self, number: int) -> None:
         """Strike a line out."""
         if number < 0:
-            self._count_more(-1)
+            self._count_overflow(-1)
             return
         self._memory[_START + number * _LINE.size] = 0
         self._free.append(number)
 
-    def lines(self) -> list[Line]:
+    def entries(self) -> list[LedgerEntry]:
         """What is in flight, the oldest first."""
         found = []
         for number in range(_LINES):
@@ -88,16 +88,16 @@ class Ledger:
             )
             if used:
                 kind = kind.rstrip(b"\0").decode()
-                found.append(Line(key.hex(), name.decode(errors="ignore"), kind, began))
+                found.append(LedgerEntry(key.hex(), name.decode(errors="ignore"), kind, began))
         return sorted(found, key=lambda line: line.began)
 
     @property
-    def more(self) -> int:
+    def overflow(self) -> int:
         """How much more is in flight, for which there was no room."""
         return int(_MORE.unpack_from(self._memory, _PATH.size)[0])
 
-    def _count_more(self, change: int) -> None:
-        _MORE.pack_into(self._memory, _PATH.size, self.more + change)
+    def _count_overflow(self, change: int) -> None:
+        _MORE.pack_into(self._memory, _PATH.size, self.overflow + change)
 
     def close(self) -> None:
         """Give the memory back."""

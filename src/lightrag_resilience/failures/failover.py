@@ -9,7 +9,7 @@ from lightrag_resilience.errors import AllFailedError, CallRejected
 from .classifier import FailureKind, classify, root_cause
 from .http_errors import names_a_spent_quota, status_of, words_of
 
-__all__ = ["another_may_help"]
+__all__ = ["should_fall_back"]
 
 # Its key, its bill, its rights, its models, its size limit, its quota.
 _OF_THE_PROVIDER = frozenset({401, 402, 403, 404, 413, 429})
@@ -28,7 +28,7 @@ _TOO_LONG = re.compile(
 )
 
 
-def another_may_help(error: Exception) -> bool:
+def should_fall_back(error: Exception) -> bool:
     """Whether a chain goes on to its next function after this error.
 
     Yes for refusals (`CallRejected`), for what passes (transient, throttled, unknown outcome), and

@@ -7,22 +7,26 @@ from contextlib import aclosing
 from types import ModuleType
 from typing import Any
 
-from lightrag_resilience.calls.call_context import current_call, owned_by_a_guard
+from lightrag_resilience.calls.call_context import current_call, inside_guarded_call
 from lightrag_resilience.errors import TruncatedStreamError, UnsupportedCallError
-from lightrag_resilience.streams.finish_markers import Finish, finish_after, why_not_whole
+from lightrag_resilience.streams.finish_markers import (
+    FinishMarker,
+    finish_marker_for,
+    why_not_whole,
+)
 
 from .method_patching import replace_methods
 
-__all__ = ["tell_cut_off_streams", "yield_retries"]
+__all__ = ["detect_truncated_streams", "disable_sdk_retries"]
 
 
-def yield_retries(*sdks: ModuleType) -> Callable[[], None]:
+def disable_sdk_retries(*sdks: ModuleType) -> Callable[[], None]:
     """Inside a guarded call let SDKs try once, and as often as they are told elsewhere.
 
     Else a guard's 4 attempts with an SDK's 3 are 12 requests. `protect` does this for the SDKs that
     are imported by then; where functions are decorated, do it once for each SDK in use::
 
-        yield_retries(openai, anthropic)
+        disable_sdk_retries(openai, anthropic)
 
     Args:
         sdks: The packages `openai` or `anthropic`; both ask in one method how often to try, whose
@@ -38,7 +42,7 @@ def yield_retries(*sdks: ModuleType) -> Callable[[], None]:
     return replace_methods(options, "get_max_retries", _yielding)
 
 
-def tell_cut_off_streams(*sdks: ModuleType) -> Callable[[], None]:
+def detect_truncated_streams(*sdks: ModuleType) -> Callable[[], None]:
     """Inside a guarded call let an SDK's stream that ends without its finish marker say so.
 
     It raises a `TruncatedStreamError`, where SDKs end as if all had been said. A guard around the
@@ -46,7 +50,7 @@ def tell_cut_off_streams(*sdks: ModuleType) -> Callable[[], None]:
     LightRAG's own bindings do, does not. `protect` does this for the SDKs that are imported by
     then; where functions are decorated, do it once for each SDK in use::
 
-        tell_cut_off_streams(openai, anthropic)
+        detect_truncated_streams(openai, anthropic)
 
     Args:
         sdks: The packages `openai` or `anthropic`; async clients only.
@@ -65,7 +69,7 @@ def _options_of(sdk: ModuleType) -> Any:
     if not callable(getattr(options, "get_max_retries", None)):
         name = _name_of(sdk)
         raise UnsupportedCallError(
-            f"yield_retries() takes the packages openai or anthropic, not {name!r}: "
+            f"disable_sdk_retries() takes the packages openai or anthropic, not {name!r}: "
             "turn its own retries off, or its guard's"
         )
     return options
@@ -76,7 +80,7 @@ def _stream_of(sdk: ModuleType) -> Any:
     if not callable(getattr(stream, "__stream__", None)):
         name = _name_of(sdk)
         raise UnsupportedCallError(
-            f"tell_cut_off_streams() takes the packages openai or anthropic, not {name!r}"
+            f"detect_truncated_streams() takes the packages openai or anthropic, not {name!r}"
         )
     return stream
 
@@ -87,21 +91,21 @@ def _name_of(sdk: Any) -> str:
 
 def _yielding(method: Callable[..., Any]) -> Callable[..., Any]:
     def get_max_retries(self: Any, max_retries: int) -> int:
-        return 0 if owned_by_a_guard() else method(self, max_retries)
+        return 0 if inside_guarded_call() else method(self, max_retries)
 
     return get_max_retries
 
 
 def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
     async def stream(self: Any) -> AsyncIterator[Any]:
-        finish: Finish | None = None
+        finish: FinishMarker | None = None
         is_first = True
         async with aclosing(method(self)) as chunks:
             async for chunk in chunks:
                 if is_first:
-                    finish, is_first = finish_after(chunk), False
+                    finish, is_first = finish_marker_for(chunk), False
                 elif finish is not None:
-                    finish.note(chunk)
+                    finish.record(chunk)
                 yield chunk
         name = _name_of_guard()
         if name is None:

@@ -55,7 +55,7 @@ class AdaptiveLimit:
         """As many calls as allowed are under way."""
         self._is_reached = True
 
-    def succeeded(self, *, started: float, duration: float, now: float) -> None:
+    def on_success(self, *, started: float, duration: float, now: float) -> None:
         """A call that was sent at `started` has succeeded after `duration` seconds."""
         if started < self._cut_at:
             return  # it tells of the limit before
@@ -68,7 +68,7 @@ class AdaptiveLimit:
             self._grow()
         self._begin_window()
 
-    def overloaded(self, *, started: float, now: float) -> None:
+    def on_overload(self, *, started: float, now: float) -> None:
         """A call that was sent at `started` was throttled, or not answered in time."""
         if started >= self._cut_at:
             self._cut(now)

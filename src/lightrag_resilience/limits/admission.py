@@ -8,13 +8,13 @@ from typing import Any, Protocol
 from lightrag_resilience.config.policies import Policy
 from lightrag_resilience.failures.classifier import Failure, FailureKind
 
-from .bulkhead import Occupancy, Places
+from .bulkhead import Bulkhead, Occupancy
 from .cooldown import Cooldown
-from .priority_rate_limiter import Turnstile
-from .rate_limiter import Limit, LocalLimit
+from .priority_rate_limiter import BackgroundRateLimiter
+from .rate_limiter import LocalRateLimiter, RateLimiter
 from .token_usage import estimate_tokens, text_tokens, used_tokens
 
-__all__ = ["Line", "is_limited"]
+__all__ = ["AdmissionController", "is_limited"]
 
 _OVERLOAD = frozenset({FailureKind.THROTTLED, FailureKind.UNKNOWN_OUTCOME})
 
@@ -32,7 +32,7 @@ class _Caller(Protocol):
     """Monotonic seconds at which its present attempt was sent."""
 
 
-class Line:
+class AdmissionController:
     """The line of one dependency on one event loop.
 
     Args:
@@ -43,39 +43,41 @@ class Line:
     """
 
     __slots__ = (
+        "_bulkhead",
+        "_bulkhead_policy",
         "_clock",
-        "_concurrency",
         "_is_limited",
         "_limit",
         "_name",
-        "_places",
         "_policy",
         "cooldown",
     )
 
     def __init__(
-        self, name: str, policy: Policy, clock: Callable[[], float], shared: Limit | None
+        self, name: str, policy: Policy, clock: Callable[[], float], shared: RateLimiter | None
     ) -> None:
         self.cooldown = Cooldown(name, clock)
         self._name = name
         self._clock = clock
         self._is_limited = is_limited(policy)
         self._policy = policy.limit
-        self._concurrency = policy.concurrency
-        self._limit: Limit | None = None
+        self._bulkhead_policy = policy.concurrency
+        self._limit: RateLimiter | None = None
         if policy.limit.rpm or policy.limit.tpm:
-            self._limit = Turnstile(name, shared or LocalLimit(name, policy.limit), clock)
+            self._limit = BackgroundRateLimiter(
+                name, shared or LocalRateLimiter(name, policy.limit), clock
+            )
         has_places = policy.concurrency.max_concurrent is not None
-        self._places = Places(name, policy.concurrency, clock) if has_places else None
+        self._bulkhead = Bulkhead(name, policy.concurrency, clock) if has_places else None
 
-    def by(self, policy: Policy, shared: Limit | None) -> Line:
+    def with_policy(self, policy: Policy, shared: RateLimiter | None) -> AdmissionController:
         """One by another policy; what both ask for is one and the same, as calls stand in both."""
-        changed = Line(self._name, policy, self._clock, shared)
+        changed = AdmissionController(self._name, policy, self._clock, shared)
         changed.cooldown = self.cooldown
         if policy.limit == self._policy:
             changed._limit = self._limit
-        if policy.concurrency == self._concurrency:
-            changed._places = self._places
+        if policy.concurrency == self._bulkhead_policy:
+            changed._bulkhead = self._bulkhead
         return changed
 
     @property
@@ -83,28 +85,26 @@ class Line:
         """Whether there is anything to wait for."""
         return self._is_limited or self.cooldown.is_on
 
-    def pass_through(
-        self, call: _Caller, question: tuple[Sequence[Any], Mapping[str, Any]]
-    ) -> bool:
-        """Let a call go at once if it need not wait; False if it has to `enter`.
+    def try_acquire(self, call: _Caller, question: tuple[Sequence[Any], Mapping[str, Any]]) -> bool:
+        """Let a call go at once if it need not wait; False if it has to `acquire`.
 
         Raises:
             CallRejected: The call may not be sent, however long it waits.
         """
         call.tokens = 0, 0
-        places, limit = self._places, self._limit
-        if self.cooldown.is_on or (places is not None and not places.has_room):
+        places, limit = self._bulkhead, self._limit
+        if self.cooldown.is_on or (places is not None and not places.has_permit):
             return False
         if limit is not None:
             tokens = self._tokens_for(*question)
-            if not limit.take(tokens[0]):
+            if not limit.try_acquire(tokens[0]):
                 return False
             call.tokens = tokens
         if places is not None:
-            places.take()
+            places.try_acquire()
         return True
 
-    async def enter(
+    async def acquire(
         self,
         call: _Caller,
         question: tuple[Sequence[Any], Mapping[str, Any]],
@@ -117,7 +117,7 @@ class Line:
         """
         call.tokens = 0, 0
         try:
-            waited = await self._stand_still(call, remaining)
+            waited = await self._wait_for_cooldown(call, remaining)
             if self._limit is not None:
                 tokens = self._tokens_for(*question)
                 longest = min(self._policy.max_wait, remaining())
@@ -125,46 +125,46 @@ class Line:
                 call.tokens = tokens
             while True:
                 # The provider may have asked to wait meanwhile; who then waits holds no place.
-                waited |= await self._stand_still(call, remaining)
-                if self._places is None:
+                waited |= await self._wait_for_cooldown(call, remaining)
+                if self._bulkhead is None:
                     break
-                waited |= await self._places.acquire(remaining())
-                if self.cooldown.lets_pass(call):
+                waited |= await self._bulkhead.acquire(remaining())
+                if self.cooldown.may_proceed(call):
                     break
-                self._places.release()
+                self._bulkhead.release()
         except BaseException:
-            self.cooldown.gave_up(call)
+            self.cooldown.on_cancelled(call)
             self._settle(call, 0)
             raise
         return waited
 
-    async def _stand_still(self, call: _Caller, remaining: Callable[[], float]) -> bool:
-        if self.cooldown.lets_pass(call):
+    async def _wait_for_cooldown(self, call: _Caller, remaining: Callable[[], float]) -> bool:
+        if self.cooldown.may_proceed(call):
             return False
         return await self.cooldown.wait(call, min(self._policy.max_wait, remaining()))
 
-    def give_up(self, call: _Caller) -> None:
+    def abandon(self, call: _Caller) -> None:
         """A call that was let in is not sent after all."""
         self._settle(call, 0)
-        self.leave_without_verdict(call)
+        self.release_cancelled(call)
 
-    def leave_without_verdict(self, call: _Caller) -> None:
+    def release_cancelled(self, call: _Caller) -> None:
         """A call was given up by its caller."""
-        if self._places is not None:
-            self._places.release()
-        self.cooldown.gave_up(call)
+        if self._bulkhead is not None:
+            self._bulkhead.release()
+        self.cooldown.on_cancelled(call)
 
     @property
     def occupancy(self) -> Occupancy:
         """How the places are taken now."""
-        return Occupancy() if self._places is None else self._places.occupancy
+        return Occupancy() if self._bulkhead is None else self._bulkhead.occupancy
 
-    def was_let_in(self, call: _Caller) -> None:
+    def first_item_received(self, call: _Caller) -> None:
         """A call has its stream's first item: whatever follows, it was not throttled."""
         if self.cooldown.is_on:
-            self.cooldown.ended(call, None)
+            self.cooldown.on_result(call, None)
 
-    def leave(
+    def release(
         self,
         call: _Caller,
         failure: Failure | None,
@@ -177,13 +177,13 @@ class Line:
 
         Returns how many tokens it used, where they are counted.
         """
-        if self._places is not None:
-            self._places.release()
+        if self._bulkhead is not None:
+            self._bulkhead.release()
             if failure is None or (failure.kind in _OVERLOAD and not is_cut_short):
                 is_overloaded = failure is not None
-                self._places.learn(call.started, duration, is_overloaded=is_overloaded)
+                self._bulkhead.record_outcome(call.started, duration, is_overloaded=is_overloaded)
         if self.cooldown.is_on:
-            self.cooldown.ended(call, failure)
+            self.cooldown.on_result(call, failure)
         if self._limit is None or not call.tokens[0]:
             return 0
         used = _used(call.tokens, failure, answer)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lightrag_resilience.config.policies import ConcurrencyPolicy
-from lightrag_resilience.errors import QueueFullError
+from lightrag_resilience.errors import BulkheadFullError
 
 from .adaptive_limit import AdaptiveLimit
 from .priority import Priority, current_priority
-from .wait_queue import Waiters
+from .wait_queue import PriorityWaitQueue
 
-__all__ = ["Occupancy", "Places"]
+__all__ = ["Bulkhead", "Occupancy"]
 
 _REMEMBERED = 32  # places that came free
 _ENOUGH = 8  # of them, to tell how long a newcomer would wait
@@ -29,16 +29,16 @@ class Occupancy:
         limit: Calls at once, for now; None where there is no limit.
         in_use: Calls under way.
         waiting: Calls in line.
-        standstill: Seconds for which nothing goes, as the provider asked.
+        cooldown_remaining: Seconds for which nothing goes, as the provider asked.
     """
 
     limit: int | None = None
     in_use: int = 0
     waiting: int = 0
-    standstill: float = 0.0
+    cooldown_remaining: float = 0.0
 
 
-class Places:
+class Bulkhead:
     """The places for calls of one dependency on one event loop.
 
     Args:
@@ -54,8 +54,8 @@ class Places:
         self._clock = clock
         self._limit = policy.max_concurrent
         self._in_use = 0
-        self._waiters: Waiters[asyncio.Future[None]] = Waiters(policy.max_queue)
-        self._came_free: deque[float] = deque(maxlen=_REMEMBERED)
+        self._waiters: PriorityWaitQueue[asyncio.Future[None]] = PriorityWaitQueue(policy.max_queue)
+        self._release_times: deque[float] = deque(maxlen=_REMEMBERED)
         self._adaptive: AdaptiveLimit | None = None
         if policy.adaptive:
             self._adaptive = AdaptiveLimit(
@@ -71,11 +71,11 @@ class Places:
         return Occupancy(self._limit, self._in_use, len(self._waiters))
 
     @property
-    def has_room(self) -> bool:
+    def has_permit(self) -> bool:
         """Whether a call can have a place at once."""
         return self._in_use < self._limit and not self._waiters
 
-    def take(self) -> None:
+    def try_acquire(self) -> None:
         """Have a place; there must be room."""
         self._in_use += 1
         if self._adaptive is not None and self._in_use >= self._limit:
@@ -89,21 +89,21 @@ class Places:
         wait would be twice as long as it may be.
 
         Raises:
-            QueueFullError: The line is full, or no place came free in time.
+            BulkheadFullError: The line is full, or no place came free in time.
         """
-        if self.has_room:
-            self.take()
+        if self.has_permit:
+            self.try_acquire()
             return False
         longest = min(longest, self._policy.max_wait)
         level = current_priority.get()
-        place = self._stand_in_line(level, longest)
+        place = self._enqueue(level, longest)
         try:
             async with asyncio.timeout(longest):
                 await place
         except TimeoutError:
             if _is_granted(place):
                 return True
-            raise self._refusal(f"for {longest:g} s", level) from None
+            raise self._rejection(f"for {longest:g} s", level) from None
         except BaseException:
             if _is_granted(place):
                 self.release()  # to the next in line
@@ -116,51 +116,51 @@ class Places:
         """Give a place back; who is next gets it."""
         self._in_use -= 1
         if self._waiters:
-            self._came_free.append(self._clock())
-            self._hand_out()
+            self._release_times.append(self._clock())
+            self._grant()
 
-    def learn(self, started: float, duration: float, *, is_overloaded: bool) -> None:
+    def record_outcome(self, started: float, duration: float, *, is_overloaded: bool) -> None:
         """How a call that was sent at `started` ended, for a limit that adapts."""
         if (adaptive := self._adaptive) is None:
             return
         now = self._clock()
         if is_overloaded:
-            adaptive.overloaded(started=started, now=now)
+            adaptive.on_overload(started=started, now=now)
         else:
-            adaptive.succeeded(started=started, duration=duration, now=now)
+            adaptive.on_success(started=started, duration=duration, now=now)
         self._limit = adaptive.value
-        self._hand_out()
+        self._grant()
 
-    def _hand_out(self) -> None:
+    def _grant(self) -> None:
         while self._in_use < self._limit and (place := self._waiters.pop()) is not None:
             if not place.done():  # else its caller leaves
-                self.take()
+                self.try_acquire()
                 place.set_result(None)
 
-    def _stand_in_line(self, level: Priority, longest: float) -> asyncio.Future[None]:
+    def _enqueue(self, level: Priority, longest: float) -> asyncio.Future[None]:
         if not self._waiters:
-            self._came_free.clear()  # what it tells of is over
-        if not self._waiters.has_room_for(level):
-            raise self._refusal(f"and {len(self._waiters)} more are waiting", level)
+            self._release_times.clear()  # what it tells of is over
+        if not self._waiters.accepts(level):
+            raise self._rejection(f"and {len(self._waiters)} more are waiting", level)
         wait = self._expected_wait(level)
         if wait is not None and wait > longest * _SURELY:
-            raise self._refusal(f"and the line takes {wait:.1f} s", level)
+            raise self._rejection(f"and the line takes {wait:.1f} s", level)
         place = asyncio.get_running_loop().create_future()
         shed = self._waiters.push(place, level)
         if shed is not None and not shed.done():
             reason = "and one that somebody waits for took its place in line"
-            shed.set_exception(self._refusal(reason, Priority.BACKGROUND))
+            shed.set_exception(self._rejection(reason, Priority.BACKGROUND))
         return place
 
     def _expected_wait(self, level: Priority) -> float | None:
         """Seconds a newcomer would wait, by the pace at which places came free lately."""
-        if len(self._came_free) < _ENOUGH:
+        if len(self._release_times) < _ENOUGH:
             return None
-        pace = (self._clock() - self._came_free[0]) / len(self._came_free)
-        return pace * (self._waiters.ahead_of(level) + 1)
+        pace = (self._clock() - self._release_times[0]) / len(self._release_times)
+        return pace * (self._waiters.position_of(level) + 1)
 
-    def _refusal(self, reason: str, level: Priority) -> QueueFullError:
-        return QueueFullError(self._name, self._expected_wait(level), reason)
+    def _rejection(self, reason: str, level: Priority) -> BulkheadFullError:
+        return BulkheadFullError(self._name, self._expected_wait(level), reason)
 
 
 def _is_granted(place: asyncio.Future[None]) -> bool:

@@ -36,12 +36,12 @@ class Cooldown:
     """
 
     __slots__ = (
-        "_ahead",
-        "_asked_at",
+        "_canaries",
+        "_canary_done",
         "_clock",
-        "_judged",
-        "_line",
         "_name",
+        "_queue_order",
+        "_throttled_at",
         "_trusted_at",
         "until",
     )
@@ -50,10 +50,12 @@ class Cooldown:
         self.until = _NEVER
         self._name = name
         self._clock = clock
-        self._ahead: dict[object, float] = {}  # who went first, and when: more, if nothing is heard
-        self._trusted_at = self._asked_at = _NEVER
-        self._line: asyncio.Lock | None = None  # most dependencies never ask to wait
-        self._judged: asyncio.Event | None = None
+        self._canaries: dict[
+            object, float
+        ] = {}  # who went first, and when: more, if nothing is heard
+        self._trusted_at = self._throttled_at = _NEVER
+        self._queue_order: asyncio.Lock | None = None  # most dependencies never ask to wait
+        self._canary_done: asyncio.Event | None = None
 
     @property
     def is_on(self) -> bool:
@@ -62,12 +64,12 @@ class Cooldown:
 
     def begin(self, seconds: float) -> None:
         """The provider asked to wait; from any thread."""
-        self._asked_at = now = self._clock()
+        self._throttled_at = now = self._clock()
         self.until = max(self.until, now + seconds)
 
-    def lets_pass(self, call: object) -> bool:
+    def may_proceed(self, call: object) -> bool:
         """Whether a call need not wait."""
-        return not self.is_on or call in self._ahead
+        return not self.is_on or call in self._canaries
 
     async def wait(self, call: object, longest: float) -> bool:
         """Until the call may go, at most `longest` seconds. True if there was a wait.
@@ -75,26 +77,26 @@ class Cooldown:
         Raises:
             RateLimitedError: It may not go that soon.
         """
-        if self.lets_pass(call):
+        if self.may_proceed(call):
             return False
         if (left := self.until - self._clock()) > longest:
-            raise self._refusal(left)
-        if self._line is None or self._judged is None:
-            self._line, self._judged = asyncio.Lock(), asyncio.Event()
+            raise self._rejection(left)
+        if self._queue_order is None or self._canary_done is None:
+            self._queue_order, self._canary_done = asyncio.Lock(), asyncio.Event()
         try:
-            async with asyncio.timeout(longest if longest < math.inf else None), self._line:
-                await self._stand_still(call, self._judged)
+            async with asyncio.timeout(longest if longest < math.inf else None), self._queue_order:
+                await self._sleep_until_over(call, self._canary_done)
         except TimeoutError:
-            raise self._refusal(max(self.until - self._clock(), 0.0)) from None
+            raise self._rejection(max(self.until - self._clock(), 0.0)) from None
         return True
 
-    async def _stand_still(self, call: object, judged: asyncio.Event) -> None:
+    async def _sleep_until_over(self, call: object, judged: asyncio.Event) -> None:
         while self.is_on:
             if (left := self.until - self._clock()) > 0:
                 stagger = min(left * _STAGGER, _LONGEST_STAGGER)
                 await asyncio.sleep(left + random.uniform(0.0, stagger))  # noqa: S311
-            elif not self._ahead or self._clock() >= self._trusted_at:
-                self._ahead[call] = now = self._clock()
+            elif not self._canaries or self._clock() >= self._trusted_at:
+                self._canaries[call] = now = self._clock()
                 self._trusted_at = now + _TRUST
                 return
             else:
@@ -103,9 +105,9 @@ class Cooldown:
                     async with asyncio.timeout(self._trusted_at - self._clock()):
                         await judged.wait()
 
-    def ended(self, call: object, failure: Failure | None) -> None:
+    def on_result(self, call: object, failure: Failure | None) -> None:
         """A call succeeded, or failed so."""
-        let_in = self._ahead.pop(call, None)
+        let_in = self._canaries.pop(call, None)
         if let_in is None:
             return
         passing = (
@@ -113,19 +115,19 @@ class Cooldown:
             or failure.kind is FailureKind.FATAL
             or not (failure.retry_after or failure.counts or failure.is_local)
         )
-        if passing and let_in >= self._asked_at:  # of what was asked since it tells nothing
+        if passing and let_in >= self._throttled_at:  # of what was asked since it tells nothing
             self.until = _NEVER
-            self._ahead.clear()
-        self._let_others_look()
+            self._canaries.clear()
+        self._wake_others()
 
-    def gave_up(self, call: object) -> None:
+    def on_cancelled(self, call: object) -> None:
         """A call ended with no verdict: the next one goes first."""
-        if self._ahead.pop(call, None) is not None:
-            self._let_others_look()
+        if self._canaries.pop(call, None) is not None:
+            self._wake_others()
 
-    def _let_others_look(self) -> None:
-        if self._judged is not None:
-            self._judged.set()
+    def _wake_others(self) -> None:
+        if self._canary_done is not None:
+            self._canary_done.set()
 
-    def _refusal(self, left: float) -> RateLimitedError:
+    def _rejection(self, left: float) -> RateLimitedError:
         return RateLimitedError(self._name, left, "as the provider asked")

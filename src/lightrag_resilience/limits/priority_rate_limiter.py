@@ -12,16 +12,16 @@ from collections.abc import Callable
 from lightrag_resilience.errors import RateLimitedError
 
 from .priority import Priority, current_priority
-from .rate_limiter import Limit
+from .rate_limiter import RateLimiter
 
-__all__ = ["Turnstile"]
+__all__ = ["BackgroundRateLimiter"]
 
 _AHEAD = 1.0  # seconds
 _LONG_ENOUGH = 5.0  # seconds at the head of the line; then a background call books as others do
 _SHORTEST = 0.05  # seconds
 
 
-class Turnstile:
+class BackgroundRateLimiter:
     """Stands before the limit of one dependency on one event loop.
 
     Args:
@@ -30,17 +30,17 @@ class Turnstile:
         clock: Monotonic seconds.
     """
 
-    def __init__(self, name: str, limit: Limit, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, limit: RateLimiter, clock: Callable[[], float]) -> None:
         self._name = name
         self._limit = limit
         self._clock = clock
         self._head = asyncio.Lock()
         self.settle = limit.settle
 
-    def take(self, tokens: int) -> bool:
+    def try_acquire(self, tokens: int) -> bool:
         """Take a turn of so many tokens if it has come. False if a caller would have to wait."""
         is_behind = current_priority.get() is not Priority.INTERACTIVE and self._head.locked()
-        return not is_behind and self._limit.take(tokens)
+        return not is_behind and self._limit.try_acquire(tokens)
 
     async def acquire(self, tokens: int, longest: float) -> bool:
         """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.

@@ -15,7 +15,7 @@ from lightrag_resilience.failures.classifier import Failure
 from lightrag_resilience.failures.retry_after import RateStates, rate_states
 from lightrag_resilience.runtime.fork_safety import ProcessLock
 
-__all__ = ["GrantedLimits", "apply_throttling", "learn_limits"]
+__all__ = ["GrantedLimits", "lower_limits_from_headers", "on_throttled"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -35,7 +35,7 @@ class _Guard(Protocol):
     clock: Any
     granted: GrantedLimits | None
 
-    def change(self, policy: Policy, reason: str) -> None: ...
+    def update_policy(self, policy: Policy, reason: str) -> None: ...
     def cool_down(self, seconds: float) -> None: ...
 
 
@@ -95,7 +95,7 @@ class GrantedLimits:
     def _oldest(self) -> float:
         return next(iter(self._models.values())).at
 
-    def shall_log(self, now: float) -> bool:
+    def should_log(self, now: float) -> bool:
         """Whether a change is to be logged, or another was a short time ago."""
         if now - self._logged_at < _LOG_EVERY:
             return False
@@ -103,15 +103,17 @@ class GrantedLimits:
         return True
 
 
-def apply_throttling(guard: _Guard, error: BaseException, failure: Failure) -> None:
+def on_throttled(guard: _Guard, error: BaseException, failure: Failure) -> None:
     """Wait as a 429 asks, but no longer than the policy lets it, and keep the limits it names."""
     if failure.retry_after:
         guard.cool_down(min(failure.retry_after, guard.policy.retry.max_retry_after))
     response = getattr(error, "response", None)
-    learn_limits(guard, getattr(response, "headers", None), getattr(error, "request", None))
+    lower_limits_from_headers(
+        guard, getattr(response, "headers", None), getattr(error, "request", None)
+    )
 
 
-def learn_limits(guard: _Guard, headers: Any, request: Any = None) -> None:
+def lower_limits_from_headers(guard: _Guard, headers: Any, request: Any = None) -> None:
     """Follow the limits that a provider tells, up to the configured ones; none is set anew.
 
     Args:
@@ -133,10 +135,10 @@ def learn_limits(guard: _Guard, headers: Any, request: Any = None) -> None:
         granted = guard.granted.after(limit, model, told, now)
         if granted == limit:
             return
-        if guard.granted.shall_log(now):
+        if guard.granted.should_log(now):
             text = "The limits of %r follow what its provider grants: %s"
             _log.warning(text, guard.name, _in_words(limit, granted))
-        guard.change(replace(guard.policy, limit=granted), "as the provider says")
+        guard.update_policy(replace(guard.policy, limit=granted), "as the provider says")
 
 
 def _up_to(configured: float | None, granted: list[int | None]) -> float | None:

@@ -13,16 +13,16 @@ from aiolimiter import AsyncLimiter
 from lightrag_resilience.config.policies import LimitPolicy
 from lightrag_resilience.errors import RateLimitedError
 
-__all__ = ["Limit", "LocalLimit", "SharedLimit"]
+__all__ = ["LocalRateLimiter", "RateLimiter", "SharedLimiter"]
 
 _MINUTE = 60.0  # seconds
 _RESOLUTION = 1e-6  # seconds; a shorter sleep may not move the clock
 
 
-class Limit(Protocol):
+class RateLimiter(Protocol):
     """Hands out turns, first come first served, and learns what became of their tokens."""
 
-    def take(self, tokens: int) -> bool:
+    def try_acquire(self, tokens: int) -> bool:
         """Take a turn of so many tokens if it has come. False if a caller would have to wait."""
         ...
 
@@ -38,18 +38,18 @@ class Limit(Protocol):
         """A call for which tokens were booked has used so many."""
 
 
-class SharedLimit(Limit, Protocol):
+class SharedLimiter(RateLimiter, Protocol):
     """What all workers may send together; any thread may use it."""
 
     policy: LimitPolicy
-    heard_cooldown: Callable[[float], None] | None
+    on_cooldown: Callable[[float], None] | None
     """Told when another worker was asked to wait, and for how many seconds."""
 
     def cool_down(self, seconds: float) -> None:
         """Tell all workers to wait."""
 
 
-class LocalLimit:
+class LocalRateLimiter:
     """The limits of one dependency on one event loop.
 
     Requests go through aiolimiter's leaky bucket. Tokens do not: its waiters are served by size,
@@ -87,7 +87,7 @@ class LocalLimit:
             if owed[0] > 0:
                 self._bucket.owe(owed[0])
         # Alone, the bucket lets a newcomer overtake a caller that just woke up.
-        self._line = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._settled = asyncio.Event()
         self.waiting = (0, 0)
 
@@ -99,7 +99,7 @@ class LocalLimit:
             0.0 if self._tokens is None else self._tokens.owed,
         )
 
-    def take(self, tokens: int) -> bool:
+    def try_acquire(self, tokens: int) -> bool:
         """Take a turn of so many tokens if it has come. False if a caller would have to wait."""
         now = asyncio.get_running_loop().time()
         if self.waiting[0] or self._wait(tokens, now) > 0:
@@ -116,7 +116,7 @@ class LocalLimit:
         Raises:
             RateLimitedError: The turn would come later than that, or than the policy allows.
         """
-        if self.take(tokens):
+        if self.try_acquire(tokens):
             return False
         loop = asyncio.get_running_loop()
         came = loop.time()
@@ -125,11 +125,11 @@ class LocalLimit:
             raise RateLimitedError(self._name, wait, f"with {self.waiting[0]} calls waiting")
         self._wait_too(1, tokens)
         try:
-            async with self._line:
+            async with self._lock:
                 if self._bucket is not None:
                     await self._bucket.acquire()
                 if self._tokens is not None:
-                    await self._until_there_are(tokens, self._tokens, came)
+                    await self._wait_for_tokens(tokens, self._tokens, came)
                     self._tokens.book(tokens, came)
         finally:
             self._wait_too(-1, -tokens)
@@ -141,7 +141,7 @@ class LocalLimit:
             self._tokens.correct(booked, used)
             self._settled.set()
 
-    async def _until_there_are(self, tokens: int, budget: _Tokens, came: float) -> None:
+    async def _wait_for_tokens(self, tokens: int, budget: _Tokens, came: float) -> None:
         """Wait at the head of the queue; tokens that are given back meanwhile make it shorter."""
         loop = asyncio.get_running_loop()
         while (wait := budget.ready(tokens, came) - loop.time()) > _RESOLUTION:

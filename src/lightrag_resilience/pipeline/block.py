@@ -17,8 +17,8 @@ from types import CodeType, FrameType
 from typing import Any
 
 from lightrag_resilience.calls.attempts import Attempts
-from lightrag_resilience.calls.call_context import Call, current_call, new_call, owned_by_a_guard
-from lightrag_resilience.calls.publishing import tell_failure
+from lightrag_resilience.calls.call_context import Call, current_call, inside_guarded_call, new_call
+from lightrag_resilience.calls.publishing import publish_call_failed
 
 __all__ = ["Block", "BlockBetweenItems", "begin_block", "end_block", "open_block"]
 
@@ -69,14 +69,14 @@ class BlockBetweenItems(Block):
         return self._owner
 
     @property
-    def is_away(self) -> bool:
+    def is_suspended(self) -> bool:
         """Whether the reader has an item, and this waits until the next is asked for."""
         return self._read.f_lasti in self._yields
 
     @property
     def guard(self) -> Any:
         """Whose block it is, for what runs inside of it."""
-        return None if self.is_away else self._owner
+        return None if self.is_suspended else self._owner
 
     @guard.setter
     def guard(self, owner: Any) -> None:
@@ -89,7 +89,7 @@ async def begin_block(guard: Attempts) -> Block:
     Raises:
         CallRejected: It may not.
     """
-    if guard.gate.is_closed and not owned_by_a_guard():
+    if guard.gate.is_closed and not inside_guarded_call():
         guard.gate.check(guard.name, guard.events)
     around = sys._getframe(2)  # noqa: SLF001 - documented
     code = around.f_code
@@ -105,7 +105,7 @@ async def begin_block(guard: Attempts) -> Block:
         return call
     guard.gate.running[call] = None
     try:
-        await guard.enter(call, guard.prepare(call), (), {})
+        await guard.admit(call, guard.prepare(call), (), {})
     except BaseException:
         _leave(call, guard)
         raise
@@ -159,13 +159,13 @@ def end_block(guard: Attempts, error: BaseException | None) -> None:
     ):
         timeout = guard.timeout_error(call, error)
         guard.settle_error(call, timeout)
-        tell_failure(guard, call, timeout)
+        publish_call_failed(guard, call, timeout)
         raise timeout
     if error is None:
         guard.settle_success(call)
     else:
         guard.settle_error(call, error)
-        tell_failure(guard, call, error)
+        publish_call_failed(guard, call, error)
 
 
 def _new_block(guard: Attempts, generator: FrameType | None, read: FrameType | None) -> Block:

@@ -19,22 +19,22 @@ from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from lightrag_resilience.breakers import Breaker
 from lightrag_resilience.calls.attempts import Attempts
-from lightrag_resilience.calls.call_context import Call, current_call, owned_by_a_guard
-from lightrag_resilience.calls.loop_state import Loops
-from lightrag_resilience.calls.publishing import tell_failure, tell_retry
+from lightrag_resilience.calls.call_context import Call, current_call, inside_guarded_call
+from lightrag_resilience.calls.loop_state import LoopStates
+from lightrag_resilience.calls.publishing import publish_call_failed, publish_retry_scheduled
 from lightrag_resilience.config.policies import Policy, RetryPolicy
-from lightrag_resilience.draining.gate import Gate
+from lightrag_resilience.draining.gate import DrainGate
 from lightrag_resilience.errors import UnsupportedCallError
 from lightrag_resilience.events import Events
 from lightrag_resilience.failures.classifier import FailureKind
 from lightrag_resilience.limits.bulkhead import Occupancy
-from lightrag_resilience.limits.rate_limiter import SharedLimit
-from lightrag_resilience.retry import Retries, RetryBudget, alone, is_retryable
+from lightrag_resilience.limits.rate_limiter import SharedLimiter
+from lightrag_resilience.retry import RetryBudget, RetryLoop, is_retryable, single_worker
 from lightrag_resilience.runtime.callables import as_coroutine_function, is_stream
 from lightrag_resilience.runtime.tasks import current_task
 from lightrag_resilience.streams.guarded_stream import GuardedStream
 from lightrag_resilience.timeouts.attempt_timer import Clock, Timer
-from lightrag_resilience.timeouts.loop_timers import Homes
+from lightrag_resilience.timeouts.loop_timers import LoopTimersRegistry
 
 from .block import begin_block, end_block
 
@@ -76,22 +76,22 @@ class Guard(Attempts):
         base: Policy | None = None,
         events: Events | None = None,
         breaker: Breaker | None = None,
-        limit: SharedLimit | None = None,
-        workers: Callable[[], int] = alone,
+        limit: SharedLimiter | None = None,
+        workers: Callable[[], int] = single_worker,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        gate: Gate | None = None,
-        homes: Homes | None = None,
+        gate: DrainGate | None = None,
+        homes: LoopTimersRegistry | None = None,
     ) -> None:
-        loops = Loops(name, policy, homes or Homes(clock), clock, limit)
+        loops = LoopStates(name, policy, homes or LoopTimersRegistry(clock), clock, limit)
         events = events or Events()
-        breaker = breaker or Breaker(name, policy.circuit, events=events, clock=clock)
+        breaker = breaker or Breaker(name, policy.effective_breaker, events=events, clock=clock)
         super().__init__(name, events, breaker, loops, RetryBudget(policy.retry.budget, workers))
         self.policy = policy
         self.base = base
         self.clock: Clock = clock
         self.sleep = sleep
-        self.gate = gate or Gate()
+        self.gate = gate or DrainGate()
 
     def __repr__(self) -> str:
         return f"<Guard {self.name!r}: {self.breaker.state.value}>"
@@ -124,7 +124,7 @@ class Guard(Attempts):
     @property
     def occupancy(self) -> Occupancy:
         """How the places for calls at once are taken, in this process."""
-        return self._loops.occupancy
+        return self._loop_states.occupancy
 
     def refuse_if_open(self) -> None:
         """Raise what a call would get at once, without making one.
@@ -133,7 +133,7 @@ class Guard(Attempts):
             CircuitOpenError: The circuit is open and its next probe is not due.
         """
         if (wait := self._circuit.open_until - self.clock()) > 0:
-            raise self._refusal(wait)
+            raise self._rejection(wait)
 
     # ------------------------------------------------------------------ the way of one call
 
@@ -155,11 +155,11 @@ class Guard(Attempts):
         if parent is not None and parent.is_within(self):
             return await function(*args, **kwargs)
         gate = self.gate
-        if gate.is_closed and not owned_by_a_guard():
+        if gate.is_closed and not inside_guarded_call():
             gate.check(self.name, self.events)
         now = self.clock()
         if (wait := self._circuit.open_until - now) > 0:
-            raise self._refusal(wait)
+            raise self._rejection(wait)
         # From here new_call(), prepare(), enter() and _attempt() are written out: each function
         # more, even an empty one, is 2 % of what a guard costs.
         call = Call()
@@ -168,24 +168,24 @@ class Guard(Attempts):
         call.parent = parent
         call.began = now
         call.deadline = call.failure = None
-        call.aside = 0
-        call.gaps = None
+        call.suspend_depth = 0
+        call.idle_timer = None
         if idempotent is not None:
             call.idempotent = idempotent
         gate.running[call] = None
         token = around.set(call)
         try:
-            parts = self._parts
+            parts = self._loop_state
             if (  # not on the running loop; to name that, Python 3.11 asks the kernel who we are
                 parts is None
-                or (home := parts.home).thread != get_ident()
-                or current_task(home.loop) is None
+                or (timers := parts.loop_timers).thread != get_ident()
+                or current_task(timers.loop) is None
             ):
                 parts = self.prepare(call)
-            call.parts = parts
-            admission = self._circuit.standing
-            if admission is None or parts.line is not None:
-                timer = await self.enter(call, parts, args, kwargs)
+            call.loop_state = parts
+            admission = self._circuit.shared_admission
+            if admission is None or parts.admission is not None:
+                timer = await self.admit(call, parts, args, kwargs)
             else:
                 call.admission = admission
                 call.started = now
@@ -206,15 +206,15 @@ class Guard(Attempts):
         except Exception as error:
             retry = self.policy.retry
             if idempotent is not None:
-                retry = retry.knowing(idempotent=idempotent)
+                retry = retry.with_idempotent(idempotent=idempotent)
             if once or call.failure is None or not is_retryable(call.failure, retry):
-                tell_failure(self, call, error)
+                publish_call_failed(self, call, error)
                 raise
             attempt = functools.partial(self._attempt, call, function, args, kwargs)
             return await self._run_retries(call, retry, error, attempt)
         finally:
             call.guard = None
-            if call.gaps is None:
+            if call.idle_timer is None:
                 gate.running.pop(call, None)
             try:  # noqa: SIM105 - suppress() costs more than all of this
                 around.reset(token)
@@ -229,7 +229,7 @@ class Guard(Attempts):
         kwargs: dict[str, Any],
     ) -> R:
         """An attempt after the first."""
-        timer = await self.enter(call, self.prepare(call), args, kwargs)
+        timer = await self.admit(call, self.prepare(call), args, kwargs)
         try:
             result: Any = await function(*args, **kwargs)
             if result.__class__ not in _PLAIN and is_stream(result.__class__):
@@ -258,22 +258,22 @@ class Guard(Attempts):
         Raises:
             Exception: What the last attempt raised.
         """
-        total = call.parts.policy.timeout.total
+        total = call.loop_state.policy.timeout.total
         call.deadline = None if total is None else call.began + total
-        retries = Retries(
+        retries = RetryLoop(
             dependency=self.name,
             policy=policy,
             budget=self.budget,
             deadline=lambda: call.deadline,  # it moves while time is set aside
             clock=self.clock,
             sleep=self.pause,
-            scheduled=functools.partial(tell_retry, self, call),
+            scheduled=functools.partial(publish_retry_scheduled, self, call),
             last_failure=lambda: call.failure,
         )
         try:
-            return await retries.after(first, attempt)
+            return await retries.run_after(first, attempt)
         except Exception as error:
-            tell_failure(self, call, error)
+            publish_call_failed(self, call, error)
             raise
 
     # ------------------------------------------------------------------ as a block

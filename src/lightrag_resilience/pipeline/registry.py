@@ -14,19 +14,19 @@ from weakref import WeakKeyDictionary
 from lightrag_resilience.breakers import Breaker
 from lightrag_resilience.config.dependency_names import check_name
 from lightrag_resilience.config.policies import Policy, check_policy
-from lightrag_resilience.draining.gate import Gate
+from lightrag_resilience.draining.gate import DrainGate
 from lightrag_resilience.errors import PolicyError, SettingsError, UnsupportedCallError
 from lightrag_resilience.events import Events
-from lightrag_resilience.retry import alone
+from lightrag_resilience.retry import single_worker
 from lightrag_resilience.runtime.background_loop import BackgroundLoop
-from lightrag_resilience.runtime.fork_safety import renew_in_children
-from lightrag_resilience.timeouts.loop_timers import Homes
+from lightrag_resilience.runtime.fork_safety import reset_in_children
+from lightrag_resilience.timeouts.loop_timers import LoopTimersRegistry
 
 from .guard import Guard
 
 if TYPE_CHECKING:
     from lightrag_resilience.config.settings import Settings
-    from lightrag_resilience.shared_state.connection_status import Link
+    from lightrag_resilience.shared_state.connection_status import ConnectionStatus
     from lightrag_resilience.shared_state.messages import Override
     from lightrag_resilience.shared_state.synchronizer import Synchronizer
 
@@ -74,8 +74,8 @@ class Guards:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.events = Events()
-        self.gate = Gate()
-        self.homes = Homes(clock)
+        self.gate = DrainGate()
+        self.loop_timers = LoopTimersRegistry(clock)
         self.tracing: Tracing | None = None
         self.coordinators: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self.threads = BackgroundLoop()
@@ -117,7 +117,7 @@ class Guards:
                 check_policy(policy, name)
             if guard is None:
                 check_name(name)
-                renew_in_children(self)
+                reset_in_children(self)
                 guard = self._guards[name] = self._make(name, policy)
             elif policy is not None and policy != guard.base:
                 raise PolicyError(
@@ -143,11 +143,11 @@ class Guards:
         effective = self._policy_for(name, policy)
         sync = self._synchronizer()
         if sync is not None:
-            breaker: Breaker = sync.breaker(name, effective.circuit, self.events)
+            breaker: Breaker = sync.breaker(name, effective.effective_breaker, self.events)
         else:
             breaker = Breaker(
                 name,
-                effective.circuit,
+                effective.effective_breaker,
                 events=self.events,
                 clock=self._clock,
                 lock=self._breakers_lock,
@@ -159,11 +159,11 @@ class Guards:
             events=self.events,
             breaker=breaker,
             limit=sync.limit(name, effective.limit) if sync else None,
-            workers=sync.workers if sync else alone,
+            workers=sync.workers if sync else single_worker,
             clock=self._clock,
             sleep=self._sleep,
             gate=self.gate,
-            homes=self.homes,
+            homes=self.loop_timers,
         )
 
     def _synchronizer(self) -> Synchronizer | None:
@@ -231,7 +231,7 @@ class Guards:
         for guard in self:
             if (policy := policies[guard.name]) != guard.policy:
                 _log.warning("The policy of %r is changed: %s", guard.name, reason)
-                guard.change(policy, reason)
+                guard.update_policy(policy, reason)
 
     def _policy_for(self, name: str, base: Policy | None) -> Policy:
         """The policy of a guard to come; overrides that contradict what code says are ignored.
@@ -258,7 +258,7 @@ class Guards:
                 guard.__class__ = guard_class
 
     @property
-    def link(self) -> Link | None:
+    def link(self) -> ConnectionStatus | None:
         """How it stands with Redis; None where nothing is shared yet."""
         return self._sync.link if self._sync is not None else None
 
@@ -268,7 +268,7 @@ class Guards:
         if self._sync is not None:
             self._sync.close()
 
-    def renew_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a child process: who held a lock may be a thread of the parent's."""
         self._lock = threading.RLock()
         self._breakers_lock = threading.RLock()

@@ -6,7 +6,7 @@ import re
 
 from .client import PATIENCE
 
-__all__ = ["what_is_wrong"]
+__all__ = ["describe_redis_error"]
 
 _LONGEST = 150  # characters of a clause
 _LONGEST_PLACES = 100  # characters
@@ -66,7 +66,7 @@ _CLAUSES = [
 ]
 
 
-def what_is_wrong(error: BaseException, places: str = "") -> str:
+def describe_redis_error(error: BaseException, places: str = "") -> str:
     """An error of talking to Redis as a clause for people, of at most 150 characters.
 
     Of the error's own text no more is shown than a command's name, and of the address only what

@@ -14,9 +14,9 @@ from redis.exceptions import RedisError
 from lightrag_resilience.text import LONGEST_TEXT, printable
 
 from .client import PATIENCE, RedisClient, publish, subscriptions
-from .error_text import what_is_wrong
+from .error_text import describe_redis_error
 
-__all__ = ["Remark", "check_up"]
+__all__ = ["Remark", "check_redis"]
 
 Remark = tuple[bool, str, str]
 """Whether it is an error, what is wrong, and what to do."""
@@ -27,7 +27,7 @@ _FULL = 0.9  # of its memory
 _BRIEF = 5  # seconds after which our own key is gone, whatever happens
 
 
-async def check_up(client: RedisClient, prefix: str) -> list[Remark]:
+async def check_redis(client: RedisClient, prefix: str) -> list[Remark]:
     """What is wrong with a Redis; nothing where all is well. It writes one key and deletes it.
 
     Args:
@@ -45,7 +45,10 @@ async def check_up(client: RedisClient, prefix: str) -> list[Remark]:
         seen = await _one_node(await anyhow.info())
     except RedisError as error:
         advice = "let an administrator look: INFO is no right that workers need"
-        return [*remarks, (False, f"its settings cannot be seen: {what_is_wrong(error)}", advice)]
+        return [
+            *remarks,
+            (False, f"its settings cannot be seen: {describe_redis_error(error)}", advice),
+        ]
     return [*remarks, *_version(seen), *_memory(seen)]
 
 
@@ -78,7 +81,7 @@ async def _rights(client: Any, prefix: str) -> list[Remark]:
         try:
             await step()
         except RedisError as error:
-            problems[what_is_wrong(error)] = None
+            problems[describe_redis_error(error)] = None
     with contextlib.suppress(RedisError):
         await client.delete(key)
     advice = "give the user what `lightrag-resilience acl` prints"

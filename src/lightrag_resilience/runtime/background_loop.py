@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from lightrag_resilience.errors import UnsupportedCallError
 
-from .fork_safety import renew_in_children
+from .fork_safety import reset_in_children
 
 __all__ = ["BackgroundLoop", "refuse_green_threads"]
 
@@ -73,7 +73,7 @@ class BackgroundLoop:
             loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
-    def renew_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a child process: the thread and its loop are the parent's."""
         self._lock = threading.Lock()
         self._loop = self._thread = None
@@ -81,7 +81,7 @@ class BackgroundLoop:
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             refuse_green_threads()
-            renew_in_children(self)
+            reset_in_children(self)
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(
                 target=_serve, args=(self._loop,), name="lightrag-resilience", daemon=True

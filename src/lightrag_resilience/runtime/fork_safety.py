@@ -8,21 +8,21 @@ from types import TracebackType
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["ProcessLock", "Renewed", "renew_in_children"]
+__all__ = ["ForkAware", "ProcessLock", "reset_in_children"]
 
 
-class Renewed(Protocol):
+class ForkAware(Protocol):
     """Something of which a part is not to be shared with a child process."""
 
-    def renew_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """Called in the child, before any other code of it."""
 
 
-_renewed: WeakSet[Renewed] = WeakSet()
+_renewed: WeakSet[ForkAware] = WeakSet()
 _is_known = False
 
 
-def renew_in_children(it: Renewed) -> None:
+def reset_in_children(it: ForkAware) -> None:
     """Renew it in each process that is forked from this one, for as long as it is there."""
     global _is_known  # noqa: PLW0603 - a process can be told only once
     if not _is_known and hasattr(os, "register_at_fork"):
@@ -33,7 +33,7 @@ def renew_in_children(it: Renewed) -> None:
 
 def _renew() -> None:
     for it in list(_renewed):
-        it.renew_after_fork()
+        it.reset_after_fork()
 
 
 class ProcessLock:
@@ -48,7 +48,7 @@ class ProcessLock:
     def acquire(self, *, wait: bool = True) -> bool:
         """Take it; False if another holder has it and is not to be waited for."""
         if not self._is_known:
-            renew_in_children(self)
+            reset_in_children(self)
             self._is_known = True
         return self._lock.acquire(blocking=wait)
 
@@ -56,7 +56,7 @@ class ProcessLock:
         """Give it back."""
         self._lock.release()
 
-    def renew_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a child process: who holds it may be a thread that only the parent has."""
         self._lock = threading.Lock()
 

@@ -25,9 +25,9 @@ from .messages import (
     WireError,
     policy_as_json,
 )
-from .script_runner import Store, Subject
+from .script_runner import BreakerRef, ScriptRunner
 
-__all__ = ["Cluster", "Found", "Overview", "as_data"]
+__all__ = ["ClusterView", "Discovery", "Overview", "to_json"]
 
 _A_PAGE = 500  # keys that Redis looks at in one go
 _A_SLICE = 8  # breakers or workers asked for in one go: 1 to 2 ms of the event loop
@@ -79,7 +79,7 @@ class Overview:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Discovery:
     """What there is to look at: all keys of a Redis had to be gone through to find it.
 
     Attributes:
@@ -91,7 +91,7 @@ class Found:
     workers: list[bytes]
 
 
-class Cluster:
+class ClusterView:
     """Looks at and steers the breakers of all workers.
 
     Args:
@@ -106,9 +106,9 @@ class Cluster:
         self._client: Any = client
         self._prefix = prefix
         self._policy_of = policy_of
-        self._store = Store(client, "operator")
+        self._store = ScriptRunner(client, "operator")
 
-    async def find(self, most: float = math.inf) -> Found:
+    async def discover(self, most: float = math.inf) -> Discovery:
         """Find what there is; of breakers, and of workers, so many at the most.
 
         Raises:
@@ -126,11 +126,11 @@ class Cluster:
             workers.add(key)
             if len(workers) >= most:
                 break
-        return Found(sorted(breakers), list(workers))
+        return Discovery(sorted(breakers), list(workers))
 
-    async def look(
+    async def fetch(
         self,
-        found: Found | None = None,
+        found: Discovery | None = None,
         *,
         earlier: Mapping[str, Description] | None = None,
         seconds: float = math.inf,
@@ -151,7 +151,7 @@ class Cluster:
             WireError: What stands there is not ours.
         """
         if found is None:
-            found = await self.find()
+            found = await self.discover()
         until = time.monotonic() + seconds
         workers: list[Presence] = []
         for keys in _slices(found.workers):
@@ -189,7 +189,7 @@ class Cluster:
         """
         await self._store.override(self._prefix, variable, override)
 
-    async def steer(
+    async def force_state(
         self, name: str, state: State, reason: str, *, open_for: float | None = None
     ) -> Description:
         """Change the state of a breaker in all workers, and say how it stands then.
@@ -205,16 +205,16 @@ class Cluster:
         """
         seconds = self._policy_of(name).open_for if open_for is None else open_for
         subject = self._subject(name)
-        await self._store.steer(subject, state, reason, open_for=seconds)
+        await self._store.force_state(subject, state, reason, open_for=seconds)
         return await self._store.describe(subject)
 
     def _keys(self, pattern: str) -> AsyncIterator[bytes]:
         keys: AsyncIterator[bytes] = self._client.scan_iter(match=pattern, count=_A_PAGE)
         return keys
 
-    def _subject(self, name: str) -> Subject:
+    def _subject(self, name: str) -> BreakerRef:
         policy = policy_as_json(self._policy_of(name))
-        return Subject(self._prefix, name, policy)
+        return BreakerRef(self._prefix, name, policy)
 
 
 def _in_turn(names: Iterable[str], known: Mapping[str, Description]) -> list[str]:
@@ -228,7 +228,7 @@ def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[at : at + _A_SLICE] for at in range(0, len(items), _A_SLICE))
 
 
-def as_data(seen: Overview) -> dict[str, Any]:
+def to_json(seen: Overview) -> dict[str, Any]:
     """The cluster for a program; times in seconds."""
     health = seen.health
     return {
@@ -239,7 +239,7 @@ def as_data(seen: Overview) -> dict[str, Any]:
                 "reason": it.now.reason,
                 "retry_after": it.now.remaining if it.now.state is State.OPEN else None,
                 "opens": it.now.opens,
-                "look": health[name].look,
+                "look": health[name].condition,
                 "health": str(health[name]),
                 "calls": it.tally.calls,
                 "failed": it.tally.failed,

@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lightrag_resilience.redis_client.error_text import what_is_wrong
+from lightrag_resilience.redis_client.error_text import describe_redis_error
 
 from .overrides import Overrides
 from .shared_breaker import SharedBreaker
-from .shared_rate_limiter import SharedLimit
+from .shared_rate_limiter import SharedRateLimiter
 
-__all__ = ["Link", "Members"]
+__all__ = ["ConnectionStatus", "SharedObjects"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -22,7 +22,7 @@ _MOST_COMPLAINTS = 20  # told in one outage
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
+class SharedObjects:
     """What is shared, by name; others may add to it at any time.
 
     Attributes:
@@ -32,11 +32,11 @@ class Members:
     """
 
     breakers: dict[str, SharedBreaker]
-    limits: dict[str, SharedLimit]
+    limits: dict[str, SharedRateLimiter]
     overrides: Overrides
 
 
-class Link:
+class ConnectionStatus:
     """What others may know of the connection to Redis.
 
     Args:
@@ -61,21 +61,21 @@ class Link:
         """What was told in this outage: parts that fail in turns, each in its way, tell it once."""
         self._up_since = math.inf
 
-    def found(self) -> None:
+    def mark_up(self) -> None:
         """Redis takes what is sent."""
         self.is_up = True
         self._up_since = self._clock()
 
-    def goes_on(self) -> None:
+    def tick(self) -> None:
         """It still does. Its return is told once it lasts: old connections may still break."""
         if self._complaints and self._clock() >= self._up_since + _SETTLED:
             self._complaints.clear()
             _log.warning("Redis is there again: breakers are shared")
 
-    def lost(self, error: BaseException) -> bool:
+    def mark_down(self, error: BaseException) -> bool:
         """Redis cannot be used. True if this outage has not shown it in this way before."""
         self.is_up = False
-        complaint = what_is_wrong(error, self._places)
+        complaint = describe_redis_error(error, self._places)
         if complaint in self._complaints or len(self._complaints) >= _MOST_COMPLAINTS:
             return False
         # One warning for one outage, whatever its many errors are.

@@ -51,24 +51,24 @@ class Lease:
         """
         client = make_client(self._url)
         try:
-            if wait := await self._ask(client, self._seconds):
+            if wait := await self._acquire(client, self._seconds):
                 return wait
             task = asyncio.create_task(work())
             try:
                 while not task.done():
                     await asyncio.wait([task], timeout=self._seconds / _RENEWALS)
-                    if not task.done() and (wait := await self._ask(client, self._seconds)):
+                    if not task.done() and (wait := await self._acquire(client, self._seconds)):
                         return wait
                 await task
             finally:
                 await _stop(task)
                 if task.done():  # else the lease ends by itself
-                    await self._ask(client, 0)
+                    await self._acquire(client, 0)
             return 0.0
         finally:
             await client.aclose()
 
-    async def _ask(self, client: RedisClient, seconds: float) -> float:
+    async def _acquire(self, client: RedisClient, seconds: float) -> float:
         """Hold it for so long: 0.0, or seconds until another worker's ends."""
         words = (1, self._key, self._worker, str(int(seconds * 1000)))
         for _ in range(_TRIES):

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
-from lightrag_resilience.circuit.outcomes import MOST_CAUSES, OTHER, Tally, short
+from lightrag_resilience.circuit.outcomes import MOST_CAUSES, OTHER, OutcomeCounts, short
 from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.config.policies import BreakerPolicy
 from lightrag_resilience.text import LONGEST_OPEN, LONGEST_TEXT, printable
@@ -18,7 +18,7 @@ from lightrag_resilience.text import LONGEST_OPEN, LONGEST_TEXT, printable
 __all__ = [
     "LETTERS",
     "Announcement",
-    "Cooling",
+    "CooldownMessage",
     "Description",
     "Keys",
     "Override",
@@ -285,7 +285,7 @@ def _override(kept: object) -> Override | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Cooling:
+class CooldownMessage:
     """A provider asked one worker to wait, and so all of them: for so many seconds."""
 
     seconds: float
@@ -295,7 +295,7 @@ class Cooling:
         return f"wait {round(self.seconds * 1000)}"
 
     @classmethod
-    def parse(cls, message: object) -> Cooling | None:
+    def parse(cls, message: object) -> CooldownMessage | None:
         """Read a published message; None where it is of another kind.
 
         Raises:
@@ -364,12 +364,12 @@ class Description:
     workers: int
     probes: int
     since: float | None
-    tally: Tally = field(default_factory=Tally)
+    tally: OutcomeCounts = field(default_factory=OutcomeCounts)
 
     @property
     def is_well(self) -> bool:
         """Whether it is closed, and calls do not fail besides."""
-        return self.now.state is State.CLOSED and self.tally.look == "works"
+        return self.now.state is State.CLOSED and self.tally.condition == "works"
 
     @classmethod
     def parse(cls, answer: object) -> Description:
@@ -396,7 +396,7 @@ def _announcement(state: Any, ver: Any, remaining: Any, opens: Any, why: Any) ->
     return Announcement(_STATES[letter], _whole(ver), left, breaks, _beginning_of(why))
 
 
-def _tally(calls: int, failed: int, causes: object, run: object, last: object) -> Tally:
+def _tally(calls: int, failed: int, causes: object, run: object, last: object) -> OutcomeCounts:
     """How all calls ended: those with a verdict, and besides them those that no breaker counts."""
     if not isinstance(causes, list) or len(causes) > 2 * _MOST_CAUSES or len(causes) % 2:
         raise WireError("failures of another shape")
@@ -405,7 +405,7 @@ def _tally(calls: int, failed: int, causes: object, run: object, last: object) -
     all_failed = max(sum(seen.values()), failed)
     uncounted = all_failed - failed
     shown = _beginning_of(last)[:_LONGEST_CAUSE]
-    return Tally(calls + uncounted, all_failed, seen, _whole(run), shown, uncounted)
+    return OutcomeCounts(calls + uncounted, all_failed, seen, _whole(run), shown, uncounted)
 
 
 def _text(value: object) -> str:
@@ -448,7 +448,7 @@ def policy_as_json(policy: BreakerPolicy) -> str:
             "window_ms": round(policy.window_seconds * 1000),
             "open_ms": round(policy.open_for * 1000),
             "growth": policy.open_growth,
-            "max_ms": round(policy.longest_break * 1000),
+            "max_ms": round(policy.max_open_for * 1000),
             "probes": policy.probes,
             "lease_ms": round(policy.lease * 1000),
             "quorum": policy.quorum,

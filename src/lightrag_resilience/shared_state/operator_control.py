@@ -12,19 +12,19 @@ from lightrag_resilience.config.policies import BreakerPolicy
 from lightrag_resilience.config.redis_url import places_in
 from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.redis_client.client import make_client
-from lightrag_resilience.redis_client.error_text import what_is_wrong
+from lightrag_resilience.redis_client.error_text import describe_redis_error
 from lightrag_resilience.text import ISOLATED, printable
 
-from .cluster_view import Cluster
+from .cluster_view import ClusterView
 from .messages import Description, WireError
 
 __all__ = [
     "REDIS_FAILURES",
     "UnknownBreakerError",
-    "cluster_of",
-    "signed",
-    "steer_known",
+    "force_known_breaker",
+    "open_cluster",
     "trouble_with_redis",
+    "with_author",
 ]
 
 REDIS_FAILURES = (RedisError, OSError, WireError)
@@ -44,13 +44,15 @@ class UnknownBreakerError(LookupError):
 def trouble_with_redis(settings: Settings, error: BaseException) -> str:
     """What is wrong with the Redis of the settings, and where that is, as a clause for people."""
     address = settings.redis_url
-    return what_is_wrong(error, "" if address is None else places_in(address.get_secret_value()))
+    return describe_redis_error(
+        error, "" if address is None else places_in(address.get_secret_value())
+    )
 
 
 @contextlib.asynccontextmanager
-async def cluster_of(
+async def open_cluster(
     settings: Settings, policy_of: Callable[[str], BreakerPolicy] | None = None
-) -> AsyncIterator[Cluster]:
+) -> AsyncIterator[ClusterView]:
     """The breakers of all workers, over a connection that lasts as long as the block.
 
     Args:
@@ -59,15 +61,15 @@ async def cluster_of(
     """
     assert settings.redis_url is not None  # noqa: S101 - who calls this has looked
     client = make_client(settings.redis_url.get_secret_value())
-    policy = policy_of or (lambda name: settings.policy_for(name).circuit)
+    policy = policy_of or (lambda name: settings.policy_for(name).effective_breaker)
     try:
-        yield Cluster(client, settings.redis_prefix, policy)
+        yield ClusterView(client, settings.redis_prefix, policy)
     finally:
         await client.aclose()
 
 
-async def steer_known(  # noqa: PLR0913 - two of them by name
-    cluster: Cluster,
+async def force_known_breaker(  # noqa: PLR0913 - two of them by name
+    cluster: ClusterView,
     name: str,
     state: State,
     reason: str,
@@ -81,7 +83,7 @@ async def steer_known(  # noqa: PLR0913 - two of them by name
         cluster: The workers.
         name: The breaker.
         state: Its new state.
-        reason: Why, for those who wonder; see `signed`.
+        reason: Why, for those who wonder; see `with_author`.
         open_for: Seconds; None opens it for as long as its policy says.
         new: Whether it may be one that no worker has reported.
 
@@ -89,12 +91,12 @@ async def steer_known(  # noqa: PLR0913 - two of them by name
         UnknownBreakerError: No worker has reported it.
         RedisError: Redis cannot be used.
     """
-    if not new and name not in (known := (await cluster.find()).breakers):
+    if not new and name not in (known := (await cluster.discover()).breakers):
         raise UnknownBreakerError(name, known)
-    return await cluster.steer(name, state, reason, open_for=open_for)
+    return await cluster.force_state(name, state, reason, open_for=open_for)
 
 
-def signed(reason: str, who: str, *, isolates: bool = False) -> str:
+def with_author(reason: str, who: str, *, isolates: bool = False) -> str:
     """The reason of a change by hand as all workers show it, with who made it.
 
     Args:

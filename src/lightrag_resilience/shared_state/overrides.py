@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from .messages import Override, StoredOverrides, WireError
-from .script_runner import Store
+from .script_runner import ScriptRunner
 
 __all__ = ["Overrides"]
 
@@ -29,7 +29,7 @@ class Overrides:
         self._known: Mapping[str, Override] = {}
         self._complaint = ""
 
-    async def look(self, store: Store) -> None:
+    async def poll(self, store: ScriptRunner) -> None:
         """Read them. Whatever stands there, it is applied, or ignored and told once.
 
         Raises:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from .messages import WireError
 
-__all__ = ["Booking", "Demand", "Stock"]
+__all__ = ["Reservation", "ReservationRequest", "ReservedTurns"]
 
 _IDLE = 0.25  # seconds that a turn may be used later than booked; then it is given back
 _DECIMAL = re.compile(rb"-?[0-9]{1,15}(?:\.[0-9]{1,6})?")
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class ReservationRequest:
     """What to ask for.
 
     Attributes:
@@ -43,25 +43,25 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class Booking:
+class Reservation:
     """What the script answers.
 
     Attributes:
         found: ``held``, or ``corrupt`` where what was there was not ours.
-        away: Seconds until what is needed would have its turn.
+        wait: Seconds until what is needed would have its turn.
         workers: Workers that booked in the last minute.
         starts: For requests and tokens, seconds until the turn before the first.
         taken: How many of each were booked.
     """
 
     found: str
-    away: float
+    wait: float
     workers: int
     starts: tuple[float, float]
     taken: tuple[int, int]
 
     @classmethod
-    def parse(cls, answer: object) -> Booking:
+    def parse(cls, answer: object) -> Reservation:
         """Read the script's answer.
 
         Raises:
@@ -109,7 +109,7 @@ class _Lot:
         return ready
 
 
-class Stock:
+class ReservedTurns:
     """Turns of one kind that this worker holds, the first to be used first. Times are monotonic.
 
     Attributes:
@@ -147,7 +147,7 @@ class Stock:
                 self._lots.popleft()
         return ready
 
-    def drop_idle(self, now: float) -> int:
+    def expire(self, now: float) -> int:
         """Give up what should have been used by now; how many that are."""
         dropped = 0
         while self._lots and self._lots[0].ready(self._lots[0].left) < now - _IDLE:

@@ -19,7 +19,7 @@ from lightrag_resilience.redis_client.client import lost_connections, publish
 
 from .messages import (
     LETTERS,
-    Cooling,
+    CooldownMessage,
     Description,
     Keys,
     Override,
@@ -29,17 +29,17 @@ from .messages import (
     StoredOverrides,
     WireError,
 )
-from .reservations import Booking, Demand
-from .shared_rate_limiter import SharedLimit
+from .reservations import Reservation, ReservationRequest
+from .shared_rate_limiter import SharedRateLimiter
 
-__all__ = ["Store", "Subject"]
+__all__ = ["BreakerRef", "ScriptRunner"]
 
 T = TypeVar("T")
 _AT_ONCE = 6  # commands under way, fewer than the client has connections
 _NEWEST = 0.2  # weight of the newest round trip in their average
 
 
-class Subject(Keys):
+class BreakerRef(Keys):
     """What the scripts must know of one breaker to run for it."""
 
     __slots__ = ("policy", "version")
@@ -69,7 +69,7 @@ def _parsed(parse: Callable[[object], T], answer: object) -> T | None:
         return None
 
 
-class Store:
+class ScriptRunner:
     """Scripts on one client. Every method is one round trip, unless the scripts must be loaded.
 
     Args:
@@ -86,59 +86,59 @@ class Store:
         """Seconds that a script takes, on the average of the last."""
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
-    async def report(self, subject: Subject, report: Report) -> Reply:
+    async def report(self, subject: BreakerRef, report: Report) -> Reply:
         """Send outcomes."""
         return await self._report(subject, report, left=0, opens=0)
 
-    async def plant(self, subject: Subject, left: float, opens: int, reason: str) -> Reply:
+    async def restore(self, subject: BreakerRef, left: float, opens: int, reason: str) -> Reply:
         """Send a break with seconds left, which Redis did not hear of or has lost."""
         report = Report(0, tripped=reason)
         return await self._report(subject, report, left=math.ceil(left * 1000), opens=opens)
 
-    async def _report(self, subject: Subject, report: Report, *, left: int, opens: int) -> Reply:
+    async def _report(self, subject: BreakerRef, report: Report, *, left: int, opens: int) -> Reply:
         verdicts = [word for pair in report.verdicts for word in pair]
         counts = (report.calls, report.failed, report.slow)
         seen = (json.dumps(report.causes), report.last)
         arguments = (left, opens, report.batch, *counts, report.tripped, *seen, *verdicts)
         return Reply.parse(await self._run("record_outcomes", subject, arguments))
 
-    async def admit(self, subject: Subject, token: str) -> Reply:
+    async def acquire_probe(self, subject: BreakerRef, token: str) -> Reply:
         """Ask for a probe's place."""
         return Reply.parse(await self._run("acquire_probe", subject, (token,)))
 
-    async def release(self, subject: Subject, token: str) -> None:
+    async def release_probe(self, subject: BreakerRef, token: str) -> None:
         """Give a probe's place back."""
         await self._run("release_probe", subject, (token,))
 
-    async def renew(self, subject: Subject, token: str) -> None:
+    async def renew_probe(self, subject: BreakerRef, token: str) -> None:
         """Keep a probe's place, whose call goes on."""
         await self._run("renew_probe", subject, (token,))
 
-    async def snapshot(self, subject: Subject) -> Reply:
+    async def read_state(self, subject: BreakerRef) -> Reply:
         """Look."""
         return Reply.parse(await self._run("read_state", subject, ()))
 
-    async def snapshots(self, subjects: Sequence[Subject]) -> list[Reply]:
+    async def read_states(self, subjects: Sequence[BreakerRef]) -> list[Reply]:
         """Look at many at once; in one round trip, but in a cluster."""
         return [Reply.parse(answer) for answer in await self._run_for_all("read_state", subjects)]
 
-    async def describe(self, subject: Subject) -> Description:
+    async def describe(self, subject: BreakerRef) -> Description:
         """Look closely, for people."""
         return Description.parse(await self._run("describe", subject, ()))
 
-    async def descriptions(self, subjects: Sequence[Subject]) -> list[Description | None]:
-        """Look closely at many, as `snapshots` does; None for what is not ours."""
+    async def descriptions(self, subjects: Sequence[BreakerRef]) -> list[Description | None]:
+        """Look closely at many, as `read_states` does; None for what is not ours."""
         answers = await self._run_for_all("describe", subjects)
         return [_parsed(Description.parse, answer) for answer in answers]
 
-    async def steer(
-        self, subject: Subject, state: State, reason: str, *, open_for: float = 0.0
+    async def force_state(
+        self, subject: BreakerRef, state: State, reason: str, *, open_for: float = 0.0
     ) -> Reply:
         """Change the state for the whole cluster, by hand."""
         arguments = (LETTERS[state], round(open_for * 1000), reason)
         return Reply.parse(await self._run("force_state", subject, arguments))
 
-    async def book(self, limit: SharedLimit, demand: Demand) -> Booking:
+    async def reserve(self, limit: SharedRateLimiter, demand: ReservationRequest) -> Reservation:
         """Book turns of requests and tokens."""
         policy = limit.policy
         limits = (policy.rpm or 0, policy.request_burst, policy.tpm or 0, policy.tokens_at_once)
@@ -154,14 +154,14 @@ class Store:
             self.worker,
             *arguments,
         )
-        return Booking.parse(await self._evaluate(words))
+        return Reservation.parse(await self._evaluate(words))
 
-    async def tell(self, channel: str, cooling: Callable[[], Cooling]) -> None:
+    async def publish(self, channel: str, cooling: Callable[[], CooldownMessage]) -> None:
         """Tell all workers that a provider asked to wait: for how long is asked when it is sent."""
         async with self._turn():
             await publish(self.client, channel, cooling().as_text())
 
-    async def show(self, prefix: str, presence: Presence, seconds: float) -> None:
+    async def heartbeat(self, prefix: str, presence: Presence, seconds: float) -> None:
         """Be seen for so many seconds. A Redis that takes this takes reports, too."""
         key = Presence.key(prefix, self.worker)
         async with self._turn():
@@ -210,10 +210,10 @@ class Store:
             raise WireError("a number of workers that cannot be")
         return workers
 
-    async def _run(self, name: str, subject: Subject, arguments: Iterable[Any]) -> Any:
+    async def _run(self, name: str, subject: BreakerRef, arguments: Iterable[Any]) -> Any:
         return await self._evaluate(self._words(name, subject, arguments))
 
-    async def _run_for_all(self, name: str, subjects: Sequence[Subject]) -> list[Any]:
+    async def _run_for_all(self, name: str, subjects: Sequence[BreakerRef]) -> list[Any]:
         if len(subjects) < 2 or isinstance(self.client, RedisCluster):  # noqa: PLR2004
             return list(await asyncio.gather(*(self._run(name, it, ()) for it in subjects)))
         async with self._turn(), self.client.pipeline(transaction=False) as pipeline:
@@ -244,7 +244,7 @@ class Store:
             with lost_connections():
                 yield
 
-    def _words(self, name: str, subject: Subject, arguments: Iterable[Any]) -> tuple[Any, ...]:
+    def _words(self, name: str, subject: BreakerRef, arguments: Iterable[Any]) -> tuple[Any, ...]:
         keys = (subject.state, subject.window)
         common = (subject.channel, self.now_ms, subject.policy, self.worker, subject.version)
         return (scripts.digest(name), len(keys), *keys, *common, *arguments)

@@ -23,9 +23,9 @@ from lightrag_resilience.errors import CircuitOpenError
 from lightrag_resilience.events import Events
 
 from .messages import Announcement, Report, policy_as_json
-from .script_runner import Subject
+from .script_runner import BreakerRef
 
-__all__ = ["Break", "SharedBreaker", "When"]
+__all__ = ["FlushPriority", "OpenState", "SharedBreaker"]
 
 _SHORTEST_MOMENT, _LONGEST_MOMENT = 0.001, 0.05  # seconds to wait for a probe's place
 _ROUND_TRIPS = 3  # in one moment, where Redis is far away
@@ -33,7 +33,7 @@ _NO_ANSWER = 1.0  # seconds after which a question is given up
 _ASK_AGAIN = 0.25  # seconds at the most until a refused worker asks for a probe's place again
 
 
-class When(enum.Enum):
+class FlushPriority(enum.Enum):
     """How soon a report is to be sent: with others, in the next small batch, or by itself now."""
 
     SOON = "soon"
@@ -50,10 +50,10 @@ class _Synchronizer(Protocol):
     def round_trip(self) -> float: ...
 
     def begin(self) -> None: ...
-    def due(self, breaker: SharedBreaker, when: When) -> None: ...
-    def ask(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None: ...
-    def give_back(self, breaker: SharedBreaker, token: str) -> None: ...
-    def steer(
+    def schedule_report(self, breaker: SharedBreaker, when: FlushPriority) -> None: ...
+    def request_probe(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None: ...
+    def return_probe(self, breaker: SharedBreaker, token: str) -> None: ...
+    def force_state(
         self, breaker: SharedBreaker, state: State, reason: str, *, open_for: float = 0.0
     ) -> None: ...
 
@@ -64,7 +64,7 @@ def _finish(answer: asyncio.Future[None]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Break:
+class OpenState:
     """A break that a worker knows of: seconds left, its number in a row, and why."""
 
     left: float
@@ -95,13 +95,13 @@ class SharedBreaker(Breaker):
     """
 
     __slots__ = (
-        "_ask_after",
-        "_asked_until",
         "_awaits_answer",
-        "_is_alone",
+        "_is_diverged",
         "_is_due",
         "_lease",
         "_report",
+        "_request_after",
+        "_requested_until",
         "_sync",
         "subject",
     )
@@ -119,15 +119,15 @@ class SharedBreaker(Breaker):
         clock: Callable[[], float],
     ) -> None:
         super().__init__(name, policy, events=events, clock=clock)
-        self.subject = Subject(prefix, name, policy_as_json(policy))
+        self.subject = BreakerRef(prefix, name, policy_as_json(policy))
         self._sync = sync
         self._report = Report(0)
         self._is_due = False
-        self._is_alone = False
+        self._is_diverged = False
         self._awaits_answer = False
         """Whether it tripped, and the cluster has not said yet what it makes of that."""
         self._lease: tuple[str, float] | None = None
-        self._ask_after = self._asked_until = -math.inf
+        self._request_after = self._requested_until = -math.inf
 
     def begin(self) -> None:
         """Calls will come from a new event loop, perhaps in a new process."""
@@ -135,34 +135,34 @@ class SharedBreaker(Breaker):
 
     # ------------------------------------------------------------------ before a call
 
-    async def ask(self) -> Admission:
+    async def acquire_async(self) -> Admission:
         """Leave for one call; a probe's place is asked of the cluster, by one caller at a time.
 
         Raises:
             CircuitOpenError: The circuit is open, or its probes are under way.
         """
-        if self._begin_to_ask():
-            await self._wait_for_answer()
-        return self.admit()
+        if self._request_probe():
+            await self._await_probe()
+        return self.acquire()
 
-    def admit(self) -> Admission:
-        """As `ask`, with what is known now."""
+    def acquire(self) -> Admission:
+        """As `acquire_async`, with what is known now."""
         with self._lock:
             now = self._clock()
             admission = self._admission(now)
             circuit = self.circuit
             wait, reason, state = circuit.retry_after(now), circuit.reason, circuit.state
-            self._note()
-        self._announce()
+            self._queue_transition()
+        self._publish_transitions()
         if admission is None:
             raise CircuitOpenError(self.name, wait, reason, state.value)
         return admission
 
     def _admission(self, now: float) -> Admission | None:
         circuit = self.circuit
-        if circuit.standing is not None or not self._is_ruled_by_cluster():
-            admission = circuit.admit(now)
-            self._is_alone |= admission is not None and admission is not circuit.standing
+        if circuit.shared_admission is not None or not self._is_ruled_by_cluster():
+            admission = circuit.acquire(now)
+            self._is_diverged |= admission is not None and admission is not circuit.shared_admission
             return admission
         if self._lease is None or circuit.state is not State.HALF_OPEN:
             return None
@@ -170,107 +170,107 @@ class SharedBreaker(Breaker):
         if until <= now:
             return None
         probe = _Probe(circuit.generation, token)
-        circuit.grant(probe, now, until - now)
+        circuit.track_probe(probe, now, until - now)
         return probe
 
-    def _begin_to_ask(self) -> bool:
+    def _request_probe(self) -> bool:
         """Whether this caller asks."""
         with self._lock:
             now, circuit = self._clock(), self.circuit
-            if circuit.standing is not None or not self._is_ruled_by_cluster():
+            if circuit.shared_admission is not None or not self._is_ruled_by_cluster():
                 return False
-            earliest = max(circuit.open_until, self._ask_after, self._asked_until)
+            earliest = max(circuit.open_until, self._request_after, self._requested_until)
             if self._lease is not None or now < earliest:
                 return False
-            self._asked_until = now + _NO_ANSWER
+            self._requested_until = now + _NO_ANSWER
             return True
 
-    async def _wait_for_answer(self) -> None:
+    async def _await_probe(self) -> None:
         """Until the answer is here, but not for long: a slow Redis costs no call its time."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[None] = loop.create_future()
 
         def answered() -> None:
-            self._asked_until = -math.inf
+            self._requested_until = -math.inf
             with contextlib.suppress(RuntimeError):  # the asker's loop is closed by now
                 loop.call_soon_threadsafe(_finish, answer)
 
-        self._sync.ask(self, answered)
+        self._sync.request_probe(self, answered)
         moment = min(max(_SHORTEST_MOMENT, _ROUND_TRIPS * self._sync.round_trip), _LONGEST_MOMENT)
         await asyncio.wait({answer}, timeout=moment)
 
     def _is_ruled_by_cluster(self) -> bool:
-        return self._sync.connected and not self._is_alone and self.circuit.mode == "enforce"
+        return self._sync.connected and not self._is_diverged and self.circuit.mode == "enforce"
 
     # ------------------------------------------------------------------ after a call
 
-    def succeeded(self, admission: Admission, duration: float) -> None:
+    def on_success(self, admission: Admission, duration: float) -> None:
         """A call succeeded after `duration` seconds."""
         if isinstance(admission, _Probe):
             self._judge(admission, duration, failed=False)
             return
-        if admission is self.circuit.standing:
+        if admission is self.circuit.shared_admission:
             # Without the lock: a lost success does no harm.
             self._report.calls += 1
             if duration >= self.circuit.slow_after:
                 self._report.slow += 1
             if not self._is_due:
-                self._send(When.SOON)
-        super().succeeded(admission, duration)
+                self._publish(FlushPriority.SOON)
+        super().on_success(admission, duration)
 
-    def failed(self, admission: Admission, duration: float, symptom: str = "") -> None:
+    def on_failure(self, admission: Admission, duration: float, symptom: str = "") -> None:
         """A call failed after `duration` seconds, and the dependency is to blame."""
         if isinstance(admission, _Probe):
             self._judge(admission, duration, failed=True, symptom=symptom)
             return
         with self._lock:
             circuit = self.circuit
-            counts = admission is circuit.standing
+            counts = admission is circuit.shared_admission
             if counts:
                 self._report.calls += 1
                 self._report.failed += 1
                 self._report.slow += duration >= circuit.slow_after
                 self._report.note(symptom)
-            circuit.fail(admission, duration, self._clock(), symptom)
+            circuit.on_failure(admission, duration, self._clock(), symptom)
             if counts and circuit.state is State.OPEN:
-                self._is_alone = self._awaits_answer = True
+                self._is_diverged = self._awaits_answer = True
                 self._report.tripped = circuit.reason
             self._weigh()
-            self._note()
-        self._announce()
-        self._send(When.NOW if self._awaits_answer else When.NEXT)
+            self._queue_transition()
+        self._publish_transitions()
+        self._publish(FlushPriority.NOW if self._awaits_answer else FlushPriority.NEXT)
 
-    def denied(self, admission: Admission, symptom: str, pause: float = 0.0) -> None:
+    def on_uncounted_failure(self, admission: Admission, symptom: str, pause: float = 0.0) -> None:
         """A call was answered and not served: no outage, and seen all the same by all workers."""
         if isinstance(admission, _Probe):
             self._deny(admission, symptom, pause)
             return
-        if admission is self.circuit.standing:
+        if admission is self.circuit.shared_admission:
             with self._lock:
                 self._report.note(symptom)
             if not self._is_due:
-                self._send(When.SOON)
-        super().denied(admission, symptom, pause)
+                self._publish(FlushPriority.SOON)
+        super().on_uncounted_failure(admission, symptom, pause)
 
     def _deny(self, probe: _Probe, symptom: str, pause: float) -> None:
         with self._lock:
             if self._sync.connected:
                 self.circuit.release(probe)
                 self.circuit.last = symptom
-                milliseconds = round(min(pause, self.circuit.policy.longest_break) * 1000)
+                milliseconds = round(min(pause, self.circuit.policy.max_open_for) * 1000)
                 self._report.verdicts += ((probe.token, f"met {milliseconds} {symptom}"),)
             else:
-                self._is_alone = True
-                self.circuit.deny(probe, self._clock(), symptom, pause=pause)
-            self._note()
-        self._announce()
-        self._send(When.NOW)
+                self._is_diverged = True
+                self.circuit.on_uncounted_failure(probe, self._clock(), symptom, pause=pause)
+            self._queue_transition()
+        self._publish_transitions()
+        self._publish(FlushPriority.NOW)
 
-    def released(self, admission: Admission) -> None:
+    def release(self, admission: Admission) -> None:
         """A call ended with no verdict; a probe's place is free again at once."""
-        super().released(admission)
+        super().release(admission)
         if isinstance(admission, _Probe):
-            self._sync.give_back(self, admission.token)
+            self._sync.return_probe(self, admission.token)
 
     def _judge(self, probe: _Probe, duration: float, *, failed: bool, symptom: str = "") -> None:
         """Tell the cluster how a probe ended; where it cannot be told, decide here."""
@@ -284,18 +284,18 @@ class SharedBreaker(Breaker):
                     verdict = f"failed with {symptom}" if symptom else "failed"
                 self._report.verdicts += ((probe.token, verdict),)
             else:
-                self._is_alone = True
+                self._is_diverged = True
                 if failed:
-                    self.circuit.fail(probe, duration, self._clock(), symptom)
+                    self.circuit.on_failure(probe, duration, self._clock(), symptom)
                 else:
-                    self.circuit.succeed(probe, duration, self._clock())
-            self._note()
-        self._announce()
-        self._send(When.NOW)
+                    self.circuit.on_success(probe, duration, self._clock())
+            self._queue_transition()
+        self._publish_transitions()
+        self._publish(FlushPriority.NOW)
 
-    def _send(self, when: When) -> None:
+    def _publish(self, when: FlushPriority) -> None:
         self._is_due = True
-        self._sync.due(self, when)
+        self._sync.schedule_report(self, when)
 
     # ------------------------------------------------------------------ by hand
 
@@ -303,22 +303,22 @@ class SharedBreaker(Breaker):
         """Open the circuit of all workers, for `open_for` seconds or as long as the policy says."""
         super().open(reason, open_for=open_for)
         seconds = self.circuit.policy.open_for if open_for is None else open_for
-        self._sync.steer(self, State.OPEN, reason, open_for=seconds)
+        self._sync.force_state(self, State.OPEN, reason, open_for=seconds)
 
     def half_open(self, reason: str = "by hand") -> None:
         """Let probes of all workers through now."""
         super().half_open(reason)
-        self._sync.steer(self, State.HALF_OPEN, reason)
+        self._sync.force_state(self, State.HALF_OPEN, reason)
 
     def close(self, reason: str = "by hand") -> None:
         """Close the circuit of all workers."""
         super().close(reason)
-        self._sync.steer(self, State.CLOSED, reason)
+        self._sync.force_state(self, State.CLOSED, reason)
 
-    def change(self, policy: BreakerPolicy, reason: str = "by hand") -> None:
+    def update_policy(self, policy: BreakerPolicy, reason: str = "by hand") -> None:
         """Go on by another policy, which the other workers must be given too."""
         self.subject.policy = policy_as_json(policy)
-        super().change(policy, reason)
+        super().update_policy(policy, reason)
 
     # ------------------------------------------------------------------ the synchronizer's side
 
@@ -332,14 +332,14 @@ class SharedBreaker(Breaker):
             self._report = Report(report.batch + 1)
             return report if self.circuit.mode == "enforce" else None
 
-    def could_not_tell(self, report: Report) -> None:
+    def on_report_lost(self, report: Report) -> None:
         """Redis is away: what probes showed is decided here."""
         with self._lock:
             now, circuit = self._clock(), self.circuit
             self._awaits_answer = False
             for _, verdict in report.verdicts:
                 if circuit.state is State.HALF_OPEN:
-                    self._is_alone = True
+                    self._is_diverged = True
                     if verdict == "ok":
                         circuit.close(now, "after its probes succeeded")
                     elif verdict.startswith("met "):
@@ -348,10 +348,10 @@ class SharedBreaker(Breaker):
                         circuit.reopen(now, f"after a probe met {met}", pause)
                     else:
                         circuit.open(now, f"after a probe {verdict}")
-            self._note()
-        self._announce()
+            self._queue_transition()
+        self._publish_transitions()
 
-    def learn(
+    def apply_remote_state(
         self,
         there: Announcement,
         *,
@@ -370,41 +370,43 @@ class SharedBreaker(Breaker):
         with self._lock:
             circuit, subject = self.circuit, self.subject
             is_new = there.version > subject.version
-            is_new |= announced and self._is_alone and there.version == subject.version
+            is_new |= announced and self._is_diverged and there.version == subject.version
             if rejoined or (answers is not None and answers.tripped):
                 self._awaits_answer = False
             if not (is_new or rejoined):
                 return
             subject.version = there.version
-            is_decided = announced or rejoined or circuit.policy.quorum == 1 or not self._is_alone
+            is_decided = (
+                announced or rejoined or circuit.policy.quorum == 1 or not self._is_diverged
+            )
             is_closed = there.state is State.CLOSED
             if circuit.mode != "enforce" or (is_closed and (self._awaits_answer or not is_decided)):
                 return
-            self._is_alone = self._awaits_answer = False
-            if is_closed and circuit.standing is not None:
+            self._is_diverged = self._awaits_answer = False
+            if is_closed and circuit.shared_admission is not None:
                 return
             self._lease = None
             self._report.calls = self._report.failed = self._report.slow = 0
             self._report.causes = {}
-            circuit.adopt(
+            circuit.restore(
                 there.state,
                 self._clock(),
                 there.reason,
                 remaining=there.remaining,
                 opens=there.opens,
             )
-            self._note()
-        self._announce()
+            self._queue_transition()
+        self._publish_transitions()
 
-    def answer(self, there: Announcement, token: str, lease: float | None) -> None:
+    def on_probe_answer(self, there: Announcement, token: str, lease: float | None) -> None:
         """What the cluster said to a request for a probe's place; `lease` in seconds if granted."""
-        self.learn(there)
+        self.apply_remote_state(there)
         with self._lock:
             now = self._clock()
             if lease is not None and self.circuit.state is State.HALF_OPEN:
                 self._lease = (token, now + lease)
             elif there.state is State.HALF_OPEN:
-                self._ask_after = now + min(max(there.remaining, 0.01), _ASK_AGAIN)
+                self._request_after = now + min(max(there.remaining, 0.01), _ASK_AGAIN)
 
     def give_up_unused(self, token: str) -> bool:
         """Whether a granted place was not used; it is then no longer this worker's."""
@@ -422,25 +424,25 @@ class SharedBreaker(Breaker):
             probes = self.circuit.probes
             return any(isinstance(probe, _Probe) and probe.token == token for probe in probes)
 
-    def break_to_plant(self) -> Break | None:
+    def open_state_to_restore(self) -> OpenState | None:
         """What to plant in a Redis that lost its state, or did not hear of this break."""
         with self._lock:
             circuit = self.circuit
             left = circuit.open_until - self._clock()
-            by_itself = self._is_alone and circuit.policy.quorum > 1
+            by_itself = self._is_diverged and circuit.policy.quorum > 1
             if circuit.mode != "enforce" or not 0 < left < math.inf or by_itself:
                 return None
-            return Break(left, circuit.opens, circuit.reason)
+            return OpenState(left, circuit.opens, circuit.reason)
 
-    def renew_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a child process: no lock, report or lease of the parent's is ours."""
         self.take_lock(threading.RLock())
         self._is_due = False
         self._report = Report(0)
         self._lease = None
-        self._asked_until = -math.inf
+        self._requested_until = -math.inf
 
     @property
-    def is_alone(self) -> bool:
+    def is_diverged(self) -> bool:
         """Whether this worker opened or tries by itself, and not by what the cluster decided."""
-        return self._is_alone and self.circuit.standing is None
+        return self._is_diverged and self.circuit.shared_admission is None

@@ -18,11 +18,11 @@ from weakref import WeakKeyDictionary
 
 from lightrag_resilience.config.policies import LimitPolicy
 from lightrag_resilience.errors import RateLimitedError
-from lightrag_resilience.limits.rate_limiter import LocalLimit
+from lightrag_resilience.limits.rate_limiter import LocalRateLimiter
 
-from .reservations import Booking, Demand, Stock
+from .reservations import Reservation, ReservationRequest, ReservedTurns
 
-__all__ = ["SharedLimit"]
+__all__ = ["SharedRateLimiter"]
 
 _PATIENCE = 0.3  # seconds for one booking; then this worker goes on alone
 _SLOW = 1.0  # seconds for which it does so, before the next caller tries
@@ -37,7 +37,7 @@ class _Synchronizer(Protocol):
 
     @property
     def connected(self) -> bool: ...
-    def book(self, limit: SharedLimit) -> None: ...
+    def reserve(self, limit: SharedRateLimiter) -> None: ...
     def cool_down(self, name: str, seconds: float) -> None: ...
 
 
@@ -51,12 +51,12 @@ class _Caller:
         self.loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[float | None] = self.loop.create_future()
 
-    def tell(self, ready: float | None = None, error: Exception | None = None) -> None:
+    def notify(self, ready: float | None = None, error: Exception | None = None) -> None:
         """From the synchronizer's thread."""
         with contextlib.suppress(RuntimeError):  # the caller's loop is closed by now
-            self.loop.call_soon_threadsafe(self._tell, ready, error)
+            self.loop.call_soon_threadsafe(self._notify, ready, error)
 
-    def _tell(self, ready: float | None, error: Exception | None) -> None:
+    def _notify(self, ready: float | None, error: Exception | None) -> None:
         if self.ready.done():
             return
         if error is None:
@@ -65,7 +65,7 @@ class _Caller:
             self.ready.set_exception(error)
 
 
-class SharedLimit:
+class SharedRateLimiter:
     """The limits of one dependency over all workers; for calls from any thread and event loop.
 
     Args:
@@ -87,15 +87,15 @@ class SharedLimit:
     ) -> None:
         self.name = name
         self.policy = policy
-        self.heard_cooldown: Callable[[float], None] | None = None
+        self.on_cooldown: Callable[[float], None] | None = None
         """Told, in the synchronizer's thread, for how many seconds the provider asked to wait."""
         self._prefix = prefix
         self._sync = sync
         self._clock = clock
         self._lock = threading.Lock()
-        self._line: deque[_Caller] = deque()
-        self._is_booking = False
-        self._requests, self._tokens = Stock(), Stock()
+        self._waiters: deque[_Caller] = deque()
+        self._is_reserving = False
+        self._requests, self._tokens = ReservedTurns(), ReservedTurns()
         self._unused_requests = self._unused_tokens = 0
         self._sleeping = 0
         self._paid = (-math.inf, -math.inf)
@@ -107,7 +107,9 @@ class SharedLimit:
         self._lot_came = 0.0
         self._workers = 1
         self._slow_until = -math.inf
-        self._alone: WeakKeyDictionary[asyncio.AbstractEventLoop, LocalLimit] = WeakKeyDictionary()
+        self._local_limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, LocalRateLimiter] = (
+            WeakKeyDictionary()
+        )
 
     @property
     def key(self) -> str:
@@ -120,10 +122,10 @@ class SharedLimit:
         policy = self.policy
         return (60.0 / policy.rpm if policy.rpm else 0.0, 60.0 / policy.tpm if policy.tpm else 0.0)
 
-    def hear_cooldown(self, seconds: float) -> None:
+    def receive_cooldown(self, seconds: float) -> None:
         """Another worker was asked to wait."""
-        if self.heard_cooldown is not None:
-            self.heard_cooldown(seconds)
+        if self.on_cooldown is not None:
+            self.on_cooldown(seconds)
 
     def cool_down(self, seconds: float) -> None:
         """The provider asked to wait: all workers shall."""
@@ -131,11 +133,11 @@ class SharedLimit:
 
     # ------------------------------------------------------------------ for calls
 
-    def take(self, tokens: int) -> bool:
+    def try_acquire(self, tokens: int) -> bool:
         """Take a turn of so many tokens if one is held that has come."""
         tokens = min(tokens, int(self.policy.tpm or 0))
         with self._lock:
-            if self._line or not self._is_at_hand:
+            if self._waiters or not self._can_reserve:
                 return False
             ready = self._take(tokens)
         if ready is None:
@@ -152,9 +154,9 @@ class SharedLimit:
             RateLimitedError: The turn would come later than that, or than the policy allows.
         """
         tokens = min(tokens, int(self.policy.tpm or 0))  # or a large call could never pass
-        ready = await self._turn(tokens) if self._is_at_hand else None
+        ready = await self._reserve(tokens) if self._can_reserve else None
         if ready is None:
-            return await self._go_alone(tokens, longest)
+            return await self._acquire_locally(tokens, longest)
         wait = ready - self._clock()
         if wait <= 0:
             return False
@@ -177,38 +179,38 @@ class SharedLimit:
             return
         most = int(self.policy.tpm)  # more than that was not booked either
         booked, used = min(booked, most), min(used, most)
-        if not self._sync.connected and (local := self._alone_here()) is not None:
+        if not self._sync.connected and (local := self._local_limiter()) is not None:
             local.settle(booked, used)
             return
         with self._lock:
             spare = min(booked - used, self._lot[1] - self._tokens.total)
-            if spare > 0 and not self._line and self._sleeping <= 0:  # nobody is overtaken
+            if spare > 0 and not self._waiters and self._sleeping <= 0:  # nobody is overtaken
                 self._tokens.put_back(self._clock(), spare)
                 used += spare
             self._unused_tokens += booked - used
 
     @property
-    def _is_at_hand(self) -> bool:
+    def _can_reserve(self) -> bool:
         """Whether Redis is there, and not too slow to be waited for."""
         return self._sync.connected and self._clock() >= self._slow_until
 
-    async def _turn(self, tokens: int) -> float | None:
+    async def _reserve(self, tokens: int) -> float | None:
         """When the call may go; None where Redis does not say."""
         with self._lock:
-            if not self._line and (ready := self._take(tokens)) is not None:
+            if not self._waiters and (ready := self._take(tokens)) is not None:
                 return ready
             caller = _Caller(tokens)
-            self._line.append(caller)
-            begins, self._is_booking = not self._is_booking, True
+            self._waiters.append(caller)
+            begins, self._is_reserving = not self._is_reserving, True
         if begins:
-            self._sync.book(self)
+            self._sync.reserve(self)
         try:
             async with asyncio.timeout(_PATIENCE):
                 return await caller.ready
         except TimeoutError:
             self._leave(caller)
             self._slow_until = self._clock() + _SLOW
-            self._is_booking = False  # what became of it is not known: the next caller asks anew
+            self._is_reserving = False  # what became of it is not known: the next caller asks anew
             return None
         except asyncio.CancelledError:
             self._leave(caller)
@@ -216,7 +218,7 @@ class SharedLimit:
 
     def _leave(self, caller: _Caller) -> None:
         with self._lock, contextlib.suppress(ValueError):
-            self._line.remove(caller)
+            self._waiters.remove(caller)
         answer = caller.ready
         if not answer.done() or answer.cancelled() or answer.exception() is not None:
             return
@@ -226,8 +228,8 @@ class SharedLimit:
     def _take(self, tokens: int) -> float | None:
         """A turn out of what is held, or None."""
         now = self._clock()
-        self._unused_requests += self._requests.drop_idle(now)
-        self._unused_tokens += self._tokens.drop_idle(now)
+        self._unused_requests += self._requests.expire(now)
+        self._unused_tokens += self._tokens.expire(now)
         has_requests = not self.policy.rpm or self._requests.total
         if not has_requests or self._tokens.total < tokens:
             return None
@@ -246,15 +248,15 @@ class SharedLimit:
         now = self._clock()
         return max(self._paid[0] - now, 0.0), max(self._paid[1] - now, 0.0)
 
-    async def _go_alone(self, tokens: int, longest: float) -> bool:
+    async def _acquire_locally(self, tokens: int, longest: float) -> bool:
         loop = asyncio.get_running_loop()
-        local = self._alone_here()
+        local = self._local_limiter()
         if local is None:
-            local = LocalLimit(self.name, self.policy, 1 / self._workers, owed=self._owed)
-            self._alone[loop] = local
+            local = LocalRateLimiter(self.name, self.policy, 1 / self._workers, owed=self._owed)
+            self._local_limiters[loop] = local
         waited = await local.acquire(tokens, longest)
         with self._lock:
-            if self._alone.get(loop) is local:
+            if self._local_limiters.get(loop) is local:
                 self._pay(local.owed)
                 # Redis hears of each, unless it is away: then, of what is left to be paid for.
                 if self._sync.connected:
@@ -262,10 +264,10 @@ class SharedLimit:
                     self._unused_tokens -= tokens
         return waited
 
-    def _alone_here(self) -> LocalLimit | None:
+    def _local_limiter(self) -> LocalRateLimiter | None:
         """That of the loop that runs here, where calls go alone on it."""
         loop = asyncio._get_running_loop()  # noqa: SLF001 - the other one raises
-        return None if loop is None else self._alone.get(loop)
+        return None if loop is None else self._local_limiters.get(loop)
 
     def _pay(self, owed: tuple[float, float]) -> None:
         """Remember until when is paid for: no outage, and no return, begins with a new burst."""
@@ -274,7 +276,7 @@ class SharedLimit:
 
     # ------------------------------------------------------------------ the synchronizer's side
 
-    def is_there_again(self) -> None:
+    def on_redis_back(self) -> None:
         """Redis is, and may have missed what was sent, or forgotten what was booked."""
         self._returns += 1
 
@@ -284,15 +286,15 @@ class SharedLimit:
         requests = min(max(int(self.policy.request_burst / _LOTS), 1), _LARGEST_LOT)
         return requests, max(int(self.policy.tokens_at_once / _LOTS), 1)
 
-    def demand(self) -> Demand | None:
+    def next_request(self) -> ReservationRequest | None:
         """What to book for those who wait; None where nobody does."""
         with self._lock:
-            if not self._line:
-                self._is_booking = False
+            if not self._waiters:
+                self._is_reserving = False
                 return None
             lot, token_lot = self._lot
             callers, tokens = 0, 0
-            for caller in self._line:
+            for caller in self._waiters:
                 if callers and (callers >= lot or tokens + caller.tokens > token_lot):
                     break
                 callers += 1
@@ -309,15 +311,17 @@ class SharedLimit:
                 self._unused_requests = min(self._unused_requests, 0)
                 self._unused_tokens = min(self._unused_tokens, 0)
             owed = self._owed if self._returns != self._returns_told else (0.0, 0.0)
-            waiting = self._end_alone()
+            waiting = self._end_local_limiters()
             given_back = (self._unused_requests - waiting[0], self._unused_tokens - waiting[1])
             self._unused_requests = self._unused_tokens = 0
-            return Demand(callers, needed, wanted, given_back, owed, waiting, self._returns)
+            return ReservationRequest(
+                callers, needed, wanted, given_back, owed, waiting, self._returns
+            )
 
-    def _end_alone(self) -> tuple[int, int]:
+    def _end_local_limiters(self) -> tuple[int, int]:
         """Requests and tokens of those who wait alone: they go on, and others go after them."""
-        waiting = [local.waiting for local in self._alone.values()]
-        self._alone.clear()
+        waiting = [local.waiting for local in self._local_limiters.values()]
+        self._local_limiters.clear()
         requests, tokens = sum(each[0] for each in waiting), sum(each[1] for each in waiting)
         (request, token), owed = self.per_turn, self._owed
         self._pay(
@@ -328,7 +332,7 @@ class SharedLimit:
         )
         return requests, tokens
 
-    def booked(self, demand: Demand, booking: Booking) -> None:
+    def on_reserved(self, demand: ReservationRequest, booking: Reservation) -> None:
         """What came of a demand."""
         now = self._clock()
         with self._lock:
@@ -355,33 +359,33 @@ class SharedLimit:
                 requests, tokens = max(requests, self._paid[0]), max(tokens, self._paid[1])
             self._paid = (requests, tokens)
             served = 0
-            while self._line and (ready := self._take(self._line[0].tokens)) is not None:
-                self._line.popleft().tell(ready)
+            while self._waiters and (ready := self._take(self._waiters[0].tokens)) is not None:
+                self._waiters.popleft().notify(ready)
                 served += 1
             if served or any(booking.taken):
                 return
-            for _ in range(min(demand.callers, len(self._line))):
-                error = RateLimitedError(self.name, booking.away, _WHY)
-                self._line.popleft().tell(error=error)
+            for _ in range(min(demand.callers, len(self._waiters))):
+                error = RateLimitedError(self.name, booking.wait, _WHY)
+                self._waiters.popleft().notify(error=error)
 
-    def could_not_book(self, demand: Demand) -> None:
+    def on_reservation_lost(self, demand: ReservationRequest) -> None:
         """Redis is away: those who wait go on alone."""
         with self._lock:
             # It may have taken back what was given back, and only its answer be lost.
             self._unused_requests += min(demand.given_back[0] + demand.waiting[0], 0)
             self._unused_tokens += min(demand.given_back[1] + demand.waiting[1], 0)
-            self._is_booking = False
-            while self._line:
-                self._line.popleft().tell()
+            self._is_reserving = False
+            while self._waiters:
+                self._waiters.popleft().notify()
 
-    def renew_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a child process: no lock and no turn of the parent's is ours."""
         self._lock = threading.Lock()
-        self._line.clear()
-        self._is_booking = False
-        self._requests, self._tokens = Stock(), Stock()
+        self._waiters.clear()
+        self._is_reserving = False
+        self._requests, self._tokens = ReservedTurns(), ReservedTurns()
         self._unused_requests = self._unused_tokens = 0
         self._slow_until = -math.inf
         self._paid = (-math.inf, -math.inf)
         self._returns_told = self._returns
-        self._alone.clear()
+        self._local_limiters.clear()

@@ -26,13 +26,13 @@ from lightrag_resilience.config.policies import RENEWALS
 from lightrag_resilience.redis_client.client import lost_connections, make_client, subscriptions
 from lightrag_resilience.runtime.tasks import end, within
 
-from .connection_status import Link, Members
-from .messages import Announcement, Cooling, Keys, Presence, Reply, WireError
-from .script_runner import Store
-from .shared_breaker import SharedBreaker, When
-from .shared_rate_limiter import SharedLimit
+from .connection_status import ConnectionStatus, SharedObjects
+from .messages import Announcement, CooldownMessage, Keys, Presence, Reply, WireError
+from .script_runner import ScriptRunner
+from .shared_breaker import FlushPriority, SharedBreaker
+from .shared_rate_limiter import SharedRateLimiter
 
-__all__ = ["Worker"]
+__all__ = ["SyncThread"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -51,7 +51,7 @@ _REPLACED = "What stood in Redis for %s %r was not ours and is replaced"
 _FAILURES = (RedisError, OSError, WireError, TimeoutError)
 
 
-class Worker:
+class SyncThread:
     """What runs in the thread. Its methods run on its loop, but for `start` and `stop`.
 
     Args:
@@ -61,7 +61,9 @@ class Worker:
         link: Where others see whether Redis is there.
     """
 
-    def __init__(self, url: str, prefix: str, members: Members, link: Link) -> None:
+    def __init__(
+        self, url: str, prefix: str, members: SharedObjects, link: ConnectionStatus
+    ) -> None:
         self.loop = asyncio.new_event_loop()
         self._url = url
         self._prefix = prefix
@@ -76,15 +78,15 @@ class Worker:
         self._sending: set[SharedBreaker] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cooling: dict[str, float] = {}
-        self._telling: set[str] = set()
-        self._steering = asyncio.Lock()
-        self._steered: Counter[SharedBreaker] = Counter()
+        self._publishing: set[str] = set()
+        self._forcing = asyncio.Lock()
+        self._forced: Counter[SharedBreaker] = Counter()
         self._subscribing = asyncio.Lock()
         self._something = asyncio.Event()
         self._urgent = asyncio.Event()
-        self._look_now = asyncio.Event()
+        self._poll_now = asyncio.Event()
         self._is_deaf = False
-        self._misheard: set[str] = set()
+        self._malformed: set[str] = set()
         self._pubsub: Any = None
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(
@@ -130,21 +132,21 @@ class Worker:
 
     async def _work(self) -> None:
         self._client = make_client(self._url)
-        self._store = Store(self._client, self._name)
+        self._store = ScriptRunner(self._client, self._name)
         parts = [
-            self.loop.create_task(self._go_on(part))
-            for part in (self._send_reports, self._look, self._listen)
+            self.loop.create_task(self._loop_once(part))
+            for part in (self._send_reports, self._poll, self._listen)
         ]
         stop = self.loop.create_task(self._stopped.wait())
         await asyncio.wait([stop, *parts], return_when=asyncio.FIRST_COMPLETED)
         self._stopped.set()
         with contextlib.suppress(Exception):
-            await within(_FAREWELL, self._say_farewell())
+            await within(_FAREWELL, self._flush())
         await end([stop, *parts, *self._tasks])
         with contextlib.suppress(Exception):
             await within(_FAREWELL, self._client.aclose())
 
-    async def _go_on(self, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _loop_once(self, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run a part again and again: whatever ends it, only `stop` ends the sharing."""
         pause = 0.0
         while True:
@@ -157,90 +159,94 @@ class Worker:
                 self._note(error)
             pause = _LOOK_AGAIN
 
-    async def _say_farewell(self) -> None:
+    async def _flush(self) -> None:
         await asyncio.gather(*self._tasks, *map(self._send, self._breakers.values()))
         for token in list(self._unused):
-            self._give_back_unused(token)
+            self._return_unused_probes(token)
         await asyncio.gather(*self._tasks)
 
     # ------------------------------------------------------------------ what breakers want
 
-    def met(self, breaker: SharedBreaker) -> None:
+    def add(self, breaker: SharedBreaker) -> None:
         """A breaker is new."""
         if self._pubsub is not None:
             self._spawn(self._subscribe([breaker]))
-        self._look_now.set()
+        self._poll_now.set()
 
-    def due(self, breaker: SharedBreaker, when: When) -> None:
+    def schedule_report(self, breaker: SharedBreaker, when: FlushPriority) -> None:
         """A breaker has something to report."""
-        if when is When.NOW:
+        if when is FlushPriority.NOW:
             self._spawn(self._send(breaker))
             return
         self._waiting[breaker] = None
         self._something.set()
-        if when is When.NEXT:
+        if when is FlushPriority.NEXT:
             self._urgent.set()
 
-    def ask(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
+    def request_probe(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
         """A probe's place is wanted."""
-        self._spawn(self._ask(breaker)).add_done_callback(lambda _: answered())
+        self._spawn(self._request_probe(breaker)).add_done_callback(lambda _: answered())
 
-    def give_back(self, breaker: SharedBreaker, token: str) -> None:
+    def return_probe(self, breaker: SharedBreaker, token: str) -> None:
         """A probe's place is not wanted any more."""
-        self._spawn(self._store.release(breaker.subject, token))
+        self._spawn(self._store.release_probe(breaker.subject, token))
 
-    def steer(self, breaker: SharedBreaker, state: State, reason: str, open_for: float) -> None:
+    def force_state(
+        self, breaker: SharedBreaker, state: State, reason: str, open_for: float
+    ) -> None:
         """A breaker was changed by hand."""
-        self._steered[breaker] += 1
-        task = self._spawn(self._steer(breaker, state, reason, open_for))
-        task.add_done_callback(lambda _: self._steered.subtract([breaker]))
+        self._forced[breaker] += 1
+        task = self._spawn(self._force_state(breaker, state, reason, open_for))
+        task.add_done_callback(lambda _: self._forced.subtract([breaker]))
 
-    def book(self, limit: SharedLimit) -> None:
+    def reserve(self, limit: SharedRateLimiter) -> None:
         """Callers wait for turns."""
-        self._spawn(self._book(limit))
+        self._spawn(self._reserve(limit))
 
     def cool_down(self, name: str, seconds: float) -> None:
         """A provider asked to wait. What cannot be told now is kept for the return of Redis."""
         self._cooling[name] = max(self._cooling.get(name, 0.0), self.loop.time() + seconds)
-        self._tell_cooling(name)
+        self._publish_cooldown(name)
 
-    def _tell_cooling(self, name: str) -> None:
-        if self._link.is_up and name not in self._telling:  # one message a breaker, not one a 429
-            self._telling.add(name)
-            telling = self._spawn(self._tell(name))
-            telling.add_done_callback(lambda _: self._telling.discard(name))
+    def _publish_cooldown(self, name: str) -> None:
+        if (
+            self._link.is_up and name not in self._publishing
+        ):  # one message a breaker, not one a 429
+            self._publishing.add(name)
+            telling = self._spawn(self._publish(name))
+            telling.add_done_callback(lambda _: self._publishing.discard(name))
 
-    async def _tell(self, name: str) -> None:
+    async def _publish(self, name: str) -> None:
         told = 0.0
 
-        def what_is_left() -> Cooling:
+        def what_is_left() -> CooldownMessage:
             nonlocal told
             told = self._cooling[name]
-            return Cooling(max(told - self.loop.time(), 0.0))
+            return CooldownMessage(max(told - self.loop.time(), 0.0))
 
         while self._cooling[name] > max(told, self.loop.time()):
-            await self._store.tell(Keys(self._prefix, name).channel, what_is_left)
+            await self._store.publish(Keys(self._prefix, name).channel, what_is_left)
         del self._cooling[name]
 
-    async def _book(self, limit: SharedLimit) -> None:
-        while (demand := limit.demand()) is not None:
+    async def _reserve(self, limit: SharedRateLimiter) -> None:
+        while (demand := limit.next_request()) is not None:
             try:
-                booking = await self._store.book(limit, demand)
+                booking = await self._store.reserve(limit, demand)
             except BaseException:
-                limit.could_not_book(demand)
+                limit.on_reservation_lost(demand)
                 raise
             if booking.found == "corrupt":
                 _log.error(_REPLACED, "limit", limit.name)
-            limit.booked(demand, booking)
+            limit.on_reserved(demand, booking)
 
-    async def _ask(self, breaker: SharedBreaker) -> None:
+    async def _request_probe(self, breaker: SharedBreaker) -> None:
         token = f"{self._name}:{next(self._tokens)}"
-        reply = await self._store.admit(breaker.subject, token)
+        reply = await self._store.acquire_probe(breaker.subject, token)
         granted = reply.extra >= 0
-        breaker.answer(reply.now, token, reply.extra / 1000.0 if granted else None)
+        breaker.on_probe_answer(reply.now, token, reply.extra / 1000.0 if granted else None)
         if granted:
             self._unused[token] = breaker
-            self.loop.call_later(_UNUSED, self._give_back_unused, token)
+            self.loop.call_later(_UNUSED, self._return_unused_probes, token)
             every = reply.extra / 1000.0 / _RENEWALS_A_LEASE
             self._renew_later(breaker, token, every, RENEWALS * _RENEWALS_A_LEASE)
 
@@ -249,23 +255,23 @@ class Worker:
 
         def renew() -> None:
             if breaker.keeps(token):
-                self._spawn(self._store.renew(breaker.subject, token))
+                self._spawn(self._store.renew_probe(breaker.subject, token))
                 self._renew_later(breaker, token, every, times - 1)
 
         if times > 0:
             self.loop.call_later(every, renew)
 
-    def _give_back_unused(self, token: str) -> None:
+    def _return_unused_probes(self, token: str) -> None:
         breaker = self._unused.pop(token, None)
         if breaker is not None and breaker.give_up_unused(token):
-            self.give_back(breaker, token)
+            self.return_probe(breaker, token)
 
-    async def _steer(
+    async def _force_state(
         self, breaker: SharedBreaker, state: State, reason: str, open_for: float
     ) -> None:
-        async with self._steering:  # one by one, in their order
-            reply = await self._store.steer(breaker.subject, state, reason, open_for=open_for)
-        breaker.learn(reply.now)
+        async with self._forcing:  # one by one, in their order
+            reply = await self._store.force_state(breaker.subject, state, reason, open_for=open_for)
+        breaker.apply_remote_state(reply.now)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
         task = self.loop.create_task(self._quietly(work))
@@ -285,7 +291,7 @@ class Worker:
 
     async def _send_reports(self) -> None:
         for breaker in list(self._breakers.values()):  # what an earlier thread left unsent
-            self.due(breaker, When.SOON)
+            self.schedule_report(breaker, FlushPriority.SOON)
         while True:
             await self._something.wait()
             with contextlib.suppress(TimeoutError):
@@ -299,60 +305,60 @@ class Worker:
 
     async def _send(self, breaker: SharedBreaker) -> None:
         if breaker in self._sending:  # reports of one breaker must arrive in their order
-            self.due(breaker, When.NEXT)
+            self.schedule_report(breaker, FlushPriority.NEXT)
             return
         report = breaker.take_report()
         if report is None:
             return
         if not self._link.is_up:
-            breaker.could_not_tell(report)
+            breaker.on_report_lost(report)
             return
         self._sending.add(breaker)
         try:
             reply = await self._store.report(breaker.subject, report)
         except BaseException as error:
-            breaker.could_not_tell(report)
+            breaker.on_report_lost(report)
             if not isinstance(error, Exception):
                 raise
             self._note(error)
         else:
             self._check(breaker, reply)
-            breaker.learn(reply.now, answers=report)
+            breaker.apply_remote_state(reply.now, answers=report)
         finally:
             self._sending.discard(breaker)
 
     # ------------------------------------------------------------------ looks
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         """Look at the breakers in turns, once a second; find out whether Redis is there again."""
         turns: Iterator[list[SharedBreaker]] = iter(())
         for count in itertools.count():
-            self._look_now.clear()
+            self._poll_now.clear()
             try:
                 if self._link.is_up:
                     if (turn := next(turns, None)) is None:
                         turns = self._turns()
                         turn = next(turns, [])
-                    await self._look_at(turn)
+                    await self._poll_breaker(turn)
                     if count % _SHOW_EVERY == 0:
-                        await self._show()
-                    self._link.goes_on()
+                        await self._heartbeat()
+                    self._link.tick()
                 else:
-                    await self._join()
+                    await self._reconnect()
             except _FAILURES as error:
                 self._lost(error)
             self._link.round_trip = self._store.round_trip
             pause = _LOOK * random.uniform(0.8, 1.2) if self._link.is_up else _LOOK_AGAIN  # noqa: S311
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._look_now.wait()
+                    await self._poll_now.wait()
 
     def _turns(self) -> Iterator[list[SharedBreaker]]:
         breakers = list(self._breakers.values())
         return (breakers[at : at + _AT_A_LOOK] for at in range(0, len(breakers), _AT_A_LOOK))
 
-    async def _look_at(self, breakers: list[SharedBreaker], *, joining: bool = False) -> None:
-        replies = await self._store.snapshots([breaker.subject for breaker in breakers])
+    async def _poll_breaker(self, breakers: list[SharedBreaker], *, joining: bool = False) -> None:
+        replies = await self._store.read_states([breaker.subject for breaker in breakers])
         for breaker, reply in zip(breakers, replies, strict=True):
             self._check(breaker, reply)
             await self._compare(breaker, reply, joining=joining)
@@ -363,20 +369,20 @@ class Worker:
         is_news = reply.found == "held"
         if joining and subject.version == reply.now.version:
             is_news = False
-        if self._steered[breaker] > 0:
+        if self._forced[breaker] > 0:
             return  # what is there is no longer so
-        if not is_news and (held := breaker.break_to_plant()) is not None:
-            reply = await self._store.plant(subject, held.left, held.opens, held.reason)
+        if not is_news and (held := breaker.open_state_to_restore()) is not None:
+            reply = await self._store.restore(subject, held.left, held.opens, held.reason)
         if reply.now.version or reply.found == "held":
-            breaker.learn(reply.now, rejoined=joining)
+            breaker.apply_remote_state(reply.now, rejoined=joining)
 
-    async def _show(self) -> None:
-        alone = [breaker.name for breaker in list(self._breakers.values()) if breaker.is_alone]
+    async def _heartbeat(self) -> None:
+        alone = [breaker.name for breaker in list(self._breakers.values()) if breaker.is_diverged]
         presence = Presence(socket.gethostname(), os.getpid(), tuple(alone))
-        await self._store.show(self._prefix, presence, _SHOWN)
+        await self._store.heartbeat(self._prefix, presence, _SHOWN)
         with contextlib.suppress(ClusterError):  # breakers may be on nodes that are there
             self._link.workers = await self._store.count_workers(self._prefix, _SHOWN)
-            await self._overrides.look(self._store)
+            await self._overrides.poll(self._store)
 
     # ------------------------------------------------------------------ announcements
 
@@ -389,9 +395,9 @@ class Worker:
             self._pubsub = pubsub
             try:
                 await self._subscribe(list(self._breakers.values()))
-                self._look_now.set()
+                self._poll_now.set()
                 while not self._is_deaf:
-                    await self._hear(pubsub)
+                    await self._receive(pubsub)
             finally:
                 self._pubsub = None
 
@@ -401,7 +407,7 @@ class Worker:
                 with lost_connections():
                     await pubsub.subscribe(*(breaker.subject.channel for breaker in breakers))
 
-    async def _hear(self, pubsub: Any) -> None:
+    async def _receive(self, pubsub: Any) -> None:
         with lost_connections():
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=_LOOK)
         if message is None:
@@ -411,33 +417,33 @@ class Worker:
         if breaker is None:
             return
         try:
-            if (cooling := Cooling.parse(message["data"])) is not None:
+            if (cooling := CooldownMessage.parse(message["data"])) is not None:
                 if (limit := self._limits.get(name)) is not None:
-                    limit.hear_cooldown(cooling.seconds)
+                    limit.receive_cooldown(cooling.seconds)
             else:
-                breaker.learn(Announcement.parse(message["data"]), announced=True)
+                breaker.apply_remote_state(Announcement.parse(message["data"]), announced=True)
         except WireError as error:
-            if name not in self._misheard:
+            if name not in self._malformed:
                 text = "A message in Redis about breaker %r is ignored, and others like it: %s"
                 _log.error(text, breaker.name, error)
-            self._misheard.add(name)
+            self._malformed.add(name)
 
     # ------------------------------------------------------------------ whether Redis is there
 
-    async def _join(self) -> None:
-        await self._show()
+    async def _reconnect(self) -> None:
+        await self._heartbeat()
         for turn in self._turns():
-            await self._look_at(turn, joining=True)
+            await self._poll_breaker(turn, joining=True)
         for limit in list(self._limits.values()):
-            limit.is_there_again()
-        self._link.found()
+            limit.on_redis_back()
+        self._link.mark_up()
         for name in self._cooling:
-            self._tell_cooling(name)
-        self._look_now.set()
+            self._publish_cooldown(name)
+        self._poll_now.set()
 
     def _lost(self, error: BaseException) -> bool:
         self._is_deaf = True
-        return self._link.lost(error)
+        return self._link.mark_down(error)
 
     def _note(self, error: BaseException) -> None:
         if self._lost(error) and not isinstance(error, _FAILURES):

@@ -18,14 +18,14 @@ from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.config.policies import BreakerPolicy, LimitPolicy
 from lightrag_resilience.config.redis_url import places_in
 from lightrag_resilience.events import Events
-from lightrag_resilience.runtime.fork_safety import renew_in_children
+from lightrag_resilience.runtime.fork_safety import reset_in_children
 
-from .connection_status import Link, Members
+from .connection_status import ConnectionStatus, SharedObjects
 from .messages import Override
 from .overrides import Overrides
-from .shared_breaker import SharedBreaker, When
-from .shared_rate_limiter import SharedLimit
-from .sync_thread import Worker
+from .shared_breaker import FlushPriority, SharedBreaker
+from .shared_rate_limiter import SharedRateLimiter
+from .sync_thread import SyncThread
 
 __all__ = ["Synchronizer"]
 
@@ -53,15 +53,15 @@ class Synchronizer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.prefix = prefix
-        self.link = Link(clock, places_in(url))
+        self.link = ConnectionStatus(clock, places_in(url))
         self._url = url
         self._clock = clock
-        self._members = Members({}, {}, Overrides(prefix, override))
+        self._members = SharedObjects({}, {}, Overrides(prefix, override))
         # Reentrant: the garbage collector may end an abandoned call while the lock is held.
         self._lock = threading.RLock()
-        self._worker: Worker | None = None
+        self._worker: SyncThread | None = None
         self._start_at = -math.inf
-        renew_in_children(self)
+        reset_in_children(self)
 
     @property
     def connected(self) -> bool:
@@ -82,14 +82,14 @@ class Synchronizer:
         made = SharedBreaker(name, policy, self.prefix, self, events=events, clock=self._clock)
         self._members.breakers[name] = made
         if self._worker is not None:
-            self._run(Worker.met, made)
+            self._run(SyncThread.add, made)
         elif _is_in_loop():
             self.begin()  # it is in use, and no longer only imported by what may fork
         return made
 
-    def limit(self, name: str, policy: LimitPolicy) -> SharedLimit:
+    def limit(self, name: str, policy: LimitPolicy) -> SharedRateLimiter:
         """New limits of this process that share what all workers may send."""
-        made = SharedLimit(name, policy, self.prefix, self, clock=self._clock)
+        made = SharedRateLimiter(name, policy, self.prefix, self, clock=self._clock)
         self._members.limits[name] = made
         return made
 
@@ -107,33 +107,33 @@ class Synchronizer:
 
     # ------------------------------------------------------------------ for breakers
 
-    def due(self, breaker: SharedBreaker, when: When) -> None:
+    def schedule_report(self, breaker: SharedBreaker, when: FlushPriority) -> None:
         """A breaker has something to report."""
-        self._run(Worker.due, breaker, when)
+        self._run(SyncThread.schedule_report, breaker, when)
 
-    def ask(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
+    def request_probe(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
         """Ask for a probe's place; `answered` is called, in the thread, when the breaker knows."""
-        self._run(Worker.ask, breaker, answered)
+        self._run(SyncThread.request_probe, breaker, answered)
 
-    def give_back(self, breaker: SharedBreaker, token: str) -> None:
+    def return_probe(self, breaker: SharedBreaker, token: str) -> None:
         """A probe ended without a verdict."""
-        self._run(Worker.give_back, breaker, token)
+        self._run(SyncThread.return_probe, breaker, token)
 
-    def steer(
+    def force_state(
         self, breaker: SharedBreaker, state: State, reason: str, *, open_for: float = 0.0
     ) -> None:
         """A change by hand, for the whole cluster."""
-        self._run(Worker.steer, breaker, state, reason, open_for)
+        self._run(SyncThread.force_state, breaker, state, reason, open_for)
 
     # ------------------------------------------------------------------ for limits
 
-    def book(self, limit: SharedLimit) -> None:
+    def reserve(self, limit: SharedRateLimiter) -> None:
         """Callers wait for turns."""
-        self._run(Worker.book, limit)
+        self._run(SyncThread.reserve, limit)
 
     def cool_down(self, name: str, seconds: float) -> None:
         """A provider asked to wait."""
-        self._run(Worker.cool_down, name, seconds)
+        self._run(SyncThread.cool_down, name, seconds)
 
     # ------------------------------------------------------------------ the thread
 
@@ -143,7 +143,7 @@ class Synchronizer:
             with contextlib.suppress(RuntimeError):  # its loop was closed this moment
                 worker.loop.call_soon_threadsafe(method, worker, *arguments)
 
-    def _running(self) -> Worker | None:
+    def _running(self) -> SyncThread | None:
         """The thread's side; None while the system has no thread or no file for one."""
         worker = self._worker
         if worker is not None and worker.is_alive:
@@ -161,23 +161,23 @@ class Synchronizer:
         if self._worker is not None:
             _log.error("The thread that shares breakers through Redis ended; it begins again")
         try:
-            worker = Worker(self._url, self.prefix, self._members, self.link)
+            worker = SyncThread(self._url, self.prefix, self._members, self.link)
             worker.start()
         except (OSError, RuntimeError) as error:
-            self.link.lost(error)
+            self.link.mark_down(error)
         else:
             self._worker = worker
 
-    def renew_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a child process: the thread, its locks and its connections are the parent's."""
         self._lock = threading.RLock()
         self._worker = None
         self._start_at = -math.inf
         self.link.is_up = False
         for breaker in self._members.breakers.values():
-            breaker.renew_after_fork()
+            breaker.reset_after_fork()
         for limit in self._members.limits.values():
-            limit.renew_after_fork()
+            limit.reset_after_fork()
 
 
 def _is_in_loop() -> bool:

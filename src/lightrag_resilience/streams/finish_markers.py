@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from lightrag_resilience.errors import TruncatedStreamError
 
-__all__ = ["Finish", "finish_after", "is_of_model", "why_not_whole"]
+__all__ = ["FinishMarker", "finish_marker_for", "is_of_model", "why_not_whole"]
 
 _Read = Callable[[Any, str, Any], Any]
 _UNTOLD: Any = object()
@@ -38,10 +38,10 @@ like "error" (vLLM, Mistral, Cohere, OpenRouter) and "network_error" (Zhipu)."""
 _WORD = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
-class Finish(Protocol):
+class FinishMarker(Protocol):
     """The finish marker of one stream."""
 
-    def note(self, item: Any) -> None:
+    def record(self, item: Any) -> None:
         """The next item came."""
 
     @property
@@ -60,17 +60,17 @@ class Finish(Protocol):
         ...
 
 
-def finish_after(first: Any) -> Finish | None:
+def finish_marker_for(first: Any) -> FinishMarker | None:
     """What to look for in a stream with this first item; None where no structure is known."""
     try:
         if (finish := _recognised(first)) is not None:
-            finish.note(first)
+            finish.record(first)
     except Exception:  # noqa: BLE001 - an item's odd attributes must not break its stream
         return None
     return finish
 
 
-def why_not_whole(dependency: str, finish: Finish) -> TruncatedStreamError | None:
+def why_not_whole(dependency: str, finish: FinishMarker) -> TruncatedStreamError | None:
     """What a stream that has ended, or is closed at its end, failed with; None if it is whole."""
     if (code := finish.failure) is not None:
         reason = f"by its server, which gave up: {code}" if code else "by its server"
@@ -86,7 +86,7 @@ def is_of_model(source: Any) -> bool:
     return cls.__name__ == "AsyncStream" and cls.__module__ in _STREAMS_OF_SDKS
 
 
-def _recognised(first: Any) -> Finish | None:
+def _recognised(first: Any) -> FinishMarker | None:
     read: _Read = dict.get if isinstance(first, dict) else getattr
     for name in ("choices", "candidates"):
         if isinstance(read(first, name, None), list):
@@ -99,7 +99,7 @@ def _recognised(first: Any) -> Finish | None:
     return None
 
 
-def _events(read: _Read, kind: str, first: Any) -> Finish | None:
+def _events(read: _Read, kind: str, first: Any) -> FinishMarker | None:
     if kind == "message_start":
         return None if read(first, "message", None) is None else _Events(read, is_missing=True)
     if kind in _BEGINNINGS:
@@ -128,7 +128,7 @@ class _EachFinishes:
         self._finished: set[int] = set()
         self.failure: str | None = None
 
-    def note(self, item: Any) -> None:
+    def record(self, item: Any) -> None:
         read = self._read
         for part in read(item, self._name, None) or self._without_parts(item):
             reason = read(part, "finish_reason", _UNTOLD)
@@ -169,7 +169,7 @@ class _Choices(_EachFinishes):
     def __init__(self) -> None:
         super().__init__(getattr, "choices")
 
-    def note(self, item: Any) -> None:
+    def record(self, item: Any) -> None:
         try:
             for choice in item.choices or self._without_parts(item):
                 if choice.finish_reason:
@@ -177,7 +177,7 @@ class _Choices(_EachFinishes):
                 else:  # some providers give "" until the end
                     self._begun.add(choice.index or 0)
         except AttributeError:  # one without a reason, or an index
-            super().note(item)
+            super().record(item)
 
 
 # ---------------------------------------------------------------------- an item at the end
@@ -208,7 +208,7 @@ class _Events:
         self.is_seen = False
         self.failure: str | None = None
 
-    def note(self, item: Any) -> None:
+    def record(self, item: Any) -> None:
         if (kind := self._read(item, "type", None)) in _TELLING:
             self._told(kind, item)
 
@@ -236,7 +236,7 @@ class _Done:
         self._read = read
         self.is_seen = False
 
-    def note(self, item: Any) -> None:
+    def record(self, item: Any) -> None:
         if self._read(item, "done", None) is True:
             self.is_seen = True
 

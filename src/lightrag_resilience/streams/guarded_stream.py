@@ -14,19 +14,19 @@ from lightrag_resilience.calls.call_context import Call
 from lightrag_resilience.config.policies import TimeoutPolicy
 from lightrag_resilience.errors import TruncatedStreamError
 from lightrag_resilience.timeouts.attempt_timer import Timer
-from lightrag_resilience.timeouts.idle_timer import read_elsewhere
+from lightrag_resilience.timeouts.idle_timer import wrong_loop_error
 
 from .finish_markers import is_of_model
-from .stream_proxy import PassedOnStream, sent_into, thrown_into
-from .stream_reader import Reading
+from .stream_proxy import StreamProxy, sent_into, thrown_into
+from .stream_reader import StreamReader
 
-__all__ = ["GuardedStream", "end_whole", "generator_function", "items_of"]
+__all__ = ["GuardedStream", "close_complete", "generator_function", "items_of"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-class GuardedStream(PassedOnStream[T_co]):
+class GuardedStream(StreamProxy[T_co]):
     """Passes a source's items on, each waited for no longer than `TimeoutPolicy` says.
 
     An error, a timeout and an end without the model's finish marker are failures of the dependency.
@@ -34,10 +34,12 @@ class GuardedStream(PassedOnStream[T_co]):
     call is under way, and has its place, until one of these happens.
     """
 
-    __slots__ = ("_guard", "_items", "_reading")
+    __slots__ = ("_guard", "_items", "_reader")
 
     def __init__(self, guard: Attempts, source: Any) -> None:
-        self._reading: Reading[T_co] | None = None  # until then the call is the caller's to settle
+        self._reader: StreamReader[T_co] | None = (
+            None  # until then the call is the caller's to settle
+        )
         super().__init__(source)
         self._guard = guard
         self._items: AsyncGenerator[T_co, Any] = _nothing()
@@ -52,7 +54,7 @@ class GuardedStream(PassedOnStream[T_co]):
 
         The caller judges this wait, and ends it by `timer` unless streams have a time of their own.
         """
-        guard, policy = self._guard, call.parts.policy
+        guard, policy = self._guard, call.loop_state.policy
         limit = _limit_of_first_item(policy.timeout)
         try:
             if limit is None:
@@ -72,19 +74,19 @@ class GuardedStream(PassedOnStream[T_co]):
             raise
         if timer is not None:
             timer.stop(call)
-        if (line := call.parts.line) is not None:
-            line.was_let_in(call)
-        self._reading = Reading(guard, call, self._iterator, self._source, first)
-        self._items = self._reading.items(first)
+        if (line := call.loop_state.admission) is not None:
+            line.first_item_received(call)
+        self._reader = StreamReader(guard, call, self._iterator, self._source, first)
+        self._items = self._reader.items(first)
         return self
 
     async def __anext__(self) -> T_co:
         try:
             return await anext(self._items)
         except StopAsyncIteration:
-            if self._reading is not None and self._reading.is_under_way:  # its loop has ended
+            if self._reader is not None and self._reader.is_under_way:  # its loop has ended
                 self._abandon()
-                raise read_elsewhere() from None
+                raise wrong_loop_error() from None
             raise
         except GeneratorExit:  # Python 3.11 does not tell the generator
             self._abandon()
@@ -104,13 +106,13 @@ class GuardedStream(PassedOnStream[T_co]):
         try:
             return await self._items.athrow(error)
         finally:
-            reading, items = self._reading, cast("AsyncGeneratorType[T_co, Any]", self._items)
+            reading, items = self._reader, cast("AsyncGeneratorType[T_co, Any]", self._items)
             if reading is not None and items.ag_frame is None and reading.is_under_way:
                 await reading.close()  # it was not read yet, and the source was told nothing
 
     async def aclose(self) -> None:
         """Stop here and close the source: no verdict, unless the finish marker came already."""
-        if (reading := self._reading) is None:
+        if (reading := self._reader) is None:
             await super().aclose()
             return
         try:
@@ -125,7 +127,7 @@ class GuardedStream(PassedOnStream[T_co]):
             timer.stop(call)
         now = guard.clock()
         left = min(call.started + limit - now, guard.remaining(call))
-        own = Timer(max(left, 0.0), call.parts.loop, guard.clock)
+        own = Timer(max(left, 0.0), call.loop_state.loop, guard.clock)
         own.start(call, now)
         try:
             return await anext(self._iterator)
@@ -138,7 +140,7 @@ class GuardedStream(PassedOnStream[T_co]):
             own.stop(call)
 
     def _abandon(self) -> None:
-        if (reading := self._reading) is not None:
+        if (reading := self._reader) is not None:
             reading.abandon()
 
     def __del__(self) -> None:
@@ -184,9 +186,9 @@ def generator_function(
     return items
 
 
-async def end_whole(stream: GuardedStream[Any]) -> None:
+async def close_complete(stream: GuardedStream[Any]) -> None:
     """Close a stream whose source has said all, read or not: a success."""
-    if (reading := stream._reading) is not None:  # noqa: SLF001 - for the way of one source
+    if (reading := stream._reader) is not None:  # noqa: SLF001 - for the way of one source
         reading.end()
     await stream.aclose()
 

@@ -7,14 +7,14 @@ import inspect
 from collections.abc import AsyncIterator
 from typing import Any, Generic, Self, TypeVar
 
-__all__ = ["OpenedStream", "PassedOnStream", "close_both", "sent_into", "thrown_into"]
+__all__ = ["PrimedStream", "StreamProxy", "close_both", "sent_into", "thrown_into"]
 
 T_co = TypeVar("T_co", covariant=True)
 
 _NOTHING: Any = object()
 
 
-class PassedOnStream(AsyncIterator[T_co], Generic[T_co]):
+class StreamProxy(AsyncIterator[T_co], Generic[T_co]):
     """A source's items, and whatever else of the source is public, such as an SDK's `response`.
 
     What a source's own methods read goes past this stream.
@@ -56,7 +56,7 @@ class PassedOnStream(AsyncIterator[T_co], Generic[T_co]):
         await close_both(self._iterator, self._source)
 
 
-class OpenedStream(PassedOnStream[T_co]):
+class PrimedStream(StreamProxy[T_co]):
     """A stream whose first item is there: until then it can be begun elsewhere."""
 
     __slots__ = ("_first",)

@@ -12,23 +12,23 @@ from weakref import ref
 
 from lightrag_resilience.calls.attempts import Attempts
 from lightrag_resilience.calls.call_context import Call, current_call
-from lightrag_resilience.calls.publishing import tell_failure
+from lightrag_resilience.calls.publishing import publish_call_failed
 from lightrag_resilience.errors import (
     AttemptTimeoutError,
     TruncatedStreamError,
     UnsupportedCallError,
 )
-from lightrag_resilience.timeouts.idle_timer import GapTimer
+from lightrag_resilience.timeouts.idle_timer import IdleTimer
 
-from .finish_markers import Finish, finish_after, why_not_whole
+from .finish_markers import FinishMarker, finish_marker_for, why_not_whole
 from .stream_proxy import close_both, sent_into, thrown_into
 
-__all__ = ["Reading"]
+__all__ = ["StreamReader"]
 
 T = TypeVar("T")
 
 
-class Reading(Generic[T]):
+class StreamReader(Generic[T]):
     """A stream's call, from its first item on.
 
     Nothing in here knows the stream that the caller has, so that one is gone once it is dropped.
@@ -41,7 +41,16 @@ class Reading(Generic[T]):
         first: The first item.
     """
 
-    __slots__ = ("_call", "_finish", "_gaps", "_guard", "_iterator", "_source", "_span", "_waited")
+    __slots__ = (
+        "_call",
+        "_finish",
+        "_guard",
+        "_idle_timer",
+        "_iterator",
+        "_source",
+        "_span",
+        "_waited",
+    )
 
     def __init__(
         self, guard: Attempts, call: Call, iterator: AsyncIterator[T], source: Any, first: T
@@ -50,7 +59,7 @@ class Reading(Generic[T]):
         self._call: Call | None = call
         self._iterator = iterator
         self._source = source
-        now, policy = guard.clock(), call.parts.policy
+        now, policy = guard.clock(), call.loop_state.policy
         timeout = policy.timeout
         self._waited = now - call.started
         self._span: _Span | None = None
@@ -58,13 +67,13 @@ class Reading(Generic[T]):
             self._span = _Span(timeout.stream_total, call.started, now)
         gap = timeout.gap or timeout.attempt or math.inf
         until = math.inf if self._span is None else self._span.until
-        self._gaps = GapTimer(gap, until, call.parts.loop, guard.clock)
-        call.gaps = ref(self._gaps)
+        self._idle_timer = IdleTimer(gap, until, call.loop_state.loop, guard.clock)
+        call.idle_timer = ref(self._idle_timer)
         if hasattr(call, "task"):
             del call.task  # its result may be the stream, which is to go when it is dropped
-        self._finish: Finish | None = None
+        self._finish: FinishMarker | None = None
         if policy.stream.finish_marker:
-            self._finish = finish_after(first)
+            self._finish = finish_marker_for(first)
 
     async def items(self, first: T) -> AsyncGenerator[T, Any]:  # noqa: C901, PLR0912, PLR0915 - as `Guard.run`
         """All items. A generator, as a coroutine for each would cost as much as all else.
@@ -78,9 +87,9 @@ class Reading(Generic[T]):
         """
         item: Any = first
         del first
-        guard, iterator, gaps = self._guard, self._iterator, self._gaps
+        guard, iterator, gaps = self._guard, self._iterator, self._idle_timer
         span, around = self._span, current_call
-        note = None if self._finish is None else self._finish.note
+        note = None if self._finish is None else self._finish.record
         step: Callable[[], Awaitable[T]] | None = None
         thrown: BaseException | None = None
         while True:
@@ -160,7 +169,7 @@ class Reading(Generic[T]):
     async def _interrupted(self, error: BaseException) -> None:
         """An error ended the wait for an item; where it stands for another, this raises that."""
         ends = (asyncio.CancelledError, StopAsyncIteration)
-        if self._gaps.stop() and isinstance(error, ends):
+        if self._idle_timer.stop() and isinstance(error, ends):
             await self._fail(late := self._too_late())
             raise late from error
         if isinstance(error, StopAsyncIteration):
@@ -177,9 +186,9 @@ class Reading(Generic[T]):
             await self._close_after_error()
 
     def _too_late(self) -> Exception:
-        if (span := self._span) is not None and self._gaps.ran_out:
+        if (span := self._span) is not None and self._idle_timer.ran_out:
             return self._too_long(span)
-        late = f"waiting {self._gaps.seconds:g} s for the next item"
+        late = f"waiting {self._idle_timer.seconds:g} s for the next item"
         return AttemptTimeoutError(self._guard.name, None, late)
 
     def _too_long(self, span: _Span) -> Exception:
@@ -208,11 +217,11 @@ class Reading(Generic[T]):
         # Left to the garbage collector, the generators inside openai's streams get in each other's
         # way, and the connection stays open.
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            call.parts.loop.call_soon_threadsafe(_close_later, self._close_after_error)
+            call.loop_state.loop.call_soon_threadsafe(_close_later, self._close_after_error)
 
     def end(self) -> None:
         """The source has said all: a success."""
-        self._gaps.close()
+        self._idle_timer.close()
         if (call := self._take_call()) is not None:
             self._guard.settle_success(call, self._waited)
 
@@ -227,7 +236,7 @@ class Reading(Generic[T]):
     def _settle_failed(self, error: Exception) -> None:
         if (call := self._take_call()) is not None:
             self._guard.settle_error(call, error)
-            tell_failure(self._guard, call, error)
+            publish_call_failed(self._guard, call, error)
 
     def _release(self) -> None:
         if (call := self._take_call()) is not None:
@@ -246,7 +255,7 @@ class Reading(Generic[T]):
             await self._close_source()
 
     async def _close_source(self) -> None:
-        self._gaps.close()
+        self._idle_timer.close()
         await close_both(self._iterator, self._source)
 
 

@@ -10,21 +10,21 @@ from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.draining.phases import Phase
 from lightrag_resilience.events import (
     AttemptFailed,
+    AttemptRejected,
+    CallAdmitted,
     CallFailed,
-    CallRefused,
     CallSucceeded,
-    CallWaited,
     DocumentsCounted,
-    DrainChanged,
     DrainEnded,
+    DrainProgress,
     Event,
-    FellBack,
-    Hedged,
+    FallbackUsed,
+    HedgeSent,
     ProbeSent,
-    QueryAnswered,
-    RecoveryRan,
+    QueryCompleted,
+    RecoveryCompleted,
     RetryScheduled,
-    StaleAnswered,
+    StaleAnswerServed,
     StateChanged,
     WorkAbandoned,
 )
@@ -32,10 +32,10 @@ from lightrag_resilience.health import health_of, level_of
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards
 
-from .label_limit import BoundedNames
+from .label_limit import LabelLimiter
 from .metric_catalog import METRICS
 
-__all__ = ["ASKED", "Measure", "look_at", "measures_of"]
+__all__ = ["GAUGES", "Measure", "collect_gauges", "measures_of"]
 
 Measure = tuple[str, tuple[str, ...], float]
 """A metric, the values of its labels, and what to add, to observe or to set."""
@@ -77,13 +77,13 @@ def _retried(event: RetryScheduled) -> Iterable[Measure]:
     yield "retry_wait_seconds", (event.dependency,), event.wait
 
 
-def _waited(event: CallWaited) -> Iterable[Measure]:
+def _waited(event: CallAdmitted) -> Iterable[Measure]:
     yield "line_wait_seconds", (event.dependency,), event.seconds
     if event.tokens:
         yield "tokens_reserved", (event.dependency,), event.tokens
 
 
-def _recovered(event: RecoveryRan) -> Iterable[Measure]:
+def _recovered(event: RecoveryCompleted) -> Iterable[Measure]:
     if event.resumed:
         yield "recovered_documents", (event.workspace, "resumed"), event.resumed
     if event.requeued:
@@ -91,7 +91,7 @@ def _recovered(event: RecoveryRan) -> Iterable[Measure]:
     yield "documents_given_up", (event.workspace,), event.given_up
 
 
-def _drain_changed(event: DrainChanged) -> Iterable[Measure]:
+def _drain_changed(event: DrainProgress) -> Iterable[Measure]:
     yield "drain_phase", (), _PHASES.get(event.phase, 0)
     yield "drain_in_flight", (), event.left
 
@@ -110,25 +110,25 @@ def _once(metric: str) -> Callable[[Any], Iterable[Measure]]:
 _OF: dict[type, Callable[[Any], Iterable[Measure]]] = {
     AttemptFailed: _attempt_failed,
     CallFailed: _call_failed,
-    CallRefused: lambda event: (("refusals", (event.dependency, event.error), 1),),
+    AttemptRejected: lambda event: (("refusals", (event.dependency, event.error), 1),),
     CallSucceeded: _call_succeeded,
-    CallWaited: _waited,
+    CallAdmitted: _waited,
     DocumentsCounted: lambda event: (("documents", (event.workspace, event.status), event.count),),
-    DrainChanged: _drain_changed,
+    DrainProgress: _drain_changed,
     DrainEnded: _drain_ended,
-    FellBack: _once("fallbacks"),
-    Hedged: _once("hedges"),
+    FallbackUsed: _once("fallbacks"),
+    HedgeSent: _once("hedges"),
     ProbeSent: _once("probes"),
-    QueryAnswered: lambda event: (("query_duration_seconds", (event.outcome,), event.duration),),
-    RecoveryRan: _recovered,
+    QueryCompleted: lambda event: (("query_duration_seconds", (event.outcome,), event.duration),),
+    RecoveryCompleted: _recovered,
     RetryScheduled: _retried,
-    StaleAnswered: _once("stale_answers"),
+    StaleAnswerServed: _once("stale_answers"),
     StateChanged: lambda event: (("breaker_transitions", (event.dependency, event.new), 1),),
     WorkAbandoned: lambda event: (("abandoned", (event.kind,), 1),),
 }
 
 
-ASKED = frozenset(
+GAUGES = frozenset(
     {
         "breaker_state",
         "dependency_health",
@@ -146,13 +146,13 @@ ASKED = frozenset(
 """Gauges that no event tells of: somebody looks."""
 
 
-def look_at(guards: Guards, names: BoundedNames) -> Iterable[Measure]:
+def collect_gauges(guards: Guards, names: LabelLimiter) -> Iterable[Measure]:
     """What guards know now. Those that share the name ``other`` are put together."""
     found: dict[tuple[str, str], float] = {}
-    timed = Counter(call.name for call in guards.homes.running())
+    timed = Counter(call.name for call in guards.loop_timers.running())
     timed += Counter(call.name for call in list(guards.gate.running) if call.is_streaming)
     for guard in guards:
-        name = names.shown(guard.name)
+        name = names.label_for(guard.name)
         for metric, value in _gauges_of(guard, timed[guard.name]):
             found[metric, name] = _together(metric, found.get((metric, name)), value)
     for (metric, name), value in found.items():
@@ -174,9 +174,9 @@ def _gauges_of(guard: Guard, timed: int) -> Iterable[tuple[str, float]]:
         mode=seen.mode,
         reason=seen.reason,
         tally=seen.tally,
-        standstill=occupancy.standstill,
+        standstill=occupancy.cooldown_remaining,
     )
-    yield "dependency_health", level_of(health.look)
+    yield "dependency_health", level_of(health.condition)
     yield "breaker_probes", seen.probes
     yield "breaker_failure_ratio", seen.failed / seen.calls if seen.calls else 0.0
     yield "retry_budget_ratio", guard.budget.share

@@ -20,13 +20,13 @@ from prometheus_client.utils import floatToGoString
 
 from lightrag_resilience.runtime.fork_safety import ProcessLock
 
-__all__ = ["Tallies", "Tally"]
+__all__ = ["FastHistogram", "FastHistogramCollector"]
 
 _MANY = 256  # durations that wait to be put into buckets
 _LONGEST_EXEMPLAR = 128  # characters, by OpenMetrics 1.0
 
 
-class Tally:
+class FastHistogram:
     """The durations of one series. Any thread may add.
 
     None is lost: appending is one step under the interpreter's lock (or the list's own, where there
@@ -39,7 +39,7 @@ class Tally:
         waiting: Seconds that are not yet in a bucket.
     """
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "_folding", "_total", "created", "waiting")
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_flushing", "_total", "created", "waiting")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.waiting: list[float] = []
@@ -48,23 +48,23 @@ class Tally:
         self._counts = [0] * (len(bounds) + 1)
         self._total = 0.0
         self._exemplars: list[Exemplar | None] = [None] * (len(bounds) + 1)
-        self._folding = ProcessLock()
+        self._flushing = ProcessLock()
 
     def observe(self, seconds: float, exemplar: Mapping[str, str] | None = None) -> None:
         """One more, and what to show beside it, unless that is longer than it may be."""
         self.waiting.append(seconds)
         if len(self.waiting) >= _MANY:
-            self.fold(wait=False)
+            self.flush(wait=False)
         if exemplar and sum(map(len, chain(*exemplar.items()))) <= _LONGEST_EXEMPLAR:
             bucket = bisect_left(self._bounds, seconds)
             self._exemplars[bucket] = Exemplar(dict(exemplar), seconds, time.time())
 
-    def fold(self, *, wait: bool = True) -> None:
+    def flush(self, *, wait: bool = True) -> None:
         """Put what waits into the buckets; without waiting leave it to who is at it already.
 
         The garbage collector may run other code of this thread while it folds: it must not wait.
         """
-        if not self._folding.acquire(wait=wait):
+        if not self._flushing.acquire(wait=wait):
             return
         try:
             taken = self.waiting[:]
@@ -78,12 +78,12 @@ class Tally:
                 before = within
             self._counts[-1] += len(taken) - before
         finally:
-            self._folding.release()
+            self._flushing.release()
 
     def read(self) -> tuple[list[tuple[int, Exemplar | None]], float]:
         """For each bucket how many are in it or in a lower one; and the sum of all."""
-        self.fold()
-        with self._folding:
+        self.flush()
+        with self._flushing:
             counts, total = self._counts[:], self._total
         below, cumulated = 0, []
         for count, exemplar in zip(counts, self._exemplars, strict=True):
@@ -92,7 +92,7 @@ class Tally:
         return cumulated, total
 
 
-class Tallies(Collector):
+class FastHistogramCollector(Collector):
     """A histogram like those of prometheus_client, out of one tally for each series.
 
     Args:
@@ -110,11 +110,11 @@ class Tallies(Collector):
         self._labels = tuple(labels)
         self._bounds = tuple(bounds)
         self._shown = [_shown(bound) for bound in (*bounds, math.inf)]
-        self._tallies: dict[tuple[str, ...], Tally] = {}
+        self._tallies: dict[tuple[str, ...], FastHistogram] = {}
 
-    def labels(self, *values: str) -> Tally:
+    def labels(self, *values: str) -> FastHistogram:
         """The tally of a series."""
-        return self._tallies.setdefault(values, Tally(self._bounds))
+        return self._tallies.setdefault(values, FastHistogram(self._bounds))
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
         """Its name, for the registry."""

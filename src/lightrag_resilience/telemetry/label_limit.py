@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ["OTHER", "BoundedNames", "bounded_labels"]
+__all__ = ["OTHER", "LabelLimiter", "bounded_labels"]
 
 OTHER = "other"
 _KINDS = 20  # of work, which who tracks it may name
@@ -13,7 +13,7 @@ _REASONS = 50  # of failures: classes of errors have any name
 _log = logging.getLogger("lightrag_resilience")
 
 
-class BoundedNames:
+class LabelLimiter:
     """The first so many distinct names stay as they are; further ones are ``other``.
 
     Args:
@@ -29,7 +29,7 @@ class BoundedNames:
         self._known: set[str] = set()
         self._complained = False
 
-    def shown(self, name: str) -> str:
+    def label_for(self, name: str) -> str:
         """The name to show for `name`."""
         if name in self._known:
             return name
@@ -48,11 +48,11 @@ class BoundedNames:
         return OTHER
 
 
-def bounded_labels(most: int) -> dict[str, BoundedNames]:
+def bounded_labels(most: int) -> dict[str, LabelLimiter]:
     """For labels whose values others choose, those of their values that are shown."""
     return {
-        "dependency": BoundedNames(most),
-        "workspace": BoundedNames(most, "workspaces"),
-        "kind": BoundedNames(_KINDS, "kinds of work"),
-        "reason": BoundedNames(_REASONS, "reasons of failures"),
+        "dependency": LabelLimiter(most),
+        "workspace": LabelLimiter(most, "workspaces"),
+        "kind": LabelLimiter(_KINDS, "kinds of work"),
+        "reason": LabelLimiter(_REASONS, "reasons of failures"),
     }

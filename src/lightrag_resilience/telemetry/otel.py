@@ -23,9 +23,9 @@ from lightrag_resilience.events import CallSucceeded, Event, RetryScheduled, Sta
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards
 
-from .event_metrics import ASKED, look_at, measures_of
+from .event_metrics import GAUGES, collect_gauges, measures_of
 from .genai_conventions import DURATION, DURATION_BUCKETS
-from .label_limit import BoundedNames, bounded_labels
+from .label_limit import LabelLimiter, bounded_labels
 from .metric_catalog import BUCKETS, METRICS, Metric
 from .tracing import TracedGuard, Tracing
 
@@ -92,7 +92,7 @@ class Instrumentation:
         if guards.tracing is not None:
             raise ValueError("These guards are instrumented already")
         self._guards = guards
-        self._bounded = bounded_labels(most) | {"model": BoundedNames(most, "models")}
+        self._bounded = bounded_labels(most) | {"model": LabelLimiter(most, "models")}
         self._successes: dict[str, Attributes] = {}
         self._instruments: dict[str, Any] = {}
         self._is_closed = False
@@ -101,7 +101,7 @@ class Instrumentation:
         self._tracing = Tracing(tracer, self._measured)
         self._stop_listening = (
             guards.events.count(self._succeeded),
-            guards.events.listen(self._hear, *_OTHERS),
+            guards.events.subscribe(self._hear, *_OTHERS),
         )
         traced = type("TracedGuard", (TracedGuard,), {"tracing": self._tracing, "__slots__": ()})
         guards.trace(self._tracing, traced)
@@ -120,7 +120,7 @@ class Instrumentation:
     def _make(self, meter: metrics.Meter) -> None:
         for metric in METRICS:
             name, unit = _name_and_unit(metric)
-            if metric.name in ASKED:
+            if metric.name in GAUGES:
                 asked = [self._asking(metric.name)]
                 meter.create_observable_gauge(name, asked, unit, metric.meaning)
             elif metric.kind == "counter":
@@ -145,7 +145,7 @@ class Instrumentation:
         def ask(_options: CallbackOptions) -> Iterable[Observation]:
             if self._is_closed:
                 return
-            for metric, labels, value in look_at(self._guards, self._bounded["dependency"]):
+            for metric, labels, value in collect_gauges(self._guards, self._bounded["dependency"]):
                 if metric == name:
                     yield Observation(value, dict(zip(_BY_NAME[name].labels, labels, strict=True)))
 
@@ -156,7 +156,7 @@ class Instrumentation:
         if attributes is None or tokens:
             self._count(CallSucceeded(dependency, duration, tokens))
             if len(self._successes) < self._bounded["dependency"].most:
-                shown = self._bounded["dependency"].shown(dependency)
+                shown = self._bounded["dependency"].label_for(dependency)
                 self._successes[dependency] = {"dependency": shown, "outcome": "success"}
         else:
             self._record(duration, attributes)
@@ -165,15 +165,15 @@ class Instrumentation:
         for name, values, amount in measures_of(event):
             labels = dict(zip(_BY_NAME[name].labels, values, strict=True))
             for label in labels.keys() & self._bounded.keys():
-                labels[label] = self._bounded[label].shown(labels[label])
+                labels[label] = self._bounded[label].label_for(labels[label])
             self._instruments[name](amount, labels)
 
     def _measured(self, seconds: float, known: Attributes, error: str | None) -> None:
         attributes = dict(known)
         if model := known.get("gen_ai.request.model"):
-            attributes["gen_ai.request.model"] = self._bounded["model"].shown(model)
+            attributes["gen_ai.request.model"] = self._bounded["model"].label_for(model)
         if provider := known.get("gen_ai.provider.name"):
-            attributes["gen_ai.provider.name"] = self._bounded["dependency"].shown(provider)
+            attributes["gen_ai.provider.name"] = self._bounded["dependency"].label_for(provider)
         if error is not None:
             attributes["error.type"] = error
         self._operations.record(seconds, attributes)

@@ -23,8 +23,8 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/telemetry/ runs
 from lightrag_resilience.events import CallSucceeded, Event
 from lightrag_resilience.pipeline.registry import Guards
 
-from .event_metrics import look_at, measures_of
-from .fast_histogram import Tallies
+from .event_metrics import collect_gauges, measures_of
+from .fast_histogram import FastHistogramCollector
 from .label_limit import bounded_labels
 from .metric_catalog import BUCKETS, METRICS, PREFIX, Metric
 
@@ -89,7 +89,7 @@ class Observation:
         self._register()
         self._stop_listening = (
             guards.events.count(self._succeeded),
-            guards.events.listen(self._hear, *_OTHERS),
+            guards.events.subscribe(self._hear, *_OTHERS),
         )
         if _is_multiprocess():
             self._thread = threading.Thread(target=self._look_often, daemon=True, name="metrics")
@@ -109,7 +109,7 @@ class Observation:
 
     def look(self) -> None:
         """Set all gauges to what is so now."""
-        for metric, labels, value in look_at(self._guards, self._names):
+        for metric, labels, value in collect_gauges(self._guards, self._names):
             if metric not in self._metrics:
                 self._make(metric for metric in METRICS if metric.of_redis)
             self._child(metric, *labels).set(value)
@@ -155,7 +155,7 @@ class Observation:
         observe = self._successes.get(dependency)
         if observe is None or tokens or self._exemplar is not None:
             self._hear(CallSucceeded(dependency, duration, tokens))
-            if self._names.shown(dependency) == dependency:
+            if self._names.label_for(dependency) == dependency:
                 child = self._child("attempt_duration_seconds", dependency, "success")
                 self._successes[dependency] = child.observe
         else:
@@ -173,7 +173,7 @@ class Observation:
 
     def _shown(self, label: str, value: str) -> str:
         bounded = self._bounded.get(label)
-        return value if bounded is None else bounded.shown(value)
+        return value if bounded is None else bounded.label_for(value)
 
     def _adding(self, metric: Metric, child: Any) -> Callable[[float], None]:
         exemplar = self._exemplar
@@ -216,7 +216,7 @@ def _made(metric: Metric, registry: CollectorRegistry) -> Any:
     if metric.kind == "gauge":
         return client.Gauge(name, metric.meaning, multiprocess_mode=metric.across, **options)
     if metric.name == "attempt_duration_seconds" and not _is_multiprocess():
-        tallies = Tallies(name, metric.meaning, metric.labels, BUCKETS)
+        tallies = FastHistogramCollector(name, metric.meaning, metric.labels, BUCKETS)
         registry.register(tallies)
         return tallies
     return client.Histogram(name, metric.meaning, buckets=BUCKETS, **options)

@@ -40,7 +40,7 @@ class Timed:
     expired: bool
 
     @property
-    def is_away(self) -> bool:
+    def is_suspended(self) -> bool:
         """Whether what it runs is not its own at the moment: its whole time runs anew."""
         return False
 
@@ -116,7 +116,7 @@ class Timer:
                 self._arm(first.due - now)
                 return
             del self._running[first]
-            if first.is_away:
+            if first.is_suspended:
                 first.due = now + self.seconds
                 self._running[first] = None
                 continue

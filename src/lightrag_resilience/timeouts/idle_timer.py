@@ -14,13 +14,13 @@ from lightrag_resilience.runtime.tasks import current_task
 
 from .attempt_timer import Clock
 
-__all__ = ["GapTimer", "read_elsewhere"]
+__all__ = ["IdleTimer", "wrong_loop_error"]
 
 _NEVER = math.inf
 _PAUSED = sys.float_info.max  # later than any moment, and still not never
 
 
-class GapTimer:
+class IdleTimer:
     """Ends the wait for a stream's next item that lasts longer than `seconds`.
 
     A wait only notes when it will have lasted too long. The timer rings when the first of them
@@ -83,13 +83,13 @@ class GapTimer:
         """
         task = current_task(self._loop)
         if task is None:
-            raise read_elsewhere()
+            raise wrong_loop_error()
         if self._reader() is not task:
             # In another thread, the loop's task is not the one that reads. Not asked for each
             # item: that costs 3 to 5 %, and while the reader itself waits for the thread, it
             # does not read beside it.
             if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 - the other one raises
-                raise read_elsewhere()
+                raise wrong_loop_error()
             # Weak: its result may be the stream, which shall go when it is dropped.
             self._reader = ref(task)
         self._cancelling = task.cancelling()
@@ -148,7 +148,7 @@ class GapTimer:
             task.cancel()
 
 
-def read_elsewhere() -> UnsupportedCallError:
+def wrong_loop_error() -> UnsupportedCallError:
     """What a reader on another loop is told."""
     return UnsupportedCallError("A stream must be read on the event loop that began it")
 

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Callable
 from threading import get_ident
 
-from lightrag_resilience.runtime.fork_safety import renew_in_children
+from lightrag_resilience.runtime.fork_safety import reset_in_children
 
 from .attempt_timer import Timed, Timer
 
-__all__ = ["Home", "Homes"]
+__all__ = ["LoopTimers", "LoopTimersRegistry"]
 
 
-class Home:
+class LoopTimers:
     """An event loop, and a timer for all calls that may take equally long, whoever makes them.
 
     Args:
@@ -44,36 +44,36 @@ class Home:
         return [timed for timer in list(self._timers.values()) for timed in timer.running()]
 
 
-class Homes:
+class LoopTimersRegistry:
     """All loops on which the guards of a registry are called.
 
     Args:
         clock: Monotonic seconds, by which `Timed.due` is set.
     """
 
-    __slots__ = ("__weakref__", "_clock", "_homes")
+    __slots__ = ("__weakref__", "_clock", "_of_loops")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._homes: dict[asyncio.AbstractEventLoop, Home] = {}
+        self._of_loops: dict[asyncio.AbstractEventLoop, LoopTimers] = {}
 
-    def of(self, loop: asyncio.AbstractEventLoop) -> Home:
+    def for_loop(self, loop: asyncio.AbstractEventLoop) -> LoopTimers:
         """That of a loop which runs in this thread."""
-        home = self._homes.get(loop)
+        home = self._of_loops.get(loop)
         if home is None:
-            renew_in_children(self)
-            for other in list(self._homes):
+            reset_in_children(self)
+            for other in list(self._of_loops):
                 if other.is_closed():
-                    self._homes.pop(other, None)
-            home = self._homes.setdefault(loop, Home(loop, self._clock))
+                    self._of_loops.pop(other, None)
+            home = self._of_loops.setdefault(loop, LoopTimers(loop, self._clock))
         home.thread = get_ident()
         return home
 
     def running(self) -> list[Timed]:
         """Calls of all loops whose time runs; any thread may ask."""
-        return [timed for home in list(self._homes.values()) for timed in home.running()]
+        return [timed for home in list(self._of_loops.values()) for timed in home.running()]
 
-    def renew_after_fork(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a child process: a loop that seems to run in this thread is the parent's."""
-        for home in self._homes.values():
+        for home in self._of_loops.values():
             home.thread = None

@@ -1,4 +1,4 @@
-"""Draining behind a real server: uvicorn, told to stop by real signals."""
+"""DrainMiddleware behind a real server: uvicorn, told to stop by real signals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytest.importorskip("uvicorn")
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import Journal
-from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.integrations.asgi import DrainMiddleware
 from lightrag_resilience.shutdown import Coordinator
 
 pytestmark = [
@@ -35,7 +35,7 @@ APP = """
 import asyncio, json, sys
 import uvicorn
 from lightrag_resilience import guard
-from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.integrations.asgi import DrainMiddleware
 from lightrag_resilience.shutdown import Coordinator
 
 SEEN = open(sys.argv[2], "a", buffering=1)
@@ -69,7 +69,7 @@ async def background(seconds):
     await guard("llm").call(slow, seconds)
     SEEN.write("background\\n")
 
-app = Draining(
+app = DrainMiddleware(
     application,
     ready_while_closed=["llm"],
     make_coordinator=lambda registry: Coordinator(
@@ -171,7 +171,7 @@ async def test_a_process_that_drains_wants_no_requests() -> None:
         raise AssertionError
 
     guards = Guards(settings=load_settings({}))
-    app = Draining(application, registry=guards, last_requests=0, ready_while_closed=["llm"])
+    app = DrainMiddleware(application, registry=guards, last_requests=0, ready_while_closed=["llm"])
     assert (await ask(app, "/readyz"))[0] == 200
     guards.get("llm").breaker.open()
     status, headers, body = await ask(app, "/readyz")
@@ -221,7 +221,7 @@ async def test_the_application_ends_after_what_is_in_flight() -> None:
         if message["type"] == "lifespan.startup.complete":
             begun.set()
 
-    app = Draining(
+    app = DrainMiddleware(
         application,
         registry=guards,
         make_coordinator=lambda registry: Coordinator(registry=registry, hears_signals=False),
@@ -261,7 +261,7 @@ async def test_clients_are_closed_only_when_no_request_can_come_any_more() -> No
         if message["type"] == "lifespan.startup.complete":
             begun.set()
 
-    app = Draining(
+    app = DrainMiddleware(
         application,
         registry=guards,
         last_requests=20.0,

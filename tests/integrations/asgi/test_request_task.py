@@ -13,8 +13,11 @@ import pytest
 from lightrag_resilience import Guards, ShuttingDownError
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import Journal
-from lightrag_resilience.integrations.asgi import Draining
-from lightrag_resilience.integrations.asgi.request_task import closing, name_of
+from lightrag_resilience.integrations.asgi import DrainMiddleware
+from lightrag_resilience.integrations.asgi.request_task import (
+    connection_close_header,
+    request_label,
+)
 from lightrag_resilience.shutdown import Coordinator
 
 pytestmark = pytest.mark.anyio
@@ -53,11 +56,11 @@ class Client:
 
 
 class Rig:
-    """`Draining` around an application, with a coordinator of its own."""
+    """`DrainMiddleware` around an application, with a coordinator of its own."""
 
     def __init__(self, application: Application, coordinator: Coordinator, **options: Any) -> None:
         registry = Guards(settings=load_settings({}))
-        self.app = Draining(application, registry=registry, **options)
+        self.app = DrainMiddleware(application, registry=registry, **options)
         self.app.coordinator = self.coordinator = coordinator
 
     def ask(self, client: Client, scope: dict[str, Any] = HTTP) -> asyncio.Task[None]:
@@ -266,12 +269,12 @@ def test_a_loop_that_ends_in_the_middle_of_a_drain_writes_down_what_is_left(
 async def test_the_last_requests_get_in_and_are_told_to_ask_elsewhere_next(tmp_path: Path) -> None:
     client, late = Client(), Client()
     async with rig(quick, tmp_path, last_requests=60.0, timeout=60.0) as made:
-        made.coordinator.linger(60.0)
+        made.coordinator.keep_draining_for(60.0)
         made.coordinator.begin("the test")
         await made.ask(client)
         made.coordinator.request("no time", skip_waiting=True)
         await asyncio.sleep(0.05)
-        assert not made.coordinator.lets_in(60.0)
+        assert not made.coordinator.accepts_new_work(60.0)
         await made.ask(late)
     assert (client.sent[0]["status"], late.sent[0]["status"]) == (200, 503)
     assert client.headers() == {b"connection": b"close"}
@@ -329,13 +332,13 @@ async def test_a_client_that_was_faster_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_names_hold_no_secrets() -> None:
-    assert name_of({"method": "GET", "path": "/"}) == "GET /"
-    assert name_of({"method": "POST", "path": "/query"}) == "POST /query"
-    assert name_of({"method": "GET", "path": f"/{'k' * 30}/x"}) == "GET /…"
+    assert request_label({"method": "GET", "path": "/"}) == "GET /"
+    assert request_label({"method": "POST", "path": "/query"}) == "POST /query"
+    assert request_label({"method": "GET", "path": f"/{'k' * 30}/x"}) == "GET /…"
 
 
 def test_http_2_has_no_such_header() -> None:
-    assert closing({"http_version": "2"}) == []
+    assert connection_close_header({"http_version": "2"}) == []
 
 
 @pytest.mark.parametrize(
@@ -343,6 +346,6 @@ def test_http_2_has_no_such_header() -> None:
     ["/\nERROR faked \x1b[31m", "/a\r\nb\x9b/c", "/\u202ea\udc80", "/a\u2028b", "/\x00\x07a"],
 )
 def test_names_forge_no_line_and_steer_no_terminal(path: str) -> None:
-    name = name_of({"method": "GET", "path": path})
+    name = request_label({"method": "GET", "path": path})
     assert name.isprintable()
     assert name.startswith("GET /")

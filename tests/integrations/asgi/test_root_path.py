@@ -16,8 +16,8 @@ from starlette.routing import Mount
 
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.integrations.asgi import Draining
-from lightrag_resilience.integrations.asgi.request_task import name_of
+from lightrag_resilience.integrations.asgi import DrainMiddleware
+from lightrag_resilience.integrations.asgi.request_task import request_label
 from lightrag_resilience.integrations.asgi.scope import route_path
 from lightrag_resilience.integrations.metrics import Metrics
 from lightrag_resilience.integrations.status import StatusPage
@@ -46,9 +46,9 @@ def test_a_path_is_routed_without_the_root_path(path: str, root: str, route: str
 
 def test_a_scope_without_a_root_path_is_routed_by_its_path() -> None:
     assert route_path({"path": "/livez"}) == "/livez"
-    assert name_of({"path": "/rag/documents/text", "root_path": "/rag", "method": "POST"}) == (
-        "POST /documents/…"
-    )
+    assert request_label(
+        {"path": "/rag/documents/text", "root_path": "/rag", "method": "POST"}
+    ) == ("POST /documents/…")
 
 
 def at_root_path(app: Any) -> httpx.ASGITransport:
@@ -70,7 +70,9 @@ async def test_all_faces_answer_below_a_path(
 ) -> None:
     guards = Guards(settings=load_settings({}))
     status = StatusPage(nothing_here, registry=guards)
-    app = Draining(Metrics(status, registry=guards, collected=CollectorRegistry()), registry=guards)
+    app = DrainMiddleware(
+        Metrics(status, registry=guards, collected=CollectorRegistry()), registry=guards
+    )
     async with httpx.AsyncClient(transport=serve(app), base_url="http://app") as client:
         paths = ["/livez", "/readyz", "/metrics", "/resilience/data"]
         answers = {path: await client.get(prefix + path) for path in paths}

@@ -1,4 +1,4 @@
-"""Draining behind other servers, through their lifespan alone."""
+"""DrainMiddleware behind other servers, through their lifespan alone."""
 
 from __future__ import annotations
 

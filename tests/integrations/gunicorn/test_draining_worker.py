@@ -24,8 +24,8 @@ from gunicorn.config import Config
 
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.draining.supervisor import host
-from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.draining.supervisor import supervisor
+from lightrag_resilience.integrations.asgi import DrainMiddleware
 from lightrag_resilience.integrations.gunicorn.draining_worker import DrainingWorker
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Gunicorn needs fork")
@@ -42,7 +42,7 @@ def _as_it_was() -> Iterator[None]:
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
-    host.patience, host.repeats = None, False
+    supervisor.grace_period, supervisor.repeats_sigterm = None, False
 
 
 class Served:
@@ -52,7 +52,7 @@ class Served:
         self.seen: list[str] = []
         self.beats = 0
         self.left: set[asyncio.Task[None]] = set()
-        self.app = Draining(self.application, registry=Guards(settings=load_settings({})))
+        self.app = DrainMiddleware(self.application, registry=Guards(settings=load_settings({})))
         self.listener = socket.socket()
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen()

@@ -23,14 +23,14 @@ import lightrag_resilience.integrations.gunicorn as hooks
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import Journal
-from lightrag_resilience.draining.supervisor import host
-from lightrag_resilience.draining.worker_ledger import Line
+from lightrag_resilience.draining.supervisor import supervisor
+from lightrag_resilience.draining.worker_ledger import LedgerEntry
 from lightrag_resilience.shutdown import Coordinator
 from support.scripts import output_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Gunicorn needs fork")
 
-LINE = Line("0" * 32, "GET /query", "request", time.time() - 5)
+LINE = LedgerEntry("0" * 32, "GET /query", "request", time.time() - 5)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def _as_it_was() -> Iterator[None]:
     yield
     logger.handlers, logger.propagate = before[0], before[2]
     logger.setLevel(before[1])
-    host.ledger, host.patience, host.repeats = None, None, False
+    supervisor.ledger, supervisor.grace_period, supervisor.repeats_sigterm = None, None, False
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_worker_that_died_with_work_in_flight_is_recorded(
     server: Any, journal: Journal, caplog: pytest.LogCaptureFixture
 ) -> None:
     died = worker(server)
-    died.ledger.enter(LINE)
+    died.ledger.add(LINE)
     hooks.child_exit(server, died)
     hooks.child_exit(server, died)  # once is enough
     (record,) = journal.read()
@@ -113,7 +113,7 @@ def test_one_that_ended_in_order_is_not(server: Any, journal: Journal) -> None:
 
 def test_the_workers_own_journal_is_the_one(server: Any, journal: Journal, tmp_path: Path) -> None:
     died = worker(server)
-    died.ledger.enter(LINE)
+    died.ledger.add(LINE)
     died.ledger.journal = str(tmp_path / "own")
     hooks.child_exit(server, died)
     assert [record.name for record in Journal(tmp_path / "own").read()] == [LINE.name]
@@ -122,7 +122,7 @@ def test_the_workers_own_journal_is_the_one(server: Any, journal: Journal, tmp_p
 
 def test_without_a_journal_the_log_has_it(server: Any, caplog: pytest.LogCaptureFixture) -> None:
     died = worker(server)
-    died.ledger.enter(LINE)
+    died.ledger.add(LINE)
     hooks.child_exit(server, died)
     assert caplog.messages == ["Worker (pid:12345) died with 1 in flight"]
 
@@ -131,7 +131,7 @@ def test_a_journal_that_cannot_be_written_is_told_of(
     server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     died = worker(server)
-    died.ledger.enter(LINE)
+    died.ledger.add(LINE)
     (tmp_path / "file").touch()
     died.ledger.journal = str(tmp_path / "file" / "journal")
     hooks.child_exit(server, died)
@@ -145,8 +145,8 @@ def test_workers_that_were_killed_last_are_awaited_and_recorded(
     child = os.fork()
     if not child:
         hooks.post_fork(server, killed)
-        assert host.ledger is not None
-        host.ledger.enter(LINE)
+        assert supervisor.ledger is not None
+        supervisor.ledger.add(LINE)
         os.kill(os.getpid(), signal.SIGKILL)
     killed.pid = child
     server.WORKERS = {child: killed}
@@ -162,7 +162,7 @@ def test_one_that_nobody_saw_die_is_recorded_where_gunicorn_says_so(
     server: Any, journal: Journal
 ) -> None:
     died = worker(server)
-    died.ledger.enter(LINE)
+    died.ledger.add(LINE)
     hooks.worker_exit(server, died)  # as the master calls it then
     assert len(list(journal.read())) == 1
 
@@ -185,7 +185,7 @@ def test_gauges_of_the_living_forget_a_dead_worker(
 def test_a_worker_knows_how_long_it_may_drain(server: Any) -> None:
     server.cfg.set("graceful_timeout", 10)
     hooks.post_fork(server, worker(server))
-    assert host.patience == 8
+    assert supervisor.grace_period == 8
     made = Coordinator(registry=Guards(settings=load_settings({})))
     assert made._drain.timeout == 8
 

@@ -8,7 +8,7 @@ import pytest
 
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.gunicorn import check_budget
-from lightrag_resilience.integrations.gunicorn.time_budget import OWN_WORKER, patience_of
+from lightrag_resilience.integrations.gunicorn.time_budget import OWN_WORKER, grace_period_of
 
 JOURNAL = {"RESILIENCE_SHUTDOWN_JOURNAL": "journal"}
 
@@ -86,4 +86,4 @@ def test_a_journal_is_missed() -> None:
 
 @pytest.mark.parametrize(("graceful", "patience"), [(30, 28), (5, 3), (3, 1.5), (1, 0.5)])
 def test_a_drain_ends_before_gunicorn_kills(graceful: float, patience: float) -> None:
-    assert patience_of(graceful) == patience
+    assert grace_period_of(graceful) == patience

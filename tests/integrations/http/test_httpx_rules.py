@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import (
+    BulkheadFullError,
     CallRejected,
     CircuitOpenError,
     ConcurrencyPolicy,
     LimitPolicy,
-    QueueFullError,
     RateLimitedError,
 )
 from support.transports import free_places, kinds_heard, policy, the_guard, verdict
@@ -239,7 +239,7 @@ async def test_a_circuit_that_opens_between_attempts_is_told_with_the_answer_bef
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [
-        ({"concurrency": ConcurrencyPolicy(max_concurrent=1, max_queue=0)}, QueueFullError),
+        ({"concurrency": ConcurrencyPolicy(max_concurrent=1, max_queue=0)}, BulkheadFullError),
         ({"rpm": 1e-3}, RateLimitedError),
     ],
 )

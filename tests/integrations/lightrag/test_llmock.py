@@ -31,14 +31,14 @@ from lightrag_resilience import (  # noqa: E402
     RetryPolicy,
     TimeoutPolicy,
     TruncatedStreamError,
-    gathered,
+    collected,
 )
 from lightrag_resilience.integrations.httpx2 import ResilientTransport  # noqa: E402
 from lightrag_resilience.integrations.lightrag.inner_retries import (  # noqa: E402
     make_inner_retries_yield,
     restore_inner_retries,
 )
-from lightrag_resilience.integrations.sdks import tell_cut_off_streams, yield_retries  # noqa: E402
+from lightrag_resilience.integrations.sdks import detect_truncated_streams, disable_sdk_retries  # noqa: E402
 from support.llmock_clients import (  # noqa: E402
     ANSWERING,
     EMBEDDING,
@@ -74,7 +74,10 @@ def provider(llmock: LLMock) -> LLMock:
 @pytest.fixture
 def _as_protected() -> Iterator[None]:
     """What `protect` does for LightRAG's bindings."""
-    take_back = [yield_retries(openai, anthropic), tell_cut_off_streams(openai, anthropic)]
+    take_back = [
+        disable_sdk_retries(openai, anthropic),
+        detect_truncated_streams(openai, anthropic),
+    ]
     make_inner_retries_yield()
     yield
     restore_inner_retries()
@@ -95,7 +98,7 @@ async def answer_of(client: Client, llmock: LLMock, **changes: Any) -> Any:
 
 async def whole_stream(client: Client, llmock: LLMock, **changes: Any) -> str:
     async with asking(client, llmock) as ask:
-        return text_of(await guard(**changes).call(gathered(ask)))
+        return text_of(await guard(**changes).call(collected(ask)))
 
 
 async def attempts_in(llmock: LLMock) -> int:
@@ -279,7 +282,7 @@ async def test_a_storm_of_everything_is_lived_through(
     retry = RetryPolicy(attempts=10, initial_backoff=0.1, max_backoff=1.0, budget=0)
     one = guard(retry=retry, breaker=BreakerPolicy(mode="metrics-only"))
     async with sdk_of(client, provider.base_url(client.provider)) as sdk:
-        asked = [one.call(gathered(say), sdk, number, stream=True) for number in range(20)]
+        asked = [one.call(collected(say), sdk, number, stream=True) for number in range(20)]
         answers = await asyncio.gather(*asked)
     assert [text_of(answer) for answer in answers] == [TEXT] * 20
     verdict = await asyncio.to_thread(provider.verdict)

@@ -26,7 +26,7 @@ from lightrag_resilience.integrations.lightrag.inner_retries import (  # noqa: E
     make_inner_retries_yield,
     restore_inner_retries,
 )
-from lightrag_resilience.integrations.sdks import yield_retries  # noqa: E402
+from lightrag_resilience.integrations.sdks import disable_sdk_retries  # noqa: E402
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 ATTEMPTS = 4
@@ -121,7 +121,7 @@ def guards() -> Guards:
 @pytest.fixture
 def _one_owner() -> Any:
     make_inner_retries_yield()
-    take_back = yield_retries(openai, anthropic)
+    take_back = disable_sdk_retries(openai, anthropic)
     yield
     take_back()
     restore_inner_retries()
@@ -153,7 +153,7 @@ async def test_elsewhere_an_sdk_does_what_it_always_did(call: Call, provider: Pr
 @pytest.mark.parametrize("call", [by_openai_sdk, by_anthropic_sdk])
 async def test_what_is_taken_back_is_as_it_was(call: Call, provider: Provider) -> None:
     provider.status = 500
-    first, second = yield_retries(openai, anthropic), yield_retries(openai, anthropic)
+    first, second = disable_sdk_retries(openai, anthropic), disable_sdk_retries(openai, anthropic)
     first()
     first()
     guard = guards().get("llm", Policy.llm(attempts=1))
@@ -171,5 +171,5 @@ async def test_what_is_taken_back_is_as_it_was(call: Call, provider: Provider) -
 @pytest.mark.parametrize("wrong", [asyncio, None, openai.AsyncOpenAI])
 def test_what_is_no_such_sdk_is_refused_and_nothing_is_changed(wrong: Any) -> None:
     with pytest.raises(UnsupportedCallError, match="takes the packages openai or anthropic"):
-        yield_retries(openai, wrong)
+        disable_sdk_retries(openai, wrong)
     assert not hasattr(openai._models.FinalRequestOptions.get_max_retries, "__wrapped__")

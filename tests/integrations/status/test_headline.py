@@ -8,7 +8,7 @@ import pytest
 
 from lightrag_resilience.events import AttemptFailed, CallSucceeded, StateChanged
 from lightrag_resilience.integrations.status.headline import headline, health_of_row
-from lightrag_resilience.integrations.status.outage_history import Record
+from lightrag_resilience.integrations.status.outage_history import OutageHistory
 
 NOON = 1_790_000_000.0
 
@@ -27,7 +27,7 @@ def row(name: str = "llm.openai", state: str = "closed", **other: Any) -> dict[s
         "why": "" if state == "closed" else "after 5 failures in a row",
         **other,
     }
-    return {**made, "look": health_of_row(made).look}
+    return {**made, "look": health_of_row(made).condition}
 
 
 def said(*rows: dict[str, Any]) -> str:
@@ -140,53 +140,53 @@ def changed(old: str, new: str, reason: str = "why", name: str = "llm") -> State
 
 def test_a_long_outage_is_one_entry_that_counts_its_tries() -> None:
     clock = Clock()
-    record = Record(clock)
-    record.hear(CallSucceeded("llm", 0.1))
-    record.hear(changed("closed", "open", "after 5 failures in a row"))
-    record.hear(changed("closed", "open", name="other"))
+    record = OutageHistory(clock)
+    record.on_event(CallSucceeded("llm", 0.1))
+    record.on_event(changed("closed", "open", "after 5 failures in a row"))
+    record.on_event(changed("closed", "open", name="other"))
     for _ in range(1000):
         clock.now += 5
-        record.hear(changed("open", "half-open"))
-        record.hear(changed("half-open", "open", "after a probe failed"))
-    other, llm = record.as_data()
+        record.on_event(changed("open", "half-open"))
+        record.on_event(changed("half-open", "open", "after a probe failed"))
+    other, llm = record.to_json()
     assert (llm["at"], llm["reason"], llm["tries"]) == (NOON, "after 5 failures in a row", 1000)
     assert (other["name"], other["tries"]) == ("other", 0)
     outage = record.outage("llm", clock.now, "open", "after a probe failed")
     assert (outage.since, outage.reason) == (NOON, "after 5 failures in a row")
 
-    record.hear(changed("half-open", "closed", "after its probes succeeded"))
-    assert record.as_data()[0]["lasted"] == 5000
+    record.on_event(changed("half-open", "closed", "after its probes succeeded"))
+    assert record.to_json()[0]["lasted"] == 5000
     assert "llm" not in record._outages
 
 
 def test_an_isolation_is_told_from_a_breaker_opened_by_hand() -> None:
-    record = Record(Clock())
-    record.hear(changed("closed", "open", "by Ada on host (isolated): they migrate"))
-    record.hear(changed("closed", "open", "by Ada on host: they migrate", name="other"))
-    assert [change["isolated"] for change in record.as_data()] == [False, True]
+    record = OutageHistory(Clock())
+    record.on_event(changed("closed", "open", "by Ada on host (isolated): they migrate"))
+    record.on_event(changed("closed", "open", "by Ada on host: they migrate", name="other"))
+    assert [change["isolated"] for change in record.to_json()] == [False, True]
 
 
 def test_only_the_last_changes_are_kept() -> None:
-    record = Record()
+    record = OutageHistory()
     for number in range(500):
-        record.hear(changed("closed", "open", name=str(number)))
-    names = [change["name"] for change in record.as_data()]
+        record.on_event(changed("closed", "open", name=str(number)))
+    names = [change["name"] for change in record.to_json()]
     assert names == [str(number) for number in range(499, 449, -1)]
 
 
 def test_outages_are_not_kept_without_bound() -> None:
-    record = Record()
+    record = OutageHistory()
     for number in range(2000):
-        record.hear(changed("closed", "open", name=str(number)))
+        record.on_event(changed("closed", "open", name=str(number)))
     assert len(record._outages) == 1000
 
 
 def test_the_last_failure_of_each_is_kept_for_ten_minutes() -> None:
     clock = Clock()
-    record = Record(clock)
+    record = OutageHistory(clock)
     for number in range(1500):
-        record.hear(AttemptFailed(str(number), "transient", "ConnectError", 0.1))
-    record.hear(AttemptFailed("1499", "fatal", "AuthenticationError", 0.1))
+        record.on_event(AttemptFailed(str(number), "transient", "ConnectError", 0.1))
+    record.on_event(AttemptFailed("1499", "fatal", "AuthenticationError", 0.1))
     assert record.last_failure("499") is None
     assert record.last_failure("500") is not None
     last = {"at": NOON, "error": "AuthenticationError", "kind": "fatal"}
@@ -196,20 +196,20 @@ def test_the_last_failure_of_each_is_kept_for_ten_minutes() -> None:
 
 
 def test_an_outage_that_began_before_is_told_from_its_begin() -> None:
-    record = Record(Clock())
+    record = OutageHistory(Clock())
     assert record.outage("llm", NOON - 60, "open", "after 5 failures in a row").since == NOON - 60
-    assert record.as_data()[0]["at"] == NOON - 60
+    assert record.to_json()[0]["at"] == NOON - 60
     # Others tell it with small differences, or know of an earlier begin.
     assert record.outage("llm", NOON - 61, "open", "").since == NOON - 60
     assert record.outage("llm", NOON - 90, "open", "").since == NOON - 90
     assert record.outage("llm", NOON, "half-open", "").reason == "after 5 failures in a row"
     record.ended("llm", "after its probes succeeded")
     record.ended("llm", "after its probes succeeded")
-    assert [change["new"] for change in record.as_data()] == ["closed", "open"]
-    assert record.as_data()[0]["lasted"] == 90
+    assert [change["new"] for change in record.to_json()] == ["closed", "open"]
+    assert record.to_json()[0]["lasted"] == 90
 
 
 def test_a_breaker_that_was_half_open_when_it_was_met_has_broken_too() -> None:
-    record = Record(Clock())
-    record.hear(changed("half-open", "open", "after a probe failed"))
-    assert [change["reason"] for change in record.as_data()] == ["after a probe failed"]
+    record = OutageHistory(Clock())
+    record.on_event(changed("half-open", "open", "after a probe failed"))
+    assert [change["reason"] for change in record.to_json()] == ["after a probe failed"]

@@ -13,8 +13,8 @@ import pytest
 from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.integrations.status import page as page_module
-from lightrag_resilience.integrations.status.dependency_rows import rows
-from lightrag_resilience.integrations.status.outage_history import Record
+from lightrag_resilience.integrations.status.dependency_rows import dependency_rows
+from lightrag_resilience.integrations.status.outage_history import OutageHistory
 from support.status_app import nothing_here
 from support.status_requests import (
     PATIENCE,
@@ -224,7 +224,7 @@ async def test_the_loop_goes_on_while_rows_are_made_and_the_worst_are_among_them
     for number in range(1100):
         guards.get(f"host.{number:04}")
     guards.get("host.1099").breaker.open("they move")
-    making = asyncio.ensure_future(rows(guards, None, Record()))
+    making = asyncio.ensure_future(dependency_rows(guards, None, OutageHistory()))
     steps = 0
     while not making.done():
         steps += 1

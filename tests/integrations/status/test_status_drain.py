@@ -26,7 +26,7 @@ APP = """
 import asyncio, sys
 import uvicorn
 from lightrag_resilience import guard
-from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.integrations.asgi import DrainMiddleware
 from lightrag_resilience.integrations.status import StatusPage
 
 async def application(scope, receive, send):
@@ -40,7 +40,7 @@ async def application(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"answer"})
 
-app = StatusPage(Draining(application))
+app = StatusPage(DrainMiddleware(application))
 uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
 """
 

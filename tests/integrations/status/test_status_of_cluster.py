@@ -13,7 +13,7 @@ from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.integrations.status import observer as _status_watch
 from lightrag_resilience.redis_client.client import make_client
 from lightrag_resilience.shared_state.messages import Keys, policy_as_json
-from lightrag_resilience.shared_state.script_runner import Store, Subject
+from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRunner
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.status_requests import (
     PATIENCE,
@@ -146,8 +146,10 @@ async def test_of_very_many_breakers_in_redis_those_in_trouble_are_shown(
             filled.hset(Keys("many:", f"host.{number:04}").state, mapping=state)
         await filled.execute()
         policy = policy_as_json(BreakerPolicy())
-        subject = Subject("many:", "host.1199", policy)
-        await Store(client, "one").steer(subject, State.OPEN, "they move", open_for=600.0)
+        subject = BreakerRef("many:", "host.1199", policy)
+        await ScriptRunner(client, "one").force_state(
+            subject, State.OPEN, "they move", open_for=600.0
+        )
     app = page(guards)
     data: Any = {}
     async with app._watch.watching():
@@ -172,6 +174,6 @@ async def test_a_change_of_the_settings_is_a_change_of_how_breakers_of_others_ar
     assert watch._policy_of("llm.other") is before
     guards.override({"RESILIENCE_LLM__BREAKER__WINDOW_SECONDS": "7"})
     assert watch._policy_of("llm.other").window_seconds == 7.0
-    assert watch._policy_of("llm") is not guards.get("storage").policy.circuit
-    assert watch._policy_of("storage") is guards.get("storage").policy.circuit
+    assert watch._policy_of("llm") is not guards.get("storage").policy.effective_breaker
+    assert watch._policy_of("storage") is guards.get("storage").policy.effective_breaker
     guards.close()

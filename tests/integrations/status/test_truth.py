@@ -234,7 +234,7 @@ async def test_an_outage_that_ends_in_401_says_so_and_when_the_next_probe_is_due
             (row,) = seen["dependencies"]
             return "after a probe met HTTP 401 (AuthenticationError)" in row["reason"]
 
-        async with asyncio.timeout(policy.circuit.open_for + PATIENCE):
+        async with asyncio.timeout(policy.effective_breaker.open_for + PATIENCE):
             while not met(seen := await it.data()):
                 with contextlib.suppress(Exception):
                     await it.call(1)

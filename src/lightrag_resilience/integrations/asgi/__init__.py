@@ -1,5 +1,5 @@
-"""Draining behind any ASGI server; see `Draining`."""
+"""DrainMiddleware behind any ASGI server; see `DrainMiddleware`."""
 
-from .draining import Draining
+from .draining import DrainMiddleware
 
-__all__ = ["Draining"]
+__all__ = ["DrainMiddleware"]

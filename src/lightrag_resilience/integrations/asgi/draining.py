@@ -2,7 +2,7 @@
 
 ::
 
-    app = Draining(app)
+    app = DrainMiddleware(app)
 
 A request that was let in goes on until it ends. Those that come within two seconds of the signal
 are let in too: their connections had been accepted already. Later ones get 503 with
@@ -25,16 +25,24 @@ from lightrag_resilience.breakers import State
 from lightrag_resilience.config.dependency_names import check_name
 from lightrag_resilience.config.policies import Wait
 from lightrag_resilience.config.validation import problem_with, shown
-from lightrag_resilience.draining.gate import admitted
+from lightrag_resilience.draining.gate import allow_during_drain
 from lightrag_resilience.errors import PolicyError, ShuttingDownError, UnsupportedCallError
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 from lightrag_resilience.shutdown import Coordinator
 from lightrag_resilience.text import LONGEST_TEXT, printable
 
-from .request_task import Application, Message, Receive, Send, Serving, closing, told_to_come_back
+from .request_task import (
+    Application,
+    Message,
+    Receive,
+    RequestTask,
+    Send,
+    connection_close_header,
+    retry_after_header,
+)
 from .scope import route_path
 
-__all__ = ["Draining"]
+__all__ = ["DrainMiddleware"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -46,7 +54,7 @@ _NOT_THE_APPLICATIONS = frozenset(
 )
 
 
-class Draining:
+class DrainMiddleware:
     """ASGI middleware, around everything else.
 
     Args:
@@ -71,14 +79,15 @@ class Draining:
         make_coordinator: Callable[[Guards], Coordinator] | None = None,
     ) -> None:
         if not callable(app) or not callable(make_coordinator or app):
+            given = shown(make_coordinator if callable(app) else app)
             raise UnsupportedCallError(
-                "Draining(app) takes an ASGI application, and make_coordinator=lambda registry: "
-                f"Coordinator(...), not {shown(make_coordinator if callable(app) else app)}"
+                "DrainMiddleware(app) takes an ASGI application, and "
+                f"make_coordinator=lambda registry: Coordinator(...), not {given}"
             )
         if problem := problem_with(last_requests, Wait):
-            raise PolicyError(f"Draining: last_requests {problem}")
+            raise PolicyError(f"DrainMiddleware: last_requests {problem}")
         if isinstance(ready_while_closed, str):  # its characters would be taken for names
-            raise PolicyError(f"Draining: write ready_while_closed=[{ready_while_closed!r}]")
+            raise PolicyError(f"DrainMiddleware: write ready_while_closed=[{ready_while_closed!r}]")
         self._app = app
         self._registry = resolve_guards(registry)
         self._last_requests = last_requests
@@ -104,7 +113,7 @@ class Draining:
         if scope["type"] == "http" and route_path(scope) in {"/livez", "/readyz"}:
             await self._probe(scope, send)
         elif self.coordinator is None:  # the server has no lifespan, or it has not begun
-            with admitted():
+            with allow_during_drain():
                 await self._app(scope, receive, send)
         else:
             await self._serve(self.coordinator, scope, receive, send)
@@ -116,9 +125,9 @@ class Draining:
         receive: Receive,
         send: Send,
     ) -> None:
-        serving = Serving(coordinator, scope, receive, send)
+        serving = RequestTask(coordinator, scope, receive, send)
         is_http = scope["type"] == "http"
-        if not coordinator.lets_in(self._last_requests):
+        if not coordinator.accepts_new_work(self._last_requests):
             if is_http:
                 await self._refuse(scope, send)
             else:
@@ -139,7 +148,7 @@ class Draining:
 
     async def _refuse(self, scope: MutableMapping[str, Any], send: Send) -> None:
         wait = self._retry_after
-        await _answer(scope, send, 503, told_to_come_back(_SHUTS_DOWN, wait), wait)
+        await _answer(scope, send, 503, retry_after_header(_SHUTS_DOWN, wait), wait)
 
     @property
     def _is_draining(self) -> bool:
@@ -172,12 +181,12 @@ class Draining:
         servers = asyncio.all_tasks()
         async with self._make(self._registry) as coordinator:
             self.coordinator, self._serves = coordinator, False
-            coordinator.linger(self._last_requests)
+            coordinator.keep_draining_for(self._last_requests)
 
             async def receive_and_drain() -> Message:
                 message = await receive()
                 if message["type"] == "lifespan.shutdown":
-                    coordinator.linger(0.0)  # nothing can come any more
+                    coordinator.keep_draining_for(0.0)  # nothing can come any more
                     await coordinator.drain("the server")
                 return message
 
@@ -216,6 +225,6 @@ async def _answer(
         (b"cache-control", b"no-store"),
     ]
     if retry_after is not None:
-        headers += [(b"retry-after", str(retry_after).encode()), *closing(scope)]
+        headers += [(b"retry-after", str(retry_after).encode()), *connection_close_header(scope)]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

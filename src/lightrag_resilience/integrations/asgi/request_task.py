@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from lightrag_resilience.draining.gate import admitted
+from lightrag_resilience.draining.gate import allow_during_drain
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.runtime.request_id import current_id
 from lightrag_resilience.shutdown import Coordinator
@@ -21,11 +21,11 @@ __all__ = [
     "Application",
     "Message",
     "Receive",
+    "RequestTask",
     "Send",
-    "Serving",
-    "closing",
-    "name_of",
-    "told_to_come_back",
+    "connection_close_header",
+    "request_label",
+    "retry_after_header",
 ]
 
 STOPS = "This server is about to stop or restart."
@@ -41,7 +41,7 @@ _SERVICE_RESTART = 1012  # a websocket's close code: come back
 _LONGEST = 24  # characters of a path's first part; what is longer may be a key
 
 
-def told_to_come_back(cause: str, wait: int) -> dict[str, Any]:
+def retry_after_header(cause: str, wait: int) -> dict[str, Any]:
     """The body of an answer to a request that a drain refuses or gives up.
 
     Args:
@@ -54,7 +54,7 @@ def told_to_come_back(cause: str, wait: int) -> dict[str, Any]:
     return content if identity is None else content | {"request_id": identity}
 
 
-class Serving:
+class RequestTask:
     """Runs an application for one scope, in a task that the coordinator waits for.
 
     A task of its own: a server that has sent the whole answer may cancel its task, and with it
@@ -91,10 +91,10 @@ class Serving:
         scope = self._scope
         is_websocket = scope["type"] == "websocket"
         receive = self._receive_until_the_drain if is_websocket else self._receive
-        kind, name = "websocket" if is_websocket else "request", name_of(scope)
-        with admitted():
+        kind, name = "websocket" if is_websocket else "request", request_label(scope)
+        with allow_during_drain():
             task = asyncio.ensure_future(app(scope, receive, self._send_and_note))
-        self._coordinator.watch(task, kind, name)
+        self._coordinator.track_as(task, kind, name)
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -120,7 +120,10 @@ class Serving:
         if kind in {"http.response.start", "websocket.accept"}:
             self.has_begun = True
         if kind == "http.response.start" and self._coordinator.is_draining:
-            message = {**message, "headers": [*message.get("headers", ()), *closing(self._scope)]}
+            message = {
+                **message,
+                "headers": [*message.get("headers", ()), *connection_close_header(self._scope)],
+            }
         await self._send(message)
         if kind in {"http.response.pathsend", "websocket.close"} or (
             kind == "http.response.body" and not message.get("more_body", False)
@@ -159,13 +162,13 @@ def _tell_of_failure(task: asyncio.Task[Any]) -> None:
         _log.error("What was to be done after an answer failed: %s", type(error).__name__)
 
 
-def closing(scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
+def connection_close_header(scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
     """The header that lets a client ask another process next; HTTP/2 has none."""
     is_http_1 = scope.get("http_version", "1.1").startswith("1")
     return [(b"connection", b"close")] if is_http_1 else []
 
 
-def name_of(scope: MutableMapping[str, Any]) -> str:
+def request_label(scope: MutableMapping[str, Any]) -> str:
     """A request's method and the first part of its path, printable: ``POST /documents/…``."""
     first, _, rest = route_path(scope).lstrip("/").partition("/")
     if len(first) > _LONGEST:

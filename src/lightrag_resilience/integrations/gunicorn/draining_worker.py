@@ -27,7 +27,7 @@ from lightrag_resilience.draining.process import drain_all, write_down_all
 from lightrag_resilience.errors import ResilienceError
 from lightrag_resilience.shutdown import configured_drain
 
-from .time_budget import log_beside, patience_of, tell_of_gunicorn
+from .time_budget import grace_period_of, log_beside, log_gunicorn_limits
 
 __all__ = ["DrainingWorker"]
 
@@ -57,7 +57,7 @@ class _Server(Server):
 
 
 class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no types
-    """The worker class; an application in `Draining` brings the coordinator.
+    """The worker class; an application in `DrainMiddleware` brings the coordinator.
 
     Attributes:
         stops_at: Monotonic seconds at which it began to stop.
@@ -94,7 +94,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
     def run(self) -> None:
         """Serve until told to stop, and leave nothing behind."""
         log_beside(self)
-        tell_of_gunicorn(self.cfg.graceful_timeout)
+        log_gunicorn_limits(self.cfg.graceful_timeout)
         try:
             drain = configured_drain()
         except ResilienceError as error:  # no other worker would fare better
@@ -103,7 +103,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
         self._cancel_grace = drain.cancel_grace
         self._last_requests = min(_LAST_REQUESTS, drain.timeout / 10)
         config: Any = self.config  # of which it says that its times are whole numbers
-        patience = patience_of(self.cfg.graceful_timeout)
+        patience = grace_period_of(self.cfg.graceful_timeout)
         ours = patience - drain.cancel_grace - drain.close_timeout - self._last_requests
         theirs = config.timeout_graceful_shutdown
         config.timeout_graceful_shutdown = max(ours if theirs is None else min(ours, theirs), 0.0)

@@ -9,14 +9,14 @@ from typing import Any
 
 from lightrag_resilience.config.process_environment import surroundings
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.draining.journal import Abandoned, Journal
+from lightrag_resilience.draining.journal import AbandonedWork, Journal
 from lightrag_resilience.draining.process import drain_all
-from lightrag_resilience.draining.supervisor import host
-from lightrag_resilience.draining.worker_ledger import Ledger
+from lightrag_resilience.draining.supervisor import supervisor
+from lightrag_resilience.draining.worker_ledger import WorkerLedger
 from lightrag_resilience.pipeline.registry import guards
 from lightrag_resilience.shutdown import configured_drain
 
-from .time_budget import check_budget, log_beside, patience_of, tell_of_gunicorn
+from .time_budget import check_budget, grace_period_of, log_beside, log_gunicorn_limits
 
 __all__ = [
     "child_exit",
@@ -60,16 +60,16 @@ def on_reload(server: Any) -> None:
 def pre_fork(server: Any, worker: Any) -> None:
     """Make the memory in which the master sees what a worker has in flight."""
     del server
-    worker.ledger = Ledger()
+    worker.ledger = WorkerLedger()
 
 
 def child_exit(server: Any, worker: Any) -> None:
     """Write down what a worker had in flight that did not live to do so itself."""
-    ledger: Ledger | None = getattr(worker, "ledger", None)
+    ledger: WorkerLedger | None = getattr(worker, "ledger", None)
     if ledger is None:
         return
     worker.ledger = None
-    lines, more = ledger.lines(), ledger.more
+    lines, more = ledger.entries(), ledger.overflow
     path = ledger.journal or load_settings().shutdown_journal
     ledger.close()
     _mark_dead_for_prometheus(worker.pid)
@@ -80,7 +80,7 @@ def child_exit(server: Any, worker: Any) -> None:
         return
     now = time.time()
     records = [
-        Abandoned(
+        AbandonedWork(
             name=line.name,
             kind=line.kind,
             state="outcome_unknown",
@@ -132,8 +132,8 @@ def _mark_dead_for_prometheus(pid: int) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """Begin to write to that memory."""
     del server
-    host.ledger = getattr(worker, "ledger", None)
-    tell_of_gunicorn(worker.cfg.graceful_timeout)
+    supervisor.ledger = getattr(worker, "ledger", None)
+    log_gunicorn_limits(worker.cfg.graceful_timeout)
 
 
 def post_worker_init(worker: Any) -> None:
@@ -146,7 +146,7 @@ def post_worker_init(worker: Any) -> None:
     loop = getattr(worker, "loop", None)
     if isinstance(loop, asyncio.AbstractEventLoop):
         drain = configured_drain()
-        seconds = patience_of(worker.cfg.graceful_timeout) - drain.cancel_grace
+        seconds = grace_period_of(worker.cfg.graceful_timeout) - drain.cancel_grace
         worker.cfg.set("graceful_timeout", max(int(seconds - drain.close_timeout), 1))
         worker.beating = loop.create_task(_beat(worker))  # cancelled with all else by the worker
 

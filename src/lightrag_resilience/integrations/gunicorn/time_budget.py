@@ -6,9 +6,9 @@ import logging
 from typing import Any
 
 from lightrag_resilience.config.settings import Settings, load_settings
-from lightrag_resilience.draining.supervisor import host
+from lightrag_resilience.draining.supervisor import supervisor
 
-__all__ = ["OWN_WORKER", "check_budget", "log_beside", "patience_of", "tell_of_gunicorn"]
+__all__ = ["OWN_WORKER", "check_budget", "grace_period_of", "log_beside", "log_gunicorn_limits"]
 
 OWN_WORKER = "lightrag_resilience.integrations.gunicorn.DrainingWorker"
 
@@ -16,7 +16,7 @@ _SPARE = 2.0  # seconds between the end of a drain and Gunicorn's SIGKILL
 _WITHOUT_LIFESPAN = ("sync", "gthread", "gevent", "eventlet", "tornado")
 
 
-def patience_of(graceful_timeout: float) -> float:
+def grace_period_of(graceful_timeout: float) -> float:
     """Seconds that a drain may last in a worker that Gunicorn kills after so many."""
     return max(graceful_timeout - _SPARE, graceful_timeout / 2)
 
@@ -46,7 +46,7 @@ def check_budget(  # noqa: PLR0913 - all by name
         SettingsError: A ``RESILIENCE_*`` variable is wrong.
     """
     ours = load_settings() if settings is None else settings
-    drain, patience = ours.shutdown_timeout, patience_of(graceful_timeout)
+    drain, patience = ours.shutdown_timeout, grace_period_of(graceful_timeout)
     afterwards = ours.shutdown_cancel_grace + ours.shutdown_close_timeout
     wrong = []
     if worker_class.rpartition(".")[2] in {"UvicornWorker", "UvicornH11Worker"}:
@@ -96,14 +96,14 @@ def check_budget(  # noqa: PLR0913 - all by name
     return wrong
 
 
-def tell_of_gunicorn(graceful_timeout: float) -> None:
+def log_gunicorn_limits(graceful_timeout: float) -> None:
     """Let this process's drains know who started it.
 
     Gunicorn's master says SIGTERM once a second to a worker that is one too many, as after SIGTTOU,
     and, an older one, after SIGHUP; its word for haste is SIGQUIT.
     """
-    host.patience = patience_of(graceful_timeout)
-    host.repeats = True
+    supervisor.grace_period = grace_period_of(graceful_timeout)
+    supervisor.repeats_sigterm = True
 
 
 def log_beside(worker: Any) -> None:

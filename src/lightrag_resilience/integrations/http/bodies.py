@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 from lightrag_resilience.errors import AttemptTimeoutError
-from lightrag_resilience.streams.guarded_stream import GuardedStream, end_whole
+from lightrag_resilience.streams.guarded_stream import GuardedStream, close_complete
 
 __all__ = ["Source", "guarded_body", "parsed", "read_ahead"]
 
@@ -91,7 +91,7 @@ def guarded_body(library: Any, stream: GuardedStream[bytes], source: Source) -> 
     """The body of a response whose call goes on to its end."""
 
     async def end() -> None:
-        await (end_whole(stream) if source.is_complete else stream.aclose())
+        await (close_complete(stream) if source.is_complete else stream.aclose())
 
     return _class_for(library)(stream, end, library)
 

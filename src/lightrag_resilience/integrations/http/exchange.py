@@ -10,9 +10,9 @@ import contextlib
 import math
 from typing import Any
 
-from lightrag_resilience.calls.call_context import current_call, owned_by_a_guard
+from lightrag_resilience.calls.call_context import current_call, inside_guarded_call
 from lightrag_resilience.errors import AttemptTimeoutError, DeadlineExceededError
-from lightrag_resilience.limits.provider_limits import learn_limits
+from lightrag_resilience.limits.provider_limits import lower_limits_from_headers
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.telemetry.correlation import send_along
 
@@ -45,7 +45,7 @@ async def send(library: Any, transport: Any, guard: Guard, request: Any) -> Any:
     asked = await _asked(request) if has_bytes and guard.policy.limit.tpm else {}
     exchange = _Exchange(library, transport, guard, request)
     try:
-        once = owned_by_a_guard() or not has_bytes
+        once = inside_guarded_call() or not has_bytes
         known = guard.policy.retry.idempotent is not None
         idempotent = None if known else _is_idempotent(request)
         stream = await guard.run(exchange.attempt, (), asked, once=once, idempotent=idempotent)
@@ -108,7 +108,7 @@ class _Exchange:
         call: Any = current_call.get()
         asked = request.extensions
         limits = asked.get("timeout") or {}
-        left = call.due - self._guard.clock() if call.parts.timer is not None else math.inf
+        left = call.due - self._guard.clock() if call.loop_state.timer is not None else math.inf
         within = {phase: _shorter(limits.get(phase), left) for phase in _PHASES}
         request.extensions = {**asked, "timeout": within}
         try:
@@ -122,7 +122,7 @@ class _Exchange:
             request.extensions = asked
         # It goes for each chunk of the body as well, for which the guard has another time.
         within["read"] = limits.get("read")
-        learn_limits(self._guard, response.headers, request)
+        lower_limits_from_headers(self._guard, response.headers, request)
         return response
 
     async def _read_error(self, response: Any) -> Exception:

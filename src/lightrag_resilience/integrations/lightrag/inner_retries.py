@@ -16,7 +16,7 @@ from typing import Any
 import tenacity
 from tenacity.stop import stop_base
 
-from lightrag_resilience.calls.call_context import owned_by_a_guard
+from lightrag_resilience.calls.call_context import inside_guarded_call
 
 __all__ = ["make_inner_retries_yield", "restore_inner_retries"]
 
@@ -39,7 +39,7 @@ class _Yielding(stop_base):
         self.users = 0
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
-        return owned_by_a_guard() or bool(self.original(retry_state))
+        return inside_guarded_call() or bool(self.original(retry_state))
 
 
 class _YieldingAttempts:
@@ -53,7 +53,7 @@ class _YieldingAttempts:
     def __get__(self, instance: Any, _: Any = None) -> Any:
         if instance is None:
             return self
-        return self.once if owned_by_a_guard() else vars(instance)[self.name]
+        return self.once if inside_guarded_call() else vars(instance)[self.name]
 
     def __set__(self, instance: Any, value: Any) -> None:
         vars(instance)[self.name] = value

@@ -13,26 +13,31 @@ from typing import Any
 
 from lightrag.base import StoragesStatus
 
-from lightrag_resilience.draining.gate import admitted, is_admitted
+from lightrag_resilience.draining.gate import allow_during_drain, is_admitted
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
-from lightrag_resilience.integrations.lightrag.degradation.levels import Part
-from lightrag_resilience.integrations.lightrag.recovery.anchors import Anchors
+from lightrag_resilience.integrations.lightrag.degradation.levels import QueryComponent
+from lightrag_resilience.integrations.lightrag.recovery.anchors import RecoveryAnchors
 from lightrag_resilience.integrations.lightrag.recovery.recovery import Recovery
-from lightrag_resilience.integrations.lightrag.work.context import Stage, gated, reached, working
+from lightrag_resilience.integrations.lightrag.work.context import (
+    Stage,
+    as_work,
+    call_guarded,
+    reached,
+)
 from lightrag_resilience.integrations.lightrag.work.document_counts import DocumentCounts
 from lightrag_resilience.integrations.lightrag.work.function_queues import (
     EMBEDDING,
     MODEL,
     RERANK,
-    Slot,
+    FunctionSlot,
     abandon,
     retire,
     without_queue,
 )
 from lightrag_resilience.integrations.lightrag.work.ingest import Ingest, current_run, save_answers
-from lightrag_resilience.integrations.lightrag.work.query_errors import honest
-from lightrag_resilience.integrations.lightrag.work.query_events import told
-from lightrag_resilience.integrations.sdks import tell_cut_off_streams, yield_retries
+from lightrag_resilience.integrations.lightrag.work.query_errors import raise_on_dependency_error
+from lightrag_resilience.integrations.lightrag.work.query_events import with_query_events
+from lightrag_resilience.integrations.sdks import detect_truncated_streams, disable_sdk_retries
 from lightrag_resilience.limits.priority import Priority, current_priority, priority
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards
@@ -49,21 +54,24 @@ _CARRIED = "_resilience_carried"
 """An argument that goes with a call through a queue, whose workers have contexts of their own:
 its priority, whether it was let in before a drain, and the run of ingest it is part of."""
 _CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None)
-_PARTS = {"llm": frozenset({Part.MODEL}), "embedding": frozenset({Part.VECTORS})}
+_PARTS = {
+    "llm": frozenset({QueryComponent.MODEL}),
+    "embedding": frozenset({QueryComponent.VECTORS}),
+}
 _AZURE = "azure_openai"
 _RERANKERS = {"cohere_rerank": "cohere", "jina_rerank": "jina", "ali_rerank": "aliyun"}
-_STORAGES: dict[str, Part | None] = {
+_STORAGES: dict[str, QueryComponent | None] = {
     "full_docs": None,
-    "text_chunks": Part.TEXTS,
+    "text_chunks": QueryComponent.TEXTS,
     "full_entities": None,
     "full_relations": None,
     "entity_chunks": None,
     "relation_chunks": None,
-    "llm_response_cache": Part.TEXTS,
-    "entities_vdb": Part.VECTORS,
-    "relationships_vdb": Part.VECTORS,
-    "chunks_vdb": Part.VECTORS,
-    "chunk_entity_relation_graph": Part.GRAPH,
+    "llm_response_cache": QueryComponent.TEXTS,
+    "entities_vdb": QueryComponent.VECTORS,
+    "relationships_vdb": QueryComponent.VECTORS,
+    "chunks_vdb": QueryComponent.VECTORS,
+    "chunk_entity_relation_graph": QueryComponent.GRAPH,
     "doc_status": None,
 }
 """Where LightRAG keeps its storages, and what a query loses with each."""
@@ -98,7 +106,7 @@ class Protection:
             stale_for = registry.settings.stale_answers
             self._degradation = Degradation(rag, self._parts_of, stale_for)
         self._background: list[Recovery | DocumentCounts] = []
-        self._stored: dict[str, frozenset[Part]] = {}
+        self._stored: dict[str, frozenset[QueryComponent]] = {}
         self._of_ingest: set[str] = set()
         self._build_role: Any = getattr(rag, "_wrap_llm_role_func", None)  # LightRAG 1.5
 
@@ -106,8 +114,8 @@ class Protection:
         """Put everything in its place."""
         rag = self._rag
         self._undo.callback(restore_inner_retries, make_inner_retries_yield())
-        self._undo.callback(yield_retries(*_imported_sdks()))
-        self._undo.callback(tell_cut_off_streams(*_imported_sdks()))
+        self._undo.callback(disable_sdk_retries(*_imported_sdks()))
+        self._undo.callback(detect_truncated_streams(*_imported_sdks()))
         if self._build_role is not None:
             self._undo.push_async_callback(self._give_roles_back)
             self._shadow("_wrap_llm_role_func", self._wrap_role)  # the one place roles are built
@@ -133,8 +141,11 @@ class Protection:
             self._shadow("drop", self._degradation.forgetting(texts.drop), of=texts)
         for name in filter(functools.partial(hasattr, rag), _INGEST):
             method = self._ingest.followed(getattr(rag, name), name)
-            self._shadow(name, working(method, self._patience))
-        for name, seam in [*self._ingest.seams(), *Anchors(rag).seams()]:
+            self._shadow(name, as_work(method, self._patience))
+        for name, seam in [
+            *self._ingest.method_overrides(),
+            *RecoveryAnchors(rag).method_overrides(),
+        ]:
             self._shadow(name, seam)
         self._prepare_background()
 
@@ -155,7 +166,7 @@ class Protection:
         async def finalize_storages() -> None:
             await self._end_background()
             is_end = self._registry.gate.is_closed and self._are_storages_open
-            with admitted():
+            with allow_during_drain():
                 if is_end:
                     await save_answers(self._rag)
                 await finalize()
@@ -199,15 +210,17 @@ class Protection:
     # ------------------------------------------------------------------ what is put where
 
     def _query(self, name: str) -> Callable[..., Any]:
-        return told(self._honest(name), self._registry, self._rag.workspace or "")
+        return with_query_events(self._honest(name), self._registry, self._rag.workspace or "")
 
     def _honest(self, name: str) -> Callable[..., Any]:
-        method = honest(getattr(self._rag, name))
+        method = raise_on_dependency_error(getattr(self._rag, name))
         if self._degradation is None:
             return method
-        return self._degradation.around(method, honest(getattr(type(self._rag), name)))
+        return self._degradation.around(
+            method, raise_on_dependency_error(getattr(type(self._rag), name))
+        )
 
-    def _parts_of(self, dependency: str) -> frozenset[Part]:
+    def _parts_of(self, dependency: str) -> frozenset[QueryComponent]:
         """What a query loses with a dependency."""
         family = dependency.partition(".")[0]
         return self._stored.get(dependency) or _PARTS.get(family, frozenset())
@@ -231,20 +244,20 @@ class Protection:
     ) -> Callable[..., Any]:
         metadata = self._rag._role_llm_states[role].metadata  # noqa: SLF001
         guard = self._guard_of("llm", function, metadata.get("binding"))
-        called = _guarded(function, guard, self._ingest.hold_if_late, metadata.get("model"))
+        called = _guarded(function, guard, self._ingest.park_if_late, metadata.get("model"))
         queued = self._build_role(role, called, max_async, timeout, model_kwargs)
         return self._gated(role, queued, guard)
 
-    async def _replace(self, slot: Slot, old: Any) -> None:
+    async def _replace(self, slot: FunctionSlot, old: Any) -> None:
         original = without_queue(old)
         guard = self._guard_of(slot.name, original)
-        before = self._ingest.hold_if_late if slot is MODEL else None
+        before = self._ingest.park_if_late if slot is MODEL else None
         queued = slot.new_queue(self._rag, _guarded(original, guard, before))
         slot.put(self._rag, self._gated(slot.name, queued, guard))
         self._undo.push_async_callback(self._give_back, slot, original)
         await retire(old)
 
-    async def _give_back(self, slot: Slot, original: Callable[..., Any]) -> None:
+    async def _give_back(self, slot: FunctionSlot, original: Callable[..., Any]) -> None:
         retired = self._queues[slot.name]
         self._queues[slot.name] = queued = slot.new_queue(self._rag, original)
         slot.put(self._rag, queued)
@@ -274,7 +287,7 @@ class Protection:
             carried = current_priority.get(), is_admitted.get(), current_run.get()
             if carried != _CARRIED_BY_NONE:
                 kwargs[_CARRIED] = carried
-            return await gated(guard, lambda: queues[name](*args, **kwargs))
+            return await call_guarded(guard, lambda: queues[name](*args, **kwargs))
 
         return through_the_gate
 
@@ -332,8 +345,8 @@ def _provider(function: Any) -> str | None:
     LightRAG's own are known by where they stand: ``openai`` for those of ``lightrag.llm.openai``.
     """
     inner = _inner(function)
-    if (told := getattr(inner, PROVIDER, None)) is not None:
-        return str(told)
+    if (with_query_events := getattr(inner, PROVIDER, None)) is not None:
+        return str(with_query_events)
     package, _, module = getattr(inner, "__module__", "").rpartition(".")
     name = getattr(inner, "__name__", "")
     if (package, module) == ("lightrag", "rerank"):

@@ -20,8 +20,8 @@ from lightrag_resilience._version import __version__
 from lightrag_resilience.config.redis_url import read_address
 from lightrag_resilience.config.tokenizer_cache import PRELOAD, was_not_downloaded
 from lightrag_resilience.errors import ResilienceError
-from lightrag_resilience.integrations.asgi.draining import Draining
-from lightrag_resilience.integrations.lightrag.serving.http_errors import HonestRequests
+from lightrag_resilience.integrations.asgi.draining import DrainMiddleware
+from lightrag_resilience.integrations.lightrag.serving.http_errors import DependencyErrorMiddleware
 from lightrag_resilience.integrations.lightrag.serving.metrics_route import show_metrics
 from lightrag_resilience.integrations.lightrag.serving.server_config import (
     answer_when_stored,
@@ -99,8 +99,8 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
         options[:] = [*args[:1], *(each for name, each in kwargs.items() if name == "args")]
         app = original[1](*args, **kwargs)
         workers = next((getattr(each, "workers", None) for each in options), None)
-        app.add_middleware(HonestRequests, workers=workers)
-        app.add_middleware(Draining)
+        app.add_middleware(DependencyErrorMiddleware, workers=workers)
+        app.add_middleware(DrainMiddleware)
         if guards().settings.status:
             app.add_middleware(StatusPage)  # it answers while all else is refused
         app.add_middleware(CorrelationMiddleware)  # outermost, so that all know the id

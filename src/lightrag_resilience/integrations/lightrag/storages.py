@@ -12,7 +12,7 @@ from typing import Any
 from lightrag_resilience.calls.call_context import current_call
 from lightrag_resilience.config.policies import Policy
 from lightrag_resilience.errors import CallRejected, PolicyError, UnsupportedCallError
-from lightrag_resilience.integrations.lightrag.work.context import gated, is_caused_by
+from lightrag_resilience.integrations.lightrag.work.context import call_guarded, is_caused_by
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards, guards, resolve_guards
 from lightrag_resilience.runtime.fork_safety import ProcessLock
@@ -178,7 +178,7 @@ def _guarded(method: Any, effect: Effect) -> Any:
                 error = carrier.error
             raise error
 
-        return await gated(
+        return await call_guarded(
             guard, whole, idempotent=effect.is_idempotent, is_foreign=foreign.__contains__
         )
 

@@ -14,10 +14,10 @@ from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.shared_state.operator_control import (
     REDIS_FAILURES,
     UnknownBreakerError,
-    cluster_of,
-    signed,
-    steer_known,
+    force_known_breaker,
+    open_cluster,
     trouble_with_redis,
+    with_author,
 )
 from lightrag_resilience.text import LONGEST_OPEN, as_words
 
@@ -107,7 +107,7 @@ async def act(action: Action, registry: Guards) -> str:
     Raises:
         Refused: There is no such breaker, or Redis cannot be used.
     """
-    why = signed(action.reason, _WHO, isolates=action.what == "isolate")
+    why = with_author(action.reason, _WHO, isolates=action.what == "isolate")
     is_shared = registry.settings.redis_url is not None
     done = await (_in_all if is_shared else _here)(action, registry, why)
     _log.warning("%r %s", action.name, done)
@@ -117,10 +117,12 @@ async def act(action: Action, registry: Guards) -> str:
 async def _in_all(action: Action, registry: Guards, why: str) -> str:
     state, name = _STATES[action.what], action.name
     try:
-        async with cluster_of(
+        async with open_cluster(
             registry.settings, lambda name: breaker_policy(registry, name)
         ) as cluster:
-            now = (await steer_known(cluster, name, state, why, open_for=action.seconds)).now
+            now = (
+                await force_known_breaker(cluster, name, state, why, open_for=action.seconds)
+            ).now
     except UnknownBreakerError:
         raise Refused(404, f"No worker has reported a breaker {name!r} lately") from None
     except REDIS_FAILURES as error:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from lightrag_resilience.circuit.outcomes import Tally
+from lightrag_resilience.circuit.outcomes import OutcomeCounts
 from lightrag_resilience.circuit.state_machine import Snapshot, State
 from lightrag_resilience.health import LOOKS
 from lightrag_resilience.pipeline.guard import Guard
@@ -22,16 +22,18 @@ from lightrag_resilience.shared_state.messages import Description
 from lightrag_resilience.text import is_by_hand
 
 from .headline import health_of_row
-from .outage_history import Record
+from .outage_history import OutageHistory
 
-__all__ = ["in_flight", "rows"]
+__all__ = ["dependency_rows", "in_flight"]
 
 _MOST = 1000  # rows that are made
 _A_SLICE = 64  # rows: about 1 ms of the event loop
 _COUNTED = ("calls", "failed", "slow", "probes", "workers", "causes", "run", "last")
 
 
-async def rows(registry: Guards, seen: Overview | None, record: Record) -> list[dict[str, Any]]:
+async def dependency_rows(
+    registry: Guards, seen: Overview | None, record: OutageHistory
+) -> list[dict[str, Any]]:
     """Dependencies, those in trouble first; of more than 1000 at least these and the process's own.
 
     The event loop goes on after every few of them.
@@ -60,7 +62,7 @@ async def rows(registry: Guards, seen: Overview | None, record: Record) -> list[
         _date(row, record)
         health = health_of_row(row)
         is_closed = row["state"] == State.CLOSED.value
-        row["look"], row["health"] = health.look, str(health) if is_closed else ""
+        row["look"], row["health"] = health.condition, str(health) if is_closed else ""
         made.append(row)
     made.sort(key=lambda row: (LOOKS.index(row["look"]), row["name"]))
     return made
@@ -69,7 +71,7 @@ async def rows(registry: Guards, seen: Overview | None, record: Record) -> list[
 def _names(here: Mapping[str, Guard], there: Mapping[str, Description]) -> list[str]:
     """Those in trouble first, where there are too many for all."""
     circuits = ((name, it.breaker.circuit) for name, it in here.items())
-    own = (name for name, it in circuits if it.standing is None or it.outcomes is not None)
+    own = (name for name, it in circuits if it.shared_admission is None or it.outcomes is not None)
     troubled = (name for name, it in there.items() if not it.is_well)
     return list(dict.fromkeys(chain(own, troubled, here, there)))[:_MOST]
 
@@ -125,7 +127,7 @@ def _of_cluster(it: Description) -> dict[str, Any]:
     }
 
 
-def _calls(tally: Tally, remembered: int = 0) -> dict[str, Any]:
+def _calls(tally: OutcomeCounts, remembered: int = 0) -> dict[str, Any]:
     return {
         "calls": max(tally.calls, remembered + tally.uncounted),
         "failed": tally.failed,
@@ -143,7 +145,7 @@ def _of_process(seen: Snapshot) -> dict[str, Any]:
         "reason": seen.reason,
         "next": seen.retry_after if seen.state is State.OPEN else None,
         "breaks": seen.opens,
-        **_calls(seen.tally or Tally(failed=seen.failed, run=seen.calls), seen.calls),
+        **_calls(seen.tally or OutcomeCounts(failed=seen.failed, run=seen.calls), seen.calls),
         "slow": seen.slow,
         "probes": seen.probes,
         "workers": None,
@@ -166,11 +168,11 @@ def _limits(guard: Guard | None) -> dict[str, Any]:
             "in_use": places.in_use,
             "waiting": places.waiting,
         },
-        "standstill": places.standstill,
+        "standstill": places.cooldown_remaining,
     }
 
 
-def _date(row: dict[str, Any], record: Record) -> None:
+def _date(row: dict[str, Any], record: OutageHistory) -> None:
     """Since when, in seconds since the epoch, and why: what an outage began with."""
     age, told = row.pop("age"), row.pop("told")
     if row["state"] == State.CLOSED.value:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightrag_resilience.circuit.outcomes import Tally
+from lightrag_resilience.circuit.outcomes import OutcomeCounts
 from lightrag_resilience.health import Health, health_of
 from lightrag_resilience.text import MET, symptom_of
 
@@ -22,7 +22,7 @@ _MOST_NAMES = 2
 
 def health_of_row(row: dict[str, Any]) -> Health:
     """How a dependency is for who calls it."""
-    tally = Tally(
+    tally = OutcomeCounts(
         row["calls"], row["failed"], row.get("causes", {}), row.get("run", 0), row.get("last", "")
     )
     return health_of(

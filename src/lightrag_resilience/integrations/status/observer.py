@@ -18,19 +18,19 @@ from lightrag_resilience.draining.phases import Phase
 from lightrag_resilience.events import AttemptFailed, Event, HealthChanged, StateChanged
 from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.runtime.tasks import within
-from lightrag_resilience.shared_state.cluster_view import Cluster, Found, Overview
+from lightrag_resilience.shared_state.cluster_view import ClusterView, Discovery, Overview
 from lightrag_resilience.shared_state.operator_control import (
     REDIS_FAILURES,
-    cluster_of,
+    open_cluster,
     trouble_with_redis,
 )
 from lightrag_resilience.shutdown import Coordinator, Progress
 
-from .dependency_rows import rows
+from .dependency_rows import dependency_rows
 from .headline import headline
-from .outage_history import Record
+from .outage_history import OutageHistory
 
-__all__ = ["Watch", "breaker_policy", "drain_of"]
+__all__ = ["StatusObserver", "breaker_policy", "drain_of"]
 
 _MOST = 200  # dependencies
 _WATCHING = "GET /resilience"  # how the names of watchers' requests begin
@@ -45,7 +45,7 @@ _SEARCH_PATIENCE = 2.0  # of these, for the search
 _SEARCH_SHARE = 20  # searching all keys of a Redis takes a twentieth of its time at the most
 
 
-class Watch:
+class StatusObserver:
     """What there is to see, for as many watchers as there are.
 
     Args:
@@ -58,13 +58,13 @@ class Watch:
     def __init__(self, registry: Guards) -> None:
         self.changes = 0
         self._registry = registry
-        self._record = Record()
-        registry.events.listen(self._hear, StateChanged, HealthChanged, AttemptFailed)
+        self._record = OutageHistory()
+        registry.events.subscribe(self._hear, StateChanged, HealthChanged, AttemptFailed)
         self._watchers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._lock = asyncio.Lock()
         self._connection = contextlib.AsyncExitStack()
-        self._cluster: Cluster | None = None
-        self._found = Found([], [])
+        self._cluster: ClusterView | None = None
+        self._found = Discovery([], [])
         self._search_at = 0.0
         self._look_at = 0.0
         self._policies: dict[str, BreakerPolicy] = {}
@@ -93,7 +93,7 @@ class Watch:
 
     def _hear(self, event: Event) -> None:
         """A breaker or a health changed, or an attempt failed; from any thread."""
-        self._record.hear(event)
+        self._record.on_event(event)
         if isinstance(event, AttemptFailed):
             return
         self.changes += 1
@@ -103,20 +103,20 @@ class Watch:
 
     # ------------------------------------------------------------------ a look
 
-    async def look(self) -> dict[str, Any]:
+    async def snapshot(self) -> dict[str, Any]:
         """Everything that the page shows; times in seconds, moments since the epoch."""
         registry = self._registry
         is_shared = registry.settings.redis_url is not None
         if is_shared:
             await self._look_at_redis()
-        seen = await rows(registry, self._seen, self._record)
+        seen = await dependency_rows(registry, self._seen, self._record)
         return {
             "at": time.time(),
             "process": {"host": socket.gethostname(), "pid": os.getpid(), "version": __version__},
             "headline": headline(seen),
             "dependencies": seen[:_MOST],
             "left_out": self._count() - len(seen[:_MOST]),
-            "changes": self._record.as_data(),
+            "changes": self._record.to_json(),
             "drain": self._drain(),
             "redis": self._redis() if is_shared else None,
             "workers": self._workers(),
@@ -182,20 +182,20 @@ class Watch:
             await self._search(cluster, now)
         earlier = {} if self._seen is None else self._seen.breakers
         seconds = _LOOK if len(earlier) >= len(self._found.breakers) else _FIRST_LOOK
-        return await cluster.look(self._found, earlier=earlier, seconds=seconds)
+        return await cluster.fetch(self._found, earlier=earlier, seconds=seconds)
 
-    async def _search(self, cluster: Cluster, now: float) -> None:
+    async def _search(self, cluster: ClusterView, now: float) -> None:
         """Find what there is, as often as that takes little of Redis's time."""
         try:
-            self._found = await within(_SEARCH_PATIENCE, cluster.find(_MOST_FOUND))
+            self._found = await within(_SEARCH_PATIENCE, cluster.discover(_MOST_FOUND))
         except TimeoutError:  # there are millions of keys: those of this process must do
-            self._found = Found([guard.name for guard in self._registry], [])
+            self._found = Discovery([guard.name for guard in self._registry], [])
         took = time.monotonic() - now
         self._search_at = now + took * _SEARCH_SHARE
 
-    async def _connected(self) -> Cluster:
+    async def _connected(self) -> ClusterView:
         if self._cluster is None:
-            cluster = cluster_of(self._registry.settings, self._policy_of)
+            cluster = open_cluster(self._registry.settings, self._policy_of)
             self._cluster = await self._connection.enter_async_context(cluster)
         return self._cluster
 
@@ -205,17 +205,17 @@ class Watch:
         if settings is not self._policies_of or len(self._policies) > _MOST_FOUND:
             self._policies_of, self._policies = settings, {}
         if (guard := self._registry.find(name)) is not None:
-            return guard.policy.circuit
+            return guard.policy.effective_breaker
         if (policy := self._policies.get(name)) is None:
-            policy = self._policies[name] = settings.policy_for(name).circuit
+            policy = self._policies[name] = settings.policy_for(name).effective_breaker
         return policy
 
 
 def breaker_policy(registry: Guards, name: str) -> BreakerPolicy:
     """The policy of a breaker, also of one that this process does not have."""
     if (guard := registry.find(name)) is not None:
-        return guard.policy.circuit
-    return registry.effective.policy_for(name).circuit
+        return guard.policy.effective_breaker
+    return registry.effective.policy_for(name).effective_breaker
 
 
 def drain_of(registry: Guards) -> Progress | None:

@@ -14,7 +14,7 @@ from lightrag_resilience.failures.kinds import FailureKind, symptom_of
 from lightrag_resilience.runtime.fork_safety import ProcessLock
 from lightrag_resilience.text import is_isolation
 
-__all__ = ["Outage", "Record"]
+__all__ = ["Outage", "OutageHistory"]
 
 _MOST = 50  # changes
 _MOST_NAMES = 1000
@@ -44,7 +44,7 @@ class Outage:
     tries: int = 0
 
 
-class Record:
+class OutageHistory:
     """The last changes of breakers, and when those that are not closed broke; for any thread.
 
     A long outage is one entry with a count of tries, and not one for each of them.
@@ -60,7 +60,7 @@ class Record:
         self._outages: dict[str, Outage] = {}
         self._failures: dict[str, dict[str, Any]] = {}
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Note a change of state, or how an attempt failed."""
         with self._lock:
             if isinstance(event, StateChanged):
@@ -116,7 +116,7 @@ class Record:
     def ended(self, name: str, reason: str) -> None:
         """A breaker of which nobody tells this process is closed."""
         if name in self._outages:
-            self.hear(StateChanged(name, State.OPEN.value, State.CLOSED.value, reason, 0))
+            self.on_event(StateChanged(name, State.OPEN.value, State.CLOSED.value, reason, 0))
 
     def last_failure(self, name: str) -> dict[str, Any] | None:
         """How an attempt failed last in this process, and when; None if not in ten minutes."""
@@ -125,7 +125,7 @@ class Record:
             return None
         return failure
 
-    def as_data(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[dict[str, Any]]:
         """The last changes, the newest first."""
         with self._lock:
             return [

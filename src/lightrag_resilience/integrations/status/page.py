@@ -29,7 +29,7 @@ from lightrag_resilience.integrations.asgi.scope import route_path
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 
 from .actions import LARGEST_BODY, Refused, act, check_token, read_action
-from .observer import Watch, drain_of
+from .observer import StatusObserver, drain_of
 
 __all__ = ["StatusPage"]
 
@@ -116,7 +116,7 @@ class StatusPage:
         self._registry = resolve_guards(registry)
         self._own_token = token
         self._hosts = hosts
-        self._watch = Watch(self._registry)
+        self._watch = StatusObserver(self._registry)
         self._sight: _Sight | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -180,7 +180,7 @@ class StatusPage:
             yield news
 
     async def _data(self) -> dict[str, Any]:
-        return {**await self._watch.look(), "can_act": self._token is not None}
+        return {**await self._watch.snapshot(), "can_act": self._token is not None}
 
     async def _look(self) -> _Sight:
         """As `_data`, once for all who watch."""

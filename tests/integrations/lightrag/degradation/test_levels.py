@@ -10,7 +10,11 @@ pytest.importorskip("lightrag")
 
 from lightrag import QueryParam
 
-from lightrag_resilience.integrations.lightrag.degradation.levels import Part, Rung, rung_for
+from lightrag_resilience.integrations.lightrag.degradation.levels import (
+    DegradationLevel,
+    QueryComponent,
+    level_for,
+)
 
 MODES = ["local", "global", "hybrid", "naive", "mix", "bypass"]
 
@@ -18,37 +22,45 @@ MODES = ["local", "global", "hybrid", "naive", "mix", "bypass"]
 @pytest.mark.parametrize(
     ("mode", "missing", "rung"),
     [
-        ("mix", {Part.GRAPH}, Rung("naive")),
-        ("mix", {Part.TEXTS}, Rung("naive", uncached=True)),
-        ("mix", {Part.VECTORS}, Rung("local", by_labels=True)),
-        ("naive", {Part.VECTORS}, Rung("local", by_labels=True)),
-        ("hybrid", {Part.MODEL}, Rung("hybrid", context_only=True)),
-        ("global", {Part.MODEL, Part.GRAPH}, Rung("naive", context_only=True)),
-        ("mix", {Part.MODEL, Part.VECTORS}, Rung("local", by_labels=True, context_only=True)),
-        ("mix", {Part.GRAPH, Part.VECTORS}, None),
-        ("bypass", {Part.MODEL}, None),
+        ("mix", {QueryComponent.GRAPH}, DegradationLevel("naive")),
+        ("mix", {QueryComponent.TEXTS}, DegradationLevel("naive", uncached=True)),
+        ("mix", {QueryComponent.VECTORS}, DegradationLevel("local", by_labels=True)),
+        ("naive", {QueryComponent.VECTORS}, DegradationLevel("local", by_labels=True)),
+        ("hybrid", {QueryComponent.MODEL}, DegradationLevel("hybrid", context_only=True)),
+        (
+            "global",
+            {QueryComponent.MODEL, QueryComponent.GRAPH},
+            DegradationLevel("naive", context_only=True),
+        ),
+        (
+            "mix",
+            {QueryComponent.MODEL, QueryComponent.VECTORS},
+            DegradationLevel("local", by_labels=True, context_only=True),
+        ),
+        ("mix", {QueryComponent.GRAPH, QueryComponent.VECTORS}, None),
+        ("bypass", {QueryComponent.MODEL}, None),
     ],
 )
 def test_the_fullest_answer_without_what_is_missing(
-    mode: str, missing: set[Part], rung: Rung | None
+    mode: str, missing: set[QueryComponent], rung: DegradationLevel | None
 ) -> None:
-    assert rung_for(mode, missing) == rung
+    assert level_for(mode, missing) == rung
 
 
-@given(st.sampled_from(MODES), st.sets(st.sampled_from(Part)))
-def test_no_rung_needs_what_is_missing(mode: str, missing: set[Part]) -> None:
-    rung = rung_for(mode, missing)
+@given(st.sampled_from(MODES), st.sets(st.sampled_from(QueryComponent)))
+def test_no_rung_needs_what_is_missing(mode: str, missing: set[QueryComponent]) -> None:
+    rung = level_for(mode, missing)
     if rung is None:
         return
     uses_graph = rung.mode != "naive"
-    assert not (uses_graph and missing & {Part.GRAPH, Part.TEXTS})
-    assert not (Part.VECTORS in missing and not rung.by_labels)
-    assert rung.context_only == (Part.MODEL in missing)
+    assert not (uses_graph and missing & {QueryComponent.GRAPH, QueryComponent.TEXTS})
+    assert not (QueryComponent.VECTORS in missing and not rung.by_labels)
+    assert rung.context_only == (QueryComponent.MODEL in missing)
 
 
 def test_a_question_stands_for_the_keywords_that_no_model_can_find() -> None:
     asked = QueryParam(mode="mix", stream=True)
-    changed = Rung("mix", context_only=True).change("Who founded it?", asked)
+    changed = DegradationLevel("mix", context_only=True).change("Who founded it?", asked)
     assert (changed.hl_keywords, changed.ll_keywords) == (["Who founded it?"], ["Who founded it?"])
     assert (changed.only_need_context, changed.stream) == (True, False)
     assert (asked.ll_keywords, asked.stream) == ([], True)
@@ -56,4 +68,4 @@ def test_a_question_stands_for_the_keywords_that_no_model_can_find() -> None:
 
 def test_keywords_that_were_given_are_kept() -> None:
     asked = QueryParam(mode="mix", ll_keywords=["Ada"])
-    assert Rung("mix", context_only=True).change("Who?", asked).ll_keywords == ["Ada"]
+    assert DegradationLevel("mix", context_only=True).change("Who?", asked).ll_keywords == ["Ada"]

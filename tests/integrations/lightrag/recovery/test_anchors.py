@@ -19,9 +19,9 @@ from lightrag.base import DocStatus
 
 from lightrag_resilience import Guards, ShuttingDownError
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.events import Event, RecoveryRan
+from lightrag_resilience.events import Event, RecoveryCompleted
 from lightrag_resilience.integrations.lightrag import protect, unprotect
-from lightrag_resilience.integrations.lightrag.recovery.anchors import Anchors
+from lightrag_resilience.integrations.lightrag.recovery.anchors import RecoveryAnchors
 from lightrag_resilience.integrations.lightrag.recovery.failed_documents import is_refused
 from support import lightrag_rig
 from support.backends import BACKENDS, Backend, place_of
@@ -208,7 +208,7 @@ async def mended(rag: Any) -> None:
     await rag.ainsert([TEXT, f"Again: {TEXT}", "Another."], ids=["one", "two", "three"])
     await forgotten(rag, "one", "two")
     assert await anchors(rag, "one") == (None, None)
-    assert await Anchors(rag).mend(["one", "two"]) == {"one", "two"}
+    assert await RecoveryAnchors(rag).rebuild(["one", "two"]) == {"one", "two"}
     for document in ("one", "two", "three"):
         assert await anchors(rag, document) == (ENTITIES, RELATIONS)
 
@@ -237,9 +237,9 @@ async def test_a_failure_changes_nothing_and_is_told_once(caplog: pytest.LogCapt
 
         rag.chunk_entity_relation_graph.get_all_edges = unreadable
         before = await rag.doc_status.get_by_id(DOCUMENT)
-        mending = Anchors(rag, tries=1)
-        assert await mending.mend([DOCUMENT]) == set()
-        assert await mending.mend([DOCUMENT]) == set()
+        mending = RecoveryAnchors(rag, tries=1)
+        assert await mending.rebuild([DOCUMENT]) == set()
+        assert await mending.rebuild([DOCUMENT]) == set()
         assert await anchors(rag) == (None, None)
         assert await rag.doc_status.get_by_id(DOCUMENT) == before
         told = [each.getMessage() for each in caplog.records if "stay failed" in each.getMessage()]
@@ -254,7 +254,7 @@ async def test_a_refusal_of_our_own_is_no_failure(caplog: pytest.LogCaptureFixtu
         await protect(rag, registry=guards)
         guards.gate.close()
         with pytest.raises(ShuttingDownError):
-            await Anchors(rag).mend([DOCUMENT])
+            await RecoveryAnchors(rag).rebuild([DOCUMENT])
         guards.gate.open()
         assert "stay failed" not in caplog.text
         await unprotect(rag)
@@ -274,13 +274,13 @@ async def test_a_mend_that_fails_is_tried_again(caplog: pytest.LogCaptureFixture
 
         graph.get_all_nodes = unreadable_at_first
         guards = registry()
-        runs: list[RecoveryRan] = []
+        runs: list[RecoveryCompleted] = []
 
         def listen(event: Event) -> None:
-            if isinstance(event, RecoveryRan):
+            if isinstance(event, RecoveryCompleted):
                 runs.append(event)
 
-        guards.events.listen(listen)
+        guards.events.subscribe(listen)
         await protect(rag, registry=guards)
         await until_processed(rag)
         assert caplog.text.count("stay failed") == 2
@@ -309,7 +309,11 @@ async def test_what_lightrag_does_not_refuse_is_left_as_it_is() -> None:
         await forgotten(rag, "lost")
         row = await rag.doc_status.get_by_id("lost")
         await rag.doc_status.upsert({"lost": {**row, "status": DocStatus.PROCESSED}})
-        assert await Anchors(rag).mend(["lost", "kept", "gone"]) == {"lost", "kept", "gone"}
+        assert await RecoveryAnchors(rag).rebuild(["lost", "kept", "gone"]) == {
+            "lost",
+            "kept",
+            "gone",
+        }
         assert await anchors(rag, "lost") == (None, None)
         assert await anchors(rag, "kept") == (ENTITIES, RELATIONS)
 
@@ -325,7 +329,7 @@ async def test_it_ends_when_it_is_told_to() -> None:
             await asyncio.Event().wait()
 
         rag.chunk_entity_relation_graph.get_all_nodes = endless
-        mending = asyncio.create_task(Anchors(rag).mend([DOCUMENT]))
+        mending = asyncio.create_task(RecoveryAnchors(rag).rebuild([DOCUMENT]))
         async with asyncio.timeout(10):
             await began.wait()
         mending.cancel()

@@ -14,14 +14,14 @@ from lightrag.base import DocStatus
 
 from lightrag_resilience import CircuitOpenError
 from lightrag_resilience.integrations.lightrag.recovery.failed_documents import (
-    Record,
-    Records,
+    FailureRecord,
+    FailureRecords,
     cause_of,
     is_failed,
     is_refused,
     plan,
 )
-from lightrag_resilience.integrations.lightrag.work.context import Work
+from lightrag_resilience.integrations.lightrag.work.context import WorkContext
 
 ANYTHING: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -30,8 +30,8 @@ ANYTHING: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-def work_with(*errors: Exception) -> Work:
-    work = Work(patience=1.0)
+def work_with(*errors: Exception) -> WorkContext:
+    work = WorkContext(patience=1.0)
     for error in errors:
         work.failed("llm", error)
     return work
@@ -39,15 +39,15 @@ def work_with(*errors: Exception) -> Work:
 
 @given(ANYTHING | st.fixed_dictionaries({"resilience": ANYTHING}))
 def test_a_record_that_makes_no_sense_is_none(metadata: Any) -> None:
-    record = Record.of(metadata)
+    record = FailureRecord.of(metadata)
     assert record.cause in {"", "transient", "fatal"}
     assert record.requeues >= 0
 
 
 @given(st.sampled_from(["", "transient", "fatal"]), st.integers(0, 99), ANYTHING)
 def test_a_record_comes_back_as_it_was_put_in(cause: str, requeues: int, metadata: Any) -> None:
-    record = Record(cause, requeues)
-    assert Record.of(record.put_into(metadata)) == record
+    record = FailureRecord(cause, requeues)
+    assert FailureRecord.of(record.put_into(metadata)) == record
     if isinstance(metadata, dict):
         assert {**metadata, "resilience": 0} == {**record.put_into(metadata), "resilience": 0}
 
@@ -81,26 +81,29 @@ def test_a_refusal_is_transient() -> None:
 
 def test_only_transient_failures_are_tried_again_and_not_for_ever() -> None:
     failed = [
-        ("a", Record("transient", 0).put_into({})),
-        ("b", Record("transient", 2).put_into({})),
-        ("c", Record("transient", 3).put_into({})),
-        ("d", Record("fatal", 0).put_into({})),
+        ("a", FailureRecord("transient", 0).put_into({})),
+        ("b", FailureRecord("transient", 2).put_into({})),
+        ("c", FailureRecord("transient", 3).put_into({})),
+        ("d", FailureRecord("fatal", 0).put_into({})),
         ("e", {}),
         ("f", None),
     ]
-    assert plan(failed, attempts=3) == {"a": Record("transient", 1), "b": Record("transient", 3)}
+    assert plan(failed, attempts=3) == {
+        "a": FailureRecord("transient", 1),
+        "b": FailureRecord("transient", 3),
+    }
     assert plan(failed, attempts=0) == {}
 
 
 def test_what_was_mended_is_tried_again_whatever_its_cause_and_not_for_ever() -> None:
     failed = [
         ("a", {}),
-        ("b", Record("fatal", 1).put_into({})),
-        ("c", Record("", 2).put_into({})),
+        ("b", FailureRecord("fatal", 1).put_into({})),
+        ("c", FailureRecord("", 2).put_into({})),
         ("d", {}),
     ]
     planned = plan(failed, attempts=2, mended={"a", "b", "c"})
-    assert planned == {"a": Record("transient", 1), "b": Record("transient", 2)}
+    assert planned == {"a": FailureRecord("transient", 1), "b": FailureRecord("transient", 2)}
 
 
 def test_a_document_that_lightrag_refuses_is_looked_at() -> None:
@@ -108,9 +111,11 @@ def test_a_document_that_lightrag_refuses_is_looked_at() -> None:
     assert is_refused(refusal)
     assert not is_refused(None)
     row: dict[str, Any] = {"status": "failed", "error_msg": refusal}
-    assert Records().annotate({"a": row}, None)
-    assert Record.of(row["metadata"]) == Record("", 0)
-    assert not Records().annotate({"a": {"status": "failed", "error_msg": "no such file"}}, None)
+    assert FailureRecords().annotate({"a": row}, None)
+    assert FailureRecord.of(row["metadata"]) == FailureRecord("", 0)
+    assert not FailureRecords().annotate(
+        {"a": {"status": "failed", "error_msg": "no such file"}}, None
+    )
 
 
 def test_a_row_is_failed_by_name_and_by_status() -> None:
@@ -120,11 +125,11 @@ def test_a_row_is_failed_by_name_and_by_status() -> None:
 
 
 def test_how_often_a_document_was_tried_again_outlives_lightrags_own_rows() -> None:
-    records = Records()
+    records = FailureRecords()
     work = work_with(ConnectionRefusedError("no route to host"))
     row: dict[str, Any] = {"status": "failed", "error_msg": "no route to host"}
     assert records.annotate({"a": row}, work)
-    assert Record.of(row["metadata"]) == Record("transient", 0)
+    assert FailureRecord.of(row["metadata"]) == FailureRecord("transient", 0)
 
     records.requeued("a", 1)
     rows: dict[str, dict[str, Any]] = {
@@ -132,13 +137,13 @@ def test_how_often_a_document_was_tried_again_outlives_lightrags_own_rows() -> N
         "b": {"status": "processing"},
     }
     assert not records.annotate(rows, work)
-    assert Record.of(rows["a"]["metadata"]) == Record("transient", 1)
+    assert FailureRecord.of(rows["a"]["metadata"]) == FailureRecord("transient", 1)
     assert rows["a"]["metadata"]["kept"] == 1
     assert rows["b"] == {"status": "processing"}
 
 
 def test_what_is_remembered_has_a_bound() -> None:
-    records = Records()
+    records = FailureRecords()
     for number in range(10_050):
         records.requeued(f"{number}", 1)
     assert len(records._requeues) == 10_000

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("lightrag")
 
 from lightrag_resilience.integrations.lightrag.recovery import graph_contributions as module
-from lightrag_resilience.integrations.lightrag.recovery.anchors import Anchors
+from lightrag_resilience.integrations.lightrag.recovery.anchors import RecoveryAnchors
 from lightrag_resilience.integrations.lightrag.recovery.graph_contributions import (
     Contribution,
     contributions,
@@ -118,5 +118,5 @@ async def test_a_storage_that_leaves_rows_out_is_not_believed() -> None:
 
 async def test_a_lightrag_without_anchors_is_left_alone() -> None:
     rag: Any = SimpleNamespace()
-    assert list(Anchors(rag).seams()) == []
-    assert await Anchors(rag).mend(["one"]) == set()
+    assert list(RecoveryAnchors(rag).method_overrides()) == []
+    assert await RecoveryAnchors(rag).rebuild(["one"]) == set()

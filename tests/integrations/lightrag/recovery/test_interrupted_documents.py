@@ -15,7 +15,7 @@ from lightrag.base import DocStatus
 
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.draining.journal import Abandoned, Journal
+from lightrag_resilience.draining.journal import AbandonedWork, Journal
 from lightrag_resilience.integrations.lightrag import protect, unprotect
 from lightrag_resilience.integrations.lightrag.recovery.interrupted_documents import (
     in_words,
@@ -26,13 +26,15 @@ from support.lightrag_rig import Provider, lightrag_on
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
 
-def record(document: str, workspace: str = "w", **more: Any) -> Abandoned:
+def record(document: str, workspace: str = "w", **more: Any) -> AbandonedWork:
     about: Any = {"workspace": workspace, "document": document}
-    return Abandoned("lightrag.ingest", "document", "in_flight", 1.0, "SIGTERM", **about, **more)
+    return AbandonedWork(
+        "lightrag.ingest", "document", "in_flight", 1.0, "SIGTERM", **about, **more
+    )
 
 
 def test_of_each_document_of_a_workspace_the_last_record_counts() -> None:
-    run = Abandoned("lightrag.ingest", "task", "outcome_unknown", 1.0, "SIGTERM", workspace="w")
+    run = AbandonedWork("lightrag.ingest", "task", "outcome_unknown", 1.0, "SIGTERM", workspace="w")
     records = [record("a", at=1.0), run, record("b"), record("c", "other"), record("a", at=2.0)]
     left = left_documents(records, "w")
     assert list(left) == ["b", "a"]

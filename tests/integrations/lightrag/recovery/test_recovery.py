@@ -18,9 +18,9 @@ from lightrag.base import DocStatus
 
 from lightrag_resilience import Guards, State
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.events import Event, RecoveryRan
+from lightrag_resilience.events import Event, RecoveryCompleted
 from lightrag_resilience.integrations.lightrag import protect, unprotect
-from lightrag_resilience.integrations.lightrag.recovery.failed_documents import Record
+from lightrag_resilience.integrations.lightrag.recovery.failed_documents import FailureRecord
 from lightrag_resilience.shared_state.lease import Lease
 from lightrag_resilience.testing.redis_server import RedisServer
 from support import lightrag_rig
@@ -43,14 +43,14 @@ def registry(**variables: str) -> Guards:
     return Guards(settings=load_settings(QUICK | variables))
 
 
-def heard(guards: Guards) -> list[RecoveryRan]:
-    runs: list[RecoveryRan] = []
+def heard(guards: Guards) -> list[RecoveryCompleted]:
+    runs: list[RecoveryCompleted] = []
 
     def listen(event: Event) -> None:
-        if isinstance(event, RecoveryRan):
+        if isinstance(event, RecoveryCompleted):
             runs.append(event)
 
-    guards.events.listen(listen)
+    guards.events.subscribe(listen)
     return runs
 
 
@@ -116,7 +116,7 @@ async def test_what_another_process_has_taken_up_meanwhile_is_not_begun_anew() -
         await rag.apipeline_enqueue_documents(TEXTS[0])
         (document,) = await ids(rag)
         row = await rag.doc_status.get_by_id(document)
-        failed = {"status": DocStatus.FAILED, "metadata": Record("transient").put_into({})}
+        failed = {"status": DocStatus.FAILED, "metadata": FailureRecord("transient").put_into({})}
         await rag.doc_status.upsert({document: row | failed})
         read = rag.doc_status.get_docs_paginated
 
@@ -135,7 +135,7 @@ async def test_what_another_process_has_taken_up_meanwhile_is_not_begun_anew() -
         await unprotect(rag)
 
 
-async def told(runs: list[RecoveryRan]) -> bool:
+async def told(runs: list[RecoveryCompleted]) -> bool:
     """A run is told of when it is over."""
     return bool(runs)
 

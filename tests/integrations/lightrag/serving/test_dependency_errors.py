@@ -14,19 +14,19 @@ pytest.importorskip("lightrag")
 
 from lightrag_resilience import (
     AttemptTimeoutError,
+    BulkheadFullError,
     CircuitOpenError,
     DeadlineExceededError,
     Failure,
     FailureKind,
     Guards,
-    QueueFullError,
     RateLimitedError,
     ShuttingDownError,
     TruncatedStreamError,
 )
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import QueryFailedError
-from lightrag_resilience.integrations.lightrag.serving.http_errors import HonestRequests
+from lightrag_resilience.integrations.lightrag.serving.http_errors import DependencyErrorMiddleware
 from lightrag_resilience.integrations.lightrag.work.context import current_request
 from lightrag_resilience.telemetry.correlation import correlated
 
@@ -58,7 +58,7 @@ async def ask(application: Callable[[Any], Awaitable[None]], kind: str = "http")
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await HonestRequests(app)({"type": kind, **ASKED}, receive, send)
+    await DependencyErrorMiddleware(app)({"type": kind, **ASKED}, receive, send)
     return sent
 
 
@@ -84,7 +84,7 @@ def throttled() -> Exception:
         (ReadTimeoutError(), 503, 5, "{} took too long to answer."),
         (RateLimitedError("llm.openai", 90.0), 503, 90, "{} takes no more requests"),
         (throttled(), 503, 7, "{} takes no more requests at the moment. Try again in 7 s."),
-        (QueueFullError("llm.openai", 2.0), 503, 2, "Too many requests wait for the language m"),
+        (BulkheadFullError("llm.openai", 2.0), 503, 2, "Too many requests wait for the language m"),
         (TruncatedStreamError("llm.openai"), 503, 5, "The answer was cut off by the language m"),
         (ShuttingDownError("llm.openai", 2.0), 503, 2, "This server is about to stop or restart"),
         (ValueError("key sk-123 is wrong"), 502, None, "{} refused the request. Asking again"),
@@ -248,7 +248,7 @@ class Told:
             self.waits.set()
             await asyncio.Event().wait()
 
-        self.app = HonestRequests(app, registry=self.registry)
+        self.app = DependencyErrorMiddleware(app, registry=self.registry)
         if drains:
             self.registry.gate.close()
 

@@ -14,18 +14,18 @@ pytest.importorskip("lightrag")
 
 from lightrag_resilience import CircuitOpenError, Guards
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.integrations.lightrag.serving.http_errors import HonestRequests
+from lightrag_resilience.integrations.lightrag.serving.http_errors import DependencyErrorMiddleware
 from lightrag_resilience.integrations.lightrag.serving.outage_log import (
-    AlreadyTold,
-    ChangesSummed,
     FailedRequest,
+    RepeatedErrorFilter,
+    StateChangeFilter,
     log_beside_lightrag,
 )
 from lightrag_resilience.integrations.lightrag.work.context import (
     Stage,
-    Work,
+    WorkContext,
+    call_guarded,
     current_work,
-    gated,
     reached,
 )
 from lightrag_resilience.telemetry.correlation import correlated
@@ -46,7 +46,7 @@ def written() -> Iterator[list[logging.LogRecord]]:
             records.append(record)
 
     names = ("lightrag", "lightrag_resilience", "uvicorn.access", "uvicorn.error", "httpx")
-    kept, quiet, before = Kept(), AlreadyTold(), []
+    kept, quiet, before = Kept(), RepeatedErrorFilter(), []
     for logger in map(logging.getLogger, names):
         before.append((logger, logger.level, logger.propagate, logger.handlers, logger.filters))
         logger.setLevel(logging.INFO)
@@ -74,16 +74,16 @@ class Server:
         self.step = step
         self.answered: list[int] = []
         self.stops = asyncio.Event()
-        self.app = HonestRequests(self.answer, registry=guards)
+        self.app = DependencyErrorMiddleware(self.answer, registry=guards)
 
     async def answer(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await self.stops.wait()
             return
-        work = current_work.set(Work())
+        work = current_work.set(WorkContext())
         theirs.info("Query edges: founded")
         try:
-            await gated(self.guard, lambda: self.guard.call(self.call))
+            await call_guarded(self.guard, lambda: self.guard.call(self.call))
         except Exception as error:  # noqa: BLE001 - as LightRAG does
             theirs.error("Error processing query: %s", error, exc_info=True)
             theirs.error("Returning HTTP 500 to client")
@@ -211,7 +211,7 @@ def test_lines_from_other_threads_are_summed_up_with_the_rest(
         ours.warning("it is %s", state, extra={"dependency": "llm", "state": state})
 
     async def live() -> None:
-        changes = ChangesSummed()
+        changes = StateChangeFilter()
         ours.addFilter(changes)
         left.append(changes)
         for _ in range(11):
@@ -221,7 +221,7 @@ def test_lines_from_other_threads_are_summed_up_with_the_rest(
         await asyncio.sleep(0)
         changes.end()
 
-    left: list[ChangesSummed] = []
+    left: list[StateChangeFilter] = []
     try:
         asyncio.run(live())
         *singles, summed, closed, last = lines(written)
@@ -370,14 +370,14 @@ def test_ingest_that_a_request_has_begun_keeps_its_lines(written: list[logging.L
     async def live(server: Server, _: VirtualTimeLoop) -> None:
         async def upload(scope: Any, receive: Any, send: Any) -> None:
             del scope, receive
-            work = current_work.set(Work(patience=60.0))
+            work = current_work.set(WorkContext(patience=60.0))
             log_in_except(CircuitOpenError("llm.openai"))
             current_work.reset(work)
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             log_in_except(CircuitOpenError("llm.openai"))
 
-        server.app = HonestRequests(upload)
+        server.app = DependencyErrorMiddleware(upload)
         await server.ask()
 
     in_virtual_time(live)
@@ -418,7 +418,7 @@ def test_a_client_tells_of_answers_that_are_no_failures(written: list[logging.Lo
 def test_no_more_lines_are_remembered_than_a_bound(
     written: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(AlreadyTold.filter.__globals__, "_REMEMBERED", 1)
+    monkeypatch.setitem(RepeatedErrorFilter.filter.__globals__, "_REMEMBERED", 1)
 
     def odd() -> None:
         for error in (ValueError(), TypeError(), ValueError()):
@@ -479,7 +479,7 @@ def test_our_lines_stand_in_lightrags_log_and_have_times(
     (line,) = capsys.readouterr().err.splitlines()
     assert line[:2] == "20"
     assert line.endswith("[INFO] lightrag_resilience: Circuit 'llm.openai' is closed")
-    assert [type(each).__name__ for each in lightrag.filters] == ["AlreadyTold"]
+    assert [type(each).__name__ for each in lightrag.filters] == ["RepeatedErrorFilter"]
 
 
 def test_a_logger_of_ours_that_has_handlers_is_left_alone(

@@ -20,12 +20,12 @@ from lightrag.utils import EmbeddingFunc
 from lightrag_resilience import Guards, ResilienceError, SettingsError, unprotect
 from lightrag_resilience.config.settings import Settings, load_settings
 from lightrag_resilience.integrations import gunicorn as hooks
-from lightrag_resilience.integrations.asgi import Draining
+from lightrag_resilience.integrations.asgi import DrainMiddleware
 from lightrag_resilience.integrations.lightrag import is_protected, protect
 from lightrag_resilience.integrations.lightrag import server as module
 from lightrag_resilience.integrations.lightrag.serving import gunicorn_worker as worker_module
 from lightrag_resilience.integrations.lightrag.serving import server_config as serving
-from lightrag_resilience.integrations.lightrag.serving.http_errors import HonestRequests
+from lightrag_resilience.integrations.lightrag.serving.http_errors import DependencyErrorMiddleware
 from lightrag_resilience.integrations.lightrag.serving.server_config import (
     answer_when_stored,
     configure_gunicorn,
@@ -72,7 +72,11 @@ def made_up() -> Any:
 def test_its_applications_answer_honestly_and_its_instances_protect_themselves() -> None:
     server = made_up()
     take_back = module.protect_server(server)
-    assert server.create_app(None).middleware == [HonestRequests, Draining, CorrelationMiddleware]
+    assert server.create_app(None).middleware == [
+        DependencyErrorMiddleware,
+        DrainMiddleware,
+        CorrelationMiddleware,
+    ]
     made = server.LightRAG(workspace="w")
     assert made.options == {"workspace": "w"}
     assert "initialize_storages" in vars(made)
@@ -86,7 +90,7 @@ def test_lines_are_shared_out_over_the_workers_that_the_command_line_names() -> 
     take_back = module.protect_server(server)
     made = server.create_app(SimpleNamespace(workers=4))
     take_back()
-    assert made.options[HonestRequests] == {"workers": 4}
+    assert made.options[DependencyErrorMiddleware] == {"workers": 4}
 
 
 def test_the_status_page_is_there_where_the_operator_wants_it(
@@ -97,8 +101,8 @@ def test_the_status_page_is_there_where_the_operator_wants_it(
     server = made_up()
     take_back = module.protect_server(server)
     assert server.create_app(None).middleware == [
-        HonestRequests,
-        Draining,
+        DependencyErrorMiddleware,
+        DrainMiddleware,
         StatusPage,
         CorrelationMiddleware,
     ]

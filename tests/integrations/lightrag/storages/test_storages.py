@@ -38,7 +38,7 @@ from lightrag_resilience.integrations.lightrag.storages import (
     guarding,
     release_storage,
 )
-from lightrag_resilience.integrations.lightrag.work.context import gated, working
+from lightrag_resilience.integrations.lightrag.work.context import as_work, call_guarded
 from lightrag_resilience.testing.virtual_time import VirtualTimeLoop
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
@@ -202,7 +202,7 @@ async def test_ingest_waits_for_a_storage() -> None:
     async def ingest() -> None:
         await made.upsert({})
 
-    await working(ingest, patience=600.0)()
+    await as_work(ingest, patience=600.0)()
     assert guard.breaker.state is State.CLOSED
     assert made.calls.count("upsert") == 21
 
@@ -234,7 +234,7 @@ async def test_the_failure_of_another_dependency_is_not_the_storages() -> None:
 
     async def embed() -> None:
         try:
-            await gated(embedding, lambda: embedding.call(fail))
+            await call_guarded(embedding, lambda: embedding.call(fail))
         except ConnectionRefusedError as cause:
             raise RuntimeError("flush failed") from cause
 
@@ -258,9 +258,9 @@ def test_ingest_waits_but_once_for_another_dependency_inside() -> None:
         async def fail() -> None:
             raise ConnectionRefusedError("embedding is down")
 
-        made.steps = [lambda: gated(embedding, lambda: embedding.call(fail))] * 2
+        made.steps = [lambda: call_guarded(embedding, lambda: embedding.call(fail))] * 2
         with pytest.raises(ConnectionRefusedError):
-            await working(made.upsert, patience=600.0)({})
+            await as_work(made.upsert, patience=600.0)({})
         return now(), made.calls
 
     for _ in range(4):  # what is left of the patience differs, and with it whether it was waited
@@ -278,7 +278,7 @@ async def test_the_time_of_another_dependency_is_not_the_storages() -> None:
 
     async def embed() -> None:
         await asyncio.gather(
-            *(gated(embedding, lambda: asyncio.sleep(0.15 * n)) for n in range(1, 5))  # noqa: B023
+            *(call_guarded(embedding, lambda: asyncio.sleep(0.15 * n)) for n in range(1, 5))  # noqa: B023
         )
 
     made.steps = [embed]

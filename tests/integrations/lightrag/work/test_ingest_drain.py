@@ -17,13 +17,13 @@ from lightrag import LightRAG, QueryParam
 
 from lightrag_resilience import Guards, ShuttingDownError
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.draining.gate import admitted
-from lightrag_resilience.draining.journal import Abandoned, Journal
+from lightrag_resilience.draining.gate import allow_during_drain
+from lightrag_resilience.draining.journal import AbandonedWork, Journal
 from lightrag_resilience.integrations.lightrag import protect, unprotect
-from lightrag_resilience.integrations.lightrag.recovery.failed_documents import Record
+from lightrag_resilience.integrations.lightrag.recovery.failed_documents import FailureRecord
 from lightrag_resilience.integrations.lightrag.work.ingest import (
     Ingest,
-    Run,
+    IngestRun,
     _as_current,
     _joined,
     save_answers,
@@ -93,7 +93,7 @@ async def told(coordinator: Coordinator) -> None:
 
 
 async def statuses(rag: Any) -> dict[str, int]:
-    with admitted():
+    with allow_during_drain():
         counts = await rag.doc_status.get_status_counts()
     return {name: count for name, count in counts.items() if count and name != "all"}
 
@@ -166,7 +166,7 @@ async def test_what_does_not_end_in_time_is_left_and_none_of_its_calls_repeated(
             await begun(provider, ingest)
 
             async def is_late() -> bool:
-                return coordinator.is_late
+                return coordinator.is_near_deadline
 
             await told(coordinator)
             await until(is_late)
@@ -266,10 +266,10 @@ async def test_a_caller_who_gives_up_ends_the_run() -> None:
 # ---------------------------------------------------------------------- its parts
 
 
-def abandoned(operation: str) -> list[Abandoned]:
-    run = Run(operation, "w")
+def abandoned(operation: str) -> list[AbandonedWork]:
+    run = IngestRun(operation, "w")
     run.documents["doc-1"] = "t-7", 0.0
-    return list(run.records(Abandoned("lightrag", "task", "outcome_unknown", 1.0, "SIGTERM")))
+    return list(run.records(AbandonedWork("lightrag", "task", "outcome_unknown", 1.0, "SIGTERM")))
 
 
 def test_what_can_be_taken_up_again_is_said_to_be_idempotent() -> None:
@@ -284,7 +284,7 @@ async def test_a_document_between_two_stages_is_left_unless_somebody_cancelled_t
     None
 ):
     guards = registry()
-    ingest, run, heard = Ingest(object(), guards), Run("ingest", ""), list[Any]()
+    ingest, run, heard = Ingest(object(), guards), IngestRun("ingest", ""), list[Any]()
 
     async def mark(**given: Any) -> None:
         heard.append(given)
@@ -403,6 +403,6 @@ async def test_a_document_that_failed_for_the_end_of_the_process_is_tried_again(
         await rag.ainsert(TEXTS)
         assert await statuses(rag) == {"failed": len(TEXTS)}
         rows, _ = await rag.doc_status.get_docs_paginated(page=1, page_size=50)
-        assert {Record.of(row.metadata).cause for _, row in rows} == {"transient"}
+        assert {FailureRecord.of(row.metadata).cause for _, row in rows} == {"transient"}
         provider.fail = lambda _: None
         await all_processed_by_the_next_start(rag)

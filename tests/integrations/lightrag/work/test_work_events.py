@@ -15,7 +15,7 @@ from lightrag.base import DocStatus
 
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.events import DocumentsCounted, Event, QueryAnswered
+from lightrag_resilience.events import DocumentsCounted, Event, QueryCompleted
 from lightrag_resilience.integrations.lightrag import protect, unprotect
 from lightrag_resilience.integrations.lightrag.work.document_counts import DocumentCounts
 from support.lightrag_rig import Provider, lightrag_on
@@ -47,13 +47,13 @@ async def rag(provider: Provider, heard: list[Event]) -> AsyncIterator[Any]:
         await protect(rag, registry=guards)
         await rag.ainsert(TEXT)
         await rag.aclear_cache()
-        guards.events.listen(heard.append)
+        guards.events.subscribe(heard.append)
         yield rag
         await unprotect(rag)
 
 
 def outcomes(heard: list[Event]) -> list[str]:
-    return [event.outcome for event in heard if isinstance(event, QueryAnswered)]
+    return [event.outcome for event in heard if isinstance(event, QueryCompleted)]
 
 
 async def ask(rag: Any, **changes: Any) -> Any:
@@ -70,7 +70,7 @@ async def test_each_query_is_told_with_its_outcome_and_duration(
     with pytest.raises(Exception, match="not answered"):
         await ask(rag, user_prompt="once more")
     assert outcomes(heard) == ["success", "degraded", "failed"]
-    queries = [event for event in heard if isinstance(event, QueryAnswered)]
+    queries = [event for event in heard if isinstance(event, QueryCompleted)]
     assert {query.workspace for query in queries} == {rag.workspace}
     assert all(0 < query.duration < 60 for query in queries)
 
@@ -117,7 +117,7 @@ async def test_documents_are_counted_by_status_as_long_as_somebody_listens(
     counts = DocumentCounts(rag, guards.events, every=0.01)
     counts.begin()
     try:
-        guards.events.listen(heard.append)
+        guards.events.subscribe(heard.append)
         async with asyncio.timeout(30):
             while not counted(heard):  # noqa: ASYNC110 - what is waited for is a round
                 await asyncio.sleep(0.01)
@@ -140,7 +140,7 @@ async def test_a_count_that_fails_is_done_again(
 
     monkeypatch.setattr(rag.doc_status, "get_status_counts", at_last)
     guards = Guards(settings=load_settings(VARIABLES))
-    guards.events.listen(heard.append)
+    guards.events.subscribe(heard.append)
     counts = DocumentCounts(rag, guards.events, every=0.01)
     counts.begin()
     try:

@@ -17,8 +17,8 @@ from lightrag_resilience.failures.classifier import FailureKind, classify
 from lightrag_resilience.integrations.lightrag.work.context import current_request
 from lightrag_resilience.integrations.lightrag.work.query_errors import Answer, mark, streamed
 
-from .levels import Part, rung_for
-from .substitutes import stand_in
+from .levels import QueryComponent, level_for
+from .substitutes import with_substitutes
 
 __all__ = ["Degradation"]
 
@@ -37,7 +37,7 @@ class Degradation:
     """
 
     def __init__(
-        self, rag: Any, parts_of: Callable[[str], frozenset[Part]], stale_for: float
+        self, rag: Any, parts_of: Callable[[str], frozenset[QueryComponent]], stale_for: float
     ) -> None:
         self._rag = rag
         self._parts_of = parts_of
@@ -96,15 +96,15 @@ class Degradation:
         **kwargs: Any,
     ) -> Answer:
         """The fullest answer that can be made, else the first error."""
-        missing: dict[Part, DependencyError] = {}
+        missing: dict[QueryComponent, DependencyError] = {}
         error = first
         while True:
             lost = self._parts_of(error.dependency) - missing.keys()
             missing |= dict.fromkeys(lost, error)
-            rung = rung_for(param.mode, missing.keys())
+            rung = level_for(param.mode, missing.keys())
             if not lost or rung is None:
                 raise first
-            rag = stand_in(self._rag, rung)
+            rag = with_substitutes(self._rag, rung)
             try:
                 answer = await method(rag, query, rung.change(query, param), *args, **kwargs)
             except DependencyError as another:
@@ -162,18 +162,18 @@ def _says_something(answer: Answer, *, context_only: bool) -> bool:
     return response is None or context_only or response.get("content") != PROMPTS["fail_response"]
 
 
-def _marked(answer: Answer, missing: Mapping[Part, DependencyError]) -> Answer:
+def _marked(answer: Answer, missing: Mapping[QueryComponent, DependencyError]) -> Answer:
     errors = {error.dependency: error for error in missing.values()}
     mark(answer, errors)
     names = " and ".join(repr(name) for name in errors)
     level = logging.INFO if current_request.get() is None else logging.DEBUG  # that has its line
     _log.log(level, "A query was answered without %s", names)
     unavailable = f"{names} {'is' if len(errors) == 1 else 'are'} unavailable."
-    if Part.MODEL in missing:
+    if QueryComponent.MODEL in missing:
         answer.get("llm_response", {})["llm_generated"] = False
         return _noted(answer, f"No answer, but what was found to answer from: {unavailable}")
     parts = " and ".join(missing)
-    return _noted(answer, f"Answered without {parts}: {unavailable}")
+    return _noted(answer, f"ChainAnswer without {parts}: {unavailable}")
 
 
 def _noted(answer: Answer, note: str) -> Answer:

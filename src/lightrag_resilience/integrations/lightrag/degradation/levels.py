@@ -7,10 +7,10 @@ from collections.abc import Set as AbstractSet
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Part", "Rung", "rung_for"]
+__all__ = ["DegradationLevel", "QueryComponent", "level_for"]
 
 
-class Part(StrEnum):
+class QueryComponent(StrEnum):
     """What a query needs."""
 
     MODEL = "the language model"
@@ -20,7 +20,7 @@ class Part(StrEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rung:
+class DegradationLevel:
     """One way to answer.
 
     Attributes:
@@ -46,14 +46,16 @@ class Rung:
         return changed
 
 
-def rung_for(mode: str, missing: AbstractSet[Part]) -> Rung | None:
+def level_for(mode: str, missing: AbstractSet[QueryComponent]) -> DegradationLevel | None:
     """The fullest answer without the missing parts; None where nothing is left to answer from."""
-    without_graph = bool(missing & {Part.GRAPH, Part.TEXTS})
-    without_vectors = Part.VECTORS in missing
+    without_graph = bool(missing & {QueryComponent.GRAPH, QueryComponent.TEXTS})
+    without_vectors = QueryComponent.VECTORS in missing
     if mode == "bypass" or (without_graph and without_vectors):
         return None
     if without_graph:
         mode = "naive"
     elif without_vectors:
         mode = "local"
-    return Rung(mode, without_vectors, Part.MODEL in missing, Part.TEXTS in missing)
+    return DegradationLevel(
+        mode, without_vectors, QueryComponent.MODEL in missing, QueryComponent.TEXTS in missing
+    )

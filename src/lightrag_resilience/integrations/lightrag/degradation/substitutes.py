@@ -7,19 +7,19 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from .levels import Rung
+from .levels import DegradationLevel
 
-__all__ = ["stand_in"]
+__all__ = ["with_substitutes"]
 
 _WORD = re.compile(r"\w{3,}")
 _MOST_NAMES = 24  # searched for one question
 
 
-def stand_in(rag: Any, rung: Rung) -> Any:
+def with_substitutes(rag: Any, rung: DegradationLevel) -> Any:
     """A LightRAG with the same storages, but for those that `rung` goes without."""
     changed = copy.copy(rag)
     if rung.by_labels:
-        changed.entities_vdb = _Labels(rag.chunk_entity_relation_graph, rag.entities_vdb)
+        changed.entities_vdb = _LabelSearch(rag.chunk_entity_relation_graph, rag.entities_vdb)
         changed.chunks_vdb = _NoVectors(rag.chunks_vdb)
     if rung.uncached:
         changed.llm_response_cache = _NoCache()
@@ -42,7 +42,7 @@ class _NoVectors:
         return {}
 
 
-class _Labels(_NoVectors):
+class _LabelSearch(_NoVectors):
     """Finds entities by their names in the graph, where they cannot be found by similarity."""
 
     def __init__(self, graph: Any, original: Any) -> None:

@@ -18,7 +18,7 @@ from lightrag_resilience.runtime.tasks import within
 from .failed_documents import is_failed
 from .graph_contributions import contributions
 
-__all__ = ["Anchors"]
+__all__ = ["RecoveryAnchors"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -28,7 +28,7 @@ _ROWS = {"full_entities": "entity_names", "full_relations": "relation_pairs"}
 _LONGEST = 600.0  # seconds to read a graph
 
 
-class Anchors:
+class RecoveryAnchors:
     """Keeps the anchors of one LightRAG, and mends them. LightRAG 1.4 has none, and needs none.
 
     Args:
@@ -42,11 +42,11 @@ class Anchors:
         self._failures = 0
 
     @property
-    def can_mend(self) -> bool:
+    def can_rebuild(self) -> bool:
         """Whether it makes sense to try."""
         return hasattr(self._rag, _WRITE) and self._failures < self._tries
 
-    def seams(self) -> Iterator[tuple[str, Callable[..., Any]]]:
+    def method_overrides(self) -> Iterator[tuple[str, Callable[..., Any]]]:
         """What to put before methods of the LightRAG, by their names."""
         if hasattr(self._rag, _PURGE) and hasattr(self._rag, _WRITE):
             purge = getattr(self._rag, _PURGE)
@@ -59,7 +59,7 @@ class Anchors:
         await purge(document, *args, **more)
         await self._write(document, (), ())
 
-    async def mend(self, documents: Collection[str]) -> set[str]:
+    async def rebuild(self, documents: Collection[str]) -> set[str]:
         """Write anew the anchors of failed documents that lack them: from the graph, all at once.
 
         Nothing is written before the whole graph is read. It costs nothing where no document is
@@ -71,10 +71,10 @@ class Anchors:
         Raises:
             CallRejected: The storages may not be asked now.
         """
-        if not documents or not self.can_mend:
+        if not documents or not self.can_rebuild:
             return set()
         try:
-            mended = await within(_LONGEST, self._mend(documents))
+            mended = await within(_LONGEST, self._rebuild(documents))
         except CallRejected:  # the storages are away, or the process ends: another time
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the documents stay as they are
@@ -90,7 +90,7 @@ class Anchors:
         self._failures = 0
         return mended
 
-    async def _mend(self, documents: Collection[str]) -> set[str]:
+    async def _rebuild(self, documents: Collection[str]) -> set[str]:
         if lost := await self._lost(documents):
             found = await contributions(self._rag, lost)
             still = await self._lost(lost)  # another process may have been faster

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightrag_resilience.integrations.lightrag.work.context import Work
+from lightrag_resilience.integrations.lightrag.work.context import WorkContext
 
 __all__ = [
     "FAILED",
     "RESUMABLE",
-    "Record",
-    "Records",
+    "FailureRecord",
+    "FailureRecords",
     "cause_of",
     "is_failed",
     "is_refused",
@@ -30,7 +30,7 @@ _REFUSAL = "recovery anchor row(s) missing"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FailureRecord:
     """What is known of a failed document, kept in its own metadata: no text of any error.
 
     Attributes:
@@ -42,7 +42,7 @@ class Record:
     requeues: int = 0
 
     @classmethod
-    def of(cls, metadata: object) -> Record:
+    def of(cls, metadata: object) -> FailureRecord:
         """The record in a document's metadata; an empty one where none makes sense."""
         found = metadata.get(_KEY) if isinstance(metadata, Mapping) else None
         if not isinstance(found, Mapping):
@@ -58,7 +58,7 @@ class Record:
         return kept | {_KEY: {"cause": self.cause, "requeues": self.requeues}}
 
 
-class Records:
+class FailureRecords:
     """How often documents were tried again: LightRAG drops what it does not know from metadata."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Records:
             self._requeues.popitem(last=False)
 
     def annotate(
-        self, rows: Mapping[str, dict[str, Any]], work: Work | None, *, is_away: bool = False
+        self, rows: Mapping[str, dict[str, Any]], work: WorkContext | None, *, is_away: bool = False
     ) -> bool:
         """Write the records into rows of the documents' status; whether one may be tried again.
 
@@ -90,12 +90,12 @@ class Records:
                 cause = TRANSIENT
             else:
                 continue
-            record = Record(cause, self._requeues.get(document, 0))
+            record = FailureRecord(cause, self._requeues.get(document, 0))
             row["metadata"] = record.put_into(row.get("metadata"))
         return has_failed
 
 
-def cause_of(message: str, work: Work | None) -> str:
+def cause_of(message: str, work: WorkContext | None) -> str:
     """Why a document failed: LightRAG keeps the text of an error that a guard has seen before."""
     for text, is_transient in reversed(work.causes if work is not None else ()):
         if text and text in message:
@@ -116,7 +116,7 @@ def is_refused(message: object) -> bool:
 
 def plan(
     failed: Iterable[tuple[str, object]], *, attempts: int, mended: Collection[str] = ()
-) -> dict[str, Record]:
+) -> dict[str, FailureRecord]:
     """Which failed documents to try again, and their records then.
 
     Args:
@@ -124,9 +124,9 @@ def plan(
         attempts: How often a document is tried again at the most.
         mended: Those whose cause is no more.
     """
-    records = {document: Record.of(metadata) for document, metadata in failed}
+    records = {document: FailureRecord.of(metadata) for document, metadata in failed}
     return {
-        document: Record(TRANSIENT, record.requeues + 1)
+        document: FailureRecord(TRANSIENT, record.requeues + 1)
         for document, record in records.items()
         if (record.cause == TRANSIENT or document in mended) and record.requeues < attempts
     }

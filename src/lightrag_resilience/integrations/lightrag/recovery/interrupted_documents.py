@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightrag_resilience.draining.journal import Abandoned
+from lightrag_resilience.draining.journal import AbandonedWork
 
 from .failed_documents import FAILED, RESUMABLE
 
@@ -15,9 +15,9 @@ __all__ = ["in_words", "left_documents"]
 _REMEMBERED = 5000  # documents
 
 
-def left_documents(records: Iterable[Abandoned], workspace: str) -> Mapping[str, Abandoned]:
+def left_documents(records: Iterable[AbandonedWork], workspace: str) -> Mapping[str, AbandonedWork]:
     """The last record of each document of a workspace, the oldest first."""
-    found: OrderedDict[str, Abandoned] = OrderedDict()
+    found: OrderedDict[str, AbandonedWork] = OrderedDict()
     for record in records:
         if record.document and record.workspace == workspace:
             found[record.document] = record

@@ -22,14 +22,14 @@ except ImportError:  # LightRAG 1.4
 
 from lightrag_resilience.breakers import Snapshot, State
 from lightrag_resilience.draining.journal import Journal
-from lightrag_resilience.events import Event, RecoveryRan, StateChanged
+from lightrag_resilience.events import Event, RecoveryCompleted, StateChanged
 from lightrag_resilience.integrations.lightrag.work.context import current_work
 from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.runtime.tasks import within
 from lightrag_resilience.text import counted
 
-from .anchors import Anchors
-from .failed_documents import RESUMABLE, Record, Records, is_failed, is_refused, plan
+from .anchors import RecoveryAnchors
+from .failed_documents import RESUMABLE, FailureRecord, FailureRecords, is_failed, is_refused, plan
 from .interrupted_documents import in_words, left_documents
 
 __all__ = ["Recovery"]
@@ -63,8 +63,8 @@ class Recovery:
         self._dependencies = dependencies
         self._attempts = registry.settings.recovery_attempts
         self._delay = registry.settings.recovery_delay
-        self._anchors = Anchors(rag, self._attempts)
-        self._records = Records()
+        self._anchors = RecoveryAnchors(rag, self._attempts)
+        self._records = FailureRecords()
         self._wanted = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
@@ -78,7 +78,7 @@ class Recovery:
         """Watch from now on, and look for what was left before."""
         storage = self._rag.doc_status
         storage.upsert = self._annotating(storage.upsert)
-        self._stop_listening = self._registry.events.listen(self._heard, StateChanged)
+        self._stop_listening = self._registry.events.subscribe(self._heard, StateChanged)
         self._wanted.set()
         self._task = self._loop.create_task(self._watch())
 
@@ -225,8 +225,8 @@ class Recovery:
         has_come_back = not self._open and not is_well
         self._rounds = self._rounds + 1 if goes_on and not has_come_back else 0
         if requeued or resumed or given_up:
-            event = RecoveryRan(self._rag.workspace or "", resumed, requeued, given_up)
-            self._registry.events.emit(event)
+            event = RecoveryCompleted(self._rag.workspace or "", resumed, requeued, given_up)
+            self._registry.events.publish(event)
 
     async def _process(self, left: int) -> bool:
         """Let LightRAG process what waits; False where it leaves that to another worker's run."""
@@ -260,7 +260,7 @@ class Recovery:
         lease = Lease(address.get_secret_value(), self._registry.settings.redis_prefix, work)
         return await lease.run(self._run)
 
-    async def _plan(self, *, is_well: bool) -> tuple[list[tuple[str, Any, Record]], int]:
+    async def _plan(self, *, is_well: bool) -> tuple[list[tuple[str, Any, FailureRecord]], int]:
         """Which failed documents may be tried again, the least tried first; how many may not."""
         failed = {
             document: row async for document, row in self._failed() if not _is_somebody_elses(row)
@@ -277,14 +277,15 @@ class Recovery:
         refused = {
             document
             for document, row in failed.items()
-            if is_refused(row.error_msg) and Record.of(row.metadata).requeues < self._attempts
+            if is_refused(row.error_msg)
+            and FailureRecord.of(row.metadata).requeues < self._attempts
         }
-        mended = await self._anchors.mend(refused)
-        if refused - mended and self._anchors.can_mend:
+        mended = await self._anchors.rebuild(refused)
+        if refused - mended and self._anchors.can_rebuild:
             self._wanted.set()
         return mended
 
-    async def _requeue(self, planned: list[tuple[str, Any, Record]]) -> int:
+    async def _requeue(self, planned: list[tuple[str, Any, FailureRecord]]) -> int:
         """Make failed documents pending; how many."""
         requeued = 0
         for document, found, record in planned:
@@ -316,7 +317,7 @@ class Recovery:
         return sum(counts.get(status, 0) for status in RESUMABLE)
 
 
-def _pending(rag: Any, row: Any, content: Any, record: Record) -> dict[str, Any]:
+def _pending(rag: Any, row: Any, content: Any, record: FailureRecord) -> dict[str, Any]:
     """A failed document's row as LightRAG's own reset makes it: what was done is done again."""
     if hasattr(rag, "_build_pending_reset_update"):
         update, _, _ = rag._build_pending_reset_update(row, content)  # noqa: SLF001 - the one place

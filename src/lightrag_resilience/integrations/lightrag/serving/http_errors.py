@@ -15,16 +15,16 @@ from typing import Any
 from lightrag_resilience.config.process_environment import surroundings
 from lightrag_resilience.errors import CallRejected, DependencyError
 from lightrag_resilience.failures.classifier import FailureKind, classify
-from lightrag_resilience.integrations.asgi.request_task import told_to_come_back
+from lightrag_resilience.integrations.asgi.request_task import retry_after_header
 from lightrag_resilience.integrations.lightrag.work.context import Request, current_request
 from lightrag_resilience.integrations.lightrag.work.query_errors import query_error
 from lightrag_resilience.pipeline.registry import Guards, guards
 from lightrag_resilience.runtime.request_id import current_id
 
-from .outage_log import ChangesSummed, FailedRequest, Sums, release
+from .outage_log import FailedRequest, LogSummary, StateChangeFilter, release
 from .user_messages import sentence_for
 
-__all__ = ["HonestRequests"]
+__all__ = ["DependencyErrorMiddleware"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -39,7 +39,7 @@ _LINES = b"application/x-ndjson"
 _BODY_HEADERS = (b"content-length", b"content-type", b"content-encoding", b"etag")
 
 
-class HonestRequests:
+class DependencyErrorMiddleware:
     """ASGI middleware: where a guarded call failed, an answer of 500 says so.
 
     It becomes 503 with ``Retry-After``, or 502 where waiting mends nothing, and a JSON body with
@@ -59,7 +59,7 @@ class HonestRequests:
         self._app = app
         self._registry = registry
         self._workers = max(surroundings().workers if workers is None else workers, 1)
-        self._failed = Sums(
+        self._failed = LogSummary(
             "requests failed with a dependency", longest=16, calm=1, workers=self._workers
         )
 
@@ -91,7 +91,7 @@ class HonestRequests:
 
     async def _live(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """The application's life, with a log that many lines of one kind do not fill."""
-        changes = ChangesSummed(workers=self._workers)
+        changes = StateChangeFilter(workers=self._workers)
         _log.addFilter(changes)
         try:
             await self._app(scope, receive, send)
@@ -104,7 +104,7 @@ class HonestRequests:
 class _Answer:
     """The answer to one request, on its way."""
 
-    def __init__(self, send: Send, failed: Sums, scope: MutableMapping[str, Any]) -> None:
+    def __init__(self, send: Send, failed: LogSummary, scope: MutableMapping[str, Any]) -> None:
         self.request = Request()
         if failed.are_going_on:
             self.request.held = []
@@ -162,7 +162,7 @@ class _Answer:
 
     async def break_off(self, retry_after: float) -> bool:
         """Say that no more will come; False where it is too late for that."""
-        content = told_to_come_back(_GIVEN_UP, max(1, math.ceil(retry_after)))
+        content = retry_after_header(_GIVEN_UP, max(1, math.ceil(retry_after)))
         if not self.is_begun:
             await self._answer(content, [(b"connection", b"close")])
         elif self._is_of_lines and not self._is_replaced and not self._is_ended:

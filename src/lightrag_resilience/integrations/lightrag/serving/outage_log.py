@@ -29,10 +29,10 @@ from lightrag_resilience.integrations.lightrag.work.context import (
 from lightrag_resilience.text import is_by_hand, printable
 
 __all__ = [
-    "AlreadyTold",
-    "ChangesSummed",
     "FailedRequest",
-    "Sums",
+    "LogSummary",
+    "RepeatedErrorFilter",
+    "StateChangeFilter",
     "log_beside_lightrag",
     "release",
 ]
@@ -129,7 +129,7 @@ class _Change:
         _log.callHandlers(self.record)
 
 
-class Sums:
+class LogSummary:
     """Tells the log of what happens many times: the first ones each, then in sums.
 
     The first sum follows within a minute, the next ones after two minutes, four and so on, each of
@@ -228,7 +228,7 @@ class Sums:
         self._looks_between = min(self._looks_between * 2, self._longest)
 
 
-class ChangesSummed(logging.Filter):
+class StateChangeFilter(logging.Filter):
     """Sums up our own lines about dependencies, where one comes and goes for hours.
 
     Each call on another thread than the event loop's is handed over to it.
@@ -237,7 +237,7 @@ class ChangesSummed(logging.Filter):
     def __init__(self, *, workers: int = 1) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
-        self._sums = Sums(
+        self._sums = LogSummary(
             "lines about dependencies", longest=4, calm=10, each=_EACH_CHANGE, workers=workers
         )
 
@@ -266,7 +266,7 @@ def _now() -> float:
 # ---------------------------------------------------------------------- other loggers
 
 
-class AlreadyTold(logging.Filter):
+class RepeatedErrorFilter(logging.Filter):
     """Takes down to debug what others write of a failure that a line of ours tells.
 
     That is, of a request what LightRAG writes of errors of guarded calls, since the request has a
@@ -368,10 +368,10 @@ def log_beside_lightrag() -> None:
         ours.handlers = list(map(_with_time, theirs.handlers))
         ours.setLevel(theirs.level)
         ours.propagate = False
-    quiet = AlreadyTold()
+    quiet = RepeatedErrorFilter()
     for name in _QUIETED:
         logger = logging.getLogger(name)
-        if not any(isinstance(each, AlreadyTold) for each in logger.filters):
+        if not any(isinstance(each, RepeatedErrorFilter) for each in logger.filters):
             logger.addFilter(quiet)
 
 

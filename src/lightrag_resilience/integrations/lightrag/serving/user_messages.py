@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lightrag_resilience.errors import (
     AttemptTimeoutError,
+    BulkheadFullError,
     CallRejected,
     DeadlineExceededError,
-    QueueFullError,
     RateLimitedError,
     ShuttingDownError,
     TruncatedStreamError,
@@ -26,7 +26,7 @@ _NAMES = {
 _UNNAMED = "a service that is needed for this"
 _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
     (ShuttingDownError, STOPS),
-    (QueueFullError, "Too many requests wait for {what}."),
+    (BulkheadFullError, "Too many requests wait for {what}."),
     (RateLimitedError, "{what} takes no more requests at the moment."),
     (AttemptTimeoutError, "{what} took too long to answer."),
     (DeadlineExceededError, "{what} took too long to answer."),

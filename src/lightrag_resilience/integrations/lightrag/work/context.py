@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from lightrag_resilience.calls.call_context import current_call
-from lightrag_resilience.composition.wait_for_recovery import patiently
+from lightrag_resilience.composition.wait_for_recovery import retry_until_available
 from lightrag_resilience.errors import CallRejected, ShuttingDownError
 from lightrag_resilience.failures.classifier import FailureKind, classify, root_cause
 from lightrag_resilience.limits.priority import Priority, priority
@@ -23,21 +23,21 @@ from .ingest import current_run
 __all__ = [
     "Request",
     "Stage",
-    "Work",
+    "WorkContext",
+    "as_work",
+    "call_guarded",
     "current_request",
     "current_work",
-    "gated",
     "is_caused_by",
     "reached",
     "stage_of",
-    "working",
 ]
 
 _DEEPEST = 8  # causes
 _REMEMBERED = 100  # failures
 
 
-class Work:
+class WorkContext:
     """A piece of work of LightRAG's, and what failed in it.
 
     Args:
@@ -124,10 +124,10 @@ def stage_of(error: BaseException) -> Stage | None:
 current_request: ContextVar[Request | None] = ContextVar(
     "lightrag_resilience_request", default=None
 )
-current_work: ContextVar[Work | None] = ContextVar("lightrag_resilience_work", default=None)
+current_work: ContextVar[WorkContext | None] = ContextVar("lightrag_resilience_work", default=None)
 
 
-async def gated(
+async def call_guarded(
     guard: Guard,
     call: Callable[[], Awaitable[Any]],
     *,
@@ -142,9 +142,9 @@ async def gated(
     work = current_work.get()
     outer = current_call.get()
     try:
-        with contextlib.nullcontext() if outer is None else outer.set_aside():
+        with contextlib.nullcontext() if outer is None else outer.suspend_timers():
             if work is not None and work.patience is not None:
-                result = await patiently(
+                result = await retry_until_available(
                     guard,
                     call,
                     patience=work.patience,
@@ -156,10 +156,10 @@ async def gated(
                 result = await call()
     except Exception as error:
         if isinstance(error, ShuttingDownError) and (run := current_run.get()) is not None:
-            await run.hold()  # LightRAG would fail a document for it
+            await run.park_until_exit()  # LightRAG would fail a document for it
         reached(error, Stage.RAISED)
         if outer is not None:
-            outer.foreign = error
+            outer.nested_error = error
         if not is_foreign(error):
             _tell(error, guard.name, work)
         raise
@@ -168,7 +168,7 @@ async def gated(
     return result
 
 
-def _tell(error: Exception, dependency: str, work: Work | None) -> None:
+def _tell(error: Exception, dependency: str, work: WorkContext | None) -> None:
     if work is not None:
         work.failed(dependency, error)
     if (request := current_request.get()) is not None:
@@ -187,7 +187,7 @@ def is_caused_by(error: BaseException, origin: BaseException | None) -> bool:
     return False
 
 
-def working(
+def as_work(
     method: Callable[..., Awaitable[Any]], patience: float | None = None
 ) -> Callable[..., Any]:
     """A method all of whose calls are one piece of work, unless it is part of another.
@@ -199,7 +199,7 @@ def working(
     async def as_work(*args: Any, **kwargs: Any) -> Any:
         if current_work.get() is not None:
             return await method(*args, **kwargs)
-        token = current_work.set(Work(patience))
+        token = current_work.set(WorkContext(patience))
         level = Priority.INTERACTIVE if patience is None else Priority.BACKGROUND
         try:
             with priority(level):

@@ -46,7 +46,7 @@ class DocumentCounts:
 
     async def _count_often(self) -> None:
         while True:
-            if DocumentsCounted in self._events.heard:
+            if DocumentsCounted in self._events.subscribed:
                 try:
                     await within(_LONGEST, self.count())
                 except Exception as error:  # noqa: BLE001 - whatever it is, the next may do better
@@ -58,4 +58,4 @@ class DocumentCounts:
         counts = await self._rag.doc_status.get_status_counts()
         for status in DocStatus:
             found = counts.get(status.value, 0)
-            self._events.emit(DocumentsCounted(self._rag.workspace or "", status.value, found))
+            self._events.publish(DocumentsCounted(self._rag.workspace or "", status.value, found))

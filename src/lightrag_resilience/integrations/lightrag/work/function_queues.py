@@ -12,11 +12,11 @@ from typing import Any, cast
 
 from lightrag.utils import priority_limit_async_func_call
 
-__all__ = ["EMBEDDING", "MODEL", "RERANK", "Slot", "abandon", "retire", "without_queue"]
+__all__ = ["EMBEDDING", "MODEL", "RERANK", "FunctionSlot", "abandon", "retire", "without_queue"]
 
 
 @dataclass(frozen=True)
-class Slot:
+class FunctionSlot:
     """Where LightRAG keeps a function that is no role's, and how it queues it."""
 
     name: str
@@ -88,6 +88,6 @@ async def abandon(queued: Any) -> None:
         await (shutdown(graceful=False) if is_known else shutdown())
 
 
-MODEL = Slot("llm", _queue_model, _put_model)
-EMBEDDING = Slot("embedding", _queue_embedding, _put_embedding)
-RERANK = Slot("rerank", _queue_rerank, _put_rerank)
+MODEL = FunctionSlot("llm", _queue_model, _put_model)
+EMBEDDING = FunctionSlot("embedding", _queue_embedding, _put_embedding)
+RERANK = FunctionSlot("rerank", _queue_rerank, _put_rerank)

@@ -17,14 +17,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from lightrag_resilience.draining.gate import admitted
-from lightrag_resilience.draining.journal import Abandoned
-from lightrag_resilience.draining.quiescence import tell_of
+from lightrag_resilience.draining.gate import allow_during_drain
+from lightrag_resilience.draining.journal import AbandonedWork
+from lightrag_resilience.draining.quiescence import attach_details
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.shutdown import Coordinator
 
-__all__ = ["Ingest", "Run", "current_run", "heard_when_stored", "save_answers"]
+__all__ = ["Ingest", "IngestRun", "current_run", "heard_when_stored", "save_answers"]
 
 R = TypeVar("R")
 
@@ -45,7 +45,7 @@ class _EndedEarlyError(Exception):
     """Ends LightRAG's pipeline between two rounds."""
 
 
-class Run:
+class IngestRun:
     """One run of ingest, and what the journal says of it.
 
     Attributes:
@@ -69,11 +69,11 @@ class Run:
         return self.operation == "ingest"
 
     @property
-    def is_held(self) -> bool:
+    def is_parked(self) -> bool:
         """Whether a call of it waits for the end."""
         return self._held > 0
 
-    async def hold(self) -> None:
+    async def park_until_exit(self) -> None:
         """Wait for the end, where a failure would fail a document; return where nothing is lost.
 
         Raises:
@@ -94,7 +94,7 @@ class Run:
         """It is over, and so is all that it held."""
         self._ended.set()
 
-    def records(self, task: Abandoned) -> Iterator[Abandoned]:
+    def records(self, task: AbandonedWork) -> Iterator[AbandonedWork]:
         """The run, and each document under way."""
         known: dict[str, Any] = {"operation": self.operation, "workspace": self._workspace}
         if self.is_resumable:
@@ -116,7 +116,7 @@ class Run:
             )
 
 
-current_run: ContextVar[Run | None] = ContextVar("lightrag_resilience_run", default=None)
+current_run: ContextVar[IngestRun | None] = ContextVar("lightrag_resilience_run", default=None)
 
 
 class Ingest:
@@ -150,7 +150,7 @@ class Ingest:
                 _log.info("Told to stop: documents that wait are left to the next start")
                 return None
             self._registry.gate.check(_NAME)
-            run = Run(operation, self._rag.workspace or "")
+            run = IngestRun(operation, self._rag.workspace or "")
             with _as_current(run):
                 try:
                     result = await self._do(method(*args, **kwargs), run)
@@ -165,16 +165,16 @@ class Ingest:
 
         return follow
 
-    async def _do(self, work: Coroutine[Any, Any, R], run: Run) -> R:
+    async def _do(self, work: Coroutine[Any, Any, R], run: IngestRun) -> R:
         coordinator: Coordinator | None = self._registry.coordinators.get(
             asyncio.get_running_loop()
         )
         if coordinator is None:
             return await work
         run.coordinator = coordinator
-        with admitted():
+        with allow_during_drain():
             task = asyncio.create_task(work, name=f"{_NAME}.{run.operation}")
-        tell_of(coordinator.track(task), run)
+        attach_details(coordinator.track(task), run)
         caller = asyncio.current_task()
         try:
             return await _joined(task)
@@ -183,15 +183,15 @@ class Ingest:
                 raise ShuttingDownError(_NAME, None, "and this did not end in time") from None
             raise
 
-    async def hold_if_late(self) -> None:
+    async def park_if_late(self) -> None:
         """Before a model is called: one of ingest waits for the end where it would not be over."""
         run = current_run.get()
-        if run is not None and run.coordinator is not None and run.coordinator.is_late:
-            await run.hold()
+        if run is not None and run.coordinator is not None and run.coordinator.is_near_deadline:
+            await run.park_until_exit()
 
     # ------------------------------------------------------------------ between documents
 
-    def seams(self) -> Iterator[tuple[str, Callable[..., Any]]]:
+    def method_overrides(self) -> Iterator[tuple[str, Callable[..., Any]]]:
         """What to put before methods of the pipeline, by their names; LightRAG 1.4 has none."""
         rag = self._rag
         stops: dict[str, Callable[..., Any]] = {
@@ -207,7 +207,7 @@ class Ingest:
 
     async def _process(self, original: Callable[..., Awaitable[Any]], **given: Any) -> None:
         """Leave a document as it is, or be known to process it."""
-        run = current_run.get() or Run("", "")
+        run = current_run.get() or IngestRun("", "")
         if self.is_stopping:
             run.skipped += 1
             return
@@ -250,7 +250,7 @@ async def save_answers(rag: Any) -> None:
 
 
 @contextlib.contextmanager
-def _as_current(run: Run) -> Iterator[None]:
+def _as_current(run: IngestRun) -> Iterator[None]:
     token = current_run.set(run)
     try:
         yield

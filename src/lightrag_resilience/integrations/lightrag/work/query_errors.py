@@ -10,9 +10,16 @@ from lightrag_resilience.errors import DependencyError, ResilienceError
 from lightrag_resilience.failures.classifier import classify, root_cause
 from lightrag_resilience.failures.kinds import symptom
 
-from .context import Work, current_request, current_work
+from .context import WorkContext, current_request, current_work
 
-__all__ = ["Answer", "QueryFailedError", "honest", "mark", "query_error", "streamed"]
+__all__ = [
+    "Answer",
+    "QueryFailedError",
+    "mark",
+    "query_error",
+    "raise_on_dependency_error",
+    "streamed",
+]
 
 Answer = dict[str, Any]
 """What LightRAG answers to a query, with `status`, `data`, `metadata` and `llm_response`."""
@@ -26,7 +33,9 @@ class QueryFailedError(DependencyError):
         return f"The query was not answered: {self.dependency!r} failed"
 
 
-def honest(method: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[Answer]]:
+def raise_on_dependency_error(
+    method: Callable[..., Awaitable[Answer]],
+) -> Callable[..., Awaitable[Answer]]:
     """A query method that raises where a dependency failed, instead of finding nothing.
 
     What LightRAG goes on without by itself, such as its rerank function, stands in
@@ -35,7 +44,7 @@ def honest(method: Callable[..., Awaitable[Answer]]) -> Callable[..., Awaitable[
 
     @functools.wraps(method)
     async def ask(*args: Any, **kwargs: Any) -> Answer:
-        query = Work()
+        query = WorkContext()
         token = current_work.set(query)
         try:
             answer = await method(*args, **kwargs)

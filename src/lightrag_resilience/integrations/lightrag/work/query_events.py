@@ -8,17 +8,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from lightrag_resilience.events import QueryAnswered
+from lightrag_resilience.events import QueryCompleted
 from lightrag_resilience.pipeline.registry import Guards
 
 from .query_errors import Answer, streamed
 
-__all__ = ["told"]
+__all__ = ["with_query_events"]
 
 _Method = Callable[..., Awaitable[Answer]]
 
 
-def told(method: _Method, guards: Guards, workspace: str) -> _Method:
+def with_query_events(method: _Method, guards: Guards, workspace: str) -> _Method:
     """A query method whose end is told: of a streamed answer that of its stream.
 
     One that its caller gave up is no measure of anything: listeners do not hear of it.
@@ -26,7 +26,7 @@ def told(method: _Method, guards: Guards, workspace: str) -> _Method:
 
     @functools.wraps(method)
     async def ask(*args: Any, **kwargs: Any) -> Answer:
-        if guards.tracing is None and QueryAnswered not in guards.events.heard:
+        if guards.tracing is None and QueryCompleted not in guards.events.subscribed:
             return await method(*args, **kwargs)
         query = _Query(guards, workspace)
         try:
@@ -35,7 +35,7 @@ def told(method: _Method, guards: Guards, workspace: str) -> _Method:
         except BaseException as error:
             query.failed(error)
             raise
-        query.answered(answer)
+        query.completed(answer)
         if (answer.get("llm_response") or {}).get("is_streaming"):
             return streamed(answer, query.to_its_end)
         query.end()
@@ -60,7 +60,7 @@ class _Query:
         """What is called in this block is called by this query."""
         return contextlib.nullcontext() if self._span is None else self._span.current()
 
-    def answered(self, answer: Answer) -> None:
+    def completed(self, answer: Answer) -> None:
         """There is an answer, or its first words."""
         self._duration = time.monotonic() - self._began
         left_out = (answer.get("metadata") or {}).get("left_out")
@@ -75,8 +75,8 @@ class _Query:
     def end(self, error: BaseException | None = None) -> None:
         """It is over."""
         if error is None or isinstance(error, Exception):
-            event = QueryAnswered(self._workspace, self._outcome, self._duration)
-            self._events.emit(event)
+            event = QueryCompleted(self._workspace, self._outcome, self._duration)
+            self._events.publish(event)
         if self._span is not None:
             self._span.end(error, self._outcome)
 
