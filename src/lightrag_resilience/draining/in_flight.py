@@ -187,9 +187,11 @@ def _effect_of(call: Any) -> str:
 
 
 def task_of(work: Any) -> asyncio.Task[Any] | None:
-    """What has to be cancelled."""
-    gaps = getattr(work, "gaps", None)  # of a stream, which others may read than began it
-    task: asyncio.Task[Any] | None = getattr(work if gaps is None else gaps(), "task", None)
+    """The task to cancel. A stream may be read by another task than the one that opened it."""
+    if isinstance(work, TrackedWork):
+        return work.task
+    holder = work.idle_timer() if work.is_streaming else work
+    task: asyncio.Task[Any] | None = getattr(holder, "task", None)
     return task
 
 
