@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from lightrag_resilience import __main__
 from lightrag_resilience.cli import app as cli
 from lightrag_resilience.cli.app import app
-from lightrag_resilience.config import process_environment as _surroundings
+from lightrag_resilience.config import process_environment
 from lightrag_resilience.config.reference import env_example, json_schema
 
 ATTEMPTS = "RESILIENCE_LLM__RETRY__ATTEMPTS"
@@ -93,7 +93,7 @@ def test_what_is_no_file_of_variables_blocks_nobody(
     for path in ("/dev/zero", str(tmp_path)):
         ran = run("--env-file", path, "config")
         assert (ran.exit_code, "cannot be read" in ran.stderr) == (2, True)
-    monkeypatch.setattr(_surroundings, "_PATIENCE", 0.0)
+    monkeypatch.setattr(process_environment, "_PATIENCE", 0.0)
     holder = os.open(pipe, os.O_RDWR)
     try:
         assert "Its writer does not write" in run("--env-file", str(pipe), "config").stderr

@@ -19,7 +19,10 @@ from lightrag_resilience.cli.app import app
 from lightrag_resilience.cli.policy_checks import Finding, Level, examine
 from lightrag_resilience.cli.process_checks import examine_process
 from lightrag_resilience.config.policies import FAMILIES
-from lightrag_resilience.config.process_environment import lightrag_timeouts, surroundings
+from lightrag_resilience.config.process_environment import (
+    lightrag_timeouts,
+    read_process_environment,
+)
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.testing.redis_server import RedisServer
 
@@ -112,7 +115,7 @@ def test_a_tokenizer_whose_table_is_not_here_is_a_note(
     assert note not in run("doctor", "llm", TIKTOKEN_CACHE_DIR=str(tmp_path)).output
     installed.clear()
     assert note not in run("doctor", "llm", TIKTOKEN_CACHE_DIR="").output
-    assert surroundings({}).tokenizer_folder is not None
+    assert read_process_environment({}).tokenizer_folder is not None
 
 
 def test_a_setup_that_nobody_touched_has_no_finding() -> None:
@@ -134,7 +137,7 @@ def test_what_starts_and_ends_a_process_must_add_up(
     variables: dict[str, str], around: dict[str, str], level: Level, word: str
 ) -> None:
     settings = load_settings({f"RESILIENCE_{name}": value for name, value in variables.items()})
-    (found,) = examine_process(settings, surroundings(around))
+    (found,) = examine_process(settings, read_process_environment(around))
     assert found.level is level
     assert word in found.advice
 
@@ -151,7 +154,7 @@ def test_what_starts_and_ends_a_process_must_add_up(
 )
 def test_what_adds_up_is_no_finding(variables: dict[str, str], around: dict[str, str]) -> None:
     settings = load_settings({f"RESILIENCE_{name}": value for name, value in variables.items()})
-    assert examine_process(settings, surroundings(around)) == []
+    assert examine_process(settings, read_process_environment(around)) == []
 
 
 CODE = """
@@ -266,7 +269,7 @@ def test_warnings_are_trouble_only_where_asked_for() -> None:
     wrong = {"RESILIENCE_STORAGE__BREAKER__PROBE_LEASE": "1"}
     shown = run("doctor", "storage", **wrong)
     assert shown.exit_code == 0
-    assert "warning: storage: a probe loses its place after 5 s" in shown.output
+    assert "warning: storage: a probe loses its permit after 5 s" in shown.output
     assert run("doctor", "storage", "--strict", **wrong).exit_code == 1
 
 

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from lightrag_resilience import Policy, SettingsError
 from lightrag_resilience.config.policies import FAMILIES, PARTS
-from lightrag_resilience.config.process_environment import lightrag_timeouts, surroundings
+from lightrag_resilience.config.process_environment import (
+    lightrag_timeouts,
+    read_process_environment,
+)
 from lightrag_resilience.config.settings import Settings, load_settings
 from lightrag_resilience.config.validation import field_hints, problem_with
 
@@ -294,10 +297,12 @@ def test_variables_of_services_are_told_once_at_debug(caplog: pytest.LogCaptureF
     [("3", 3), (" 4 ", 4), ("\N{SUPERSCRIPT TWO}", 1), ("two", 1), ("9" * 5000, 1), ("-1", 1)],
 )
 def test_others_numbers_are_read_as_far_as_they_are_numbers(text: str, workers: int) -> None:
-    assert surroundings({"WORKERS": text}).workers == workers
+    assert read_process_environment({"WORKERS": text}).workers == workers
     timeout = lightrag_timeouts({"LLM_TIMEOUT": text})["llm"]
     assert timeout == (240.0 if workers == 1 else workers)
-    odd = surroundings({"GUNICORN_CMD_ARGS": f"--graceful-timeout={text}"}).graceful_timeout
+    odd = read_process_environment(
+        {"GUNICORN_CMD_ARGS": f"--graceful-timeout={text}"}
+    ).graceful_timeout
     assert 0 < odd < 1e16
 
 

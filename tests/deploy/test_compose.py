@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from lightrag_resilience.cli.app import app
 from lightrag_resilience.cli.process_checks import examine_process
-from lightrag_resilience.config.process_environment import surroundings
+from lightrag_resilience.config.process_environment import read_process_environment
 from lightrag_resilience.config.settings import load_settings
 from support.paths import ROOT
 
@@ -71,9 +71,9 @@ def test_the_image_runs_a_command_that_exists() -> None:
 
 def test_its_variables_are_right_and_do_not_fight() -> None:
     environment = SERVER["environment"]
-    assert examine_process(load_settings(environment), surroundings(environment)) == []
+    assert examine_process(load_settings(environment), read_process_environment(environment)) == []
     grace = float(SERVER["stop_grace_period"].removesuffix("s"))
-    around = surroundings(environment)
+    around = read_process_environment(environment)
     assert grace > around.graceful_timeout > load_settings(environment).shutdown_timeout
 
 

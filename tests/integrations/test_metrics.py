@@ -23,7 +23,7 @@ pytest.importorskip("prometheus_client")
 from prometheus_client import CollectorRegistry
 
 from lightrag_resilience import Guards
-from lightrag_resilience.config.process_environment import share_metrics, surroundings
+from lightrag_resilience.config.process_environment import read_process_environment, share_metrics
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.integrations.metrics import Metrics
@@ -301,6 +301,6 @@ async def test_where_a_folder_is_named_it_is_shown(
 def test_a_folder_of_our_own_is_known_from_then_on(environment: pytest.MonkeyPatch) -> None:
     environment.delenv("PROMETHEUS_MULTIPROC_DIR")
     folder = share_metrics()
-    assert surroundings().multiprocess_folder == str(folder)
+    assert read_process_environment().multiprocess_folder == str(folder)
     assert folder.is_dir()
     folder.rmdir()

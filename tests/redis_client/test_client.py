@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from lightrag_resilience.config.redis_url import places_in
+from lightrag_resilience.config.redis_url import redis_location
 from lightrag_resilience.redis_client.client import (
     lost_connections,
 )
@@ -77,10 +77,10 @@ def test_where_redis_is_stands_beside_what_is_wrong_without_a_secret() -> None:
         "redis+sentinel://:secret@a,b:2/service?sentinel_password=secret": "a:26379, b:2",
         "redis+cluster://:secret@a:1,b:2": "a:1, b:2",
     }.items():
-        assert places_in(url) == places
+        assert redis_location(url) == places
         told = describe_redis_error(error, places)
         assert told == f"nothing answers at {places}"
-    assert places_in("redis://:secret@") == ""
+    assert redis_location("redis://:secret@") == ""
     assert len(describe_redis_error(error, "host:6379, " * 100)) < 260
 
 

@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - tests/test_wheel.py r
     sys.exit(f"The command line needs {error.name}: {install('cli')}")
 
 from lightrag_resilience._version import __version__
-from lightrag_resilience.config.process_environment import take_from
+from lightrag_resilience.config.process_environment import load_env_file
 from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.errors import ResilienceError, SettingsError
 from lightrag_resilience.text import counted
@@ -63,7 +63,7 @@ def _tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way of callin
 def _take_from(file: Path | None) -> None:
     if file is not None:
         try:
-            take_from(file)
+            load_env_file(file)
         except OSError as error:
             fail(f"{file} cannot be read: {error.strerror or error}")
         except SettingsError as error:

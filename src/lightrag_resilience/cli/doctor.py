@@ -12,7 +12,10 @@ import typer
 from rich.table import Table
 
 from lightrag_resilience.config.policies import FAMILIES, PARTS, Policy
-from lightrag_resilience.config.process_environment import lightrag_timeouts, surroundings
+from lightrag_resilience.config.process_environment import (
+    lightrag_timeouts,
+    read_process_environment,
+)
 from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.config.tokenizer_cache import PRELOAD, is_missing_from
 from lightrag_resilience.draining.journal import Journal
@@ -43,12 +46,12 @@ def doctor(
     strict: Annotated[bool, typer.Option(help="Warnings are trouble, too.")] = False,
     code: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODULE", help="Import it, and look for retries around retries."),
+        typer.Option(metavar="MODULE", help="Import it, and search for retries around retries."),
     ] = None,
 ) -> None:
-    """Check the RESILIENCE_* variables, Redis and what calls meet.
+    """Check the RESILIENCE_* variables, Redis, and how calls end now.
 
-    Of dependencies that are named it shows the policies.
+    It shows the policies of the dependencies that are named.
 
     Ends with 0 if all is well, 1 if not, 2 if a variable is wrong, 3 if Redis cannot be used.
     """
@@ -59,15 +62,15 @@ def doctor(
     found = [
         finding for name in chosen for finding in examine(name, settings.policy_for(name), timeouts)
     ]
-    around = surroundings()
-    found += examine_process(settings, around)
+    environment = read_process_environment()
+    found += examine_process(settings, environment)
     if (journal := settings.shutdown_journal) and (problem := Journal(journal).problem()):
         found.append(Finding(Level.ERROR, "shutdown", problem, "set SHUTDOWN_JOURNAL to a file"))
     for module in code or ():
-        found += _look_at_code(module)
-    is_away = False
+        found += _examine_code(module)
+    is_unavailable = False
     if settings.redis_url is not None:
-        of_redis, is_away = asyncio.run(_look_at_redis(settings))
+        of_redis, is_unavailable = asyncio.run(_examine_redis(settings))
         found += of_redis
     if as_json:
         tell(json.dumps({"findings": [asdict(finding) for finding in found]}))
@@ -82,16 +85,16 @@ def doctor(
                 highlight=False,
                 soft_wrap=True,
             )
-        if is_missing_from(around.tokenizer_folder):  # no trouble where there is internet
+        if is_missing_from(environment.tokenizer_folder):
             page.print(f"note: tokenizer: {_DOWNLOADS} {PRELOAD}.", soft_wrap=True, highlight=False)
         if names:
             page.print(_policies(settings, names))
         else:
             page.print("`lightrag-resilience config` shows every value.", highlight=False)
-    raise typer.Exit(Exit.NO_REDIS if is_away else _verdict(found, strict=strict))
+    raise typer.Exit(Exit.NO_REDIS if is_unavailable else _verdict(found, strict=strict))
 
 
-def _look_at_code(module: str) -> list[Finding]:
+def _examine_code(module: str) -> list[Finding]:
     try:
         return examine_code(module)
     except CodeError as error:
@@ -99,7 +102,7 @@ def _look_at_code(module: str) -> list[Finding]:
 
 
 def _counted(found: list[Finding]) -> str:
-    """What there is to read below, before all of it."""
+    """How many findings of each level follow."""
     if not found:
         return "Nothing was found that is wrong."
     levels = Counter(finding.level for finding in found)
@@ -111,14 +114,14 @@ def _verdict(found: list[Finding], *, strict: bool) -> Exit:
     return Exit.TROUBLE if any(finding.level in bad for finding in found) else Exit.FINE
 
 
-async def _look_at_redis(settings: Settings) -> tuple[list[Finding], bool]:
-    assert settings.redis_url is not None  # noqa: S101 - who calls this has looked
+async def _examine_redis(settings: Settings) -> tuple[list[Finding], bool]:
+    assert settings.redis_url is not None  # noqa: S101 - doctor() has checked it
     client = make_client(settings.redis_url.get_secret_value())
     of_calls: list[Finding] = []
     try:
         remarks = await check_redis(client, settings.redis_prefix)
         if not any(is_bad for is_bad, *_ in remarks):
-            of_calls = await _look_at_dependencies(settings)
+            of_calls = await _examine_dependencies(settings)
     except REDIS_FAILURES as error:
         problem = f"it cannot be used: {trouble_with_redis(settings, error)}"
         advice = "check RESILIENCE_REDIS_URL; until then each process has breakers of its own"
@@ -134,11 +137,11 @@ async def _look_at_redis(settings: Settings) -> tuple[list[Finding], bool]:
     ], False
 
 
-async def _look_at_dependencies(settings: Settings) -> list[Finding]:
-    """What their callers meet now, by what all workers report.
+async def _examine_dependencies(settings: Settings) -> list[Finding]:
+    """A finding for each dependency that is not well, as all workers report it.
 
-    A circuit that is open does what it is there for; what no circuit refuses, or no waiting mends,
-    wants a person.
+    An open circuit is only a warning: it does its job. An error is what it cannot help with:
+    failures that it does not reject, and causes that time does not mend, such as a wrong key.
     """
     async with open_cluster(settings) as cluster:
         seen = await cluster.fetch()
@@ -149,7 +152,7 @@ async def _look_at_dependencies(settings: Settings) -> list[Finding]:
             else Level.WARNING,
             name,
             health.sentence.removeprefix(f"{name} "),
-            health.advice or "look at its own status page or log",
+            health.advice or "check its own status page or log",
         )
         for name, health in seen.health.items()
         if not health.is_well
@@ -157,7 +160,7 @@ async def _look_at_dependencies(settings: Settings) -> list[Finding]:
 
 
 def _policies(settings: Settings, names: list[str]) -> Table:
-    """Each field of the policies; what a variable changed is marked."""
+    """Every field of the policies, with a mark on what a variable changed."""
     table = Table("variable", *map(cell, names), title="Policies in force (* set by a variable)")
     for part, kind in PARTS.items():
         table.add_section()

@@ -1,4 +1,4 @@
-"""Settings that are each right and fight each other. No I/O: policies in, findings out."""
+"""Settings that are each valid, and contradict each other. No I/O: policies in, findings out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightrag_resilience.config.policies import Policy
 __all__ = ["Finding", "Level", "examine"]
 
 _MINUTE = 60.0  # seconds
-_TIMES = 2  # LightRAG's queue ends a call after so many of its own timeouts
+_TIMES = 2  # LightRAG's queue ends a call after this many of its own timeouts
 
 
 class Level(enum.StrEnum):
@@ -20,17 +20,17 @@ class Level(enum.StrEnum):
     ERROR = "error"
     """Something will not work as configured."""
     WARNING = "warning"
-    """Something works, but rarely as one wants it."""
+    """Something works, but probably not as intended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong, and what to do about it.
+    """A problem, and what to do about it.
 
     Attributes:
         level: How bad it is.
         subject: The dependency, or ``redis``.
-        problem: What is wrong, as a sentence without its end.
+        problem: What is wrong, as a sentence without its full stop.
         advice: What to do, as such a sentence.
     """
 
@@ -41,12 +41,12 @@ class Finding:
 
 
 def examine(name: str, policy: Policy, queue_timeouts: Mapping[str, float]) -> list[Finding]:
-    """What fights each other in the policy of one dependency.
+    """Find contradictions in the policy of one dependency.
 
     Args:
         name: The dependency.
         policy: Its policy in force.
-        queue_timeouts: For each family, the timeout of LightRAG's own, in seconds.
+        queue_timeouts: For each family, LightRAG's own timeout, in seconds.
     """
     family_timeout = queue_timeouts.get(name.partition(".")[0])
     found = [
@@ -125,7 +125,7 @@ def _breaker(policy: Policy) -> _Found:
         yield (
             Level.WARNING,
             (
-                f"a probe loses its place after {breaker.longest_probe:g} s, before its "
+                f"a probe loses its permit after {breaker.longest_probe:g} s, before its "
                 f"attempt is over "
                 f"({attempt:g} s), so that more probes go out than wanted"
             ),

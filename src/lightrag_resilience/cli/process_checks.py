@@ -1,36 +1,36 @@
-"""Settings of a whole process that fight each other, or what starts and ends it. No I/O."""
+"""Settings of the process that contradict each other, or the server around it. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightrag_resilience.config.process_environment import Surroundings
+from lightrag_resilience.config.process_environment import ProcessEnvironment
 from lightrag_resilience.config.settings import Settings
 
 from .policy_checks import Finding, Level
 
 __all__ = ["examine_process"]
 
-_SPARE = 2.0  # seconds that a server needs besides
-_ROOM = 1.0  # seconds for what is in flight; less is as good as none
+_SPARE = 2.0  # seconds that a server needs for its own shutdown
+_ROOM = 1.0  # seconds for calls in flight; with less, nearly all are cancelled
 _Found = Iterator[tuple[Level, str, str, str]]
 
 
-def examine_process(settings: Settings, around: Surroundings) -> list[Finding]:
-    """What fights in the variables that belong to no dependency.
+def examine_process(settings: Settings, environment: ProcessEnvironment) -> list[Finding]:
+    """Find contradictions between the settings of the process and its environment.
 
     Args:
-        settings: What the ``RESILIENCE_*`` variables say.
-        around: What others' variables say.
+        settings: From the ``RESILIENCE_*`` variables.
+        environment: From the variables of other programs.
     """
     found = [
-        *_shutdown(settings, around),
-        *_workers(settings, around),
+        *_shutdown(settings, environment),
+        *_workers(settings, environment),
     ]
     return [Finding(level, subject, problem, advice) for level, subject, problem, advice in found]
 
 
-def _shutdown(settings: Settings, around: Surroundings) -> _Found:
+def _shutdown(settings: Settings, environment: ProcessEnvironment) -> _Found:
     timeout = settings.shutdown_timeout
     room = timeout - settings.shutdown_cancel_grace - settings.shutdown_close_timeout
     if room < 0:
@@ -51,7 +51,7 @@ def _shutdown(settings: Settings, around: Surroundings) -> _Found:
             f"calls under way get {room:g} s to end before they are cancelled",
             "raise SHUTDOWN_TIMEOUT",
         )
-    if timeout + _SPARE > (graceful := around.graceful_timeout):
+    if timeout + _SPARE > (graceful := environment.graceful_timeout):
         yield (
             Level.ERROR,
             "shutdown",
@@ -66,8 +66,8 @@ def _shutdown(settings: Settings, around: Surroundings) -> _Found:
         )
 
 
-def _workers(settings: Settings, around: Surroundings) -> _Found:
-    if (workers := around.workers) > 1 and settings.redis_url is None:
+def _workers(settings: Settings, environment: ProcessEnvironment) -> _Found:
+    if (workers := environment.workers) > 1 and settings.redis_url is None:
         yield (
             Level.WARNING,
             "workers",

@@ -1,1 +1,1 @@
-"""Policies and settings: what a guard does, and the environment that says so."""
+"""Policies and settings, and the environment variables that set them."""

@@ -1,7 +1,7 @@
-"""The hosts under which the status page answers, so that no other site can read it.
+"""The hosts under which the status page answers, so that no web site can read it.
 
-A web site can let its own name resolve to an address in a visitor's network (DNS rebinding), and
-then read what answers there as its own. The request's ``Host`` gives that away.
+A web site can make its own name resolve to an address in a visitor's network (DNS rebinding). The
+browser then lets it read the answers of that address. The ``Host`` of such a request is the site's.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ __all__ = ["hosts_in", "is_allowed_host", "is_host_pattern"]
 _LONGEST = 253  # characters, by RFC 1035
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?", re.ASCII | re.IGNORECASE)
-# No site on the internet can have a name of these: RFC 6761 and 6762, and ICANN's .internal.
+# Public DNS has no names below these (RFC 6761, RFC 6762, ICANN's .internal), so none can rebind.
 _PRIVATE = ("localhost", "local", "internal", "test")
 
 
 def hosts_in(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
-    """The hosts that a request names, without their ports; more than one is not a valid request."""
+    """The hosts of a request, without ports; a request with more than one is invalid."""
     texts = [value.decode("latin-1") for name, value in headers if name.lower() == b"host"]
     return [re.sub(r":\d{0,5}$", "", text, flags=re.ASCII).lower() for text in texts]
 
 
 def is_allowed_host(host: str, allowed: Collection[str] = ()) -> bool:
-    """Whether a host is an address, a name that only a private network knows, or allowed.
+    """Whether a host is an IP address, a name of private networks, or allowed.
 
     Args:
         host: In small letters, without a port.
@@ -47,7 +47,7 @@ def is_allowed_host(host: str, allowed: Collection[str] = ()) -> bool:
 
 
 def is_host_pattern(text: str) -> bool:
-    """Whether it can stand among the allowed ones."""
+    """Whether a text is a host name, ``*.example.com``, or ``*``."""
     name = text.removeprefix("*.")
     return text == "*" or (len(text) <= _LONGEST and _NAME.fullmatch(name) is not None)
 

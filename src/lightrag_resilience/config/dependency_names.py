@@ -1,4 +1,4 @@
-"""Names of dependencies: what one may be, and which one was probably meant."""
+"""Names of dependencies: which are valid, and what a misspelt one was meant to be."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["check_name", "nearly"]
 
 _LONGEST = 200  # characters
 _SHOWN = 60
-_NO_SLIPS = frozenset({"vllm"})  # nearly a family's, but the name of a server
-_NEARLY = 0.85  # alike, as difflib has it; from here on, a slip is likely
+_NOT_MISSPELT = frozenset({"vllm"})  # close to "llm", but the name of a server
+_CUTOFF = 0.85  # difflib's ratio from which a spelling mistake is likely
 
 
 def check_name(name: object) -> None:
-    """Let a name through that one and the same guard has everywhere.
+    """Check the name of a dependency.
 
     Raises:
-        PolicyError: It is no text, or an odd one; or it begins nearly as a family's name does, and
-            would silently have other defaults.
+        PolicyError: It is not text, too long, or has empty parts or unprintable characters; or it
+            begins with a misspelt family, and would silently get other defaults.
     """
     if not isinstance(name, str):
         raise PolicyError(
@@ -50,11 +50,11 @@ def _or(better: str) -> str:
 
 
 def _meant(name: str) -> str | None:
-    """The name in a family that this one nearly is."""
+    """The name that a misspelt one was meant to be; None if it is not misspelt."""
     first, *_ = re.split(r"[^A-Za-z0-9]", name)
     if (
         name.partition(".")[0] in FAMILIES
-        or first.lower() in _NO_SLIPS
+        or first.lower() in _NOT_MISSPELT
         or (family := nearly(first.lower(), FAMILIES)) is None
     ):
         return None
@@ -63,8 +63,8 @@ def _meant(name: str) -> str | None:
 
 
 def nearly(word: str, known: Sequence[str]) -> str | None:
-    """What is known and a word is, but for a slip; None where it is far from all."""
-    from difflib import get_close_matches  # noqa: PLC0415 - slow to import, and seldom needed
+    """The known word that a misspelt one was meant to be; None if none is close."""
+    from difflib import get_close_matches  # noqa: PLC0415 - slow to import, rarely needed
 
-    found = get_close_matches(word, known, n=1, cutoff=_NEARLY)
+    found = get_close_matches(word, known, n=1, cutoff=_CUTOFF)
     return found[0] if found else None

@@ -26,7 +26,7 @@ SECTIONS = "overrides_by_section"
 """The value that holds what variables set for dependencies."""
 
 _LONGEST_SHOWN = 60  # characters
-_LONGEST_GUESSED = 100  # characters of a name; a longer one is no slip of the pen
+_LONGEST_GUESSED = 100  # characters of a name; a longer one is no spelling mistake
 _MOST_SUGGESTIONS = 10  # in one error, since finding each takes milliseconds
 
 Problem = tuple[str, str]
@@ -102,7 +102,7 @@ def _fields_of(cls: Any) -> dict[str, Any]:
 
 
 class _FromText(BaseSettings):
-    # Defaults are no texts; `_reader` would take them for some.
+    # `_reader` takes texts; the defaults are values.
     model_config = ConfigDict(extra="forbid", validate_default=False)  # type: ignore[assignment]
 
     def __init__(self, found: Mapping[str, str]) -> None:
@@ -157,13 +157,13 @@ def _problems(
 ) -> Iterator[Problem]:
     suggestions = _MOST_SUGGESTIONS if suggest else 0
     for detail in error.errors():
-        place = [str(step) for step in detail["loc"]]
+        path = [str(step) for step in detail["loc"]]
         if detail["type"] == "extra_forbidden":
-            for unknown in _unknown_at(place, found):
+            for unknown in _unknown_at(path, found):
                 yield unknown, _unknown(unknown, suggest=suggestions > 0)
                 suggestions -= 1
             continue
-        name, setting = _declared_at(place)
+        name, setting = _declared_at(path)
         text = text_format(setting.hint)
         if text is not None and text.is_secret:
             yield name, f"{name} {detail['ctx']['error']}"
@@ -171,23 +171,23 @@ def _problems(
             yield name, f"{name} is {_shown(found[name])}, but must be {setting.allowed}"
 
 
-def _declared_at(place: list[str]) -> tuple[str, Setting]:
-    """The variable whose value is at this place of the model, and its declaration."""
-    if place[0] != SECTIONS:
-        return PREFIX + place[0].upper(), settings_of(ProcessSettings)[place[0]]
-    _, section, part, field = place
+def _declared_at(path: list[str]) -> tuple[str, Setting]:
+    """The variable of a field of the model, and its declaration."""
+    if path[0] != SECTIONS:
+        return PREFIX + path[0].upper(), settings_of(ProcessSettings)[path[0]]
+    _, section, part, field = path
     return variable(section, part, field), settings_of(PARTS[part])[field]
 
 
-def _unknown_at(place: list[str], found: Mapping[str, str]) -> list[str]:
+def _unknown_at(path: list[str], found: Mapping[str, str]) -> list[str]:
     """The variables that nothing declares: one, or all those of an unknown part."""
-    match place:
+    match path:
         case [name]:
             return [name]
         case [_, section, part, field]:
             return [variable(section, part, field)]
         case _:
-            start = variable(place[1], place[2], "")
+            start = variable(path[1], path[2], "")
             return [name for name in found if name.startswith(start)]
 
 

@@ -187,7 +187,7 @@ class RetryPolicy(_Checked):
     initial_backoff: Seconds = setting(0.5, "Seconds before the second attempt, before jitter.")
     backoff_growth: Growth = setting(2.0, "Factor for each further attempt.")
     max_backoff: Seconds = setting(
-        30.0, "Longest backoff, in seconds; `max_retry_after` bounds what a provider asks for."
+        30.0, "Longest backoff, in seconds. For a provider's Retry-After see `max_retry_after`."
     )
     jitter: Literal["growing", "full", "decorrelated", "none"] = setting(
         "growing",
@@ -196,8 +196,8 @@ class RetryPolicy(_Checked):
     )
     max_retry_after: Wait = setting(
         60.0,
-        "Longest wait that a provider may ask for, in seconds. If it asks for more, the call "
-        "fails.",
+        "Longest Retry-After of a provider that is waited for, in seconds. With a longer one the "
+        "call fails.",
     )
     idempotent: bool | None = setting(
         None,

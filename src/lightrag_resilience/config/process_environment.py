@@ -21,7 +21,13 @@ from dotenv import load_dotenv
 from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.text import as_count
 
-__all__ = ["Surroundings", "lightrag_timeouts", "share_metrics", "surroundings", "take_from"]
+__all__ = [
+    "ProcessEnvironment",
+    "lightrag_timeouts",
+    "load_env_file",
+    "read_process_environment",
+    "share_metrics",
+]
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _LARGEST = 1024 * 1024  # bytes of a file of variables
@@ -35,7 +41,7 @@ _LIGHTRAG_TIMEOUTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class ProcessEnvironment:
     """What variables of other programs say.
 
     Attributes:
@@ -51,13 +57,13 @@ class Surroundings:
     tokenizer_folder: Path | None = None
 
 
-def surroundings(environ: Mapping[str, str] | None = None) -> Surroundings:
+def read_process_environment(environ: Mapping[str, str] | None = None) -> ProcessEnvironment:
     """Read the variables of other programs."""
     source = os.environ if environ is None else environ
     workers = (as_count(source.get(name, "")) for name in ("WORKERS", "WEB_CONCURRENCY"))
     options = source.get("GUNICORN_CMD_ARGS", "")
     graceful = re.findall(r"--graceful-timeout[= ]+([0-9]{1,15})", options)
-    return Surroundings(
+    return ProcessEnvironment(
         workers=next((count for count in workers if count is not None), 1),
         graceful_timeout=float(graceful[-1]) if graceful else _GRACEFUL,
         multiprocess_folder=source.get(_FOLDER, ""),
@@ -83,7 +89,7 @@ def _tokenizer_folder(source: Mapping[str, str]) -> Path | None:
     return Path(folder) if folder else None
 
 
-def take_from(file: Path) -> None:
+def load_env_file(file: Path) -> None:
     """Set the variables of a file, as LightRAG does with its ``.env``; none that is set changes.
 
     A pipe is read to its end, for up to 5 s: a shell's ``<(...)`` is one.

@@ -127,7 +127,7 @@ class ProcessSettings:
     )
     status_token: _Token | None = setting(
         None,
-        "The token that the status page asks for before it opens, closes or isolates a breaker. "
+        "The token that the status page requires to open, close or isolate a breaker. "
         "`none`: the page cannot change breakers.",
     )
     status_hosts: _Hosts | None = setting(

@@ -1,4 +1,4 @@
-"""Where Redis is, as people write it: what an address says, and what is wrong with one."""
+"""The address of Redis, ``RESILIENCE_REDIS_URL``: its parts, and what is wrong with a bad one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-__all__ = ["Address", "places_in", "problem_with_address", "read_address"]
+__all__ = ["Address", "problem_with_address", "read_address", "redis_location"]
 
 _KINDS = {
     f"{scheme}{kind}": (kind.removeprefix("+"), scheme == "rediss")
@@ -22,7 +22,14 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What an address says: of all options, those that redis-py takes by the same names."""
+    """The parts of an address.
+
+    Attributes:
+        kind: ``sentinel``, ``cluster``, ``unix``, or empty for one server.
+        hosts: Hosts and ports; none for a Unix socket.
+        service: The name that the sentinels know; empty without sentinels.
+        options: Arguments of redis-py's client.
+    """
 
     kind: str
     hosts: list[tuple[str, int]]
@@ -30,8 +37,8 @@ class Address:
     options: dict[str, Any]
 
     @property
-    def places(self) -> str:
-        """Where Redis is, with nothing secret: ``host:6379``, several of them, or a path."""
+    def location(self) -> str:
+        """Hosts with their ports, or the path of a socket; nothing secret."""
         if not self.hosts:
             return str(self.options.get("unix_socket_path", ""))
         return ", ".join(f"{host}:{port}" for host, port in self.hosts)
@@ -46,26 +53,26 @@ def problem_with_address(url: str) -> str | None:
     return None
 
 
-def places_in(url: str) -> str:
-    """Where an address leads, with nothing secret; empty where it cannot be used."""
+def redis_location(url: str) -> str:
+    """Hosts or path of an address, without anything secret; empty if the address is wrong."""
     try:
-        return read_address(url).places
+        return read_address(url).location
     except ValueError:
         return ""
 
 
 def read_address(url: str) -> Address:
-    """Take an address to pieces.
+    """Split an address into its parts.
 
     Raises:
-        ValueError: It cannot be used. The text shows nothing secret.
+        ValueError: The address is wrong. The text shows nothing secret.
     """
     scheme, found, rest = url.partition("://")
     if not found or scheme.lower() not in _KINDS:
         raise ValueError(f"must begin with {_BEGINNINGS}")
     kind, is_safe = _KINDS[scheme.lower()]
-    place, _, query = rest.partition("?")
-    head, _, path = place.partition("/")
+    server, _, query = rest.partition("?")
+    head, _, path = server.partition("/")
     if "#" in url or (kind != "unix" and "@" in path + query):
         raise ValueError("has a #, ?, / or @ that must be percent-encoded, as %2F for /")
     credentials, _, names = head.rpartition("@")
@@ -92,10 +99,10 @@ def read_address(url: str) -> Address:
 
 
 def _hosts(kind: str, text: str) -> list[tuple[str, int]]:
-    places = text.split(",")
-    if kind == "" and len(places) > 1:
+    hosts = text.split(",")
+    if kind == "" and len(hosts) > 1:
         raise ValueError("has several hosts, which only redis+sentinel:// and redis+cluster:// do")
-    return [_host(place, 26379 if kind == "sentinel" else 6379) for place in places]
+    return [_host(host, 26379 if kind == "sentinel" else 6379) for host in hosts]
 
 
 def _host(text: str, usual_port: int) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""The table of LightRAG's tokenizer, which tiktoken downloads when it is first needed."""
+"""The table of LightRAG's tokenizer, which tiktoken downloads at first use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["PRELOAD", "is_missing_from", "was_not_downloaded"]
+__all__ = ["PRELOAD", "is_download_error", "is_missing_from"]
 
 _URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
 _DEEPEST = 8  # causes
@@ -15,14 +15,14 @@ PRELOAD = (
     "Without internet, run lightrag-download-cache --cache-dir tiktoken on a machine that has it, "
     "bring that folder here and set TIKTOKEN_CACHE_DIR to it"
 )
-"""What to do, as a sentence without its end."""
+"""Advice, as a sentence without its full stop."""
 
 
 def is_missing_from(folder: Path | None) -> bool:
-    """Whether LightRAG is there, and will download the table at its next start.
+    """Whether LightRAG is installed and has to download the table at its next start.
 
     Args:
-        folder: Where tiktoken keeps what it has downloaded; None where it keeps nothing.
+        folder: Where tiktoken keeps its downloads; None if it keeps none.
     """
     if any(find_spec(name) is None for name in ("lightrag", "tiktoken")):
         return False
@@ -30,8 +30,8 @@ def is_missing_from(folder: Path | None) -> bool:
     return folder is None or not (folder / name).is_file()
 
 
-def was_not_downloaded(error: BaseException) -> bool:
-    """Whether an error comes from tiktoken's attempt to download a table."""
+def is_download_error(error: BaseException) -> bool:
+    """Whether tiktoken raised this error, or one of its causes, while it downloaded a table."""
     cause: BaseException | None = error
     for _ in range(_DEEPEST):
         if cause is None:

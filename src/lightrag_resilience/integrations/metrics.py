@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio.to_thread
 
-from lightrag_resilience.config.process_environment import surroundings
+from lightrag_resilience.config.process_environment import read_process_environment
 from lightrag_resilience.integrations.asgi.scope import route_path
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 from lightrag_resilience.telemetry.prometheus import Observation, observe  # says what is missing
@@ -102,7 +102,7 @@ class Metrics:
         except Exception:  # noqa: BLE001 - a header of a client, which prometheus_client trusts
             write, kind = choose_encoder("")
         shown = self._collected
-        if folder := surroundings().multiprocess_folder:
+        if folder := read_process_environment().multiprocess_folder:
             shown = CollectorRegistry()
             collector: Any = MultiProcessCollector
             collector(shown, path=folder)

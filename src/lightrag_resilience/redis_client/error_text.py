@@ -70,7 +70,7 @@ def describe_redis_error(error: BaseException, places: str = "") -> str:
     """An error of talking to Redis as a clause for people, of at most 150 characters.
 
     Of the error's own text no more is shown than a command's name, and of the address only what
-    is given as `places`, see `places_in`, of which there may be 100 characters more.
+    is given as `places`, see `redis_location`, of which there may be 100 characters more.
     """
     where = places if len(places) <= _LONGEST_PLACES else f"{places[: _LONGEST_PLACES - 1]}…"
     clause = _clause(error)

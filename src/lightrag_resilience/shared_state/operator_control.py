@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.config.policies import BreakerPolicy
-from lightrag_resilience.config.redis_url import places_in
+from lightrag_resilience.config.redis_url import redis_location
 from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.redis_client.client import make_client
 from lightrag_resilience.redis_client.error_text import describe_redis_error
@@ -45,7 +45,7 @@ def trouble_with_redis(settings: Settings, error: BaseException) -> str:
     """What is wrong with the Redis of the settings, and where that is, as a clause for people."""
     address = settings.redis_url
     return describe_redis_error(
-        error, "" if address is None else places_in(address.get_secret_value())
+        error, "" if address is None else redis_location(address.get_secret_value())
     )
 
 

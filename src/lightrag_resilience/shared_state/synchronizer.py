@@ -16,7 +16,7 @@ from typing import Any
 
 from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.config.policies import BreakerPolicy, LimitPolicy
-from lightrag_resilience.config.redis_url import places_in
+from lightrag_resilience.config.redis_url import redis_location
 from lightrag_resilience.events import Events
 from lightrag_resilience.runtime.fork_safety import reset_in_children
 
@@ -53,7 +53,7 @@ class Synchronizer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.prefix = prefix
-        self.link = ConnectionStatus(clock, places_in(url))
+        self.link = ConnectionStatus(clock, redis_location(url))
         self._url = url
         self._clock = clock
         self._members = SharedObjects({}, {}, Overrides(prefix, override))

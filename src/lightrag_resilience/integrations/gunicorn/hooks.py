@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from lightrag_resilience.config.process_environment import surroundings
+from lightrag_resilience.config.process_environment import read_process_environment
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import AbandonedWork, Journal
 from lightrag_resilience.draining.process import drain_all
@@ -116,7 +116,7 @@ def _await_death(pid: int) -> None:
 
 def _mark_dead_for_prometheus(pid: int) -> None:
     """Gauges of the living leave out a worker that has died."""
-    if not surroundings().multiprocess_folder:
+    if not read_process_environment().multiprocess_folder:
         return
     try:
         from prometheus_client import multiprocess  # noqa: PLC0415 - an extra

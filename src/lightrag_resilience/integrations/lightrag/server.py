@@ -18,7 +18,7 @@ from typing import Any
 
 from lightrag_resilience._version import __version__
 from lightrag_resilience.config.redis_url import read_address
-from lightrag_resilience.config.tokenizer_cache import PRELOAD, was_not_downloaded
+from lightrag_resilience.config.tokenizer_cache import PRELOAD, is_download_error
 from lightrag_resilience.errors import ResilienceError
 from lightrag_resilience.integrations.asgi.draining import DrainMiddleware
 from lightrag_resilience.integrations.lightrag.serving.http_errors import DependencyErrorMiddleware
@@ -88,7 +88,7 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
         try:
             rag = original[0](*args, **kwargs)
         except Exception as error:
-            if was_not_downloaded(error):
+            if is_download_error(error):
                 raise ResilienceError(_NO_TABLE) from error
             raise
         protect_on_start(rag, then=_tell_start)
@@ -132,7 +132,7 @@ def _tell_start() -> None:
     if settings.redis_url is None:
         shared = "breakers are this process's own, as RESILIENCE_REDIS_URL is not set"
     else:
-        places = read_address(settings.redis_url.get_secret_value()).places
+        places = read_address(settings.redis_url.get_secret_value()).location
         is_up = registry.link is not None and registry.link.is_up
         shared = f"breakers are shared through Redis at {places}"
         shared = shared if is_up else f"{shared} as soon as it can be used"

@@ -12,7 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
-from lightrag_resilience.config.process_environment import surroundings
+from lightrag_resilience.config.process_environment import read_process_environment
 from lightrag_resilience.errors import CallRejected, DependencyError
 from lightrag_resilience.failures.classifier import FailureKind, classify
 from lightrag_resilience.integrations.asgi.request_task import retry_after_header
@@ -58,7 +58,7 @@ class DependencyErrorMiddleware:
     ) -> None:
         self._app = app
         self._registry = registry
-        self._workers = max(surroundings().workers if workers is None else workers, 1)
+        self._workers = max(read_process_environment().workers if workers is None else workers, 1)
         self._failed = LogSummary(
             "requests failed with a dependency", longest=16, calm=1, workers=self._workers
         )
