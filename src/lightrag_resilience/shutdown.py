@@ -38,6 +38,7 @@ from .draining.supervisor import repeats_sigterm, supervisor
 from .draining.termination import close_all, end_all, end_children, exit_despite_threads
 from .errors import PolicyError, ShuttingDownError
 from .pipeline.registry import Guards, guards, resolve_guards
+from .runtime.tasks import is_being_cancelled
 from .text import LONGEST_TEXT, printable
 
 __all__ = ["Coordinator", "DrainReport", "Progress", "configured_drain"]
@@ -225,8 +226,7 @@ class Coordinator:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if task.cancelled() and self.is_draining and not (caller and caller.cancelling()):
+            if task.cancelled() and self.is_draining and not is_being_cancelled():
                 raise ShuttingDownError(name, None, "and this did not end in time") from None
             task.cancel()
             raise

@@ -17,9 +17,9 @@ from lightrag_resilience import (
     hedged,
     resilient,
 )
-from lightrag_resilience.composition.hedging import _leaving
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import HedgeSent
+from lightrag_resilience.runtime.tasks import _kept
 from support.guards import Scripted, down, now, patient
 
 pytestmark = pytest.mark.anyio
@@ -86,7 +86,7 @@ async def test_an_answer_does_not_wait_for_the_other_to_clean_up() -> None:
     assert len(asyncio.all_tasks() - before) == 1
     await asyncio.sleep(4.0)
     assert asyncio.all_tasks() == before
-    assert not _leaving
+    assert not _kept
 
 
 async def test_the_first_may_still_win() -> None:

@@ -21,6 +21,7 @@ from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 from lightrag_resilience.retry import RETRY_COST
 from lightrag_resilience.runtime.callables import Kind, kind_of, must_be_function, name_of
+from lightrag_resilience.runtime.tasks import keep_until_done
 
 __all__ = ["hedged"]
 
@@ -80,10 +81,10 @@ def hedged(
                     asked.append(asyncio.create_task(function(*args, **kwargs)))
                 answer = await _first_answer(asked)
             except BaseException:
-                await asyncio.gather(*map(_given_up, asked), return_exceptions=True)
+                await asyncio.gather(*map(_cancel, asked), return_exceptions=True)
                 raise
             for task in asked:
-                _given_up(task)  # its connection may have stalled: the answer does not wait for it
+                _cancel(task)  # not awaited: its connection may have stalled
             return answer
 
         return ask
@@ -109,18 +110,7 @@ async def _first_answer(asked: list[asyncio.Task[R]]) -> R:
     return asked[0].result()
 
 
-_leaving: set[asyncio.Task[Any]] = set()
-
-
-def _given_up(task: asyncio.Task[R]) -> asyncio.Task[R]:
-    """The task of a question, which is cancelled, kept until it has ended, and heard."""
-    _leaving.add(task)  # a loop keeps no task alive by itself
-    task.add_done_callback(_left)
+def _cancel(task: asyncio.Task[R]) -> asyncio.Task[R]:
+    keep_until_done(task)
     task.cancel()
     return task
-
-
-def _left(task: asyncio.Task[Any]) -> None:
-    _leaving.discard(task)
-    if not task.cancelled():
-        task.exception()

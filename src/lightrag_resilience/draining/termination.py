@@ -12,7 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from lightrag_resilience.runtime.sync_threads import names_of_threads
+from lightrag_resilience.runtime.callables import names_of_threads
+from lightrag_resilience.runtime.tasks import cancel_until_done
 from lightrag_resilience.text import LONGEST_TEXT, printable
 
 from .in_flight import cancel, has_ended
@@ -115,8 +116,7 @@ async def _problem_of(
     try:
         await asyncio.wait({closing}, timeout=seconds)
         if not closing.done():
-            closing.cancel()
-            await asyncio.wait({closing}, timeout=_LOOK)  # to end what it holds, in order
+            await cancel_until_done([closing], every=_LOOK, attempts=1)  # to end what it holds
             return "TimeoutError"
     except asyncio.CancelledError:  # the drain itself was
         closing.cancel()

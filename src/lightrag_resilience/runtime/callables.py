@@ -25,8 +25,6 @@ import anyio.to_thread
 
 from lightrag_resilience.errors import UnsupportedCallError
 
-from .sync_threads import in_this_thread
-
 __all__ = [
     "Kind",
     "as_coroutine_function",
@@ -34,6 +32,7 @@ __all__ = [
     "kind_of",
     "must_be_function",
     "name_of",
+    "names_of_threads",
     "pass_for",
 ]
 
@@ -267,17 +266,27 @@ async def _call_in_thread(
 ) -> Any:
     # A thread cannot be stopped: on a timeout it is left to end by itself, its result unused.
     result = await anyio.to_thread.run_sync(
-        functools.partial(_whole, function, *args, **kwargs),
+        functools.partial(_run_in_this_thread, function, *args, **kwargs),
         abandon_on_cancel=True,
         limiter=None if in_shared_threads else anyio.CapacityLimiter(1),
     )
     return await _awaited(result)
 
 
-def _whole(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """The result of a sync function, whose work is done with it."""
+_in_threads: dict[object, str] = {}  # names of sync functions, of which a thread runs each
+
+
+def names_of_threads() -> list[str]:
+    """What still runs in a thread, also where its result is no longer awaited."""
+    return [f"thread of {name}" for name in list(_in_threads.values())]
+
+
+def _run_in_this_thread(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """The result of a sync function; one that has not done all its work is refused."""
+    key = object()
+    _in_threads[key] = getattr(function, "__qualname__", "function")
     try:
-        result = in_this_thread(function, *args, **kwargs)
+        result = function(*args, **kwargs)
     except RuntimeError as error:
         if not str(error).startswith(("no running event loop", "There is no current event loop")):
             raise
@@ -285,6 +294,8 @@ def _whole(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
             f"{name_of(function)} needs the event loop, and was called in a thread: annotate it "
             "to return an Awaitable, or make it a coroutine function"
         ) from error
+    finally:
+        del _in_threads[key]
     if not is_stream(result.__class__) and _is_lazy(result):
         with contextlib.suppress(Exception):  # what goes wrong here does not hide why
             getattr(result, "close", bool)()

@@ -12,6 +12,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from lightrag_resilience.redis_client import lua_scripts as scripts
 from lightrag_resilience.redis_client.client import RedisClient, lost_connections, make_client
+from lightrag_resilience.runtime.tasks import cancel_until_done
 
 __all__ = ["SECONDS", "Lease"]
 
@@ -61,7 +62,7 @@ class Lease:
                         return wait
                 await task
             finally:
-                await _stop(task)
+                await cancel_until_done([task], every=_CANCEL_AGAIN, attempts=_CANCELLATIONS)
                 if task.done():  # else the lease ends by itself
                     await self._acquire(client, 0)
             return 0.0
@@ -83,20 +84,3 @@ class Lease:
                 continue
             return min(answer / 1000, _LONGEST) if isinstance(answer, int) and answer > 0 else 0.0
         return 0.0
-
-
-async def _stop(task: asyncio.Task[object]) -> None:
-    """Cancel a task until it has ended, also where the caller is cancelled meanwhile."""
-    interruption: asyncio.CancelledError | None = None
-    for _ in range(_CANCELLATIONS):
-        if task.done():
-            break
-        task.cancel()
-        try:
-            await asyncio.wait([task], timeout=_CANCEL_AGAIN)
-        except asyncio.CancelledError as error:
-            interruption = error
-    if task.done() and not task.cancelled():
-        task.exception()  # the caller has it by now, or has no use for it
-    if interruption is not None:
-        raise interruption

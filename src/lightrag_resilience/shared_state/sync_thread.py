@@ -24,7 +24,7 @@ from redis.exceptions import ClusterError, RedisError
 from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.config.policies import RENEWALS
 from lightrag_resilience.redis_client.client import lost_connections, make_client, subscriptions
-from lightrag_resilience.runtime.tasks import end, within
+from lightrag_resilience.runtime.tasks import cancel_until_done, within
 
 from .connection_status import ConnectionStatus, SharedObjects
 from .messages import Announcement, CooldownMessage, Keys, Presence, Reply, WireError
@@ -142,7 +142,7 @@ class SyncThread:
         self._stopped.set()
         with contextlib.suppress(Exception):
             await within(_FAREWELL, self._flush())
-        await end([stop, *parts, *self._tasks])
+        await cancel_until_done([stop, *parts, *self._tasks])
         with contextlib.suppress(Exception):
             await within(_FAREWELL, self._client.aclose())
 

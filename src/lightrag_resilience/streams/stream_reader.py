@@ -18,6 +18,7 @@ from lightrag_resilience.errors import (
     TruncatedStreamError,
     UnsupportedCallError,
 )
+from lightrag_resilience.runtime.tasks import keep_until_done
 from lightrag_resilience.timeouts.idle_timer import IdleTimer
 
 from .finish_markers import FinishMarker, finish_marker_for, why_not_whole
@@ -298,10 +299,5 @@ class _Span:
         return self._away * 2 > self.seconds
 
 
-_closing: set[asyncio.Task[None]] = set()
-
-
 def _close_later(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    task = asyncio.get_running_loop().create_task(close())
-    _closing.add(task)  # a loop keeps no task alive by itself
-    task.add_done_callback(_closing.discard)
+    keep_until_done(asyncio.get_running_loop().create_task(close()))

@@ -11,6 +11,7 @@ from typing import Any
 from lightrag_resilience.draining.gate import allow_during_drain
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.runtime.request_id import current_id
+from lightrag_resilience.runtime.tasks import cancel_until_done, is_being_cancelled
 from lightrag_resilience.shutdown import Coordinator
 from lightrag_resilience.text import as_words, printable
 
@@ -98,14 +99,13 @@ class RequestTask:
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            caller = asyncio.current_task()
             is_given_up = task.cancelled() and self._coordinator.is_draining
-            if is_given_up and not (caller and caller.cancelling()):
+            if is_given_up and not is_being_cancelled():
                 raise ShuttingDownError(name, None, "and this did not end in time") from None
             if self.has_ended:
                 task.add_done_callback(_tell_of_failure)  # the server hears of nothing any more
             else:
-                await _cancelled(task)
+                await cancel_until_done([task], every=None)  # it may have much to close
             raise
 
     async def close(self) -> None:
@@ -143,18 +143,6 @@ class RequestTask:
             message.cancel()
         await self.close()
         return {"type": "websocket.disconnect", "code": _SERVICE_RESTART, "reason": ""}
-
-
-async def _cancelled(task: asyncio.Task[Any]) -> None:
-    """Cancel a task, and wait for its end; whoever is impatient cancels it again."""
-    task.cancel()
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            task.cancel()
-    if not task.cancelled():
-        task.exception()  # nobody else will look
 
 
 def _tell_of_failure(task: asyncio.Task[Any]) -> None:

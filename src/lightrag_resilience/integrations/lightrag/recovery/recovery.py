@@ -25,7 +25,7 @@ from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.events import Event, RecoveryCompleted, StateChanged
 from lightrag_resilience.integrations.lightrag.work.context import current_work
 from lightrag_resilience.pipeline.registry import Guards
-from lightrag_resilience.runtime.tasks import within
+from lightrag_resilience.runtime.tasks import cancel_until_done, is_being_cancelled, within
 from lightrag_resilience.text import counted
 
 from .anchors import RecoveryAnchors
@@ -88,11 +88,7 @@ class Recovery:
         vars(self._rag.doc_status).pop("upsert", None)
         if self._task is not None:
             # LightRAG swallows a cancellation now and then.
-            for _ in range(3):
-                self._task.cancel()
-                await asyncio.wait([self._task], timeout=_END / 3)
-                if self._task.done():
-                    break
+            await cancel_until_done([self._task], every=_END / 3, attempts=3)
 
     def _annotating(self, upsert: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(upsert)
@@ -120,7 +116,7 @@ class Recovery:
             try:
                 again_in = await step()
             except asyncio.CancelledError:  # also one of LightRAG's own, deep below
-                if (task := asyncio.current_task()) is None or task.cancelling():
+                if is_being_cancelled():
                     raise
                 again_in = self._retry_after("cancelled")
             except Exception as error:  # noqa: BLE001 - whatever it is, the next run may do better

@@ -9,7 +9,7 @@ from typing import Any
 from lightrag.base import DocStatus
 
 from lightrag_resilience.events import DocumentsCounted, Events
-from lightrag_resilience.runtime.tasks import within
+from lightrag_resilience.runtime.tasks import cancel_until_done, within
 
 __all__ = ["DocumentCounts"]
 
@@ -41,8 +41,7 @@ class DocumentCounts:
     async def end(self) -> None:
         """Count no more."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=_LONGEST)
+            await cancel_until_done([self._task], every=_LONGEST, attempts=1)
 
     async def _count_often(self) -> None:
         while True:

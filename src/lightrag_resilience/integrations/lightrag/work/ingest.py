@@ -22,6 +22,7 @@ from lightrag_resilience.draining.journal import AbandonedWork
 from lightrag_resilience.draining.quiescence import attach_details
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.pipeline.registry import Guards
+from lightrag_resilience.runtime.tasks import drop_error, is_being_cancelled
 from lightrag_resilience.shutdown import Coordinator
 
 __all__ = ["Ingest", "IngestRun", "current_run", "heard_when_stored", "save_answers"]
@@ -175,11 +176,10 @@ class Ingest:
         with allow_during_drain():
             task = asyncio.create_task(work, name=f"{_NAME}.{run.operation}")
         attach_details(coordinator.track(task), run)
-        caller = asyncio.current_task()
         try:
             return await _joined(task)
         except asyncio.CancelledError:
-            if coordinator.is_draining and not (caller and caller.cancelling()):
+            if coordinator.is_draining and not is_being_cancelled():
                 raise ShuttingDownError(_NAME, None, "and this did not end in time") from None
             raise
 
@@ -265,7 +265,6 @@ async def _joined(task: asyncio.Task[R]) -> R:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.done():
-                if not task.cancelled():
-                    task.exception()  # the caller was cancelled at the same time: nobody hears it
+                drop_error(task)  # the caller was cancelled at the same time
                 raise
             task.cancel()
