@@ -1,4 +1,4 @@
-"""What Grafana wants to be told at length, made of panels that are told in short."""
+"""Builds Grafana's dashboard JSON from short descriptions of panels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-RUNBOOKS = "/public/lightrag/runbooks.md"  # where compose.yml puts docs/; a variable changes it
+RUNBOOKS = "/public/lightrag/runbooks.md"  # compose.yml mounts docs/ there; the dashboard variable changes it
 WIDTH = 24  # of Grafana's grid
 GREEN = "green"
 
@@ -19,14 +19,14 @@ class Panel:
 
     Attributes:
         title: The question that it answers.
-        queries: For each line or number, its legend.
-        kind: Grafana's name of the kind.
+        queries: PromQL by legend.
+        kind: Grafana's panel type.
         unit: Grafana's name of the unit.
         about: What a value means, and when to worry.
-        limits: From which value on which colour; below the first it is green.
-        words: What values are called.
-        width: Of 24.
-        height: In rows of Grafana's grid.
+        limits: Colours, each from a value on; below the first it is green.
+        words: Text and colour for values.
+        width: Columns of `WIDTH`.
+        height: Rows of Grafana's grid.
     """
 
     title: str
@@ -41,21 +41,21 @@ class Panel:
 
 
 def number(title: str, query: str, **more: Any) -> Panel:
-    """One number, large."""
+    """A panel with one large number."""
     return Panel(title, {"": query}, "stat", width=4, height=4, **more)
 
 
 def states(
     title: str, query: str, legend: str, words: dict[int, tuple[str, str]], **more: Any
 ) -> Panel:
-    """Bands in time, in the colour of their state."""
+    """A timeline in the colours of the states."""
     return Panel(title, {legend: query}, "state-timeline", words=words, **more)
 
 
 def dashboard(
     name: str, title: str, panels: Callable[[], Iterator[Panel]], *, of_one: bool
 ) -> dict[str, Any]:
-    """One dashboard as Grafana has it; one of one dependency, or of all that are chosen."""
+    """Grafana's JSON of a dashboard; `of_one` lets the reader choose only one dependency."""
     placed = list(_placed(panels()))
     chosen = "$dependency" in json.dumps(placed)
     return {
@@ -92,13 +92,13 @@ def _variables(*, of_one: bool) -> Iterator[dict[str, Any]]:
 
 
 def _placed(panels: Iterator[Panel]) -> Iterator[dict[str, Any]]:
-    """From left to right, and on in the next row."""
+    """Place panels from left to right, row by row."""
     x = y = row = 0
     for count, panel in enumerate(panels, 1):
         if x + panel.width > WIDTH:
             x, y, row = 0, y + row, 0
-        place = {"x": x, "y": y, "w": panel.width, "h": panel.height}
-        yield {"id": count, **_panel(panel), "gridPos": place}
+        position = {"x": x, "y": y, "w": panel.width, "h": panel.height}
+        yield {"id": count, **_panel(panel), "gridPos": position}
         x, row = x + panel.width, max(row, panel.height)
 
 

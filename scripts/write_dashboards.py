@@ -25,12 +25,12 @@ PHASES = {
 
 
 def per_second(metric: str, by: str, chosen: str = "", lately: str = "$__rate_interval") -> str:
-    """So many a second, by labels."""
+    """PromQL: events a second, by labels."""
     return f"sum by ({by}) (rate({P}{metric}{{{chosen}}}[{lately}]))"
 
 
 def seconds(share: float, metric: str, chosen: str, lately: str = "$__rate_interval") -> str:
-    """Seconds within which this share of all is done."""
+    """PromQL: seconds within which this share of a histogram's events lies."""
     return f"histogram_quantile({share}, {per_second(metric + '_bucket', 'le', chosen, lately)})"
 
 
@@ -47,14 +47,14 @@ def overview() -> Iterator[Panel]:
     yield number(
         "How many circuits are not closed?",
         f"count(max by (dependency) ({P}breaker_state) > 0) or vector(0)",
-        about="Dependencies that are left alone now. Which: below.",
+        about="Dependencies that get no calls now; listed below.",
         limits=((1, RED),),
     )
     yield number(
         "Which share of queries is answered?",
         f"1 - ({failed} or {queries} * 0) / {queries}",
         unit="percentunit",
-        about="In the last 5 minutes. The goal is 99.5 %. Empty: nobody asks.",
+        about="In the last 5 minutes. The goal is 99.5 %. Empty: no queries.",
         limits=((0, RED), (0.995, GREEN)),
     )
     yield number(
@@ -67,19 +67,19 @@ def overview() -> Iterator[Panel]:
     yield number(
         "How fast is the error budget used up?",
         f"queries:{P}failed:ratio_rate1h / 0.005",
-        about="1 uses up a month's budget in a month; above 14.4 somebody is woken.",
+        about="1 uses up a month's budget in a month; above 14.4 it pages.",
         limits=BUDGET,
     )
     yield number(
         "How many documents failed?",
         f'sum(max by (workspace) ({P}documents{{status="failed"}}))',
-        about="Those whom an outage failed are taken up again. The goal is 1 % at most.",
+        about="Documents that failed in an outage are resumed. The goal is 1 % at most.",
         limits=((1, YELLOW),),
     )
     yield number(
         "Are breakers shared through Redis?",
         f"min({P}redis_up)",
-        about="No: each process finds out alone. Empty: no Redis is set.",
+        about="No: each process has its own breakers. Empty: no Redis is set.",
         words=YES_NO,
     )
     yield states(
@@ -110,16 +110,16 @@ def overview() -> Iterator[Panel]:
         about="transient: down or overloaded. throttled: 429. unknown: timeouts. fatal: our error.",
     )
     yield Panel(
-        "What is refused before it is sent?",
-        {"{{dependency}} {{reason}}": per_second("refusals_total", "dependency, reason", ONE)},
+        "What is rejected before it is sent?",
+        {"{{dependency}} {{reason}}": per_second("rejections_total", "dependency, reason", ONE)},
         unit="reqps",
-        about="CircuitOpenError: the dependency failed. RateLimited, QueueFull: our own limits.",
+        about="CircuitOpenError: the dependency failed. RateLimitedError, BulkheadFullError: our limits.",
     )
     yield Panel(
         "How do queries end?",
         {"{{outcome}}": per_second("query_duration_seconds_count", "outcome")},
         unit="reqps",
-        about="degraded: answered without something that is away.",
+        about="degraded: answered without an unavailable dependency.",
     )
     yield Panel(
         "What state are documents in?",
@@ -129,7 +129,7 @@ def overview() -> Iterator[Panel]:
 
 
 def one_dependency() -> Iterator[Panel]:
-    """What is the matter with this one, and what does the layer do about it?"""
+    """What is wrong with this dependency, and what is done about it?"""
     yield states(
         "Is its circuit open?", f"max by (dependency) ({P}breaker_state{{{ONE}}})", LEGEND, CIRCUIT
     )
@@ -137,7 +137,7 @@ def one_dependency() -> Iterator[Panel]:
         "Which share of its last calls failed?",
         {LEGEND: f"max by (dependency) ({P}breaker_failure_ratio{{{ONE}}})"},
         unit="percentunit",
-        about="Of those a breaker remembers; of several processes the worst. Half of them open it.",
+        about="In the breaker's window; of several processes the worst. Half of them open it.",
         limits=((0.5, RED),),
     )
     yield Panel(
@@ -147,7 +147,7 @@ def one_dependency() -> Iterator[Panel]:
         about="Each success is a call that succeeded; a failure may have been retried.",
     )
     yield Panel(
-        "How long do good attempts take?",
+        "How long do successful attempts take?",
         {
             f"{round(100 * share)} of 100": seconds(
                 share, "attempt_duration_seconds", f'outcome="success",{ONE}'
@@ -160,7 +160,7 @@ def one_dependency() -> Iterator[Panel]:
         "Do retries help?",
         {
             "retries": per_second("retries_total", "dependency", ONE),
-            "calls that failed all the same": per_second("call_failures_total", "dependency", ONE),
+            "calls that failed after retries": per_second("call_failures_total", "dependency", ONE),
         },
         unit="reqps",
         about="Many retries and few failures: yes.",
@@ -173,32 +173,32 @@ def one_dependency() -> Iterator[Panel]:
         limits=((0, RED), (0.05, YELLOW), (0.5, GREEN)),
     )
     yield Panel(
-        "What is refused, and why?",
-        {"{{reason}}": per_second("refusals_total", "reason", ONE)},
+        "What is rejected, and why?",
+        {"{{reason}}": per_second("rejections_total", "reason", ONE)},
         unit="reqps",
     )
     yield Panel(
-        "Is there room?",
+        "Is the bulkhead full?",
         {
-            "under way": f"sum by (dependency) ({P}in_flight{{{ONE}}})",
-            "in line": f"sum by (dependency) ({P}queue_depth{{{ONE}}})",
+            "in flight": f"sum by (dependency) ({P}in_flight{{{ONE}}})",
+            "queued": f"sum by (dependency) ({P}queue_depth{{{ONE}}})",
             "limit": f"sum by (dependency) ({P}concurrency_limit{{{ONE}}})",
         },
-        about="In line for long: raise CONCURRENCY__MAX_CONCURRENT, if the provider stands it.",
+        about="Queued for long: raise CONCURRENCY__MAX_CONCURRENT, if the provider allows it.",
     )
     yield Panel(
-        "How long do calls wait for their turn?",
-        {"95 of 100": seconds(0.95, "line_wait_seconds", ONE)},
+        "How long do calls wait for admission?",
+        {"95 of 100": seconds(0.95, "admission_wait_seconds", ONE)},
         unit="s",
-        about="Only where a limit is set.",
+        about="For the rate limit and the bulkhead. Only where a limit is set.",
     )
     yield Panel(
         "How many tokens a minute?",
         {
-            "booked": f"60 * {per_second('tokens_reserved_total', 'dependency', ONE)}",
+            "reserved": f"60 * {per_second('tokens_reserved_total', 'dependency', ONE)}",
             "used": f"60 * {per_second('tokens_used_total', 'dependency', ONE)}",
         },
-        about="Booked much more than used: lower LIMIT__ANSWER_TOKENS.",
+        about="Reserved much more than used: lower LIMIT__ANSWER_TOKENS.",
     )
     yield Panel(
         "How often does the circuit change?",
@@ -207,26 +207,26 @@ def one_dependency() -> Iterator[Panel]:
             "probes": per_second("probes_total", "dependency", ONE),
         },
         unit="reqps",
-        about="Open and half-open by turns: its probes fail.",
+        about="Open and half-open in turns: the probes fail.",
     )
     yield Panel(
-        "What else answered?",
+        "What answered instead?",
         {
-            "the next of a chain": per_second("fallbacks_total", "dependency", ONE),
-            "a second request": per_second("hedges_total", "dependency", ONE),
-            "an old answer": per_second("stale_answers_total", "dependency", ONE),
+            "fallback": per_second("fallbacks_total", "dependency", ONE),
+            "hedged request": per_second("hedges_total", "dependency", ONE),
+            "stale answer": per_second("stale_answers_total", "dependency", ONE),
         },
         unit="reqps",
     )
 
 
 def cluster() -> Iterator[Panel]:
-    """Do the workers agree, and do they hear of each other?"""
+    """Do all workers see the same state?"""
     worst = f"max by (dependency) ({P}breaker_state)"
     yield number(
         "How many workers share breakers?",
         f"max({P}redis_workers)",
-        about="As they count each other. Fewer than run: some cannot reach Redis.",
+        about="Counted through Redis. Fewer than are running: some cannot reach Redis.",
     )
     yield number(
         "Does each of them reach Redis?",
@@ -239,7 +239,7 @@ def cluster() -> Iterator[Panel]:
         f"max({P}redis_round_trip_seconds)",
         unit="s",
         limits=((0.01, YELLOW), (0.1, RED)),
-        about="There and back, the slowest worker. No call waits for it; news travels as fast.",
+        about="Round trip of the slowest worker. Calls do not wait for it; state changes travel as fast.",
     )
     yield number(
         "How many servers answer Prometheus?",
@@ -249,19 +249,23 @@ def cluster() -> Iterator[Panel]:
     yield number(
         "On how many circuits do servers differ?",
         f"count({worst} - min by (dependency) ({P}breaker_state) > 0) or vector(0)",
-        about="For longer than a scrape: one of them is alone, or has a network of its own.",
+        about="For longer than a scrape: one server cannot reach Redis, or only its own network fails.",
         limits=((1, YELLOW),),
     )
     yield number(
-        "How many probes are out?",
+        "How many probes are in flight?",
         f"sum({P}breaker_probes)",
-        about="For each half-open circuit as many as its policy says, over all workers together.",
+        about="At most as many for each half-open circuit as its policy allows, over all workers.",
     )
     yield states(
-        "Who reaches Redis?", f"{P}redis_up", "{{instance}}", YES_NO, about="One band a server."
+        "Which servers reach Redis?",
+        f"{P}redis_up",
+        "{{instance}}",
+        YES_NO,
+        about="One band a server.",
     )
     yield states(
-        "What does each server think of the circuit?",
+        "What state does each server see?",
         f"{P}breaker_state{{{ONE}}}",
         "{{instance}} {{dependency}}",
         CIRCUIT,
@@ -273,18 +277,18 @@ def cluster() -> Iterator[Panel]:
         unit="reqps",
     )
     yield Panel(
-        "Who refuses?",
-        {"{{instance}} {{reason}}": per_second("refusals_total", "instance, reason", ONE)},
+        "Which servers reject calls?",
+        {"{{instance}} {{reason}}": per_second("rejections_total", "instance, reason", ONE)},
         unit="reqps",
     )
     yield Panel(
-        "How long does Redis take, for each?",
+        "How long does Redis take, for each server?",
         {"{{instance}}": f"{P}redis_round_trip_seconds"},
         unit="s",
         limits=((0.01, YELLOW), (0.1, RED)),
     )
     yield Panel(
-        "How many calls are under way?",
+        "How many calls are in flight?",
         {"{{instance}}": f"sum by (instance) ({P}in_flight)"},
     )
 
@@ -300,42 +304,42 @@ def drain() -> Iterator[Panel]:
     yield number(
         "What does it wait for?",
         f"sum({P}drain_in_flight) or vector(0)",
-        about="Calls, streams and tasks under way in processes that end.",
+        about="Calls, streams and tasks in flight in processes that shut down.",
     )
     yield number(
         "How much ended by itself?",
-        f"sum(max_over_time({P}drained_total[1h])) or vector(0)",
+        f"sum(max_over_time({P}drain_completed_total[1h])) or vector(0)",
         about="In the last hour.",
     )
     yield number(
-        "How much was given up?",
-        f"sum(max_over_time({P}abandoned_total[1h])) or vector(0)",
+        "How much was abandoned?",
+        f"sum(max_over_time({P}drain_abandoned_total[1h])) or vector(0)",
         limits=((1, RED),),
-        about="In the last hour, as far as it was scraped; `lightrag-resilience journal` has all.",
+        about="Cancelled in the last hour, as far as scraped; `lightrag-resilience journal` lists all.",
     )
     yield number(
-        "How many documents were taken up again?",
+        "How many documents were resumed?",
         f"sum(increase({P}recovered_documents_total[1h])) or vector(0)",
-        about="In the last hour: left in the middle, or failed for want of a dependency.",
+        about="In the last hour: interrupted in process, or failed while a dependency was down.",
     )
     yield number(
         "How many documents were given up?",
         f"sum(max by (workspace) ({P}documents_given_up)) or vector(0)",
         limits=((1, YELLOW),),
-        about="Failed, and left: waiting does not mend them, or they were tried too often.",
+        about="Failed and not retried: waiting does not help, or too many attempts were made.",
     )
-    yield states("How far is each server?", f"{P}drain_phase", "{{instance}}", PHASES)
+    yield states("Which phase is each server in?", f"{P}drain_phase", "{{instance}}", PHASES)
     yield Panel("What is left?", {"{{instance}}": f"{P}drain_in_flight"})
     yield Panel(
-        "What was given up?",
-        {"{{kind}}": f"sum by (kind) ({P}abandoned_total)"},
-        about="Of which kind: calls, streams, tracked tasks.",
+        "What was abandoned?",
+        {"{{kind}}": f"sum by (kind) ({P}drain_abandoned_total)"},
+        about="By kind: calls, streams, tracked tasks.",
     )
     yield Panel(
-        "Who is sent away meanwhile?",
-        {LEGEND: per_second("refusals_total", "dependency", 'reason="ShuttingDownError"')},
+        "Which calls are rejected meanwhile?",
+        {LEGEND: per_second("rejections_total", "dependency", 'reason="ShuttingDownError"')},
         unit="reqps",
-        about="New calls in a process that ends. Many: it still gets requests, see /readyz.",
+        about="New calls in a process that shuts down. Many: it still gets requests, see /readyz.",
     )
 
 
@@ -348,7 +352,7 @@ DASHBOARDS = {
 
 
 def texts() -> dict[Path, str]:
-    """What each file holds."""
+    """Return the text of each file."""
     made = {
         name: dashboard(name, title, panels, of_one=name == "dependency")
         for name, (title, panels) in DASHBOARDS.items()

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Write deploy/prometheus/rules.yml: the rules that differ by their window only are made here.
+"""Write deploy/prometheus/rules.yml: recording rules for each window, and the alerts.
 
-A call that its caller got wrong (fatal) is no error of a dependency. Burn rates are those of the
-SRE Workbook, chapter 5: a long window says that it matters, a short one that it goes on.
+Fatal failures are the caller's mistakes and count against no dependency. The burn rates are those
+of the SRE Workbook, chapter 5: the long window shows that the loss matters, the short one that it
+continues.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ AVAILABLE = 0.005  # of all may fail
 ERRORS = 0.001  # of calls may end in an error
 SLOW = 0.05  # of queries may take longer than 2 s
 UNPROCESSED = 0.01  # of documents may fail
-FEW = 2.5  # so many failures in an hour are no pattern, whatever their share
+FEW = 2.5  # failures in an hour: fewer are noise, whatever their share
 
 HEADER = """\
 # Written by scripts/write_rules.py (`make docs`).
@@ -36,11 +37,11 @@ class Alert:
     """One alert.
 
     Attributes:
-        name: Without the ``Lightrag`` of all.
-        severity: ``page`` wakes somebody, as users suffer now; ``ticket`` waits for the day.
-        when: The expression.
-        summary: A sentence for who gets it.
-        lasting: How long it must hold.
+        name: Without the prefix ``Lightrag``.
+        severity: ``page`` wakes the person on call; ``ticket`` waits for the day.
+        when: PromQL expression.
+        summary: A sentence for the person on call.
+        lasting: How long the expression must hold.
     """
 
     name: str
@@ -51,29 +52,29 @@ class Alert:
 
 
 def rate(metric: str, window: str, by: str = "") -> str:
-    """The sum of rates of all processes."""
+    """PromQL: events a second, summed over all processes."""
     return f"sum{by} (rate({P}{metric}[{window}]))"
 
 
 def recorded() -> Iterator[tuple[str, str]]:
-    """Names and expressions of recording rules."""
+    """Yield names and expressions of the recording rules."""
     by = " by (dependency)"
     none = f"sum{by} ({P}breaker_state) * 0"
     for w in WINDOWS:
-        failed, refused, succeeded = (
-            f"{D}{what}:rate{w}" for what in ("failed", "refused", "succeeded")
+        failed, rejected, succeeded = (
+            f"{D}{what}:rate{w}" for what in ("failed", "rejected", "succeeded")
         )
         bad = 'call_failures_total{outcome!="fatal"}'
         good = 'attempt_duration_seconds_count{outcome="success"}'
         yield failed, f"{rate(bad, w, by)} or {none}"
-        yield refused, f"{rate('refusals_total', w, by)} or {none}"
+        yield rejected, f"{rate('rejections_total', w, by)} or {none}"
         yield succeeded, f"{rate(good, w, by)} or {none}"
         yield (
             f"{D}unavailable:ratio_rate{w}",
-            f"({failed} + {refused}) / ({failed} + {refused} + {succeeded} > 0)",
+            f"({failed} + {rejected}) / ({failed} + {rejected} + {succeeded} > 0)",
         )
         if w in {"5m", "1h"}:
-            everything = f"({failed} + {refused} + {succeeded} > 0)"
+            everything = f"({failed} + {rejected} + {succeeded} > 0)"
             yield f"{D}errors:ratio_rate{w}", f"{failed} / {everything}"
     for w in WINDOWS:
         everything = rate("query_duration_seconds_count", w)
@@ -86,35 +87,35 @@ def recorded() -> Iterator[tuple[str, str]]:
 
 
 def burns(ratio: str, factor: float, long: str, short: str, goal: float) -> str:
-    """Whether the budget burns so many times as fast as it may, in both windows."""
+    """PromQL: the budget burns `factor` times as fast as allowed, in both windows."""
     limit = f"{factor:g} * {goal:g}" if factor != 1 else f"{goal:g}"
     return f"({ratio}:ratio_rate{long} > {limit} and {ratio}:ratio_rate{short} > {limit})"
 
 
 def fast(ratio: str) -> str:
-    """A page's burn rates: 2 % of a month's budget in an hour, 5 % in six."""
+    """PromQL for a page: 2 % of a month's budget in an hour, or 5 % in six."""
     first = burns(ratio, 14.4, "1h", "5m", AVAILABLE)
     return f"({first} or {burns(ratio, 6, '6h', '30m', AVAILABLE)})"
 
 
 def slowly(ratio: str) -> str:
-    """A ticket's: 10 % of a month's budget in a day, or all of it in a month."""
+    """PromQL for a ticket: 10 % of a month's budget in a day, or all of it in a month."""
     return f"({burns(ratio, 3, '1d', '2h', AVAILABLE)} or {burns(ratio, 1, '3d', '6h', AVAILABLE)})"
 
 
 def in_an_hour(metric: str, by: str = "") -> str:
-    """How many there were."""
+    """PromQL: how many events the last hour had."""
     return f"sum{by} (increase({P}{metric}[1h]))"
 
 
 def alerts() -> Iterator[Alert]:
-    """All alerts, the worst first."""
+    """Yield all alerts, the worst first."""
     by = " by (dependency)"
     queries = f"on () (sum(increase({P}query_duration_seconds_count[1h])) > 0)"
-    bad_calls = f"({D}failed:rate1h + {D}refused:rate1h)"
+    bad_calls = f"({D}failed:rate1h + {D}rejected:rate1h)"
     failed_queries = in_an_hour('query_duration_seconds_count{outcome="failed"}')
     yield Alert(
-        "Away",
+        "ServerDown",
         "page",
         'up{job="lightrag"} == 0',
         "{{ $labels.instance }} does not answer Prometheus: no metrics, and perhaps no server",
@@ -124,18 +125,18 @@ def alerts() -> Iterator[Alert]:
         "QueriesFail",
         "page",
         f"{fast(Q + 'failed')} and {failed_queries} > {FEW:g}",
-        "Queries fail so often that the error budget is soon used up",
+        "So many queries fail that the error budget is soon used up",
     )
     yield Alert(
         "BudgetBurnsFast",
         "page",
         f"{fast(D + 'unavailable')} and {bad_calls} * 3600 > {FEW:g} unless {queries}",
-        "{{ $labels.dependency }}: calls fail so often that the error budget is soon used up",
+        "{{ $labels.dependency }}: so many calls fail that the error budget is soon used up",
     )
     yield Alert(
         "NotRecovered",
         "page",
-        f"max{by} ({P}breaker_state) > 0 and sum{by} (increase({P}refusals_total[15m])) > 0",
+        f"max{by} ({P}breaker_state) > 0 and sum{by} (increase({P}rejections_total[15m])) > 0",
         "{{ $labels.dependency }}: its circuit has not been closed for 15 minutes",
         "15m",
     )
@@ -144,15 +145,15 @@ def alerts() -> Iterator[Alert]:
         "CallsFail",
         "page",
         f"{health} == 2 and {closed}",
-        "{{ $labels.dependency }}: most calls fail in a way that opens no circuit, such as a key "
-        "that is refused",
+        "{{ $labels.dependency }}: most calls fail in a way that opens no circuit, such as with a "
+        "wrong key",
         "2m",
     )
     yield Alert(
         "SomeCallsFail",
         "ticket",
         f"{health} == 1 and {closed}",
-        "{{ $labels.dependency }}: a part of the calls fails, or waits as it asked to",
+        "{{ $labels.dependency }}: some calls fail, or wait for its Retry-After",
         "30m",
     )
     yield Alert(
@@ -188,45 +189,45 @@ def alerts() -> Iterator[Alert]:
         "DocumentsFail",
         "ticket",
         f'{documents}{{status="failed"}}) / ({ended} > 0) > {UNPROCESSED:g}',
-        "{{ $labels.workspace }}: more than 1 % of documents failed and are not taken up again",
+        "{{ $labels.workspace }}: more than 1 % of documents failed and were not resumed",
         "30m",
     )
     waiting = f'{documents}{{status=~"pending|parsing|analyzing|processing"}})'
     done = f'sum by (workspace) (delta({P}documents{{status="processed"}}[30m]))'
     yield Alert(
-        "IngestStandsStill",
+        "IngestStalled",
         "ticket",
         f"{waiting} > 0 and {done} <= 0",
         "{{ $labels.workspace }}: documents wait, and none was processed for half an hour",
         "30m",
     )
-    # Its first sample is also its last, mostly, of which increase() makes nothing.
-    given_up = f"sum by (kind) (max_over_time({P}abandoned_total[1h]))"
-    before = f"sum by (kind) ({P}abandoned_total offset 1h)"
+    # increase() needs two samples of a series; a process that ends is often scraped only once more.
+    abandoned = f"sum by (kind) (max_over_time({P}drain_abandoned_total[1h]))"
+    before = f"sum by (kind) ({P}drain_abandoned_total offset 1h)"
     yield Alert(
         "WorkAbandoned",
         "ticket",
-        f"{given_up} > {before} or ({given_up} > 0 unless {before})",
-        "A shutdown gave up work of the kind {{ $labels.kind }}",
+        f"{abandoned} > {before} or ({abandoned} > 0 unless {before})",
+        "A shutdown cancelled work of the kind {{ $labels.kind }}",
     )
     yield Alert(
-        "RetryBudgetUsedUp",
+        "RetryBudgetExhausted",
         "ticket",
         f"min{by} ({P}retry_budget_ratio) < 0.05 and max{by} ({P}breaker_state) == 0",
-        "{{ $labels.dependency }}: hardly a retry is made any more",
+        "{{ $labels.dependency }}: the retry budget is used up, and retries have stopped",
         "10m",
     )
     yield Alert(
-        "RedisAway",
+        "RedisDown",
         "ticket",
         f"min({P}redis_up) == 0",
-        "Workers do not share their breakers: Redis cannot be used",
+        "Redis cannot be used, so workers do not share their breakers",
         "5m",
     )
 
 
 def texts() -> dict[Path, str]:
-    """What each file holds."""
+    """Return the text of each file."""
     lines = ["  - name: lightrag_resilience_recording", "    rules:"]
     for name, expression in recorded():
         lines += [f"      - record: {name}", f"        expr: {expression}"]

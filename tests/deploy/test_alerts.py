@@ -119,7 +119,7 @@ def test_documents_that_fail_or_wait_are_tickets_after_half_an_hour(tmp_path: Pa
         return {"processed": done, "failed": 20 * is_stuck, "processing": 4}
 
     recording = record(140, steady(), documents)
-    late = {"LightragDocumentsFail", "LightragIngestStandsStill"}
+    late = {"LightragDocumentsFail", "LightragIngestStalled"}
     check(recording, {59: set(), 80: set(), 93: {"LightragDocumentsFail"}, 125: late}, tmp_path)
 
 

@@ -162,7 +162,7 @@ async def test_an_open_circuit_its_refusals_and_its_transitions_are_seen(
         await guard.call(answer)
     assert read("breaker_state") == 2
     assert read("breaker_transitions_total", state="open") == 1
-    assert read("refusals_total", reason="CircuitOpenError") == 1
+    assert read("rejections_total", reason="CircuitOpenError") == 1
     guard.breaker.half_open()
     leave = guard.breaker.acquire()
     assert (read("breaker_state"), read("breaker_probes")) == (1, 1)
@@ -180,7 +180,7 @@ async def test_waiting_in_line_and_tokens_are_counted(guards: Guards, read: Read
     limit = LimitPolicy(tpm=1_000_000, answer_tokens=20)
     for _ in range(2):
         await guards.get(NAME, Policy(limit=limit)).call(cost)
-    assert read("line_wait_seconds_count") == 2
+    assert read("admission_wait_seconds_count") == 2
     assert read("tokens_reserved_total") == 40
     assert read("tokens_used_total") == 14
 
@@ -247,8 +247,8 @@ def test_documents_recoveries_queries_and_drains_are_counted(
     assert one(PREFIX + "query_duration_seconds_bucket", in_time) == 1
     assert one(PREFIX + "drain_phase") == 4
     assert one(PREFIX + "drain_in_flight") == 0
-    assert one(PREFIX + "drained_total") == 8
-    assert one(PREFIX + "abandoned_total", {"kind": "stream"}) == 1
+    assert one(PREFIX + "drain_completed_total") == 8
+    assert one(PREFIX + "drain_abandoned_total", {"kind": "stream"}) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What an event adds to which metric; Prometheus and OpenTelemetry both take it from here."""
+"""Maps events and guards to measurements, for Prometheus and OpenTelemetry alike."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ from .metric_catalog import METRICS
 __all__ = ["GAUGES", "Measure", "collect_gauges", "measures_of"]
 
 Measure = tuple[str, tuple[str, ...], float]
-"""A metric, the values of its labels, and what to add, to observe or to set."""
+"""A metric, its label values, and the amount: to add, observe or set, by the metric's kind."""
 
+# The numbers that `breaker_state` and `drain_phase` show; dashboards and alerts rely on them.
 _STATES = {State.CLOSED: 0, State.HALF_OPEN: 1, State.OPEN: 2}
 _PHASES = {phase.value: number for number, phase in enumerate(Phase)}
 _ENDED = len(_PHASES)
-_ACROSS = {metric.name: metric.across for metric in METRICS}
+_MERGE_MODES = {metric.name: metric.multiprocess_mode for metric in METRICS}
 
 
 def measures_of(event: Event) -> Iterable[Measure]:
-    """What an event is counted as; a counter's zero is left out."""
+    """Yield the measurements of an event; counters yield no zeros."""
     return _OF.get(event.__class__, _nothing)(event)
 
 
@@ -77,8 +78,8 @@ def _retried(event: RetryScheduled) -> Iterable[Measure]:
     yield "retry_wait_seconds", (event.dependency,), event.wait
 
 
-def _waited(event: CallAdmitted) -> Iterable[Measure]:
-    yield "line_wait_seconds", (event.dependency,), event.seconds
+def _admitted(event: CallAdmitted) -> Iterable[Measure]:
+    yield "admission_wait_seconds", (event.dependency,), event.seconds
     if event.tokens:
         yield "tokens_reserved", (event.dependency,), event.tokens
 
@@ -100,7 +101,7 @@ def _drain_ended(event: DrainEnded) -> Iterable[Measure]:
     yield "drain_phase", (), _ENDED
     yield "drain_in_flight", (), event.stuck
     if event.drained:
-        yield "drained", (), event.drained
+        yield "drain_completed", (), event.drained
 
 
 def _once(metric: str) -> Callable[[Any], Iterable[Measure]]:
@@ -110,9 +111,9 @@ def _once(metric: str) -> Callable[[Any], Iterable[Measure]]:
 _OF: dict[type, Callable[[Any], Iterable[Measure]]] = {
     AttemptFailed: _attempt_failed,
     CallFailed: _call_failed,
-    AttemptRejected: lambda event: (("refusals", (event.dependency, event.error), 1),),
+    AttemptRejected: lambda event: (("rejections", (event.dependency, event.error), 1),),
     CallSucceeded: _call_succeeded,
-    CallAdmitted: _waited,
+    CallAdmitted: _admitted,
     DocumentsCounted: lambda event: (("documents", (event.workspace, event.status), event.count),),
     DrainProgress: _drain_changed,
     DrainEnded: _drain_ended,
@@ -124,7 +125,7 @@ _OF: dict[type, Callable[[Any], Iterable[Measure]]] = {
     RetryScheduled: _retried,
     StaleAnswerServed: _once("stale_answers"),
     StateChanged: lambda event: (("breaker_transitions", (event.dependency, event.new), 1),),
-    WorkAbandoned: lambda event: (("abandoned", (event.kind,), 1),),
+    WorkAbandoned: lambda event: (("drain_abandoned", (event.kind,), 1),),
 }
 
 
@@ -143,18 +144,18 @@ GAUGES = frozenset(
         "redis_workers",
     }
 )
-"""Gauges that no event tells of: somebody looks."""
+"""Gauges that no event updates: `collect_gauges` reads them from the guards."""
 
 
 def collect_gauges(guards: Guards, names: LabelLimiter) -> Iterable[Measure]:
-    """What guards know now. Those that share the name ``other`` are put together."""
+    """Yield the present value of each of `GAUGES`; guards shown as ``other`` are merged."""
     found: dict[tuple[str, str], float] = {}
     timed = Counter(call.name for call in guards.loop_timers.running())
     timed += Counter(call.name for call in list(guards.gate.running) if call.is_streaming)
     for guard in guards:
         name = names.label_for(guard.name)
         for metric, value in _gauges_of(guard, timed[guard.name]):
-            found[metric, name] = _together(metric, found.get((metric, name)), value)
+            found[metric, name] = _merged(metric, found.get((metric, name)), value)
     for (metric, name), value in found.items():
         yield metric, (name,), value
     if (link := guards.link) is not None:
@@ -164,7 +165,7 @@ def collect_gauges(guards: Guards, names: LabelLimiter) -> Iterable[Measure]:
 
 
 def _gauges_of(guard: Guard, timed: int) -> Iterable[tuple[str, float]]:
-    """What a guard knows when asked; `timed` are its calls that run against the time."""
+    """Yield the gauges of one guard; `timed` counts its calls with a running timer."""
     seen = guard.breaker.snapshot()
     occupancy = guard.occupancy
     yield "breaker_state", _STATES[seen.state]
@@ -186,11 +187,11 @@ def _gauges_of(guard: Guard, timed: int) -> Iterable[tuple[str, float]]:
         yield "concurrency_limit", occupancy.limit
 
 
-def _together(metric: str, before: float | None, value: float) -> float:
-    """What several dependencies are that share the name ``other``, as several processes are."""
+def _merged(metric: str, before: float | None, value: float) -> float:
+    """Merge guards shown as ``other`` in the way prometheus_client merges processes."""
     if before is None:
         return value
-    across = _ACROSS[metric]
-    if across == "livesum":
+    mode = _MERGE_MODES[metric]
+    if mode == "livesum":
         return before + value
-    return max(before, value) if across == "livemax" else min(before, value)
+    return max(before, value) if mode == "livemax" else min(before, value)

@@ -1,4 +1,4 @@
-"""The metrics, each with its kind, its labels and what it means; the page is made of these."""
+"""All metrics: name, kind, labels, meaning. Source of the table in docs/observability.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["BUCKETS", "METRICS", "Metric", "describe_metrics"]
 
 PREFIX = "lightrag_resilience_"
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-"""Seconds: 2 is the goal of a query, 120 the attempt of an LLM, and 300 its call."""
+"""Seconds. 2 is the goal for a query, 120 the default attempt timeout of an LLM, 300 its total."""
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -19,27 +19,27 @@ class Metric:
     """One metric.
 
     Attributes:
-        name: Without the prefix of all, and without the ``_total`` of counters.
+        name: Without `PREFIX`, and without the ``_total`` of counters.
         kind: Counter, gauge or histogram.
-        labels: All have bounded values.
-        meaning: A sentence, for its help text and for the page.
-        across: How a gauge's processes add up, where several are scraped as one.
+        labels: Names; `label_limit` bounds their values.
+        meaning: Help text, also shown in the documentation.
+        multiprocess_mode: How prometheus_client merges a gauge of several processes.
     """
 
     name: str
     kind: Kind
     labels: tuple[str, ...]
     meaning: str
-    across: Literal["livesum", "livemax", "livemin", "liveall"] = "livesum"
+    multiprocess_mode: Literal["livesum", "livemax", "livemin", "liveall"] = "livesum"
 
     @property
     def of_redis(self) -> bool:
-        """Whether it is there only where a Redis is set."""
+        """Whether the metric exists only with a Redis address."""
         return self.name.startswith("redis_")
 
     @property
     def full_name(self) -> str:
-        """As Prometheus knows it."""
+        """The name in Prometheus."""
         return PREFIX + self.name + ("_total" if self.kind == "counter" else "")
 
 
@@ -50,159 +50,161 @@ METRICS = (
         "attempt_duration_seconds",
         "histogram",
         (_D, "outcome"),
-        "Seconds of an attempt; of a stream, to its first item. Its outcome is success, or the "
-        "class of its failure: transient, throttled, unknown, fatal. Each attempt that "
-        "succeeds is a call that succeeds, so its count is also that of calls.",
+        "Seconds of an attempt; of a stream, to its first item. The outcome is success, or the "
+        "class of the failure: transient, throttled, unknown, fatal. A call ends with its first "
+        "successful attempt, so the count of successes is also that of successful calls.",
     ),
     Metric(
         "attempt_failures",
         "counter",
         (_D, "reason"),
-        "Attempts that failed, by their HTTP status, such as HTTP 401, or else the name of the "
-        "error's class.",
+        "Failed attempts, by HTTP status, such as HTTP 401, or else by the error's class name.",
     ),
     Metric(
         "call_failures",
         "counter",
         (_D, "outcome"),
-        "Calls that failed for good, by the class of their last failure.",
+        "Calls that failed after their retries, by the class of the last failure.",
     ),
     Metric(
         "call_failure_duration_seconds",
         "histogram",
         (_D,),
-        "Seconds from the begin of a call that failed for good to its end, retries included.",
+        "Seconds from the start of a failed call to its end, retries included.",
     ),
     Metric(
-        "refusals",
+        "rejections",
         "counter",
         (_D, "reason"),
-        "Calls refused before they were sent, by the name of the error.",
+        "Calls rejected before they were sent, by the error's class name.",
     ),
-    Metric("retries", "counter", (_D,), "Attempts after the first that were scheduled."),
-    Metric(
-        "retry_wait_seconds", "counter", (_D,), "Seconds that retries waited, by their schedule."
-    ),
+    Metric("retries", "counter", (_D,), "Scheduled attempts after the first."),
+    Metric("retry_wait_seconds", "counter", (_D,), "Seconds of backoff before retries."),
     Metric("fallbacks", "counter", (_D,), "Calls that went on to the next function of a chain."),
-    Metric("hedges", "counter", (_D,), "Reads that were asked for once more, as they were late."),
-    Metric("stale_answers", "counter", (_D,), "Old answers that a chain gave as all had failed."),
+    Metric("hedges", "counter", (_D,), "Second requests sent because the first was slow."),
     Metric(
-        "line_wait_seconds",
+        "stale_answers", "counter", (_D,), "Cached answers served because all of a chain failed."
+    ),
+    Metric(
+        "admission_wait_seconds",
         "histogram",
         (_D,),
-        "Seconds a call was in line for its turn and its place before it was sent; only of "
-        "dependencies that have a limit.",
+        "Seconds a call waited for the rate limit and the bulkhead before it was sent. Only for "
+        "dependencies with a limit.",
     ),
-    Metric("tokens_reserved", "counter", (_D,), "Tokens booked for calls, before they were sent."),
-    Metric("tokens_used", "counter", (_D,), "Tokens that calls used, as far as their answers say."),
+    Metric("tokens_reserved", "counter", (_D,), "Tokens reserved for calls before they were sent."),
+    Metric(
+        "tokens_used", "counter", (_D,), "Tokens that calls used, as reported by their answers."
+    ),
     Metric(
         "breaker_transitions",
         "counter",
         (_D, "state"),
-        "Changes of a circuit, by the state it went to: closed, open, half-open.",
+        "State changes of a circuit, by the new state: closed, open, half-open.",
     ),
     Metric(
         "breaker_state",
         "gauge",
         (_D,),
-        "Where a circuit stands: 0 closed, 1 half-open, 2 open; of several processes the worst.",
+        "State of a circuit: 0 closed, 1 half-open, 2 open; of several processes the worst.",
         "livemax",
     ),
     Metric(
         "dependency_health",
         "gauge",
         (_D,),
-        "How a dependency is for its callers, by all attempts of the last minute and its circuit: "
-        "0 well, 1 some calls fail or wait, 2 most fail or are refused; of processes the worst.",
+        "Health of a dependency, from all attempts of the last minute and its circuit: 0 well, "
+        "1 some calls fail or wait, 2 most fail or are rejected; of several processes the worst.",
         "livemax",
     ),
-    Metric("breaker_probes", "gauge", (_D,), "Probes of a half-open circuit that are under way."),
-    Metric("probes", "counter", (_D,), "Calls that a half-open circuit let through, to find out."),
+    Metric("breaker_probes", "gauge", (_D,), "Probes of a half-open circuit in flight."),
+    Metric("probes", "counter", (_D,), "Probes that half-open circuits let through."),
     Metric(
         "breaker_failure_ratio",
         "gauge",
         (_D,),
-        "Share of failures among the calls a breaker remembers, 0 to 1; of processes the worst.",
+        "Share of failures in the breaker's window, 0 to 1; of several processes the worst.",
         "livemax",
     ),
     Metric(
         "retry_budget_ratio",
         "gauge",
         (_D,),
-        "Share of a process's part of the retry budget that is left, 0 to 1; 0 where it makes no "
-        "further retry; of processes the least.",
+        "Share of this process's retry budget that is left, 0 to 1. At 0 it makes no retries. Of "
+        "several processes the least.",
         "livemin",
     ),
-    Metric("in_flight", "gauge", (_D,), "Streams, and attempts with a time limit, under way."),
-    Metric("queue_depth", "gauge", (_D,), "Calls that wait for a place."),
+    Metric("in_flight", "gauge", (_D,), "Streams, and attempts with a time limit, in flight."),
+    Metric("queue_depth", "gauge", (_D,), "Calls waiting for a permit of the bulkhead."),
     Metric(
         "concurrency_limit",
         "gauge",
         (_D,),
-        "Calls at once that are let through now, all processes together; it moves where it "
-        "adapts. Only of dependencies that have such a limit.",
+        "Permits of the bulkhead now, summed over processes; an adaptive limit changes. Only for "
+        "dependencies with a concurrency limit.",
     ),
     Metric(
         "query_duration_seconds",
         "histogram",
         ("outcome",),
         "Seconds of a query of a protected LightRAG; of a streamed answer, to its first words. "
-        "Its outcome is success, degraded (answered without something that is away), or failed.",
+        "The outcome is success, degraded (answered without an unavailable dependency), or failed.",
     ),
     Metric(
         "documents",
         "gauge",
         (_W, "status"),
-        "Documents of a protected LightRAG's workspace by their status; counted twice a minute.",
+        "Documents in a protected LightRAG's workspace by status; counted twice a minute.",
         "livemax",
     ),
     Metric(
         "recovered_documents",
         "counter",
         (_W, "outcome"),
-        "Documents that recovery has picked up: resumed, which were left in the middle, or "
-        "requeued, which had failed.",
+        "Documents that recovery took on: resumed (interrupted while in process), or requeued "
+        "(failed before).",
     ),
     Metric(
         "documents_given_up",
         "gauge",
         (_W,),
-        "Failed documents that the last recovery that had any did not try again.",
+        "Failed documents that the last recovery did not retry. Runs without failed documents do "
+        "not change it.",
         "livemax",
     ),
     Metric(
         "drain_phase",
         "gauge",
         (),
-        "How far a shutdown is: 0 none, 1 draining, 2 cancelling, 3 closing, 4 ended; of processes "
-        "the furthest.",
+        "Phase of a shutdown: 0 none, 1 draining, 2 cancelling, 3 closing, 4 ended; of several "
+        "processes the furthest.",
         "livemax",
     ),
     Metric("drain_in_flight", "gauge", (), "Work that a drain waits for."),
-    Metric("drained", "counter", (), "Work in flight at the begin of a drain that then ended."),
     Metric(
-        "abandoned",
+        "drain_completed", "counter", (), "Work in flight when a drain began that ended by itself."
+    ),
+    Metric(
+        "drain_abandoned",
         "counter",
         ("kind",),
-        "Work that a drain gave up and cancelled, by its kind in the journal, such as call.",
+        "Work that a drain cancelled, by its kind in the journal, such as call.",
     ),
     Metric(
         "redis_up",
         "gauge",
         (),
-        "1 if breakers are shared through Redis now, 0 if this process is alone; of processes the "
-        "worst. Not there where no Redis is set.",
+        "1 if breakers are shared through Redis now, 0 if this process uses its own; of several "
+        "processes the worst. Absent without a Redis address.",
         "livemin",
     ),
-    Metric(
-        "redis_round_trip_seconds", "gauge", (), "Seconds to Redis and back, lately.", "livemax"
-    ),
+    Metric("redis_round_trip_seconds", "gauge", (), "Recent round-trip time to Redis.", "livemax"),
     Metric("redis_workers", "gauge", (), "Processes that share breakers.", "livemax"),
 )
 
 
 def describe_metrics() -> str:
-    """All metrics as a Markdown table."""
+    """Return all metrics as a Markdown table."""
     rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
     for metric in METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"

@@ -214,7 +214,9 @@ def _made(metric: Metric, registry: CollectorRegistry) -> Any:
     if metric.kind == "counter":
         return client.Counter(name, metric.meaning, **options)
     if metric.kind == "gauge":
-        return client.Gauge(name, metric.meaning, multiprocess_mode=metric.across, **options)
+        return client.Gauge(
+            name, metric.meaning, multiprocess_mode=metric.multiprocess_mode, **options
+        )
     if metric.name == "attempt_duration_seconds" and not _is_multiprocess():
         tallies = FastHistogramCollector(name, metric.meaning, metric.labels, BUCKETS)
         registry.register(tallies)

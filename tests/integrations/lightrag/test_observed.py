@@ -40,7 +40,7 @@ VARIABLES = {
     "RESILIENCE_LLM__LIMIT__TPM": "1000000000",
     "RESILIENCE_LLM__CONCURRENCY__MAX_CONCURRENT": "4",
 }
-NOISE = {"LightragSlow", "LightragAway"}
+NOISE = {"LightragSlow", "LightragServerDown"}
 """Alerts that a busy machine may bring near: they would have to last for minutes."""
 EMPTY = {"What was given up?": "it is told when a drain has ended, and this one waits to be seen"}
 """Panels that may show nothing, and why."""
@@ -125,7 +125,7 @@ def test_each_panel_shows_something_and_each_alert_comes_when_it_should(observed
     until(lambda: "LightragNotRecovered" not in asked.alerts("pending"), "the circuit is closed")
 
     observed.redis.kill()
-    until(lambda: "LightragRedisAway" in asked.alerts("pending"), "Redis is missed")
+    until(lambda: "LightragRedisDown" in asked.alerts("pending"), "Redis is missed")
     observed.look()
 
     observed.process.terminate()
@@ -133,4 +133,4 @@ def test_each_panel_shows_something_and_each_alert_comes_when_it_should(observed
     assert asked.alerts("firing") <= {"LightragWorkAbandoned", *due}
 
     (observed.folder / "seen").touch()
-    until(lambda: "LightragAway" in asked.alerts("pending"), "the service is gone")
+    until(lambda: "LightragServerDown" in asked.alerts("pending"), "the service is gone")

@@ -94,7 +94,7 @@ async def test_an_outage_is_told_with_the_time_to_come_back(
         if not options:
             assert shown.json()["headline"]["sentence"][0] == "llm.openai has been down"
         metrics = (await server.http.get("/metrics")).text
-        open_circuit = r'refusals_total{dependency="llm.openai",reason="CircuitOpenError"} (\d+)'
+        open_circuit = r'rejections_total{dependency="llm.openai",reason="CircuitOpenError"} (\d+)'
         assert sum(map(int, re.findall(open_circuit, metrics))) >= 20
         no_answer = r'query_duration_seconds_count{outcome="failed"} (\d+)'
         assert sum(map(int, re.findall(no_answer, metrics))) >= 26
