@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-RUNBOOKS = "/public/lightrag/runbooks.md"  # compose.yml mounts docs/ there; the dashboard variable changes it
+RUNBOOKS = "/public/lightrag/runbooks.md"  # where compose.yml mounts docs/
 WIDTH = 24  # of Grafana's grid
 GREEN = "green"
 

@@ -113,7 +113,7 @@ def overview() -> Iterator[Panel]:
         "What is rejected before it is sent?",
         {"{{dependency}} {{reason}}": per_second("rejections_total", "dependency, reason", ONE)},
         unit="reqps",
-        about="CircuitOpenError: the dependency failed. RateLimitedError, BulkheadFullError: our limits.",
+        about="CircuitOpenError: it failed. RateLimitedError, BulkheadFullError: our limits.",
     )
     yield Panel(
         "How do queries end?",
@@ -239,7 +239,7 @@ def cluster() -> Iterator[Panel]:
         f"max({P}redis_round_trip_seconds)",
         unit="s",
         limits=((0.01, YELLOW), (0.1, RED)),
-        about="Round trip of the slowest worker. Calls do not wait for it; state changes travel as fast.",
+        about="Round trip of the slowest worker. No call waits for it; state changes take as long.",
     )
     yield number(
         "How many servers answer Prometheus?",
@@ -249,7 +249,7 @@ def cluster() -> Iterator[Panel]:
     yield number(
         "On how many circuits do servers differ?",
         f"count({worst} - min by (dependency) ({P}breaker_state) > 0) or vector(0)",
-        about="For longer than a scrape: one server cannot reach Redis, or only its own network fails.",
+        about="For longer than a scrape: one cannot reach Redis, or only its own network fails.",
         limits=((1, YELLOW),),
     )
     yield number(
@@ -315,7 +315,7 @@ def drain() -> Iterator[Panel]:
         "How much was abandoned?",
         f"sum(max_over_time({P}drain_abandoned_total[1h])) or vector(0)",
         limits=((1, RED),),
-        about="Cancelled in the last hour, as far as scraped; `lightrag-resilience journal` lists all.",
+        about="Cancelled in the last hour, if scraped; `lightrag-resilience journal` lists all.",
     )
     yield number(
         "How many documents were resumed?",
