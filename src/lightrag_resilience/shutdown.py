@@ -61,7 +61,7 @@ class Coordinator:
         cancel_grace: Of these, for what is cancelled to end.
         close_timeout: Of these, for what `on_close` was given.
         journal: The file for what was given up; None is ``RESILIENCE_SHUTDOWN_JOURNAL``.
-        hears_signals: Whether SIGTERM and SIGINT begin the drain, beside the handlers that are
+        handle_signals: Whether SIGTERM and SIGINT begin the drain, beside the handlers that are
             there already. Where a server hears SIGQUIT, that is both of two signals at once. Only
             the main thread can; in another one the end of the block begins the drain.
 
@@ -78,7 +78,7 @@ class Coordinator:
         cancel_grace: float | None = None,
         close_timeout: float | None = None,
         journal: str | os.PathLike[str] | None = None,
-        hears_signals: bool = True,
+        handle_signals: bool = True,
     ) -> None:
         self._registry = resolve_guards(registry)
         settings = self._registry.settings
@@ -89,7 +89,7 @@ class Coordinator:
         self.stopping = asyncio.Event()
         """Set when the process is told to stop: for loops that take up new work."""
         self._linger = 0.0
-        self._handles_signals = hears_signals
+        self._handles_signals = handle_signals
         self._drain.changed = functools.partial(log_phase, self._registry.events)
         self._requested_at: float | None = None
         self._reason = ""

@@ -34,7 +34,7 @@ STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=
 def coordinator(guards: Guards | None = None, **changes: Any) -> Coordinator:
     guards = guards or Guards(settings=load_settings({}))
     times = {"timeout": 1.5, "cancel_grace": 0.5, "close_timeout": 0.5}
-    return Coordinator(registry=guards, hears_signals=False, **(times | changes))
+    return Coordinator(registry=guards, handle_signals=False, **(times | changes))
 
 
 async def program(script: str) -> asyncio.subprocess.Process:

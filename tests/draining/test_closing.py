@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 def coordinator(**changes: Any) -> Coordinator:
     registry = Guards(settings=load_settings({}))
     times = {"timeout": 1.0, "cancel_grace": 0.3, "close_timeout": 0.3}
-    return Coordinator(registry=registry, hears_signals=False, **(times | changes))
+    return Coordinator(registry=registry, handle_signals=False, **(times | changes))
 
 
 async def test_what_cannot_be_closed_does_not_keep_the_others() -> None:

@@ -29,7 +29,7 @@ def registry(**variables: str) -> Guards:
 
 def coordinator(guards: Guards | None = None, **changes: Any) -> Coordinator:
     times = {"timeout": 2.0, "cancel_grace": 0.3, "close_timeout": 0.5}
-    return Coordinator(registry=guards or registry(), hears_signals=False, **(times | changes))
+    return Coordinator(registry=guards or registry(), handle_signals=False, **(times | changes))
 
 
 async def work(seconds: float = 0.2) -> str:
@@ -198,7 +198,7 @@ async def test_its_progress_can_be_watched() -> None:
         assert before.in_flight == {"ingest": 1, "llm": 1}
         made.request("SIGTERM")
         await asyncio.sleep(0.1)
-        during = Coordinator(registry=guards, hears_signals=False)
+        during = Coordinator(registry=guards, handle_signals=False)
         async with during:  # inside of it
             assert during.progress.phase is Phase.DRAINING
             assert during.progress.reason == "SIGTERM"

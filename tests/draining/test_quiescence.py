@@ -40,7 +40,7 @@ async def forever() -> None:
 def coordinator(path: Path) -> Coordinator:
     return Coordinator(
         registry=Guards(settings=load_settings({})),
-        hears_signals=False,
+        handle_signals=False,
         timeout=60.0,
         cancel_grace=2.0,
         close_timeout=2.0,

@@ -181,7 +181,7 @@ def test_the_fast_stop_is_heard_only_where_a_server_hears_it() -> None:
 async def skips_waiting(*signals: tuple[float, signal.Signals]) -> bool:
     """Whether a coordinator gives up what is in flight after signals at these seconds."""
     guards = Guards(settings=load_settings({}))
-    async with Coordinator(registry=guards, hears_signals=False) as coordinator:
+    async with Coordinator(registry=guards, handle_signals=False) as coordinator:
         for at, number in signals:
             coordinator._requested(number.name, 100.0 + at, number.name == "SIGQUIT")
         assert coordinator.stopping.is_set()

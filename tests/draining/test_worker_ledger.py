@@ -59,7 +59,7 @@ def test_a_task_that_is_tracked_twice_has_one_line(ledger: WorkerLedger) -> None
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, what: problems.append(what))
         guards = Guards(settings=load_settings({}))
-        async with Coordinator(registry=guards, hears_signals=False) as coordinator:
+        async with Coordinator(registry=guards, handle_signals=False) as coordinator:
             task = asyncio.create_task(asyncio.sleep(0))
             coordinator.track(coordinator.track(task))
             assert len(ledger.entries()) == 1
@@ -102,7 +102,7 @@ def test_tracked_work_has_a_line_until_it_ends_or_is_written_down(
     async def main() -> None:
         async with Coordinator(
             registry=Guards(settings=load_settings({})),
-            hears_signals=False,
+            handle_signals=False,
             journal=tmp_path / "journal",
             timeout=1.0,
             cancel_grace=0.3,

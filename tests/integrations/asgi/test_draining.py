@@ -178,7 +178,7 @@ async def test_a_process_that_drains_wants_no_requests() -> None:
     assert (status, body) == (503, {"status": "not ready", "open": ["llm"]})
     assert int(headers["retry-after"]) > 0
     guards.get("llm").breaker.close()
-    async with Coordinator(registry=guards, hears_signals=False) as coordinator:
+    async with Coordinator(registry=guards, handle_signals=False) as coordinator:
         app.coordinator = coordinator
         await coordinator.drain()
         assert (await ask(app, "/readyz"))[2] == {"status": "draining"}
@@ -224,7 +224,7 @@ async def test_the_application_ends_after_what_is_in_flight() -> None:
     app = DrainMiddleware(
         application,
         registry=guards,
-        make_coordinator=lambda registry: Coordinator(registry=registry, hears_signals=False),
+        make_coordinator=lambda registry: Coordinator(registry=registry, handle_signals=False),
     )
     life = asyncio.create_task(app({"type": "lifespan"}, receive, send))
     await begun.wait()
@@ -265,7 +265,7 @@ async def test_clients_are_closed_only_when_no_request_can_come_any_more() -> No
         application,
         registry=guards,
         last_requests=20.0,
-        make_coordinator=lambda registry: Coordinator(registry=registry, hears_signals=False),
+        make_coordinator=lambda registry: Coordinator(registry=registry, handle_signals=False),
     )
     life = asyncio.create_task(app({"type": "lifespan"}, receive, send))
     await begun.wait()

@@ -77,7 +77,7 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     async with Coordinator(
         registry=Guards(settings=load_settings({})),
-        hears_signals=False,
+        handle_signals=False,
         timeout=timeout,
         cancel_grace=0.5,
         close_timeout=0.5,

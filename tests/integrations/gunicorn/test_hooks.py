@@ -200,7 +200,7 @@ def test_gunicorns_own_worker_goes_on_beating_and_stops_waiting_in_time(server: 
 
     async def live() -> None:
         async with Coordinator(
-            registry=Guards(settings=load_settings({})), hears_signals=False
+            registry=Guards(settings=load_settings({})), handle_signals=False
         ) as coordinator:
             made.alive = False
             await asyncio.wait_for(coordinator.stopping.wait(), 20)

@@ -86,7 +86,7 @@ async def test_a_stream_lasts_while_a_drain_waits_for_work_and_no_longer() -> No
     guards = made()
     app = page(guards)
     goes_on = asyncio.Event()
-    async with Coordinator(registry=guards, hears_signals=False, timeout=PATIENCE + 10) as ours:
+    async with Coordinator(registry=guards, handle_signals=False, timeout=PATIENCE + 10) as ours:
         call = asyncio.ensure_future(guards.get("llm").call(goes_on.wait))
         async with watching(app) as (watcher, task):
             task.set_name("GET /resilience/…")  # as where requests are waited for, too

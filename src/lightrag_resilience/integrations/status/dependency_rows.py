@@ -98,7 +98,7 @@ def _state(guard: Guard | None, it: Description | None, *, hears: bool) -> dict[
         assert it is not None  # noqa: S101 - or nobody would know its name
         return _of_cluster(it)
     breaker = guard.breaker
-    by_itself = breaker.circuit.mode != "enforce" or getattr(breaker, "is_alone", False)
+    by_itself = breaker.circuit.mode != "enforce" or getattr(breaker, "is_diverged", False)
     if it is None or by_itself:
         return _of_process(breaker.snapshot())
     if not hears:

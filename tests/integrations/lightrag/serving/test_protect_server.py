@@ -222,7 +222,7 @@ async def test_protect_names_guards_after_the_same_bindings(
 async def test_a_coordinator_flushes_the_storages_of_an_instance_at_its_end() -> None:
     async with lightrag_on(Provider()) as rag:
         module.protect_on_start(rag)
-        async with Coordinator(hears_signals=False) as coordinator:
+        async with Coordinator(handle_signals=False) as coordinator:
             await rag.initialize_storages()
             assert rag._storages_status is StoragesStatus.INITIALIZED
             report = await coordinator.drain()

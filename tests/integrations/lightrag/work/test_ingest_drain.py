@@ -81,7 +81,7 @@ async def draining(
     guards: Guards, times: dict[str, float] = LONG, journal: Path | None = None
 ) -> AsyncIterator[Coordinator]:
     async with Coordinator(
-        registry=guards, hears_signals=False, journal=journal, **times
+        registry=guards, handle_signals=False, journal=journal, **times
     ) as coordinator:
         yield coordinator
 
