@@ -166,7 +166,7 @@ def _problems(
         name, setting = _declared_at(path)
         text = text_format(setting.hint)
         if text is not None and text.is_secret:
-            yield name, f"{name} {detail['ctx']['error']}"
+            yield name, f"{name} {detail.get('ctx', {})['error']}"
         else:
             yield name, f"{name} is {_shown(found[name])}, but must be {setting.allowed}"
 

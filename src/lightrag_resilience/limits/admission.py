@@ -20,7 +20,7 @@ _OVERLOAD = frozenset({FailureKind.THROTTLED, FailureKind.UNKNOWN_OUTCOME})
 
 
 def is_limited(policy: Policy) -> bool:
-    """Whether calls may have to wait, even while the provider does not ask for it."""
+    """Whether a policy rejects calls or lets them wait, even without a cool-down."""
     limit, concurrency = policy.limit, policy.concurrency
     return bool(limit.rpm or limit.tpm or concurrency.max_concurrent)
 
