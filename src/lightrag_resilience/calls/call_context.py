@@ -1,11 +1,13 @@
-"""One call under way, and which calls the present code runs inside of."""
+"""One call under way, and the calls that the present code runs inside of."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
+from weakref import ref
 
 from lightrag_resilience.breakers import Admission
 from lightrag_resilience.failures.classifier import Failure
@@ -14,36 +16,42 @@ from lightrag_resilience.timeouts.idle_timer import IdleTimer
 
 from .loop_state import LoopState
 
-__all__ = ["Call", "current_call", "inside_guarded_call", "new_call"]
+__all__ = ["Call", "Stage", "current_call", "inside_guarded_call"]
+
+Stage = Literal["not_sent", "queued", "in_flight"]
+"""How far a call is, in the words of the drain's journal: before the breaker has admitted it,
+waiting for capacity, or sent at least once."""
 
 
 class Call(Timed):
     """What a guard knows of one call. Plain slots: one is made for every call.
 
+    Slots that few calls need stay unset, as each store costs every call. Only the properties of
+    this class read such a slot.
+
     Attributes:
-        guard: Whose call it is; None once it has ended, for tasks that were begun inside it.
+        guard: The guard that makes it; None once it has ended, for tasks that were begun inside it.
         parent: The guarded call inside of which this one is made.
         loop_state: The limits and timers of the event loop it runs on.
-        tokens: Tokens that were booked for it, and how many of them the question has.
-        admission: The breaker's leave for the attempt under way.
-        attempt: The number of the present attempt; unset in the first.
-        idempotent: Whether it may be made twice; unset where only the policy knows.
-        suspend_depth: How many pieces of another's work are done inside it.
+        tokens: Tokens that were booked for it, and how many of them its arguments have.
+        admission: The breaker's admission of the attempt under way.
+        idempotent: Whether it may be made twice; None where only the policy knows.
+        suspend_depth: Depth of nested calls to other dependencies; timers are suspended above 0.
         suspended_at: Monotonic seconds at which the first of these began.
         began: Monotonic seconds at which the call began.
         started: Monotonic seconds at which its present attempt was sent.
-        deadline: Monotonic seconds at which it ends for good; None before it is needed.
-        nested_error: What a call of another guard inside it failed with last; unset where none did.
-        failure: The class of the last attempt's failure; None where it was refused.
+        deadline: Monotonic seconds at which it ends for good; None before a retry needs it.
+        failure: The class of the last attempt's failure; None where it was rejected.
         timer: What ends its present attempt; None where nothing does.
         idle_timer: Gives the timer of its stream, until whose end the call lasts; None while it has
             no stream. The stream keeps the timer alive.
-        is_pass_through: Whether a block stands inside a call of the same guard.
+        is_pass_through: Whether a block is inside a call of the same guard.
     """
 
     __slots__ = (
+        "_attempt_number",
+        "_nested_error",
         "admission",
-        "attempt",
         "began",
         "deadline",
         "failure",
@@ -52,7 +60,6 @@ class Call(Timed):
         "idle_timer",
         "is_pass_through",
         "loop_state",
-        "nested_error",
         "parent",
         "started",
         "suspend_depth",
@@ -61,9 +68,10 @@ class Call(Timed):
         "tokens",
     )
 
+    _attempt_number: int
+    _nested_error: Exception
     guard: Any
-    attempt: int
-    idempotent: bool
+    idempotent: bool | None
     parent: Call | None
     loop_state: LoopState
     admission: Admission
@@ -71,7 +79,6 @@ class Call(Timed):
     started: float
     deadline: float | None
     failure: Failure | None
-    nested_error: Exception
     timer: Timer | None
     is_pass_through: bool
     idle_timer: Callable[[], IdleTimer | None] | None
@@ -79,14 +86,65 @@ class Call(Timed):
     suspended_at: float
     tokens: tuple[int, int]
 
+    def begin(self, guard: Any, parent: Call | None, now: float) -> None:
+        """Fill in what is known at the begin of a call of `guard`."""
+        # Guard.run writes this out for speed: a slot that is set here is set there too.
+        self.name = guard.name
+        self.guard = guard
+        self.parent = parent
+        self.began = now
+        self.deadline = self.timer = self.failure = self.idempotent = self.idle_timer = None
+        self.suspend_depth = 0
+
+    @property
+    def stage(self) -> Stage:
+        """How far it is. It stays ``in_flight`` between two attempts."""
+        if hasattr(self, "started"):
+            return "in_flight"
+        return "queued" if hasattr(self, "admission") else "not_sent"
+
+    @property
+    def attempt(self) -> int:
+        """Number of the present attempt, from 1."""
+        return getattr(self, "_attempt_number", 1)
+
+    @attempt.setter
+    def attempt(self, number: int) -> None:
+        self._attempt_number = number
+
+    @property
+    def nested_error(self) -> Exception | None:
+        """The last error of another guard's call inside this one."""
+        return getattr(self, "_nested_error", None)
+
+    @nested_error.setter
+    def nested_error(self, error: Exception) -> None:
+        self._nested_error = error
+
+    @property
+    def running_task(self) -> asyncio.Task[object] | None:
+        """The task to cancel for it; None where no timer knows it."""
+        if self.idle_timer is None:
+            return getattr(self, "task", None)
+        # A stream may be read by another task than the one that opened it.
+        timer = self.idle_timer()
+        return None if timer is None else timer.task
+
     @property
     def is_streaming(self) -> bool:
         """Whether it lasts until its stream ends."""
         return self.idle_timer is not None
 
+    def become_stream(self, idle_timer: IdleTimer) -> None:
+        """Last until the stream that `idle_timer` times has ended."""
+        self.idle_timer = ref(idle_timer)
+        # The result of the task may be the stream, which must be freed when it is dropped.
+        with contextlib.suppress(AttributeError):
+            del self.task
+
     @contextlib.contextmanager
     def suspend_timers(self) -> Iterator[None]:
-        """Let no time run: what is done in this block is another's work."""
+        """Suspend its timers: in this block another dependency works."""
         guard = self.guard
         if guard is None:  # it has ended, and left a task behind
             yield
@@ -95,8 +153,8 @@ class Call(Timed):
         if self.suspend_depth == 1:
             self.suspended_at = guard.clock()
             if self.idle_timer is not None:
-                if (gaps := self.idle_timer()) is not None:
-                    gaps.pause()
+                if (idle_timer := self.idle_timer()) is not None:
+                    idle_timer.pause()
             elif self.timer is not None:
                 self.timer.pause(self)
         try:
@@ -107,15 +165,15 @@ class Call(Timed):
                 self._resume_timers(guard.clock())
 
     def _resume_timers(self, now: float) -> None:
-        """Let time run again, as if there had been no pause; the attempt's runs anew."""
+        """Go on as if there had been no pause; an attempt, or the wait for an item, starts anew."""
         paused = now - self.suspended_at
         self.began += paused
         self.started += paused
         if self.deadline is not None:
             self.deadline += paused
         if self.idle_timer is not None:
-            if (gaps := self.idle_timer()) is not None:
-                gaps.resume(now)
+            if (idle_timer := self.idle_timer()) is not None:
+                idle_timer.resume(now)
         elif self.timer is not None:
             self.timer.resume(self, now)
 
@@ -127,19 +185,6 @@ class Call(Timed):
                 return True
             call = call.parent
         return False
-
-
-def new_call(guard: Any, parent: Call | None, now: float, call: Call | None = None) -> Call:
-    """A call of `guard` that begins now; a plain one where none is given to be filled in."""
-    call = call or Call()
-    call.name = guard.name
-    call.guard = guard
-    call.parent = parent
-    call.deadline = call.timer = None
-    call.suspend_depth = 0
-    call.idle_timer = None
-    call.began = now
-    return call
 
 
 current_call: ContextVar[Call | None] = ContextVar("lightrag_resilience_call", default=None)

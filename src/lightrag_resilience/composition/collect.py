@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, ParamSpec, TypeVar, overload
 
 from lightrag_resilience.calls.attempts import Attempts
-from lightrag_resilience.calls.call_context import Call, current_call, new_call
+from lightrag_resilience.calls.call_context import Call, current_call
 from lightrag_resilience.errors import UnsupportedCallError
 from lightrag_resilience.events import Events
 from lightrag_resilience.runtime.callables import (
@@ -91,7 +91,7 @@ class _PartOfAttempt(Call):
 
     def __init__(self, attempt: Call) -> None:
         self._attempt = attempt
-        new_call(attempt.guard, None, attempt.began, self)
+        self.begin(attempt.guard, None, attempt.began)
         self.loop_state = attempt.loop_state
         self.started = attempt.started
 

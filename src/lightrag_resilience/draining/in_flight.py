@@ -162,36 +162,27 @@ def _record_of(work: Any, reason: str) -> AbandonedWork:
     return AbandonedWork(
         work.name,
         "stream" if work.is_streaming else "call",
-        _state_of(work),
+        work.stage,
         lasted,
         reason,
-        attempt=getattr(work, "attempt", 1),
+        attempt=work.attempt,
         effect=_effect_of(work),
         started=work.began,
     )
 
 
-def _state_of(call: Any) -> str:
-    if hasattr(call, "started"):
-        return "in_flight"
-    return "queued" if hasattr(call, "admission") else "not_sent"
-
-
 def _effect_of(call: Any) -> str:
     if call.name.partition(".")[0] in _PURE:
         return "pure"
-    idempotent = getattr(call, "idempotent", None)
-    if idempotent is None:
+    if call.idempotent is None:
         return "unknown"
-    return "idempotent_write" if idempotent else "unsafe_write"
+    return "idempotent_write" if call.idempotent else "unsafe_write"
 
 
 def task_of(work: Any) -> asyncio.Task[Any] | None:
-    """The task to cancel. A stream may be read by another task than the one that opened it."""
-    if isinstance(work, TrackedWork):
-        return work.task
-    holder = work.idle_timer() if work.is_streaming else work
-    task: asyncio.Task[Any] | None = getattr(holder, "task", None)
+    """The task to cancel."""
+    task: asyncio.Task[Any] | None
+    task = work.task if isinstance(work, TrackedWork) else work.running_task
     return task
 
 

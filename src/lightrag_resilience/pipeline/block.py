@@ -17,7 +17,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from lightrag_resilience.calls.attempts import Attempts
-from lightrag_resilience.calls.call_context import Call, current_call, inside_guarded_call, new_call
+from lightrag_resilience.calls.call_context import Call, current_call, inside_guarded_call
 from lightrag_resilience.calls.publishing import publish_call_failed
 
 __all__ = ["Block", "BlockBetweenItems", "begin_block", "end_block", "open_block"]
@@ -176,7 +176,7 @@ def _new_block(guard: Attempts, generator: FrameType | None, read: FrameType | N
     while parent is not None and parent.guard is None:  # ended, or none around this
         parent = parent.parent
     call = Block() if read is None else BlockBetweenItems(read)
-    new_call(guard, parent, guard.clock(), call)
+    call.begin(guard, parent, guard.clock())
     call.before = before
     call.generator = generator
     return call
@@ -196,8 +196,8 @@ def _leave(call: Block, guard: Attempts) -> None:
 
 
 def _has_lost_its_task(call: Block) -> bool:
-    task = getattr(call, "task", None)
-    return task is not None and bool(task.done())
+    task = call.running_task
+    return task is not None and task.done()
 
 
 def _still_open(call: Call | None) -> Call | None:

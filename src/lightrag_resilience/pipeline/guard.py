@@ -160,18 +160,16 @@ class Guard(Attempts):
         now = self.clock()
         if (wait := self._circuit.open_until - now) > 0:
             raise self._rejection(wait)
-        # From here new_call(), prepare(), enter() and _attempt() are written out: each function
+        # From here Call.begin(), prepare(), admit() and _attempt() are written out: each function
         # more, even an empty one, is 2 % of what a guard costs.
         call = Call()
         call.name = self.name
         call.guard = self
         call.parent = parent
         call.began = now
-        call.deadline = call.failure = None
+        call.deadline = call.failure = call.idle_timer = None
         call.suspend_depth = 0
-        call.idle_timer = None
-        if idempotent is not None:
-            call.idempotent = idempotent
+        call.idempotent = idempotent
         gate.running[call] = None
         token = around.set(call)
         try:

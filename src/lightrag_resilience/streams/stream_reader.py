@@ -8,7 +8,6 @@ import functools
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
-from weakref import ref
 
 from lightrag_resilience.calls.attempts import Attempts
 from lightrag_resilience.calls.call_context import Call, current_call
@@ -69,9 +68,7 @@ class StreamReader(Generic[T]):
         gap = timeout.gap or timeout.attempt or math.inf
         until = math.inf if self._span is None else self._span.until
         self._idle_timer = IdleTimer(gap, until, call.loop_state.loop, guard.clock)
-        call.idle_timer = ref(self._idle_timer)
-        if hasattr(call, "task"):
-            del call.task  # its result may be the stream, which is to go when it is dropped
+        call.become_stream(self._idle_timer)
         self._finish: FinishMarker | None = None
         if policy.stream.finish_marker:
             self._finish = finish_marker_for(first)

@@ -216,9 +216,9 @@ def _end(span: Span, error: BaseException | None) -> str | None:
 def _timeout_behind(error: BaseException) -> Exception | None:
     """What a cancellation by the guard itself will be to the caller."""
     call = current_call.get()
-    if isinstance(error, asyncio.CancelledError) and getattr(call, "expired", False):
-        return AttemptTimeoutError(call.name if call else "")
-    return None
+    if call is None or call.timer is None or not isinstance(error, asyncio.CancelledError):
+        return None
+    return AttemptTimeoutError(call.name) if call.expired else None
 
 
 class TracedGuard(Guard):

@@ -165,8 +165,8 @@ def _guarded(method: Any, effect: Effect) -> Any:
             try:
                 return await method(self, *args, **kwargs)
             except Exception as error:
-                from_inside = getattr(own, "nested_error", None)
-                if is_caused_by(error, from_inside) or _is_lightrags(type(error)):
+                nested_error = None if own is None else own.nested_error
+                if is_caused_by(error, nested_error) or _is_lightrags(type(error)):
                     foreign.append(error)
                     raise _NotOursError(error) from error
                 raise

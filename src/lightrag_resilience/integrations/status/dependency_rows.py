@@ -81,7 +81,7 @@ def in_flight(registry: Guards) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for call in list(registry.gate.running):
         kind = "streams" if call.is_streaming else "calls"
-        if not hasattr(call, "started"):  # a slot that is set when it is sent
+        if call.stage != "in_flight":
             kind = "not sent"
         of_name = counts.setdefault(call.name, {})
         of_name[kind] = of_name.get(kind, 0) + 1
