@@ -18,10 +18,10 @@ import pytest
 
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.draining import process as _roots
+from lightrag_resilience.draining import process
 from lightrag_resilience.draining.in_flight import has_ended
 from lightrag_resilience.draining.journal import Journal
-from lightrag_resilience.draining.process import write_down_all
+from lightrag_resilience.draining.process import record_all_abandoned
 from lightrag_resilience.draining.termination import end_all
 from lightrag_resilience.shutdown import Coordinator
 from support.scripts import output_of
@@ -275,7 +275,7 @@ async def test_what_a_forked_child_forgets() -> None:
     made.begin("the test")
     guards.gate._pid = 0
     wakes = signal.set_wakeup_fd(-1)
-    _roots._roots.reset_after_fork()
+    process._active.reset_after_fork()
     signal.set_wakeup_fd(wakes)
     assert not made.is_draining
     assert (guards.gate.is_closed, guards.gate.running, dict(guards.coordinators)) == (
@@ -323,7 +323,7 @@ async def test_without_a_journal_that_can_be_written_work_is_given_up_all_the_sa
     (tmp_path / "file").touch()
     async with coordinator(journal=tmp_path / "file" / "journal") as made:
         task = made.track(asyncio.create_task(asyncio.sleep(60)))
-        write_down_all("the test")
+        record_all_abandoned("the test")
         await made.drain()
     assert task.cancelled()
     assert "cannot be written: " in caplog.text

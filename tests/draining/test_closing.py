@@ -98,8 +98,8 @@ async def test_a_drain_that_is_cancelled_while_it_closes_closes_nothing_more() -
     made.on_close(close)
     made.begin("the test")
     await begun.wait()
-    assert made._ended is not None
-    made._ended.cancel()
+    assert made._drain._result is not None
+    made._drain._result.cancel()
     with pytest.raises(asyncio.CancelledError):
         await made.__aexit__(None, None, None)
     await asyncio.sleep(0)

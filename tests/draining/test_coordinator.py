@@ -267,7 +267,7 @@ async def test_it_tells_each_second_what_is_left(caplog: pytest.LogCaptureFixtur
             await asyncio.sleep(0)
             await made.drain("SIGTERM")
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "Told to stop by SIGTERM: 1 in flight"
+    assert lines[0] == "Draining, requested by SIGTERM: 1 in flight"
     waits = [line for line in lines if line.startswith("Waiting")]
     assert len(waits) == 2
     assert "1 of an ingest" in waits[0]

@@ -191,7 +191,7 @@ def test_it_says_which_life_of_which_machine_it_was(tmp_path: Path) -> None:
 
 
 def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LARGEST", 1000)
+    monkeypatch.setattr(module, "_MAX_BYTES", 1000)
     made = Journal(tmp_path / "journal")
     for number in range(100):
         made.write([record(str(number))])
@@ -202,7 +202,7 @@ def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def put_aside(made: Journal) -> None:
-    made.path.replace(made._older)
+    made.path.replace(made._rotated)
 
 
 def put_aside_and_begun(made: Journal) -> None:
@@ -217,7 +217,7 @@ def test_one_that_another_process_puts_aside_meanwhile_is_kept(
 ) -> None:
     made, real = Journal(tmp_path / "journal"), Path.stat
     made.write([record("old"), record("old")])
-    monkeypatch.setattr(module, "_LARGEST", made.path.stat().st_size - 1)
+    monkeypatch.setattr(module, "_MAX_BYTES", made.path.stat().st_size - 1)
 
     def slow(path: Path, **options: Any) -> os.stat_result:
         found = real(path, **options)
@@ -236,14 +236,14 @@ def test_one_that_another_process_puts_aside_meanwhile_is_kept(
 def test_one_that_another_process_is_about_to_put_aside_is_written_to_without_a_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LARGEST", 1)
+    monkeypatch.setattr(module, "_MAX_BYTES", 1)
     made = Journal(tmp_path / "journal")
     made.write([record("a")])
     with module._locked(made.path):
         made.write([record("b")])
-    assert not made._older.exists()
+    assert not made._rotated.exists()
     made.write([record("c")])
-    assert made._older.exists()
+    assert made._rotated.exists()
     assert [each.name for each in made.read()] == ["a", "b", "c"]
 
 

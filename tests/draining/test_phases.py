@@ -88,12 +88,12 @@ def test_it_only_goes_forward_and_is_over_by_its_deadline(
 
 def test_it_is_late_in_the_last_third_of_the_time_for_what_is_in_flight() -> None:
     made = drain()
-    assert not made.is_late(1e9)
+    assert not made.is_near_deadline(1e9)
     made.begin(100.0)
-    assert not made.is_late(115.3)
-    assert made.is_late(115.4)
+    assert not made.is_near_deadline(115.3)
+    assert made.is_near_deadline(115.4)
     made.skip_waiting(101.0)
-    assert made.is_late(101.0)
+    assert made.is_near_deadline(101.0)
 
 
 def test_where_there_is_less_time_all_parts_become_shorter_alike() -> None:

@@ -183,9 +183,9 @@ async def skips_waiting(*signals: tuple[float, signal.Signals]) -> bool:
     guards = Guards(settings=load_settings({}))
     async with Coordinator(registry=guards, handle_signals=False) as coordinator:
         for at, number in signals:
-            coordinator._requested(number.name, 100.0 + at, number.name == "SIGQUIT")
+            coordinator._drain._on_request(number.name, 100.0 + at, number.name == "SIGQUIT")
         assert coordinator.stopping.is_set()
-        return coordinator._drain.is_hurried
+        return coordinator._drain.phases.skips_waiting
 
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -238,7 +238,7 @@ def test_signals_reach_the_coordinator_and_the_fast_stop_at_once() -> None:
                 signal.raise_signal(number)
             await asyncio.wait_for(coordinator.stopping.wait(), 20)
             await asyncio.sleep(0)
-            waits = not coordinator._drain.is_hurried and not working.done()
+            waits = not coordinator._drain.phases.skips_waiting and not working.done()
             signal.raise_signal(signal.SIGQUIT)
             with pytest.raises(ShuttingDownError):
                 await asyncio.wait_for(working, 20)

@@ -157,7 +157,7 @@ async def told_to_stop(
             resumed = time.monotonic() - began
         repeated = sum(provider.calls_of(prompt) > before[prompt] for prompt in answered)
     if "--gunicorn" in options:
-        seconds = seconds_between(log, "Told to stop by", "Shutting down: Master")
+        seconds = seconds_between(log, "Draining, requested by", "Shutting down: Master")
     told = [f"{each.kind} {each.name} {each.state}" for each in Journal(journal).read()]
     return Ended(seconds, code, last, len(answered), repeated, resumed, log, told)
 

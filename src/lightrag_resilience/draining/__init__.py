@@ -1,1 +1,1 @@
-"""How a process ends: signals, phases, what is in flight, the journal."""
+"""How a process shuts down: signals, phases, work in flight, the journal."""

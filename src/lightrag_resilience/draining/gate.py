@@ -1,4 +1,4 @@
-"""Lets calls in until a drain begins, and knows which are under way."""
+"""Accepts calls until a drain begins, and knows which are in flight."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from lightrag_resilience.events import AttemptRejected, Events
 
 __all__ = ["DrainGate", "Interruptible", "allow_during_drain"]
 
-is_admitted: ContextVar[bool] = ContextVar("lightrag_resilience_admitted", default=False)
+is_allowed_during_drain: ContextVar[bool] = ContextVar(
+    "lightrag_resilience_allowed_during_drain", default=False
+)
 
 
 @contextlib.contextmanager
 def allow_during_drain() -> Iterator[None]:
-    """Calls made in this block, and in tasks begun in it, go on while a drain lasts.
+    """Accept calls made in this block, and in tasks begun in it, during a drain too.
 
-    For work that was let in before it began, such as a request.
+    For work that was accepted before the drain began, such as a request.
     """
-    token = is_admitted.set(True)
+    token = is_allowed_during_drain.set(True)
     try:
         yield
     finally:
-        is_admitted.reset(token)
+        is_allowed_during_drain.reset(token)
 
 
 class DrainGate:
     """The gate of a process's guards. Any thread may close it.
 
     Attributes:
-        is_closed: Whether new calls are refused.
-        running: Calls under way, in the order in which they began.
-        retry_after: Seconds after which a refused caller may try elsewhere, or again.
+        is_closed: Whether new calls are rejected.
+        running: Calls in flight, in the order in which they began.
+        retry_after: Seconds after which a rejected caller may try again, or another process.
     """
 
     __slots__ = ("_pid", "_waits", "is_closed", "retry_after", "running")
@@ -50,7 +52,7 @@ class DrainGate:
         self._pid = os.getpid()
 
     def reset_if_forked(self) -> None:
-        """In a process that was forked meanwhile, begin anew: what ran is its parent's."""
+        """In a forked child, open and forget all calls: they belong to the parent."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self.is_closed = False
@@ -58,46 +60,46 @@ class DrainGate:
             self._waits.clear()
 
     def close(self) -> None:
-        """Refuse new calls, and end all waits that can be given up without loss."""
+        """Reject new calls, and interrupt all waits that can be given up without loss."""
         self.is_closed = True
         for wait, loop in list(self._waits.items()):
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(wait.interrupt)
 
     def open(self) -> None:
-        """Let calls in again."""
+        """Accept calls again."""
         self.is_closed = False
 
     def check(self, dependency: str, events: Events | None = None) -> None:
-        """Refuse a call that nothing around it has let in, and tell who listens.
+        """Reject a new call during a drain, and publish that.
 
         Raises:
-            ShuttingDownError: A drain lasts.
+            ShuttingDownError: The gate is closed, and no accepted work is around the call.
         """
-        if self.is_closed and not is_admitted.get():
+        if self.is_closed and not is_allowed_during_drain.get():
             if events is not None:
                 events.publish(AttemptRejected(dependency, ShuttingDownError.__name__))
             raise self.rejection(dependency)
 
     def rejection(self, dependency: str) -> ShuttingDownError:
-        """What a caller gets while a drain lasts."""
+        """The error of a rejected call."""
         return ShuttingDownError(dependency, self.retry_after)
 
     def interruptible(self, dependency: str) -> Interruptible:
-        """A block that ends at once when a drain begins: a wait that nobody loses by."""
+        """A block that a drain interrupts: for a wait that can be given up without loss."""
         return Interruptible(self, dependency)
 
     def track(self, wait: Interruptible) -> None:
-        """A wait begins."""
+        """Add a wait that begins."""
         self._waits[wait] = asyncio.get_running_loop()
 
     def untrack(self, wait: Interruptible) -> None:
-        """A wait has ended."""
+        """Remove a wait that has ended."""
         self._waits.pop(wait, None)
 
 
 class Interruptible:
-    """A wait of one task, cancelled where a drain begins, which raises `ShuttingDownError`."""
+    """A block in one task that a drain cancels; the block then raises `ShuttingDownError`."""
 
     __slots__ = ("_cancelling", "_dependency", "_gate", "_is_interrupted", "_task")
 
@@ -107,7 +109,7 @@ class Interruptible:
         self._is_interrupted = False
 
     def interrupt(self) -> None:
-        """End it, if it still lasts; on its own loop."""
+        """Cancel the wait unless it has ended; on its own event loop."""
         if self in self._gate._waits and not self._is_interrupted:  # noqa: SLF001 - its own gate
             self._is_interrupted = True
             self._task.cancel()
@@ -131,6 +133,7 @@ class Interruptible:
         self._gate.untrack(self)
         if not self._is_interrupted:
             return
-        is_ours_alone = self._task.uncancel() <= self._cancelling
-        if isinstance(error, asyncio.CancelledError) and is_ours_alone:
+        # As in `asyncio.timeout`: if the caller was cancelled too, its cancellation goes on.
+        is_only_ours = self._task.uncancel() <= self._cancelling
+        if isinstance(error, asyncio.CancelledError) and is_only_ours:
             raise self._gate.rejection(self._dependency) from None

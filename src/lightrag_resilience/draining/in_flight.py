@@ -1,4 +1,4 @@
-"""The register of what is in flight: tracked tasks, requests, child processes, guarded calls."""
+"""The register of work in flight: tracked tasks, requests, child processes, guarded calls."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ __all__ = [
     "counted",
     "has_ended",
     "in_words",
+    "processes_of",
     "records_of",
     "task_of",
 ]
 
 _PURE = frozenset({"llm", "vlm", "embedding", "rerank"})
-"""Families of dependencies that change nothing when they are called."""
+"""Families of dependencies whose calls have no side effect."""
 
 
 class Process(Protocol):
@@ -38,7 +39,7 @@ class Process(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """Its number."""
+        """Its process id."""
         ...
 
     def terminate(self) -> None:
@@ -51,18 +52,18 @@ class Process(Protocol):
 
 
 class TrackedWork:
-    """A task or a child process that is waited for.
+    """A task or a child process that the drain waits for.
 
     Attributes:
-        name: As in the journal; printable, as a client or a library may have chosen it.
-        kind: ``task``, ``request`` or ``child``.
-        task: What is cancelled; None for a child.
-        process: What is ended; None for a task.
+        name: As in the journal; made printable, since a client may have chosen it.
+        kind: As in the journal: ``task``, ``request``, ``child``, or another word.
+        task: The task to cancel; None for a child.
+        process: The child to end; None for a task.
         began: Monotonic seconds.
-        id: That of its record in the journal.
+        id: The id of its record in the journal.
     """
 
-    __slots__ = ("began", "id", "kind", "ledger", "line", "name", "process", "task")
+    __slots__ = ("began", "id", "kind", "ledger", "name", "process", "slot", "task")
 
     def __init__(
         self, name: str, kind: str, *, task: asyncio.Task[Any] | None = None, process: Any = None
@@ -75,20 +76,20 @@ class TrackedWork:
         self.id = uuid.uuid4().hex
         self.ledger = supervisor.ledger
         if self.ledger is not None:
-            self.line = self.ledger.add(LedgerEntry(self.id, name, kind, time.time()))
+            self.slot = self.ledger.add(LedgerEntry(self.id, name, kind, time.time()))
 
     def remove_from_ledger(self) -> None:
-        """Whoever looks after this process need not know of it any longer."""
+        """Let the master not record it, should this process die."""
         if self.ledger is not None:
-            self.ledger.remove(self.line)
+            self.ledger.remove(self.slot)
             self.ledger = None
 
 
 class InFlight:
-    """What one coordinator waits for.
+    """Everything that one drain waits for.
 
     Args:
-        gate: That of the guards whose calls are waited for.
+        gate: The gate of the guards whose calls are waited for.
     """
 
     def __init__(self, gate: DrainGate) -> None:
@@ -101,9 +102,9 @@ class InFlight:
         task: asyncio.Task[Any],
         kind: str,
         name: str,
-        is_cut_off: Callable[[TrackedWork], None],
+        on_cancelled: Callable[[TrackedWork], None],
     ) -> None:
-        """Wait for a task; `is_cut_off` is told where it is cancelled."""
+        """Wait for a task; `on_cancelled` is called if it is cancelled."""
         if task in self._tasks:
             return
         self._tasks[task] = work = TrackedWork(name, kind, task=task)
@@ -111,26 +112,26 @@ class InFlight:
         def forget(done: asyncio.Task[Any]) -> None:
             del self._tasks[done]
             if done.cancelled():
-                is_cut_off(work)
+                on_cancelled(work)
             work.remove_from_ledger()
 
         task.add_done_callback(forget)
 
     def add_child(self, process: Any, name: str) -> None:
-        """Wait for a process."""
+        """Wait for a child process."""
         self._forget_ended_children()
         self._children.append(TrackedWork(name, "child", process=process))
 
     def now(self, but: Iterable[asyncio.Task[Any]] = ()) -> list[Any]:
-        """Tracked work, and guarded calls that are no part of it; without some tasks."""
+        """Tracked work, and guarded calls outside of it; without the tasks in `but`."""
         self._forget_ended_children()
-        left_out = set(but)
+        excluded = set(but)
         calls = [
             call
             for call in list(self._gate.running)
             if call.parent is None and task_of(call) not in self._tasks
         ]
-        tasks = [work for task, work in list(self._tasks.items()) if task not in left_out]
+        tasks = [work for task, work in list(self._tasks.items()) if task not in excluded]
         return [*tasks, *self._children, *calls]
 
     def _forget_ended_children(self) -> None:
@@ -141,20 +142,20 @@ class InFlight:
 
 
 def records_of(work: Any, reason: str) -> tuple[AbandonedWork, ...]:
-    """What the journal gets of a piece of work, and of its parts, or of a guarded call."""
+    """The journal's records of tracked work and its parts, or of a guarded call."""
     record = _record_of(work, reason)
-    account = details_of(work.task) if isinstance(work, TrackedWork) else None
-    return (record,) if account is None else tuple(account.records(record))
+    details = details_of(work.task) if isinstance(work, TrackedWork) else None
+    return (record,) if details is None else tuple(details.records(record))
 
 
 def _record_of(work: Any, reason: str) -> AbandonedWork:
-    lasted = time.monotonic() - work.began
+    seconds = time.monotonic() - work.began
     if isinstance(work, TrackedWork):
         return AbandonedWork(
             work.name,
             work.kind,
             "outcome_unknown",
-            lasted,
+            seconds,
             reason,
             started=work.began,
             id=work.id,
@@ -163,7 +164,7 @@ def _record_of(work: Any, reason: str) -> AbandonedWork:
         work.name,
         "stream" if work.is_streaming else "call",
         work.stage,
-        lasted,
+        seconds,
         reason,
         attempt=work.attempt,
         effect=_effect_of(work),
@@ -186,8 +187,14 @@ def task_of(work: Any) -> asyncio.Task[Any] | None:
     return task
 
 
+def processes_of(works: Iterable[Any]) -> list[Any]:
+    """The child processes among them."""
+    children = (work for work in works if isinstance(work, TrackedWork))
+    return [child.process for child in children if child.process is not None]
+
+
 def cancel(task: asyncio.Task[Any]) -> None:
-    """Cancel a task of any event loop, from any of them."""
+    """Cancel a task of this event loop or of another one."""
     loop = task.get_loop()
     if loop is asyncio.get_running_loop():
         task.cancel()
@@ -196,22 +203,22 @@ def cancel(task: asyncio.Task[Any]) -> None:
 
 
 def has_ended(process: Any) -> bool:
-    """Whether a process of subprocess, asyncio or multiprocessing has ended."""
+    """Whether a child process has ended; of `subprocess`, `asyncio` or `multiprocessing`."""
     if hasattr(process, "poll"):
         return process.poll() is not None
     if hasattr(process, "is_alive"):
         try:
             return not process.is_alive()
-        except ValueError:  # it was closed, which only what has ended can be
+        except ValueError:  # it was closed, as only an ended process can be
             return True
     return process.returncode is not None
 
 
-def counted(left: Iterable[Any]) -> dict[str, int]:
-    """How much is in flight, by name."""
-    return dict(sorted(Counter(printable(work.name, LONGEST_TEXT) for work in left).items()))
+def counted(works: Iterable[Any]) -> dict[str, int]:
+    """The number of works by name."""
+    return dict(sorted(Counter(printable(work.name, LONGEST_TEXT) for work in works).items()))
 
 
-def in_words(left: Iterable[Any]) -> str:
-    """The same for people."""
-    return ", ".join(f"{count} of {name}" for name, count in counted(left).items()) or "nothing"
+def in_words(works: Iterable[Any]) -> str:
+    """The same for the log: ``2 of llm.openai, 1 of ingest``."""
+    return ", ".join(f"{count} of {name}" for name, count in counted(works).items()) or "nothing"

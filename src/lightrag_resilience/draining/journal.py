@@ -1,4 +1,4 @@
-"""What a process gave up when it ended: append only, on the disk before anything is cancelled."""
+"""The journal of abandoned work: append only, on the disk before anything is cancelled."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ EFFECTS = frozenset({"pure", "idempotent_write", "unsafe_write", "unknown"})
 
 _VERSION = 2
 _KIND = re.compile(r"[A-Za-z0-9_.:-]{1,30}")
-_LARGEST = 4 * 1024 * 1024  # bytes; then the file is put aside, and the one before is forgotten
-_LONGEST_LINE = 64 * 1024  # bytes
-_LONGEST_TEXT = 500  # characters
-_MOST_SECONDS = 6e10  # no date is beyond
-_MOST = 2**31  # the largest number of a process or an attempt
+_MAX_BYTES = 4 * 1024 * 1024  # then the file is rotated; one rotated file is kept
+_MAX_LINE = 64 * 1024  # bytes
+_MAX_TEXT = 500  # characters
+_MAX_SECONDS = 6e10  # about the year 3870
+_MAX_COUNT = 2**31  # of a process id or an attempt
 
 
 @functools.cache
 def _boot() -> str:
-    """What the system calls its life since it was started; empty where it has no name."""
+    """The id of this boot of the machine; empty where the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -49,28 +49,28 @@ def _boot() -> str:
 
 @dataclass(frozen=True, slots=True)
 class AbandonedWork:
-    """A piece of work that did not end in time. It holds no argument and no text of the work.
+    """A piece of work that did not end in time. It holds no argument and no text of it.
 
     Attributes:
-        name: The dependency of a call, else the name of a task, a request or an ingest.
+        name: The dependency of a call, or the name of a task, a request or an ingest.
         kind: ``call``, ``stream``, ``request``, ``websocket``, ``task``, ``child`` or ``document``,
             or another word of at most 30 letters, digits and ``_.:-``.
         state: One of `STATES`.
-        seconds: How long it had been under way.
-        signal: What told the process to stop.
-        operation: What was being done, where that is known, such as ``extract`` or ``ingest``.
-        parent: The `id` of the record of the work that it was part of; empty where there is none.
-        document: The document's id, where it was about one.
-        track: LightRAG's track id, by which its uploader follows it.
-        workspace: The LightRAG's.
-        attempt: Which one it was.
-        effect: One of `EFFECTS`: what is left of it if it was done, or is done twice.
+        seconds: How long it had been in flight.
+        signal: What requested the drain, such as ``SIGTERM``.
+        operation: The operation, where that is known, such as ``extract`` or ``ingest``.
+        parent: The `id` of the record of the work that it was a part of; empty if there is none.
+        document: The id of the document, if it was about one.
+        track: LightRAG's track id of the document's upload.
+        workspace: LightRAG's workspace.
+        attempt: The number of the attempt.
+        effect: One of `EFFECTS`: what running it again does.
         started: Monotonic seconds at which it began, of this `boot` and `host`; None if unknown.
         at: Seconds since 1970 at which it was given up; it began `seconds` before.
-        id: Different for each.
-        pid: The process.
-        host: The machine.
-        boot: Which life of the machine; empty where it has no name.
+        id: Unique.
+        pid: The process id.
+        host: The name of the machine.
+        boot: The id of the machine's boot; empty where the system has none.
     """
 
     name: str
@@ -99,17 +99,17 @@ class AbandonedWork:
 
 
 def _ignore(_file: Path, _line: int) -> None:
-    """Damage is no reason to hear nothing of the rest."""
+    """Skip a damaged line."""
 
 
 class Journal:
-    """A file of lines of JSON, to which several processes may write.
+    """A file of JSON lines, to which several processes may append.
 
     Args:
-        path: The file; its folder is made when it is needed.
+        path: The file; its folder is created by the first write.
 
     Raises:
-        PolicyError: It is no path.
+        PolicyError: `path` is not the path of a file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -128,11 +128,11 @@ class Journal:
         if not lines:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._put_aside_if_large()
+        self._rotate_if_large()
         descriptor = _opened(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
-            # One write for each line: appends of several processes do not mix. The first ends a
-            # line that another process may have left torn.
+            # One write for each line, so that appends of several processes do not mix. The empty
+            # one ends a line that a process which died may have left torn.
             for line in ("", *lines):
                 data = f"{line}\n".encode()
                 if os.write(descriptor, data) < len(data):
@@ -145,13 +145,13 @@ class Journal:
         """All records, the oldest first.
 
         Args:
-            damage: Told of each line that is torn or makes no sense, and is left out: the file and
-                the number of the line.
+            damage: Called with the file and the line number of each torn or malformed line, which
+                is skipped.
 
         Raises:
-            OSError: There is a file, or something else of this name, that cannot be read.
+            OSError: The file exists and cannot be read.
         """
-        for path in (self._older, self.path):
+        for path in (self._rotated, self.path):
             try:
                 file = open(path, "rb", opener=_opened)  # noqa: SIM115 - closed below
             except FileNotFoundError:
@@ -165,37 +165,37 @@ class Journal:
 
     @property
     def exists(self) -> bool:
-        """Whether anything was ever written; where nothing was given up there is no file."""
-        return self.path.exists() or self._older.exists()
+        """Whether anything was ever written."""
+        return self.path.exists() or self._rotated.exists()
 
     def problem(self) -> str:
-        """Why nothing could be written, as a sentence without its end; empty where it could."""
-        place = self.path
-        while not place.exists() and place != place.parent:
-            place = place.parent  # which is made when it is needed
-        if place == self.path and not place.is_file():
+        """Why writing would fail, as a sentence without its full stop; empty if it would not."""
+        path = self.path
+        while not path.exists() and path != path.parent:
+            path = path.parent  # the folders below are created by the first write
+        if path == self.path and not path.is_file():
             return f"the journal {self.path} is no regular file"
-        if (place != self.path and not place.is_dir()) or not os.access(place, os.W_OK):
-            return f"the journal {self.path} cannot be written: see {place}"
+        if (path != self.path and not path.is_dir()) or not os.access(path, os.W_OK):
+            return f"the journal {self.path} cannot be written: see {path}"
         return ""
 
     @property
-    def _older(self) -> Path:
+    def _rotated(self) -> Path:
         return self.path.with_name(f"{self.path.name}.1")
 
-    def _put_aside_if_large(self) -> None:
-        # Where that fails, as where another process does it, what is there is appended to.
+    def _rotate_if_large(self) -> None:
+        # If it fails, for example because another process is rotating, append to the large file.
         with contextlib.suppress(OSError):
-            if self.path.stat().st_size > _LARGEST:
+            if self.path.stat().st_size > _MAX_BYTES:
                 with _locked(self.path) as found:
-                    now = self.path.stat()
-                    if os.path.samestat(found, now) and now.st_size > _LARGEST:
-                        self.path.replace(self._older)
+                    now = self.path.stat()  # another process may have rotated it before the lock
+                    if os.path.samestat(found, now) and now.st_size > _MAX_BYTES:
+                        self.path.replace(self._rotated)
 
 
 def _opened(path: str | os.PathLike[str], flags: int) -> int:
     """Open a file; raise OSError for a pipe or a device, which may block for ever."""
-    # Windows has no named pipe that a path leads to by chance.
+    # Opening a named pipe blocks without O_NONBLOCK, which Windows lacks, as it lacks such pipes.
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -204,18 +204,18 @@ def _opened(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file, of each no more than a record has."""
-    while line := file.readline(_LONGEST_LINE):
+    """The lines of a file, each cut to `_MAX_LINE` bytes."""
+    while line := file.readline(_MAX_LINE):
         end = line
-        while len(end) == _LONGEST_LINE and not end.endswith(b"\n"):
-            end = file.readline(_LONGEST_LINE)
+        while len(end) == _MAX_LINE and not end.endswith(b"\n"):
+            end = file.readline(_MAX_LINE)
         yield line
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[os.stat_result]:
-    """Nobody else has this file to put it aside; waits for nobody, but raises OSError."""
-    if sys.platform == "win32":  # where a file that is open cannot be put aside at all
+    """Hold the lock for rotating this file; raise OSError if another process holds it."""
+    if sys.platform == "win32":  # where an open file cannot be renamed at all
         yield path.stat()
         return
     descriptor = os.open(path, os.O_WRONLY)
@@ -227,11 +227,11 @@ def _locked(path: Path) -> Iterator[os.stat_result]:
 
 
 def is_kind(kind: str) -> bool:
-    """Whether the journal reads it: a word, as others are text."""
+    """Whether it is a word that the journal accepts: other text could hold a secret."""
     return _KIND.fullmatch(kind) is not None
 
 
-_OF_FIRST_VERSION = {"name", "kind", "state", "seconds", "signal", "at", "id", "pid", "host"}
+_FIELDS_OF_VERSION_1 = {"name", "kind", "state", "seconds", "signal", "at", "id", "pid", "host"}
 _NUMBERS = {"seconds", "started", "at"}
 _COUNTS = {"attempt", "pid"}
 _WORDS = {"state": STATES, "effect": EFFECTS}
@@ -240,7 +240,7 @@ _FIELDS = {each.name for each in fields(AbandonedWork)}
 
 def _line(record: AbandonedWork) -> str:
     values = {
-        name: value[:_LONGEST_TEXT] if isinstance(value, str) else value
+        name: value[:_MAX_TEXT] if isinstance(value, str) else value
         for name, value in asdict(record).items()
     }
     return json.dumps({"version": _VERSION, **values, "started_at": record.started_at})
@@ -253,7 +253,7 @@ def _parsed(line: bytes) -> AbandonedWork | None:
         return None
     if not isinstance(found, dict) or type(version := found.pop("version", None)) is not int:
         return None
-    if version == 1 and found.keys() == _OF_FIRST_VERSION:
+    if version == 1 and found.keys() == _FIELDS_OF_VERSION_1:
         found["boot"] = ""
     elif version == _VERSION and found.keys() == _FIELDS | {"started_at"}:
         if not _fits("at", found.pop("started_at")):
@@ -266,9 +266,9 @@ def _parsed(line: bytes) -> AbandonedWork | None:
 def _fits(name: str, value: object) -> bool:
     if name in _NUMBERS:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return (is_number and abs(value) < _MOST_SECONDS) or (name == "started" and value is None)  # type: ignore[arg-type]
+        return (is_number and abs(value) < _MAX_SECONDS) or (name == "started" and value is None)  # type: ignore[arg-type]
     if name in _COUNTS:
-        return type(value) is int and 0 < value < _MOST
+        return type(value) is int and 0 < value < _MAX_COUNT
     if name == "kind":
         return isinstance(value, str) and is_kind(value)
     return isinstance(value, str) and (name not in _WORDS or value in _WORDS[name])

@@ -1,4 +1,4 @@
-"""The phases of a drain, by one deadline that is set when it begins. No clock, no signal in it."""
+"""The phases of a drain, by one deadline that is set when it begins. No clock and no I/O."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Phase(Enum):
 
 
 class Drain:
-    """What is to be done when, in one budget of time.
+    """When to cancel and when to close, within one budget of time.
 
     Args:
-        timeout: Seconds for all of it.
-        cancel_grace: Of these, for what is cancelled to end.
-        close_timeout: Of these, for clients to be closed.
+        timeout: Seconds for the whole drain.
+        cancel_grace: Of these, seconds for cancelled work to end.
+        close_timeout: Of these, seconds for clients to be closed.
 
     Attributes:
-        changed: Told of each new phase, and of each change of what is in flight in it.
+        on_change: Called with the phase and the number in flight when either changes.
 
     Raises:
-        PolicyError: No time is left for what is in flight, or one of the times is none.
+        PolicyError: A time is out of bounds, or the two parts are longer than `timeout`.
     """
 
     def __init__(self, *, timeout: float, cancel_grace: float, close_timeout: float) -> None:
@@ -54,33 +54,33 @@ class Drain:
                 f"A drain of {timeout:g} s has no room for {cancel_grace:g} s to cancel and "
                 f"{close_timeout:g} s to close: raise the first, or lower the others"
             )
-        self.changed: Callable[[Phase, int], None] = lambda _phase, _left: None
-        self._told: tuple[Phase, int] | None = None
+        self.on_change: Callable[[Phase, int], None] = lambda _phase, _in_flight: None
+        self._published: tuple[Phase, int] | None = None
         self.timeout = timeout
         self.cancel_grace = cancel_grace
         self.close_timeout = close_timeout
         self.reset()
 
     def reset(self) -> None:
-        """Nobody was told to stop."""
+        """Go back to the time before the drain began."""
         self.phase = Phase.RUNNING
         self.began = math.inf
         self.deadline = math.inf
-        self.is_hurried = False
+        self.skips_waiting = False
         self._cancel_at = math.inf
         self._close_at = math.inf
 
-    def shrink_to(self, most: float | None) -> None:
-        """Last no longer than this; all its parts become shorter alike."""
-        if most is None or most >= self.timeout:
+    def shrink_to(self, seconds: float | None) -> None:
+        """Shorten the drain to `seconds`, all its parts in proportion; None changes nothing."""
+        if seconds is None or seconds >= self.timeout:
             return
-        share = most / self.timeout
+        share = seconds / self.timeout
         self.timeout *= share
         self.cancel_grace *= share
         self.close_timeout *= share
 
     def begin(self, now: float) -> None:
-        """The process was told to stop; a second time changes nothing."""
+        """Begin the drain; a second call changes nothing."""
         if self.phase is Phase.RUNNING:
             self.phase = Phase.DRAINING
             self.began = now
@@ -89,33 +89,33 @@ class Drain:
             self._cancel_at = self._close_at - self.cancel_grace
 
     def skip_waiting(self, now: float) -> None:
-        """It was told once more: nothing is waited for any longer."""
+        """Cancel what is in flight now instead of waiting for it; begins the drain if need be."""
         self.begin(now)
-        self.is_hurried = True
+        self.skips_waiting = True
         self._cancel_at = min(self._cancel_at, now)
         self._close_at = min(self._close_at, now + self.cancel_grace)
 
-    def step(self, now: float, left: int) -> Phase:
-        """The phase now, with so much in flight."""
+    def step(self, now: float, in_flight: int) -> Phase:
+        """Move on to the phase that is due, and return it."""
         if self.phase is Phase.DRAINING and now >= self._cancel_at:
             self.phase = Phase.CANCELLING
         if self.phase is Phase.CANCELLING and now >= self._close_at:
             self.phase = Phase.CLOSING
-        if self.phase in {Phase.DRAINING, Phase.CANCELLING} and not left:
+        if self.phase in {Phase.DRAINING, Phase.CANCELLING} and not in_flight:
             self.phase = Phase.CLOSING
-        if self._told != (self.phase, left):
-            self._told = self.phase, left
-            self.changed(self.phase, left)
+        if self._published != (self.phase, in_flight):
+            self._published = self.phase, in_flight
+            self.on_change(self.phase, in_flight)
         return self.phase
 
-    def is_late(self, now: float) -> bool:
-        """Whether the last third of the time for what is in flight has begun."""
+    def is_near_deadline(self, now: float) -> bool:
+        """Whether the last third of the time for work in flight has begun."""
         last = (self.timeout - self.cancel_grace - self.close_timeout) / 3
         return now >= self._cancel_at - last
 
     def within_grace(self, now: float, seconds: float) -> bool:
-        """Whether it began less than so many seconds ago, and nothing asked to skip the waiting."""
-        return not self.is_hurried and now - self.began < seconds
+        """Whether it began less than `seconds` ago, and does not skip the waiting."""
+        return not self.skips_waiting and now - self.began < seconds
 
     def remaining(self, now: float) -> float:
         """Seconds to the end of this phase."""

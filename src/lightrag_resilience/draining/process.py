@@ -1,4 +1,4 @@
-"""The coordinators of this process that have begun and do not join another."""
+"""The active coordinators of this process; those that joined another one are not among them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightrag_resilience.runtime.fork_safety import reset_in_children
 from .signals import reset_signals
 from .supervisor import supervisor
 
-__all__ = ["add_root", "discard_root", "drain_all", "write_down_all"]
+__all__ = ["add_coordinator", "discard_coordinator", "drain_all", "record_all_abandoned"]
 
 
 class _ActiveCoordinators:
@@ -18,35 +18,35 @@ class _ActiveCoordinators:
         self.coordinators: WeakSet[Any] = WeakSet()
 
     def reset_after_fork(self) -> None:
-        """In a child process: what is in flight, and how it ends, is its parent's business."""
+        """In a forked child: work in flight, signals and the ledger belong to the parent."""
         reset_signals()
         supervisor.ledger = None
         for coordinator in list(self.coordinators):
-            coordinator.forget()
+            coordinator.reset_after_fork()
         self.coordinators.clear()
 
 
-_roots = _ActiveCoordinators()
+_active = _ActiveCoordinators()
 
 
-def add_root(coordinator: Any) -> None:
-    """It has begun."""
-    reset_in_children(_roots)
-    _roots.coordinators.add(coordinator)
+def add_coordinator(coordinator: Any) -> None:
+    """Add one that has begun."""
+    reset_in_children(_active)
+    _active.coordinators.add(coordinator)
 
 
-def discard_root(coordinator: Any) -> None:
-    """It has ended."""
-    _roots.coordinators.discard(coordinator)
+def discard_coordinator(coordinator: Any) -> None:
+    """Remove one that has ended."""
+    _active.coordinators.discard(coordinator)
 
 
 def drain_all(reason: str) -> None:
-    """Begin the drain of every coordinator that has not begun it; on the thread of its loop."""
-    for coordinator in list(_roots.coordinators):
+    """Begin the drain of every active coordinator; on the thread of its event loop."""
+    for coordinator in list(_active.coordinators):
         coordinator.begin(reason)
 
 
-def write_down_all(reason: str) -> None:
-    """Write to the journals what is in flight, at once: for a process that dies here."""
-    for coordinator in list(_roots.coordinators):
+def record_all_abandoned(reason: str) -> None:
+    """Write what is in flight to the journals at once: for a process that dies here."""
+    for coordinator in list(_active.coordinators):
         coordinator.record_abandoned(reason)

@@ -1,4 +1,4 @@
-"""What tracked tasks know of themselves: whether they go on, and what the journal says of them."""
+"""Details that tracked tasks carry: whether they are parked, and their records in the journal."""
 
 from __future__ import annotations
 
@@ -11,44 +11,45 @@ from .journal import AbandonedWork
 
 __all__ = ["QuiescenceDetector", "WorkDetails", "attach_details", "details_of"]
 
-_LOOKS = 10  # in a row: between two calls nothing goes on for a moment
+# In a row. A single poll may fall into the moment between two calls of a task that goes on.
+_POLLS = 10
 
 
 class WorkDetails(Protocol):
-    """What a task knows of itself."""
+    """Details of a tracked task."""
 
     @property
     def is_parked(self) -> bool:
-        """Whether it will not go on in this process, so that nobody need wait for it."""
+        """Whether it only waits for the process to end, so that waiting for it is useless."""
         ...
 
     def records(self, task: AbandonedWork) -> Iterable[AbandonedWork]:
-        """The record of the task, with all that is known, and those of its parts."""
+        """The record of the task, completed, and those of its parts."""
         ...
 
 
-_accounts: WeakKeyDictionary[asyncio.Task[Any], WorkDetails] = WeakKeyDictionary()
+_details: WeakKeyDictionary[asyncio.Task[Any], WorkDetails] = WeakKeyDictionary()
 
 
-def attach_details(task: asyncio.Task[Any], account: WorkDetails) -> None:
-    """Let a task have an account of itself."""
-    _accounts[task] = account
+def attach_details(task: asyncio.Task[Any], details: WorkDetails) -> None:
+    """Attach details to a task."""
+    _details[task] = details
 
 
 def details_of(task: asyncio.Task[Any] | None) -> WorkDetails | None:
-    """What a task knows of itself, if it knows anything."""
-    return None if task is None else _accounts.get(task)
+    """The details of a task; None where it has none."""
+    return None if task is None else _details.get(task)
 
 
 class QuiescenceDetector:
-    """Notices when all that is in flight waits for nothing but its end, and for a while."""
+    """Detects quiescence: all work in flight has been parked for `_POLLS` polls in a row."""
 
     def __init__(self) -> None:
-        self._looks = 0
+        self._polls = 0
 
     def is_quiescent(self, tasks: Iterable[asyncio.Task[Any] | None]) -> bool:
-        """Whether it does, seen at each look; never with nothing in flight."""
-        accounts = [details_of(task) for task in tasks]
-        is_quiet = bool(accounts) and all(each is not None and each.is_parked for each in accounts)
-        self._looks = self._looks + 1 if is_quiet else 0
-        return self._looks >= _LOOKS
+        """Whether it is, at a poll with these tasks in flight; never with none."""
+        found = [details_of(task) for task in tasks]
+        is_parked = bool(found) and all(each is not None and each.is_parked for each in found)
+        self._polls = self._polls + 1 if is_parked else 0
+        return self._polls >= _POLLS

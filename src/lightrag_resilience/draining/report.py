@@ -1,4 +1,4 @@
-"""How far a drain has come, what became of the work, and who is told of it."""
+"""The progress of a drain and its result, in the log and as events."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from lightrag_resilience.events import DrainEnded, DrainProgress, Events, WorkAb
 from .journal import AbandonedWork
 from .phases import Phase
 
-__all__ = ["DrainReport", "Progress", "log_phase"]
+__all__ = ["DrainReport", "Progress", "publish_progress"]
 
 _log = logging.getLogger("lightrag_resilience")
 
-_NAMED = 10  # names in a line of the log
+_MAX_NAMES = 10  # in a log line
 
 
 @dataclass(frozen=True, slots=True)
 class DrainReport:
-    """What became of the work that was in flight when the drain began.
+    """The result of a drain.
 
     Attributes:
-        drained: How much of it ended by itself.
-        abandoned: What was cancelled, as the journal has it.
+        drained: Number of works in flight that ended by themselves.
+        abandoned: The records of what was cancelled, as in the journal.
         stuck: Names of tasks that did not end although they were cancelled, and of functions that
             still run in threads.
-        failed_to_close: Names of callbacks that failed, or took too long.
-        seconds: How long all of it took.
+        failed_to_close: Names of `on_close` callbacks that failed or took too long.
+        seconds: Duration of the drain.
     """
 
     drained: int
@@ -37,7 +37,7 @@ class DrainReport:
     seconds: float
 
     def log(self, events: Events) -> None:
-        """Let the log and listeners know."""
+        """Log the result and publish it."""
         abandoned, stuck = len(self.abandoned), len(self.stuck)
         level = logging.WARNING if abandoned or stuck or self.failed_to_close else logging.INFO
         _log.log(
@@ -47,10 +47,10 @@ class DrainReport:
             self.drained,
             abandoned,
             stuck,
-            f": {', '.join(self.stuck[:_NAMED])}" if stuck else "",
+            f": {', '.join(self.stuck[:_MAX_NAMES])}" if stuck else "",
         )
-        for given_up in self.abandoned:
-            events.publish(WorkAbandoned(given_up.kind))
+        for record in self.abandoned:
+            events.publish(WorkAbandoned(record.kind))
         events.publish(DrainEnded(self.drained, abandoned, stuck, self.seconds))
 
 
@@ -59,10 +59,10 @@ class Progress:
     """How far a drain has come.
 
     Attributes:
-        phase: Where it is; ``running`` before it begins.
-        reason: Who told the process to stop.
-        left: Seconds to the end of this phase; infinity before it begins.
-        in_flight: How much of what is left there is, by name.
+        phase: The present phase; ``running`` before it begins.
+        reason: What requested it, such as ``SIGTERM``.
+        left: Seconds to the end of this phase; infinity before the drain begins.
+        in_flight: The number of works in flight, by name.
     """
 
     phase: Phase
@@ -71,6 +71,6 @@ class Progress:
     in_flight: dict[str, int]
 
 
-def log_phase(events: Events, phase: Phase, left: int) -> None:
-    """A drain is in this phase, with so much in flight."""
-    events.publish(DrainProgress(phase.value, left))
+def publish_progress(events: Events, phase: Phase, in_flight: int) -> None:
+    """Publish the phase of a drain and the number of works in flight."""
+    events.publish(DrainProgress(phase.value, in_flight))

@@ -1,4 +1,4 @@
-"""What the manager of this process lets it do at its end, and sees of it; nobody by default."""
+"""Settings that a process manager, such as Gunicorn, gives this process; none by default."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Supervisor", "repeats_sigterm", "supervisor"]
 
 @dataclass(slots=True)
 class Supervisor:
-    """Who started this process, such as Gunicorn.
+    """The manager of this process.
 
     Attributes:
-        grace_period: Seconds between its signal and the moment by which everything must have ended;
-            None where nobody says. Drains that would last longer are made shorter in proportion.
-        repeats_sigterm: Whether it sends SIGTERM again as long as the process lives, so that a
-            second one does not mean haste.
-        ledger: Where it reads what is in flight here, should this process die.
+        grace_period: Seconds from its signal until a drain must have ended; None if unknown.
+            Drains that would last longer are shortened in proportion.
+        repeats_sigterm: Whether it repeats SIGTERM while the process lives, so that a second one
+            does not skip the waiting.
+        ledger: Shared memory in which it reads what was in flight when this process has died.
     """
 
     grace_period: float | None = None
@@ -31,10 +31,10 @@ supervisor = Supervisor()
 
 
 def repeats_sigterm() -> bool:
-    """Whether a manager passes SIGTERM on to this process, so that a second one is no haste.
+    """Whether a second SIGTERM may come from the parent, and so does not skip the waiting.
 
-    Servers start their workers by `multiprocessing`: uvicorn, hypercorn and granian. A child of it
-    has imported it, and no other process pays for that.
+    uvicorn, hypercorn and granian start their workers by `multiprocessing` and pass SIGTERM on.
+    Such a worker has imported `multiprocessing`; it is not imported here, to keep startup fast.
     """
     process = sys.modules.get("multiprocessing.process")
     return supervisor.repeats_sigterm or (

@@ -1,7 +1,7 @@
-"""What a worker has in flight, in memory that its master can read when the worker has died.
+"""Work in flight of a worker, in shared memory that its master reads when the worker has died.
 
 A worker that is killed cannot write its journal. So each request and each tracked piece of work
-has a line here as long as it lasts; guarded calls have none of their own, they are part of these.
+has an entry here while it lasts; guarded calls have none, since they are part of these.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 __all__ = ["LedgerEntry", "WorkerLedger"]
 
-_LINES = 1024
-_LINE = struct.Struct("<?16s30sd90p")  # used, id, kind, began, name
-_PATH = struct.Struct("<H1022s")  # bytes, path of the journal
-_MORE = struct.Struct("<q")  # how many had no room
-_START = _PATH.size + _MORE.size
+_SLOTS = 1024
+_SLOT = struct.Struct("<?16s30sd90p")  # used, id, kind, began, name
+_PATH = struct.Struct("<H1022s")  # length, path of the journal
+_OVERFLOW = struct.Struct("<q")  # entries without a slot
+_FIRST_SLOT = _PATH.size + _OVERFLOW.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class LedgerEntry:
     """One piece of work.
 
     Attributes:
-        id: That of its record in a journal.
-        name: As in the journal.
+        id: The id of its record in a journal.
+        name: As in the journal, cut to 89 bytes.
         kind: As in the journal: ``request``, ``websocket``, ``task``, ``child``, or another word.
         began: Seconds since 1970.
     """
@@ -37,15 +37,15 @@ class LedgerEntry:
 
 
 class WorkerLedger:
-    """Shared by the process that makes it and those that it forks; one of these writes."""
+    """Memory shared by the process that creates it and its forks, of which one writes."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _START + _LINES * _LINE.size)
-        self._free = list(range(_LINES))
+        self._memory = mmap.mmap(-1, _FIRST_SLOT + _SLOTS * _SLOT.size)
+        self._free = list(range(_SLOTS))
 
     @property
     def journal(self) -> str:
-        """Where the writer keeps its own journal; empty where it has none."""
+        """The path of the writer's own journal; empty if it has none."""
         length, text = _PATH.unpack_from(self._memory, 0)
         return str(text[:length].decode(errors="surrogateescape"))
 
@@ -55,50 +55,50 @@ class WorkerLedger:
         if len(text) <= _PATH.size - 2:
             _PATH.pack_into(self._memory, 0, len(text), text)
 
-    def add(self, line: LedgerEntry) -> int:
-        """Write a line; returns its number, or -1 where there is no room for more."""
+    def add(self, entry: LedgerEntry) -> int:
+        """Write an entry; returns its slot, or -1 if none is free."""
         try:
-            number = self._free.pop()
+            slot = self._free.pop()
         except IndexError:
             self._count_overflow(1)
             return -1
-        name = line.name.encode()[:89]
-        # The line first, and then that it counts: death may come in between.
-        at = _START + number * _LINE.size
-        _LINE.pack_into(
-            self._memory, at, False, bytes.fromhex(line.id), line.kind.encode(), line.began, name
+        name = entry.name.encode()[:89]
+        # Mark it as used last: the worker may die in between.
+        at = _FIRST_SLOT + slot * _SLOT.size
+        _SLOT.pack_into(
+            self._memory, at, False, bytes.fromhex(entry.id), entry.kind.encode(), entry.began, name
         )
         self._memory[at] = 1
-        return number
+        return slot
 
-    def remove(self, number: int) -> None:
-        """Strike a line out."""
-        if number < 0:
+    def remove(self, slot: int) -> None:
+        """Remove the entry in a slot."""
+        if slot < 0:
             self._count_overflow(-1)
             return
-        self._memory[_START + number * _LINE.size] = 0
-        self._free.append(number)
+        self._memory[_FIRST_SLOT + slot * _SLOT.size] = 0
+        self._free.append(slot)
 
     def entries(self) -> list[LedgerEntry]:
-        """What is in flight, the oldest first."""
+        """All entries, the oldest first."""
         found = []
-        for number in range(_LINES):
-            used, key, kind, began, name = _LINE.unpack_from(
-                self._memory, _START + number * _LINE.size
+        for slot in range(_SLOTS):
+            used, key, kind, began, name = _SLOT.unpack_from(
+                self._memory, _FIRST_SLOT + slot * _SLOT.size
             )
             if used:
                 kind = kind.rstrip(b"\0").decode()
                 found.append(LedgerEntry(key.hex(), name.decode(errors="ignore"), kind, began))
-        return sorted(found, key=lambda line: line.began)
+        return sorted(found, key=lambda entry: entry.began)
 
     @property
     def overflow(self) -> int:
-        """How much more is in flight, for which there was no room."""
-        return int(_MORE.unpack_from(self._memory, _PATH.size)[0])
+        """The number of works in flight without an entry."""
+        return int(_OVERFLOW.unpack_from(self._memory, _PATH.size)[0])
 
     def _count_overflow(self, change: int) -> None:
-        _MORE.pack_into(self._memory, _PATH.size, self.overflow + change)
+        _OVERFLOW.pack_into(self._memory, _PATH.size, self.overflow + change)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._memory.close()

@@ -187,7 +187,7 @@ def test_a_worker_knows_how_long_it_may_drain(server: Any) -> None:
     hooks.post_fork(server, worker(server))
     assert supervisor.grace_period == 8
     made = Coordinator(registry=Guards(settings=load_settings({})))
-    assert made._drain.timeout == 8
+    assert made._drain.phases.timeout == 8
 
 
 def test_gunicorns_own_worker_goes_on_beating_and_stops_waiting_in_time(server: Any) -> None:

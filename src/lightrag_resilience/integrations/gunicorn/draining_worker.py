@@ -23,7 +23,7 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from lightrag_resilience.draining.process import drain_all, write_down_all
+from lightrag_resilience.draining.process import drain_all, record_all_abandoned
 from lightrag_resilience.errors import ResilienceError
 from lightrag_resilience.shutdown import configured_drain
 
@@ -88,7 +88,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
 
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
         """Gunicorn has heard nothing for too long, so nothing will end in order."""
-        write_down_all("SIGABRT")
+        record_all_abandoned("SIGABRT")
         super().handle_abort(sig, frame)
 
     def run(self) -> None:

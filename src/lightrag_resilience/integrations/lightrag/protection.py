@@ -13,7 +13,7 @@ from typing import Any
 
 from lightrag.base import StoragesStatus
 
-from lightrag_resilience.draining.gate import allow_during_drain, is_admitted
+from lightrag_resilience.draining.gate import allow_during_drain, is_allowed_during_drain
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
 from lightrag_resilience.integrations.lightrag.degradation.levels import QueryComponent
 from lightrag_resilience.integrations.lightrag.recovery.anchors import RecoveryAnchors
@@ -284,7 +284,7 @@ class Protection:
 
         @functools.wraps(queued)
         async def through_the_gate(*args: Any, **kwargs: Any) -> Any:
-            carried = current_priority.get(), is_admitted.get(), current_run.get()
+            carried = current_priority.get(), is_allowed_during_drain.get(), current_run.get()
             if carried != _CARRIED_BY_NONE:
                 kwargs[_CARRIED] = carried
             return await call_guarded(guard, lambda: queues[name](*args, **kwargs))
@@ -318,7 +318,7 @@ def _guarded(
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         level, may_go_on, run = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
-        tokens = is_admitted.set(may_go_on), current_run.set(run)
+        tokens = is_allowed_during_drain.set(may_go_on), current_run.set(run)
         try:
             if before is not None:
                 await before()
@@ -328,7 +328,7 @@ def _guarded(
             reached(error, Stage.QUEUED)
             raise
         finally:
-            is_admitted.reset(tokens[0])
+            is_allowed_during_drain.reset(tokens[0])
             current_run.reset(tokens[1])
 
     return guarded
