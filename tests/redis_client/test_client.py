@@ -8,9 +8,6 @@ import pytest
 import redis
 
 from lightrag_resilience.config.redis_url import redis_location
-from lightrag_resilience.redis_client.client import (
-    lost_connections,
-)
 from lightrag_resilience.redis_client.error_text import describe_redis_error
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.redis_clients import (
@@ -18,7 +15,7 @@ from support.redis_clients import (
     admin,
     client_of,
     every_script,
-    hears_a_steer,
+    receives_a_forced_state,
     until,
     wrong,
 )
@@ -26,17 +23,17 @@ from support.redis_clients import (
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_client_with_a_password_can_do_everything(place: str) -> None:
+async def test_a_client_with_a_password_runs_every_script(place: str) -> None:
     async with (
         client_of(f"redis://:{SECRET}@{place}/1") as client,
         client_of(f"redis://default:{SECRET}@{place}/1") as other,
     ):
         await every_script(client)
-        await hears_a_steer(client, other)
+        await receives_a_forced_state(client, other)
 
 
 @pytest.mark.redis
-async def test_a_unix_socket_serves_as_well(secured: RedisServer) -> None:
+async def test_a_client_of_a_unix_socket_runs_every_script(secured: RedisServer) -> None:
     with admin(secured, password="se:cr et") as client:  # noqa: S106
         path = client.config_get("unixsocket")["unixsocket"]
     async with client_of(f"unix://:{SECRET}@{path}?db=2") as client:
@@ -45,7 +42,7 @@ async def test_a_unix_socket_serves_as_well(secured: RedisServer) -> None:
 
 
 @pytest.mark.redis
-async def test_a_path_that_is_no_socket_is_told(tmp_path: Path) -> None:
+async def test_the_error_of_a_path_that_is_no_socket_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path, clause in {
         tmp_path / "none": "there is no socket of this path",
@@ -63,53 +60,47 @@ async def test_a_path_that_is_no_socket_is_told(tmp_path: Path) -> None:
     }
 
 
-async def test_a_server_that_is_no_sentinel_is_told(place: str) -> None:
-    told = await wrong(f"redis+sentinel://{place}/service?sentinel_password={SECRET}")
-    assert told == "this is no Sentinel: see redis://"
+async def test_the_error_of_a_server_that_is_no_sentinel_says_so(place: str) -> None:
+    text = await wrong(f"redis+sentinel://{place}/service?sentinel_password={SECRET}")
+    assert text == "this is no Sentinel: see redis://"
 
 
-def test_where_redis_is_stands_beside_what_is_wrong_without_a_secret() -> None:
+def test_the_error_text_names_the_address_without_its_secrets() -> None:
     error = ConnectionRefusedError("Connection refused")
-    for url, places in {
+    for url, address in {
         "redis://user:secret@redis:6380/1": "redis:6380",
         "rediss://:secret@[::1]": "::1:6379",
         "unix://:secret@/run/redis.sock": "/run/redis.sock",
         "redis+sentinel://:secret@a,b:2/service?sentinel_password=secret": "a:26379, b:2",
         "redis+cluster://:secret@a:1,b:2": "a:1, b:2",
     }.items():
-        assert redis_location(url) == places
-        told = describe_redis_error(error, places)
-        assert told == f"nothing answers at {places}"
+        assert redis_location(url) == address
+        assert describe_redis_error(error, address) == f"nothing answers at {address}"
     assert redis_location("redis://:secret@") == ""
     assert len(describe_redis_error(error, "host:6379, " * 100)) < 260
 
 
 @pytest.mark.redis
-async def test_the_needed_rights_suffice(secured: RedisServer, place: str) -> None:
+async def test_the_acl_rules_suffice_for_every_script(secured: RedisServer, place: str) -> None:
     with admin(secured, password="se:cr et") as boss:  # noqa: S106
         boss.acl_log_reset()
         async with client_of(f"redis://worker:pw@{place}/3") as client:
             await every_script(client)
-            await hears_a_steer(client, client)
+            await receives_a_forced_state(client, client)
         assert boss.acl_log() == []
 
 
-async def test_the_needed_rights_are_no_more_than_needed(place: str) -> None:
+async def test_the_acl_rules_allow_no_other_commands(place: str) -> None:
     async with client_of(f"redis://worker:pw@{place}") as client:
         for words in ("GET other", "KEYS *", "FLUSHALL", "CONFIG GET *", "PUBLISH other 1"):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 await client.execute_command(*words.split())
 
 
-async def test_a_client_connects_when_first_used_and_says_who_it_is(secured: RedisServer) -> None:
+async def test_a_client_connects_on_first_use_and_names_itself(secured: RedisServer) -> None:
     with admin(secured, password="se:cr et") as boss:  # noqa: S106
         async with client_of(f"redis://:{SECRET}@127.0.0.1:{secured.port}") as client:
             assert "lightrag-resilience" not in str(boss.client_list())
             await client.ping()
             assert "lightrag-resilience" in str(boss.client_list())
         until(lambda: "lightrag-resilience" not in str(boss.client_list()))
-
-
-def test_what_writing_to_a_lost_connection_raises_is_a_lost_connection() -> None:
-    with pytest.raises(redis.ConnectionError, match="lost"), lost_connections():
-        raise AttributeError("'NoneType' object has no attribute '_add_writer'")

@@ -1,4 +1,4 @@
-"""What is wrong with a Redis, in a clause that shows no secret."""
+"""Errors of Redis are described in a clause that shows no secret."""
 
 from __future__ import annotations
 
@@ -24,16 +24,13 @@ from support.redis_clients import (
 pytestmark = pytest.mark.anyio
 
 
-# ---------------------------------------------------------------------- what is wrong
-
-
-async def test_a_refused_password_or_user_is_told(place: str) -> None:
+async def test_a_rejected_password_or_user_is_described(place: str) -> None:
     assert await wrong(f"redis://:secret@{place}") == "the user or the password is refused"
     assert await wrong(f"redis://secret:{SECRET}@{place}") == "the user or the password is refused"
     assert await wrong(f"redis://{place}") == "it asks for a password"
 
 
-async def test_missing_rights_are_told(place: str) -> None:
+async def test_missing_rights_are_described(place: str) -> None:
     assert await wrong(f"redis://nobody:pw@{place}") == "this user may not run client|setname"
     async with client_of(f"redis://worker:pw@{place}") as client:
         with pytest.raises(RedisError) as caught:
@@ -44,7 +41,7 @@ async def test_missing_rights_are_told(place: str) -> None:
         assert describe_redis_error(caught.value) == "this user may not use these channels"
 
 
-async def test_a_server_that_is_not_there_is_told() -> None:
+async def test_a_server_that_does_not_exist_is_described() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -52,7 +49,7 @@ async def test_a_server_that_is_not_there_is_told() -> None:
     assert await wrong("redis://:secret@no.such.host.invalid") == "its host is not known"
 
 
-async def test_a_server_that_does_not_answer_is_told_soon() -> None:
+async def test_a_server_that_hangs_is_described_within_the_timeout() -> None:
     with RedisServer() as hung:
         async with client_of(hung.url) as client:
             await client.ping()
@@ -65,7 +62,7 @@ async def test_a_server_that_does_not_answer_is_told_soon() -> None:
         assert await wrong(hung.url) == "no answer within 1 s"
 
 
-async def test_a_server_that_takes_no_writes_is_told() -> None:
+async def test_a_server_that_takes_no_writes_is_described() -> None:
     with RedisServer("--maxmemory", "2mb", "--databases", "1") as full, admin(full) as boss:
         async with client_of(full.url) as client:
             boss.config_set("maxmemory", "1")
@@ -96,12 +93,12 @@ async def test_a_server_that_takes_no_writes_is_told() -> None:
         (asyncio.CancelledError(), "an error of kind CancelledError"),
     ],
 )
-def test_any_error_has_its_clause(error: BaseException, clause: str) -> None:
+def test_each_error_has_its_clause(error: BaseException, clause: str) -> None:
     assert clause in describe_redis_error(error)
     assert "secret" not in describe_redis_error(error)
 
 
-def test_the_error_that_led_to_an_error_counts() -> None:
+def test_the_cause_of_an_error_is_described() -> None:
     outer = redis.exceptions.ConnectionError("secret")
     outer.__cause__ = socket.gaierror(-2, "Name or service not known")
     assert describe_redis_error(outer) == "its host is not known"

@@ -218,16 +218,16 @@ def test_whatever_stands_in_a_field_all_scripts_give_answers(
     on(server, steps)
 
 
-def test_a_text_of_megabytes_is_not_sent_to_the_workers(server: RedisServer) -> None:
+def test_a_huge_text_is_cut_before_it_reaches_the_workers(server: RedisServer) -> None:
     async def steps(store: ScriptRunner, it: BreakerRef) -> None:
         await store.report(it, Report(1, 2, 1, causes={"HTTP 503": 1}, last="HTTP 503"))
-        huge = "x" * 2_000_000
+        huge = "x" * 300_000
         await store.client.hset(it.state, mapping={"why": huge, "last": huge})
         slices = {f"e{n}": f'{{"{huge}":1}}' for n in range(10)}
         await store.client.hset(it.window, mapping={"l": huge, **slices})
         words = (it.channel, str(NOW), it.policy, "one", 0)
-        for script, name in (("read_state", "snapshot"), ("describe", "describe")):
-            source = scripts.source(script)
+        for name in ("read_state", "describe"):
+            source = scripts.source(name)
             answer = await store.client.eval(source, 2, it.state, it.window, *words)
             assert len(repr(answer)) < 20_000
             assert (await getattr(store, name)(it)).now.reason == "x" * 200

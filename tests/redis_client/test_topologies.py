@@ -37,7 +37,7 @@ from support.redis_clients import (
     client_of,
     cluster,
     every_script,
-    hears_a_steer,
+    receives_a_forced_state,
     until,
     wrong,
 )
@@ -72,7 +72,7 @@ def replicated() -> Iterator[tuple[RedisServer, RedisServer, RedisServer]]:
 
 
 @pytest.mark.redis
-async def test_a_client_follows_the_sentinels_to_a_new_master(
+async def test_a_sentinel_client_follows_a_failover(
     replicated: tuple[RedisServer, RedisServer, RedisServer],
 ) -> None:
     master, replica, sentinel = replicated
@@ -81,7 +81,7 @@ async def test_a_client_follows_the_sentinels_to_a_new_master(
         f"redis+sentinel://:{SECRET}@127.0.0.1:1,127.0.0.1:{port}/main/2?{query}"
     ) as client:
         await every_script(client)
-        await hears_a_steer(client, client)
+        await receives_a_forced_state(client, client)
         master.kill()
         began = time.monotonic()
         while True:
@@ -90,7 +90,7 @@ async def test_a_client_follows_the_sentinels_to_a_new_master(
                 break
             assert time.monotonic() - began < 10.0
             await asyncio.sleep(0.05)
-        await hears_a_steer(client, client)
+        await receives_a_forced_state(client, client)
         assert (await client.info("server"))["tcp_port"] == replica.port
     for asked in client.connection_pool.sentinel_manager.sentinels:
         assert not any(one.is_connected for one in asked.connection_pool._available_connections)
@@ -103,33 +103,33 @@ async def test_a_client_follows_the_sentinels_to_a_new_master(
     assert "no Sentinel that answers" in await wrong(f"{at}/main?{query}")
 
 
-def a_name_on(number: int) -> str:
+def name_on(number: int) -> str:
     """Of a breaker that the node of this number keeps."""
     first, last = RANGES[number]
     names = (f"name{count}" for count in range(1000))
     return next(name for name in names if first <= redis.crc.key_slot(name.encode()) <= last)
 
 
-NAMES = [a_name_on(number) for number in range(3)]
+NAMES = [name_on(number) for number in range(3)]
 
 
 def address_of(nodes: list[RedisServer], user: str = "worker:pw@") -> str:
-    places = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
-    return f"redis+cluster://{user}{places}"
+    hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+    return f"redis+cluster://{user}{hosts}"
 
 
-async def look(client: Any, name: str) -> Any:
-    return (await ScriptRunner(client, "looker").read_state(BreakerRef("lr:", name, POLICY))).now
+async def state_of(client: Any, name: str) -> Any:
+    return (await ScriptRunner(client, "reader").read_state(BreakerRef("lr:", name, POLICY))).now
 
 
-async def test_a_cluster_serves_as_well_until_nodes_die_and_then_the_others_do() -> None:
+async def test_a_cluster_client_survives_a_failover_and_a_lost_node() -> None:
     with cluster() as nodes, contextlib.ExitStack() as stack:
         bosses = [stack.enter_context(admin(node)) for node in nodes]
         some, every = address_of(nodes[:2]), address_of(nodes)
         async with client_of(some) as client, client_of(every) as other:
             for name in NAMES:
                 await every_script(client, name=name)
-                await hears_a_steer(client, other, name)
+                await receives_a_forced_state(client, other, name)
             found = [key async for key in client.scan_iter(match=Keys.every_state("lr:"))]
             assert len(found) == 3
             assert [boss.acl_log() for boss in bosses] == [[]] * 4
@@ -142,37 +142,37 @@ async def test_a_cluster_serves_as_well_until_nodes_die_and_then_the_others_do()
             deadline = time.monotonic() + 5.0
             while True:
                 with contextlib.suppress(RedisError):
-                    assert (await look(client, NAMES[0])).state is State.OPEN
+                    assert (await state_of(client, NAMES[0])).state is State.OPEN
                     break
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.02)
             await every_script(client, name=NAMES[0])
 
-            # a node dies, and nobody takes its place
+            # a node dies, and no replica replaces it
             nodes[1].kill()
             outcomes: list[Any] = []
             for _ in range(5):
                 outcomes = await asyncio.gather(
-                    *(look(client, name) for name in NAMES), return_exceptions=True
+                    *(state_of(client, name) for name in NAMES), return_exceptions=True
                 )
             assert isinstance(outcomes[1], RedisError), outcomes
             assert all(outcomes[number].version for number in (0, 2)), outcomes
             for boss in (bosses[2], bosses[3]):
                 boss.script_flush()
             for usable in (client, make_client(address_of(nodes))):
-                assert (await look(usable, NAMES[0])).version
-                assert (await look(usable, NAMES[2])).version
+                assert (await state_of(usable, NAMES[0])).version
+                assert (await state_of(usable, NAMES[2])).version
                 for _ in range(4):
-                    await hears_a_steer(usable, usable, NAMES[2])
+                    await receives_a_forced_state(usable, usable, NAMES[2])
                 with pytest.raises(RedisError) as caught:
-                    await look(usable, NAMES[1])
+                    await state_of(usable, NAMES[1])
                 assert describe_redis_error(caught.value) == "nothing answers at this address"
             await usable.aclose()
         # although the last command failed
         until(lambda: "lightrag-resilience" not in str(bosses[2].client_list()), 2.0)
 
 
-async def test_a_cluster_without_all_its_slots_serves_those_it_has() -> None:
+async def test_a_cluster_with_missing_slots_serves_the_others() -> None:
     options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
     with RedisServer(*options) as node, admin(node) as boss:
         boss.execute_command("CLUSTER ADDSLOTSRANGE", *RANGES[0])
@@ -180,16 +180,16 @@ async def test_a_cluster_without_all_its_slots_serves_those_it_has() -> None:
         async with client_of(address_of([node], "")) as client:
             await every_script(client, name=NAMES[0])
             with pytest.raises(RedisError) as caught:
-                await look(client, NAMES[1])
+                await state_of(client, NAMES[1])
             assert describe_redis_error(caught.value) == "the cluster is down, or a part of it"
-            assert (await look(client, NAMES[0])).version
+            assert (await state_of(client, NAMES[0])).version
 
 
 def port_of(pubsub: Any) -> int:
     return int(pubsub.connection.port)
 
 
-async def test_subscriptions_in_a_cluster_end_with_their_node_and_begin_anew_at_another() -> None:
+async def test_a_cluster_subscription_ends_with_its_node_and_can_be_opened_at_another() -> None:
     options = ("--cluster-enabled", "yes")
     with RedisServer(*options) as one, RedisServer(*options) as two:
         async with client_of(address_of([one, two], "")) as client:
@@ -242,7 +242,7 @@ def server_with_tls() -> str:
     return binary
 
 
-async def test_a_server_with_tls_is_trusted_by_its_certificate_or_not_at_all(
+async def test_a_tls_server_is_trusted_only_by_its_certificate(
     server_with_tls: str,
     certificate: tuple[Path, Path],
 ) -> None:
@@ -255,11 +255,11 @@ async def test_a_server_with_tls_is_trusted_by_its_certificate_or_not_at_all(
         trusting, with_own = f"ssl_ca_certs={own}", f"ssl_certfile={own}&ssl_keyfile={key}"
         async with client_of(f"rediss://127.0.0.1:{port}?{trusting}&{with_own}") as client:
             await every_script(client)
-            await hears_a_steer(client, client)
-        told = await wrong(f"rediss://127.0.0.1:{port}?{with_own}")
-        assert told == "its certificate is not trusted: see ssl_ca_certs"
-        told = await wrong(f"rediss://localhost:{port}?{trusting}&{with_own}")
-        assert told == "its certificate is for another host"
+            await receives_a_forced_state(client, client)
+        text = await wrong(f"rediss://127.0.0.1:{port}?{with_own}")
+        assert text == "its certificate is not trusted: see ssl_ca_certs"
+        text = await wrong(f"rediss://localhost:{port}?{trusting}&{with_own}")
+        assert text == "its certificate is for another host"
         assert "a certificate" in await wrong(f"rediss://127.0.0.1:{port}?{trusting}")
         assert "names cannot be read" in await wrong(f"rediss://127.0.0.1:{port}?{trusting}.not")
         assert "does it want TLS" in await wrong(f"redis://127.0.0.1:{port}")

@@ -1,4 +1,4 @@
-"""Clients of real servers, and what each script needs."""
+"""Clients of real servers, and a run of every script."""
 
 from __future__ import annotations
 
@@ -53,59 +53,60 @@ class Unused:
 
 
 async def every_script(client: Any, prefix: str = "lr:", name: str = "llm") -> None:
-    """All that a worker and the command line do."""
-    store, subject = ScriptRunner(client, "worker"), BreakerRef(prefix, name, POLICY)
-    known = await store.report(subject, Report(1, calls=4, failed=1))
-    subject.version = known.now.version
-    opened = await store.report(subject, Report(2, calls=4, failed=4, slow=1, tripped="at all"))
+    """Send every command that workers and the command line send."""
+    runner, ref = ScriptRunner(client, "worker"), BreakerRef(prefix, name, POLICY)
+    known = await runner.report(ref, Report(1, calls=4, failed=1))
+    ref.version = known.now.version
+    opened = await runner.report(ref, Report(2, calls=4, failed=4, slow=1, tripped="at all"))
     assert opened.now.state is State.OPEN
-    await store.force_state(subject, State.HALF_OPEN, "by hand")
-    assert (await store.acquire_probe(subject, "token")).extra > 0
-    await store.release_probe(subject, "token")
-    assert (await store.describe(subject)).probes == 0
-    assert [reply.found for reply in await store.read_states([subject, subject])] == ["held"] * 2
-    await store.heartbeat(prefix, Presence("host", 1), 60.0)
-    await store.publish(subject.channel, lambda: CooldownMessage(1.0))
-    with contextlib.suppress(ClusterError):  # their slots may be on a node that is away
-        assert await store.count_workers(prefix, 60.0) == 1
+    await runner.force_state(ref, State.HALF_OPEN, "by hand")
+    assert (await runner.acquire_probe(ref, "token")).extra > 0
+    await runner.release_probe(ref, "token")
+    assert (await runner.describe(ref)).probes == 0
+    assert [reply.found for reply in await runner.read_states([ref, ref])] == ["held"] * 2
+    await runner.heartbeat(prefix, Presence("host", 1), 60.0)
+    await runner.publish(ref.channel, lambda: CooldownMessage(1.0))
+    with contextlib.suppress(ClusterError):  # their slots may be on a node that is unavailable
+        assert await runner.count_workers(prefix, 60.0) == 1
         limit = SharedRateLimiter(name, LimitPolicy(rpm=60), prefix, Unused(), clock=lambda: 0.0)
-        assert (await store.reserve(limit, ReservationRequest(1, (1, 0), (1, 0), (0, 0)))).taken[
+        assert (await runner.reserve(limit, ReservationRequest(1, (1, 0), (1, 0), (0, 0)))).taken[
             0
         ] == 1
     found = [key async for key in client.scan_iter(match=Keys.every_state(prefix))]
-    assert subject.state.encode() in found
+    assert ref.state.encode() in found
     assert await client.get(Presence.key(prefix, "worker"))
 
 
-async def hears_a_steer(client: Any, other: Any, name: str = "llm") -> None:
-    """What one client does, another hears."""
-    subject = BreakerRef("lr:", name, POLICY)
+async def receives_a_forced_state(client: Any, other: Any, name: str = "llm") -> None:
+    """A state that one client forces reaches another."""
+    ref = BreakerRef("lr:", name, POLICY)
     async with subscriptions(client) as pubsub:
-        await pubsub.subscribe(subject.channel)
-        await pubsub.get_message(timeout=0.25)  # the subscription stands
-        await ScriptRunner(other, "other").force_state(subject, State.OPEN, "by hand", open_for=9.0)
+        await pubsub.subscribe(ref.channel)
+        await pubsub.get_message(timeout=0.25)  # the confirmation
+        await ScriptRunner(other, "other").force_state(ref, State.OPEN, "by hand", open_for=9.0)
         for _ in range(4):  # what was published before may come late, at another node
             message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=2.0)
             assert message is not None
-            assert message["channel"] == subject.channel.encode()
+            assert message["channel"] == ref.channel.encode()
             if message["data"].startswith(b"O "):
                 return
-    raise AssertionError("it was not heard")
+    raise AssertionError("no message came")
 
 
 async def wrong(url: str) -> str:
+    """The description of the error that a client of this address raises."""
     async with client_of(url) as client:
         with pytest.raises(RedisError) as caught:
             await client.ping()
-    told = describe_redis_error(caught.value)
-    assert len(told) <= 150
-    assert "secret" not in told
-    return told
+    text = describe_redis_error(caught.value)
+    assert len(text) <= 150
+    assert "secret" not in text
+    return text
 
 
-def until(works: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(is_done: Callable[[], bool], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
-    while not works():
+    while not is_done():
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.02)
 
@@ -126,18 +127,18 @@ def cluster() -> Iterator[list[RedisServer]]:
     options = (*enabled, "--cluster-node-timeout", "1000", *AT_ONCE)
     with contextlib.ExitStack() as stack:
         nodes = [stack.enter_context(RedisServer(*options)) for _ in range(4)]
-        bosses = [stack.enter_context(admin(node)) for node in nodes]
-        for number, boss in enumerate(bosses):
+        admins = [stack.enter_context(admin(node)) for node in nodes]
+        for number, boss in enumerate(admins):
             boss.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
             boss.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
             boss.execute_command(
                 "ACL SETUSER", "worker", "on", ">pw", *needed_rights("lr:").split()
             )
-        for boss, (first, last) in zip(bosses, RANGES, strict=False):
+        for boss, (first, last) in zip(admins, RANGES, strict=False):
             boss.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
-        until(lambda: all(len(boss.cluster("nodes")) == 4 for boss in bosses))
-        bosses[3].execute_command("CLUSTER REPLICATE", bosses[0].execute_command("CLUSTER MYID"))
-        until(lambda: bosses[3].info("replication")["master_link_status"] == "up")
-        until(lambda: all(boss.cluster("info")["cluster_state"] == "ok" for boss in bosses))
-        until(lambda: all("slave" in str(boss.cluster("nodes")) for boss in bosses))
+        until(lambda: all(len(boss.cluster("nodes")) == 4 for boss in admins))
+        admins[3].execute_command("CLUSTER REPLICATE", admins[0].execute_command("CLUSTER MYID"))
+        until(lambda: admins[3].info("replication")["master_link_status"] == "up")
+        until(lambda: all(boss.cluster("info")["cluster_state"] == "ok" for boss in admins))
+        until(lambda: all("slave" in str(boss.cluster("nodes")) for boss in admins))
         yield nodes

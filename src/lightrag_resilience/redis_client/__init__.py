@@ -1,1 +1,1 @@
-"""A client of Redis in all its forms, its scripts, and what is wrong with it in words."""
+"""Redis clients for one server, Sentinels or a cluster; the Lua scripts; errors as plain text."""

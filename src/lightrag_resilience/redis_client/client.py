@@ -1,6 +1,7 @@
-"""Clients of a Redis, of what Sentinels name, or of a cluster.
+"""Clients for one Redis server, for the master that Sentinels name, or for a cluster.
 
-No command waits long and none is tried again: who uses a client does so in the background.
+Commands time out after `ANSWER_TIMEOUT` and are not retried: only background tasks use a client,
+and they run again anyway.
 """
 
 from __future__ import annotations
@@ -26,10 +27,19 @@ from redis.exceptions import (
 
 from lightrag_resilience.config.redis_url import read_address
 
-from .compat import FURTHER_COMMANDS, PLAIN, KeysAtHand, close_all_nodes, lost_connections, quiet
+from .compat import (
+    IMPLICIT_COMMANDS,
+    SENTINEL_OPTIONS,
+    close_all_nodes,
+    close_sentinels,
+    known_nodes,
+    lost_connections,
+    quiet_options,
+    use_static_key_parser,
+)
 
 __all__ = [
-    "PATIENCE",
+    "ANSWER_TIMEOUT",
     "RedisClient",
     "lost_connections",
     "make_client",
@@ -40,82 +50,81 @@ __all__ = [
 
 RedisClient: TypeAlias = Redis | RedisCluster
 
-PATIENCE = 1.0  # seconds for one answer: no call waits for it, and a busy machine needs a while
+ANSWER_TIMEOUT = 1.0  # seconds; no call waits for it, and a busy machine may need that long
 
 
 def make_client(url: str) -> RedisClient:
-    """A client which connects when it is first used. One event loop may use it, until ``aclose``.
+    """A client that connects on first use. It belongs to one event loop; close it with ``aclose``.
 
     Raises:
-        ValueError: It is no address of a Redis.
+        ValueError: `url` is not a Redis address.
     """
     address = read_address(url)
-    limits: dict[str, Any] = {
-        "socket_timeout": PATIENCE,
-        "socket_connect_timeout": PATIENCE,
+    timeouts: dict[str, Any] = {
+        "socket_timeout": ANSWER_TIMEOUT,
+        "socket_connect_timeout": ANSWER_TIMEOUT,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 3,
     }
-    options = {**limits, "max_connections": 8, "client_name": "lightrag-resilience"}
+    options = {**timeouts, "max_connections": 8, "client_name": "lightrag-resilience"}
     options |= address.options
     if address.kind == "cluster":
-        return _Cluster(address.hosts, options)
-    limits |= quiet(Redis)
-    options |= quiet(Redis)
+        return _ClusterClient(address.hosts, options)
+    timeouts |= quiet_options(Redis)
+    options |= quiet_options(Redis)
     if address.kind != "sentinel":
-        places: list[dict[str, Any]] = [
-            {"host": host, "port": port} for host, port in address.hosts
-        ]
-        return Redis(**options, **(places or [{}])[0])
-    own = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
-    safe = {name: value for name, value in options.items() if name.startswith("ssl")}
-    sentinels: Any = Sentinel
-    sentinel = sentinels(
-        address.hosts, sentinel_kwargs={**limits, **own, **safe, **PLAIN}, **options
+        hosts: list[dict[str, Any]] = [{"host": host, "port": port} for host, port in address.hosts]
+        return Redis(**options, **(hosts or [{}])[0])
+    # The Sentinels have credentials of their own, and the TLS options of the master.
+    login = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    tls = {name: value for name, value in options.items() if name.startswith("ssl")}
+    untyped: Any = Sentinel
+    sentinel = untyped(
+        address.hosts, sentinel_kwargs={**timeouts, **login, **tls, **SENTINEL_OPTIONS}, **options
     )
-    client: Redis = sentinel.master_for(address.service, redis_class=_OfSentinel)
+    client: Redis = sentinel.master_for(address.service, redis_class=_SentinelClient)
     return client
 
 
-class _OfSentinel(Redis):
-    """A client of whichever server the Sentinels name as master; it also owns their clients."""
+class _SentinelClient(Redis):
+    """A client of the master that the Sentinels name; it owns the clients of the Sentinels too."""
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001
         await super().aclose(close_connection_pool)
-        for sentinel in self.connection_pool.sentinel_manager.sentinels:  # type: ignore[attr-defined]
-            await sentinel.aclose()
+        await close_sentinels(self)
 
 
-class _Cluster(RedisCluster):
-    """A client of a cluster that raises no error but a `RedisError`, even where nodes are dead."""
+class _ClusterClient(RedisCluster):
+    """A client of a cluster that raises only `RedisError`, even if nodes are dead."""
 
     def __init__(self, hosts: list[tuple[str, int]], options: dict[str, Any]) -> None:
         nodes = [ClusterNode(host, port) for host, port in hosts]
-        own = quiet(RedisCluster)
-        super().__init__(startup_nodes=nodes, require_full_coverage=False, **options, **own)
-        self.commands_parser = KeysAtHand()
+        quiet = quiet_options(RedisCluster)
+        super().__init__(startup_nodes=nodes, require_full_coverage=False, **options, **quiet)
+        use_static_key_parser(self)
         self._options = options
 
     async def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            await self.initialize()  # or the first command goes to any node, perhaps a dead one
+            # Without this the first command would go to any node, perhaps a dead one.
+            await self.initialize()
             return await super().execute_command(*args, **kwargs)
-        except RedisClusterException as error:  # is no RedisError
+        except RedisClusterException as error:  # not a subclass of RedisError
             raise ClusterError(str(error)) from error
-        except LookupError as error:  # what redis-py raises for a slot that no node has
+        except LookupError as error:  # redis-py raises it for a slot without a node
             raise ClusterDownError("A slot has no node") from error
 
     async def script_load(self, script: Any) -> Any:
-        """Load on every primary that can be reached.
+        """Load the script on every primary that can be reached: a slot may move to any of them.
 
         Raises:
-            RedisError: None can.
+            RedisError: No primary can be reached.
         """
         primaries = self.get_primaries()
-        work = [
+        loads = [
             self.execute_command("SCRIPT LOAD", script, target_nodes=node) for node in primaries
         ]
-        answers = await asyncio.gather(*work, return_exceptions=True)
+        answers = await asyncio.gather(*loads, return_exceptions=True)
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
         if len(errors) == len(answers):
             raise (errors or [ClusterError("no node is known")])[0]
@@ -124,35 +133,36 @@ class _Cluster(RedisCluster):
     async def aclose(self) -> None:
         await close_all_nodes(self)
 
-    async def a_node(self) -> Redis:
-        """A client of its own for some node that answers.
+    async def connect_to_any_node(self) -> Redis:
+        """A separate client of a random node that answers; the caller closes it.
 
         Raises:
-            RedisError: None does.
+            RedisError: No node answers.
         """
-        error: RedisError = ClusterError("no node is known")
-        nodes = self.get_nodes() or list(self.nodes_manager.startup_nodes.values())
+        last_error: RedisError = ClusterError("no node is known")
+        nodes = known_nodes(self)
         for node in random.sample(nodes, len(nodes)):
-            client = Redis(host=node.host, port=int(node.port), **self._options, **quiet(Redis))
+            options = {**self._options, **quiet_options(Redis)}
+            client = Redis(host=node.host, port=int(node.port), **options)
             try:
                 await client.ping()
-            except RedisError as problem:
-                error = problem
+            except RedisError as error:
+                last_error = error
                 await client.aclose()
             else:
                 return client
-        raise error
+        raise last_error
 
 
 @contextlib.asynccontextmanager
 async def subscriptions(client: RedisClient) -> AsyncIterator[PubSub]:
-    """What can subscribe to channels; in a cluster at any one node, and another the next time.
+    """A `PubSub`; in a cluster at one random node, as each node gets the messages of all.
 
     Raises:
-        RedisError: No node answers, or the one chosen is lost: enter anew.
+        RedisError: No node answers, or the connection to the chosen one is lost: enter again.
     """
-    if isinstance(client, _Cluster):
-        async with await client.a_node() as node, node.pubsub() as pubsub:
+    if isinstance(client, _ClusterClient):
+        async with await client.connect_to_any_node() as node, node.pubsub() as pubsub:
             yield pubsub
     else:
         async with client.pubsub() as pubsub:
@@ -160,22 +170,23 @@ async def subscriptions(client: RedisClient) -> AsyncIterator[PubSub]:
 
 
 async def publish(client: RedisClient, channel: str, text: str) -> None:
-    """Tell those who listen to a channel.
+    """Publish a message to all subscribers of a channel.
 
     Raises:
-        RedisError: It cannot be told.
+        RedisError: Redis cannot be used.
     """
-    # In a cluster each node passes it on to all; redis-py would choose one by the channel.
-    anywhere = {"target_nodes": RedisCluster.RANDOM} if isinstance(client, RedisCluster) else {}
-    await client.execute_command("PUBLISH", channel, text, **anywhere)
+    # A cluster's node forwards it to all others. redis-py would choose the node that has the slot
+    # of the channel's name, which may be a dead one.
+    any_node = {"target_nodes": RedisCluster.RANDOM} if isinstance(client, RedisCluster) else {}
+    await client.execute_command("PUBLISH", channel, text, **any_node)
 
 
 def needed_rights(prefix: str) -> str:
-    """The rules of an ACL which suffice, for ``ACL SETUSER name on >password``."""
+    """The least ACL rules that suffice, to follow ``ACL SETUSER name on >password``."""
     commands = (
         "hello auth ping select client|setname cluster|slots evalsha script|load subscribe "
         "unsubscribe publish time hset hdel hgetall del pexpire get set scan "
         "zadd zcard zremrangebyscore"
     )
-    allowed = " ".join(f"+{command}" for command in (*commands.split(), *FURTHER_COMMANDS))
+    allowed = " ".join(f"+{command}" for command in (*commands.split(), *IMPLICIT_COMMANDS))
     return f"resetkeys ~{prefix}* resetchannels &{prefix}cb:ev:* -@all {allowed}"

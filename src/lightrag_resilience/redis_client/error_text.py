@@ -1,24 +1,26 @@
-"""What is wrong with Redis, in words for people."""
+"""Describes errors of Redis in a clause that an operator can act on."""
 
 from __future__ import annotations
 
 import re
 
-from .client import PATIENCE
+from .client import ANSWER_TIMEOUT
 
 __all__ = ["describe_redis_error"]
 
-_LONGEST = 150  # characters of a clause
-_LONGEST_PLACES = 100  # characters
-_DEEPEST = 10  # errors that led to each other
+_MAX_CLAUSE = 150  # characters
+_MAX_ADDRESS = 100  # characters
+_MAX_CAUSES = 10  # of one error, each the cause of the one before
 
-_HERE = "this address"
-_TO_SOCKET = "connecting to (?:unix socket: )?/"  # redis-py before 5.1 says more
+_THIS_ADDRESS = "this address"
+_NO_ANSWER = f"no answer within {ANSWER_TIMEOUT:g} s"
+_TO_SOCKET = "connecting to (?:unix socket: )?/"  # redis-py before 5.1 adds the words in brackets
+# The first pattern that is found wins: a specific text comes before the class that may contain it.
 _CLAUSES = [
     (re.compile(pattern, re.IGNORECASE), clause)
     for pattern, clause in (
         ("Too many open files", "this process may open no more files"),
-        ("can't (start|create) new thread", "this process may begin no more threads"),
+        ("can't (start|create) new thread", "this process may start no more threads"),
         ("certificate is not valid for", "its certificate is for another host"),
         ("certificate.has.expired", "its certificate has expired"),
         ("CERTIFICATE_VERIFY_FAILED", "its certificate is not trusted: see ssl_ca_certs"),
@@ -52,11 +54,14 @@ _CLAUSES = [
         (rf"{_TO_SOCKET}.*(No such file|Not a directory)", "there is no socket of this path"),
         (rf"{_TO_SOCKET}.*Permission denied", "this user may not use its socket"),
         (rf"{_TO_SOCKET}.*(refused|socket)", "nothing listens at this socket"),
-        ("Refused|Connect call failed", f"nothing answers at {_HERE}"),
+        ("Refused|Connect call failed", f"nothing answers at {_THIS_ADDRESS}"),
         ("FileNotFound|PermissionError", "a file that an ssl_ option names cannot be read"),
         ("route to host|unreachable", "its host cannot be reached"),
-        ("Timeout connecting", f"no answer within {PATIENCE:g} s: are host, port and TLS right?"),
-        ("TimeoutError", f"no answer within {PATIENCE:g} s"),
+        (
+            "Timeout connecting",
+            f"{_NO_ANSWER}: are host, port and TLS right?",
+        ),
+        ("TimeoutError", _NO_ANSWER),
         (
             "closed|ConnectionReset|BrokenPipe",
             "it closed the connection (does it want TLS, or a certificate?)",
@@ -66,27 +71,32 @@ _CLAUSES = [
 ]
 
 
-def describe_redis_error(error: BaseException, places: str = "") -> str:
-    """An error of talking to Redis as a clause for people, of at most 150 characters.
+def describe_redis_error(error: BaseException, address: str = "") -> str:
+    """An error of Redis as a clause of at most 150 characters, with no secret in it.
 
-    Of the error's own text no more is shown than a command's name, and of the address only what
-    is given as `places`, see `redis_location`, of which there may be 100 characters more.
+    The error's own text is not shown, except for the name of a command.
+
+    Args:
+        error: The error; its causes are read too.
+        address: Host and port, see `redis_location`; adds at most 100 characters.
     """
-    where = places if len(places) <= _LONGEST_PLACES else f"{places[: _LONGEST_PLACES - 1]}…"
+    shown = address if len(address) <= _MAX_ADDRESS else f"{address[: _MAX_ADDRESS - 1]}…"
     clause = _clause(error)
-    if not where:
+    if not shown:
         return clause
-    return clause.replace(_HERE, where) if _HERE in clause else f"{clause}, at {where}"
+    if _THIS_ADDRESS in clause:
+        return clause.replace(_THIS_ADDRESS, shown)
+    return f"{clause}, at {shown}"
 
 
 def _clause(error: BaseException) -> str:
-    link: BaseException | None = error
+    cause: BaseException | None = error
     text = ""
-    for _ in range(_DEEPEST):
-        if link is not None:
-            text += f"{type(link).__name__}: {link} "
-            link = link.__cause__ or link.__context__
+    for _ in range(_MAX_CAUSES):
+        if cause is not None:
+            text += f"{type(cause).__name__}: {cause} "
+            cause = cause.__cause__ or cause.__context__
     for pattern, clause in _CLAUSES:
         if found := pattern.search(text):
-            return clause.format(*found.groups())[:_LONGEST]
-    return f"an error of kind {type(error).__name__}"[:_LONGEST]
+            return clause.format(*found.groups())[:_MAX_CLAUSE]
+    return f"an error of kind {type(error).__name__}"[:_MAX_CLAUSE]

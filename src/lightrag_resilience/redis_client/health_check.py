@@ -1,4 +1,4 @@
-"""Whether a Redis is fit for what is shared: there, of the right age, with rights and memory."""
+"""Checks a Redis for the doctor: reachable, recent enough, with the needed rights and memory."""
 
 from __future__ import annotations
 
@@ -13,57 +13,55 @@ from redis.exceptions import RedisError
 
 from lightrag_resilience.text import LONGEST_TEXT, printable
 
-from .client import PATIENCE, RedisClient, publish, subscriptions
+from .client import ANSWER_TIMEOUT, RedisClient, publish, subscriptions
 from .error_text import describe_redis_error
 
-__all__ = ["Remark", "check_redis"]
+__all__ = ["RedisFinding", "check_redis"]
 
-Remark = tuple[bool, str, str]
-"""Whether it is an error, what is wrong, and what to do."""
+RedisFinding = tuple[bool, str, str]
+"""Whether it is an error (else a warning), what is wrong, and what to do."""
 
-_OLDEST = (6, 2)
+_MIN_VERSION = (6, 2)
 _SCRIPT = "return 1"
-_FULL = 0.9  # of its memory
-_BRIEF = 5  # seconds after which our own key is gone, whatever happens
+_NEARLY_FULL = 0.9  # share of its memory
+_KEY_TTL = 5  # seconds; the test key expires even if it cannot be deleted
 
 
-async def check_redis(client: RedisClient, prefix: str) -> list[Remark]:
-    """What is wrong with a Redis; nothing where all is well. It writes one key and deletes it.
+async def check_redis(client: RedisClient, prefix: str) -> list[RedisFinding]:
+    """All that is wrong with a Redis. It writes one key and deletes it.
 
     Args:
-        client: Of the Redis.
-        prefix: What all our keys and channels begin with.
+        client: A client of it.
+        prefix: Of all our keys and channels.
 
     Raises:
-        RedisError: It cannot be used at all.
+        RedisError: Redis cannot be used at all.
         OSError: The same.
     """
-    anyhow: Any = client
-    await anyhow.ping()
-    remarks = await _rights(anyhow, prefix)
+    untyped: Any = client
+    await untyped.ping()
+    findings = await _check_rights(untyped, prefix)
     try:
-        seen = await _one_node(await anyhow.info())
+        info = _one_node(await untyped.info())
     except RedisError as error:
-        advice = "let an administrator look: INFO is no right that workers need"
-        return [
-            *remarks,
-            (False, f"its settings cannot be seen: {describe_redis_error(error)}", advice),
-        ]
-    return [*remarks, *_version(seen), *_memory(seen)]
+        problem = f"its settings cannot be read: {describe_redis_error(error)}"
+        advice = "run this as an administrator: workers do not need INFO"
+        return [*findings, (False, problem, advice)]
+    return [*findings, *_check_version(info), *_check_memory(info)]
 
 
-async def _one_node(seen: Any) -> Mapping[str, Any]:
-    """Of a cluster any node: they are of one kind."""
-    nested = next(iter(seen.values()), None)
-    return nested if isinstance(nested, dict) and "redis_version" in nested else seen
+def _one_node(info: Any) -> Mapping[str, Any]:
+    """The answer of one node; a cluster gives one for each, and they are alike."""
+    nested = next(iter(info.values()), None)
+    return nested if isinstance(nested, dict) and "redis_version" in nested else info
 
 
-async def _rights(client: Any, prefix: str) -> list[Remark]:
+async def _check_rights(client: Any, prefix: str) -> list[RedisFinding]:
     key = f"{prefix}{{doctor}}:{secrets.token_hex(8)}"
     channel = f"{prefix}cb:ev:doctor"
     steps: list[Callable[[], Awaitable[Any]]] = [
         lambda: client.hset(key, "a", "1"),
-        lambda: client.pexpire(key, _BRIEF * 1000),
+        lambda: client.pexpire(key, _KEY_TTL * 1000),
         lambda: client.hgetall(key),
         lambda: client.hdel(key, "a"),
         lambda: client.zadd(key, {"a": 1}),
@@ -74,9 +72,9 @@ async def _rights(client: Any, prefix: str) -> list[Remark]:
         lambda: client.script_load(_SCRIPT),
         lambda: client.evalsha(sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest(), 1, key),
         lambda: publish(client, channel, ""),
-        lambda: _listen(client, channel),
+        lambda: _subscribe(client, channel),
     ]
-    problems: dict[str, None] = {}
+    problems: dict[str, None] = {}  # a set in the order of the steps
     for step in steps:
         try:
             await step()
@@ -88,32 +86,32 @@ async def _rights(client: Any, prefix: str) -> list[Remark]:
     return [(True, problem, advice) for problem in problems]
 
 
-async def _listen(client: Any, channel: str) -> None:
+async def _subscribe(client: Any, channel: str) -> None:
     async with subscriptions(client) as pubsub:
         await pubsub.subscribe(channel)
-        await pubsub.get_message(timeout=PATIENCE)  # the answer, or what it raises
+        await pubsub.get_message(timeout=ANSWER_TIMEOUT)  # an error comes as the answer
 
 
-def _version(seen: Mapping[str, Any]) -> list[Remark]:
-    shown = printable(str(seen.get("redis_version", "")), LONGEST_TEXT)
-    found = re.match(r"([0-9]{1,9})\.([0-9]{1,9})", shown)
-    if found is None or tuple(map(int, found.groups())) >= _OLDEST:
+def _check_version(info: Mapping[str, Any]) -> list[RedisFinding]:
+    version = printable(str(info.get("redis_version", "")), LONGEST_TEXT)
+    found = re.match(r"([0-9]{1,9})\.([0-9]{1,9})", version)
+    if found is None or tuple(map(int, found.groups())) >= _MIN_VERSION:
         return []
-    return [(True, f"its version is {shown}", "use Redis 6.2 or later, or Valkey")]
+    return [(True, f"its version is {version}", "use Redis 6.2 or later, or Valkey")]
 
 
-def _memory(seen: Mapping[str, Any]) -> list[Remark]:
-    policy = printable(str(seen.get("maxmemory_policy", "noeviction")), LONGEST_TEXT)
+def _check_memory(info: Mapping[str, Any]) -> list[RedisFinding]:
+    policy = printable(str(info.get("maxmemory_policy", "noeviction")), LONGEST_TEXT)
     if not policy.startswith("allkeys"):
-        most, used = _bytes(seen.get("maxmemory")), _bytes(seen.get("used_memory"))
-        if not most or used < _FULL * most:
+        maximum, used = _bytes(info.get("maxmemory")), _bytes(info.get("used_memory"))
+        if not maximum or used < _NEARLY_FULL * maximum:
             return []
-        problem = f"its memory is {used / most:.0%} full, and beyond it takes no writes"
-        return [(False, problem, "raise maxmemory, or see what else is kept there")]
-    problem = f"when its memory is full it drops any key (maxmemory-policy {policy}), ours too"
+        problem = f"its memory is {used / maximum:.0%} full, and a full Redis takes no writes"
+        return [(False, problem, "raise maxmemory, or find out what else is stored there")]
+    problem = f"when its memory is full it evicts any key (maxmemory-policy {policy}), ours too"
     return [(True, problem, "set maxmemory-policy to noeviction or volatile-ttl")]
 
 
 def _bytes(value: object) -> int:
-    """Redis's own word for a size; 0 where it is none."""
+    """A size that Redis reports; 0 if it has another type."""
     return value if type(value) is int else 0

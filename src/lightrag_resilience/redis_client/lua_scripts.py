@@ -1,4 +1,4 @@
-"""The Lua scripts, as the files beside this one have them. Those of breakers share a part."""
+"""The text and the digest of each Lua script in ``lua/``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import resources
 
 __all__ = ["NAMES", "digest", "source"]
 
-_OF_BREAKERS = (
+_BREAKER_SCRIPTS = (
     "record_outcomes",
     "acquire_probe",
     "release_probe",
@@ -17,18 +17,18 @@ _OF_BREAKERS = (
     "force_state",
     "describe",
 )
-NAMES = (*_OF_BREAKERS, "lease", "reserve_turns", "heartbeat")
+NAMES = (*_BREAKER_SCRIPTS, "lease", "reserve_turns", "heartbeat")
 
 
 @cache
 def source(name: str) -> str:
-    """The text of a script."""
+    """The text of a script; that of a breaker's script begins with ``common.lua``."""
     folder = resources.files(__name__.rpartition(".")[0]) / "lua"
-    parts = ("common", name) if name in _OF_BREAKERS else (name,)
+    parts = ("common", name) if name in _BREAKER_SCRIPTS else (name,)
     return "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in parts)
 
 
 @cache
 def digest(name: str) -> str:
-    """The SHA-1 by which Redis knows a script."""
+    """The SHA-1 by which EVALSHA names a script."""
     return hashlib.sha1(source(name).encode(), usedforsecurity=False).hexdigest()

@@ -1,14 +1,27 @@
--- What all breaker scripts share. Keys: state, window. The first arguments are always the same:
--- 1 channel, 2 milliseconds to take for now (tests) or '' for the server's clock, 3 policy as JSON,
--- 4 worker, 5 version the worker knows.
+-- Shared by all breaker scripts: it is put before each of them.
+--
+-- KEYS  1 state (hash): 'st' C, O or H; 'ver' version; 'till' end of the break in ms; 'opens' breaks in
+--         a row; 'proven' probe successes; 'why' reason; 'since' start or end of the outage in ms;
+--         'last' last failure; 'length' of the break in ms
+--       2 window (hash): per slice n its number, c calls, f failed, s slow, e causes as JSON, each
+--         with the slice's index; per worker q last batch and slice, t slice of its last failed or
+--         slow call, z ms of its last failure; p<token> end of a probe's lease in ms;
+--         'r' successes since the last failure; 'l' that failure
+-- ARGV  1 channel, 2 now in ms (tests) or '' for the server's clock, 3 policy as JSON, 4 worker,
+--       5 version that the worker knows (0: none); a script's own arguments begin at 6
+-- Reply state, version, ms left of the break, breaks in a row, reason, how the state was found (see
+--       load_state), a number of the script's own
+--
+-- Only the server's clock counts, and only durations go out: no worker's clock has to be right.
+-- Times are formatted with %.0f: Lua's own conversion keeps 14 digits only.
 local STATE, WINDOW = KEYS[1], KEYS[2]
 local CHANNEL, WORKER, KNOWN = ARGV[1], ARGV[4], tonumber(ARGV[5])
 local SLICES, KEEP_MS = 10, 600000
-local LONGEST_MS = 7 * 86400000 -- for which a circuit is open
-local MOST = 2 ^ 53 -- whole numbers are exact below it
-local LONGEST = 800 -- bytes of a text
-local MOST_BREAKS = 1000000 -- in a row
-local FAR_MS = 200 * 365 * 86400000 -- by which a version may be ahead of the clock
+local MAX_OPEN_MS = 7 * 86400000
+local MAX_WHOLE = 2 ^ 53 -- doubles hold whole numbers exactly below it
+local MAX_TEXT = 800 -- bytes
+local MAX_OPENS = 1000000
+local MAX_AHEAD_MS = 200 * 365 * 86400000 -- of a version before the clock
 
 local function clock()
   if ARGV[2] ~= '' then return tonumber(ARGV[2]) end
@@ -19,17 +32,19 @@ end
 local policy, now = cjson.decode(ARGV[3]), clock()
 local SLICE_MS = policy.window_ms / SLICES
 
+-- A stored whole number, or nil: any client of this Redis may have written the field.
 local function whole(text)
   local number = tonumber(text)
-  if number and number >= 0 and number < MOST and number == math.floor(number) then
-    return number + 0 -- or "-0" would go on as it is
+  if number and number >= 0 and number < MAX_WHOLE and number == math.floor(number) then
+    return number + 0 -- turns "-0" into 0
   end
   return nil
 end
 
--- A text, or its beginning: all workers read it once a second.
-local function short(text) return string.sub(text or '', 1, LONGEST) end
+-- The beginning of a text: each worker reads it once a second.
+local function clip(text) return string.sub(text or '', 1, MAX_TEXT) end
 
+-- The fields of a hash and whether there are none; nil where the key is no hash.
 local function fields_of(key)
   local flat = redis.pcall('HGETALL', key)
   if flat.err then return nil end
@@ -38,29 +53,29 @@ local function fields_of(key)
   return fields, #flat == 0
 end
 
--- The stored state, and how it was found: 'held', 'missing', 'corrupt', which deletes it, or
--- 'behind' where the worker knows of a later version, so that newer state must have been lost.
+-- The stored state, and how it was found: 'held'; 'missing'; 'corrupt', which deletes it; 'behind'
+-- where the worker knows a later version, so that Redis must have lost newer state.
 local function load_state()
-  local fields, empty = fields_of(STATE)
-  if empty then return nil, 'missing' end
+  local fields, is_empty = fields_of(STATE)
+  if is_empty then return nil, 'missing' end
   if fields then
     local state = {
-      st = fields.st, ver = whole(fields.ver), till = whole(fields.till),
-      opens = whole(fields.opens), proven = whole(fields.proven), why = short(fields.why),
-      since = whole(fields.since) or 0, last = short(fields.last),
+      letter = fields.st, version = whole(fields.ver), open_until = whole(fields.till),
+      opens = whole(fields.opens), probe_successes = whole(fields.proven), reason = clip(fields.why),
+      since = whole(fields.since) or 0, last_failure = clip(fields.last),
     }
-    local known = state.st == 'C' or state.st == 'O' or state.st == 'H'
-    -- A version far beyond any clock leaves no room to grow; this bound itself grows with time.
-    if known and state.ver and state.ver <= now + FAR_MS and state.till and state.opens
-      and state.proven and state.till <= now + LONGEST_MS then
-      state.opens = math.min(state.opens, MOST_BREAKS)
-      -- No break lasts longer than when it began, whatever the clock has done meanwhile.
+    local is_known = state.letter == 'C' or state.letter == 'O' or state.letter == 'H'
+    -- A version far ahead of the clock would leave no room to grow. The bound grows with time.
+    if is_known and state.version and state.version <= now + MAX_AHEAD_MS and state.open_until
+      and state.opens and state.probe_successes and state.open_until <= now + MAX_OPEN_MS then
+      state.opens = math.min(state.opens, MAX_OPENS)
+      -- A clock that steps back must not prolong a break beyond its length.
       local length = whole(fields.length)
-      if length and state.till > now + length then
-        state.till = now + length
-        redis.call('HSET', STATE, 'till', string.format('%.0f', state.till))
+      if length and state.open_until > now + length then
+        state.open_until = now + length
+        redis.call('HSET', STATE, 'till', string.format('%.0f', state.open_until))
       end
-      return state, KNOWN > state.ver and 'behind' or 'held'
+      return state, KNOWN > state.version and 'behind' or 'held'
     end
   end
   redis.call('DEL', STATE, WINDOW)
@@ -68,64 +83,70 @@ local function load_state()
 end
 
 local function remaining(state)
-  return math.max(state.till - now, 0)
+  return math.max(state.open_until - now, 0)
 end
 
 local function save(state)
-  redis.call('HSET', STATE, 'st', state.st, 'ver', string.format('%.0f', state.ver),
-    'till', string.format('%.0f', state.till), 'opens', state.opens, 'proven', state.proven,
-    'why', state.why, 'since', string.format('%.0f', state.since or 0), 'last', state.last or '')
+  redis.call('HSET', STATE, 'st', state.letter, 'ver', string.format('%.0f', state.version),
+    'till', string.format('%.0f', state.open_until), 'opens', state.opens,
+    'proven', state.probe_successes, 'why', state.reason,
+    'since', string.format('%.0f', state.since or 0), 'last', state.last_failure or '')
   redis.call('PEXPIRE', STATE, string.format('%.0f', math.max(KEEP_MS, 4 * remaining(state))))
 end
 
--- A new state: versions grow across lost state and clocks that step back, and the window begins anew.
-local function enter(state, st, till, why)
-  state.ver = math.max(state.ver + 1, KNOWN + 1, now)
-  -- When it broke, or was well again: a probe that fails begins no new outage.
-  if (state.st == 'C') ~= (st == 'C') then state.since = now end
-  state.st, state.till, state.why, state.proven = st, math.min(till, now + LONGEST_MS), why, 0
-  if st == 'C' then state.opens, state.last = 0, '' end
-  redis.call('DEL', WINDOW)
+-- Change the state. The version grows even where state was lost or the clock stepped back: workers
+-- ignore any version that is not newer than theirs. It is published in the same script, so that
+-- messages come in the order of the changes.
+local function enter(state, letter, open_until, reason)
+  state.version = math.max(state.version + 1, KNOWN + 1, now)
+  -- An outage lasts from closed to closed; a failed probe begins no new one.
+  if (state.letter == 'C') ~= (letter == 'C') then state.since = now end
+  state.letter, state.reason, state.probe_successes = letter, reason, 0
+  state.open_until = math.min(open_until, now + MAX_OPEN_MS)
+  if letter == 'C' then state.opens, state.last_failure = 0, '' end
+  redis.call('DEL', WINDOW) -- outcomes and leases of the previous state count no more
   save(state)
   redis.call('HSET', STATE, 'length', string.format('%.0f', remaining(state)))
   redis.call('PUBLISH', CHANNEL, string.format('%s %.0f %.0f %.0f %s',
-    st, state.ver, remaining(state), state.opens, why))
+    letter, state.version, remaining(state), state.opens, reason))
 end
 
-local function open(state, why)
+local function open(state, reason)
   state.opens = state.opens + 1
-  local growth = policy.growth ^ math.min(state.opens - 1, 64)
+  local growth = policy.growth ^ math.min(state.opens - 1, 64) -- no infinity
   local length = math.min(policy.open_ms * growth, policy.max_ms)
-  enter(state, 'O', now + math.floor(length), why)
+  enter(state, 'O', now + math.floor(length), reason)
 end
 
--- Refuse for so many milliseconds more, in the break that a probe interrupted.
-local function reopen(state, pause, why)
-  enter(state, 'O', now + math.min(pause, policy.max_ms), why)
+-- Continue the break that a probe interrupted, for `pause` ms: `opens` does not grow.
+local function reopen(state, pause, reason)
+  enter(state, 'O', now + math.min(pause, policy.max_ms), reason)
 end
 
--- The state to go on with. Where state was lost, versions go on from what the worker knows, or
--- nobody would ever listen again. Version 0 says that nobody has decided anything yet.
-local function current()
+-- The stored state, or a closed one where it was lost. That one goes on from the version that the
+-- worker knows, or all workers would ignore it. Version 0 means: nothing was decided yet.
+local function load_or_create()
   local state, found = load_state()
   if found == 'held' then return state, found end
-  state = state or {st = 'C', till = 0, opens = 0, proven = 0, why = 'since the start'}
-  state.ver = KNOWN > 0 and math.max(KNOWN + 1, now) or 0
+  state = state
+    or {letter = 'C', open_until = 0, opens = 0, probe_successes = 0, reason = 'since the start'}
+  state.version = KNOWN > 0 and math.max(KNOWN + 1, now) or 0
   save(state)
   return state, found
 end
 
--- How many failed by what, of one slice, without what is not ours.
+-- Counts of failures by cause, from JSON; drops whatever has another shape.
 local function causes_in(text)
-  local read, causes = pcall(cjson.decode, text or '{}')
-  local known = {}
-  for cause, count in pairs(read and type(causes) == 'table' and causes or {}) do
-    known[short(tostring(cause))] = whole(count)
+  local is_json, decoded = pcall(cjson.decode, text or '{}')
+  local causes = {}
+  for cause, count in pairs(is_json and type(decoded) == 'table' and decoded or {}) do
+    causes[clip(tostring(cause))] = whole(count)
   end
-  return known
+  return causes
 end
 
--- What the window holds of the last slices, and how many workers saw failures or reported at all.
+-- Sums over the SLICES slices that end with `slice`: calls, failed, slow, workers that saw failed or
+-- slow calls (witnesses, for the quorum), workers that reported at all.
 local function sum(window, slice)
   local sums = {c = 0, f = 0, s = 0, witnesses = 0, workers = 0}
   for index = 0, SLICES - 1 do
@@ -136,9 +157,9 @@ local function sum(window, slice)
       end
     end
   end
-  for field, seen in pairs(window) do
-    local kind, last = string.sub(field, 1, 1), whole(string.match(seen, '(%d+)$')) or 0
-    if last > slice - SLICES then
+  for field, value in pairs(window) do
+    local kind, last_slice = string.sub(field, 1, 1), whole(string.match(value, '(%d+)$')) or 0
+    if last_slice > slice - SLICES then
       if kind == 't' then sums.witnesses = sums.witnesses + 1 end
       if kind == 'q' then sums.workers = sums.workers + 1 end
     end
@@ -146,22 +167,22 @@ local function sum(window, slice)
   return sums
 end
 
--- Probe places in use, and when the first lapses. A lease that has lapsed is given up, and so is a
--- window that is not ours, to which no script could write. Where the clock has stepped back, a
--- lease begins again, or that of a worker that died would last as long as the step.
-local function leases(only_look)
+-- The number of probe leases held, and when the first ends. Unless `read_only`, deletes those that
+-- ended, and a window that is no hash, as no script could write to it.
+local function count_leases(read_only)
   local count, first, window = 0, nil, fields_of(WINDOW)
-  if not window and not only_look then redis.call('DEL', WINDOW) end
-  for field, till in pairs(window or {}) do
+  if not window and not read_only then redis.call('DEL', WINDOW) end
+  for field, value in pairs(window or {}) do
     if string.sub(field, 1, 1) == 'p' then
-      local lapses = whole(till)
-      if lapses and lapses > now then
-        if lapses > now + policy.lease_ms and not only_look then
-          lapses = now + policy.lease_ms
-          redis.call('HSET', WINDOW, field, string.format('%.0f', lapses))
+      local ends = whole(value)
+      if ends and ends > now then
+        -- The clock stepped back. Without a cut a dead worker's lease would last as long as the step.
+        if ends > now + policy.lease_ms and not read_only then
+          ends = now + policy.lease_ms
+          redis.call('HSET', WINDOW, field, string.format('%.0f', ends))
         end
-        count, first = count + 1, math.min(first or lapses, lapses)
-      elseif not only_look then
+        count, first = count + 1, math.min(first or ends, ends)
+      elseif not read_only then
         redis.call('HDEL', WINDOW, field)
       end
     end
@@ -170,6 +191,7 @@ local function leases(only_look)
 end
 
 local function reply(state, found, extra)
-  return {state.st, string.format('%.0f', state.ver), string.format('%.0f', remaining(state)),
-    string.format('%.0f', state.opens), state.why, found, string.format('%.0f', extra or 0)}
+  return {state.letter, string.format('%.0f', state.version),
+    string.format('%.0f', remaining(state)), string.format('%.0f', state.opens), state.reason, found,
+    string.format('%.0f', extra or 0)}
 end

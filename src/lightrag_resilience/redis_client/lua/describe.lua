@@ -1,18 +1,21 @@
--- The state and what led to it, for people; changes nothing, but for what is corrupt. After the
--- reply that all scripts give: calls, failed and slow of the window, workers that reported, probes,
--- milliseconds since it broke or was well again, or '' where that is not known; how many failed by
--- what, successes since the last failure, and what that looked like. The window ends with the last
--- report: what the last calls met is what the next has to expect.
+-- The state and what led to it, for operators. Writes nothing, but deletes a corrupt state.
+--
+-- KEYS, ARGV 1-5 and the reply: see common.lua.
+-- Reply's further parts: calls, failed and slow calls of the window, workers that reported, probes
+--       under way, ms since the outage began or ended ('' if unknown), a flat list of causes and
+--       counts, successes since the last failure, the last failure.
 local state, found = load_state()
-state = state or {st = 'C', ver = 0, till = 0, opens = 0, why = ''}
+state = state or {letter = 'C', version = 0, open_until = 0, opens = 0, reason = ''}
+-- The window ends with the last report, not now: a dependency that gets no calls shows how its last
+-- calls ended, which is what the next one has to expect.
 local window, newest = fields_of(WINDOW) or {}, 0
 for index = 0, SLICES - 1 do
   newest = math.max(newest, whole(window['n' .. index]) or 0)
 end
-newest = math.min(newest, math.floor(now / SLICE_MS))
+newest = math.min(newest, math.floor(now / SLICE_MS)) -- the clock may have stepped back
 
--- No worker counts so far: a sum of what is not ours.
-local function shown(number) return string.format('%.0f', math.min(number, MOST - 1)) end
+-- Sums of forged fields may pass the bound that each field keeps; the worker's parser rejects those.
+local function bounded(number) return string.format('%.0f', math.min(number, MAX_WHOLE - 1)) end
 
 local sums, causes, answer = sum(window, newest), {}, reply(state, found, 0)
 for index = 0, SLICES - 1 do
@@ -23,17 +26,17 @@ for index = 0, SLICES - 1 do
     end
   end
 end
-for _, number in ipairs({sums.c, sums.f, sums.s, sums.workers, (leases(true))}) do
-  table.insert(answer, shown(number))
+for _, number in ipairs({sums.c, sums.f, sums.s, sums.workers, (count_leases(true))}) do
+  table.insert(answer, bounded(number))
 end
 local since = state.since or 0
 table.insert(answer, since > 0 and string.format('%.0f', math.max(now - since, 0)) or '')
 local flat = {}
 for cause, count in pairs(causes) do
   table.insert(flat, cause)
-  table.insert(flat, shown(count))
+  table.insert(flat, bounded(count))
 end
 table.insert(answer, flat)
-table.insert(answer, shown(whole(window.r) or 0))
-table.insert(answer, short(window.l))
+table.insert(answer, bounded(whole(window.r) or 0))
+table.insert(answer, clip(window.l))
 return answer

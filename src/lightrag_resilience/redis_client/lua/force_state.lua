@@ -1,9 +1,11 @@
--- A change by hand, for the whole cluster. Further arguments: 6 state, 7 milliseconds to stay open,
--- 8 why.
-local state, found = current()
-state.last = ''
+-- Force a state for the whole cluster, on an operator's command.
+--
+-- KEYS, ARGV 1-5 and the reply: see common.lua.
+-- ARGV  6 state, 7 ms to stay open, 8 reason
+local state, found = load_or_create()
+state.last_failure = ''
 if ARGV[6] == 'O' then
-  if state.st ~= 'O' then state.opens = state.opens + 1 end
+  if state.letter ~= 'O' then state.opens = state.opens + 1 end
   enter(state, 'O', now + tonumber(ARGV[7]), ARGV[8])
 else
   enter(state, ARGV[6], 0, ARGV[8])

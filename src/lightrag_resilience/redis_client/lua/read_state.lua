@@ -1,4 +1,6 @@
--- The state as it stands; changes nothing, but for what is corrupt. Version 0 where there is none.
+-- The state, for the poll of each worker. Writes nothing, but deletes a corrupt state.
+--
+-- KEYS, ARGV 1-5 and the reply: see common.lua. Version 0 where there is no state.
 local state, found = load_state()
-if not state then return reply({st = 'C', ver = 0, till = 0, opens = 0, why = ''}, found, 0) end
+state = state or {letter = 'C', version = 0, open_until = 0, opens = 0, reason = ''}
 return reply(state, found, 0)

@@ -1,13 +1,19 @@
--- Turns of requests and tokens, booked ahead for one worker by the generic cell rate algorithm.
--- Key: the limit. Arguments: 1 milliseconds to take for now (tests) or '' for the server's clock,
--- 2 worker, 3 and 4 requests a minute and at once, 5 and 6 the same for tokens ('0': no limit),
--- 7 milliseconds that a turn may be away, 8 and 9 requests needed and wanted, 10 and 11 the same
--- for tokens, 12 and 13 requests and tokens to give back (negative: used beyond what was booked),
--- 14 and 15 milliseconds until requests and tokens are paid for, as far as the worker knows.
--- Fields: 'r' and 'k', the milliseconds at which all that was booked is paid for; 'w' and a worker,
--- when it was last here.
+-- Reserve turns of requests and tokens ahead for one worker (generic cell rate algorithm).
+--
+-- KEYS  1 limit (hash): 'r' and 'k', ms at which all reserved requests and tokens are paid for (the
+--         theoretical arrival time of GCRA); 'w<worker>', ms of a worker's last reservation
+-- ARGV  1 now in ms (tests) or '' for the server's clock, 2 worker, 3 and 4 requests a minute and
+--       their burst, 5 and 6 the same for tokens ('0': no limit), 7 the longest wait in ms,
+--       8 and 9 requests needed and wanted, 10 and 11 the same for tokens, 12 and 13 requests and
+--       tokens to give back (negative: used beyond the reservation), 14 and 15 ms until requests
+--       and tokens are paid for, as far as the worker knows
+-- Reply 'held', or 'corrupt' if the key had another type; ms until the needed turns are due; workers
+--       of the last minute; for requests, then for tokens: ms from now to the turn before the
+--       first, and the number reserved
+-- Why   requests and tokens in one script: a turn of one is worth nothing without the other's. A
+--       caller gets its future turn at once, and never has to ask again.
 local KEY, WORKER = KEYS[1], ARGV[2]
-local MINUTE_MS, SEEN_MS, LONGEST_MS = 60000, 60000, 86400000
+local MINUTE_MS, SEEN_MS, MAX_AHEAD_MS = 60000, 60000, 86400000
 
 local function clock()
   if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
@@ -17,77 +23,81 @@ end
 
 local now, found = clock(), 'held'
 local flat, fields = redis.pcall('HGETALL', KEY), {}
-if flat.err then
+if flat.err then -- the key has another type
   redis.call('DEL', KEY)
   found = 'corrupt'
 else
   for at = 1, #flat, 2 do fields[flat[at]] = tonumber(flat[at + 1]) end
 end
 
--- One line of turns: when it is paid for, how long each takes, and how many may go at once.
-local function line(field, first, owed)
+-- One limit: its field, until when it is paid for, ms a turn, and its burst; nil if there is none.
+local function limit_of(field, first, owed)
   local rate = tonumber(ARGV[first])
   if rate <= 0 then return nil end
   local stored = fields[field] or 0
-  if stored ~= stored or stored > now + LONGEST_MS then stored = 0 end
-  local made = {field = field, each = MINUTE_MS / rate, burst = tonumber(ARGV[first + 1])}
-  -- Nothing is booked further ahead, and of what is used beyond what was booked a minute counts: a
-  -- clock that steps back makes nothing wait for longer.
-  local latest = now + tonumber(ARGV[7]) + made.burst * made.each + MINUTE_MS
-  made.paid = math.min(math.max(stored, now + tonumber(owed)), latest)
-  return made
+  if stored ~= stored or stored > now + MAX_AHEAD_MS then stored = 0 end -- NaN, or malformed
+  local limit = {field = field, interval = MINUTE_MS / rate, burst = tonumber(ARGV[first + 1])}
+  -- A reservation reaches no further ahead than the longest wait, and of what is used beyond it one
+  -- minute counts. The bound holds where the clock stepped back, so that no wait grows by it.
+  local latest = now + tonumber(ARGV[7]) + limit.burst * limit.interval + MINUTE_MS
+  -- Redis may have lost what the worker still knows: the later time is the true one.
+  limit.paid_until = math.min(math.max(stored, now + tonumber(owed)), latest)
+  return limit
 end
 
--- Milliseconds until the last of so many turns.
-local function wait(made, turns)
-  return math.max(made.paid + (turns - made.burst) * made.each - now, 0)
+-- Ms until the last of so many turns is due.
+local function wait_for(limit, turns)
+  return math.max(limit.paid_until + (turns - limit.burst) * limit.interval - now, 0)
 end
 
--- Take what is wanted, or what is needed where that is too far away; the turn before the first.
-local function take(made, needed, wanted, longest)
-  if wait(made, wanted) > longest then wanted = needed end
-  local start = made.paid - made.burst * made.each - now
-  made.paid = made.paid + wanted * made.each
+-- Reserve the wanted turns, or only the needed ones if the others are due too late. Returns ms from
+-- now to the turn before the first, and the number.
+local function reserve(limit, needed, wanted, max_wait)
+  if wait_for(limit, wanted) > max_wait then wanted = needed end
+  local start = limit.paid_until - limit.burst * limit.interval - now
+  limit.paid_until = limit.paid_until + wanted * limit.interval
   return start, wanted
 end
 
-local function give_back(made, turns)
-  made.paid = math.max(made.paid - turns * made.each, now)
+-- Never before now: turns given back late would otherwise add to the burst.
+local function give_back(limit, turns)
+  limit.paid_until = math.max(limit.paid_until - turns * limit.interval, now)
 end
 
-local requests, tokens = line('r', 3, ARGV[14]), line('k', 5, ARGV[15])
-local longest = tonumber(ARGV[7])
-local away = 0
+local requests, tokens = limit_of('r', 3, ARGV[14]), limit_of('k', 5, ARGV[15])
+local max_wait = tonumber(ARGV[7])
+local wait = 0
 if requests then
   give_back(requests, tonumber(ARGV[12]))
-  away = wait(requests, tonumber(ARGV[8]))
+  wait = wait_for(requests, tonumber(ARGV[8]))
 end
 if tokens then
   give_back(tokens, tonumber(ARGV[13]))
-  away = math.max(away, wait(tokens, tonumber(ARGV[10])))
+  wait = math.max(wait, wait_for(tokens, tonumber(ARGV[10])))
 end
 
-local starts, taken = {0, 0}, {0, 0}
-if away <= longest then
+-- Both or none: see above.
+local starts, reserved = {0, 0}, {0, 0}
+if wait <= max_wait then
   if requests then
-    starts[1], taken[1] = take(requests, tonumber(ARGV[8]), tonumber(ARGV[9]), longest)
+    starts[1], reserved[1] = reserve(requests, tonumber(ARGV[8]), tonumber(ARGV[9]), max_wait)
   end
   if tokens then
-    starts[2], taken[2] = take(tokens, tonumber(ARGV[10]), tonumber(ARGV[11]), longest)
+    starts[2], reserved[2] = reserve(tokens, tonumber(ARGV[10]), tonumber(ARGV[11]), max_wait)
   end
 end
 
 local keep = SEEN_MS
-for _, made in pairs({requests or false, tokens or false}) do
-  if made then
-    redis.call('HSET', KEY, made.field, string.format('%.3f', made.paid))
-    keep = math.max(keep, made.paid - now + SEEN_MS)
+for _, limit in pairs({requests or false, tokens or false}) do
+  if limit then
+    redis.call('HSET', KEY, limit.field, string.format('%.3f', limit.paid_until))
+    keep = math.max(keep, limit.paid_until - now + SEEN_MS)
   end
 end
 local workers = 1
-for field, seen in pairs(fields) do
+for field, seen_at in pairs(fields) do
   if string.sub(field, 1, 1) == 'w' and field ~= 'w' .. WORKER then
-    if seen > now - SEEN_MS and seen <= now + SEEN_MS then
+    if seen_at > now - SEEN_MS and seen_at <= now + SEEN_MS then
       workers = workers + 1
     else
       redis.call('HDEL', KEY, field)
@@ -96,6 +106,6 @@ for field, seen in pairs(fields) do
 end
 redis.call('HSET', KEY, 'w' .. WORKER, string.format('%.0f', now))
 redis.call('PEXPIRE', KEY, string.format('%.0f', keep))
-return {found, string.format('%.3f', away), workers,
-  string.format('%.3f', starts[1]), string.format('%.0f', taken[1]),
-  string.format('%.3f', starts[2]), string.format('%.0f', taken[2])}
+return {found, string.format('%.3f', wait), workers,
+  string.format('%.3f', starts[1]), string.format('%.0f', reserved[1]),
+  string.format('%.3f', starts[2]), string.format('%.0f', reserved[2])}
