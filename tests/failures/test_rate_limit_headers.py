@@ -11,13 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience.failures.retry_after import (
-    RateState,
-    RateStates,
-    rate_states,
-    retry_info,
-    seconds_of,
-)
+from lightrag_resilience.failures.rate_limit_headers import RateState, RateStates, rate_states
+from lightrag_resilience.failures.retry_after import retry_info, seconds_of
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC).timestamp()
 PARTS = ["limit", "remaining", "reset"]

@@ -14,11 +14,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lightrag_resilience.failures.rate_limit_headers import RateState, RateStates, rate_states
 from lightrag_resilience.failures.retry_after import (
-    RateState,
-    RateStates,
     advice,
-    rate_states,
     retry_after,
 )
 

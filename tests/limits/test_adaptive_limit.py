@@ -1,4 +1,4 @@
-"""The limit that finds out what a provider stands, on a provider of which one knows it."""
+"""The adaptive limit, against a provider of known capacity."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def fresh(goal: float | None = None) -> AdaptiveLimit:
 
 @pytest.mark.parametrize(("throttles", "goal"), [(True, None), (False, 1.3 * BASE)])
 @pytest.mark.parametrize("seed", range(10))
-def test_it_finds_what_a_provider_stands_and_stays_there(
+def test_the_limit_settles_at_the_capacity_of_the_provider(
     seed: int,
     throttles: bool,  # noqa: FBT001 - a parameter of the test
     goal: float | None,
@@ -67,7 +67,7 @@ def test_it_finds_what_a_provider_stands_and_stays_there(
 
 @pytest.mark.parametrize(("throttles", "goal"), [(True, None), (False, 1.3 * BASE)])
 @pytest.mark.parametrize("seed", range(10))
-def test_it_follows_a_provider_that_stands_less_and_then_more(
+def test_the_limit_follows_a_capacity_that_shrinks_and_grows(
     seed: int,
     throttles: bool,  # noqa: FBT001 - a parameter of the test
     goal: float | None,
@@ -81,14 +81,14 @@ def test_it_follows_a_provider_that_stands_less_and_then_more(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_it_does_not_grow_while_it_is_not_used(seed: int) -> None:
+def test_the_limit_does_not_grow_while_it_is_not_reached(seed: int) -> None:
     limit = fresh()
     before = limit.value
     seen = run(limit, lambda _: 20, calls=500, seed=seed, throttles=True, demand=before - 1)
     assert set(seen) == {before}
 
 
-def test_calls_that_were_under_way_together_cut_it_once() -> None:
+def test_calls_in_flight_together_cut_the_limit_once() -> None:
     limit = fresh()
     run(limit, lambda _: 1000, calls=500, seed=1, throttles=True)
     assert limit.value == 100
@@ -99,7 +99,7 @@ def test_calls_that_were_under_way_together_cut_it_once() -> None:
     assert limit.value == 64
 
 
-def test_what_was_sent_before_a_cut_says_nothing_of_what_holds_now() -> None:
+def test_calls_sent_before_a_cut_do_not_change_the_limit_again() -> None:
     limit = fresh(goal=1.0)
     limit.on_overload(started=10.0, now=11.0)
     held = limit.value
@@ -117,7 +117,7 @@ def test_what_was_sent_before_a_cut_says_nothing_of_what_holds_now() -> None:
         st.tuples(st.booleans(), st.floats(0, 100), st.floats(0, 100), st.booleans()), max_size=300
     ),
 )
-def test_it_stays_within_its_bounds(
+def test_the_limit_stays_within_its_bounds(
     smallest: int, more: int, goal: float | None, ends: list[tuple[bool, float, float, bool]]
 ) -> None:
     limit = AdaptiveLimit(smallest=smallest, largest=smallest + more, goal=goal)

@@ -1,4 +1,4 @@
-"""Calls at once: so many, so many more in line, and the rest refused."""
+"""Calls at once: so many, so many more in the queue, and the rest rejected."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ pytestmark = pytest.mark.anyio
 INTERACTIVE, BACKGROUND = Priority.INTERACTIVE, Priority.BACKGROUND
 
 
-def places(at_once: int = 2, queue: int = 100, max_wait: float = 1000.0) -> Bulkhead:
+def make_bulkhead(at_once: int = 2, queue: int = 100, max_wait: float = 1000.0) -> Bulkhead:
     policy = ConcurrencyPolicy(max_concurrent=at_once, max_queue=queue, max_wait=max_wait)
     return Bulkhead("llm", policy, asyncio.get_running_loop().time)
 
 
-async def stay(places: Bulkhead, seconds: float = 1.0, longest: float = math.inf) -> float:
-    await places.acquire(longest)
+async def stay(bulkhead: Bulkhead, seconds: float = 1.0, longest: float = math.inf) -> float:
+    await bulkhead.acquire(longest)
     entered = now()
     try:
         await asyncio.sleep(seconds)
     finally:
-        places.release()
+        bulkhead.release()
     return entered
 
 
-async def test_so_many_at_once_and_the_rest_in_their_order() -> None:
-    made = places()
+async def test_as_many_calls_as_permits_run_and_the_rest_in_order_of_arrival() -> None:
+    made = make_bulkhead()
     assert await asyncio.gather(*(stay(made) for _ in range(6))) == [0, 0, 1, 1, 2, 2]
 
 
-async def test_it_says_whether_there_was_a_wait() -> None:
-    made = places(at_once=1)
+async def test_acquire_returns_whether_it_waited() -> None:
+    made = make_bulkhead(at_once=1)
     assert await made.acquire(math.inf) is False
     waiter = asyncio.create_task(made.acquire(math.inf))
     await asyncio.sleep(1)
@@ -62,8 +62,8 @@ async def test_it_says_whether_there_was_a_wait() -> None:
     assert await waiter is True
 
 
-async def test_a_full_queue_refuses_at_once() -> None:
-    made = places(at_once=1, queue=2)
+async def test_a_full_queue_rejects_at_once() -> None:
+    made = make_bulkhead(at_once=1, queue=2)
     calls = (stay(made) for _ in range(5))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [float] * 3 + [BulkheadFullError] * 2
@@ -71,8 +71,8 @@ async def test_a_full_queue_refuses_at_once() -> None:
 
 
 @pytest.mark.parametrize(("max_wait", "longest"), [(3.0, math.inf), (1000.0, 3.0)])
-async def test_a_wait_that_takes_too_long_is_refused(max_wait: float, longest: float) -> None:
-    made = places(at_once=1, max_wait=max_wait)
+async def test_a_wait_that_takes_too_long_is_rejected(max_wait: float, longest: float) -> None:
+    made = make_bulkhead(at_once=1, max_wait=max_wait)
     stayer = asyncio.create_task(stay(made, 60.0))
     await asyncio.sleep(0)
     with pytest.raises(BulkheadFullError, match="for 3 s"):
@@ -82,8 +82,8 @@ async def test_a_wait_that_takes_too_long_is_refused(max_wait: float, longest: f
     assert await stay(made) == 60.0
 
 
-async def test_a_waiter_who_leaves_takes_no_place() -> None:
-    made = places(at_once=1)
+async def test_a_cancelled_waiter_takes_no_permit() -> None:
+    made = make_bulkhead(at_once=1)
     calls = [asyncio.create_task(stay(made)) for _ in range(4)]
     await asyncio.sleep(0.5)
     calls[1].cancel()
@@ -92,8 +92,8 @@ async def test_a_waiter_who_leaves_takes_no_place() -> None:
     assert made.occupancy.waiting == 0
 
 
-async def test_a_place_granted_to_a_waiter_who_leaves_is_not_lost() -> None:
-    made = places(at_once=1)
+async def test_a_permit_granted_to_a_cancelled_waiter_is_passed_on() -> None:
+    made = make_bulkhead(at_once=1)
     calls = [asyncio.create_task(stay(made)) for _ in range(3)]
     await asyncio.sleep(1.0)
     calls[1].cancel()
@@ -101,8 +101,8 @@ async def test_a_place_granted_to_a_waiter_who_leaves_is_not_lost() -> None:
     assert calls[2].result() <= 2.0
 
 
-async def test_a_cancellation_is_no_refusal() -> None:
-    made = places(at_once=1, max_wait=5.0)
+async def test_a_cancelled_waiter_is_not_counted_as_rejected() -> None:
+    made = make_bulkhead(at_once=1, max_wait=5.0)
     await made.acquire(math.inf)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(2.0):
@@ -110,7 +110,7 @@ async def test_a_cancellation_is_no_refusal() -> None:
     assert now() == 2.0
 
 
-# ---------------------------------------------------------------------- who goes first
+# ---------------------------------------------------------------------- the order
 
 
 async def stay_as(level: Priority, made: Bulkhead, seconds: float = 1.0) -> float:
@@ -119,14 +119,14 @@ async def stay_as(level: Priority, made: Bulkhead, seconds: float = 1.0) -> floa
 
 
 async def test_interactive_calls_go_before_background_ones() -> None:
-    made = places(at_once=1)
+    made = make_bulkhead(at_once=1)
     order = [BACKGROUND, BACKGROUND, INTERACTIVE, BACKGROUND, INTERACTIVE]
     entered = await asyncio.gather(*(stay_as(level, made) for level in order))
     assert entered == [0, 3, 1, 4, 2]
 
 
-async def test_a_full_line_sheds_the_youngest_background_call_at_once() -> None:
-    made = places(at_once=1, queue=2)
+async def test_an_interactive_call_evicts_the_newest_background_call_of_a_full_queue() -> None:
+    made = make_bulkhead(at_once=1, queue=2)
     first = asyncio.create_task(stay(made, 10.0))
     await asyncio.sleep(0)
     background = [asyncio.create_task(stay_as(BACKGROUND, made)) for _ in range(2)]
@@ -135,17 +135,17 @@ async def test_a_full_line_sheds_the_youngest_background_call_at_once() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert background[1].done()
-    with pytest.raises(BulkheadFullError, match="somebody waits for took its place in line"):
+    with pytest.raises(BulkheadFullError, match="an interactive call took its position"):
         await background[1]
     assert now() == 1.0
     assert [await call for call in (first, background[0], interactive)] == [0, 11, 10]
     assert made.occupancy == Occupancy(limit=1)
 
 
-async def test_a_shed_call_that_is_cancelled_meanwhile_leaves_nothing_behind(
+async def test_an_evicted_call_that_is_cancelled_leaves_nothing_behind(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    made = places(at_once=1, queue=1)
+    made = make_bulkhead(at_once=1, queue=1)
     await made.acquire(math.inf)
     with priority(BACKGROUND):
         background = asyncio.create_task(made.acquire(math.inf))
@@ -162,8 +162,8 @@ async def test_a_shed_call_that_is_cancelled_meanwhile_leaves_nothing_behind(
     assert caplog.records == []
 
 
-async def test_a_refusal_says_when_to_come_back_once_the_pace_is_known() -> None:
-    made = places(at_once=1, queue=10)
+async def test_a_rejection_has_retry_after_once_the_pace_is_known() -> None:
+    made = make_bulkhead(at_once=1, queue=10)
     calls = [asyncio.create_task(stay(made)) for _ in range(11)]
     await asyncio.sleep(0)
     with pytest.raises(BulkheadFullError) as early:
@@ -178,12 +178,12 @@ async def test_a_refusal_says_when_to_come_back_once_the_pace_is_known() -> None
     await asyncio.gather(*calls, *more)
 
 
-async def test_a_call_whose_wait_would_be_far_too_long_is_refused_at_once() -> None:
-    made = places(at_once=1)
+async def test_a_call_whose_wait_would_be_far_too_long_is_rejected_at_once() -> None:
+    made = make_bulkhead(at_once=1)
     calls = [asyncio.create_task(stay(made)) for _ in range(30)]
     await asyncio.sleep(10.5)
     before = now()
-    with pytest.raises(BulkheadFullError, match=r"the line takes 1\d\.\d s"):
+    with pytest.raises(BulkheadFullError, match=r"the queue takes 1\d\.\d s"):
         await made.acquire(5.0)
     assert now() == before
     assert await made.acquire(25.0) is True
@@ -191,7 +191,7 @@ async def test_a_call_whose_wait_would_be_far_too_long_is_refused_at_once() -> N
     await asyncio.gather(*calls)
 
 
-async def test_a_limit_that_shrinks_ends_no_call_and_lets_in_fewer() -> None:
+async def test_a_limit_that_shrinks_ends_no_call_and_admits_fewer() -> None:
     policy = ConcurrencyPolicy(max_concurrent=10, adaptive=True, min_concurrent=1)
     made = Bulkhead("llm", policy, asyncio.get_running_loop().time)
     at_once = made.occupancy.limit
@@ -203,7 +203,7 @@ async def test_a_limit_that_shrinks_ends_no_call_and_lets_in_fewer() -> None:
     assert await asyncio.gather(*calls) == [0, 0, 0, 0, 0, 10, 10, 10]
 
 
-async def test_a_limit_that_grows_lets_in_those_who_wait() -> None:
+async def test_a_limit_that_grows_admits_waiting_calls() -> None:
     policy = ConcurrencyPolicy(max_concurrent=10, adaptive=True)
     made = Bulkhead("llm", policy, asyncio.get_running_loop().time)
     calls = [asyncio.create_task(stay(made, 10.0)) for _ in range(8)]
@@ -229,9 +229,7 @@ class Failed(Exception):  # noqa: N818 - in a test's words
         (FailureKind.FATAL, 5),
     ],
 )
-async def test_429s_and_timeouts_lower_the_limit_of_calls_at_once(
-    kind: FailureKind, limit: int
-) -> None:
+async def test_429s_and_timeouts_lower_the_adaptive_limit(kind: FailureKind, limit: int) -> None:
     policy = ConcurrencyPolicy(max_concurrent=10, adaptive=True, min_concurrent=1)
     guard = guard_on_loop(concurrency=policy)
 
@@ -244,7 +242,7 @@ async def test_429s_and_timeouts_lower_the_limit_of_calls_at_once(
     assert guard.occupancy.limit == limit
 
 
-async def test_a_time_that_ran_out_lowers_it_too() -> None:
+async def test_an_attempt_timeout_lowers_the_adaptive_limit() -> None:
     policy = ConcurrencyPolicy(max_concurrent=10, adaptive=True, min_concurrent=1)
     guard = guard_on_loop(concurrency=policy, attempt_timeout=1.0)
     with pytest.raises(ResilienceError):
@@ -253,7 +251,7 @@ async def test_a_time_that_ran_out_lowers_it_too() -> None:
 
 
 class Room(RuleBasedStateMachine):
-    """Callers that come, go, and give up: never too many inside, and nobody is forgotten."""
+    """Callers that come, go, and give up: never too many inside, and no waiter is forgotten."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +261,7 @@ class Room(RuleBasedStateMachine):
         self.inside = 0
 
     async def make(self) -> Bulkhead:
-        return places(at_once=2, queue=4, max_wait=20.0)
+        return make_bulkhead(at_once=2, queue=4, max_wait=20.0)
 
     def run(self, what: Any) -> Any:
         return self.loop.run_until_complete(what)
@@ -286,7 +284,7 @@ class Room(RuleBasedStateMachine):
     def go(self, data: Any) -> None:
         self.inside -= 1
         self.made.release()
-        if self.waiting and data.draw(st.booleans()):  # just as a place is handed over
+        if self.waiting and data.draw(st.booleans()):  # just as a permit is granted
             data.draw(st.sampled_from(self.waiting)).cancel()
         self.settle()
 
@@ -319,9 +317,9 @@ TestRoom = Room.TestCase
 TestRoom.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-async def test_what_our_own_deadline_cut_short_does_not_lower_the_limit() -> None:
-    places = ConcurrencyPolicy(max_concurrent=20, adaptive=True, max_queue=1000)
-    guard = guard_on_loop(attempt_timeout=15.0, total_timeout=20.0, concurrency=places)
+async def test_a_call_cut_short_by_its_deadline_does_not_lower_the_adaptive_limit() -> None:
+    policy = ConcurrencyPolicy(max_concurrent=20, adaptive=True, max_queue=1000)
+    guard = guard_on_loop(attempt_timeout=15.0, total_timeout=20.0, concurrency=policy)
     done = 0
 
     async def client(number: int) -> None:
@@ -336,7 +334,7 @@ async def test_what_our_own_deadline_cut_short_does_not_lower_the_limit() -> Non
     assert guard.occupancy.limit == 20
 
 
-async def test_who_leaves_while_the_breaker_is_asked_again_gives_the_place_back() -> None:
+async def test_a_call_cancelled_at_the_second_breaker_check_returns_its_permit() -> None:
     class Slow(Breaker):
         __slots__ = ("asked",)
 

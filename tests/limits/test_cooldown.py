@@ -1,4 +1,4 @@
-"""After a 429: nobody goes before the time, one goes first, and no attempt is wasted."""
+"""After a 429: no call goes before the time, one goes first, and no attempt is wasted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def stands_still(guard: Guard) -> bool:
     return guard._loop_state.admission is not None
 
 
-async def test_nobody_goes_before_the_time_and_the_first_goes_alone() -> None:
+async def test_no_call_goes_during_a_cooldown_and_then_one_canary() -> None:
     guard = guard_on_loop()
     await throttle(guard)
     function = Scripted(1.0)
@@ -49,7 +49,7 @@ async def test_nobody_goes_before_the_time_and_the_first_goes_alone() -> None:
     assert not stands_still(guard)
 
 
-async def test_how_long_it_stands_still_can_be_seen() -> None:
+async def test_the_remaining_cooldown_is_visible() -> None:
     guard = guard_on_loop()
     assert guard.occupancy.cooldown_remaining == 0
     await throttle(guard)
@@ -60,7 +60,7 @@ async def test_how_long_it_stands_still_can_be_seen() -> None:
     assert guard.occupancy.cooldown_remaining == 0
 
 
-async def test_a_call_that_was_under_way_is_not_disturbed() -> None:
+async def test_a_call_in_flight_is_not_affected_by_a_cooldown() -> None:
     guard = guard_on_loop()
     slow = asyncio.create_task(guard.call(Scripted(3.0, "done")))
     await asyncio.sleep(1.0)
@@ -70,7 +70,7 @@ async def test_a_call_that_was_under_way_is_not_disturbed() -> None:
     assert stands_still(guard)
 
 
-async def test_the_callers_own_retry_waits_in_the_same_line() -> None:
+async def test_a_retry_waits_in_the_queue_of_the_cooldown() -> None:
     guard = guard_on_loop(attempts=2)
     function = Scripted(Throttled(5.0), "fine")
     assert await guard.call(function) == "fine"
@@ -78,7 +78,7 @@ async def test_the_callers_own_retry_waits_in_the_same_line() -> None:
     assert function.at[1] >= 5.0
 
 
-async def test_where_the_first_is_throttled_again_the_others_have_lost_nothing() -> None:
+async def test_a_throttled_canary_costs_the_waiting_calls_no_attempt() -> None:
     guard = guard_on_loop()
     await throttle(guard)
     function = Scripted(Throttled(5.0), Throttled(5.0), "fine")
@@ -88,7 +88,7 @@ async def test_where_the_first_is_throttled_again_the_others_have_lost_nothing()
     assert function.at[2:] == pytest.approx([function.at[2]] * 3)
 
 
-async def test_a_minute_of_429s_costs_a_call_each_5_seconds() -> None:
+async def test_a_minute_of_429s_costs_one_canary_each_5_seconds() -> None:
     guard = guard_on_loop(attempts=4, limit=LimitPolicy(max_wait=300.0))
     sent: list[float] = []
 
@@ -105,7 +105,7 @@ async def test_a_minute_of_429s_costs_a_call_each_5_seconds() -> None:
 
 
 @pytest.mark.parametrize("failure", [down(), ValueError("mine")])
-async def test_who_fails_otherwise_first_lets_the_next_go(failure: Exception) -> None:
+async def test_a_canary_that_fails_otherwise_lets_the_next_go(failure: Exception) -> None:
     guard = guard_on_loop()
     await throttle(guard)
     results = await outcomes(guard.call(Scripted(failure, "fine")) for _ in range(2))
@@ -113,7 +113,7 @@ async def test_who_fails_otherwise_first_lets_the_next_go(failure: Exception) ->
     assert now() <= 5.5
 
 
-async def test_a_first_who_is_cancelled_lets_the_next_go() -> None:
+async def test_a_cancelled_canary_lets_the_next_go() -> None:
     guard = guard_on_loop()
     await throttle(guard)
     first = asyncio.create_task(guard.call(Scripted(100.0)))
@@ -124,7 +124,7 @@ async def test_a_first_who_is_cancelled_lets_the_next_go() -> None:
     assert now() == 6.0
 
 
-async def test_a_cancelled_waiter_leaves_the_line() -> None:
+async def test_a_cancelled_waiter_leaves_the_cooldown_queue() -> None:
     guard = guard_on_loop()
     await throttle(guard)
     waiters = [asyncio.create_task(guard.call(Scripted("fine"))) for _ in range(3)]
@@ -135,7 +135,7 @@ async def test_a_cancelled_waiter_leaves_the_line() -> None:
     assert not stands_still(guard)
 
 
-async def test_a_wait_beyond_the_patience_is_refused_at_once_and_says_how_long() -> None:
+async def test_a_cooldown_longer_than_max_wait_rejects_at_once_with_its_seconds() -> None:
     guard = guard_on_loop(limit=LimitPolicy(max_wait=4.0))
     await throttle(guard)
     with pytest.raises(RateLimitedError, match="as the provider asked") as caught:
@@ -144,7 +144,7 @@ async def test_a_wait_beyond_the_patience_is_refused_at_once_and_says_how_long()
     assert now() == 0.0
 
 
-async def test_a_wait_that_turns_out_longer_than_the_patience_ends_with_it() -> None:
+async def test_a_cooldown_that_is_prolonged_past_max_wait_rejects_then() -> None:
     guard = guard_on_loop(limit=LimitPolicy(max_wait=7.0))
     await throttle(guard)
     first = asyncio.create_task(guard.call(Scripted(100.0)))
@@ -155,7 +155,7 @@ async def test_a_wait_that_turns_out_longer_than_the_patience_ends_with_it() -> 
     first.cancel()
 
 
-async def test_a_deadline_is_kept() -> None:
+async def test_a_call_waits_for_a_cooldown_until_its_deadline_only() -> None:
     guard = guard_on_loop(total_timeout=3.0)
     await throttle(guard)
     with pytest.raises(RateLimitedError):
@@ -163,14 +163,14 @@ async def test_a_deadline_is_kept() -> None:
     assert now() == 0.0
 
 
-async def test_days_are_not_waited_for() -> None:
+async def test_a_cooldown_of_days_is_not_waited_for() -> None:
     guard = guard_on_loop(limit=LimitPolicy(max_wait=300.0))
     await throttle(guard, 86_400.0)
     await guard.call(Scripted("fine"))
     assert now() <= 60.5
 
 
-async def test_a_429_that_names_no_time_stops_nobody() -> None:
+async def test_a_429_without_a_wait_begins_no_cooldown() -> None:
     guard = guard_on_loop()
     await throttle(guard, None)
     assert not stands_still(guard)
@@ -178,7 +178,7 @@ async def test_a_429_that_names_no_time_stops_nobody() -> None:
     assert now() == 0.0
 
 
-async def test_a_first_whose_429_names_no_time_ends_the_standstill() -> None:
+async def test_a_canary_whose_429_has_no_wait_ends_the_cooldown() -> None:
     guard = guard_on_loop()
     await throttle(guard)
     with pytest.raises(Throttled):
@@ -187,7 +187,7 @@ async def test_a_first_whose_429_names_no_time_ends_the_standstill() -> None:
     assert now() <= 5.5
 
 
-async def test_a_circuit_that_opened_meanwhile_is_asked_again_and_the_next_goes_first() -> None:
+async def test_the_breaker_is_asked_again_after_a_cooldown_and_the_next_call_is_canary() -> None:
     guard = guard_on_loop()
     await throttle(guard)
     waiting = [asyncio.create_task(guard.call(Scripted("fine"))) for _ in range(2)]
@@ -198,7 +198,7 @@ async def test_a_circuit_that_opened_meanwhile_is_asked_again_and_the_next_goes_
     assert now() <= 6.0
 
 
-async def test_places_are_kept_beside_the_standstill() -> None:
+async def test_bulkhead_and_cooldown_hold_together() -> None:
     guard = guard_on_loop(concurrency=ConcurrencyPolicy(max_concurrent=1))
     await throttle(guard)
     function = Scripted(1.0)
@@ -207,7 +207,7 @@ async def test_places_are_kept_beside_the_standstill() -> None:
     assert stands_still(guard)
 
 
-async def test_as_a_block_too() -> None:
+async def test_a_guarded_block_waits_for_a_cooldown_too() -> None:
     guard = guard_on_loop()
     with pytest.raises(Throttled):
         async with guard:
@@ -226,21 +226,21 @@ async def test_as_a_block_too() -> None:
             "limit": LimitPolicy(rpm=60.0, burst=1, max_wait=600.0),
         },
     ],
-    ids=["for a place", "for a turn", "for both"],
+    ids=["for a permit", "for a turn", "for both"],
 )
-async def test_who_is_in_line_when_it_begins_stands_still_too(limits: Any) -> None:
+async def test_calls_already_in_a_queue_wait_for_a_cooldown_too(limits: Any) -> None:
     guard = guard_on_loop(**limits)
     function = Scripted(Throttled(20.0), 1.0)
-    told = await outcomes(guard.call(function) for _ in range(6))
-    assert isinstance(told[0], Throttled)
-    assert told[1:] == [1.0] * 5
+    answers = await outcomes(guard.call(function) for _ in range(6))
+    assert isinstance(answers[0], Throttled)
+    assert answers[1:] == [1.0] * 5
     first, second, *others = function.at
     assert first == 0.0
     assert 20.0 <= second <= 21.0
     assert min(others) >= second + 1.0
 
 
-async def test_who_waits_in_a_line_of_an_earlier_policy_stands_still_too() -> None:
+async def test_calls_queued_under_the_previous_policy_wait_for_a_cooldown_too() -> None:
     guard = guard_on_loop(concurrency=ConcurrencyPolicy(max_concurrent=1))
     function = Scripted(2.0)
     waiting = [asyncio.create_task(guard.call(function)) for _ in range(3)]
@@ -252,10 +252,10 @@ async def test_who_waits_in_a_line_of_an_earlier_policy_stands_still_too() -> No
     begun, first, *others = function.at
     assert begun == 0.0
     assert 21.0 <= first <= 21.6
-    assert min(others) >= first + 2.0  # in whichever line they are, one goes first
+    assert min(others) >= first + 2.0  # in whichever queue they wait, one canary goes first
 
 
-async def test_a_stream_that_has_begun_lets_the_others_go() -> None:
+async def test_the_first_item_of_a_canary_stream_ends_the_cooldown() -> None:
     async def words() -> AsyncIterator[str]:
         yield "one"
         await asyncio.sleep(60.0)
@@ -271,7 +271,7 @@ async def test_a_stream_that_has_begun_lets_the_others_go() -> None:
     assert [word async for word in stream] == ["one", "two"]
 
 
-async def test_an_answer_that_takes_long_is_no_reason_to_stand_still() -> None:
+async def test_a_canary_without_a_result_lets_the_next_go_after_a_while() -> None:
     guard = guard_on_loop()
     await throttle(guard)
     function = Scripted(60.0)
@@ -282,7 +282,7 @@ async def test_an_answer_that_takes_long_is_no_reason_to_stand_still() -> None:
     assert others == pytest.approx([first + 5.0, first + 10.0, first + 15.0])
 
 
-async def test_of_several_that_went_first_any_success_ends_it() -> None:
+async def test_the_success_of_any_canary_ends_the_cooldown() -> None:
     guard = guard_on_loop()
     await throttle(guard)
     calls = [asyncio.create_task(guard.call(Scripted(6.0))) for _ in range(2)]
@@ -291,13 +291,13 @@ async def test_of_several_that_went_first_any_success_ends_it() -> None:
     await guard.call(function)
     assert function.at[0] < 12.0
     assert guard._loop_state is not None
-    line = guard._loop_state.admission or guard._loop_state._admission
+    admission = guard._loop_state.admission or guard._loop_state._admission
     await asyncio.gather(*calls)
-    assert line is not None
-    assert not line.cooldown._canaries
+    assert admission is not None
+    assert not admission.cooldown._canaries
 
 
-async def test_who_went_before_the_last_429_does_not_end_what_that_asked_for() -> None:
+async def test_a_canary_sent_before_the_newest_429_does_not_end_the_cooldown() -> None:
     guard = guard_on_loop()
     await throttle(guard)
     slow = asyncio.create_task(guard.call(Scripted(9.0)))
@@ -312,7 +312,7 @@ async def test_who_went_before_the_last_429_does_not_end_what_that_asked_for() -
     assert third.at[0] >= second.at[0] + 20.0
 
 
-async def test_a_wait_of_less_than_a_second_is_kept_too() -> None:
+async def test_a_cooldown_of_less_than_a_second_is_waited_for() -> None:
     guard = guard_on_loop()
     await throttle(guard, 0.25)
     function = Scripted("fine")
@@ -320,7 +320,7 @@ async def test_a_wait_of_less_than_a_second_is_kept_too() -> None:
     assert 0.25 <= function.at[0] <= 0.275
 
 
-async def test_a_second_429_prolongs_the_wait_and_a_shorter_one_does_not_shorten_it() -> None:
+async def test_a_second_429_prolongs_a_cooldown_and_never_shortens_it() -> None:
     guard = guard_on_loop()
     later, sooner = (asyncio.create_task(throttle_at(guard, *each)) for each in ((1, 20), (2, 3)))
     await asyncio.sleep(0)
@@ -342,7 +342,7 @@ async def throttle_at(guard: Guard, at: float, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "spread"), [(0.2, 0.02), (3.0, 0.3), (20.0, 0.5)])
-async def test_workers_do_not_all_go_at_once(seconds: float, spread: float) -> None:
+async def test_canaries_of_several_workers_are_staggered(seconds: float, spread: float) -> None:
     guards = [guard_on_loop() for _ in range(50)]
     await asyncio.gather(*(throttle(guard, seconds) for guard in guards))
     functions = [Scripted("fine") for _ in guards]
@@ -354,14 +354,14 @@ async def test_workers_do_not_all_go_at_once(seconds: float, spread: float) -> N
     assert went[-1] - went[0] > spread / 2  # of 50 that are spread evenly
 
 
-@pytest.mark.parametrize("place", ["before its turn", "between its turn and its permit"])
-async def test_a_call_that_got_through_one_wait_waits_for_a_429_of_meanwhile(place: str) -> None:
+@pytest.mark.parametrize("waits", ["before its turn", "between its turn and its permit"])
+async def test_a_call_that_waited_for_a_limit_waits_for_a_later_429_too(waits: str) -> None:
     guard = guard_on_loop(
         concurrency=ConcurrencyPolicy(max_concurrent=1),
         limit=LimitPolicy(rpm=600.0, burst=1, max_wait=600.0),
     )
     holder = asyncio.create_task(guard.call(Scripted(2.0)))
-    await asyncio.sleep(0.05 if place == "before its turn" else 0.5)
+    await asyncio.sleep(0.05 if waits == "before its turn" else 0.5)
     function = Scripted("fine")
     waiting = asyncio.create_task(guard.call(function))
     await asyncio.sleep(1.0)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 INTERACTIVE, BACKGROUND = Priority.INTERACTIVE, Priority.BACKGROUND
 
 
-def turnstile(rpm: float = 60.0, max_wait: float = 1000.0) -> BackgroundRateLimiter:
+def background_limiter(rpm: float = 60.0, max_wait: float = 1000.0) -> BackgroundRateLimiter:
     policy = LimitPolicy(rpm=rpm, burst=1, max_wait=max_wait)
     return BackgroundRateLimiter(
         "llm", LocalRateLimiter("llm", policy), asyncio.get_running_loop().time
@@ -29,8 +29,8 @@ async def turn(made: BackgroundRateLimiter, level: Priority, longest: float = ma
     return now()
 
 
-async def test_a_query_waits_little_though_ingest_has_much_to_do() -> None:
-    made = turnstile()
+async def test_a_query_waits_little_beside_much_ingest() -> None:
+    made = background_limiter()
     ingest = [asyncio.create_task(turn(made, BACKGROUND)) for _ in range(20)]
     await asyncio.sleep(3.5)
     asked = now()
@@ -52,7 +52,7 @@ async def with_one_at_the_head() -> tuple[BackgroundRateLimiter, asyncio.Task[bo
     return made, head
 
 
-async def test_nobody_in_the_background_goes_past_who_is_at_the_head() -> None:
+async def test_a_background_call_does_not_overtake_the_head() -> None:
     made, head = await with_one_at_the_head()
     with priority(BACKGROUND):
         assert not made.try_acquire(10)
@@ -61,14 +61,14 @@ async def test_nobody_in_the_background_goes_past_who_is_at_the_head() -> None:
         assert made.try_acquire(10)
 
 
-async def test_a_call_that_is_waited_for_does() -> None:
+async def test_an_interactive_call_overtakes_the_head() -> None:
     made, head = await with_one_at_the_head()
     assert made.try_acquire(10)
     head.cancel()
     await asyncio.wait([head])
 
 
-async def test_without_the_turnstile_it_waits_for_all_of_it() -> None:
+async def test_a_query_waits_for_all_ingest_without_the_background_limiter() -> None:
     bare = LocalRateLimiter("llm", LimitPolicy(rpm=60.0, burst=1, max_wait=1000.0))
     ingest = [asyncio.create_task(bare.acquire(0, math.inf)) for _ in range(20)]
     await asyncio.sleep(3.5)
@@ -78,8 +78,8 @@ async def test_without_the_turnstile_it_waits_for_all_of_it() -> None:
     await asyncio.gather(*ingest)
 
 
-async def test_ingest_goes_on_though_queries_take_every_turn() -> None:
-    made = turnstile()
+async def test_ingest_is_served_though_queries_take_every_turn() -> None:
+    made = background_limiter()
     queries = [asyncio.create_task(turn(made, INTERACTIVE)) for _ in range(100)]
     await asyncio.sleep(0)
 
@@ -95,8 +95,8 @@ async def test_ingest_goes_on_though_queries_take_every_turn() -> None:
 
 
 @pytest.mark.parametrize(("max_wait", "longest"), [(1000.0, 3.0), (3.0, 1000.0)])
-async def test_a_turn_that_comes_too_late_is_refused(max_wait: float, longest: float) -> None:
-    made = turnstile(rpm=1.0, max_wait=max_wait)
+async def test_a_turn_that_comes_too_late_is_rejected(max_wait: float, longest: float) -> None:
+    made = background_limiter(rpm=1.0, max_wait=max_wait)
     await turn(made, INTERACTIVE)
     with pytest.raises(RateLimitedError) as refused:
         await turn(made, BACKGROUND, longest)
@@ -105,18 +105,18 @@ async def test_a_turn_that_comes_too_late_is_refused(max_wait: float, longest: f
     assert now() == 0.0 if longest == 3.0 else now() <= 8.0
 
 
-async def test_a_line_that_takes_too_long_is_refused() -> None:
-    made = turnstile(rpm=6.0)
+async def test_a_background_call_is_rejected_if_it_reaches_the_head_too_late() -> None:
+    made = background_limiter(rpm=6.0)
     first = [asyncio.create_task(turn(made, BACKGROUND)) for _ in range(4)]
     await asyncio.sleep(0)
-    with pytest.raises(RateLimitedError, match="for 5 s, with other calls in the background"):
+    with pytest.raises(RateLimitedError, match="for 5 s, with other background calls waiting"):
         await turn(made, BACKGROUND, 5.0)
     assert now() == 5.0
     assert await asyncio.gather(*first) == pytest.approx([0, 10, 20, 30], abs=1.0)
 
 
-async def test_who_gives_up_holds_nobody_up() -> None:
-    made = turnstile()
+async def test_a_cancelled_background_call_lets_the_next_go() -> None:
+    made = background_limiter()
     await turn(made, INTERACTIVE)
     calls = [asyncio.create_task(turn(made, BACKGROUND)) for _ in range(3)]
     await asyncio.sleep(0.1)

@@ -48,14 +48,14 @@ async def test_limits_are_lowered_to_what_is_granted(headers: Any, rpm: float, t
     assert (guard.policy.limit.rpm, guard.policy.limit.tpm) == (rpm, tpm)
 
 
-async def test_where_none_is_configured_none_is_learned() -> None:
+async def test_no_limit_is_applied_where_none_is_configured() -> None:
     guard = limited(rpm=None)
     before = guard.policy
     lower_limits_from_headers(guard, {"x-ratelimit-limit-requests": "60"})
     assert guard.policy is before
 
 
-def told(requests: int | None = None, tokens: int | None = None) -> dict[str, str]:
+def granted_headers(requests: int | None = None, tokens: int | None = None) -> dict[str, str]:
     limits = {"requests": requests, "tokens": tokens}
     return {f"x-ratelimit-limit-{of}": str(n) for of, n in limits.items() if n is not None}
 
@@ -69,24 +69,26 @@ def asking(model: str, url: str = "http://provider/v1/chat/completions") -> http
 async def test_the_latest_limit_holds_up_to_the_configured_one() -> None:
     guard = limited(tpm=6000.0)
     for requests, rpm in ((10, 10.0), (5000, 600.0), (50, 50.0), (None, 50.0), (400, 400.0)):
-        lower_limits_from_headers(guard, told(requests, 100 if requests is None else None))
+        lower_limits_from_headers(
+            guard, granted_headers(requests, 100 if requests is None else None)
+        )
         assert guard.policy.limit.rpm == rpm
     assert guard.policy.limit.tpm == 100.0
 
 
-async def test_models_together_may_send_what_each_is_granted() -> None:
+async def test_models_together_may_send_the_sum_of_their_grants() -> None:
     guard = limited(rpm=100.0)
     small, large = asking("small"), asking("large")
-    lower_limits_from_headers(guard, told(10), small)
+    lower_limits_from_headers(guard, granted_headers(10), small)
     assert guard.policy.limit.rpm == 10.0
-    lower_limits_from_headers(guard, told(50), large)
+    lower_limits_from_headers(guard, granted_headers(50), large)
     for _ in range(3):  # the answers come in turns
-        lower_limits_from_headers(guard, told(10), small)
-        lower_limits_from_headers(guard, told(50), large)
+        lower_limits_from_headers(guard, granted_headers(10), small)
+        lower_limits_from_headers(guard, granted_headers(50), large)
         assert guard.policy.limit.rpm == 60.0
-    lower_limits_from_headers(guard, told(500), large)
+    lower_limits_from_headers(guard, granted_headers(500), large)
     assert guard.policy.limit.rpm == 100.0
-    lower_limits_from_headers(guard, told(20), large)
+    lower_limits_from_headers(guard, granted_headers(20), large)
     assert guard.policy.limit.rpm == 30.0
 
 
@@ -105,8 +107,8 @@ async def test_a_model_is_known_by_the_path_or_the_body(
     one: httpx.Request, other: httpx.Request
 ) -> None:
     guard = limited(rpm=100.0)
-    lower_limits_from_headers(guard, told(10), one)
-    lower_limits_from_headers(guard, told(20), other)
+    lower_limits_from_headers(guard, granted_headers(10), one)
+    lower_limits_from_headers(guard, granted_headers(20), other)
     assert guard.policy.limit.rpm == 30.0
 
 
@@ -119,54 +121,54 @@ async def test_a_model_is_known_by_the_path_or_the_body(
         lambda: httpx.Request("POST", "http://x", content=iter([b"a"])),
     ],
 )
-async def test_a_request_that_names_no_model_is_one_of_them(request_of: Any) -> None:
+async def test_requests_without_a_model_count_as_one_model(request_of: Any) -> None:
     guard = limited(rpm=100.0)
-    lower_limits_from_headers(guard, told(10), request_of())
-    lower_limits_from_headers(guard, told(20), request_of())
+    lower_limits_from_headers(guard, granted_headers(10), request_of())
+    lower_limits_from_headers(guard, granted_headers(20), request_of())
     assert guard.policy.limit.rpm == 20.0
 
 
-async def test_a_model_of_which_nothing_is_heard_any_more_counts_no_longer() -> None:
+async def test_a_model_without_recent_answers_counts_no_longer() -> None:
     guard = limited(rpm=100.0)
-    lower_limits_from_headers(guard, told(50), asking("old"))
+    lower_limits_from_headers(guard, granted_headers(50), asking("old"))
     await asyncio.sleep(599.0)
-    lower_limits_from_headers(guard, told(10), asking("new"))
+    lower_limits_from_headers(guard, granted_headers(10), asking("new"))
     assert guard.policy.limit.rpm == 60.0
     await asyncio.sleep(2.0)
-    lower_limits_from_headers(guard, told(10), asking("new"))
+    lower_limits_from_headers(guard, granted_headers(10), asking("new"))
     assert guard.policy.limit.rpm == 10.0
 
 
-async def test_no_provider_makes_more_models_known_than_32() -> None:
+async def test_at_most_32_models_are_kept() -> None:
     guard = limited(rpm=1000.0)
     for number in range(100):
-        lower_limits_from_headers(guard, told(1), asking(f"model-{number}"))
+        lower_limits_from_headers(guard, granted_headers(1), asking(f"model-{number}"))
     assert guard.policy.limit.rpm == 32.0
 
 
-async def test_an_operator_s_change_holds_at_once_and_is_the_new_most() -> None:
+async def test_an_operators_limit_holds_at_once_and_bounds_later_grants() -> None:
     guard = limited(rpm=600.0)
-    lower_limits_from_headers(guard, told(60))
+    lower_limits_from_headers(guard, granted_headers(60))
     guard.update_policy(replace(guard.policy, limit=replace(guard.policy.limit, rpm=30.0)))
-    lower_limits_from_headers(guard, told(60))
+    lower_limits_from_headers(guard, granted_headers(60))
     assert guard.policy.limit.rpm == 30.0
     guard.update_policy(replace(guard.policy, limit=replace(guard.policy.limit, rpm=900.0)))
-    lower_limits_from_headers(guard, told(700))
+    lower_limits_from_headers(guard, granted_headers(700))
     assert guard.policy.limit.rpm == 700.0
 
 
-async def test_limits_that_change_with_each_answer_fill_no_log(
+async def test_limits_that_change_with_each_answer_are_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     guard = limited(rpm=600.0)
     for number in range(100, 200):
-        lower_limits_from_headers(guard, told(number))
+        lower_limits_from_headers(guard, granted_headers(number))
         await asyncio.sleep(1.0)
     assert len(caplog.records) == 2
     assert guard.policy.limit.rpm == 199.0
 
 
-async def test_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lowered_limit_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     guard = limited(tpm=6000.0)
     for _ in range(3):
         lower_limits_from_headers(
@@ -177,7 +179,7 @@ async def test_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-async def test_a_429_lowers_the_limit_and_its_wait_is_kept_too() -> None:
+async def test_a_429_lowers_the_limit_and_begins_a_cooldown() -> None:
     guard = limited(burst=1)
     error = refused(retry_after="5", x_ratelimit_limit_requests="60")
     with pytest.raises(httpx.HTTPStatusError):
@@ -188,7 +190,7 @@ async def test_a_429_lowers_the_limit_and_its_wait_is_kept_too() -> None:
     assert function.gaps() == pytest.approx([1.0, 1.0], abs=0.01)
 
 
-async def test_a_wait_outlives_a_change_of_the_policy() -> None:
+async def test_a_cooldown_outlives_a_change_of_the_policy() -> None:
     guard = limited()
     with pytest.raises(httpx.HTTPStatusError):
         await guard.call(Scripted(refused(retry_after="5")))
@@ -198,7 +200,7 @@ async def test_a_wait_outlives_a_change_of_the_policy() -> None:
 
 
 class SlowGuard:
-    """A guard of whose limits another thread is told while they are being changed."""
+    """A guard of whose limits another thread applies some while they are being changed."""
 
     name = "llm"
     granted: GrantedLimits | None = None
@@ -210,22 +212,24 @@ class SlowGuard:
 
     def update_policy(self, policy: Policy, _reason: str) -> None:
         if self._other is None:
-            self._other = threading.Thread(target=lower_limits_from_headers, args=(self, told(50)))
+            self._other = threading.Thread(
+                target=lower_limits_from_headers, args=(self, granted_headers(50))
+            )
             self._other.start()
             self._other.join(0.1)  # it waits for the end of this, or would have ended
         self.policy = policy
 
     def cool_down(self, seconds: float) -> None:
-        """Not asked for."""
+        """Not needed here."""
 
     def wait(self) -> None:
         assert self._other is not None
         self._other.join()
 
 
-def test_limits_that_another_thread_learns_are_not_taken_for_configured_ones() -> None:
+def test_limits_applied_in_another_thread_are_not_taken_for_configured_ones() -> None:
     guard = SlowGuard()
-    lower_limits_from_headers(guard, told(10))
+    lower_limits_from_headers(guard, granted_headers(10))
     guard.wait()
-    lower_limits_from_headers(guard, told(5000))
+    lower_limits_from_headers(guard, granted_headers(5000))
     assert guard.policy.limit.rpm == 600.0

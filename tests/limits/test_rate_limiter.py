@@ -42,7 +42,7 @@ async def test_no_minute_sees_more_than_the_limit_and_the_burst() -> None:
         assert sum(start <= at < start + 60.0 for at in times) <= 120 + 12
 
 
-async def test_who_comes_first_is_served_first() -> None:
+async def test_callers_are_served_in_order_of_arrival() -> None:
     rate, served = limit(), list[int]()
 
     async def come(number: int) -> None:
@@ -54,7 +54,7 @@ async def test_who_comes_first_is_served_first() -> None:
     assert served == sorted(served)
 
 
-async def test_a_turn_is_taken_only_when_it_has_come_and_nobody_waits_for_it() -> None:
+async def test_try_acquire_takes_a_due_turn_only_if_no_caller_waits() -> None:
     rate = limit(rpm=60.0, burst=2)
     assert [rate.try_acquire(0) for _ in range(3)] == [True, True, False]
     waiting = [asyncio.create_task(turn(rate)) for _ in range(2)]
@@ -65,14 +65,14 @@ async def test_a_turn_is_taken_only_when_it_has_come_and_nobody_waits_for_it() -
     assert rate.try_acquire(0)
 
 
-async def test_tokens_are_taken_only_when_there_are_enough() -> None:
+async def test_try_acquire_takes_tokens_only_if_there_are_enough() -> None:
     rate = LocalRateLimiter("llm", LimitPolicy(tpm=600.0, token_burst=100, max_wait=1000.0))
     assert [rate.try_acquire(60), rate.try_acquire(60), rate.try_acquire(40)] == [True, False, True]
     rate.settle(40, 0)
     assert [rate.try_acquire(41), rate.try_acquire(40)] == [False, True]
 
 
-async def test_a_wait_beyond_the_policy_is_refused_with_its_length() -> None:
+async def test_a_wait_beyond_max_wait_is_rejected_with_its_seconds() -> None:
     rate = limit(max_wait=2.5)
     outcomes = await asyncio.gather(*(turn(rate) for _ in range(6)), return_exceptions=True)
     refused = [outcome for outcome in outcomes if isinstance(outcome, RateLimitedError)]
@@ -83,7 +83,7 @@ async def test_a_wait_beyond_the_policy_is_refused_with_its_length() -> None:
     )
 
 
-async def test_a_wait_beyond_the_callers_time_is_refused_at_once() -> None:
+async def test_a_wait_beyond_the_callers_time_is_rejected_at_once() -> None:
     rate = limit()
     await turn(rate)
     with pytest.raises(RateLimitedError):
@@ -92,7 +92,7 @@ async def test_a_wait_beyond_the_callers_time_is_refused_at_once() -> None:
     await turn(rate, longest=1.5)
 
 
-async def test_a_waiter_who_leaves_frees_the_line() -> None:
+async def test_a_cancelled_waiter_leaves_the_queue() -> None:
     rate = limit()
     await turn(rate)
     waiters = [asyncio.create_task(turn(rate)) for _ in range(3)]
@@ -143,7 +143,7 @@ async def test_a_call_larger_than_a_minute_can_pass() -> None:
     assert await spend(rate, 10_000) == pytest.approx(50.0)
 
 
-async def test_what_was_not_used_is_there_for_others_and_what_was_overused_is_owed() -> None:
+async def test_unused_tokens_return_and_overused_tokens_are_owed() -> None:
     rate = token_limit()
     await spend(rate, 10)
     rate.settle(10, 4)
@@ -152,7 +152,7 @@ async def test_what_was_not_used_is_there_for_others_and_what_was_overused_is_ow
     assert await spend(rate, 1) == pytest.approx(11.0)
 
 
-async def test_no_more_is_given_back_than_was_booked() -> None:
+async def test_no_more_tokens_return_than_were_reserved() -> None:
     limit = LocalRateLimiter("llm", LimitPolicy(tpm=1000.0, token_burst=1000, max_wait=3600.0))
     assert limit.try_acquire(1000)
     others = [asyncio.create_task(limit.acquire(1000, 3600.0)) for _ in range(3)]
@@ -167,7 +167,7 @@ async def test_no_more_is_given_back_than_was_booked() -> None:
     assert now() == pytest.approx(240.0)
 
 
-async def test_a_waiter_who_leaves_gives_its_tokens_back() -> None:
+async def test_a_cancelled_waiter_returns_its_tokens() -> None:
     rate = token_limit()
     await spend(rate, 10)
     waiter = asyncio.create_task(spend(rate, 50))
@@ -177,7 +177,7 @@ async def test_a_waiter_who_leaves_gives_its_tokens_back() -> None:
     assert await spend(rate, 1) == pytest.approx(1.0)
 
 
-async def test_tokens_beyond_the_patience_are_refused_and_not_booked() -> None:
+async def test_tokens_beyond_max_wait_are_rejected_and_not_reserved() -> None:
     rate = token_limit(max_wait=5.0)
     await spend(rate, 10)
     with pytest.raises(RateLimitedError) as caught:
@@ -210,7 +210,7 @@ class Answer:
     usage = {"total_tokens": 100}  # noqa: RUF012 - as an SDK's
 
 
-async def test_a_call_is_booked_by_its_question_and_settled_by_its_answer() -> None:
+async def test_tokens_are_reserved_by_arguments_and_settled_by_the_answer() -> None:
     guard = guard_on_loop(limit=LimitPolicy(tpm=600.0, max_wait=1000.0, token_burst=600))
     await guard.call(Scripted(Answer()), "q" * 400, max_tokens=500)  # 600 booked, 100 used
     await guard.call(Scripted("x" * 400), "q" * 400, max_tokens=400)  # 500 booked, 200 used
@@ -237,7 +237,7 @@ async def test_an_answer_of_unknown_length_is_expected_to_be_as_long_as_the_poli
     assert now() == pytest.approx(3.0)
 
 
-async def test_a_call_that_gets_no_place_gives_its_tokens_back() -> None:
+async def test_a_call_without_a_permit_returns_its_tokens() -> None:
     guard = guard_on_loop(
         limit=LimitPolicy(tpm=60.0, token_burst=60, max_wait=1000.0),
         concurrency=ConcurrencyPolicy(max_concurrent=1, max_queue=0),
@@ -254,7 +254,7 @@ async def test_a_call_that_gets_no_place_gives_its_tokens_back() -> None:
 # ---------------------------------------------------------------------- what changes meanwhile
 
 
-async def test_waiters_move_up_when_tokens_are_given_back() -> None:
+async def test_returned_tokens_shorten_the_wait() -> None:
     rate = token_limit(tpm=600.0, token_burst=100)  # ten tokens a second
     assert rate.try_acquire(100)
     waiting = [asyncio.create_task(spend(rate, tokens)) for tokens in (20, 10)]
@@ -263,7 +263,7 @@ async def test_waiters_move_up_when_tokens_are_given_back() -> None:
     assert await asyncio.gather(*waiting) == pytest.approx([1.0, 2.0], abs=0.01)
 
 
-async def test_waiters_wait_longer_for_tokens_that_were_used_beyond_the_booked_ones() -> None:
+async def test_tokens_used_beyond_the_reserved_ones_prolong_the_wait() -> None:
     rate = token_limit(tpm=600.0, token_burst=100)
     assert rate.try_acquire(100)
     waiting = [asyncio.create_task(spend(rate, tokens)) for tokens in (20, 10)]
@@ -272,7 +272,7 @@ async def test_waiters_wait_longer_for_tokens_that_were_used_beyond_the_booked_o
     assert await asyncio.gather(*waiting) == pytest.approx([2.7, 3.7], abs=0.01)
 
 
-async def test_a_newcomer_does_not_overtake_a_waiter_for_whom_there_is_room_again() -> None:
+async def test_a_newcomer_does_not_overtake_a_waiter_whose_turn_is_due() -> None:
     rate = token_limit(tpm=600.0, token_burst=100)
     assert rate.try_acquire(100)
     waiting = asyncio.create_task(spend(rate, 50))
@@ -296,7 +296,7 @@ async def test_a_newcomer_is_judged_by_the_whole_queue_before_it() -> None:
     assert await asyncio.gather(*waiting) == pytest.approx([1.0, 3.0, 5.1], abs=0.01)
 
 
-async def test_a_newcomer_to_a_queue_that_owes_for_what_went_is_judged_by_that() -> None:
+async def test_a_newcomer_is_judged_by_what_the_queue_owes() -> None:
     rate = LocalRateLimiter("llm", LimitPolicy(rpm=60.0, burst=1, max_wait=12.0), owed=(10.0, 0.0))
     waiting = [asyncio.create_task(turn(rate)) for _ in range(3)]
     await asyncio.sleep(0.0)
@@ -306,7 +306,7 @@ async def test_a_newcomer_to_a_queue_that_owes_for_what_went_is_judged_by_that()
     assert await asyncio.gather(*waiting) == pytest.approx([10.0, 11.0, 12.0], abs=0.01)
 
 
-async def test_a_waiter_who_leaves_takes_no_tokens_along() -> None:
+async def test_a_cancelled_waiter_keeps_no_tokens() -> None:
     rate = token_limit(tpm=600.0, token_burst=100)
     assert rate.try_acquire(100)
     waiting = [asyncio.create_task(spend(rate, 30)) for _ in range(3)]

@@ -33,13 +33,13 @@ def test_four_characters_are_a_token(text: str, tokens: int) -> None:
         ((5, object(), b"bytes"), {}, (0, None)),
     ],
 )
-def test_a_question_is_estimated_by_its_texts(
+def test_a_call_is_estimated_by_the_texts_of_its_arguments(
     args: tuple[Any, ...], kwargs: dict[str, Any], expected: tuple[int, int | None]
 ) -> None:
     assert estimate_tokens(args, kwargs) == expected
 
 
-def test_an_estimate_has_an_end() -> None:
+def test_an_estimate_reads_a_bounded_number_of_texts() -> None:
     circle: list[Any] = ["abcd"]
     circle.append(circle)
     assert estimate_tokens((circle,), {})[0] == 4
@@ -57,7 +57,7 @@ def test_an_estimate_has_an_end() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["usage", "usage_metadata", None])
-def test_an_answer_says_what_it_cost(usage: dict[str, int], name: str | None) -> None:
+def test_used_tokens_are_read_from_an_answer(usage: dict[str, int], name: str | None) -> None:
     answer: dict[str, Any] = {**usage} if name is None else {name: usage}
     assert used_tokens(answer) == 30
     parts = {key: SimpleNamespace(**value) for key, value in answer.items()} if name else answer
@@ -78,17 +78,17 @@ class Odd:
         {"usage": {"prompt_tokens": 10}},
     ],
 )
-def test_an_answer_that_says_nothing_is_no_answer(answer: Any) -> None:
+def test_an_answer_without_usage_has_no_used_tokens(answer: Any) -> None:
     assert used_tokens(answer) is None
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(), st.lists))
-def test_whatever_comes_nothing_is_raised(value: Any) -> None:
+def test_token_functions_never_raise(value: Any) -> None:
     assert estimate_tokens((value,), {"prompt": value})[0] >= 0
     assert used_tokens({"usage": value}) is None
 
 
-def test_texts_are_read_to_a_depth_and_no_further() -> None:
+def test_texts_are_read_to_a_bounded_depth() -> None:
     asked: Any = "a" * 40
     for depth in range(8):
         within = 10 if depth <= 4 else 0

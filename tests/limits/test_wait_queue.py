@@ -29,18 +29,18 @@ def served(waiters: PriorityWaitQueue[str]) -> list[str]:
     return list(iter(waiters.pop, None))
 
 
-def test_interactive_ones_go_first_in_the_order_in_which_they_came() -> None:
+def test_interactive_waiters_go_first_in_order_of_arrival() -> None:
     waiters = line(BACKGROUND, INTERACTIVE, BACKGROUND, INTERACTIVE)
     assert served(waiters) == ["I1", "I2", "B1", "B2"]
 
 
-def test_a_background_one_has_its_turn_after_four_interactive_ones() -> None:
+def test_one_background_waiter_follows_four_interactive_ones() -> None:
     waiters = line(*[BACKGROUND] * 2, *[INTERACTIVE] * 9)
     expected = ["I1", "I2", "I3", "I4", "B1", "I5", "I6", "I7", "I8", "B2", "I9"]
     assert served(waiters) == expected
 
 
-def test_a_full_line_sheds_its_youngest_background_one_for_an_interactive_one() -> None:
+def test_an_interactive_waiter_evicts_the_newest_background_one_of_a_full_queue() -> None:
     waiters = line(BACKGROUND, BACKGROUND, INTERACTIVE, most=3)
     assert waiters.accepts(INTERACTIVE)
     assert not waiters.accepts(BACKGROUND)
@@ -48,12 +48,12 @@ def test_a_full_line_sheds_its_youngest_background_one_for_an_interactive_one() 
     assert served(waiters) == ["I1", "new", "B1"]
 
 
-def test_a_full_line_of_interactive_ones_has_room_for_nobody() -> None:
+def test_a_full_queue_of_interactive_waiters_accepts_none() -> None:
     waiters = line(INTERACTIVE, INTERACTIVE, most=2)
     assert not any(map(waiters.accepts, Priority))
 
 
-def test_nobody_can_wait_where_there_is_no_line() -> None:
+def test_a_queue_of_size_zero_accepts_none() -> None:
     assert not any(map(PriorityWaitQueue[str](0).accepts, Priority))
 
 

@@ -1,1 +1,1 @@
-"""Who may go now: rate limits, the bulkhead with its queue, cool-downs, priority."""
+"""When a call may be sent: rate limits, the bulkhead and its queue, cool-downs, priority."""

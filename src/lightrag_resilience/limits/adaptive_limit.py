@@ -1,4 +1,4 @@
-"""How many calls at once a dependency stands, found out as it goes. No clock, no I/O in it.
+"""A concurrency limit that adapts to latency and overload. No clock and no I/O in it.
 
 Additive increase, multiplicative decrease: Chiu and Jain (1989), as in TCP and in Netflix's
 concurrency-limits (`AIMDLimit`), here anchored to a goal for the 90th percentile of latency.
@@ -10,24 +10,24 @@ import math
 
 __all__ = ["AdaptiveLimit"]
 
-_CUT = 0.8  # of the limit, when it was too high
-_SLOW_START = 1.5  # factor for each window before the first cut
+_CUT_FACTOR = 0.8
+_SLOW_START_FACTOR = 1.5  # for each window before the first cut
 _SHORTEST_WINDOW = 10  # calls: fewer have no 90th percentile
 
 
 class AdaptiveLimit:
-    """The limit, learning from how calls end.
+    """The limit, adapted to how calls end.
 
-    It is cut at most once for all calls that were under way together, and grows only while it is
+    It is cut at most once for all calls that were in flight together, and grows only while it is
     reached: an idle hour proves nothing.
 
     Args:
-        smallest: Never lower than this.
-        largest: Never higher than this.
-        goal: Seconds that nine calls in ten should not exceed; None looks at overload alone.
+        smallest: The limit is never lower.
+        largest: The limit is never higher.
+        goal: Seconds that nine calls in ten should not exceed; None adapts to overload only.
 
     Attributes:
-        value: Calls at once, for now.
+        value: Calls in flight that are allowed now.
     """
 
     __slots__ = (
@@ -52,13 +52,13 @@ class AdaptiveLimit:
         self._durations: list[float] = []
 
     def reached(self) -> None:
-        """As many calls as allowed are under way."""
+        """As many calls as allowed are in flight."""
         self._is_reached = True
 
     def on_success(self, *, started: float, duration: float, now: float) -> None:
         """A call that was sent at `started` has succeeded after `duration` seconds."""
         if started < self._cut_at:
-            return  # it tells of the limit before
+            return  # sent under the limit before the cut
         self._durations.append(duration)
         if len(self._durations) < max(_SHORTEST_WINDOW, self.value):
             return
@@ -75,13 +75,13 @@ class AdaptiveLimit:
             self._begin_window()
 
     def _grow(self) -> None:
-        wanted = self._limit * _SLOW_START if self._is_starting else self._limit + 1.0
+        wanted = self._limit * _SLOW_START_FACTOR if self._is_starting else self._limit + 1.0
         self._set(wanted)
 
     def _cut(self, now: float) -> None:
         self._is_starting = False
         self._cut_at = now
-        self._set(self._limit * _CUT)
+        self._set(self._limit * _CUT_FACTOR)
 
     def _set(self, wanted: float) -> None:
         self._limit = min(max(wanted, float(self._smallest)), float(self._largest))

@@ -1,4 +1,4 @@
-"""What a call waits for before it is sent: the provider's leave, its turn, and a place."""
+"""What a call waits for before it is sent: cool-down, rate limit, bulkhead."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .token_usage import estimate_tokens, text_tokens, used_tokens
 
 __all__ = ["AdmissionController", "is_limited"]
 
+_Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 _OVERLOAD = frozenset({FailureKind.THROTTLED, FailureKind.UNKNOWN_OUTCOME})
 
 
@@ -27,19 +28,19 @@ def is_limited(policy: Policy) -> bool:
 
 class _Caller(Protocol):
     tokens: tuple[int, int]
-    """How many were booked for it, and how many of them its question has."""
+    """Those reserved for it, and those of them that its arguments have."""
     started: float
-    """Monotonic seconds at which its present attempt was sent."""
+    """Monotonic seconds at which its current attempt was sent."""
 
 
 class AdmissionController:
-    """The line of one dependency on one event loop.
+    """Admits the calls of one dependency on one event loop.
 
     Args:
         name: The dependency.
-        policy: What to wait for.
+        policy: Its rate limits and its bulkhead.
         clock: Monotonic seconds.
-        shared: The limit of all workers together, instead of one of this loop's own.
+        shared: The rate limiter of all workers, in place of one for this loop.
     """
 
     __slots__ = (
@@ -67,11 +68,15 @@ class AdmissionController:
             self._limit = BackgroundRateLimiter(
                 name, shared or LocalRateLimiter(name, policy.limit), clock
             )
-        has_places = policy.concurrency.max_concurrent is not None
-        self._bulkhead = Bulkhead(name, policy.concurrency, clock) if has_places else None
+        has_bulkhead = policy.concurrency.max_concurrent is not None
+        self._bulkhead = Bulkhead(name, policy.concurrency, clock) if has_bulkhead else None
 
     def with_policy(self, policy: Policy, shared: RateLimiter | None) -> AdmissionController:
-        """One by another policy; what both ask for is one and the same, as calls stand in both."""
+        """A controller by another policy.
+
+        It shares the parts that the change leaves as they are: calls admitted by the old one are
+        still in flight there, and count.
+        """
         changed = AdmissionController(self._name, policy, self._clock, shared)
         changed.cooldown = self.cooldown
         if policy.limit == self._policy:
@@ -85,46 +90,44 @@ class AdmissionController:
         """Whether there is anything to wait for."""
         return self._is_limited or self.cooldown.is_on
 
-    def try_acquire(self, call: _Caller, question: tuple[Sequence[Any], Mapping[str, Any]]) -> bool:
-        """Let a call go at once if it need not wait; False if it has to `acquire`.
+    def try_acquire(self, call: _Caller, arguments: _Arguments) -> bool:
+        """Admit a call that need not wait; False if it has to `acquire`.
 
         Raises:
             CallRejected: The call may not be sent, however long it waits.
         """
         call.tokens = 0, 0
-        places, limit = self._bulkhead, self._limit
-        if self.cooldown.is_on or (places is not None and not places.has_permit):
+        bulkhead, limit = self._bulkhead, self._limit
+        if self.cooldown.is_on or (bulkhead is not None and not bulkhead.has_permit):
             return False
         if limit is not None:
-            tokens = self._tokens_for(*question)
+            tokens = self._tokens_for(*arguments)
             if not limit.try_acquire(tokens[0]):
                 return False
             call.tokens = tokens
-        if places is not None:
-            places.try_acquire()
+        if bulkhead is not None:
+            bulkhead.take_permit()
         return True
 
     async def acquire(
-        self,
-        call: _Caller,
-        question: tuple[Sequence[Any], Mapping[str, Any]],
-        remaining: Callable[[], float],
+        self, call: _Caller, arguments: _Arguments, remaining: Callable[[], float]
     ) -> bool:
         """Wait until the call may be sent; `remaining` are the seconds it has. True if it waited.
 
         Raises:
-            CallRejected: It may not, or not in time.
+            CallRejected: It may not be sent, or not in time.
         """
         call.tokens = 0, 0
         try:
             waited = await self._wait_for_cooldown(call, remaining)
             if self._limit is not None:
-                tokens = self._tokens_for(*question)
+                tokens = self._tokens_for(*arguments)
                 longest = min(self._policy.max_wait, remaining())
                 waited |= await self._limit.acquire(tokens[0], longest)
                 call.tokens = tokens
             while True:
-                # The provider may have asked to wait meanwhile; who then waits holds no place.
+                # A 429 may have arrived during the waits. The cool-down is waited for without a
+                # permit, or canaries would find the bulkhead full of waiting calls.
                 waited |= await self._wait_for_cooldown(call, remaining)
                 if self._bulkhead is None:
                     break
@@ -144,23 +147,23 @@ class AdmissionController:
         return await self.cooldown.wait(call, min(self._policy.max_wait, remaining()))
 
     def abandon(self, call: _Caller) -> None:
-        """A call that was let in is not sent after all."""
+        """An admitted call is not sent after all."""
         self._settle(call, 0)
         self.release_cancelled(call)
 
     def release_cancelled(self, call: _Caller) -> None:
-        """A call was given up by its caller."""
+        """A call was cancelled by its caller."""
         if self._bulkhead is not None:
             self._bulkhead.release()
         self.cooldown.on_cancelled(call)
 
     @property
     def occupancy(self) -> Occupancy:
-        """How the places are taken now."""
+        """The use of the bulkhead now."""
         return Occupancy() if self._bulkhead is None else self._bulkhead.occupancy
 
     def first_item_received(self, call: _Caller) -> None:
-        """A call has its stream's first item: whatever follows, it was not throttled."""
+        """A call's stream has its first item: whatever follows, it was not throttled."""
         if self.cooldown.is_on:
             self.cooldown.on_result(call, None)
 
@@ -173,9 +176,9 @@ class AdmissionController:
         *,
         is_cut_short: bool = False,
     ) -> int:
-        """A call succeeded, or failed so, after `duration` seconds, or was cut short after these.
+        """A call succeeded, failed, or was cut short by its deadline, after `duration` seconds.
 
-        Returns how many tokens it used, where they are counted.
+        Returns the tokens it used; 0 where they are not counted.
         """
         if self._bulkhead is not None:
             self._bulkhead.release()
@@ -197,16 +200,16 @@ class AdmissionController:
     def _tokens_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, int]:
         if not self._policy.tpm:
             return 0, 0
-        asked, bound = estimate_tokens(args, kwargs)
-        return asked + (self._policy.answer_tokens if bound is None else bound), asked
+        sent, bound = estimate_tokens(args, kwargs)
+        return sent + (self._policy.answer_tokens if bound is None else bound), sent
 
 
 def _used(tokens: tuple[int, int], failure: Failure | None, answer: object) -> int:
-    """How many tokens a call has used, as far as one can tell."""
-    booked, asked = tokens
+    """The tokens a call has used: by its answer, by its length, or as many as were reserved."""
+    reserved, sent = tokens
     if failure is not None:
-        return booked if failure.kind is FailureKind.UNKNOWN_OUTCOME else 0
+        return reserved if failure.kind is FailureKind.UNKNOWN_OUTCOME else 0
     used = used_tokens(answer)
     if used is not None:
         return used
-    return asked + text_tokens(answer) if isinstance(answer, str) else booked
+    return sent + text_tokens(answer) if isinstance(answer, str) else reserved

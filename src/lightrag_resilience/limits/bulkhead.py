@@ -1,4 +1,4 @@
-"""How many calls at once: places, and a line before them that has an end."""
+"""Bulkhead: limits concurrent calls; excess callers wait in a bounded queue."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .wait_queue import PriorityWaitQueue
 
 __all__ = ["Bulkhead", "Occupancy"]
 
-_REMEMBERED = 32  # places that came free
-_ENOUGH = 8  # of them, to tell how long a newcomer would wait
-_SURELY = 2.0  # a wait of so many times what a call has left is no use to it
+_RELEASES_KEPT = 32  # of which the times are kept
+_FEWEST_RELEASES = 8  # to estimate the wait of a newcomer
+_HOPELESS_WAIT = 2.0  # times the longest wait: above that, a caller is rejected at once
 
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """How the places are taken.
+    """The use of a bulkhead, and the cool-down of its dependency.
 
     Attributes:
-        limit: Calls at once, for now; None where there is no limit.
-        in_use: Calls under way.
-        waiting: Calls in line.
-        cooldown_remaining: Seconds for which nothing goes, as the provider asked.
+        limit: Calls in flight that are allowed now; None without a limit.
+        in_use: Calls in flight.
+        waiting: Calls in the queue.
+        cooldown_remaining: Seconds of the pause that the provider asked for.
     """
 
     limit: int | None = None
@@ -39,7 +39,7 @@ class Occupancy:
 
 
 class Bulkhead:
-    """The places for calls of one dependency on one event loop.
+    """The permits for calls of one dependency on one event loop.
 
     Args:
         name: The dependency.
@@ -48,14 +48,14 @@ class Bulkhead:
     """
 
     def __init__(self, name: str, policy: ConcurrencyPolicy, clock: Callable[[], float]) -> None:
-        assert policy.max_concurrent is not None  # noqa: S101 - there are no places otherwise
+        assert policy.max_concurrent is not None  # noqa: S101 - else there is no bulkhead
         self._name = name
         self._policy = policy
         self._clock = clock
         self._limit = policy.max_concurrent
         self._in_use = 0
         self._waiters: PriorityWaitQueue[asyncio.Future[None]] = PriorityWaitQueue(policy.max_queue)
-        self._release_times: deque[float] = deque(maxlen=_REMEMBERED)
+        self._release_times: deque[float] = deque(maxlen=_RELEASES_KEPT)
         self._adaptive: AdaptiveLimit | None = None
         if policy.adaptive:
             self._adaptive = AdaptiveLimit(
@@ -67,53 +67,53 @@ class Bulkhead:
 
     @property
     def occupancy(self) -> Occupancy:
-        """How they are taken now."""
+        """The permits in use, and the queue, now."""
         return Occupancy(self._limit, self._in_use, len(self._waiters))
 
     @property
     def has_permit(self) -> bool:
-        """Whether a call can have a place at once."""
+        """Whether a call can have a permit without waiting."""
         return self._in_use < self._limit and not self._waiters
 
-    def try_acquire(self) -> None:
-        """Have a place; there must be room."""
+    def take_permit(self) -> None:
+        """Take a permit of which `has_permit` said that it is free."""
         self._in_use += 1
         if self._adaptive is not None and self._in_use >= self._limit:
             self._adaptive.reached()
 
     async def acquire(self, longest: float) -> bool:
-        """Take a place, waiting at most `longest` seconds for it. True if there was a wait.
+        """Take a permit, waiting at most `longest` seconds for it. True if there was a wait.
 
-        Interactive calls go before background ones, and where the line is full take the place of
-        the youngest of these. A call is refused at once where places come free so slowly that the
-        wait would be twice as long as it may be.
+        Interactive calls go before background ones; in a full queue they evict the newest of
+        these. A call is rejected at once if permits are released so slowly that its wait would be
+        twice as long as it may be.
 
         Raises:
-            BulkheadFullError: The line is full, or no place came free in time.
+            BulkheadFullError: The queue is full, or no permit was released in time.
         """
         if self.has_permit:
-            self.try_acquire()
+            self.take_permit()
             return False
         longest = min(longest, self._policy.max_wait)
         level = current_priority.get()
-        place = self._enqueue(level, longest)
+        permit = self._enqueue(level, longest)
         try:
             async with asyncio.timeout(longest):
-                await place
+                await permit
         except TimeoutError:
-            if _is_granted(place):
+            if _is_granted(permit):
                 return True
             raise self._rejection(f"for {longest:g} s", level) from None
         except BaseException:
-            if _is_granted(place):
-                self.release()  # to the next in line
+            if _is_granted(permit):
+                self.release()  # granted and cancelled at once: pass the permit on
             raise
         finally:
-            self._waiters.remove(place, level)
+            self._waiters.remove(permit, level)
         return True
 
     def release(self) -> None:
-        """Give a place back; who is next gets it."""
+        """Return a permit; the first waiter gets it."""
         self._in_use -= 1
         if self._waiters:
             self._release_times.append(self._clock())
@@ -132,29 +132,29 @@ class Bulkhead:
         self._grant()
 
     def _grant(self) -> None:
-        while self._in_use < self._limit and (place := self._waiters.pop()) is not None:
-            if not place.done():  # else its caller leaves
-                self.try_acquire()
-                place.set_result(None)
+        while self._in_use < self._limit and (permit := self._waiters.pop()) is not None:
+            if not permit.done():  # else its caller was cancelled or timed out
+                self.take_permit()
+                permit.set_result(None)
 
     def _enqueue(self, level: Priority, longest: float) -> asyncio.Future[None]:
         if not self._waiters:
-            self._release_times.clear()  # what it tells of is over
+            self._release_times.clear()  # of an earlier queue, at another pace
         if not self._waiters.accepts(level):
             raise self._rejection(f"and {len(self._waiters)} more are waiting", level)
         wait = self._expected_wait(level)
-        if wait is not None and wait > longest * _SURELY:
-            raise self._rejection(f"and the line takes {wait:.1f} s", level)
-        place = asyncio.get_running_loop().create_future()
-        shed = self._waiters.push(place, level)
-        if shed is not None and not shed.done():
-            reason = "and one that somebody waits for took its place in line"
-            shed.set_exception(self._rejection(reason, Priority.BACKGROUND))
-        return place
+        if wait is not None and wait > longest * _HOPELESS_WAIT:
+            raise self._rejection(f"and the queue takes {wait:.1f} s", level)
+        permit = asyncio.get_running_loop().create_future()
+        evicted = self._waiters.push(permit, level)
+        if evicted is not None and not evicted.done():
+            reason = "and an interactive call took its position in the queue"
+            evicted.set_exception(self._rejection(reason, Priority.BACKGROUND))
+        return permit
 
     def _expected_wait(self, level: Priority) -> float | None:
-        """Seconds a newcomer would wait, by the pace at which places came free lately."""
-        if len(self._release_times) < _ENOUGH:
+        """Seconds a newcomer would wait, by the pace of the last releases; None if too few."""
+        if len(self._release_times) < _FEWEST_RELEASES:
             return None
         pace = (self._clock() - self._release_times[0]) / len(self._release_times)
         return pace * (self._waiters.position_of(level) + 1)
@@ -163,5 +163,5 @@ class Bulkhead:
         return BulkheadFullError(self._name, self._expected_wait(level), reason)
 
 
-def _is_granted(place: asyncio.Future[None]) -> bool:
-    return place.done() and not place.cancelled() and place.exception() is None
+def _is_granted(permit: asyncio.Future[None]) -> bool:
+    return permit.done() and not permit.cancelled() and permit.exception() is None

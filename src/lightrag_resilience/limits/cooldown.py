@@ -1,8 +1,8 @@
-"""After a 429 all calls pause for as long as the provider asked; then one goes first.
+"""Cool-down: after a 429 all calls pause as long as the provider asked, then a canary goes first.
 
-What comes of the first decides: if it succeeds, or its stream begins, the others follow; if it is
-throttled again, they pause again, and none of them has used up an attempt. Where nothing is
-heard of it for a while the next one goes: an answer may take long, and being throttled does not.
+Its result decides. If it succeeds, or its stream begins, the others follow; if it is throttled
+again, they pause again, and none of them has used up an attempt. Without a result after a while
+the next canary goes: an answer may take long, a 429 does not.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from lightrag_resilience.failures.classifier import Failure, FailureKind
 
 __all__ = ["Cooldown"]
 
-_NEVER = -math.inf
-_STAGGER = 0.1  # of the wait, so that workers do not all go first at once
+_LONG_AGO = -math.inf  # monotonic seconds
+_STAGGER_SHARE = 0.1  # of the wait, so that the canaries of all workers do not go at once
 _LONGEST_STAGGER = 0.5  # seconds
-_TRUST = 5.0  # seconds: a provider throttles at once, and answers as long as it takes
+_CANARY_TIMEOUT = 5.0  # seconds: a provider throttles at once, but may take longer to answer
 
 
 class Cooldown:
-    """The standstill of one dependency on one event loop, first come first served.
+    """The pause of one dependency on one event loop; its callers wait in order of arrival.
 
     Args:
         name: The dependency.
         clock: Monotonic seconds.
 
     Attributes:
-        until: Monotonic seconds until which nothing goes; -inf where there is no standstill.
+        until: Monotonic seconds until which no call goes; -inf without a pause.
     """
 
     __slots__ = (
@@ -40,47 +40,45 @@ class Cooldown:
         "_canary_done",
         "_clock",
         "_name",
+        "_next_canary_at",
         "_queue_order",
         "_throttled_at",
-        "_trusted_at",
         "until",
     )
 
     def __init__(self, name: str, clock: Callable[[], float]) -> None:
-        self.until = _NEVER
+        self.until = _LONG_AGO
         self._name = name
         self._clock = clock
-        self._canaries: dict[
-            object, float
-        ] = {}  # who went first, and when: more, if nothing is heard
-        self._trusted_at = self._throttled_at = _NEVER
-        self._queue_order: asyncio.Lock | None = None  # most dependencies never ask to wait
+        self._canaries: dict[object, float] = {}  # calls, and when they were sent
+        self._next_canary_at = self._throttled_at = _LONG_AGO
+        self._queue_order: asyncio.Lock | None = None  # made on first use, as few throttle
         self._canary_done: asyncio.Event | None = None
 
     @property
     def is_on(self) -> bool:
-        """Whether calls are paused, or wait for the one that goes first."""
-        return self.until > _NEVER
+        """Whether calls are paused, or wait for the canary."""
+        return self.until > _LONG_AGO
 
     def begin(self, seconds: float) -> None:
-        """The provider asked to wait; from any thread."""
+        """Pause, as the provider asked. Safe in any thread."""
         self._throttled_at = now = self._clock()
         self.until = max(self.until, now + seconds)
 
     def may_proceed(self, call: object) -> bool:
-        """Whether a call need not wait."""
+        """Whether a call need not wait: there is no pause, or it is a canary."""
         return not self.is_on or call in self._canaries
 
     async def wait(self, call: object, longest: float) -> bool:
-        """Until the call may go, at most `longest` seconds. True if there was a wait.
+        """Wait until the call may go, at most `longest` seconds. True if there was a wait.
 
         Raises:
             RateLimitedError: It may not go that soon.
         """
         if self.may_proceed(call):
             return False
-        if (left := self.until - self._clock()) > longest:
-            raise self._rejection(left)
+        if (remaining := self.until - self._clock()) > longest:
+            raise self._rejection(remaining)
         if self._queue_order is None or self._canary_done is None:
             self._queue_order, self._canary_done = asyncio.Lock(), asyncio.Event()
         try:
@@ -90,38 +88,39 @@ class Cooldown:
             raise self._rejection(max(self.until - self._clock(), 0.0)) from None
         return True
 
-    async def _sleep_until_over(self, call: object, judged: asyncio.Event) -> None:
+    async def _sleep_until_over(self, call: object, canary_done: asyncio.Event) -> None:
         while self.is_on:
-            if (left := self.until - self._clock()) > 0:
-                stagger = min(left * _STAGGER, _LONGEST_STAGGER)
-                await asyncio.sleep(left + random.uniform(0.0, stagger))  # noqa: S311
-            elif not self._canaries or self._clock() >= self._trusted_at:
+            if (remaining := self.until - self._clock()) > 0:
+                stagger = min(remaining * _STAGGER_SHARE, _LONGEST_STAGGER)
+                await asyncio.sleep(remaining + random.uniform(0.0, stagger))  # noqa: S311
+            elif not self._canaries or self._clock() >= self._next_canary_at:
                 self._canaries[call] = now = self._clock()
-                self._trusted_at = now + _TRUST
+                self._next_canary_at = now + _CANARY_TIMEOUT
                 return
             else:
-                judged.clear()
+                canary_done.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._trusted_at - self._clock()):
-                        await judged.wait()
+                    async with asyncio.timeout(self._next_canary_at - self._clock()):
+                        await canary_done.wait()
 
     def on_result(self, call: object, failure: Failure | None) -> None:
-        """A call succeeded, or failed so."""
-        let_in = self._canaries.pop(call, None)
-        if let_in is None:
+        """A call succeeded or failed; ends the pause if it is a canary that was not throttled."""
+        sent_at = self._canaries.pop(call, None)
+        if sent_at is None:
             return
         passing = (
             failure is None
             or failure.kind is FailureKind.FATAL
             or not (failure.retry_after or failure.counts or failure.is_local)
         )
-        if passing and let_in >= self._throttled_at:  # of what was asked since it tells nothing
-            self.until = _NEVER
+        # A canary sent before the newest 429 says nothing about it.
+        if passing and sent_at >= self._throttled_at:
+            self.until = _LONG_AGO
             self._canaries.clear()
         self._wake_others()
 
     def on_cancelled(self, call: object) -> None:
-        """A call ended with no verdict: the next one goes first."""
+        """A call ended without a verdict; if it was the canary, the next one goes."""
         if self._canaries.pop(call, None) is not None:
             self._wake_others()
 
@@ -129,5 +128,5 @@ class Cooldown:
         if self._canary_done is not None:
             self._canary_done.set()
 
-    def _rejection(self, left: float) -> RateLimitedError:
-        return RateLimitedError(self._name, left, "as the provider asked")
+    def _rejection(self, remaining: float) -> RateLimitedError:
+        return RateLimitedError(self._name, remaining, "as the provider asked")

@@ -1,4 +1,4 @@
-"""Who goes first where a dependency has no room for all."""
+"""The order in which calls are admitted that have to wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Priority", "current_priority", "priority"]
 
 
 class Priority(IntEnum):
-    """Whether somebody waits for the answer. The lower number goes first."""
+    """Whether a user waits for the answer. The lower number goes first."""
 
     INTERACTIVE = 0
     BACKGROUND = 1
@@ -27,10 +27,10 @@ current_priority: ContextVar[Priority] = ContextVar(
 
 
 def priority(level: Priority) -> AbstractContextManager[None]:
-    """Make the guarded calls of a block as important as this; without it they are interactive.
+    """Give the guarded calls of a block this priority; by default they are interactive.
 
-    Where calls wait for a place or for a turn, interactive ones go before background ones, and a
-    full queue sheds the youngest background one for an interactive one.
+    Of calls that wait for a permit or a rate limit, interactive ones go before background ones. In
+    a full queue an interactive call evicts the newest background one.
 
     Raises:
         PolicyError: It is no `Priority`.
@@ -39,11 +39,11 @@ def priority(level: Priority) -> AbstractContextManager[None]:
         raise PolicyError(
             f"priority() takes Priority.INTERACTIVE or Priority.BACKGROUND, not {shown(level)}"
         )
-    return _as_important_as(level)
+    return _with_priority(level)
 
 
 @contextlib.contextmanager
-def _as_important_as(level: Priority) -> Iterator[None]:
+def _with_priority(level: Priority) -> Iterator[None]:
     token = current_priority.set(level)
     try:
         yield

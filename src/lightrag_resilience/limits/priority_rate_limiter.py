@@ -1,7 +1,7 @@
-"""Background calls take turns one by one and not far ahead, so that interactive ones wait little.
+"""Background calls reserve turns one by one and not far ahead, so that queries wait little.
 
-A turn of a rate limit is booked once and for all, by all workers together: what ingest has booked,
-a query has to wait for.
+A reservation in a rate limit cannot be taken back, and all workers share it: a query waits for
+whatever ingest has reserved before it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from .rate_limiter import RateLimiter
 
 __all__ = ["BackgroundRateLimiter"]
 
-_AHEAD = 1.0  # seconds
-_LONG_ENOUGH = 5.0  # seconds at the head of the line; then a background call books as others do
-_SHORTEST = 0.05  # seconds
+_RESERVED_AHEAD = 1.0  # seconds
+_LONGEST_AT_HEAD = 5.0  # seconds; then a background call reserves as any other, so none starves
+_SHORTEST_SLEEP = 0.05  # seconds
 
 
 class BackgroundRateLimiter:
-    """Stands before the limit of one dependency on one event loop.
+    """A rate limiter for one dependency on one event loop, which delays background calls.
 
     Args:
         name: The dependency.
-        limit: Where turns are booked.
+        limit: The rate limiter in which turns are reserved.
         clock: Monotonic seconds.
     """
 
@@ -38,9 +38,9 @@ class BackgroundRateLimiter:
         self.settle = limit.settle
 
     def try_acquire(self, tokens: int) -> bool:
-        """Take a turn of so many tokens if it has come. False if a caller would have to wait."""
-        is_behind = current_priority.get() is not Priority.INTERACTIVE and self._head.locked()
-        return not is_behind and self._limit.try_acquire(tokens)
+        """Take a turn of so many tokens if one is due; False if a caller would have to wait."""
+        must_queue = current_priority.get() is not Priority.INTERACTIVE and self._head.locked()
+        return not must_queue and self._limit.try_acquire(tokens)
 
     async def acquire(self, tokens: int, longest: float) -> bool:
         """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.
@@ -55,23 +55,23 @@ class BackgroundRateLimiter:
             async with asyncio.timeout(longest):
                 await self._head.acquire()
         except TimeoutError:
-            reason = f"for {longest:g} s, with other calls in the background"
+            reason = f"for {longest:g} s, with other background calls waiting"
             raise RateLimitedError(self._name, None, reason) from None
         try:
-            return await self._book(tokens, end)
+            return await self._acquire_at_head(tokens, end)
         finally:
             self._head.release()
 
-    async def _book(self, tokens: int, end: float) -> bool:
-        """Book as soon as the turn is near."""
-        hurry = self._clock() + _LONG_ENOUGH
+    async def _acquire_at_head(self, tokens: int, end: float) -> bool:
+        """Reserve as soon as the turn is near."""
+        starves_at = self._clock() + _LONGEST_AT_HEAD
         while True:
             now = self._clock()
-            ahead = end - now if now >= hurry else min(_AHEAD, end - now)
+            ahead = end - now if now >= starves_at else min(_RESERVED_AHEAD, end - now)
             try:
                 return await self._limit.acquire(tokens, ahead)
-            except RateLimitedError as refusal:
-                wait = max((refusal.retry_after or 0.0) - _AHEAD, _SHORTEST)
-                if now >= hurry or now + wait > end:
+            except RateLimitedError as rejection:
+                wait = max((rejection.retry_after or 0.0) - _RESERVED_AHEAD, _SHORTEST_SLEEP)
+                if now >= starves_at or now + wait > end:
                     raise
-            await asyncio.sleep(min(wait, max(hurry - now, _SHORTEST)))
+            await asyncio.sleep(min(wait, max(starves_at - now, _SHORTEST_SLEEP)))

@@ -1,4 +1,4 @@
-"""What a provider says of its rate limits, by a 429 or in the headers of any answer."""
+"""Follows what a provider says of its rate limits: a 429, or the headers of any answer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, Protocol
 
 from lightrag_resilience.config.policies import LimitPolicy, Policy
 from lightrag_resilience.failures.classifier import Failure
-from lightrag_resilience.failures.retry_after import RateStates, rate_states
+from lightrag_resilience.failures.rate_limit_headers import RateStates, rate_states
 from lightrag_resilience.runtime.fork_safety import ProcessLock
 
 __all__ = ["GrantedLimits", "lower_limits_from_headers", "on_throttled"]
 
 _log = logging.getLogger("lightrag_resilience")
 
-# One change at a time: a guard may have calls on several event loops, and what another loop has
-# learned meanwhile would be taken for what is newly configured.
-_following = ProcessLock()
+# One change at a time: a guard may have calls on several event loops, and limits that another loop
+# has just applied would be taken for newly configured ones.
+_apply_lock = ProcessLock()
 _MOST_MODELS = 32  # of one dependency
-_REMEMBERED = 600.0  # seconds for which a model counts that no answer has named since
+_MODEL_KEPT_FOR = 600.0  # seconds since the last answer for a model
 _LOG_EVERY = 60.0  # seconds; some providers change a limit with each answer
 _IN_PATH = re.compile(r"/(?:deployments|models?)/([^/:?]{1,128})")
 _IN_BODY = re.compile(rb'"model"\s*:\s*"([^"\\]{1,128})"')
@@ -40,7 +40,7 @@ class _Guard(Protocol):
 
 
 class _Model:
-    """What an answer last granted one model: a minute's requests and tokens, and when."""
+    """Requests and tokens a minute that the last answer for a model granted, and when."""
 
     __slots__ = ("at", "requests", "tokens")
 
@@ -51,10 +51,10 @@ class _Model:
 
 
 class GrantedLimits:
-    """What a provider grants each model of one dependency, up to the configured limits.
+    """The limits a provider grants each model of one dependency, up to the configured ones.
 
-    The limits of a dependency hold for all its models together. A provider counts each model by
-    itself, so together they may send the sum of what it grants them.
+    The limits of a dependency hold for all its models together. A provider counts each model
+    separately, so together they may send the sum of what it grants them.
     """
 
     __slots__ = ("_applied", "_configured", "_logged_at", "_models")
@@ -64,24 +64,26 @@ class GrantedLimits:
         self._models: OrderedDict[str, _Model] = OrderedDict()
         self._logged_at = -math.inf
 
-    def after(self, current: LimitPolicy, model: str, told: RateStates, now: float) -> LimitPolicy:
-        """The limits to go on with, after an answer about a model.
+    def after(
+        self, current: LimitPolicy, model: str, reported: RateStates, now: float
+    ) -> LimitPolicy:
+        """The limits to apply after an answer for a model.
 
         Args:
-            current: Those in force. If they are not what this returned last, they are newly
+            current: Those in force. If they differ from the last returned ones, they are newly
                 configured.
-            model: The model's name, or an empty one where the request names none.
-            told: What the answer says.
+            model: The model's name; empty if the request names none.
+            reported: By the answer's headers.
             now: Monotonic seconds.
         """
         if current != self._applied:
             self._configured = current
         known = self._models.setdefault(model, _Model())
-        known.requests = told.requests.limit or known.requests
-        known.tokens = told.tokens.limit or known.tokens
+        known.requests = reported.requests.limit or known.requests
+        known.tokens = reported.tokens.limit or known.tokens
         known.at = now
         self._models.move_to_end(model)
-        while len(self._models) > _MOST_MODELS or self._oldest < now - _REMEMBERED:
+        while len(self._models) > _MOST_MODELS or self._oldest < now - _MODEL_KEPT_FOR:
             self._models.popitem(last=False)
         models = self._models.values()
         self._applied = replace(
@@ -96,7 +98,7 @@ class GrantedLimits:
         return next(iter(self._models.values())).at
 
     def should_log(self, now: float) -> bool:
-        """Whether a change is to be logged, or another was a short time ago."""
+        """Whether to log a change: not within a minute of another."""
         if now - self._logged_at < _LOG_EVERY:
             return False
         self._logged_at = now
@@ -104,7 +106,7 @@ class GrantedLimits:
 
 
 def on_throttled(guard: _Guard, error: BaseException, failure: Failure) -> None:
-    """Wait as a 429 asks, but no longer than the policy lets it, and keep the limits it names."""
+    """Begin the cool-down that a 429 asks for, up to the policy's, and apply limits it names."""
     if failure.retry_after:
         guard.cool_down(min(failure.retry_after, guard.policy.retry.max_retry_after))
     response = getattr(error, "response", None)
@@ -114,30 +116,30 @@ def on_throttled(guard: _Guard, error: BaseException, failure: Failure) -> None:
 
 
 def lower_limits_from_headers(guard: _Guard, headers: Any, request: Any = None) -> None:
-    """Follow the limits that a provider tells, up to the configured ones; none is set anew.
+    """Lower a guard's rate limits to those that a provider reports; adds no limit of its own.
 
     Args:
-        guard: Whose limits.
-        headers: Of an answer, good or bad, in any mapping, or None.
-        request: What was asked, of httpx or alike, where it is known: it names the model.
+        guard: The guard with the limits.
+        headers: Of an answer, successful or not, in any mapping, or None.
+        request: The request, of httpx or alike, if known: it names the model.
     """
     limit = guard.policy.limit
     if headers is None or not (limit.rpm or limit.tpm):
         return
-    told = rate_states(headers, now_wall=time.time())
-    if told.requests.limit is None and told.tokens.limit is None:
+    reported = rate_states(headers, now_wall=time.time())
+    if reported.requests.limit is None and reported.tokens.limit is None:
         return
     model, now = _model_of(request), guard.clock()
-    with _following:
+    with _apply_lock:
         if guard.granted is None:
             guard.granted = GrantedLimits(guard.policy.limit)
         limit = guard.policy.limit
-        granted = guard.granted.after(limit, model, told, now)
+        granted = guard.granted.after(limit, model, reported, now)
         if granted == limit:
             return
         if guard.granted.should_log(now):
             text = "The limits of %r follow what its provider grants: %s"
-            _log.warning(text, guard.name, _in_words(limit, granted))
+            _log.warning(text, guard.name, _changes(limit, granted))
         guard.update_policy(replace(guard.policy, limit=granted), "as the provider says")
 
 
@@ -147,19 +149,19 @@ def _up_to(configured: float | None, granted: list[int | None]) -> float | None:
 
 
 def _model_of(request: Any) -> str:
-    """The model that a request names, in its path or in its body, which is never parsed whole."""
+    """The model that a request names in its path or its body; the body is searched, not parsed."""
     try:
         if in_path := _IN_PATH.search(str(request.url.path)):
             return in_path[1]
         content: bytes = request.content
         for in_body in _IN_BODY.finditer(content):
-            if not content.endswith(b"\\", 0, in_body.start()):  # as in a prompt
+            if not content.endswith(b"\\", 0, in_body.start()):  # escaped: inside a prompt
                 return in_body[1].decode("utf-8", "replace")
     except Exception:  # noqa: BLE001 - no request, one that streams its body, or another library's
         return ""
     return ""
 
 
-def _in_words(before: LimitPolicy, after: LimitPolicy) -> str:
+def _changes(before: LimitPolicy, after: LimitPolicy) -> str:
     pairs = (("LIMIT__RPM", before.rpm, after.rpm), ("LIMIT__TPM", before.tpm, after.tpm))
     return ", ".join(f"{name} {old:g} is {new:g}" for name, old, new in pairs if old != new)

@@ -1,4 +1,4 @@
-"""A bounded line of those who wait, the important ones first. No clock, no event loop in it."""
+"""A bounded queue with two priorities. No clock and no event loop in it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ __all__ = ["PriorityWaitQueue"]
 
 T = TypeVar("T", bound=Hashable)
 
-_IN_A_ROW = 4  # interactive ones, before a background one has its turn
+_MAX_INTERACTIVE_STREAK = 4  # then one background waiter is served, so that none starves
 
 
 class PriorityWaitQueue(Generic[T]):
-    """First come, first served among equals. None waits for ever: see `_IN_A_ROW`.
+    """Waiters in order of arrival within a priority, interactive ones first.
 
     Args:
         max_size: How many may wait.
     """
 
-    __slots__ = ("_queues", "_row", "max_size")
+    __slots__ = ("_queues", "_streak", "max_size")
 
-    def __init__(self, most: int) -> None:
-        self.max_size = most
-        # Ordered, since many may leave at once from anywhere.
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
+        # Dicts, not deques: many waiters may time out at once, at any position.
         self._queues: tuple[OrderedDict[T, None], ...] = tuple(OrderedDict() for _ in Priority)
-        self._row = 0
+        self._streak = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._queues))
@@ -38,34 +38,34 @@ class PriorityWaitQueue(Generic[T]):
         return bool(interactive or background)
 
     def position_of(self, level: Priority) -> int:
-        """How many would be served before a newcomer, as far as one can tell."""
+        """How many waiters go before a newcomer of this priority, streaks not counted."""
         return sum(len(self._queues[each]) for each in Priority if each <= level)
 
     def accepts(self, level: Priority) -> bool:
-        """Whether a newcomer may wait, if need be in the place of a lesser one."""
+        """Whether a newcomer may wait, if need be by evicting a waiter of lower priority."""
         return len(self) < self.max_size or any(self._queues[level + 1 :])
 
     def push(self, waiter: T, level: Priority) -> T | None:
-        """Let a newcomer wait, for whom there is room; returns who has to go for that."""
+        """Add a waiter that the queue `accepts`; returns the one that is evicted, if any."""
         assert self.accepts(level)  # noqa: S101 - asked by the caller
-        shed = None
+        evicted = None
         if len(self) >= self.max_size:
-            lesser = next(line for line in reversed(self._queues[level + 1 :]) if line)
-            shed, _ = lesser.popitem()
+            lowest = next(queue for queue in reversed(self._queues[level + 1 :]) if queue)
+            evicted, _ = lowest.popitem()
         self._queues[level][waiter] = None
-        return shed
+        return evicted
 
     def pop(self) -> T | None:
-        """Who is served next; None where none waits."""
+        """Remove and return the next waiter; None if none waits."""
         interactive, background = self._queues
-        if background and (not interactive or self._row >= _IN_A_ROW):
-            self._row = 0
+        if background and (not interactive or self._streak >= _MAX_INTERACTIVE_STREAK):
+            self._streak = 0
             return background.popitem(last=False)[0]
         if not interactive:
             return None
-        self._row += 1
+        self._streak += 1
         return interactive.popitem(last=False)[0]
 
     def remove(self, waiter: T, level: Priority) -> None:
-        """A caller leaves unserved; one that is no longer in the line is ignored."""
+        """Remove a waiter that gave up. No-op if it was already served or evicted."""
         self._queues[level].pop(waiter, None)
