@@ -1,1 +1,1 @@
-"""Where the guards meet other libraries. Each module needs the extra of its name."""
+"""Guards for other libraries. A module needs the extra of its name."""

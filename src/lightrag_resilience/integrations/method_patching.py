@@ -1,4 +1,4 @@
-"""Methods of other libraries' classes, replaced while somebody wants it, and put back after."""
+"""Replaces methods of other libraries' classes, and restores them after the last user."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _lock = ProcessLock()
 def replace_methods(
     owners: Sequence[Any], name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> Callable[[], None]:
-    """Replace the method `name` of each class by what `make` makes of it, once however often asked.
+    """Replace the method `name` of each class by ``make(method)``; later users share it.
 
     Returns:
-        A function that takes it back; the last one to be called brings the original back.
+        A function that ends this use; after the last one the original is restored.
     """
     with _lock:
         for owner in owners:
-            _begin(owner, name, make)
+            _acquire(owner, name, make)
     is_done = False
 
-    def take_back() -> None:
+    def undo() -> None:
         nonlocal is_done
         with _lock:
             for owner in () if is_done else owners:
-                _end(owner, name)
+                _release(owner, name)
             is_done = True
 
-    return take_back
+    return undo
 
 
-def _begin(owner: Any, name: str, make: Callable[..., Any]) -> None:
+def _acquire(owner: Any, name: str, make: Callable[..., Any]) -> None:
     method = getattr(owner, name)
     if "__resilience_users__" not in vars(method):
         method = functools.wraps(method)(make(method))
@@ -45,7 +45,7 @@ def _begin(owner: Any, name: str, make: Callable[..., Any]) -> None:
     vars(method)["__resilience_users__"] += 1
 
 
-def _end(owner: Any, name: str) -> None:
+def _release(owner: Any, name: str) -> None:
     method = getattr(owner, name)
     users = vars(method).get("__resilience_users__")
     if users is not None:

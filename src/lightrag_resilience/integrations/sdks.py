@@ -1,4 +1,4 @@
-"""Inside a guarded call OpenAI's and Anthropic's SDKs retry no more, and tell of a cut stream."""
+"""Inside guarded calls: no retries by the OpenAI and Anthropic SDKs, no silently cut streams."""
 
 from __future__ import annotations
 
@@ -21,34 +21,33 @@ __all__ = ["detect_truncated_streams", "disable_sdk_retries"]
 
 
 def disable_sdk_retries(*sdks: ModuleType) -> Callable[[], None]:
-    """Inside a guarded call let SDKs try once, and as often as they are told elsewhere.
+    """Inside a guarded call let SDKs try once; elsewhere they retry as configured.
 
-    Else a guard's 4 attempts with an SDK's 3 are 12 requests. `protect` does this for the SDKs that
-    are imported by then; where functions are decorated, do it once for each SDK in use::
+    Otherwise 4 attempts of a guard with 3 of an SDK are 12 requests. `protect` does this for the
+    SDKs that are imported by then; if you decorate functions, do it once for each SDK in use::
 
         disable_sdk_retries(openai, anthropic)
 
     Args:
-        sdks: The packages `openai` or `anthropic`; both ask in one method how often to try, whose
-            class is the same for all their clients.
+        sdks: The packages `openai` or `anthropic`. All clients of each share the patched method.
 
     Returns:
-        A function that takes it back; the last one to be called brings the original back.
+        A function that undoes it; after the last one the original is restored.
 
     Raises:
         UnsupportedCallError: A module is no such SDK.
     """
     options = [_options_of(sdk) for sdk in sdks]
-    return replace_methods(options, "get_max_retries", _yielding)
+    return replace_methods(options, "get_max_retries", _without_retries)
 
 
 def detect_truncated_streams(*sdks: ModuleType) -> Callable[[], None]:
-    """Inside a guarded call let an SDK's stream that ends without its finish marker say so.
+    """Inside a guarded call let an SDK's stream raise if it ends without its finish marker.
 
-    It raises a `TruncatedStreamError`, where SDKs end as if all had been said. A guard around the
-    SDK itself sees that without this; a guard around a function that makes text of the chunks, as
-    LightRAG's own bindings do, does not. `protect` does this for the SDKs that are imported by
-    then; where functions are decorated, do it once for each SDK in use::
+    It raises a `TruncatedStreamError`, where the SDK alone ends as if the stream were complete. A
+    guard around the SDK detects that without this; one around a function that makes text of the
+    chunks, as LightRAG's bindings do, does not. `protect` does this for the SDKs that are imported
+    by then; if you decorate functions, do it once for each SDK in use::
 
         detect_truncated_streams(openai, anthropic)
 
@@ -56,12 +55,12 @@ def detect_truncated_streams(*sdks: ModuleType) -> Callable[[], None]:
         sdks: The packages `openai` or `anthropic`; async clients only.
 
     Returns:
-        A function that takes it back; the last one to be called brings the original back.
+        A function that undoes it; after the last one the original is restored.
 
     Raises:
         UnsupportedCallError: A module is no such SDK.
     """
-    return replace_methods([_stream_of(sdk) for sdk in sdks], "__stream__", _telling)
+    return replace_methods([_stream_of(sdk) for sdk in sdks], "__stream__", _raising_if_truncated)
 
 
 def _options_of(sdk: ModuleType) -> Any:
@@ -89,14 +88,14 @@ def _name_of(sdk: Any) -> str:
     return str(getattr(sdk, "__name__", type(sdk).__name__))
 
 
-def _yielding(method: Callable[..., Any]) -> Callable[..., Any]:
+def _without_retries(method: Callable[..., Any]) -> Callable[..., Any]:
     def get_max_retries(self: Any, max_retries: int) -> int:
         return 0 if inside_guarded_call() else method(self, max_retries)
 
     return get_max_retries
 
 
-def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
+def _raising_if_truncated(method: Callable[..., Any]) -> Callable[..., Any]:
     async def stream(self: Any) -> AsyncIterator[Any]:
         finish: FinishMarker | None = None
         is_first = True
@@ -112,16 +111,16 @@ def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
             return
         if is_first:
             raise TruncatedStreamError(name, None, "before its first item")
-        if finish is not None and (cut_off := why_not_whole(name, finish)) is not None:
-            raise cut_off
+        if finish is not None and (error := why_not_whole(name, finish)) is not None:
+            raise error
 
     return stream
 
 
 def _name_of_guard() -> str | None:
-    """The nearest guard that is to be told; None outside of any: the SDK does as it always did."""
+    """The innermost guard, if it expects finish markers; None lets the SDK's stream just end."""
     call = current_call.get()
     while call is not None and call.guard is None:
         call = call.parent
-    is_told = call is not None and call.guard.policy.stream.finish_marker
-    return call.name if call is not None and is_told else None
+    expects_marker = call is not None and call.guard.policy.stream.finish_marker
+    return call.name if call is not None and expects_marker else None

@@ -1,1 +1,1 @@
-"""What the two httpx transports have in common."""
+"""The common code of the httpx and httpx2 transports."""

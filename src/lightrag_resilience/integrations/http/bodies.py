@@ -1,4 +1,4 @@
-"""Bodies of responses: passed on under a guard, or read so far as an error's body is looked at."""
+"""Bodies of responses: streamed under a guard, or read ahead if the status is an error."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightrag_resilience.streams.guarded_stream import GuardedStream, close_comp
 
 __all__ = ["Source", "guarded_body", "parsed", "read_ahead"]
 
-LARGEST_ERROR = 64 * 1024  # bytes
+_MAX_ERROR_BODY = 64 * 1024  # bytes
 _END_OF_EVENTS = b"[DONE]"
-_TAIL = 32  # bytes: the end marker and line ends
-_GZIP_OR_DEFLATE = 47  # zlib's window bits for both
+_TAIL = 32  # bytes; enough for the end marker and line ends
+_GZIP_OR_DEFLATE = 47  # window bits with which zlib detects the format
 
 
 class Source(AsyncIterator[bytes]):
-    """The chunks of a response as they come from the wire; closing it frees the connection."""
+    """The chunks of a response from the wire; closing it frees the connection."""
 
     def __init__(self, response: Any) -> None:
         self._stream = response.stream
@@ -41,16 +41,16 @@ class Source(AsyncIterator[bytes]):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last event was OpenAI's end marker: SDKs read no further."""
+        """Whether the last event was OpenAI's end marker, after which SDKs read no further."""
         return self._tail.rstrip().endswith(_END_OF_EVENTS)
 
     async def aclose(self) -> None:
-        """Give the connection back; a body not read to its end costs the connection."""
+        """Return the connection to its pool; one whose body was not read to its end is closed."""
         if self._is_closed:
             return
         self._is_closed = True
         try:
-            # It runs where one task closes a response that another one waits for.
+            # A running generator cannot be closed: another task waits for its next chunk.
             if inspect.isasyncgen(self._chunks) and not self._chunks.ag_running:
                 await self._chunks.aclose()
         finally:
@@ -58,7 +58,7 @@ class Source(AsyncIterator[bytes]):
 
 
 class _Body:
-    """A body as a client takes it: iterating again goes on where the last iteration stopped."""
+    """The body for the client. A second iteration continues where the first one stopped."""
 
     def __init__(
         self,
@@ -83,12 +83,12 @@ class _Body:
 
 @lru_cache(maxsize=8)
 def _class_for(library: Any) -> Any:
-    """A client takes no bodies but those of its own library's class."""
+    """A body class for one library, whose client accepts only its own class."""
     return type("GuardedBody", (_Body, library.AsyncByteStream), {})
 
 
 def guarded_body(library: Any, stream: GuardedStream[bytes], source: Source) -> Any:
-    """The body of a response whose call goes on to its end."""
+    """The body of a response whose guarded call lasts until the end of the body."""
 
     async def end() -> None:
         await (close_complete(stream) if source.is_complete else stream.aclose())
@@ -97,17 +97,17 @@ def guarded_body(library: Any, stream: GuardedStream[bytes], source: Source) -> 
 
 
 async def read_ahead(library: Any, source: Source) -> tuple[bytes, Any]:
-    """The beginning of an error's body, and a body that the client can still read whole.
+    """The beginning of an error's body, and a body that the client can still read in full.
 
-    One of up to 64 KiB is read to its end, which frees its connection; the rest of a longer one
+    Up to 64 KiB are read, which frees the connection of a shorter body; the rest of a longer one
     stays on the wire.
     """
     read = b""
     try:
         async for chunk in source:
             read += chunk
-            if len(read) > LARGEST_ERROR:
-                whole = _class_for(library)(_and_then(read, source), source.aclose, library)
+            if len(read) > _MAX_ERROR_BODY:
+                whole = _class_for(library)(_continued(read, source), source.aclose, library)
                 return read, whole
     except BaseException:
         await source.aclose()
@@ -116,18 +116,18 @@ async def read_ahead(library: Any, source: Source) -> tuple[bytes, Any]:
     return read, library.ByteStream(read)
 
 
-async def _and_then(read: bytes, source: Source) -> AsyncIterator[bytes]:
+async def _continued(read: bytes, source: Source) -> AsyncIterator[bytes]:
     yield read
     async for chunk in source:
         yield chunk
 
 
 def parsed(read: bytes, encoding: str) -> Any:
-    """The JSON in an error's body; None where it is none, or longer than 64 KiB once unpacked."""
+    """The JSON in a body; None if it is not JSON, or longer than 64 KiB when decompressed."""
     try:
         if encoding in {"gzip", "deflate"}:
-            unpacking = zlib.decompressobj(_GZIP_OR_DEFLATE)
-            read = unpacking.decompress(read, LARGEST_ERROR)
+            decompressor = zlib.decompressobj(_GZIP_OR_DEFLATE)
+            read = decompressor.decompress(read, _MAX_ERROR_BODY)
         return json.loads(read)
     except (ValueError, RecursionError, zlib.error):
         return None

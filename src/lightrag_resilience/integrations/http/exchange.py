@@ -1,7 +1,7 @@
-"""One HTTP request under a guard, the same for httpx and httpx2: `library` is either module.
+"""One HTTP request under a guard, for httpx and httpx2: `library` is either module.
 
-An answer with an error status is a failure for the guard, and still an answer for the client: the
-last one is returned, not raised.
+A response with an error status is a failure for the guard, but a response for the client: the last
+one is returned, not raised.
 """
 
 from __future__ import annotations
@@ -21,34 +21,36 @@ from .bodies import Source, guarded_body, parsed, read_ahead
 __all__ = ["send"]
 
 _FIRST_ERROR = 400
-_TOO_MANY = 429
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})  # says RFC 9110
+_TOO_MANY_REQUESTS = 429
+_IDEMPOTENT = frozenset(
+    {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"}
+)  # RFC 9110, section 9.2.2
 _KEYS = ("idempotency-key", "x-idempotency-key")
 _PHASES = ("connect", "read", "write", "pool")
 
 
 async def send(library: Any, transport: Any, guard: Guard, request: Any) -> Any:
-    """Send a request through `transport`, as often as the guard says.
+    """Send a request through `transport`, with the guard's retries.
 
     Raises:
         CallRejected: It was not sent: circuit open, rate limit used up, or queue full.
-        library.ReadTimeout: The guard's own time was up.
+        library.ReadTimeout: The guard's attempt timeout or deadline has passed.
         library.RequestError: What the last attempt raised.
     """
     send_along(request)
-    around = current_call.get()
-    if around is not None and around.is_within(guard):
+    outer = current_call.get()
+    if outer is not None and outer.is_within(guard):
         return await transport.handle_async_request(request)
-    # The body of a one-shot iterator is gone after the first attempt.
+    # Any other body is an iterator, which cannot be sent a second time.
     has_bytes = isinstance(request.stream, library.ByteStream)
-    # A limit on tokens looks at what a call is given.
-    asked = await _asked(request) if has_bytes and guard.policy.limit.tpm else {}
+    # A token limit estimates tokens from the keyword arguments of a call.
+    arguments = await _json_object(request) if has_bytes and guard.policy.limit.tpm else {}
     exchange = _Exchange(library, transport, guard, request)
     try:
         once = inside_guarded_call() or not has_bytes
         known = guard.policy.retry.idempotent is not None
         idempotent = None if known else _is_idempotent(request)
-        stream = await guard.run(exchange.attempt, (), asked, once=once, idempotent=idempotent)
+        stream = await guard.run(exchange.attempt, (), arguments, once=once, idempotent=idempotent)
     except library.HTTPStatusError as error:
         if error is not exchange.error:
             raise
@@ -56,7 +58,7 @@ async def send(library: Any, transport: Any, guard: Guard, request: Any) -> Any:
     except (AttemptTimeoutError, DeadlineExceededError) as error:
         raise library.ReadTimeout(str(error), request=request) from error
     except BaseException:
-        await exchange.let_go()
+        await exchange.close_failed()
         raise
     response = exchange.response
     if stream is not None:
@@ -65,12 +67,12 @@ async def send(library: Any, transport: Any, guard: Guard, request: Any) -> Any:
 
 
 class _Exchange:
-    """The attempts to get one request answered, and the answer to the last of them.
+    """The attempts at one request, and the last response.
 
     Attributes:
-        response: What came last.
-        source: The body of a response that is no error.
-        error: Why `response` is a failure.
+        response: The last response.
+        source: Its body, if its status is not an error.
+        error: The failure that it is, if its status is an error.
     """
 
     def __init__(self, library: Any, transport: Any, guard: Guard, request: Any) -> None:
@@ -83,50 +85,51 @@ class _Exchange:
         self._request = request
 
     async def attempt(self, /, **_: Any) -> Any:
-        """Send it once; what the guard calls. The result is a stream of the body's chunks."""
-        await self.let_go()
-        self.response = response = await self._answer()
+        """The function that the guard calls: send the request once. Returns the body's chunks."""
+        await self.close_failed()
+        self.response = response = await self._send()
         if response.status_code >= _FIRST_ERROR:
             self.error = await self._read_error(response)
             raise self.error
-        if response.is_closed:  # made whole in memory, as a MockTransport does
+        if response.is_closed:  # it has its whole body in memory, as from a MockTransport
             return None
         self.source = Source(response)
         return self.source
 
-    async def let_go(self) -> None:
-        """Close the answer to the attempt before, whose body may still hold a connection."""
+    async def close_failed(self) -> None:
+        """Close the previous failed response, whose body may still hold a connection."""
         failed, self.error = self.error, None
         if failed is not None:
-            # A close that fails must not take the place of what is raised, a cancellation least.
+            # An error of the close must not replace what is being raised, such as a cancellation.
             with contextlib.suppress(Exception):
                 await self.response.stream.aclose()
 
-    async def _answer(self) -> Any:
-        """The response, asked for within the time that the guard leaves."""
+    async def _send(self) -> Any:
+        """The response, within the time that the guard leaves for it."""
         request, library = self._request, self._library
         call: Any = current_call.get()
-        asked = request.extensions
-        limits = asked.get("timeout") or {}
+        extensions = request.extensions
+        limits = extensions.get("timeout") or {}
         left = call.due - self._guard.clock() if call.loop_state.timer is not None else math.inf
-        within = {phase: _shorter(limits.get(phase), left) for phase in _PHASES}
-        request.extensions = {**asked, "timeout": within}
+        timeouts = {phase: _shorter(limits.get(phase), left) for phase in _PHASES}
+        request.extensions = {**extensions, "timeout": timeouts}
         try:
             response = await self._transport.handle_async_request(request)
         except library.TimeoutException as error:
             if left < math.inf and self._guard.clock() >= call.due:
-                # The time was the guard's, not the transport's own.
+                # It was the guard's time limit that the transport applied, not the client's.
                 raise self._guard.timeout_error(call, error) from error
             raise
         finally:
-            request.extensions = asked
-        # It goes for each chunk of the body as well, for which the guard has another time.
-        within["read"] = limits.get("read")
+            request.extensions = extensions
+        # The transport applies "read" to each chunk of the body too, where the guard's idle
+        # timeout holds: restore the client's own limit.
+        timeouts["read"] = limits.get("read")
         lower_limits_from_headers(self._guard, response.headers, request)
         return response
 
     async def _read_error(self, response: Any) -> Exception:
-        """The failure that an error status is, with what its body says about quotas."""
+        """The failure for an error status; a 429 has its parsed body, which tells of quotas."""
         library = self._library
         if response.is_closed:
             read = response.content
@@ -135,24 +138,24 @@ class _Exchange:
         error: Exception = library.HTTPStatusError(
             f"HTTP {response.status_code}", request=self._request, response=response
         )
-        if response.status_code == _TOO_MANY:
+        if response.status_code == _TOO_MANY_REQUESTS:
             encoding = response.headers.get("content-encoding", "")
             vars(error)["body"] = parsed(read, "" if response.is_closed else encoding)
         return error
 
 
 def _is_idempotent(request: Any) -> bool:
-    """Whether a request may be carried out twice, as its method or a key of its own says."""
+    """Whether a request may be sent twice, by its method or its idempotency key."""
     return request.method in _IDEMPOTENT or any(key in request.headers for key in _KEYS)
 
 
-async def _asked(request: Any) -> dict[str, Any]:
-    """The object in a JSON request, which holds the words and the bound of the answer."""
+async def _json_object(request: Any) -> dict[str, Any]:
+    """The object in a JSON request: its messages and its bound on the answer's tokens."""
     body = parsed(await request.aread(), "")
     return body if isinstance(body, dict) else {}
 
 
 def _shorter(limit: float | None, left: float) -> float | None:
-    """The smaller of a client's limit, where it has one, and the seconds that are left."""
+    """The smaller of the client's limit, if it has one, and the seconds left."""
     shortest = left if limit is None else min(limit, left)
     return None if shortest == math.inf else shortest

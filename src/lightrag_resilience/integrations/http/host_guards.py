@@ -1,4 +1,4 @@
-"""Which guard a request belongs to: one for each host, and not one more than asked for."""
+"""The guard of a request: one for each host, up to a bound."""
 
 from __future__ import annotations
 
@@ -17,32 +17,36 @@ from lightrag_resilience.errors import PolicyError
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 
-__all__ = ["OTHER", "GuardsOfHosts", "name_of_host"]
+__all__ = ["OTHER", "HostGuards", "guard_name_for"]
 
 OTHER = "http.other"
 _Hosts = Annotated[int, Ge(0), Le(100_000)]
 _log = logging.getLogger("lightrag_resilience")
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9.]+")
 
-# All transports of a registry share its bound: a crawler makes a client for each site.
-_named_in: WeakKeyDictionary[Guards, set[str]] = WeakKeyDictionary()
+# All transports of a registry share one bound, since a crawler makes a client for each site.
+_names_by_registry: WeakKeyDictionary[Guards, set[str]] = WeakKeyDictionary()
 
 
-def name_of_host(url: Any) -> str:
-    """``http.api.openai.com``; a port that is not the scheme's own is another server."""
+def guard_name_for(url: Any) -> str:
+    """``http.api.openai.com``; with the port if it is not the scheme's own."""
     host = _NOT_IN_NAMES.sub("-", url.raw_host.decode("ascii", "replace")).strip(".-")
     port = "" if url.port is None else f"-{url.port}"
     return f"http.{host or 'unknown'}{port}"
 
 
-class GuardsOfHosts:
+class HostGuards:
     """Finds the guard of a request.
 
     Args:
-        name: Of the one guard for all, or what names a request; None names guards after hosts.
-        policy: What to do, where the defaults do not fit.
+        name: The name of one guard for all requests, or a function from request to name; None names
+            guards after hosts.
+        policy: The policy, if the defaults do not fit.
         registry: The guards to use; those of the process by default.
-        max_hosts: Names that may get a guard; the requests of further ones share ``http.other``.
+        max_hosts: Names that get a guard of their own; all others share ``http.other``.
+
+    Raises:
+        PolicyError: An argument is wrong.
     """
 
     def __init__(
@@ -65,20 +69,22 @@ class GuardsOfHosts:
         self._has_warned = False
 
     def guard_for(self, request: Any) -> Guard:
-        """The guard of a request, made on first use."""
+        """The guard of a request, created on first use."""
         name = self._name
         if not isinstance(name, str):
-            name = self._within_bound(name_of_host(request.url) if name is None else name(request))
-        # What comes last is shared by transports of any policy.
+            name = self._within_bound(
+                guard_name_for(request.url) if name is None else name(request)
+            )
+        # The shared guard takes no policy: transports of different policies share it.
         return self._registry.get(name, None if name == OTHER else self._policy)
 
     def _within_bound(self, name: str) -> str:
-        """A guard forgets nothing, so none is dropped for another: what comes later must share."""
-        named = _named_in.setdefault(self._registry, set())
-        if name in named:
+        """The name itself, or `OTHER` beyond the bound: a guard has state, so none is dropped."""
+        names = _names_by_registry.setdefault(self._registry, set())
+        if name in names:
             return name
-        if len(named) < self._max_hosts:
-            named.add(name)
+        if len(names) < self._max_hosts:
+            names.add(name)
             return name
         if not self._has_warned:
             self._has_warned = True
