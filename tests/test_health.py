@@ -14,7 +14,7 @@ from lightrag_resilience.circuit.outcomes import (
     Outcomes,
     condition_of,
 )
-from lightrag_resilience.health import LOOKS, Health, advice_for, health_of, level_of
+from lightrag_resilience.health import CONDITIONS, Health, advice_for, health_of, level_of
 from lightrag_resilience.shared_state.operator_control import with_author
 from lightrag_resilience.text import is_by_hand, is_isolation
 
@@ -38,8 +38,8 @@ def told(*symptoms: str | None) -> Health:
 
 def test_three_of_three_that_fail_are_not_well_and_one_of_one_says_nothing() -> None:
     assert told(*[KEY] * 3).condition == "failing"
-    assert told(*[KEY] * 2).condition == "works"
-    assert told(KEY, *[None] * 20).condition == "works"
+    assert told(*[KEY] * 2).condition == "healthy"
+    assert told(KEY, *[None] * 20).condition == "healthy"
 
 
 def test_it_says_what_is_answered_to_how_many_calls_and_what_to_do() -> None:
@@ -79,23 +79,23 @@ def test_each_symptom_has_an_advice_or_none(symptom: str, advice: str) -> None:
 
 
 def test_a_share_of_one_in_ten_is_uneasy_and_of_one_in_two_failing() -> None:
-    assert condition_of(100, 9, 0) == "works"
-    assert condition_of(100, 10, 0) == "uneasy"
-    assert condition_of(9, 3, 0) == "works"
+    assert condition_of(100, 9, 0) == "healthy"
+    assert condition_of(100, 10, 0) == "degraded"
+    assert condition_of(9, 3, 0) == "healthy"
     assert condition_of(100, 50, 0) == "failing"
 
 
 def test_it_is_over_after_a_run_of_successes_that_is_no_chance() -> None:
     assert condition_of(155 + 2, 155, 2) == "failing"
-    assert condition_of(155 + 3, 155, 3) == "works"
-    assert condition_of(20 + 9, 10, 9) == "uneasy"
-    assert condition_of(20 + 10, 10, 10) == "works"
+    assert condition_of(155 + 3, 155, 3) == "healthy"
+    assert condition_of(20 + 9, 10, 9) == "degraded"
+    assert condition_of(20 + 10, 10, 10) == "healthy"
 
 
 def test_a_steady_share_of_failures_is_not_taken_for_over() -> None:
     chance = random.Random(1)
     seen = outcomes(*[KEY if chance.random() < 0.5 else None for _ in range(1000)])
-    assert seen.condition in {"uneasy", "failing"}
+    assert seen.condition in {"degraded", "failing"}
 
 
 def test_what_is_too_old_is_forgotten_with_the_next_attempts_and_not_without() -> None:
@@ -103,7 +103,7 @@ def test_what_is_too_old_is_forgotten_with_the_next_attempts_and_not_without() -
     assert (seen.calls, seen.failed) == (3, 3)
     seen.on_success(61.0)
     assert (seen.calls, seen.failed, seen.tally().causes) == (1, 0, {})
-    assert seen.condition == "works"
+    assert seen.condition == "healthy"
 
 
 def test_there_are_few_causes_whatever_fails() -> None:
@@ -133,16 +133,16 @@ def test_the_circuit_decides_where_it_refuses() -> None:
     bad = OutcomeCounts(5, 5, {"HTTP 401": 5}, 0, KEY, 5)
     down = health_of("a", state="open", reason="after 5 failures in a row", tally=bad)
     assert (down.condition, str(down)) == ("down", "a is down, after 5 failures in a row")
-    assert health_of("a", state="half-open").condition == "tried"
+    assert health_of("a", state="half-open").condition == "probing"
     by_hand = health_of("a", state="open", reason="by ops: they migrate")
     assert (by_hand.condition, by_hand.sentence) == (
         "isolated",
-        "a is kept off, by ops: they migrate",
+        "a is isolated, by ops: they migrate",
     )
-    assert health_of("a", mode="disabled", tally=bad).condition == "unwatched"
-    assert health_of("a", standstill=3.0).condition == "paused"
-    assert health_of("a", standstill=3.0, tally=bad).condition == "failing"
-    assert health_of("a", alone=2).condition == "uneasy"
+    assert health_of("a", mode="disabled", tally=bad).condition == "unmonitored"
+    assert health_of("a", cooldown=3.0).condition == "paused"
+    assert health_of("a", cooldown=3.0, tally=bad).condition == "failing"
+    assert health_of("a", diverged=2).condition == "degraded"
     assert health_of("a").is_well
     assert not by_hand.is_well
 
@@ -174,10 +174,10 @@ def test_of_a_circuit_that_is_not_closed_the_last_failure_says_what_to_do(
 
 
 def test_every_look_has_a_level() -> None:
-    levels = {look: level_of(look) for look in LOOKS}
-    assert levels["works"] == levels["unwatched"] == 0
-    assert levels["uneasy"] == levels["paused"] == 1
-    assert levels["failing"] == levels["down"] == levels["isolated"] == levels["tried"] == 2
+    levels = {look: level_of(look) for look in CONDITIONS}
+    assert levels["healthy"] == levels["unmonitored"] == 0
+    assert levels["degraded"] == levels["paused"] == 1
+    assert levels["failing"] == levels["down"] == levels["isolated"] == levels["probing"] == 2
 
 
 def test_reasons_tell_who_opened_and_whether_it_is_an_isolation() -> None:

@@ -260,7 +260,7 @@ class Breaker:
             health = health_of(self.name, tally=outcomes.tally())
             self._changes += (HealthChanged(self.name, health.condition, str(health)),)
         elif circuit.shared_admission is not None:
-            self._changes += (HealthChanged(self.name, "works", ""),)
+            self._changes += (HealthChanged(self.name, "healthy", ""),)
 
     def _publish_transitions(self) -> None:
         """Carry changes of state to pybreaker and to the listeners: each once, in their order.

@@ -119,7 +119,7 @@ class HealthChanged:
 
     Attributes:
         dependency: Its name.
-        condition: ``failing``, ``uneasy`` or ``works``.
+        condition: ``failing``, ``degraded`` or ``healthy``.
         reason: What is wrong and what to do; empty where nothing is.
     """
 

@@ -1,8 +1,7 @@
-"""Whether a caller of a dependency is served now: decided here, and shown by all faces alike.
+"""The health of a dependency as its callers see it, for all places that show it.
 
-The status page, `status`, `doctor`, the log, the metrics and the alerts take it from here. It is
-judged by all attempts that failed, by status and class, and by the breaker; well is only what a
-caller would find well. No clock, no I/O: numbers in, a verdict out.
+The status page, `status`, `doctor`, the log, the metrics and the alerts take it from here. It
+follows from all failed attempts, by status and class, and from the breaker. No clock, no I/O.
 """
 
 from __future__ import annotations
@@ -11,13 +10,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from .circuit.outcomes import OTHER, OutcomeCounts, short
-from .text import is_by_hand, symptom_of
+from .text import counted, is_by_hand, symptom_of
 
-__all__ = ["LOOKS", "Health", "advice_for", "health_of", "level_of"]
+__all__ = ["CONDITIONS", "Health", "advice_for", "health_of", "level_of"]
 
-LOOKS: Final = ("down", "failing", "tried", "isolated", "paused", "uneasy", "works", "unwatched")
-"""All that can be said of a dependency in one word, the worst first."""
-_LEVELS: Final = {"works": 0, "unwatched": 0, "uneasy": 1, "paused": 1}
+CONDITIONS: Final = (
+    "down",
+    "failing",
+    "probing",
+    "isolated",
+    "paused",
+    "degraded",
+    "healthy",
+    "unmonitored",
+)
+"""Every condition of a dependency, the worst first."""
+_LEVELS: Final = {"healthy": 0, "unmonitored": 0, "degraded": 1, "paused": 1}
 _ADVICE: Final = {
     "400": "look at what is sent, as it finds the requests wrong",
     "401": "check its key",
@@ -40,13 +48,13 @@ _BY_CLASS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a dependency is for who calls it now.
+    """The health of a dependency as its callers see it now.
 
     Attributes:
-        condition: One of `LOOKS`.
-        sentence: What is wrong, as a sentence without its end; empty where nothing is.
-        brief: The same without numbers, which change with every call.
-        advice: What to do, as such a sentence; empty where there is nothing to do.
+        condition: One of `CONDITIONS`.
+        sentence: What is wrong, without a full stop; empty if nothing is.
+        brief: The same without numbers, which change with each call.
+        advice: What to do, without a full stop; empty if nothing is known.
     """
 
     condition: str
@@ -56,8 +64,8 @@ class Health:
 
     @property
     def is_well(self) -> bool:
-        """Whether a caller would agree that all is well, or nothing watches it."""
-        return self.condition in {"works", "unwatched"}
+        """Whether callers are served, or the breaker is disabled and nothing is known."""
+        return self.condition in {"healthy", "unmonitored"}
 
     def __str__(self) -> str:
         return _with(self.sentence, self.advice)
@@ -68,73 +76,79 @@ class Health:
         return _with(self.brief, self.advice)
 
 
-def health_of(  # noqa: PLR0911, PLR0913 - one for each look; all but one by name
+def health_of(  # noqa: PLR0911, PLR0913 - one return for each condition; keyword arguments
     name: str,
     *,
     state: str = "closed",
     mode: str = "enforce",
     reason: str = "",
     tally: OutcomeCounts | None = None,
-    alone: int = 0,
-    standstill: float = 0.0,
+    diverged: int = 0,
+    cooldown: float = 0.0,
 ) -> Health:
-    """How a dependency is.
+    """Decide the health of a dependency.
 
     Args:
         name: Its name.
-        state: Where its circuit stands: ``closed``, ``open`` or ``half-open``.
+        state: Of its circuit: ``closed``, ``open`` or ``half-open``.
         mode: The mode of its breaker.
-        reason: Why its circuit stands there.
-        tally: How all attempts ended lately; None where none failed.
-        alone: Workers that refuse it by themselves.
-        standstill: Seconds for which it asked not to be called.
+        reason: Of the circuit's state.
+        tally: How recent attempts ended; None if none failed.
+        diverged: Workers whose own breaker is open while the shared one is closed.
+        cooldown: Seconds left of its Retry-After.
     """
     if state == "open":
         by_hand = mode == "forced-open" or is_by_hand(reason)
         if by_hand:
-            return Health("isolated", f"{name} is kept off, {reason}")
+            return Health("isolated", f"{name} is isolated, {reason}")
         return Health("down", f"{name} is down, {reason}", advice_for(symptom_of(reason)))
     if state == "half-open":
-        return Health("tried", f"{name} is being tried, {reason}", advice_for(symptom_of(reason)))
+        return Health(
+            "probing", f"{name} is being probed, {reason}", advice_for(symptom_of(reason))
+        )
     if mode == "disabled":
-        return Health("unwatched")
+        return Health("unmonitored")
     tally = tally or OutcomeCounts()
-    look = tally.condition
-    if look == "failing":
-        return _of_calls(name, look, tally)
-    if standstill:
+    condition = tally.condition
+    if condition == "failing":
+        return _of_calls(name, condition, tally)
+    if cooldown:
         return Health("paused", f"{name} asked for a pause")
-    if look == "uneasy":
-        return _of_calls(name, look, tally)
-    if alone:
-        told = f"{name} is refused by {alone} of the workers by themselves"
-        return Health("uneasy", told, "look at the network of those workers")
-    return Health("works")
+    if condition == "degraded":
+        return _of_calls(name, condition, tally)
+    if diverged:
+        sentence = (
+            f"{name} is rejected by {counted(diverged, 'worker')} with an open breaker of its own"
+        )
+        return Health("degraded", sentence, "check the network of those workers")
+    return Health("healthy")
 
 
-def level_of(look: str) -> int:
-    """For metrics: 0 where callers are served, 1 where some are not, 2 where hardly any is."""
-    return _LEVELS.get(look, 2)
+def level_of(condition: str) -> int:
+    """The metric of a condition: 0 callers are served, 1 some are not, 2 hardly any is."""
+    return _LEVELS.get(condition, 2)
 
 
-def _of_calls(name: str, look: str, tally: OutcomeCounts) -> Health:
+def _of_calls(name: str, condition: str, tally: OutcomeCounts) -> Health:
     cause = _main_cause(tally)
     many, others = tally.causes.get(cause, 0), tally.failed - tally.causes.get(cause, 0)
-    share = "some" if look == "uneasy" else "all" if tally.failed == tally.calls else "most"
-    works = f"{name} works, but" if look == "uneasy" else name
+    share = "some" if condition == "degraded" else "all" if tally.failed == tally.calls else "most"
+    works = f"{name} works, but" if condition == "degraded" else name
     if cause.startswith("HTTP "):
         answers = f"answers {cause.removeprefix('HTTP ')} to"
-        told = f"{name} {answers} {many} of {tally.calls} calls"
-        told = f"{told}, and {others} more failed" if others else told
-        return Health(look, told, advice_for(cause), f"{works} {answers} {share} calls")
+        sentence = f"{name} {answers} {many} of {tally.calls} calls"
+        sentence += f", and {others} more failed" if others else ""
+        return Health(condition, sentence, advice_for(cause), f"{works} {answers} {share} calls")
     with_what = f" with {cause}" if cause and cause != OTHER else ""
-    told = f"{name} fails in {tally.failed} of {tally.calls} calls"
-    told += f", most{with_what}" if others and with_what else with_what
-    return Health(look, told, advice_for(cause), f"{works} fails in {share} calls{with_what}")
+    sentence = f"{name} fails in {tally.failed} of {tally.calls} calls"
+    sentence += f", most{with_what}" if others and with_what else with_what
+    return Health(
+        condition, sentence, advice_for(cause), f"{works} fails in {share} calls{with_what}"
+    )
 
 
 def _main_cause(tally: OutcomeCounts) -> str:
-    """What most attempts failed by; of two as frequent ones the last that was seen."""
+    """The most frequent cause of failures; of equally frequent ones the latest."""
     last = short(tally.last)
     return max(tally.causes, key=lambda cause: (tally.causes[cause], cause == last), default="")
 
@@ -144,11 +158,11 @@ def _with(sentence: str, advice: str) -> str:
 
 
 def advice_for(symptom: str) -> str:
-    """What to do about a failure that looked so; empty where nothing is known."""
+    """What to do about a failure with this symptom; empty if nothing is known."""
     cause = short(symptom)
     if not cause.startswith("HTTP "):
         name = cause.lower()
-        found = (told for words, told in _BY_CLASS if any(word in name for word in words))
+        found = (advice for words, advice in _BY_CLASS if any(word in name for word in words))
         return next(found, "")
     status = cause.removeprefix("HTTP ")
     if status in _ADVICE:

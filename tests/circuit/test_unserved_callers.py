@@ -60,7 +60,7 @@ def test_401_to_every_call_is_one_warning_and_its_end_one_line(
         ("WARNING", "llm answers 401 to 3 of 3 calls: check its key"),
         ("INFO", "llm works again for those who call it"),
     ]
-    assert [change.look for change in rig.heard] == ["failing", "works"]
+    assert [change.condition for change in rig.heard] == ["failing", "healthy"]
     assert rig.breaker.circuit.ignores_successes
 
 

@@ -105,7 +105,7 @@ def test_status_for_a_program(server: RedisServer, two: Workers) -> None:
     (breaker,) = seen["breakers"]
     assert (breaker["name"], breaker["state"], breaker["failed"]) == (NAME, "closed", 1)
     assert breaker["calls"] >= 21
-    assert [worker["alone"] for worker in seen["workers"]] == [[], []]
+    assert [worker["diverged"] for worker in seen["workers"]] == [[], []]
     assert {worker["pid"] for worker in seen["workers"]} == {worker.process.pid for worker in two}
 
 

@@ -51,7 +51,7 @@ class OutcomeCounts:
 
 
 def condition_of(calls: int, failed: int, run: int) -> str:
-    """How attempts that ended so are for callers: ``works``, ``uneasy`` or ``failing``.
+    """How attempts that ended so are for callers: ``healthy``, ``degraded`` or ``failing``.
 
     Args:
         calls: How many there were.
@@ -59,10 +59,10 @@ def condition_of(calls: int, failed: int, run: int) -> str:
         run: Successes since the last failure.
     """
     if failed < _FEW or failed < _SOME * calls or _is_over(calls, failed, run):
-        return "works"
+        return "healthy"
     if failed >= _MOST * calls:
         return "failing"
-    return "uneasy" if calls >= _ENOUGH else "works"
+    return "degraded" if calls >= _ENOUGH else "healthy"
 
 
 def _is_over(calls: int, failed: int, run: int) -> bool:
@@ -141,7 +141,7 @@ class Outcomes:
         """Whether it is ill, and no circuit that opens is about to say so."""
         calls, failed = self.calls, self.failed
         told = calls >= _ENOUGH or 2 * self.uncounted >= failed
-        return told and condition_of(calls, failed, self.run) != "works"
+        return told and condition_of(calls, failed, self.run) != "healthy"
 
     @property
     def is_over(self) -> bool:

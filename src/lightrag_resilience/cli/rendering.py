@@ -19,7 +19,7 @@ __all__ = ["as_page"]
 _COLUMNS = ("breaker", "state", "why", "calls", "failed", "slow", "workers", "next probe")
 _NARROW = ("breaker", "state", "why", "failed")  # the sentences below tell the rest
 _WIDE = 120  # characters of a terminal that has room for all columns
-_COLOURS = {"works": "green", "unwatched": "", "uneasy": "yellow", "tried": "yellow"}
+_COLOURS = {"healthy": "green", "unmonitored": "", "degraded": "yellow", "probing": "yellow"}
 _RED = "bold red"
 
 

@@ -59,7 +59,7 @@ class Overview:
                 state=it.now.state.value,
                 reason=it.now.reason,
                 tally=it.tally,
-                alone=alone[name],
+                diverged=alone[name],
             )
             for name, it in self.breakers.items()
         }
@@ -239,7 +239,7 @@ def to_json(seen: Overview) -> dict[str, Any]:
                 "reason": it.now.reason,
                 "retry_after": it.now.remaining if it.now.state is State.OPEN else None,
                 "opens": it.now.opens,
-                "look": health[name].condition,
+                "condition": health[name].condition,
                 "health": str(health[name]),
                 "calls": it.tally.calls,
                 "failed": it.tally.failed,
@@ -253,7 +253,7 @@ def to_json(seen: Overview) -> dict[str, Any]:
             for name, it in seen.breakers.items()
         ],
         "workers": [
-            {"host": worker.host, "pid": worker.pid, "alone": list(worker.alone)}
+            {"host": worker.host, "pid": worker.pid, "diverged": list(worker.alone)}
             for worker in seen.workers
         ],
         "overrides": {

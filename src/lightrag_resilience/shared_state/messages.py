@@ -369,7 +369,7 @@ class Description:
     @property
     def is_well(self) -> bool:
         """Whether it is closed, and calls do not fail besides."""
-        return self.now.state is State.CLOSED and self.tally.condition == "works"
+        return self.now.state is State.CLOSED and self.tally.condition == "healthy"
 
     @classmethod
     def parse(cls, answer: object) -> Description:

@@ -175,7 +175,7 @@ def _gauges_of(guard: Guard, timed: int) -> Iterable[tuple[str, float]]:
         mode=seen.mode,
         reason=seen.reason,
         tally=seen.tally,
-        standstill=occupancy.cooldown_remaining,
+        cooldown=occupancy.cooldown_remaining,
     )
     yield "dependency_health", level_of(health.condition)
     yield "breaker_probes", seen.probes

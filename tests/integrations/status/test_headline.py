@@ -1,4 +1,4 @@
-"""The one sentence of the status page, and what it remembers."""
+"""The headline of the status page, and the history of outages."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def row(name: str = "llm.openai", state: str = "closed", **other: Any) -> dict[s
         "state": state,
         "mode": "enforce",
         "by_hand": False,
-        "standstill": 0.0,
+        "cooldown": 0.0,
         "calls": 0,
         "failed": 0,
-        "alone": 0,
+        "diverged": 0,
         "since": None if state == "closed" else NOON,
-        "why": "" if state == "closed" else "after 5 failures in a row",
+        "first_reason": "" if state == "closed" else "after 5 failures in a row",
         **other,
     }
-    return {**made, "look": health_of_row(made).condition}
+    return {**made, "condition": health_of_row(made).condition}
 
 
 def said(*rows: dict[str, Any]) -> str:
@@ -35,17 +35,17 @@ def said(*rows: dict[str, Any]) -> str:
     return "".join("NOON" if part == NOON else str(part) for part in parts)
 
 
-ONE = "calls to it are refused at once, and it is tried again automatically."
-MORE = "calls to them are refused at once, and they are tried again automatically."
-MET_401 = "The last try of llm.openai met HTTP 401 (AuthenticationError): check its key."
-TRIED = "a single call is trying it now, and the others follow if it works."
-BY_HAND = "calls to it are refused until the time is over or somebody closes the breaker."
+ONE = "calls to it are rejected at once, and it is probed automatically."
+MORE = "calls to them are rejected at once, and they are probed automatically."
+MET_401 = "The last probe of llm.openai met HTTP 401 (AuthenticationError): check its key."
+PROBING = "it is being probed, and other calls follow if the probes succeed."
+BY_HAND = "calls to it are rejected until the time is over or the breaker is closed by hand."
 
 
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ([], "Nothing has been called yet, so there is nothing to tell."),
+        ([], "No dependency has been called yet, so there is nothing to report."),
         ([row()], "All is well: the only dependency works."),
         ([row(), row("b")], "All is well: all 2 dependencies work."),
         ([row(state="open")], f"llm.openai has been down since NOON; {ONE}"),
@@ -55,7 +55,7 @@ BY_HAND = "calls to it are refused until the time is over or somebody closes the
         ),
         (
             [row(state="open", reason="after a probe met Odd")],
-            f"llm.openai has been down since NOON; {ONE} The last try of llm.openai met Odd.",
+            f"llm.openai has been down since NOON; {ONE} The last probe of llm.openai met Odd.",
         ),
         (
             [row(state="open", since=NOON + 9), row("b", "open"), row("c")],
@@ -65,26 +65,26 @@ BY_HAND = "calls to it are refused until the time is over or somebody closes the
             [row(state="open"), row("b", "half-open"), row("c", "open")],
             f"llm.openai and 2 others have been down since NOON; {MORE}",
         ),
-        ([row(state="half-open")], f"llm.openai has been down since NOON; {TRIED}"),
+        ([row(state="half-open")], f"llm.openai has been down since NOON; {PROBING}"),
         (
             [row(state="open", by_hand=True)],
-            f"llm.openai has been kept off by hand since NOON; {BY_HAND}",
+            f"llm.openai has been isolated by hand since NOON; {BY_HAND}",
         ),
         (
             [row(state="open"), row("b", "open", by_hand=True)],
-            f"llm.openai has been down since NOON; {ONE} Kept off by hand: b.",
+            f"llm.openai has been down since NOON; {ONE} Isolated by hand: b.",
         ),
         (
-            [row(standstill=3.0), row("b")],
-            "llm.openai asked for a pause; calls wait for its end, and then go one by one.",
+            [row(cooldown=3.0), row("b")],
+            "llm.openai asked for a pause; calls wait until it ends, then one goes first.",
         ),
         (
             [row(calls=50, failed=5)],
-            "llm.openai works, but one call in ten fails, or more; they are tried again.",
+            "llm.openai works, but at least one call in ten fails; failed calls are retried.",
         ),
         (
-            [row(alone=1)],
-            "llm.openai works for most workers; those it fails refuse calls by themselves.",
+            [row(diverged=1)],
+            "llm.openai works for most workers; the others reject calls by their own breakers.",
         ),
         ([row(calls=50, failed=4)], "All is well: the only dependency works."),
         ([row(calls=2, failed=2)], "All is well: the only dependency works."),
@@ -106,20 +106,20 @@ BY_HAND = "calls to it are refused until the time is over or somebody closes the
         ),
         (
             [row(name, calls=9, failed=9) for name in "abc"],
-            "a and 2 others serve hardly any call, and no breaker opens for that.",
+            "a and 2 others fail most calls in a way that opens no breaker.",
         ),
         ([row(mode="disabled", calls=50, failed=50)], "All is well: the only dependency works."),
     ],
 )
-def test_one_sentence_tells_what_is_wrong_since_when_and_what_is_done(
+def test_the_headline_says_what_is_wrong_since_when_and_what_is_done(
     rows: list[dict[str, Any]], sentence: str
 ) -> None:
     assert said(*rows) == sentence
 
 
-def test_the_reasons_are_told_of_three_at_the_most() -> None:
+def test_the_headline_has_at_most_three_reasons() -> None:
     told = headline([row(str(number), "open") for number in range(9)])
-    assert told["why"] == [
+    assert told["reasons"] == [
         {"name": str(number), "reason": "after 5 failures in a row"} for number in range(3)
     ]
 
@@ -138,7 +138,7 @@ def changed(old: str, new: str, reason: str = "why", name: str = "llm") -> State
     return StateChanged(name, old, new, reason, 1)
 
 
-def test_a_long_outage_is_one_entry_that_counts_its_tries() -> None:
+def test_a_long_outage_is_one_entry_that_counts_failed_probes() -> None:
     clock = Clock()
     record = OutageHistory(clock)
     record.on_event(CallSucceeded("llm", 0.1))
@@ -149,8 +149,12 @@ def test_a_long_outage_is_one_entry_that_counts_its_tries() -> None:
         record.on_event(changed("open", "half-open"))
         record.on_event(changed("half-open", "open", "after a probe failed"))
     other, llm = record.to_json()
-    assert (llm["at"], llm["reason"], llm["tries"]) == (NOON, "after 5 failures in a row", 1000)
-    assert (other["name"], other["tries"]) == ("other", 0)
+    assert (llm["at"], llm["reason"], llm["failed_probes"]) == (
+        NOON,
+        "after 5 failures in a row",
+        1000,
+    )
+    assert (other["name"], other["failed_probes"]) == ("other", 0)
     outage = record.outage("llm", clock.now, "open", "after a probe failed")
     assert (outage.since, outage.reason) == (NOON, "after 5 failures in a row")
 
@@ -159,14 +163,14 @@ def test_a_long_outage_is_one_entry_that_counts_its_tries() -> None:
     assert "llm" not in record._outages
 
 
-def test_an_isolation_is_told_from_a_breaker_opened_by_hand() -> None:
+def test_an_isolation_differs_from_a_breaker_opened_by_hand() -> None:
     record = OutageHistory(Clock())
     record.on_event(changed("closed", "open", "by Ada on host (isolated): they migrate"))
     record.on_event(changed("closed", "open", "by Ada on host: they migrate", name="other"))
     assert [change["isolated"] for change in record.to_json()] == [False, True]
 
 
-def test_only_the_last_changes_are_kept() -> None:
+def test_history_keeps_only_the_last_changes() -> None:
     record = OutageHistory()
     for number in range(500):
         record.on_event(changed("closed", "open", name=str(number)))
@@ -174,14 +178,14 @@ def test_only_the_last_changes_are_kept() -> None:
     assert names == [str(number) for number in range(499, 449, -1)]
 
 
-def test_outages_are_not_kept_without_bound() -> None:
+def test_history_bounds_the_number_of_outages() -> None:
     record = OutageHistory()
     for number in range(2000):
         record.on_event(changed("closed", "open", name=str(number)))
     assert len(record._outages) == 1000
 
 
-def test_the_last_failure_of_each_is_kept_for_ten_minutes() -> None:
+def test_the_last_failure_of_a_dependency_is_kept_for_ten_minutes() -> None:
     clock = Clock()
     record = OutageHistory(clock)
     for number in range(1500):
@@ -195,7 +199,7 @@ def test_the_last_failure_of_each_is_kept_for_ten_minutes() -> None:
     assert record.last_failure("1499") is None
 
 
-def test_an_outage_that_began_before_is_told_from_its_begin() -> None:
+def test_an_outage_counts_from_its_earliest_reported_start() -> None:
     record = OutageHistory(Clock())
     assert record.outage("llm", NOON - 60, "open", "after 5 failures in a row").since == NOON - 60
     assert record.to_json()[0]["at"] == NOON - 60
@@ -209,7 +213,7 @@ def test_an_outage_that_began_before_is_told_from_its_begin() -> None:
     assert record.to_json()[0]["lasted"] == 90
 
 
-def test_a_breaker_that_was_half_open_when_it_was_met_has_broken_too() -> None:
+def test_a_breaker_first_seen_half_open_has_an_outage() -> None:
     record = OutageHistory(Clock())
     record.on_event(changed("half-open", "open", "after a probe failed"))
     assert [change["reason"] for change in record.to_json()] == ["after a probe failed"]

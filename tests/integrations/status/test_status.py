@@ -28,7 +28,7 @@ from support.status_requests import (
 pytestmark = pytest.mark.anyio
 
 
-async def test_it_answers_under_private_names_and_those_of_the_variable_alone() -> None:
+async def test_the_page_answers_only_private_and_configured_host_names() -> None:
     page = StatusPage(
         nothing_here, registry=made(STATUS_HOSTS="rag.example.com, *.ops.example.com")
     )
@@ -46,7 +46,7 @@ async def test_it_answers_under_private_names_and_those_of_the_variable_alone() 
     assert (await ask(own, "/resilience", headers=[(b"host", b"rag.example.com")])).status == 200
 
 
-def test_hosts_that_are_none_are_one_clear_error() -> None:
+def test_invalid_host_names_are_one_clear_error() -> None:
     with pytest.raises(SettingsError, match="RESILIENCE_STATUS_HOSTS is 'a b', but must be host"):
         made(STATUS_HOSTS="a b")
 
@@ -66,7 +66,7 @@ def test_hosts_that_are_none_are_one_clear_error() -> None:
         ("/resilience/data", "application/json"),
     ],
 )
-async def test_each_part_forbids_all_that_it_does_not_need(path: str, kind: str) -> None:
+async def test_every_answer_has_the_security_headers(path: str, kind: str) -> None:
     answer = await ask(page(made()), path)
     assert (answer.status, answer.headers["content-type"]) == (200, kind)
     policy = answer.headers["content-security-policy"]
@@ -80,7 +80,7 @@ async def test_each_part_forbids_all_that_it_does_not_need(path: str, kind: str)
     assert int(answer.headers["content-length"]) == len(answer.body) > 0
 
 
-def test_the_page_has_no_code_or_style_of_its_own_and_takes_nothing_from_elsewhere() -> None:
+def test_the_page_has_no_inline_code_or_external_resources() -> None:
     folder = Path(page_module.__file__).with_name("static")
     markup = (folder / "page.html").read_text()
     assert not re.search(
@@ -104,7 +104,7 @@ def test_the_page_has_no_code_or_style_of_its_own_and_takes_nothing_from_elsewhe
         ("/resilience/", "GET", 307),
     ],
 )
-async def test_other_paths_and_methods_are_not_its_own(
+async def test_other_paths_and_methods_are_passed_on_or_rejected(
     path: str, method: str, expected: int
 ) -> None:
     answer = await ask(page(made()), path, method)
@@ -115,12 +115,12 @@ async def test_other_paths_and_methods_are_not_its_own(
         assert answer.headers["location"] == "../resilience"
 
 
-async def test_below_a_root_path_it_is_found_as_well() -> None:
+async def test_the_page_is_found_below_a_root_path() -> None:
     answer = await ask(page(made()), "/rag/resilience", root_path="/rag")
     assert answer.status == 200
 
 
-async def test_what_is_no_request_passes() -> None:
+async def test_scopes_other_than_http_pass_to_the_application() -> None:
     answer = await ask(page(made()), "/resilience", type="websocket")
     assert answer.status == 204
 
@@ -128,12 +128,12 @@ async def test_what_is_no_request_passes() -> None:
 # ---------------------------------------------------------------------- what it shows
 
 
-async def test_it_shows_state_limits_and_work_of_this_process() -> None:
+async def test_a_row_shows_state_limits_and_calls_of_this_process() -> None:
     guards = made(
         LLM__LIMIT__RPM="5000", LLM__LIMIT__TPM="900000", LLM__CONCURRENCY__MAX_CONCURRENT="2"
     )
     app = page(guards, None)
-    assert (await ask(app, "/resilience/data")).json["headline"]["look"] == "works"
+    assert (await ask(app, "/resilience/data")).json["headline"]["condition"] == "healthy"
     begun = asyncio.Event()
 
     async def slow() -> None:
@@ -157,8 +157,8 @@ async def test_it_shows_state_limits_and_work_of_this_process() -> None:
     data = (await ask(app, "/resilience/data")).json
     row = of(data, "llm.openai")
     assert (row["rpm"], row["tpm"]) == (5000, 900000)
-    assert row["places"] == {"limit": 2, "in_use": 2, "waiting": 1}
-    assert row["in_flight"] == {"calls": 2, "not sent": 1}
+    assert row["bulkhead"] == {"limit": 2, "in_use": 2, "waiting": 1}
+    assert row["in_flight"] == {"calls": 2, "waiting": 1}
     assert of(data, "llm.other")["in_flight"] == {"streams": 1}
     assert of(data, "storage.neo4j")["failed"] == 3
     assert of(data, "storage.neo4j")["last_failure"]["error"] == "ConnectionRefusedError"
@@ -173,7 +173,7 @@ async def test_it_shows_state_limits_and_work_of_this_process() -> None:
     assert {str(each["in_flight"]) for each in after["dependencies"]} == {"{}"}
 
 
-async def test_what_is_down_comes_first_with_its_reason_and_time() -> None:
+async def test_rows_of_dependencies_that_are_down_come_first() -> None:
     guards = made()
     app = page(guards)
     began = time.time()
@@ -185,41 +185,45 @@ async def test_what_is_down_comes_first_with_its_reason_and_time() -> None:
     names = [row["name"] for row in data["dependencies"]]
     assert names[:2] == ["storage.neo4j", "llm.openai"]
     down, isolated = data["dependencies"][:2]
-    assert (down["look"], isolated["look"]) == ("down", "isolated")
-    assert down["why"] == "after 5 failures in a row, the last ConnectionRefusedError"
+    assert (down["condition"], isolated["condition"]) == ("down", "isolated")
+    assert down["first_reason"] == "after 5 failures in a row, the last ConnectionRefusedError"
     assert began - 1 <= down["since"] <= time.time() + 1
-    assert 595 < isolated["next"] <= 600
+    assert 595 < isolated["retry_after"] <= 600
     assert down["since"] in data["headline"]["sentence"]
     assert [change["name"] for change in data["changes"]] == ["llm.openai", "storage.neo4j"]
     guards.get("llm.openai").breaker.close("by Ada")
     guards.get("storage.neo4j").breaker.set_mode("forced-open", "until tomorrow")
     data = (await ask(app, "/resilience/data")).json
-    assert of(data, "llm.openai")["look"] == "works"
+    assert of(data, "llm.openai")["condition"] == "healthy"
     forced = of(data, "storage.neo4j")
-    assert (forced["look"], forced["next"], forced["why"]) == ("isolated", None, "until tomorrow")
+    assert (forced["condition"], forced["retry_after"], forced["first_reason"]) == (
+        "isolated",
+        None,
+        "until tomorrow",
+    )
 
 
-async def test_a_pause_that_a_provider_asked_for_is_shown() -> None:
+async def test_a_row_shows_the_cooldown_after_a_429() -> None:
     guards = made()
     app = page(guards)
     guards.get("llm.openai").cool_down(30)
     row = of((await ask(app, "/resilience/data")).json, "llm.openai")
-    assert row["look"] == "paused"
-    assert 25 < row["standstill"] <= 30
+    assert row["condition"] == "paused"
+    assert 25 < row["cooldown"] <= 30
 
 
-async def test_of_very_many_dependencies_the_worst_are_shown() -> None:
+async def test_the_worst_of_very_many_dependencies_are_shown() -> None:
     guards = made()
     app = page(guards)
     for number in range(250):
         guards.get(f"host.{number:03}")
     guards.get("host.249").breaker.open("after 5 failures in a row")
     data = (await ask(app, "/resilience/data")).json
-    assert (len(data["dependencies"]), data["left_out"]) == (200, 50)
+    assert (len(data["dependencies"]), data["omitted"]) == (200, 50)
     assert data["dependencies"][0]["name"] == "host.249"
 
 
-async def test_the_loop_goes_on_while_rows_are_made_and_the_worst_are_among_them() -> None:
+async def test_making_many_rows_does_not_block_the_loop() -> None:
     guards = made()
     for number in range(1100):
         guards.get(f"host.{number:04}")

@@ -108,7 +108,7 @@ class Page:
         return [entry["message"] for entry in log if entry["source"] != "network"]
 
 
-def test_a_change_appears_by_itself(
+def test_the_page_shows_a_change_without_reloading(
     seen: Page, app: StatusApp, record_property: Callable[[str, object], None]
 ) -> None:
     assert seen.text("#sentence") == "All is well: the only dependency works."
@@ -128,28 +128,28 @@ def test_a_change_appears_by_itself(
     assert took < PATIENCE
     row = seen.row("llm.openai")
     assert "Down" in row
-    why = "After 5 failures in a row, the last ConnectionRefusedError. Next try in"
+    why = "After 5 failures in a row, the last ConnectionRefusedError. Next probe in"
     assert why in row
     assert why in seen.text("#why")
-    assert "ConnectionRefusedError, which may pass" in row
+    assert "ConnectionRefusedError, may pass by itself" in row
     assert "llm.openai went down" in seen.text("#changes")
     assert seen.driver.title == "1 down: llm.openai - Resilience"
     app.guards.get("llm.openai").breaker.close("after its probes succeeded")
     seen.until(lambda: "All is well" in seen.text("#sentence"))
-    assert "llm.openai works again" in seen.text("#changes")
+    assert "llm.openai recovered" in seen.text("#changes")
     assert seen.complaints() == []
 
 
-def test_a_countdown_counts_by_itself(seen: Page, app: StatusApp) -> None:
+def test_the_page_counts_down_to_the_next_probe(seen: Page, app: StatusApp) -> None:
     app.guards.get("llm.openai").breaker.open("by Ada: they migrate", open_for=600)
-    seen.until(lambda: "Kept off by hand" in seen.row("llm.openai"))
+    seen.until(lambda: "Isolated by hand" in seen.row("llm.openai"))
     first = seen.until(lambda: seen.text(".reason .next"))
     assert first.startswith("Ends in ")
     seen.until(lambda: seen.text(".reason .next") != first)
 
 
 @pytest.mark.parametrize("token", ["", "not the right token at all", "no tökén"])
-def test_without_the_token_nothing_is_done(seen: Page, app: StatusApp, token: str) -> None:
+def test_the_dialog_rejects_a_wrong_token(seen: Page, app: StatusApp, token: str) -> None:
     seen.ask_to("Open", "llm.openai")
     seen.fill_in(token=token)
     problem = seen.until(lambda: seen.text("#problem"))
@@ -160,13 +160,13 @@ def test_without_the_token_nothing_is_done(seen: Page, app: StatusApp, token: st
     seen.until(lambda: not seen.run("document.getElementById('dialog').open"))
 
 
-def test_with_the_token_a_breaker_is_opened_and_closed(seen: Page, app: StatusApp) -> None:
+def test_the_dialog_opens_and_closes_a_breaker_with_the_token(seen: Page, app: StatusApp) -> None:
     breaker = app.guards.get("llm.openai").breaker
     seen.ask_to("Open", "llm.openai")
-    assert "in this process alone" in seen.text("#dialog-text")
+    assert "to this process only" in seen.text("#dialog-text")
     seen.one("#keep").click()
     seen.fill_in(token=TOKEN, reason="they migrate")
-    seen.until(lambda: "Kept off by hand" in seen.row("llm.openai"))
+    seen.until(lambda: "Isolated by hand" in seen.row("llm.openai"))
     assert breaker.snapshot().reason == "by the status page: they migrate"
     assert "llm.openai is open in this process" in seen.text("#toast")
     assert seen.run("Object.values(sessionStorage)") == [TOKEN]
@@ -179,17 +179,17 @@ def test_with_the_token_a_breaker_is_opened_and_closed(seen: Page, app: StatusAp
     assert TOKEN not in seen.run("document.documentElement.outerHTML")
 
 
-def test_a_token_is_kept_only_where_that_is_asked_for(seen: Page, app: StatusApp) -> None:
+def test_the_page_keeps_the_token_only_on_request(seen: Page, app: StatusApp) -> None:
     seen.ask_to("Open", "llm.openai")
     seen.fill_in(token=TOKEN)
-    seen.until(lambda: "Kept off by hand" in seen.row("llm.openai"))
+    seen.until(lambda: "Isolated by hand" in seen.row("llm.openai"))
     assert seen.run("sessionStorage.length + localStorage.length") == 0
     seen.ask_to("Close", "llm.openai")
     assert seen.one("#token").is_displayed()
     assert seen.one("#token").get_property("value") == ""
 
 
-def test_text_of_others_is_shown_as_text(seen: Page, app: StatusApp) -> None:
+def test_markup_in_names_and_reasons_is_shown_as_text(seen: Page, app: StatusApp) -> None:
     app.call(HOSTILE, times=5, fails=True)
     app.guards.get("llm.openai").breaker.open(f"by {HOSTILE}")
     seen.until(lambda: seen.row(HOSTILE))
@@ -208,7 +208,7 @@ def test_text_of_others_is_shown_as_text(seen: Page, app: StatusApp) -> None:
     assert seen.complaints() == []
 
 
-def test_everything_can_be_done_by_keyboard(seen: Page, app: StatusApp) -> None:
+def test_the_page_works_by_keyboard(seen: Page, app: StatusApp) -> None:
     seen.one("body").send_keys("")
     wanted = '[aria-label="Isolate llm.openai"]'
     for _ in range(10):
@@ -226,7 +226,7 @@ def test_everything_can_be_done_by_keyboard(seen: Page, app: StatusApp) -> None:
     seen.driver.execute_script("document.getElementById('minutes').focus()")
     seen.press(Keys.CONTROL + "a" + Keys.NULL, "15", Keys.TAB, "they migrate", Keys.TAB, TOKEN)
     seen.press(Keys.ENTER)
-    seen.until(lambda: "Kept off by hand" in seen.row("llm.openai"))
+    seen.until(lambda: "Isolated by hand" in seen.row("llm.openai"))
     snapshot = app.guards.get("llm.openai").breaker.snapshot()
     assert snapshot.reason == "by the status page (isolated): they migrate"
     assert 800 < (snapshot.retry_after or 0) <= 900
@@ -234,7 +234,7 @@ def test_everything_can_be_done_by_keyboard(seen: Page, app: StatusApp) -> None:
     seen.until(lambda: seen.run("document.querySelector('.acts').contains(document.activeElement)"))
 
 
-def test_minutes_that_are_none_are_asked_for_again(seen: Page, app: StatusApp) -> None:
+def test_the_dialog_rejects_invalid_minutes(seen: Page, app: StatusApp) -> None:
     seen.ask_to("Isolate", "llm.openai")
     seen.one("#minutes").clear()
     seen.fill_in(token=TOKEN)
@@ -246,7 +246,7 @@ def test_minutes_that_are_none_are_asked_for_again(seen: Page, app: StatusApp) -
     assert app.guards.get("llm.openai").breaker.state.value == "closed"
 
 
-def test_a_phone_shows_all_of_it_without_scrolling_sideways(
+def test_a_phone_shows_the_page_without_horizontal_scrolling(
     browser: Chrome, app: StatusApp
 ) -> None:
     app.call("llm." + "averylongnamewithoutanyspace" * 4, times=5, fails=True)
@@ -263,7 +263,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(
     assert page.one("#submit").rect["height"] >= 40
 
 
-def test_it_is_as_dark_or_light_as_its_reader_wants(seen: Page) -> None:
+def test_the_page_follows_the_preferred_colour_scheme(seen: Page) -> None:
     def brightness(of: str) -> float:
         colour = seen.run(f"getComputedStyle(document.body).{of}")
         parts = colour.partition("(")[2].rstrip(")").split(",")[:3]
@@ -277,7 +277,7 @@ def test_it_is_as_dark_or_light_as_its_reader_wants(seen: Page) -> None:
     assert shown["dark"][1] - shown["dark"][0] > 150
 
 
-def test_without_a_token_there_is_nothing_to_press(browser: Chrome) -> None:
+def test_the_page_has_no_buttons_without_a_configured_token(browser: Chrome) -> None:
     with status_app(token=None) as app:
         app.call("llm.openai")
         page = Page(browser, app)
@@ -285,23 +285,23 @@ def test_without_a_token_there_is_nothing_to_press(browser: Chrome) -> None:
         assert page.driver.find_elements(By.CSS_SELECTOR, "main button") == []
 
 
-def test_a_lost_connection_is_told_with_the_age_of_the_data(browser: Chrome) -> None:
+def test_a_lost_connection_is_shown_with_the_age_of_the_data(browser: Chrome) -> None:
     with status_app() as app:
         app.call("llm.openai")
         page = Page(browser, app)
         assert not page.one("#lost").is_displayed()
     lost = page.until(lambda: page.text("#lost"))
-    assert "No connection to the server. What you see is data of " in lost
+    assert "No connection to the server. The page shows data of " in lost
     assert page.text("#connection").startswith("Lost, data of ")
 
 
-def test_where_no_stream_comes_through_it_asks_again_and_again(
+def test_the_page_polls_when_the_stream_is_buffered(
     seen: Page, app: StatusApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_module, "_MOST_WATCHERS", 0)  # as long as this lasts
-    monkeypatch.setattr(page_module, "_LONGEST", 1.0)
-    seen.until(lambda: "others are watching" in seen.text("#lost"))
-    monkeypatch.setattr(page_module, "_MOST_WATCHERS", 32)
+    monkeypatch.setattr(page_module, "_MOST_VIEWERS", 0)  # as long as this lasts
+    monkeypatch.setattr(page_module, "_STREAM_LIFE", 1.0)
+    seen.until(lambda: "pages are open" in seen.text("#lost"))
+    monkeypatch.setattr(page_module, "_MOST_VIEWERS", 32)
     monkeypatch.setattr(page_module.StatusPage, "_send_events", nothing_comes)
     app.call("llm.openai", times=5, fails=True)
     seen.until(lambda: "Down" in seen.row("llm.openai"))
@@ -312,7 +312,7 @@ async def nothing_comes(*_: object) -> None:
     """A stream that something on the way holds back."""
 
 
-def test_it_shows_and_steers_what_other_processes_do(browser: Chrome) -> None:
+def test_the_page_shows_and_changes_breakers_of_other_processes(browser: Chrome) -> None:
     with (
         RedisServer() as redis,
         workers(redis.url, number=2) as two,
@@ -328,7 +328,7 @@ def test_it_shows_and_steers_what_other_processes_do(browser: Chrome) -> None:
         page.until(lambda: "llm.made-up has been down since" in page.text("#sentence"))
         print(f"of another process: {(time.monotonic() - began) * 1000:.0f} ms")  # noqa: T201
         page.ask_to("Close", "llm.made-up")
-        assert "in all workers" in page.text("#dialog-text")
+        assert "to all workers" in page.text("#dialog-text")
         page.fill_in(token=TOKEN)
         page.until(lambda: "closed in all workers" in page.text("#toast"))
         assert all(answer["at"] for answer in two.each("until", state="closed"))

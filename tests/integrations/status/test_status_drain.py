@@ -67,7 +67,7 @@ def served() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
 
 
 @pytest.mark.anyio
-async def test_a_watcher_sees_the_drain_and_does_not_prolong_it() -> None:
+async def test_a_viewer_sees_the_drain_and_does_not_prolong_it() -> None:
     with served() as (process, url):
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as http:
             drains: list[Any] = []
@@ -88,6 +88,6 @@ async def test_a_watcher_sees_the_drain_and_does_not_prolong_it() -> None:
             assert (await request).text == "answer"
         assert drains[0]["phase"] == "draining"
         assert drains[0]["reason"] == "SIGTERM"
-        assert drains[0]["work"] == 1
+        assert drains[0]["in_flight"] == 1
         process.wait(PATIENCE)
         assert time.monotonic() - ended < PATIENCE / 2

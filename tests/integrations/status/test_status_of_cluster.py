@@ -10,7 +10,7 @@ import pytest
 
 from lightrag_resilience import BreakerPolicy, State
 from lightrag_resilience.config.settings import Settings
-from lightrag_resilience.integrations.status import observer as _status_watch
+from lightrag_resilience.integrations.status import observer as _status_observer
 from lightrag_resilience.redis_client.client import make_client
 from lightrag_resilience.shared_state.messages import Keys, policy_as_json
 from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRunner
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.anyio
 # ---------------------------------------------------------------------- with Redis
 
 
-async def test_breakers_of_other_processes_are_shown_and_steered(redis: RedisServer) -> None:
+async def test_breakers_of_other_processes_are_shown_and_changed(redis: RedisServer) -> None:
     guards = made(REDIS_URL=redis.url)
     app = page(guards)
     made_up = "llm.made-up"
@@ -46,20 +46,20 @@ async def test_breakers_of_other_processes_are_shown_and_steered(redis: RedisSer
             two[0].ask("call", times=5)
             data = await watcher.until(lambda data: of(data, made_up)["state"] == "open")
             row = of(data, made_up)
-            assert (row["look"], row["why"]) == (
+            assert (row["condition"], row["first_reason"]) == (
                 "down",
                 "after 5 failures in a row, the last ConnectionRefusedError",
             )
             assert abs(row["since"] - time.time()) < PATIENCE
-            assert not row["here"]
+            assert not row["local"]
             assert {worker["pid"] for worker in data["workers"]} >= {w.process.pid for w in two}
-            assert not data["redis"]["trouble"]
+            assert not data["redis"]["error"]
 
             # A process that has not begun to share yet shows what the others have decided.
             idle = made(REDIS_URL=redis.url)
             await asyncio.to_thread(idle.get, made_up)
             row = of((await ask(page(idle), "/resilience/data")).json, made_up)
-            assert (row["here"], row["state"]) == (True, "open")
+            assert (row["local"], row["state"]) == (True, "open")
             assert idle.get(made_up).breaker.state.value == "closed"
 
             content = {"action": "isolate", "name": made_up, "minutes": 10, "reason": "they move"}
@@ -68,7 +68,7 @@ async def test_breakers_of_other_processes_are_shown_and_steered(redis: RedisSer
             for answer in two.each("until", state="open"):
                 assert answer["at"]
             isolated = await watcher.until(lambda data: of(data, made_up).get("by_hand"))
-            assert isolated["headline"]["look"] == "isolated"
+            assert isolated["headline"]["condition"] == "isolated"
             assert (await act(app, {"action": "close", "name": made_up})).status == 200
             assert all(answer["at"] for answer in two.each("until", state="closed"))
             over = await watcher.until(
@@ -80,7 +80,7 @@ async def test_breakers_of_other_processes_are_shown_and_steered(redis: RedisSer
     guards.close()
 
 
-async def test_a_breaker_of_this_process_is_counted_over_all(redis: RedisServer) -> None:
+async def test_calls_of_a_local_breaker_are_counted_over_all_workers(redis: RedisServer) -> None:
     guards = made(REDIS_URL=redis.url, REDIS_PREFIX="counted:")
     app = page(guards)
     async with watching(app) as (watcher, _):
@@ -92,31 +92,31 @@ async def test_a_breaker_of_this_process_is_counted_over_all(redis: RedisServer)
         assert data["redis"]["round_trip"] is not None
         await trip(guards, "llm")
         data = await watcher.until(lambda data: of(data, "llm")["state"] == "open")
-        assert of(data, "llm")["here"]
+        assert of(data, "llm")["local"]
         guards.get("llm").breaker.set_mode("forced-open", "until tomorrow")
         data = await watcher.until(lambda data: of(data, "llm")["mode"] == "forced-open")
-        assert of(data, "llm")["why"] == "until tomorrow"
+        assert of(data, "llm")["first_reason"] == "until tomorrow"
     guards.close()
 
 
-async def test_where_a_search_takes_too_long_it_shows_the_breakers_of_this_process(
+async def test_a_slow_search_leaves_the_breakers_of_this_process(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_status_watch, "_SEARCH_PATIENCE", -1.0)
+    monkeypatch.setattr(_status_observer, "_SEARCH_TIMEOUT", -1.0)
     guards = made(REDIS_URL=redis.url, REDIS_PREFIX="vast:")
     guards.get("llm")
     data = (await ask(page(guards), "/resilience/data")).json
     assert [row["name"] for row in data["dependencies"]] == ["llm"]
-    assert not data["redis"]["trouble"]
+    assert not data["redis"]["error"]
     guards.close()
 
 
-async def test_without_redis_it_shows_this_process_and_says_so() -> None:
+async def test_an_unreachable_redis_is_reported_and_local_breakers_shown() -> None:
     guards = made(REDIS_URL="redis://127.0.0.1:1/0")
     guards.get("llm")
     app = page(guards)
     data = (await ask(app, "/resilience/data")).json
-    assert data["redis"]["trouble"] == "nothing answers at 127.0.0.1:1"
+    assert data["redis"]["error"] == "nothing answers at 127.0.0.1:1"
     assert [row["name"] for row in data["dependencies"]] == ["llm"]
     answer = await act(app, {"action": "open", "name": "llm"})
     assert answer.status == 503
@@ -125,11 +125,11 @@ async def test_without_redis_it_shows_this_process_and_says_so() -> None:
     guards.close()
 
 
-async def test_of_very_many_breakers_in_redis_those_in_trouble_are_shown(
+async def test_troubled_ones_of_very_many_breakers_in_redis_are_shown(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_status_watch, "_FRESH", 0.0)
-    monkeypatch.setattr(_status_watch, "_LONGEST_REST", 0.0)
+    monkeypatch.setattr(_status_observer, "_FRESH", 0.0)
+    monkeypatch.setattr(_status_observer, "_LONGEST_REST", 0.0)
     made_for: list[str] = []
     policy_for = Settings.policy_for
 
@@ -152,28 +152,28 @@ async def test_of_very_many_breakers_in_redis_those_in_trouble_are_shown(
         )
     app = page(guards)
     data: Any = {}
-    async with app._watch.watching():
+    async with app._observer.viewing():
         for _ in range(100):
             data = (await ask(app, "/resilience/data")).json
             if data["dependencies"][0]["name"] == "host.1199":
                 break
         again = (await ask(app, "/resilience/data")).json
     for seen in (data, again):
-        assert seen["redis"]["trouble"] == ""
-        assert (seen["dependencies"][0]["name"], seen["left_out"]) == ("host.1199", 1000)
+        assert seen["redis"]["error"] == ""
+        assert (seen["dependencies"][0]["name"], seen["omitted"]) == ("host.1199", 1000)
     assert len(made_for) == len(set(made_for)) == 1200
     guards.close()
 
 
-async def test_a_change_of_the_settings_is_a_change_of_how_breakers_of_others_are_read(
+async def test_changed_settings_replace_the_cached_policies_of_other_breakers(
     redis: RedisServer,
 ) -> None:
     guards = made(REDIS_URL=redis.url, REDIS_PREFIX="policies:")
-    watch = page(guards)._watch
-    before = watch._policy_of("llm.other")
-    assert watch._policy_of("llm.other") is before
+    observer = page(guards)._observer
+    before = observer._policy_of("llm.other")
+    assert observer._policy_of("llm.other") is before
     guards.override({"RESILIENCE_LLM__BREAKER__WINDOW_SECONDS": "7"})
-    assert watch._policy_of("llm.other").window_seconds == 7.0
-    assert watch._policy_of("llm") is not guards.get("storage").policy.effective_breaker
-    assert watch._policy_of("storage") is guards.get("storage").policy.effective_breaker
+    assert observer._policy_of("llm.other").window_seconds == 7.0
+    assert observer._policy_of("llm") is not guards.get("storage").policy.effective_breaker
+    assert observer._policy_of("storage") is guards.get("storage").policy.effective_breaker
     guards.close()

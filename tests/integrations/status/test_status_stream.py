@@ -28,8 +28,8 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 # ---------------------------------------------------------------------- the stream
 
 
-async def test_a_change_is_told_at_once_to_all_who_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "_EVERY", 10 * PATIENCE)  # it is the change that wakes them
+async def test_a_change_is_sent_to_all_viewers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "_POLL", 10 * PATIENCE)  # it is the change that wakes them
     guards = made()
     app = page(guards)
     async with watching(app) as (one, _), watching(app) as (other, _):
@@ -43,22 +43,22 @@ async def test_a_change_is_told_at_once_to_all_who_watch(monkeypatch: pytest.Mon
             )
         assert one.headers["content-type"] == "text/event-stream"
         assert "default-src 'none'" in one.headers["content-security-policy"]
-    assert app._watch.watchers == 0
+    assert app._observer.viewers == 0
 
 
-async def test_a_stream_in_which_nothing_happens_beats_like_a_heart_and_ends_by_itself(
+async def test_an_idle_stream_sends_heartbeats_and_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(page_module, "_HEARTBEAT", 0.3)
-    monkeypatch.setattr(page_module, "_LONGEST", 1.5)
+    monkeypatch.setattr(page_module, "_STREAM_LIFE", 1.5)
     async with watching(page(made())) as (watcher, task):
         await asyncio.wait_for(asyncio.shield(task), PATIENCE)
         assert watcher.has_ended
         assert 2 <= len(watcher.events) <= 6
 
 
-async def test_who_takes_nothing_any_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "_SLOWEST", 0.05)
+async def test_a_viewer_that_stops_reading_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "_SEND_TIMEOUT", 0.05)
     app = page(made())
 
     async def stuck(message: Any) -> None:
@@ -68,21 +68,21 @@ async def test_who_takes_nothing_any_more_is_given_up(monkeypatch: pytest.Monkey
     watcher = Watcher()
     async with asyncio.timeout(PATIENCE):
         await app(scope_of("/resilience/events"), watcher.receive, stuck)
-    assert app._watch.watchers == 0
+    assert app._observer.viewers == 0
 
 
-async def test_there_is_an_end_to_the_number_of_watchers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "_MOST_WATCHERS", 1)
+async def test_the_number_of_viewers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "_MOST_VIEWERS", 1)
     app = page(made())
     async with watching(app) as (watcher, _):
         await watcher.until(bool)
         for path in ("/resilience/events", "/resilience/data"):
             answer = await ask(app, path)
-            assert (answer.status, "watching" in answer.json["detail"]) == (503, True)
+            assert (answer.status, "pages are open" in answer.json["detail"]) == (503, True)
     assert (await ask(app, "/resilience/data")).status == 200
 
 
-async def test_a_stream_lasts_while_a_drain_waits_for_work_and_no_longer() -> None:
+async def test_a_stream_ends_when_a_drain_has_no_work_left() -> None:
     guards = made()
     app = page(guards)
     goes_on = asyncio.Event()
@@ -96,15 +96,15 @@ async def test_a_stream_lasts_while_a_drain_waits_for_work_and_no_longer() -> No
             data = await watcher.until(lambda data: data["drain"])
             assert data["drain"]["phase"] == "draining"
             assert data["drain"]["reason"] == "SIGTERM"
-            assert data["drain"]["work"] == 1
-            assert data["drain"]["left"] > 0
+            assert data["drain"]["in_flight"] == 1
+            assert data["drain"]["seconds_left"] > 0
             goes_on.set()
             await asyncio.wait_for(asyncio.shield(task), PATIENCE)
             assert watcher.has_ended
         await asyncio.gather(call, drain)
 
 
-async def test_without_a_coordinator_a_closed_gate_ends_a_stream() -> None:
+async def test_a_closed_gate_ends_a_stream_without_a_coordinator() -> None:
     guards = made()
     guards.gate.close()
     async with watching(page(guards)) as (watcher, task):

@@ -119,7 +119,7 @@ def health(seen: dict[str, Any]) -> str:
 
 
 def is_green(seen: dict[str, Any]) -> bool:
-    return bool(seen["headline"]["look"] == "works" and seen["dependencies"])
+    return bool(seen["headline"]["condition"] == "healthy" and seen["dependencies"])
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -129,7 +129,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("is_shared", [True, False], ids=["redis", "alone"])
 @pytest.mark.parametrize(("fault", "status", "advice"), UNSERVED)
-async def test_all_faces_say_that_callers_are_not_served(  # noqa: PLR0913, PLR0917 - fixtures
+async def test_page_log_metrics_and_commands_report_unserved_callers(  # noqa: PLR0913, PLR0917 - fixtures
     fault: Fault,
     status: str,
     advice: str,
@@ -145,7 +145,7 @@ async def test_all_faces_say_that_callers_are_not_served(  # noqa: PLR0913, PLR0
         it.provider.set_faults([fault])
         await it.call(155)
         seen = await it.until(lambda seen: not is_green(seen))
-        assert seen["headline"]["look"] == "failing"
+        assert seen["headline"]["condition"] == "failing"
         sentence = seen["headline"]["sentence"][0]
         assert f"{NAME} answers {status} to" in sentence
         assert advice in sentence
@@ -159,7 +159,7 @@ async def test_all_faces_say_that_callers_are_not_served(  # noqa: PLR0913, PLR0
             assert shown.exit_code == 1
             assert f"Not well: {NAME} answers {status} to 155 of 1" in shown.output
             (breaker,) = json.loads((await it.run("status", "--json")).output)["breakers"]
-            assert (breaker["look"], breaker["failed"]) == ("failing", 155)
+            assert (breaker["condition"], breaker["failed"]) == ("failing", 155)
             doctor = await it.run("doctor")
             assert doctor.exit_code == 1
             lines = doctor.output.splitlines()
@@ -179,7 +179,7 @@ async def test_all_faces_say_that_callers_are_not_served(  # noqa: PLR0913, PLR0
 
 
 @pytest.mark.parametrize("is_shared", [True, False], ids=["redis", "alone"])
-async def test_a_single_400_of_one_caller_changes_nothing(
+async def test_a_single_400_leaves_all_well(
     is_shared: bool,  # noqa: FBT001
     redis: RedisServer,
     caplog: pytest.LogCaptureFixture,
@@ -198,7 +198,7 @@ async def test_a_single_400_of_one_caller_changes_nothing(
             assert (await it.run("status")).exit_code == 0
 
 
-async def test_the_workers_of_a_cluster_are_counted_together(redis: RedisServer) -> None:
+async def test_calls_of_all_workers_are_counted_together(redis: RedisServer) -> None:
     async with service(redis.url, "cluster:") as sick, service(redis.url, "cluster:") as well:
         for each in (sick, well):
             await each.call(1)
@@ -211,12 +211,12 @@ async def test_the_workers_of_a_cluster_are_counted_together(redis: RedisServer)
         await sick.call(20)
         for each in (sick, well):
             seen = await each.until(lambda seen: "answers 401 to 20 of 100 calls" in health(seen))
-            assert seen["headline"]["look"] == "uneasy"
+            assert seen["headline"]["condition"] == "degraded"
         assert (await well.run("status")).exit_code == 1
 
 
 @pytest.mark.parametrize("is_shared", [True, False], ids=["redis", "alone"])
-async def test_an_outage_that_ends_in_401_says_so_and_when_the_next_probe_is_due(
+async def test_an_outage_that_turns_into_401_shows_it_and_the_next_probe(
     is_shared: bool,  # noqa: FBT001
     redis: RedisServer,
     caplog: pytest.LogCaptureFixture,
@@ -226,8 +226,8 @@ async def test_an_outage_that_ends_in_401_says_so_and_when_the_next_probe_is_due
         await it.until(lambda seen: not is_shared or seen["redis"]["is_up"])
         it.provider.set_faults([Fault.status(503)])
         await it.call(5)
-        seen = await it.until(lambda seen: seen["headline"]["look"] == "down")
-        assert "the last HTTP 503 (InternalServerError)" in seen["headline"]["why"][0]["reason"]
+        seen = await it.until(lambda seen: seen["headline"]["condition"] == "down")
+        assert "the last HTTP 503 (InternalServerError)" in seen["headline"]["reasons"][0]["reason"]
         it.provider.set_faults([Fault.status(401)])
 
         def met(seen: dict[str, Any]) -> bool:
@@ -240,9 +240,9 @@ async def test_an_outage_that_ends_in_401_says_so_and_when_the_next_probe_is_due
                     await it.call(1)
                 await asyncio.sleep(0.05)
         (row,) = seen["dependencies"]
-        assert (row["look"], row["state"]) == ("down", "open")
-        assert 0 <= row["next"] <= 1.0
-        assert row["why"].endswith("the last HTTP 503 (InternalServerError)")
+        assert (row["condition"], row["state"]) == ("down", "open")
+        assert 0 <= row["retry_after"] <= 1.0
+        assert row["first_reason"].endswith("the last HTTP 503 (InternalServerError)")
         assert row["last_failure"]["error"] == "HTTP 401 (AuthenticationError)"
         met_it = "met HTTP 401 (AuthenticationError): check its key"
         assert met_it in seen["headline"]["sentence"][-1]

@@ -1,7 +1,7 @@
-"""One sentence at the top of the status page, and the words for each dependency.
+"""The sentence at the top of the status page.
 
 A sentence is a list of texts, and of times in seconds since the epoch, which the page shows in the
-reader's own time. Nothing in it counts, so that it is read out only when it says something new.
+reader's time zone. It has no running numbers: a screen reader reads it out at each change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_NAMES = 2
 
 
 def health_of_row(row: dict[str, Any]) -> Health:
-    """How a dependency is for who calls it."""
+    """The health of a dependency from its row."""
     tally = OutcomeCounts(
         row["calls"], row["failed"], row.get("causes", {}), row.get("run", 0), row.get("last", "")
     )
@@ -31,101 +31,99 @@ def health_of_row(row: dict[str, Any]) -> Health:
         mode="forced-open" if row["by_hand"] else row["mode"],
         reason=row.get("reason", ""),
         tally=tally,
-        alone=row["alone"],
-        standstill=row["standstill"],
+        diverged=row["diverged"],
+        cooldown=row["cooldown"],
     )
 
 
 def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is wrong, since when, and what is done about it; or that all is well.
-
-    Args:
-        rows: All dependencies.
-    """
-    by_look: dict[str, list[dict[str, Any]]] = {}
+    """Say what is wrong, since when, and what is done about it; or that all is well."""
+    by_condition: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        by_look.setdefault(row["look"], []).append(row)
-    down, tried = by_look.get("down", []), by_look.get("tried", [])
-    isolated, failing = by_look.get("isolated", []), by_look.get("failing", [])
-    if down or tried:
-        sentence = _outage(down, tried)
+        by_condition.setdefault(row["condition"], []).append(row)
+    down, probing = by_condition.get("down", []), by_condition.get("probing", [])
+    isolated, failing = by_condition.get("isolated", []), by_condition.get("failing", [])
+    if down or probing:
+        sentence = _outage(down, probing)
         if isolated:
-            sentence.append(f" Kept off by hand: {_names(isolated)}.")
+            sentence.append(f" Isolated by hand: {_names(isolated)}.")
         if failing:
             sentence += [" ", *_failure(failing)]
-        rows = [*down, *tried, *failing, *isolated]
-        return _made("down" if down else "tried", sentence, rows)
+        rows = [*down, *probing, *failing, *isolated]
+        return _made("down" if down else "probing", sentence, rows)
     if failing:
         return _made("failing", _failure(failing), failing)
     if isolated:
         return _made("isolated", _isolation(isolated), isolated)
-    for look, tell in (("paused", _pause), ("uneasy", _unease)):
-        if found := by_look.get(look):
-            return _made(look, tell(found), found)
+    for condition, describe in (("paused", _pause), ("degraded", _degradation)):
+        if found := by_condition.get(condition):
+            return _made(condition, describe(found), found)
     if not rows:
-        return _made("works", ["Nothing has been called yet, so there is nothing to tell."], [])
+        return _made(
+            "healthy", ["No dependency has been called yet, so there is nothing to report."], []
+        )
     works = "the only dependency works" if len(rows) == 1 else f"all {len(rows)} dependencies work"
-    return _made("works", [f"All is well: {works}."], [])
+    return _made("healthy", [f"All is well: {works}."], [])
 
 
-def _made(look: str, sentence: Sentence, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    why = [
+def _made(condition: str, sentence: Sentence, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    reasons = [
         {"name": row["name"], "reason": reason}
         for row in rows
-        if (reason := row["why"] or row.get("health"))
+        if (reason := row["first_reason"] or row.get("health"))
     ]
-    return {"look": look, "sentence": sentence, "why": why[:3]}
+    return {"condition": condition, "sentence": sentence, "reasons": reasons[:3]}
 
 
-def _outage(down: list[dict[str, Any]], tried: list[dict[str, Any]]) -> Sentence:
-    rows = [*down, *tried]
+def _outage(down: list[dict[str, Any]], probing: list[dict[str, Any]]) -> Sentence:
+    rows = [*down, *probing]
     has, them, they = ("has", "it", "it is") if len(rows) == 1 else ("have", "them", "they are")
     sentence: Sentence = [f"{_names(rows)} {has} been down", *_since(rows)]
     if down:
-        told = (_met(row) for row in down[:_MOST_NAMES])
+        findings = (_probe_finding(row) for row in down[:_MOST_NAMES])
         return [
             *sentence,
-            f"; calls to {them} are refused at once, and {they} tried again automatically.",
-            *filter(None, told),
+            f"; calls to {them} are rejected at once, and {they} probed automatically.",
+            *filter(None, findings),
         ]
-    return [*sentence, f"; a single call is trying {them} now, and the others follow if it works."]
+    return [*sentence, f"; {they} being probed, and other calls follow if the probes succeed."]
 
 
-def _met(row: dict[str, Any]) -> str:
-    """What its last probe met that waiting does not mend, and what does."""
+def _probe_finding(row: dict[str, Any]) -> str:
+    """What the last probe met that waiting does not fix, and what does."""
     reason = row.get("reason", "")
     if not reason.startswith(MET):
         return ""
     advice = health_of_row(row).advice
-    return f" The last try of {row['name']} met {symptom_of(reason)}{advice and ': '}{advice}."
+    return f" The last probe of {row['name']} met {symptom_of(reason)}{advice and ': '}{advice}."
 
 
 def _isolation(rows: list[dict[str, Any]]) -> Sentence:
     has, them = ("has", "it") if len(rows) == 1 else ("have", "them")
     return [
-        f"{_names(rows)} {has} been kept off by hand",
+        f"{_names(rows)} {has} been isolated by hand",
         *_since(rows),
-        f"; calls to {them} are refused until the time is over or somebody closes the breaker.",
+        f"; calls to {them} are rejected until the time is over or the breaker is closed by hand.",
     ]
 
 
 def _pause(rows: list[dict[str, Any]]) -> Sentence:
-    return [f"{_names(rows)} asked for a pause; calls wait for its end, and then go one by one."]
+    return [f"{_names(rows)} asked for a pause; calls wait until it ends, then one goes first."]
 
 
 def _failure(rows: list[dict[str, Any]]) -> Sentence:
     if len(rows) > _MOST_NAMES:
-        return [f"{_names(rows)} serve hardly any call, and no breaker opens for that."]
+        return [f"{_names(rows)} fail most calls in a way that opens no breaker."]
     return [" ".join(f"{health_of_row(row).headline}." for row in rows)]
 
 
-def _unease(rows: list[dict[str, Any]]) -> Sentence:
+def _degradation(rows: list[dict[str, Any]]) -> Sentence:
     if len(rows) == 1 and rows[0].get("causes"):
         return [f"{health_of_row(rows[0]).headline}."]
     names, works = _names(rows), "works" if len(rows) == 1 else "work"
-    if any(row["alone"] for row in rows):
-        return [f"{names} {works} for most workers; those it fails refuse calls by themselves."]
-    return [f"{names} {works}, but one call in ten fails, or more; they are tried again."]
+    if any(row["diverged"] for row in rows):
+        return [f"{names} {works} for most workers; the others reject calls by their own breakers."]
+    return [f"{names} {works}, but at least one call in ten fails; failed calls are retried."]
 
 
 def _since(rows: list[dict[str, Any]]) -> Sentence:

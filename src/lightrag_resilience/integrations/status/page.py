@@ -4,9 +4,9 @@
 
     app = StatusPage(app)  # any ASGI application; around all other middleware
 
-Whoever may read it sees the names of dependencies and why they broke, so it belongs behind the
-authentication of the ingress. Breakers are opened, closed and isolated there with a token:
-``RESILIENCE_STATUS_TOKEN``; without one nothing can be changed.
+Readers see the names of dependencies and why they failed, so put it behind the authentication of
+the ingress. Opening, closing and isolating breakers needs the token ``RESILIENCE_STATUS_TOKEN``;
+without one the page is read-only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lightrag_resilience.errors import PolicyError
 from lightrag_resilience.integrations.asgi.scope import route_path
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 
-from .actions import LARGEST_BODY, Refused, act, check_token, read_action
+from .actions import LARGEST_BODY, Rejected, act, check_token, read_action
 from .observer import StatusObserver, drain_of
 
 __all__ = ["StatusPage"]
@@ -60,26 +60,29 @@ _HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 ]
-_EVERY = 0.4  # seconds between two looks, if nothing happens
-_FRESH = 0.2  # seconds for which one look serves all who watch, if nothing happens
-_AT_ONCE = 0.1  # seconds between two looks at the least
-_HEARTBEAT = 2.0  # seconds after which data is sent although nothing is new
-_LONGEST = 10.0  # seconds of one stream: a server that ends need not wait longer for a browser
-_SLOWEST = 5.0  # seconds for a watcher to take what is sent
-_BODY_WITHIN = 5.0  # seconds for a request's body
-_MOST_WATCHERS = 32
-_VOLATILE = ("at", "next", "left", "standstill", "round_trip")  # count down by themselves
+_POLL = 0.4  # seconds between two snapshots without an event
+_FRESH = 0.2  # seconds for which one snapshot serves all viewers
+_MIN_INTERVAL = 0.1  # seconds between two snapshots: a burst of events makes one
+_HEARTBEAT = 2.0  # seconds after which unchanged data is sent, so that the page sees a live stream
+_STREAM_LIFE = (
+    10.0  # seconds; the browser reconnects. A server's shutdown waits no longer than that
+)
+_SEND_TIMEOUT = 5.0  # seconds for a viewer to take what is sent
+_BODY_TIMEOUT = 5.0  # seconds for a request's body
+_MOST_VIEWERS = 32
+# The page counts these down itself: alone they are no reason to send.
+_VOLATILE = ("at", "retry_after", "seconds_left", "cooldown", "round_trip")
 
 
 @dataclass(frozen=True, slots=True)
-class _Sight:
-    """What was seen at a moment, ready to be sent to all who watch.
+class _Encoded:
+    """A snapshot, encoded once for all viewers.
 
     Attributes:
-        until: Monotonic seconds until which it is new enough.
-        changes: How many changes of breakers had been heard of.
-        lasting: What does not count down by itself: is it another, there is something new.
-        event: It all, as an event.
+        until: Monotonic seconds until which it is fresh.
+        changes: `StatusObserver.changes` when it was taken.
+        lasting: The data without `_VOLATILE`; viewers get an event when it changes.
+        event: The data as a server-sent event.
     """
 
     until: float
@@ -89,17 +92,17 @@ class _Sight:
 
 
 class StatusPage:
-    """ASGI middleware that answers ``/resilience`` and what is below it.
+    """ASGI middleware that answers ``/resilience`` and the paths below it.
 
     Args:
         app: The application.
         registry: The guards to show; those of the process by default.
-        token: What steers breakers; None is ``RESILIENCE_STATUS_TOKEN``.
-        hosts: Names under which the page answers, beside addresses and names that only a private
-            network knows; None is ``RESILIENCE_STATUS_HOSTS``.
+        token: Allows changing breakers; None is ``RESILIENCE_STATUS_TOKEN``.
+        hosts: Public host names under which the page answers, besides addresses and private names;
+            None is ``RESILIENCE_STATUS_HOSTS``.
 
     Raises:
-        PolicyError: The token is none that a header can carry, or too short to be a secret.
+        PolicyError: The token has fewer than 16 characters, or some that a header cannot carry.
     """
 
     def __init__(
@@ -116,19 +119,19 @@ class StatusPage:
         self._registry = resolve_guards(registry)
         self._own_token = token
         self._hosts = hosts
-        self._watch = StatusObserver(self._registry)
-        self._sight: _Sight | None = None
+        self._observer = StatusObserver(self._registry)
+        self._encoded: _Encoded | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve."""
+        """Answer a request for the page; pass others on."""
         path = _path_below(scope) if scope["type"] == "http" else None
         if path is None:
             await self._app(scope, receive, send)
             return
         try:
             await self._answer(path, scope, receive, send)
-        except Refused as refused:
-            await _send_json(send, refused.status, {"detail": str(refused)}, refused.headers)
+        except Rejected as rejected:
+            await _send_json(send, rejected.status, {"detail": str(rejected)}, rejected.headers)
 
     async def _answer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         self._check_host(scope)
@@ -141,7 +144,7 @@ class StatusPage:
         if path == "/":
             await _send(send, 307, b"", [(b"location", b"../resilience")])
         elif path == "/data":
-            async with self._watching():
+            async with self._viewing():
                 await _send_json(send, 200, await self._data())
         elif path == "/events":
             await self._stream(receive, send)
@@ -149,15 +152,15 @@ class StatusPage:
             name, kind = _FILES[path]
             await _send(send, 200, _read(name), [(b"content-type", kind)])
         else:
-            raise Refused(404, "There is no such page")
+            raise Rejected(404, "There is no such page")
 
     def _check_host(self, scope: Scope) -> None:
         hosts = hosts_in(scope["headers"])
         if len(hosts) > 1:
-            raise Refused(400, "A request has one Host")
+            raise Rejected(400, "A request has one Host")
         allowed = self._registry.settings.status_hosts if self._hosts is None else self._hosts
         if hosts and not is_allowed_host(hosts[0], allowed or ()):
-            raise Refused(
+            raise Rejected(
                 421,
                 "This page does not answer under this name: add it to RESILIENCE_STATUS_HOSTS if "
                 "it is yours",
@@ -170,70 +173,67 @@ class StatusPage:
         secret = self._registry.settings.status_token
         return None if secret is None else secret.get_secret_value()
 
-    # ------------------------------------------------------------------ to see
+    # ------------------------------------------------------------------ data
 
     @contextlib.asynccontextmanager
-    async def _watching(self) -> AsyncIterator[asyncio.Event]:
-        if self._watch.watchers >= _MOST_WATCHERS:
-            raise Refused(503, f"{_MOST_WATCHERS} others are watching: close a page, and try again")
-        async with self._watch.watching() as news:
+    async def _viewing(self) -> AsyncIterator[asyncio.Event]:
+        if self._observer.viewers >= _MOST_VIEWERS:
+            raise Rejected(503, f"{_MOST_VIEWERS} pages are open: close one, and try again")
+        async with self._observer.viewing() as news:
             yield news
 
     async def _data(self) -> dict[str, Any]:
-        return {**await self._watch.snapshot(), "can_act": self._token is not None}
+        return {**await self._observer.snapshot(), "can_act": self._token is not None}
 
-    async def _look(self) -> _Sight:
-        """As `_data`, once for all who watch."""
-        sight, changes = self._sight, self._watch.changes
-        if sight is None or time.monotonic() >= sight.until or sight.changes != changes:
+    async def _snapshot(self) -> _Encoded:
+        """Return `_data`, encoded once for all viewers."""
+        encoded, changes = self._encoded, self._observer.changes
+        if encoded is None or time.monotonic() >= encoded.until or encoded.changes != changes:
             data = await self._data()
             event = b"data: " + json.dumps(data).encode() + b"\n\n"
             until = time.monotonic() + _FRESH
-            self._sight = sight = _Sight(until, changes, _without(data, _VOLATILE), event)
-        return sight
+            self._encoded = encoded = _Encoded(until, changes, _without(data, _VOLATILE), event)
+        return encoded
 
     async def _stream(self, receive: Receive, send: Send) -> None:
-        """Server-sent events until the watcher goes, or the process ends.
-
-        After a while they end by themselves; the browser begins a new stream then.
-        """
-        async with self._watching() as news:
-            gone = asyncio.ensure_future(_until_gone(receive))
-            gone.add_done_callback(lambda _: news.set())
+        """Send events until the viewer leaves, the process drains, or `_STREAM_LIFE` is over."""
+        async with self._viewing() as news:
+            disconnect = asyncio.ensure_future(_disconnected(receive))
+            disconnect.add_done_callback(lambda _: news.set())
             try:
                 await _begin_stream(send)
-                await self._send_events(send, news, gone)
-                async with asyncio.timeout(_SLOWEST):
+                await self._send_events(send, news, disconnect)
+                async with asyncio.timeout(_SEND_TIMEOUT):
                     await send({"type": "http.response.body", "body": b""})
             except (TimeoutError, OSError):
-                pass  # a watcher that takes nothing any more
+                pass  # the viewer no longer reads
             finally:
-                gone.cancel()
-                await asyncio.wait({gone})
+                disconnect.cancel()
+                await asyncio.wait({disconnect})
 
     async def _send_events(
-        self, send: Send, news: asyncio.Event, gone: asyncio.Future[None]
+        self, send: Send, news: asyncio.Event, disconnect: asyncio.Future[None]
     ) -> None:
         began = sent_at = time.monotonic()
         sent = None
-        while not gone.done():
+        while not disconnect.done():
             news.clear()
-            sight, now = await self._look(), time.monotonic()
-            if sight.lasting != sent or now >= sent_at + _HEARTBEAT:
-                sent, sent_at = sight.lasting, now
-                async with asyncio.timeout(_SLOWEST):
+            encoded, now = await self._snapshot(), time.monotonic()
+            if encoded.lasting != sent or now >= sent_at + _HEARTBEAT:
+                sent, sent_at = encoded.lasting, now
+                async with asyncio.timeout(_SEND_TIMEOUT):
                     await send(
-                        {"type": "http.response.body", "body": sight.event, "more_body": True}
+                        {"type": "http.response.body", "body": encoded.event, "more_body": True}
                     )
-            if now >= began + _LONGEST or self._is_over():
+            if now >= began + _STREAM_LIFE or self._is_over():
                 return
-            await asyncio.sleep(_AT_ONCE)
+            await asyncio.sleep(_MIN_INTERVAL)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_EVERY - _AT_ONCE):
+                async with asyncio.timeout(_POLL - _MIN_INTERVAL):
                     await news.wait()
 
     def _is_over(self) -> bool:
-        """Whether the drain is beyond waiting for work: a watcher must not make it wait longer."""
+        """Whether the drain no longer waits for work: a viewer must not delay its end."""
         progress = drain_of(self._registry)
         if progress is None:
             return self._registry.gate.is_closed
@@ -241,18 +241,18 @@ class StatusPage:
             progress.phase is Phase.DRAINING and not progress.in_flight
         )
 
-    # ------------------------------------------------------------------ to do
+    # ------------------------------------------------------------------ actions
 
     async def _act(self, scope: Scope, receive: Receive) -> str:
         check_token(scope["headers"], self._token)
         kinds = [value for name, value in scope["headers"] if name.lower() == b"content-type"]
         if [kind.partition(b";")[0].strip().lower() for kind in kinds] != [b"application/json"]:
-            raise Refused(415, "The body must be application/json")
+            raise Rejected(415, "The body must be application/json")
         return await act(read_action(await _body(receive)), self._registry)
 
 
 def _path_below(scope: Scope) -> str | None:
-    """What follows ``/resilience`` in the path; None where that is not in it."""
+    """The path below ``/resilience``; None for other paths."""
     path = route_path(scope)
     here, below = path[: len("/resilience")], path[len("/resilience") :]
     return below if here == "/resilience" and below[:1] in {"", "/"} else None
@@ -260,7 +260,7 @@ def _path_below(scope: Scope) -> str | None:
 
 def _allow(method: str, allowed: bytes) -> None:
     if method.encode() != allowed:
-        raise Refused(405, f"Only {allowed.decode()} is answered here", [(b"allow", allowed)])
+        raise Rejected(405, f"Only {allowed.decode()} is allowed here", [(b"allow", allowed)])
 
 
 @functools.cache
@@ -274,7 +274,7 @@ def _without(data: Any, names: tuple[str, ...]) -> Any:
     return [_without(it, names) for it in data] if isinstance(data, list) else data
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -282,18 +282,18 @@ async def _until_gone(receive: Receive) -> None:
 async def _body(receive: Receive) -> bytes:
     body = b""
     try:
-        async with asyncio.timeout(_BODY_WITHIN):
+        async with asyncio.timeout(_BODY_TIMEOUT):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Refused(400, "The body broke off")
+                    raise Rejected(400, "The body broke off")
                 body += bytes(message.get("body", b""))
                 if len(body) > LARGEST_BODY:
-                    raise Refused(413, f"The body may have {LARGEST_BODY} bytes")
+                    raise Rejected(413, f"The body may have {LARGEST_BODY} bytes")
                 if not message.get("more_body"):
                     return body
     except TimeoutError:
-        raise Refused(408, "The body took too long") from None
+        raise Rejected(408, "The body took too long") from None
 
 
 async def _begin_stream(send: Send) -> None:

@@ -1,59 +1,59 @@
-// Open, close and isolate: a question in a dialog, and a request that only this page can send.
+// Open, close and isolate: a dialog, and a request that only this page can send.
 
 const KEY = "resilience-token";
 const SHOWN = 8000; // milliseconds
 const WAIT = 10000;
 
-// Not everybody knows that an open breaker is one that lets nothing through.
+// Each text says what the state does: some readers do not know that an open breaker rejects calls.
 const TEXTS = {
   open: {
     label: "Open…",
-    hint: "Refuse calls for a while",
-    text: "Calls are refused for as long as its policy says; then it is tried again automatically.",
-    submit: "Open it: refuse calls",
+    hint: "Reject calls for a while",
+    text: "Calls are rejected for as long as its policy says; then a probe follows automatically.",
+    submit: "Open it: reject calls",
   },
   close: {
     label: "Close…",
     hint: "Let calls through again",
-    text: "All calls go through again at once. If it still fails, the breaker opens by itself.",
+    text: "All calls go through again at once. If it still fails, the breaker opens again.",
     submit: "Close it: let calls through",
   },
   isolate: {
     label: "Isolate…",
-    hint: "Refuse calls for a time that you choose",
-    text: "Calls are refused and nothing tries it, until the time is over or somebody closes it.",
-    submit: "Isolate it: refuse calls",
+    hint: "Reject calls for a time that you choose",
+    text: "Calls are rejected and no probe is sent until the time is over or the breaker is closed here.",
+    submit: "Isolate it: reject calls",
   },
 };
 
 const titleOf = (what, name) => `${TEXTS[what].label.slice(0, -1)} ${name}`;
 const at = (id) => document.getElementById(id);
 let token = sessionStorage.getItem(KEY) ?? "";
-let asked = null; // what, name, and where the buttons are
+let pending = null; // what, name, and the element with the buttons
 let fading = 0;
 
-export function offer(place, row, data) {
-  place.hidden = !data.can_act;
+export function offer(buttons, row, data) {
+  buttons.hidden = !data.can_act;
   const wanted = !data.can_act ? [] : row.state === "closed" ? ["isolate", "open"] : ["close", "isolate"];
-  if (place.dataset.offers === wanted.join()) return;
-  place.dataset.offers = wanted.join();
-  const hadFocus = place.contains(document.activeElement);
-  place.replaceChildren(...wanted.map((what) => {
+  if (buttons.dataset.offers === wanted.join()) return;
+  buttons.dataset.offers = wanted.join();
+  const hadFocus = buttons.contains(document.activeElement);
+  buttons.replaceChildren(...wanted.map((what) => {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = TEXTS[what].label;
     button.title = TEXTS[what].hint;
     button.setAttribute("aria-label", titleOf(what, row.name));
-    button.addEventListener("click", () => ask(what, row.name, place, data.redis !== null));
+    button.addEventListener("click", () => openDialog(what, row.name, buttons, data.redis !== null));
     return button;
   }));
-  if (hadFocus) place.firstChild?.focus();
+  if (hadFocus) buttons.firstChild?.focus();
 }
 
-function ask(what, name, place, isShared) {
-  asked = { what, name, place };
+function openDialog(what, name, buttons, isShared) {
+  pending = { what, name, buttons };
   const words = TEXTS[what];
-  const scope = isShared ? "This holds in all workers." : "This holds in this process alone, as no Redis is set.";
+  const scope = isShared ? "This applies to all workers." : "This applies to this process only, as no Redis is set.";
   at("dialog-title").textContent = titleOf(what, name);
   at("dialog-text").textContent = `${words.text} ${scope}`;
   at("submit").textContent = words.submit;
@@ -61,17 +61,17 @@ function ask(what, name, place, isShared) {
   at("token-part").hidden = Boolean(token);
   at("reason").value = "";
   at("token").value = "";
-  complain("");
+  showProblem("");
   at("dialog").showModal();
   at(what === "isolate" ? "minutes" : "reason").focus();
 }
 
-function complain(text) {
+function showProblem(text) {
   at("problem").hidden = !text;
   at("problem").textContent = text;
 }
 
-function forget() {
+function forgetToken() {
   token = "";
   sessionStorage.removeItem(KEY);
   at("token-part").hidden = false;
@@ -79,7 +79,7 @@ function forget() {
 
 async function submit(event) {
   event.preventDefault();
-  const { what, name } = asked;
+  const { what, name } = pending;
   const given = token || at("token").value.trim();
   const body = { action: what, name, reason: at("reason").value };
   if (what === "isolate") {
@@ -87,7 +87,7 @@ async function submit(event) {
     if (!(body.minutes > 0)) return fail("For how many minutes?", "minutes");
   }
   if (!given) return fail("The token is missing.", "token");
-  if (!/^[!-~]+$/.test(given)) return fail("That is no token: it has a character that none has.", "token");
+  if (!/^[!-~]+$/.test(given)) return fail("That is not a token: it has a character that no token has.", "token");
   at("submit").disabled = true;
   try {
     const answer = await fetch("resilience/actions", {
@@ -96,21 +96,21 @@ async function submit(event) {
       body: JSON.stringify(body),
       signal: AbortSignal.timeout(WAIT),
     });
-    const told = await answer.json();
-    if (answer.ok) done(told.done, given);
+    const result = await answer.json();
+    if (answer.ok) done(result.done, given);
     else {
-      if (answer.status === 401) forget();
-      fail(told.detail, answer.status === 401 ? "token" : "submit");
+      if (answer.status === 401) forgetToken();
+      fail(result.detail, answer.status === 401 ? "token" : "submit");
     }
   } catch {
-    fail("No answer came. Look at the page before you try again: it may have been done.", "submit");
+    fail("No answer came. Check the page before you try again: the change may have been made.", "submit");
   } finally {
     at("submit").disabled = false;
   }
 }
 
 function fail(text, where) {
-  complain(text);
+  showProblem(text);
   at("submit").disabled = false;
   at(where).focus();
 }
@@ -129,8 +129,8 @@ function done(text, given) {
 
 at("form").addEventListener("submit", submit);
 at("cancel").addEventListener("click", () => at("dialog").close());
-// The button that was pressed may be another by now: who uses the keyboard stays where they were.
+// The pressed button may have been replaced: return keyboard focus to the same row.
 at("dialog").addEventListener("close", () => {
   const here = document.activeElement;
-  if (!here || here === document.body || at("dialog").contains(here)) asked.place.firstChild?.focus();
+  if (!here || here === document.body || at("dialog").contains(here)) pending.buttons.firstChild?.focus();
 });

@@ -1,28 +1,28 @@
-// Puts the data on the page. Whatever comes from outside becomes text, and never markup.
+// Renders the data. Whatever comes from outside is set as text, never as markup.
 
 import { offer } from "./actions.js";
 
 const WORDS = {
-  works: "Working",
+  healthy: "Working",
   failing: "Failing",
-  uneasy: "Struggling",
-  paused: "Pausing, as it asked",
-  tried: "Being tried",
+  degraded: "Some calls fail",
+  paused: "Paused, as it asked",
+  probing: "Probing",
   down: "Down",
-  isolated: "Kept off by hand",
-  unwatched: "Not watched",
+  isolated: "Isolated by hand",
+  unmonitored: "Not monitored",
 };
 const MEANINGS = {
-  transient: "which may pass",
+  transient: "may pass by itself",
   throttled: "too many calls",
-  fatal: "which waiting does not mend",
+  fatal: "waiting does not help",
   unknown: "no answer in time",
 };
-const KINDS = { calls: "call", streams: "stream", "not sent": "not sent yet" };
+const KINDS = { calls: "call", streams: "stream", waiting: "not sent yet" };
 
 const at = (id) => document.getElementById(id);
 const rows = new Map();
-let ahead = 0; // milliseconds of this clock before the server's
+let ahead = 0; // milliseconds by which this clock is ahead of the server's
 let latest = null;
 let shownAt = "";
 
@@ -62,7 +62,7 @@ const counted = (count, thing) => `${number(count)} ${thing}${count === 1 ? "" :
 const percent = (share) => `${Math.round(share * 100)} %`;
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-// What counts by itself: an element, and what to write into it at each tick.
+// Elements whose text changes with time, and the function that makes it at each tick.
 const ticking = new Map();
 
 export function tick() {
@@ -72,22 +72,23 @@ export function tick() {
   }
 }
 
-// What came after the first reason: who wants to mend it asks for the last error first.
+const failedProbes = (count) => (count ? `; ${counted(count, "probe")} failed since` : "");
+
+// What came after the first reason. The last error is what helps to fix it.
 function since(row) {
-  if (!row.tries) return "";
-  const tries = `; ${row.tries === 1 ? "1 try" : `${row.tries} tries`} failed since`;
-  return row.last_failure && !row.by_hand ? `${tries}, the last with ${row.last_failure.error}` : tries;
+  const probes = failedProbes(row.failed_probes);
+  return probes && row.last_failure && !row.by_hand ? `${probes}, the last with ${row.last_failure.error}` : probes;
 }
 
 function untilNext(row) {
-  const due = latest.at + (row.next ?? 0);
+  const due = latest.at + (row.retry_after ?? 0);
   if (row.state === "closed") return () => "";
-  if (row.look === "tried") {
-    if (row.probes) return () => "A call is trying it now.";
-    return () => "The next call tries it.";
+  if (row.condition === "probing") {
+    if (row.probes) return () => "A probe is in flight.";
+    return () => "The next call is the probe.";
   }
-  if (row.next === null) return () => "Until somebody closes it.";
-  const what = row.look === "isolated" ? "Ends" : "Next try";
+  if (row.retry_after === null) return () => "Until it is closed by hand.";
+  const what = row.condition === "isolated" ? "Ends" : "Next probe";
   return (now) => (due - now > 0.5 ? `${what} in ${duration(due - now)}.` : `${what} with the next call.`);
 }
 
@@ -98,7 +99,7 @@ export function drawAll(data) {
   latest = data;
   shownAt = clock(data.at);
   put(at("connection-text"), `Live, ${shownAt}`);
-  at("connection").dataset.look = "works";
+  at("connection").dataset.condition = "healthy";
   drawHeadline(data);
   drawNotices(data);
   drawRows(data);
@@ -113,22 +114,22 @@ export function drawAll(data) {
 export function lost(isLost, trouble = "") {
   at("lost").hidden = !isLost;
   if (!isLost) return;
-  const since = shownAt ? `What you see is data of ${shownAt}.` : "Nothing has been heard yet.";
+  const since = shownAt ? `The page shows data of ${shownAt}.` : "No data has arrived yet.";
   put(at("lost"), trouble ? `${trouble}. ${since}` : `No connection to the server. ${since} Trying again…`);
   put(at("connection-text"), shownAt ? `Lost, data of ${shownAt}` : "No connection");
-  at("connection").dataset.look = "down";
+  at("connection").dataset.condition = "down";
 }
 
 function drawHeadline({ headline, dependencies }) {
-  at("headline").dataset.look = headline.look;
+  at("headline").dataset.condition = headline.condition;
   put(at("sentence"), headline.sentence.map((part) => (typeof part === "number" ? clock(part) : part)).join(""));
-  const broken = dependencies.filter((row) => row.look === "down" || row.look === "tried");
-  const failing = dependencies.filter((row) => row.look === "failing");
-  const title = broken.length ? `${broken.length} down: ${broken[0].name}` : failing.length ? `${failing.length} failing: ${failing[0].name}` : headline.look === "works" ? "All well" : "Look";
+  const broken = dependencies.filter((row) => row.condition === "down" || row.condition === "probing");
+  const failing = dependencies.filter((row) => row.condition === "failing");
+  const title = broken.length ? `${broken.length} down: ${broken[0].name}` : failing.length ? `${failing.length} failing: ${failing[0].name}` : headline.condition === "healthy" ? "All well" : "Check";
   if (document.title !== `${title} - Resilience`) document.title = `${title} - Resilience`;
   const list = at("why");
-  const several = headline.why.length > 1;
-  fill(list, headline.why.map(({ name, reason }) => {
+  const several = headline.reasons.length > 1;
+  fill(list, headline.reasons.map(({ name, reason }) => {
     const row = dependencies.find((each) => each.name === name);
     const text = `${reason}${row ? since(row) : ""}. `;
     const isNamed = !several || row?.health;
@@ -146,17 +147,17 @@ function drawHeadline({ headline, dependencies }) {
 function drawNotices(data) {
   const notices = [];
   if (data.drain) {
-    const { phase, reason, work, left } = data.drain;
+    const { phase, reason, in_flight, seconds_left } = data.drain;
     const by = reason ? ` (${reason})` : "";
-    const rest = phase === "closing" ? "closing its clients" : `${counted(work, "piece")} of work left`;
-    const end = left === null ? "" : `, ${duration(left)} at the most`;
-    notices.push({ key: "drain", kind: "unsure", text: `This process is shutting down${by}: ${rest}${end}. It takes no new calls.` });
+    const rest = phase === "closing" ? "closing its clients" : `${number(in_flight)} in flight`;
+    const end = seconds_left === null ? "" : `, at most ${duration(seconds_left)} left`;
+    notices.push({ key: "drain", kind: "unsure", text: `This process is shutting down${by}: ${rest}${end}. It accepts no new calls.` });
   }
-  if (data.redis?.trouble) {
-    notices.push({ key: "redis", kind: "bad", text: `Redis cannot be used: ${data.redis.trouble}. No call suffers from that: each worker goes on by itself, and this page shows one of them.` });
+  if (data.redis?.error) {
+    notices.push({ key: "redis", kind: "bad", text: `Redis cannot be used: ${data.redis.error}. Calls are not affected: each worker uses its own breakers, and this page shows those of one worker.` });
   }
-  if (data.left_out) {
-    notices.push({ key: "left", kind: "", text: `${counted(data.left_out, "more dependency").replace("dependencys", "dependencies")} are not shown; those in trouble come first.` });
+  if (data.omitted) {
+    notices.push({ key: "left", kind: "", text: `${counted(data.omitted, "more dependency").replace("dependencys", "dependencies")} are not shown; those in trouble come first.` });
   }
   fill(at("notices"), notices, () => make("p"), (line, notice) => {
     line.className = `notice ${notice.kind}`;
@@ -184,7 +185,7 @@ function drawRows(data) {
       rows.delete(name);
     }
   }
-  // Nothing moves away under the finger of who is about to press it.
+  // While the reader uses the list, its order stays: no button moves under the pointer.
   const isInUse = list.contains(document.activeElement) || at("dialog").open;
   if (!isInUse && order.some((each, index) => list.children[index] !== each)) list.append(...order);
   at("no-rows").hidden = order.length > 0;
@@ -212,22 +213,22 @@ function makeRow(name) {
 }
 
 function drawRow(drawn, row, data) {
-  drawn.whole.dataset.look = drawn.head.dataset.look = row.look;
-  put(drawn.word, WORDS[row.look] ?? row.look);
+  drawn.whole.dataset.condition = drawn.head.dataset.condition = row.condition;
+  put(drawn.word, WORDS[row.condition] ?? row.condition);
   const isClosed = row.state === "closed";
-  drawn.reason.hidden = isClosed && !row.alone && !row.health && row.look !== "paused";
+  drawn.reason.hidden = isClosed && !row.diverged && !row.health && row.condition !== "paused";
   if (row.since === null) {
     ticking.delete(drawn.for);
     put(drawn.for, row.mode === "metrics-only" ? "only measured" : "");
   } else ticking.set(drawn.for, (now) => `for ${duration(now - row.since)}`);
   if (isClosed) {
     ticking.delete(drawn.next);
-    put(drawn.next, row.standstill ? `Calls wait ${duration(row.standstill)}.` : "");
-    const alone = row.alone ? `${counted(row.alone, "worker")} refuse it by themselves. ` : "";
-    const isTold = row.look === "failing" || (row.look === "uneasy" && !row.alone);
-    put(drawn.why, isTold ? `${sentence(row.health)}. ${alone}` : alone);
+    put(drawn.next, row.cooldown ? `Calls wait ${duration(row.cooldown)}.` : "");
+    const diverged = row.diverged ? `Rejected by ${counted(row.diverged, "worker")} with an open breaker of its own. ` : "";
+    const showsHealth = row.condition === "failing" || (row.condition === "degraded" && !row.diverged);
+    put(drawn.why, showsHealth ? `${sentence(row.health)}. ${diverged}` : diverged);
   } else {
-    put(drawn.why, `${sentence(row.why)}${since(row)}. `);
+    put(drawn.why, `${sentence(row.first_reason)}${since(row)}. `);
     ticking.set(drawn.next, untilNext(row));
   }
   drawFacts(drawn.facts, row);
@@ -263,17 +264,17 @@ function facts(row) {
     found.push({ key: "Last calls", text: failed + slow, share: share || undefined, kind: "failed" });
   }
   const kinds = Object.entries(row.in_flight);
-  if (row.here) {
-    const text = kinds.map(([kind, count]) => (kind === "not sent" ? `${number(count)} ${KINDS[kind]}` : counted(count, KINDS[kind] ?? kind)));
-    found.push({ key: "Under way", text: text.join(", ") || "none" });
+  if (row.local) {
+    const text = kinds.map(([kind, count]) => (kind === "waiting" ? `${number(count)} ${KINDS[kind]}` : counted(count, KINDS[kind] ?? kind)));
+    found.push({ key: "In flight", text: text.join(", ") || "none" });
   }
   if (row.budget !== null) {
     const share = row.budget < 1 ? row.budget : undefined;
     found.push({ key: "Retry budget", text: `${percent(row.budget)} left`, share, kind: row.budget < 0.2 ? "budget low" : "budget" });
   }
-  if (row.places?.limit) {
-    const line = row.places.waiting ? `, ${number(row.places.waiting)} in line` : "";
-    found.push({ key: "At once", text: `${row.places.in_use} of ${number(row.places.limit)}${line}` });
+  if (row.bulkhead?.limit) {
+    const queued = row.bulkhead.waiting ? `, ${number(row.bulkhead.waiting)} queued` : "";
+    found.push({ key: "Permits in use", text: `${row.bulkhead.in_use} of ${number(row.bulkhead.limit)}${queued}` });
   }
   if (row.rpm) found.push({ key: "Requests a minute", text: `up to ${number(row.rpm)}` });
   if (row.tpm) found.push({ key: "Tokens a minute", text: `up to ${number(row.tpm)}` });
@@ -301,13 +302,12 @@ function drawChanges(changes) {
     const byHand = /^(by|through) /.test(change.reason);
     const isClosed = change.new === "closed";
     const opened = change.isolated ? "was isolated by hand" : "was opened by hand";
-    const how = isClosed ? (byHand ? "was closed by hand" : "works again") : byHand ? opened : "went down";
-    line.children[1].dataset.look = isClosed ? "works" : byHand ? "isolated" : "down";
+    const how = isClosed ? (byHand ? "was closed by hand" : "recovered") : byHand ? opened : "went down";
+    line.children[1].dataset.condition = isClosed ? "healthy" : byHand ? "isolated" : "down";
     put(line.children[0], clock(change.at));
     put(line.children[1].children[1], `${change.name} ${how}`);
-    const tries = change.tries ? `; ${change.tries === 1 ? "1 try" : `${change.tries} tries`} failed since` : "";
-    const lasted = change.lasted === null ? "" : `; it was away for ${duration(change.lasted)}`;
-    put(line.children[2], `${sentence(change.reason)}${tries}${lasted}.`);
+    const lasted = change.lasted === null ? "" : `; it was not closed for ${duration(change.lasted)}`;
+    put(line.children[2], `${sentence(change.reason)}${failedProbes(change.failed_probes)}${lasted}.`);
   });
 }
 
@@ -325,26 +325,26 @@ function drawOverrides(overrides) {
 
 function drawWorkers({ redis, workers, process }) {
   const hosts = new Set(workers.map((worker) => worker.host));
-  let text = `No Redis is set, so each process has breakers of its own. This page shows process ${process.pid} on ${process.host} alone.`;
+  let text = `No Redis is set, so each process has breakers of its own. This page shows only process ${process.pid} on ${process.host}.`;
   if (redis) {
     const pace = redis.round_trip === null ? "" : ` Redis answers in ${(redis.round_trip * 1000).toFixed(1)} ms.`;
-    text = redis.trouble
-      ? `Redis cannot be used: ${redis.trouble}.`
-      : `Breakers are shared through Redis by ${counted(workers.length, "worker")} on ${counted(hosts.size, "machine")}.${pace} Work under way, places and budgets are those of process ${process.pid} on ${process.host}.`;
+    text = redis.error
+      ? `Redis cannot be used: ${redis.error}.`
+      : `Breakers are shared through Redis by ${counted(workers.length, "worker")} on ${counted(hosts.size, "machine")}.${pace} Calls in flight, permits and budgets are those of process ${process.pid} on ${process.host}.`;
   }
   put(at("sharing"), text);
   fill(at("workers"), workers.map((worker) => ({ key: `${worker.host} ${worker.pid}`, ...worker })), () => {
     const line = make("li");
     line.append(make("span"), make("span", "more"));
     return line;
-  }, (line, { host, pid, alone }) => {
+  }, (line, { host, pid, diverged }) => {
     put(line.children[0], `Process ${pid} on ${host}`);
-    put(line.children[1], alone.length ? `Refuses by itself: ${alone.join(", ")}` : "");
-    line.children[1].hidden = !alone.length;
+    put(line.children[1], diverged.length ? `Its own breakers are open: ${diverged.join(", ")}` : "");
+    line.children[1].hidden = !diverged.length;
   });
 }
 
-// Let a list have one child for each item, in their order, and change no more than is needed.
+// Give a list one child for each item, in order, and change only what differs: focus is kept.
 function fill(list, items, create, update) {
   const known = new Map([...list.children].map((child) => [child.dataset.key, child]));
   items.forEach((item, index) => {
