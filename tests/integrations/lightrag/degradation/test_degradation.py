@@ -99,7 +99,7 @@ async def test_without_embeddings_entities_are_found_by_their_names(
 ) -> None:
     failing.errors["embedding"] = DOWN
     answer = await ask(rag, mode)
-    note = "[ChainAnswer without similarity search: 'embedding' is unavailable.]"
+    note = "[Answered without similarity search: 'embedding' is unavailable.]"
     assert content(answer) == f"{note}\n\n{ANSWER}"
     assert {entity["entity_name"] for entity in answer["data"]["entities"]} >= {"Alderwick"}
     assert answer["data"]["chunks"][0]["content"] == TEXT
@@ -123,7 +123,7 @@ async def lost() -> None:
 async def test_without_the_graph_similar_texts_answer(rag: Any) -> None:
     rag.chunk_entity_relation_graph._get_graph = lost
     answer = await ask(rag)
-    note = "[ChainAnswer without the knowledge graph: 'storage.graph' is unavailable.]"
+    note = "[Answered without the knowledge graph: 'storage.graph' is unavailable.]"
     assert content(answer) == f"{note}\n\n{ANSWER}"
     assert answer["data"]["entities"] == []
     assert answer["data"]["chunks"][0]["content"] == TEXT
@@ -133,7 +133,7 @@ async def test_without_the_vectors_entities_are_found_by_their_names(rag: Any) -
     for storage in (rag.entities_vdb, rag.relationships_vdb, rag.chunks_vdb):
         storage._get_client = lost
     answer = await ask(rag)
-    note = "[ChainAnswer without similarity search: 'storage.vector' is unavailable.]"
+    note = "[Answered without similarity search: 'storage.vector' is unavailable.]"
     assert content(answer) == f"{note}\n\n{ANSWER}"
     assert {entity["entity_name"] for entity in answer["data"]["entities"]} >= {"Alderwick"}
 
@@ -174,9 +174,7 @@ async def test_a_stream_begins_with_the_note(rag: Any, failing: Failing) -> None
     failing.errors["embedding"] = DOWN
     stream = await rag.aquery(QUESTION, QueryParam(mode="mix", stream=True))
     text = "".join([item async for item in stream])
-    assert (
-        text == f"[ChainAnswer without similarity search: 'embedding' is unavailable.]\n\n{ANSWER}"
-    )
+    assert text == f"[Answered without similarity search: 'embedding' is unavailable.]\n\n{ANSWER}"
 
 
 async def test_half_of_what_there_is_that_holds_nothing_is_no_answer(

@@ -173,7 +173,7 @@ def _marked(answer: Answer, missing: Mapping[QueryComponent, DependencyError]) -
         answer.get("llm_response", {})["llm_generated"] = False
         return _noted(answer, f"No answer, but what was found to answer from: {unavailable}")
     parts = " and ".join(missing)
-    return _noted(answer, f"ChainAnswer without {parts}: {unavailable}")
+    return _noted(answer, f"Answered without {parts}: {unavailable}")
 
 
 def _noted(answer: Answer, note: str) -> Answer:
