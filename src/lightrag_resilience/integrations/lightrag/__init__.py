@@ -1,8 +1,8 @@
 """Protect a LightRAG instance: `await protect(rag)`.
 
-Every LLM role, the embedding function and the rerank function go through a guard. Ingest waits for
-a dependency that is away; a query fails at once, and with an error that says so: LightRAG itself
-would answer ``None``.
+Every LLM role, the embedding function, the rerank function and all storages go through guards.
+Ingest waits for a dependency that is unavailable. A query fails at once, with an error that says
+so; LightRAG by itself would answer ``None``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from lightrag_resilience.runtime.extras import install
 
 try:
-    import lightrag as _lightrag  # noqa: F401 - only whether it is there
+    import lightrag as _lightrag  # noqa: F401 - is it installed?
 except ModuleNotFoundError as error:
     if error.name != "lightrag":
         raise
@@ -32,7 +32,7 @@ _ATTRIBUTE = "_lightrag_resilience"
 
 
 async def protect(rag: Any, *, registry: Guards | None = None) -> None:
-    """Put guards around everything a LightRAG calls at its providers. Doing it twice is harmless.
+    """Put guards around all dependencies of a LightRAG. A second call changes nothing.
 
     Guards are named after the provider where LightRAG's own bindings are used (``llm.openai``,
     ``embedding.ollama``), else after the family (``llm``, ``embedding``, ``rerank``).
@@ -44,7 +44,7 @@ async def protect(rag: Any, *, registry: Guards | None = None) -> None:
     Raises:
         SettingsError: A ``RESILIENCE_*`` variable is wrong.
         UnsupportedCallError: `rag` is no LightRAG that can be protected.
-        Exception: Whatever it is, all that was changed by then is changed back.
+        Exception: Any other error. All changes made so far are undone.
     """
     if isinstance(rag, type):
         name = rag.__name__
@@ -68,7 +68,7 @@ async def protect(rag: Any, *, registry: Guards | None = None) -> None:
 
 
 async def unprotect(rag: Any) -> None:
-    """Give a LightRAG its own functions back. Does nothing for one that is not protected."""
+    """Restore a LightRAG's own functions. Does nothing if it is not protected."""
     protection: Protection | None = vars(rag).pop(_ATTRIBUTE, None)
     if protection is not None:
         await protection.undo()

@@ -1,7 +1,7 @@
-"""Guarded storages for who configures LightRAG by names only: ``GuardedPGKVStorage`` and so on.
+"""Guarded storages for a LightRAG that is configured by names: ``GuardedPGKVStorage`` and so on.
 
-LightRAG looks a storage's class up in the module that its registry names: here, where an attribute
-``Guarded…`` is the guarded class of that storage.
+LightRAG imports a storage's class from the module that its registry names. For ``Guarded…`` that is
+this module, whose `__getattr__` makes the guarded class.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _PREFIX = "Guarded"
 
 
 def register_guarded_storages() -> Callable[[], None]:
-    """Let LightRAG know each of its storages by a second name, under which it is guarded.
+    """Register each of LightRAG's storages under a second name, under which it is guarded.
 
     ::
 
         register_guarded_storages()
         rag = LightRAG(kv_storage="GuardedPGKVStorage", vector_storage="GuardedPGVectorStorage")
 
-    Storages that others have registered by then are among them. `protect(rag)` makes this needless.
+    That includes storages that applications have registered. Not needed with `protect(rag)`.
 
     Returns:
-        A function that takes it back.
+        A function that undoes it.
     """
     added: list[tuple[list[str], str]] = []
     for kind in STORAGE_IMPLEMENTATIONS.values():
@@ -44,14 +44,14 @@ def register_guarded_storages() -> Callable[[], None]:
                 STORAGE_ENV_REQUIREMENTS[guarded] = STORAGE_ENV_REQUIREMENTS.get(name, [])
                 added.append((names, guarded))
 
-    def take_back() -> None:
+    def undo() -> None:
         while added:
             names, guarded = added.pop()
             names.remove(guarded)
             STORAGES.pop(guarded)
             STORAGE_ENV_REQUIREMENTS.pop(guarded)
 
-    return take_back
+    return undo
 
 
 def __getattr__(name: str) -> Any:
@@ -59,18 +59,18 @@ def __getattr__(name: str) -> Any:
     if original == name or original not in STORAGES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(STORAGES[original], package="lightrag")
-    return _chosen_by_name(guarded_class(getattr(module, original)))
+    return _with_plain_names(guarded_class(getattr(module, original)))
 
 
 @functools.cache
-def _chosen_by_name(cls: type) -> type:
-    """A guarded class that lets all storages of its LightRAG see the names they know.
+def _with_plain_names(cls: type) -> type:
+    """A guarded class that restores the plain names of storages in the shared configuration.
 
-    LightRAG's PostgreSQL storages look there for ``PGVectorStorage``, to set up their one pool.
+    LightRAG's PostgreSQL storages look for ``PGVectorStorage`` in it when they open their pool.
     """
 
     @functools.wraps(cls.__init__)  # type: ignore[misc]
-    def begin(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
         config = kwargs.get("global_config", {})
         for key, name in config.items():
             if key.endswith("_storage") and isinstance(name, str):
@@ -78,4 +78,4 @@ def _chosen_by_name(cls: type) -> type:
         cls.__init__(self, *args, **kwargs)  # type: ignore[misc]
 
     same = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (cls,), {"__init__": begin, **same})
+    return type(cls.__name__, (cls,), {"__init__": init, **same})

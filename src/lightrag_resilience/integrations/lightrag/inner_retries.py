@@ -1,9 +1,10 @@
-"""One owner of retries: LightRAG's own tenacity loops yield while a guard owns the call.
+"""One owner of retries: LightRAG's own retries make one attempt inside a guarded call.
 
-A function decorated with tenacity carries its controller as ``.retry``. Its stop condition is
-extended: inside a guarded call it stops after one attempt, elsewhere it does what it always did.
-LightRAG's PostgreSQL client makes a loop for each call, and asks an attribute how often to try; so
-does the driver of OpenSearch, which LightRAG lets send each request four times, deletions included.
+A function decorated with tenacity has its controller as ``.retry``. The controller's stop condition
+is extended: inside a guarded call it stops after one attempt, elsewhere it is as before.
+LightRAG's PostgreSQL client builds a controller for each call, and reads an attribute for the
+number of attempts. So does the OpenSearch driver, which LightRAG configures to send each request up
+to four times, deletions included.
 """
 
 from __future__ import annotations
@@ -18,21 +19,17 @@ from tenacity.stop import stop_base
 
 from lightrag_resilience.calls.call_context import inside_guarded_call
 
+from .compat import RETRYING_CLIENTS, RETRYING_MODULES
+
 __all__ = ["make_inner_retries_yield", "restore_inner_retries"]
 
-_CLIENTS = (  # module, class, attribute, and its value inside a guarded call
-    ("lightrag.kg.postgres_impl", "PostgreSQLDB", "connection_retry_attempts", 1),
-    ("opensearchpy.transport", "Transport", "max_retries", 0),
-)
 _Client = tuple[type, str, int]
 Yielding = tuple[list[Any], list[_Client]]
-"""The controllers and the clients that one user has extended."""
-
-_MODULES = ("lightrag.llm.", "lightrag.rerank", "lightrag.kg.")
+"""The controllers and clients that one `make_inner_retries_yield` has extended."""
 
 
 class _Yielding(stop_base):
-    """Stops where a guard owns the call, else where the original would."""
+    """Stops inside a guarded call after one attempt, else where the original would."""
 
     def __init__(self, original: Any) -> None:
         self.original = original
@@ -43,7 +40,7 @@ class _Yielding(stop_base):
 
 
 class _YieldingAttempts:
-    """In place of an attribute: one attempt where a guard owns the call, else what was set."""
+    """In place of an attribute: no retry inside a guarded call, else the value that was set."""
 
     def __init__(self, name: str, once: int) -> None:
         self.name = name
@@ -60,10 +57,10 @@ class _YieldingAttempts:
 
 
 def make_inner_retries_yield() -> Yielding:
-    """Extend the controllers of all functions and methods that are imported by now.
+    """Extend the controllers of all functions and methods that are imported so far.
 
     Returns:
-        What was extended, to be given to `restore_inner_retries`.
+        What was extended, for `restore_inner_retries`.
     """
     controllers, clients = [*_controllers()], [*_clients()]
     for controller in controllers:
@@ -78,10 +75,11 @@ def make_inner_retries_yield() -> Yielding:
 
 
 def restore_inner_retries(extended: Yielding | None = None) -> None:
-    """Undo one `make_inner_retries_yield`; the last one brings the originals back.
+    """Undo one `make_inner_retries_yield`; the last undo restores the originals.
 
     Args:
-        extended: What that has returned, for more may be imported since; None is all there is.
+        extended: What it returned; None is everything that is extended now. More modules may have
+            been imported since.
     """
     controllers, clients = extended or ([*_controllers()], [*_clients()])
     for controller in controllers:
@@ -98,7 +96,7 @@ def restore_inner_retries(extended: Yielding | None = None) -> None:
 
 
 def _clients() -> Iterator[_Client]:
-    for module, cls, name, once in _CLIENTS:
+    for module, cls, name, once in RETRYING_CLIENTS:
         client = getattr(sys.modules.get(module), cls, None)
         if isinstance(client, type):
             yield client, name, once
@@ -107,7 +105,7 @@ def _clients() -> Iterator[_Client]:
 def _controllers() -> Iterator[Any]:
     found: dict[int, Any] = {}
     for name, module in list(sys.modules.items()):
-        if name.startswith(_MODULES) and isinstance(module, ModuleType):
+        if name.startswith(RETRYING_MODULES) and isinstance(module, ModuleType):
             for function in _functions_of(module):
                 controller = getattr(function, "retry", None)
                 if isinstance(controller, tenacity.BaseRetrying):

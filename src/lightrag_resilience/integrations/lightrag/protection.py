@@ -1,4 +1,4 @@
-"""What `protect` changes on one instance, and how it is changed back."""
+"""What `protect` changes on one LightRAG, and how `unprotect` restores it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any
-
-from lightrag.base import StoragesStatus
 
 from lightrag_resilience.draining.gate import allow_during_drain, is_allowed_during_drain
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
@@ -25,15 +23,6 @@ from lightrag_resilience.integrations.lightrag.work.context import (
     reached,
 )
 from lightrag_resilience.integrations.lightrag.work.document_counts import DocumentCounts
-from lightrag_resilience.integrations.lightrag.work.function_queues import (
-    EMBEDDING,
-    MODEL,
-    RERANK,
-    FunctionSlot,
-    abandon,
-    retire,
-    without_queue,
-)
 from lightrag_resilience.integrations.lightrag.work.ingest import Ingest, current_run, save_answers
 from lightrag_resilience.integrations.lightrag.work.query_errors import raise_on_dependency_error
 from lightrag_resilience.integrations.lightrag.work.query_events import with_query_events
@@ -42,24 +31,35 @@ from lightrag_resilience.limits.priority import Priority, current_priority, prio
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards
 
+from .compat import (
+    EMBEDDING,
+    MODEL,
+    RERANK,
+    WRAP_ROLE,
+    FunctionSlot,
+    abandon,
+    are_storages_initialized,
+    binding_of,
+    retire,
+    role_metadata,
+    without_queue,
+)
 from .inner_retries import make_inner_retries_yield, restore_inner_retries
 from .storages import guard_storage, release_storage
 
 __all__ = ["PROVIDER", "Protection"]
 
 PROVIDER = "__resilience_provider__"
-"""An attribute of a function that calls a provider: its name, as LightRAG's bindings have it."""
+"""An attribute of a function: the provider that it calls, by the name of LightRAG's binding."""
 
 _CARRIED = "_resilience_carried"
-"""An argument that goes with a call through a queue, whose workers have contexts of their own:
-its priority, whether it was let in before a drain, and the run of ingest it is part of."""
+"""An argument that carries a call's context through a queue, whose workers have contexts of their
+own: priority, whether it is allowed during a drain, and its run of ingest."""
 _CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None)
 _PARTS = {
     "llm": frozenset({QueryComponent.MODEL}),
     "embedding": frozenset({QueryComponent.VECTORS}),
 }
-_AZURE = "azure_openai"
-_RERANKERS = {"cohere_rerank": "cohere", "jina_rerank": "jina", "ali_rerank": "aliyun"}
 _STORAGES: dict[str, QueryComponent | None] = {
     "full_docs": None,
     "text_chunks": QueryComponent.TEXTS,
@@ -74,14 +74,14 @@ _STORAGES: dict[str, QueryComponent | None] = {
     "chunk_entity_relation_graph": QueryComponent.GRAPH,
     "doc_status": None,
 }
-"""Where LightRAG keeps its storages, and what a query loses with each."""
+"""The attributes of LightRAG's storages, and what a query loses with each."""
 _QUERIES = ("aquery_llm", "aquery_data")
 _INGEST = (
     "apipeline_enqueue_documents",
     "apipeline_process_enqueue_documents",
     "ainsert_custom_chunks",
     "ainsert_custom_kg",
-    "adelete_by_doc_id",  # it builds anew what other documents say, and must not stop halfway
+    "adelete_by_doc_id",  # it rebuilds what other documents share, and must not stop halfway
 )
 _DELETIONS = ("adelete_by_doc_id", "adelete_by_entity", "adelete_by_relation", "aclear_cache")
 
@@ -89,9 +89,9 @@ _DELETIONS = ("adelete_by_doc_id", "adelete_by_entity", "adelete_by_relation", "
 class Protection:
     """What `protect` changed on one instance.
 
-    `_queues` holds the queue in force for each role, ``embedding`` and ``rerank``: a call that
-    waits for its provider goes on in the present queue, not in one that was retired meanwhile.
-    `_undo` takes back what was done by now, the last first.
+    `_queues` holds the current queue of each role, of ``embedding`` and of ``rerank``: a call that
+    waited for its provider goes on in the current queue, not in one that was retired meanwhile.
+    `_undo` restores what was changed so far, the last change first.
     """
 
     def __init__(self, rag: Any, registry: Guards) -> None:
@@ -104,21 +104,21 @@ class Protection:
         self._degradation: Degradation | None = None
         if registry.settings.degrade:
             stale_for = registry.settings.stale_answers
-            self._degradation = Degradation(rag, self._parts_of, stale_for)
+            self._degradation = Degradation(rag, self._components_of, stale_for)
         self._background: list[Recovery | DocumentCounts] = []
-        self._stored: dict[str, frozenset[QueryComponent]] = {}
-        self._of_ingest: set[str] = set()
-        self._build_role: Any = getattr(rag, "_wrap_llm_role_func", None)  # LightRAG 1.5
+        self._lost_with: dict[str, frozenset[QueryComponent]] = {}
+        self._ingest_dependencies: set[str] = set()
+        self._build_role: Any = getattr(rag, WRAP_ROLE, None)  # LightRAG 1.5
 
     async def apply(self) -> None:
-        """Put everything in its place."""
+        """Replace functions, queries and methods of the pipeline, and guard the storages."""
         rag = self._rag
         self._undo.callback(restore_inner_retries, make_inner_retries_yield())
         self._undo.callback(disable_sdk_retries(*_imported_sdks()))
         self._undo.callback(detect_truncated_streams(*_imported_sdks()))
         if self._build_role is not None:
-            self._undo.push_async_callback(self._give_roles_back)
-            self._shadow("_wrap_llm_role_func", self._wrap_role)  # the one place roles are built
+            self._undo.push_async_callback(self._restore_roles)
+            self._shadow(WRAP_ROLE, self._wrap_role)
             await self._rebuild_roles()
         else:
             await self._replace(MODEL, rag.llm_model_func)
@@ -129,32 +129,33 @@ class Protection:
         for attribute, storage in _storages(rag):
             guard = guard_storage(storage, registry=self._registry)
             self._undo.callback(release_storage, storage)
-            lost = {part} if (part := _STORAGES[attribute]) else set()
-            self._of_ingest.add(guard.name)
-            self._stored[guard.name] = self._stored.get(guard.name, frozenset()) | lost
+            lost = {component} if (component := _STORAGES[attribute]) else set()
+            self._ingest_dependencies.add(guard.name)
+            self._lost_with[guard.name] = self._lost_with.get(guard.name, frozenset()) | lost
         for name in _QUERIES:
             self._shadow(name, self._query(name))
         if self._degradation is not None:
             for name in filter(functools.partial(hasattr, rag), _DELETIONS):
-                self._shadow(name, self._degradation.forgetting(getattr(rag, name)))
-            texts = rag.text_chunks  # LightRAG's server clears all documents storage by storage
-            self._shadow("drop", self._degradation.forgetting(texts.drop), of=texts)
+                self._shadow(name, self._degradation.clearing(getattr(rag, name)))
+            # LightRAG's server clears all documents storage by storage, not by a deletion.
+            texts = rag.text_chunks
+            self._shadow("drop", self._degradation.clearing(texts.drop), of=texts)
         for name in filter(functools.partial(hasattr, rag), _INGEST):
-            method = self._ingest.followed(getattr(rag, name), name)
+            method = self._ingest.tracked(getattr(rag, name), name)
             self._shadow(name, as_work(method, self._patience))
-        for name, seam in [
+        for name, override in [
             *self._ingest.method_overrides(),
             *RecoveryAnchors(rag).method_overrides(),
         ]:
-            self._shadow(name, seam)
-        self._prepare_background()
+            self._shadow(name, override)
+        self._wrap_lifecycle()
 
     async def undo(self) -> None:
-        """Give everything back."""
+        """Restore everything."""
         await self._undo.aclose()
 
-    def _prepare_background(self) -> None:
-        """Recover and count documents while the storages are there, and flush them at the end."""
+    def _wrap_lifecycle(self) -> None:
+        """Recover and count documents while the storages are open, and flush them at the end."""
         initialize, finalize = self._rag.initialize_storages, self._rag.finalize_storages
 
         @functools.wraps(initialize)
@@ -165,30 +166,26 @@ class Protection:
         @functools.wraps(finalize)
         async def finalize_storages() -> None:
             await self._end_background()
-            is_end = self._registry.gate.is_closed and self._are_storages_open
+            is_exit = self._registry.gate.is_closed and are_storages_initialized(self._rag)
             with allow_during_drain():
-                if is_end:
+                if is_exit:
                     await save_answers(self._rag)
                 await finalize()
-            if is_end:
+            if is_exit:
                 await asyncio.gather(*map(abandon, self._queues.values()))
 
         self._shadow("initialize_storages", initialize_storages)
         self._shadow("finalize_storages", finalize_storages)
         self._undo.push_async_callback(self._end_background)
-        if self._are_storages_open:
+        if are_storages_initialized(self._rag):
             self._begin_background()
-
-    @property
-    def _are_storages_open(self) -> bool:
-        return self._rag._storages_status is StoragesStatus.INITIALIZED  # noqa: SLF001 - nowhere else
 
     def _begin_background(self) -> None:
         if self._background:
             return
         self._background.append(DocumentCounts(self._rag, self._registry.events))
         if self._registry.settings.recovery:
-            self._background.append(Recovery(self._rag, self._registry, self._of_ingest))
+            self._background.append(Recovery(self._rag, self._registry, self._ingest_dependencies))
         for each in self._background:
             each.begin()
 
@@ -198,7 +195,7 @@ class Protection:
             await each.end()
 
     def _shadow(self, name: str, method: Callable[..., Any], of: Any = None) -> None:
-        """Put a method before the one of the class, or the instance's own: the LightRAG's."""
+        """Set a method on an instance, the LightRAG by default, until `undo`."""
         instance = self._rag if of is None else of
         own = vars(instance)
         if name in own:
@@ -207,12 +204,14 @@ class Protection:
             self._undo.callback(own.pop, name, None)
         setattr(instance, name, method)
 
-    # ------------------------------------------------------------------ what is put where
+    # ------------------------------------------------------------------ replacements
 
     def _query(self, name: str) -> Callable[..., Any]:
-        return with_query_events(self._honest(name), self._registry, self._rag.workspace or "")
+        return with_query_events(
+            self._raising_query(name), self._registry, self._rag.workspace or ""
+        )
 
-    def _honest(self, name: str) -> Callable[..., Any]:
+    def _raising_query(self, name: str) -> Callable[..., Any]:
         method = raise_on_dependency_error(getattr(self._rag, name))
         if self._degradation is None:
             return method
@@ -220,17 +219,17 @@ class Protection:
             method, raise_on_dependency_error(getattr(type(self._rag), name))
         )
 
-    def _parts_of(self, dependency: str) -> frozenset[QueryComponent]:
+    def _components_of(self, dependency: str) -> frozenset[QueryComponent]:
         """What a query loses with a dependency."""
         family = dependency.partition(".")[0]
-        return self._stored.get(dependency) or _PARTS.get(family, frozenset())
+        return self._lost_with.get(dependency) or _PARTS.get(family, frozenset())
 
     async def _rebuild_roles(self) -> None:
-        # An update that changes nothing builds the role's function anew and ends its old queue.
+        # An update without a change rebuilds the role's function and ends its old queue.
         roles = list(self._rag.role_llm_funcs)
         await asyncio.gather(*map(self._rag.aupdate_llm_role_config, roles))
 
-    async def _give_roles_back(self) -> None:
+    async def _restore_roles(self) -> None:
         await self._rebuild_roles()
         self._queues |= self._rag.role_llm_funcs
 
@@ -242,40 +241,42 @@ class Protection:
         timeout: int,
         model_kwargs: dict[str, Any],
     ) -> Callable[..., Any]:
-        metadata = self._rag._role_llm_states[role].metadata  # noqa: SLF001
+        metadata = role_metadata(self._rag, role)
         guard = self._guard_of("llm", function, metadata.get("binding"))
         called = _guarded(function, guard, self._ingest.park_if_late, metadata.get("model"))
         queued = self._build_role(role, called, max_async, timeout, model_kwargs)
-        return self._gated(role, queued, guard)
+        return self._guard_queue(role, queued, guard)
 
     async def _replace(self, slot: FunctionSlot, old: Any) -> None:
         original = without_queue(old)
         guard = self._guard_of(slot.name, original)
         before = self._ingest.park_if_late if slot is MODEL else None
         queued = slot.new_queue(self._rag, _guarded(original, guard, before))
-        slot.put(self._rag, self._gated(slot.name, queued, guard))
-        self._undo.push_async_callback(self._give_back, slot, original)
+        slot.put(self._rag, self._guard_queue(slot.name, queued, guard))
+        self._undo.push_async_callback(self._restore, slot, original)
         await retire(old)
 
-    async def _give_back(self, slot: FunctionSlot, original: Callable[..., Any]) -> None:
-        retired = self._queues[slot.name]
+    async def _restore(self, slot: FunctionSlot, original: Callable[..., Any]) -> None:
+        replaced = self._queues[slot.name]
         self._queues[slot.name] = queued = slot.new_queue(self._rag, original)
         slot.put(self._rag, queued)
-        await retire(retired)
+        await retire(replaced)
 
     def _guard_of(
         self, family: str, function: Callable[..., Any], binding: str | None = None
     ) -> Guard:
-        # A chain bears its first function's name, and must not share that one's guard.
+        # A chain has its first function's name and module, but must not share its guard.
         is_chain = hasattr(_inner(function), "__resilience_chain__")
         provider = None if is_chain else binding or _provider(function)
         guard = self._registry.get(f"{family}.{provider}" if provider else family)
         if family != RERANK.name:
-            self._of_ingest.add(guard.name)
+            self._ingest_dependencies.add(guard.name)
         return guard
 
-    def _gated(self, name: str, queued: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
-        """Around a queue: queries are refused before they queue, ingest waits outside of it.
+    def _guard_queue(
+        self, name: str, queued: Callable[..., Any], guard: Guard
+    ) -> Callable[..., Any]:
+        """Around a queue: queries are rejected before they enter it, ingest waits outside it.
 
         A wait inside would hold one of the queue's few workers, and end at the queue's timeout.
         """
@@ -283,13 +284,13 @@ class Protection:
         queues[name] = queued
 
         @functools.wraps(queued)
-        async def through_the_gate(*args: Any, **kwargs: Any) -> Any:
+        async def call_queue(*args: Any, **kwargs: Any) -> Any:
             carried = current_priority.get(), is_allowed_during_drain.get(), current_run.get()
             if carried != _CARRIED_BY_NONE:
                 kwargs[_CARRIED] = carried
             return await call_guarded(guard, lambda: queues[name](*args, **kwargs))
 
-        return through_the_gate
+        return call_queue
 
 
 def _storages(rag: Any) -> Iterator[tuple[str, Any]]:
@@ -304,26 +305,30 @@ def _guarded(
     before: Callable[[], Awaitable[None]] | None = None,
     model: str | None = None,
 ) -> Callable[..., Any]:
-    """Inside LightRAG's queue: the guard, after what is to be waited for before.
+    """A function under its guard, to be called by the workers of LightRAG's queue.
 
-    The model is for those who trace.
+    Args:
+        function: What calls the provider.
+        guard: Its guard.
+        before: Awaited first, outside the guard's deadline.
+        model: The name of the model, for traces.
     """
 
-    async def begin(*args: Any, **kwargs: Any) -> Any:
+    async def call(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
         return await result if inspect.isawaitable(result) else result
 
-    vars(begin)["__resilience_model__"] = model
+    vars(call)["__resilience_model__"] = model
 
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        level, may_go_on, run = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
-        tokens = is_allowed_during_drain.set(may_go_on), current_run.set(run)
+        level, is_allowed, run = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
+        tokens = is_allowed_during_drain.set(is_allowed), current_run.set(run)
         try:
             if before is not None:
                 await before()
             with priority(level):
-                return await guard.run(begin, args, kwargs)
+                return await guard.run(call, args, kwargs)
         except Exception as error:
             reached(error, Stage.QUEUED)
             raise
@@ -335,29 +340,19 @@ def _guarded(
 
 
 def _imported_sdks() -> list[ModuleType]:
-    """Those whose own retries would multiply the guard's."""
+    """The SDKs whose own retries would multiply the guard's."""
     return [sys.modules[name] for name in ("openai", "anthropic") if name in sys.modules]
 
 
 def _provider(function: Any) -> str | None:
-    """The provider that a function calls, by the name of its binding; None for one of a user's own.
-
-    LightRAG's own are known by where they stand: ``openai`` for those of ``lightrag.llm.openai``.
-    """
+    """The provider that a function calls, by its binding's name; None for a user's function."""
     inner = _inner(function)
-    if (with_query_events := getattr(inner, PROVIDER, None)) is not None:
-        return str(with_query_events)
-    package, _, module = getattr(inner, "__module__", "").rpartition(".")
-    name = getattr(inner, "__name__", "")
-    if (package, module) == ("lightrag", "rerank"):
-        return _RERANKERS.get(name)
-    if package != "lightrag.llm":
-        return None
-    return _AZURE if name.startswith(f"{_AZURE}_") else module  # LightRAG 1.5 has moved these
+    provider = getattr(inner, PROVIDER, None)
+    return binding_of(inner) if provider is None else str(provider)
 
 
 def _inner(function: Any) -> Any:
-    """What a partial calls."""
+    """The function inside of partials."""
     while isinstance(function, functools.partial):
         function = function.func
     return function

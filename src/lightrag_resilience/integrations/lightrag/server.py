@@ -1,7 +1,7 @@
 """LightRAG's own server, protected: with its own command line and its own ``.env``.
 
-Two names of its server module are the seams: the class it makes its LightRAG of, and the function
-that makes its application.
+Two names of its module are replaced: the class `LightRAG`, and the function that makes the
+application.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from lightrag_resilience.pipeline.registry import guards
 from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 
 from . import protect
+from .compat import GUNICORN_CONFIG, GUNICORN_MAIN, SERVER, SHARED_STORAGE
 from .protection import PROVIDER
 
 __all__ = ["protect_on_start", "protect_server", "serve"]
@@ -44,7 +45,7 @@ _NO_TABLE = f"LightRAG's tokenizer needs a table that could not be downloaded. {
 
 
 def serve(arguments: Sequence[str], *, gunicorn: bool = False) -> None:
-    """Run LightRAG's server until it is told to stop.
+    """Run LightRAG's server until it is stopped.
 
     Args:
         arguments: As for ``lightrag-server``.
@@ -52,34 +53,34 @@ def serve(arguments: Sequence[str], *, gunicorn: bool = False) -> None:
 
     Raises:
         SettingsError: A ``RESILIENCE_*`` variable is wrong, also one in ``.env``.
-        ResilienceError: The table of LightRAG's tokenizer is not there and cannot be downloaded.
+        ResilienceError: The table of LightRAG's tokenizer is missing and cannot be downloaded.
     """
     sys.argv = ["lightrag-gunicorn" if gunicorn else "lightrag-server", *arguments]
-    server = importlib.import_module("lightrag.api.lightrag_server")  # it reads .env
-    settings = guards().settings  # what is wrong is said before anything is begun
+    server = importlib.import_module(SERVER)  # it reads .env
+    settings = guards().settings  # raises on a wrong variable before anything starts
     protect_server(server)
     if settings.metrics:  # before anything else imports prometheus_client
         show_metrics(server, is_shared=gunicorn)
     if gunicorn:
-        recover_shared_locks(importlib.import_module("lightrag.kg.shared_storage"))
-        configure_gunicorn(importlib.import_module("lightrag.api.gunicorn_config"), settings)
-        importlib.import_module("lightrag.api.run_with_gunicorn").main()
+        recover_shared_locks(importlib.import_module(SHARED_STORAGE))
+        configure_gunicorn(importlib.import_module(GUNICORN_CONFIG), settings)
+        importlib.import_module(GUNICORN_MAIN).main()
     else:
         configure_uvicorn(server, settings)
         server.main()
 
 
 def protect_server(server: ModuleType) -> Callable[[], None]:
-    """Let LightRAG's server module make protected applications from now on.
+    """Make LightRAG's server module create protected applications from now on.
 
     Args:
         server: The module ``lightrag.api.lightrag_server``.
 
     Returns:
-        A function that takes it back.
+        A function that undoes it.
     """
     original = server.LightRAG, server.create_app
-    options: list[Any] = []  # of the application that is being made
+    options: list[Any] = []  # command-line options of the application that is being made
 
     @functools.wraps(server.LightRAG, updated=())
     def make(*args: Any, **kwargs: Any) -> Any:
@@ -91,7 +92,7 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
             if is_download_error(error):
                 raise ResilienceError(_NO_TABLE) from error
             raise
-        protect_on_start(rag, then=_tell_start)
+        protect_on_start(rag, then=_log_start)
         return rag
 
     @functools.wraps(server.create_app)
@@ -102,22 +103,24 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
         app.add_middleware(DependencyErrorMiddleware, workers=workers)
         app.add_middleware(DrainMiddleware)
         if guards().settings.status:
-            app.add_middleware(StatusPage)  # it answers while all else is refused
-        app.add_middleware(CorrelationMiddleware)  # outermost, so that all know the id
+            app.add_middleware(
+                StatusPage
+            )  # outside the drain: it answers while other requests are rejected
+        app.add_middleware(CorrelationMiddleware)  # outermost: all others log the id
         return app
 
-    answer_at_once = answer_when_stored()
+    undo_uploads = answer_when_stored()
 
-    def take_back() -> None:
-        answer_at_once()
+    def undo() -> None:
+        undo_uploads()
         server.LightRAG, server.create_app = original  # type: ignore[attr-defined]
 
     server.LightRAG, server.create_app = make, create_app  # type: ignore[attr-defined]
-    return take_back
+    return undo
 
 
 def _name_providers(options: Any, functions: Mapping[str, Any]) -> None:
-    """Tell whose the functions are that LightRAG's server has made around those of its bindings."""
+    """Mark functions of LightRAG's server with the provider of the binding that they call."""
     embed = getattr(functions.get("embedding_func"), "func", None)
     for family, function in (("embedding", embed), ("rerank", functions.get("rerank_model_func"))):
         binding = getattr(options, f"{family}_binding", None)
@@ -125,16 +128,16 @@ def _name_providers(options: Any, functions: Mapping[str, Any]) -> None:
             vars(function).setdefault(PROVIDER, str(binding))
 
 
-def _tell_start() -> None:
-    """One line: what is protected, with whom breakers are shared, and where to look."""
+def _log_start() -> None:
+    """Log in one line what is protected, where breakers are shared, and which pages there are."""
     registry = guards()
     settings = registry.settings
     if settings.redis_url is None:
         shared = "breakers are this process's own, as RESILIENCE_REDIS_URL is not set"
     else:
-        places = read_address(settings.redis_url.get_secret_value()).location
+        location = read_address(settings.redis_url.get_secret_value()).location
         is_up = registry.link is not None and registry.link.is_up
-        shared = f"breakers are shared through Redis at {places}"
+        shared = f"breakers are shared through Redis at {location}"
         shared = shared if is_up else f"{shared} as soon as it can be used"
     page = "/resilience" if settings.status else "none, as RESILIENCE_STATUS is not true"
     metrics = "/metrics" if settings.metrics else "none, as RESILIENCE_METRICS is not true"
@@ -148,11 +151,11 @@ def _tell_start() -> None:
 def protect_on_start(rag: Any, *, then: Callable[[], None] | None = None) -> None:
     """Protect a LightRAG as soon as its storages are initialized: for code that cannot await.
 
-    Where a coordinator looks after the event loop, it flushes the storages before the process dies.
+    If the event loop has a coordinator, its drain flushes the storages before the process ends.
 
     Args:
         rag: The LightRAG.
-        then: What to call when it is protected.
+        then: Called when it is protected.
     """
     initialize = rag.initialize_storages
 

@@ -1,4 +1,4 @@
-"""What a storage's method does: whether it may be repeated, and whether it is guarded at all."""
+"""Which methods of a storage are guarded, and which of them may be repeated."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
-__all__ = ["Effect", "effect_of", "methods_to_guard"]
+from .compat import BASE_MODULE
 
-_BASE = "lightrag.base"
+__all__ = ["Effect", "effect_of", "methods_to_guard"]
 
 
 class Effect(Enum):
-    """What is left of a call that was made twice."""
+    """What a method does to the stored data."""
 
     READ = "read"
     WRITE = "idempotent write"
@@ -25,8 +25,8 @@ class Effect(Enum):
         return self is not Effect.DESTRUCTION
 
 
-_READS = ("get_", "has_", "count_", "list_", "resolve_", "search_")
-_WORDS = {
+_READ_PREFIXES = ("get_", "has_", "count_", "list_", "resolve_", "search_")
+_EFFECTS = {
     "edge_degree": Effect.READ,
     "edge_degrees_batch": Effect.READ,
     "filter_keys": Effect.READ,
@@ -40,17 +40,17 @@ _WORDS = {
     "repair_source_conflict": Effect.DESTRUCTION,
 }
 _UNGUARDED = frozenset({"initialize", "finalize", "drop_pending_index_ops"})
-"""The first two hold the connection itself, the last forgets what was never sent: none may be
-refused."""
+"""Methods that must never be rejected: they open and close the connection, or drop what was never
+sent."""
 
 
 def effect_of(name: str) -> Effect | None:
-    """What a method of that name does; None for one that is not guarded."""
+    """What a method of this name does; None if it is not guarded."""
     if name in _UNGUARDED or name.startswith("_"):
         return None
-    if name in _WORDS:
-        return _WORDS[name]
-    if name.startswith(_READS):
+    if name in _EFFECTS:
+        return _EFFECTS[name]
+    if name.startswith(_READ_PREFIXES):
         return Effect.READ
     if name.startswith("upsert"):
         return Effect.WRITE
@@ -58,14 +58,14 @@ def effect_of(name: str) -> Effect | None:
 
 
 def methods_to_guard(cls: type) -> Iterator[tuple[str, Any, Effect]]:
-    """The methods that a storage's class has of its own, each with its name and effect.
+    """The methods to guard of a storage's class: name, function and effect.
 
-    What it inherits from LightRAG's base calls these; and LightRAG looks at the class to see which
-    of the base's methods it has replaced.
+    Methods inherited from LightRAG's base classes stay as they are: they call these, and LightRAG
+    checks which of them a class overrides.
     """
     for name in dir(cls):
         effect = effect_of(name)
         owner = next(base for base in cls.__mro__ if name in vars(base) or base is object)
         method = inspect.getattr_static(cls, name)
-        if effect and owner.__module__ != _BASE and inspect.iscoroutinefunction(method):
+        if effect and owner.__module__ != BASE_MODULE and inspect.iscoroutinefunction(method):
             yield name, method, effect

@@ -1,7 +1,7 @@
 """Guards around LightRAG's storages.
 
-A storage keeps its identity: its class is exchanged for a subclass made at run time, so that every
-reference to it stays good, and whatever looks at the class finds what it found before.
+A storage stays the same object: its class is replaced by a subclass made at run time. So every
+reference to it stays valid, and LightRAG's checks of the class give the same results.
 """
 
 from __future__ import annotations
@@ -17,52 +17,36 @@ from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards, guards, resolve_guards
 from lightrag_resilience.runtime.fork_safety import ProcessLock
 
+from .compat import STORAGE_KINDS, STORAGE_SERVERS
 from .storage_methods import Effect, methods_to_guard
 
 __all__ = ["dependency_of", "guard_storage", "guarded_class", "guarding", "release_storage"]
 
 _GUARD = "_resilience_guard"
-_FOUND = "_resilience_found"
+_ORIGINAL_CLASS = "_resilience_class"
 _ORIGINAL = "__resilience_original__"
 _NAME = "resilience_name"
-_SERVERS = {
-    "lightrag.kg.memgraph_impl": "memgraph",
-    "lightrag.kg.milvus_impl": "milvus",
-    "lightrag.kg.mongo_impl": "mongo",
-    "lightrag.kg.neo4j_impl": "neo4j",
-    "lightrag.kg.opensearch_impl": "opensearch",
-    "lightrag.kg.pgtable_impl": "postgres",
-    "lightrag.kg.postgres_impl": "postgres",
-    "lightrag.kg.qdrant_impl": "qdrant",
-    "lightrag.kg.redis_impl": "redis",
-}
-_KINDS = {
-    "BaseKVStorage": "kv",
-    "BaseVectorStorage": "vector",
-    "BaseGraphStorage": "graph",
-    "DocStatusStorage": "doc_status",
-}
 _classes: dict[type, type] = {}
 _lock = ProcessLock()
 
 
 def guard_storage(storage: Any, *, registry: Guards | None = None) -> Guard:
-    """Guard what a storage does, in place. Doing it twice is harmless.
+    """Guard the methods of a storage, in place. A second call changes nothing.
 
     Storages of one server share one guard: ``storage.postgres``, ``storage.redis`` and so on.
-    Embedded ones, and those of other implementations, have one for each kind: ``storage.kv``,
-    ``storage.vector``, ``storage.graph``, ``storage.doc_status``. A class may say otherwise with
-    ``resilience_name = "storage.mine"``.
+    Embedded storages, and other implementations, have one guard for each kind: ``storage.kv``,
+    ``storage.vector``, ``storage.graph``, ``storage.doc_status``. A class may choose another name
+    with ``resilience_name = "storage.mine"``.
 
-    Reads and idempotent writes (`upsert…`) are retried; what destroys is repeated only where it was
-    certainly not done. Embedded storages have no timeouts: nothing would be won by them.
+    Reads and idempotent writes (`upsert…`) are retried; deletions only if they were certainly not
+    done. Embedded storages have no timeouts, which would gain nothing.
 
     Args:
         storage: One of a LightRAG's storages.
         registry: The guards to use; those of the process by default.
 
     Raises:
-        UnsupportedCallError: It is no storage, or its class cannot be exchanged.
+        UnsupportedCallError: It is no storage, or its class cannot be replaced.
         SettingsError: A ``RESILIENCE_*`` variable is wrong.
     """
     found = type(storage)
@@ -71,7 +55,8 @@ def guard_storage(storage: Any, *, registry: Guards | None = None) -> Guard:
     try:
         storage.__class__ = cls
         setattr(storage, _GUARD, guard)
-        vars(storage).setdefault(_FOUND, found)  # one chosen by its name was guarded before
+        # A storage chosen by name (by_name.py) has a guarded class from the start: restore that.
+        vars(storage).setdefault(_ORIGINAL_CLASS, found)
     except (AttributeError, TypeError) as error:
         raise UnsupportedCallError(
             f"{type(storage).__name__} cannot be guarded in place; use guarded_class() instead"
@@ -80,14 +65,14 @@ def guard_storage(storage: Any, *, registry: Guards | None = None) -> Guard:
 
 
 def release_storage(storage: Any) -> None:
-    """Give a storage the class back that it was found with, where it is guarded in place."""
+    """Restore the class of a storage that is guarded in place."""
     if _GUARD in vars(storage):
-        storage.__class__ = vars(storage).pop(_FOUND)
+        storage.__class__ = vars(storage).pop(_ORIGINAL_CLASS)
         delattr(storage, _GUARD)
 
 
 def guarding(storage: Any) -> Guard | None:
-    """The guard of a storage that is guarded in place, else None."""
+    """The guard of a storage that is guarded in place; None for any other."""
     guard: Guard | None = vars(storage).get(_GUARD)
     return guard
 
@@ -116,22 +101,23 @@ def dependency_of(cls: type) -> str:
     """The name of the guard for storages of a class."""
     if own := getattr(cls, _NAME, None):
         return str(own)
-    servers = (_SERVERS.get(base.__module__) for base in cls.__mro__)
+    servers = (STORAGE_SERVERS.get(base.__module__) for base in cls.__mro__)
     return f"storage.{next(filter(None, servers), None) or _kind_of(cls)}"
 
 
 def _kind_of(cls: type) -> str | None:
-    return next((_KINDS[base.__name__] for base in cls.__mro__ if base.__name__ in _KINDS), None)
+    names = (base.__name__ for base in cls.__mro__)
+    return next((STORAGE_KINDS[name] for name in names if name in STORAGE_KINDS), None)
 
 
 def _guard_for(cls: type, registry: Guards) -> Guard:
     name = dependency_of(cls)
-    is_embedded = name.rpartition(".")[2] in _KINDS.values() and _is_lightrags(cls)
+    is_embedded = name.rpartition(".")[2] in STORAGE_KINDS.values() and _is_lightrags(cls)
     if not is_embedded:
         return registry.get(name)
     try:
         return registry.get(name, Policy.storage(attempt_timeout=None, total_timeout=None))
-    except PolicyError:  # whoever made it first knows better
+    except PolicyError:  # its user has made it already, with a policy of its own
         return registry.get(name)
 
 
@@ -140,8 +126,8 @@ def _is_lightrags(cls: type) -> bool:
     return original.__module__.startswith("lightrag.")
 
 
-class _NotOursError(CallRejected):
-    """Carries an error past a guard whose dependency is not to blame for it."""
+class _ForeignError(CallRejected):
+    """Carries an error of another dependency past a guard: a rejection counts as no failure."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__("", None, "")
@@ -149,7 +135,10 @@ class _NotOursError(CallRejected):
 
 
 def _guarded(method: Any, effect: Effect) -> Any:
-    """A method under its storage's guard; inside another one of the same guard it is itself."""
+    """A method under its storage's guard.
+
+    LightRAG's batch methods call the single ones: such an inner call passes straight through.
+    """
 
     @functools.wraps(method)
     async def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -168,13 +157,13 @@ def _guarded(method: Any, effect: Effect) -> Any:
                 nested_error = None if own is None else own.nested_error
                 if is_caused_by(error, nested_error) or _is_lightrags(type(error)):
                     foreign.append(error)
-                    raise _NotOursError(error) from error
+                    raise _ForeignError(error) from error
                 raise
 
         async def whole() -> Any:
             try:
                 return await guard.run(attempt, (), {}, idempotent=effect.is_idempotent)
-            except _NotOursError as carrier:
+            except _ForeignError as carrier:
                 error = carrier.error
             raise error
 

@@ -41,7 +41,7 @@ DOCUMENT = "doc-ada"
 TEXT = "Ada founded Alderwick."
 ENTITIES, RELATIONS = ["Ada", "Alderwick"], [["Ada", "Alderwick"]]
 STARTED = "graph_mutation_started"
-FOUND = "Found anew what"
+FOUND = "Rebuilt the missing recovery anchors of"
 QUICK = {"RESILIENCE_RECOVERY_DELAY": "0.05", "RESILIENCE_INGEST_PATIENCE": "0.1"}
 NOT_CACHED = {"enable_llm_cache_for_entity_extract": False, "enable_llm_cache": False}
 

@@ -102,7 +102,7 @@ def test_what_was_mended_is_tried_again_whatever_its_cause_and_not_for_ever() ->
         ("c", FailureRecord("", 2).put_into({})),
         ("d", {}),
     ]
-    planned = plan(failed, attempts=2, mended={"a", "b", "c"})
+    planned = plan(failed, attempts=2, rebuilt={"a", "b", "c"})
     assert planned == {"a": FailureRecord("transient", 1), "b": FailureRecord("transient", 2)}
 
 

@@ -90,7 +90,7 @@ async def test_a_start_says_what_is_taken_up_again(
         journal.write([record(name, rag.workspace) for name in [*names, "gone"]])
         said = (
             "Resuming 2 documents left by the previous run. "
-            "Of 3 documents that the journal names, 2 are resumed, 0 are done"
+            "Of 3 documents in the journal, 2 are resumed, 0 are done"
         )
         await started(rag, journal.path, caplog, said)
 

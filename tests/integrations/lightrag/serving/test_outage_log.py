@@ -418,7 +418,7 @@ def test_a_client_tells_of_answers_that_are_no_failures(written: list[logging.Lo
 def test_no_more_lines_are_remembered_than_a_bound(
     written: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(RepeatedErrorFilter.filter.__globals__, "_REMEMBERED", 1)
+    monkeypatch.setitem(RepeatedErrorFilter.filter.__globals__, "_MAX_SHOWN", 1)
 
     def odd() -> None:
         for error in (ValueError(), TypeError(), ValueError()):

@@ -31,7 +31,7 @@ from lightrag_resilience.integrations.lightrag.serving.server_config import (
     configure_gunicorn,
     configure_uvicorn,
 )
-from lightrag_resilience.integrations.lightrag.work.ingest import heard_when_stored
+from lightrag_resilience.integrations.lightrag.work.ingest import on_stored
 from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.shutdown import Coordinator
 from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
@@ -296,7 +296,7 @@ class Uploads:
         shared: Any = ModuleType("lightrag.kg.shared_storage")
         shared.start_reserved_background_task = self.start
         monkeypatch.setitem(sys.modules, "lightrag.kg.shared_storage", shared)
-        self.take_back = answer_when_stored()
+        self.undo = answer_when_stored()
         self.shared = shared
         self.store = store
         self.tasks: set[asyncio.Task[None]] = set()
@@ -333,9 +333,9 @@ async def test_an_upload_is_answered_when_its_documents_are_stored(
     async def store() -> None:
         await asyncio.sleep(0.05)
         stored.append("stored")
-        tell = heard_when_stored.get()
-        assert tell is not None
-        tell()
+        notify = on_stored.get()
+        assert notify is not None
+        notify()
         await asyncio.Event().wait()  # what is done with them takes longer
 
     uploads = Uploads(monkeypatch, store)
@@ -358,7 +358,7 @@ async def test_an_upload_that_cannot_be_stored_is_not_accepted(
 async def test_an_upload_is_answered_in_time_whatever_the_storages_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serving, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(serving, "_ANSWER_TIMEOUT", 0.05)
 
     async def store() -> None:
         await asyncio.Event().wait()
@@ -370,12 +370,12 @@ async def test_an_upload_is_answered_in_time_whatever_the_storages_do(
 
 async def test_other_work_in_the_background_begins_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     async def store() -> None:
-        assert heard_when_stored.get() is None
+        assert on_stored.get() is None
         await asyncio.Event().wait()
 
     uploads = Uploads(monkeypatch, store)
     (await uploads.upload(uploads.other_work)).cancel()
-    uploads.take_back()
+    uploads.undo()
     assert uploads.shared.start_reserved_background_task == uploads.start
 
 

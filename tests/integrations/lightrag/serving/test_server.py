@@ -34,7 +34,7 @@ def test_the_start_says_whether_breakers_are_shared_already(
     monkeypatch.setattr(server_module, "guards", lambda: own)
     assert own.link is not None
     for own.link.is_up in (True, False):
-        server_module._tell_start()
+        server_module._log_start()
     own.close()
     shared, away = (text for text in caplog.messages if PROTECTED in text)
     assert "; breakers are shared through Redis at 127.0.0.1:1; " in shared

@@ -132,8 +132,3 @@ def test_what_is_not_known_stays_as_it_is(table: Any, missing: dict[str, Any]) -
     state |= {"_init_flags": {}} | missing
     shared = started(**state)
     assert {name: vars(shared)[name] for name in state} == state
-
-
-def test_lightrag_still_has_the_names_that_are_replaced() -> None:
-    names = ("_keyed_holder_table", "_internal_lock", "_data_init_lock", "_init_flags")
-    assert [name for name in names if not hasattr(shared_storage, name)] == []

@@ -1,1 +1,1 @@
-"""Answers of a lower level while a dependency is down."""
+"""Lower levels of answers while a dependency is unavailable."""

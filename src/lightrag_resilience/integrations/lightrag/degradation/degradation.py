@@ -1,4 +1,4 @@
-"""Answers made with what is still there, and marked as such."""
+"""Answers from the dependencies that still work, marked as such."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from lightrag import QueryParam
-from lightrag.prompt import PROMPTS
 
 from lightrag_resilience.composition.stale_cache import StaleCache
 from lightrag_resilience.errors import CallRejected, DependencyError
 from lightrag_resilience.failures.classifier import FailureKind, classify
+from lightrag_resilience.integrations.lightrag.compat import is_fail_response
 from lightrag_resilience.integrations.lightrag.work.context import current_request
 from lightrag_resilience.integrations.lightrag.work.query_errors import Answer, mark, streamed
 
@@ -28,21 +28,21 @@ _log = logging.getLogger("lightrag_resilience")
 
 
 class Degradation:
-    """Goes down the ladder of answers, one part that is away after the other.
+    """Answers queries at lower levels, with one more component missing at each failure.
 
     Args:
         rag: The LightRAG.
-        parts_of: For the name of a dependency, what a query loses with it.
-        stale_for: Seconds for which an answer is kept, to be given again; 0 keeps none.
+        components_of: For a dependency's name, what a query loses with it.
+        stale_for: Seconds for which an answer may be served again; 0 keeps none.
     """
 
     def __init__(
-        self, rag: Any, parts_of: Callable[[str], frozenset[QueryComponent]], stale_for: float
+        self, rag: Any, components_of: Callable[[str], frozenset[QueryComponent]], stale_for: float
     ) -> None:
         self._rag = rag
-        self._parts_of = parts_of
+        self._components_of = components_of
         self._stale_for = stale_for
-        self._old = self._nothing_old()
+        self._stale = self._new_cache()
 
     def around(
         self, whole: Callable[..., Awaitable[Answer]], method: Callable[..., Awaitable[Answer]]
@@ -50,41 +50,41 @@ class Degradation:
         """A query method that degrades.
 
         Args:
-            whole: The method of the instance, which may be its user's own.
-            method: That of its class, which can be told what stands in for a part.
+            whole: The method of the instance, which its user may have replaced.
+            method: The method of its class, which takes a LightRAG with substitutes.
         """
 
         @functools.wraps(whole)
         async def ask(query: str, param: Any = None, *args: Any, **kwargs: Any) -> Answer:
             param = QueryParam() if param is None else param
-            memory = self._old  # an answer from before a deletion goes into what was forgotten
+            cache = self._stale  # a deletion meanwhile replaces it: this answer is then dropped
             try:
                 answer = await whole(query, param, *args, **kwargs)
             except DependencyError as error:
-                if not _is_away(error):
+                if not _is_outage(error):
                     raise
                 old = self._remembered(method, error, query, param, *args, **kwargs)
                 return old or await self._descend(method, error, query, param, *args, **kwargs)
-            if memory is not None:
-                _remember(memory, method, answer, query, param, *args, **kwargs)
+            if cache is not None:
+                _remember(cache, method, answer, query, param, *args, **kwargs)
             return answer
 
         return ask
 
-    def forgetting(self, method: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
-        """A method that deletes: no answer from before it is given again."""
+    def clearing(self, method: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
+        """A method that deletes, and clears the cache of stale answers."""
 
         @functools.wraps(method)
-        async def forget(*args: Any, **kwargs: Any) -> R:
+        async def clear(*args: Any, **kwargs: Any) -> R:
             try:
                 return await method(*args, **kwargs)
-            finally:  # a deletion that failed may have done half of it
-                self._old = self._nothing_old()
+            finally:  # a failed deletion may have deleted some
+                self._stale = self._new_cache()
 
-        return forget
+        return clear
 
-    def _nothing_old(self) -> StaleCache | None:
-        return StaleCache(max_age=self._stale_for, key=_question) if self._stale_for else None
+    def _new_cache(self) -> StaleCache | None:
+        return StaleCache(max_age=self._stale_for, key=_key) if self._stale_for else None
 
     async def _descend(
         self,
@@ -95,33 +95,37 @@ class Degradation:
         *args: Any,
         **kwargs: Any,
     ) -> Answer:
-        """The fullest answer that can be made, else the first error."""
+        """The fullest answer that can still be made.
+
+        Raises:
+            DependencyError: No level answers. This is the first error.
+        """
         missing: dict[QueryComponent, DependencyError] = {}
         error = first
         while True:
-            lost = self._parts_of(error.dependency) - missing.keys()
+            lost = self._components_of(error.dependency) - missing.keys()
             missing |= dict.fromkeys(lost, error)
-            rung = level_for(param.mode, missing.keys())
-            if not lost or rung is None:
+            level = level_for(param.mode, missing.keys())
+            if not lost or level is None:
                 raise first
-            rag = with_substitutes(self._rag, rung)
+            rag = with_substitutes(self._rag, level)
             try:
-                answer = await method(rag, query, rung.change(query, param), *args, **kwargs)
+                answer = await method(rag, query, level.change(query, param), *args, **kwargs)
             except DependencyError as another:
-                if not _is_away(another):
+                if not _is_outage(another):
                     raise
                 error = another
             else:
-                if not _says_something(answer, context_only=rung.context_only):
-                    raise first  # nothing found in the half of what there is means nothing
+                if not _has_content(answer, context_only=level.context_only):
+                    raise first  # "nothing found" proves nothing while a part was not searched
                 return _marked(answer, missing)
 
     def _remembered(
         self, method: Callable[..., Any], error: DependencyError, *args: Any, **kwargs: Any
     ) -> Answer | None:
-        if self._old is None:
+        if self._stale is None:
             return None
-        old = self._old.recall(self._old.key_of(method.__name__, args, kwargs))
+        old = self._stale.recall(self._stale.key_of(method.__name__, args, kwargs))
         if old is None:
             return None
         answer: Answer = old.value
@@ -132,52 +136,54 @@ class Degradation:
 
 
 def _remember(
-    memory: StaleCache, method: Callable[..., Any], answer: Answer, *args: Any, **kwargs: Any
+    cache: StaleCache, method: Callable[..., Any], answer: Answer, *args: Any, **kwargs: Any
 ) -> None:
-    key = memory.key_of(method.__name__, args, kwargs)
+    key = cache.key_of(method.__name__, args, kwargs)
     if answer.get("status") != "success":
-        memory.forget(key)  # what was found then is found no more
+        cache.forget(key)  # the older answer is outdated
     elif not (answer.get("llm_response") or {}).get("is_streaming"):
-        memory.remember(key, "lightrag", answer)
+        cache.remember(key, "lightrag", answer)
 
 
-def _question(query: str, param: Any, *args: Any, **kwargs: Any) -> str:
-    """All that an answer depends on."""
+def _key(query: str, param: Any, *args: Any, **kwargs: Any) -> str:
+    """The cache key: everything that an answer depends on."""
     kwargs.pop("progress_callback", None)
-    asked = {**dataclasses.asdict(param), "stream": None}
-    return repr((query, sorted(asked.items()), args, sorted(kwargs.items())))
+    param_values = {**dataclasses.asdict(param), "stream": None}
+    return repr((query, sorted(param_values.items()), args, sorted(kwargs.items())))
 
 
-def _is_away(error: DependencyError) -> bool:
-    """Whether waiting would mend it: a wrong key is to be seen, not to be worked around."""
+def _is_outage(error: DependencyError) -> bool:
+    """Whether waiting may help. Other errors, such as a wrong key, are raised and not hidden."""
     if isinstance(error, CallRejected):
         return True
     return classify(error.__cause__ or error).kind is not FailureKind.FATAL
 
 
-def _says_something(answer: Answer, *, context_only: bool) -> bool:
+def _has_content(answer: Answer, *, context_only: bool) -> bool:
     if answer.get("status") != "success":
         return False
     response = answer.get("llm_response")
-    return response is None or context_only or response.get("content") != PROMPTS["fail_response"]
+    return response is None or context_only or not is_fail_response(response.get("content"))
 
 
 def _marked(answer: Answer, missing: Mapping[QueryComponent, DependencyError]) -> Answer:
     errors = {error.dependency: error for error in missing.values()}
     mark(answer, errors)
     names = " and ".join(repr(name) for name in errors)
-    level = logging.INFO if current_request.get() is None else logging.DEBUG  # that has its line
+    level = (
+        logging.INFO if current_request.get() is None else logging.DEBUG
+    )  # a request has its own log record
     _log.log(level, "A query was answered without %s", names)
     unavailable = f"{names} {'is' if len(errors) == 1 else 'are'} unavailable."
     if QueryComponent.MODEL in missing:
         answer.get("llm_response", {})["llm_generated"] = False
         return _noted(answer, f"No answer, but what was found to answer from: {unavailable}")
-    parts = " and ".join(missing)
-    return _noted(answer, f"Answered without {parts}: {unavailable}")
+    components = " and ".join(missing)
+    return _noted(answer, f"Answered without {components}: {unavailable}")
 
 
 def _noted(answer: Answer, note: str) -> Answer:
-    """An answer that begins with a note for its reader."""
+    """An answer that begins with a note to its reader."""
 
     async def after_note(stream: AsyncIterator[str]) -> AsyncIterator[str]:
         yield f"[{note}]\n\n"

@@ -1,4 +1,4 @@
-"""What a query can still be answered from, with some of its dependencies away."""
+"""How to answer a query while some of its dependencies are unavailable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["DegradationLevel", "QueryComponent", "level_for"]
 
 
 class QueryComponent(StrEnum):
-    """What a query needs."""
+    """A part of a query; the value is its name in notes to users."""
 
     MODEL = "the language model"
     GRAPH = "the knowledge graph"
@@ -25,9 +25,9 @@ class DegradationLevel:
 
     Attributes:
         mode: LightRAG's mode.
-        by_labels: Whether entities are found by their names, instead of by similarity.
-        context_only: Whether the retrieved context is the answer, for want of a model.
-        uncached: Whether LightRAG's own cache is left alone.
+        by_labels: Whether entities are found by name instead of by similarity.
+        context_only: Whether the retrieved context is the answer, because the model is missing.
+        uncached: Whether LightRAG's own cache is not used.
     """
 
     mode: str
@@ -36,18 +36,20 @@ class DegradationLevel:
     uncached: bool = False
 
     def change(self, question: str, param: Any) -> Any:
-        """The parameters of a query that is answered so."""
+        """The parameters of a query at this level."""
         changed = dataclasses.replace(param, mode=self.mode)
         if self.context_only:
             changed.only_need_context = True
             changed.stream = False
-            if not (changed.hl_keywords or changed.ll_keywords):  # else a model finds them
+            if not (
+                changed.hl_keywords or changed.ll_keywords
+            ):  # else LightRAG asks a model for them
                 changed.hl_keywords = changed.ll_keywords = [question]
         return changed
 
 
 def level_for(mode: str, missing: AbstractSet[QueryComponent]) -> DegradationLevel | None:
-    """The fullest answer without the missing parts; None where nothing is left to answer from."""
+    """The fullest level without the missing components; None if nothing is left to answer from."""
     without_graph = bool(missing & {QueryComponent.GRAPH, QueryComponent.TEXTS})
     without_vectors = QueryComponent.VECTORS in missing
     if mode == "bypass" or (without_graph and without_vectors):

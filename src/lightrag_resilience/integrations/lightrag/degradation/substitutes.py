@@ -1,4 +1,4 @@
-"""What stands in for a storage that is away, in a query that goes on without it."""
+"""Substitutes for unavailable storages, in a query that is answered without them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .levels import DegradationLevel
 __all__ = ["with_substitutes"]
 
 _WORD = re.compile(r"\w{3,}")
-_MOST_NAMES = 24  # searched for one question
+_MAX_NAMES = 24  # searched for one query
 
 
-def with_substitutes(rag: Any, rung: DegradationLevel) -> Any:
-    """A LightRAG with the same storages, but for those that `rung` goes without."""
+def with_substitutes(rag: Any, level: DegradationLevel) -> Any:
+    """A copy of a LightRAG with substitutes for the storages that `level` goes without."""
     changed = copy.copy(rag)
-    if rung.by_labels:
+    if level.by_labels:
         changed.entities_vdb = _LabelSearch(rag.chunk_entity_relation_graph, rag.entities_vdb)
         changed.chunks_vdb = _NoVectors(rag.chunks_vdb)
-    if rung.uncached:
+    if level.uncached:
         changed.llm_response_cache = _NoCache()
-        changed.text_chunks = None  # found texts go without their headings
+        changed.text_chunks = None  # LightRAG reads headings of texts from it; answers do without
     return changed
 
 
 class _NoVectors:
-    """A vector storage that finds nothing, so that LightRAG picks texts by how often they occur."""
+    """A vector storage that finds nothing: LightRAG then picks texts by how often they occur."""
 
     def __init__(self, original: Any) -> None:
         self.cosine_better_than_threshold = original.cosine_better_than_threshold
@@ -43,7 +43,7 @@ class _NoVectors:
 
 
 class _LabelSearch(_NoVectors):
-    """Finds entities by their names in the graph, where they cannot be found by similarity."""
+    """Finds entities by their names in the graph instead of by similarity."""
 
     def __init__(self, graph: Any, original: Any) -> None:
         super().__init__(original)
@@ -59,16 +59,16 @@ class _LabelSearch(_NoVectors):
 
 
 class _NoCache:
-    """A cache of answers that holds none and keeps none."""
+    """A cache of answers that stays empty."""
 
     global_config = {"enable_llm_cache": False}  # noqa: RUF012 - read only
 
     async def index_done_callback(self) -> None:
-        """Nothing to write."""
+        """Write nothing."""
 
 
 def _names_in(query: str) -> Iterator[str]:
-    """What may be the name of an entity: each keyword, then each of its longer words."""
+    """Candidates for entity names: each keyword, then each word of 3 letters or more in them."""
     keywords = [part.strip() for part in query.split(",")]
     words = [word for part in keywords for word in _WORD.findall(part)]
-    yield from [*dict.fromkeys(filter(None, [*keywords, *words]))][:_MOST_NAMES]
+    yield from [*dict.fromkeys(filter(None, [*keywords, *words]))][:_MAX_NAMES]

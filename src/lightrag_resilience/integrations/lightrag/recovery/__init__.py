@@ -1,1 +1,1 @@
-"""What an outage or a kill has left is mended by itself."""
+"""Documents that an outage or a killed process left behind are resumed without human action."""

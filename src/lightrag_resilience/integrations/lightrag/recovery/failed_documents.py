@@ -1,4 +1,4 @@
-"""Why documents failed, and which of them to try again. Neither waits, nor knows a LightRAG."""
+"""Why documents failed, and which of them to retry: decisions without I/O."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightrag_resilience.integrations.lightrag.compat import ANCHORS_MISSING
 from lightrag_resilience.integrations.lightrag.work.context import WorkContext
 
 __all__ = [
@@ -22,20 +23,19 @@ __all__ = [
 
 FAILED = "failed"
 RESUMABLE = ("pending", "parsing", "analyzing", "processing")
-"""What LightRAG's pipeline takes up by itself when it runs."""
+"""States of documents that LightRAG's pipeline processes whenever it runs."""
 TRANSIENT, FATAL = "transient", "fatal"
 _KEY = "resilience"
-_REMEMBERED = 10_000  # documents
-_REFUSAL = "recovery anchor row(s) missing"
+_KEPT = 10_000  # documents
 
 
 @dataclass(frozen=True, slots=True)
 class FailureRecord:
-    """What is known of a failed document, kept in its own metadata: no text of any error.
+    """Why a document failed, stored in its metadata without any text of the error.
 
     Attributes:
-        cause: ``transient`` or ``fatal``; empty where it is unknown.
-        requeues: How often it was tried again.
+        cause: ``transient`` or ``fatal``; empty if unknown.
+        requeues: How often it was retried.
     """
 
     cause: str = ""
@@ -43,7 +43,7 @@ class FailureRecord:
 
     @classmethod
     def of(cls, metadata: object) -> FailureRecord:
-        """The record in a document's metadata; an empty one where none makes sense."""
+        """The record in a document's metadata; an empty one if it is missing or malformed."""
         found = metadata.get(_KEY) if isinstance(metadata, Mapping) else None
         if not isinstance(found, Mapping):
             return cls()
@@ -59,24 +59,28 @@ class FailureRecord:
 
 
 class FailureRecords:
-    """How often documents were tried again: LightRAG drops what it does not know from metadata."""
+    """How often documents were retried, in memory: LightRAG drops unknown keys from metadata."""
 
     def __init__(self) -> None:
         self._requeues: OrderedDict[str, int] = OrderedDict()
 
     def requeued(self, document: str, times: int) -> None:
-        """It is tried again for this time."""
+        """Note that a document is retried for the n-th time."""
         self._requeues[document] = times
         self._requeues.move_to_end(document)
-        if len(self._requeues) > _REMEMBERED:
+        if len(self._requeues) > _KEPT:
             self._requeues.popitem(last=False)
 
     def annotate(
-        self, rows: Mapping[str, dict[str, Any]], work: WorkContext | None, *, is_away: bool = False
+        self,
+        rows: Mapping[str, dict[str, Any]],
+        work: WorkContext | None,
+        *,
+        is_unavailable: bool = False,
     ) -> bool:
-        """Write the records into rows of the documents' status; whether one may be tried again.
+        """Write records into rows of documents' status; whether one of them may be retried.
 
-        A document that failed while a dependency `is_away` has not been tried.
+        A retry that failed while a dependency was unavailable (`is_unavailable`) does not count.
         """
         has_failed = False
         for document, row in rows.items():
@@ -84,7 +88,7 @@ class FailureRecords:
                 message = str(row.get("error_msg") or "")
                 cause = cause_of(message, work)
                 has_failed |= cause == TRANSIENT or is_refused(message)
-                if is_away and self._requeues.get(document, 0):
+                if is_unavailable and self._requeues.get(document, 0):
                     self._requeues[document] -= 1
             elif document in self._requeues:
                 cause = TRANSIENT
@@ -96,7 +100,7 @@ class FailureRecords:
 
 
 def cause_of(message: str, work: WorkContext | None) -> str:
-    """Why a document failed: LightRAG keeps the text of an error that a guard has seen before."""
+    """Why a document failed: its message contains the text of an error that a guard saw."""
     for text, is_transient in reversed(work.causes if work is not None else ()):
         if text and text in message:
             return TRANSIENT if is_transient else FATAL
@@ -104,29 +108,29 @@ def cause_of(message: str, work: WorkContext | None) -> str:
 
 
 def is_failed(row: Mapping[str, Any] | None) -> bool:
-    """Whether a row of the documents' status is that of a failed one."""
+    """Whether a row of the documents' status says failed."""
     status = row.get("status") if row else None
     return getattr(status, "value", status) == FAILED
 
 
 def is_refused(message: object) -> bool:
-    """Whether LightRAG did not take a document out of the graph, for want of its anchors."""
-    return _REFUSAL in str(message)
+    """Whether LightRAG refused to remove a document from the graph: its anchors are missing."""
+    return ANCHORS_MISSING in str(message)
 
 
 def plan(
-    failed: Iterable[tuple[str, object]], *, attempts: int, mended: Collection[str] = ()
+    failed: Iterable[tuple[str, object]], *, attempts: int, rebuilt: Collection[str] = ()
 ) -> dict[str, FailureRecord]:
-    """Which failed documents to try again, and their records then.
+    """Which failed documents to retry, and their records then.
 
     Args:
         failed: Documents with their metadata.
-        attempts: How often a document is tried again at the most.
-        mended: Those whose cause is no more.
+        attempts: The largest number of retries of a document.
+        rebuilt: Documents whose missing anchors were rebuilt.
     """
     records = {document: FailureRecord.of(metadata) for document, metadata in failed}
     return {
         document: FailureRecord(TRANSIENT, record.requeues + 1)
         for document, record in records.items()
-        if (record.cause == TRANSIENT or document in mended) and record.requeues < attempts
+        if (record.cause == TRANSIENT or document in rebuilt) and record.requeues < attempts
     }

@@ -1,4 +1,4 @@
-"""What documents have put into LightRAG's graph, found by their chunks."""
+"""The entities and relations of documents in LightRAG's graph, found by their chunks."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from lightrag_resilience.integrations.lightrag.compat import FIELD_SEPARATOR
+
 __all__ = ["Contribution", "contributions"]
 
 T = TypeVar("T")
 
-_SEPARATOR = "<SEP>"
 _BATCH = 1000  # rows
 
 
 @dataclass(slots=True)
 class Contribution:
-    """Names of the entities, and the ends of the relations, in which one document has a share."""
+    """One document's entities by name, and its relations by their two ends."""
 
     entities: set[str] = field(default_factory=set)
     relations: set[tuple[str, str]] = field(default_factory=set)
 
 
 async def contributions(rag: Any, chunks: Mapping[str, Collection[str]]) -> dict[str, Contribution]:
-    """What each document has in the graph. This reads the whole graph, and changes nothing.
+    """What each document has in the graph. Reads the whole graph and changes nothing.
 
-    A chunk counts where LightRAG itself looks for it when it takes a document out of the graph: at
-    the entity or relation, which names only its first chunks, and in the whole list of them.
+    Chunks are searched where LightRAG searches them to remove a document: in the entity or
+    relation, which names only its first chunks, and in the separate complete list.
 
     Args:
         rag: The LightRAG.
-        chunks: Documents, and the chunks of each.
+        chunks: The chunks of each document.
 
     Raises:
-        ValueError: A storage did not answer for each row that it was asked for.
-        Exception: Whatever a storage raises that could not be read to its end.
+        ValueError: A storage answered for fewer rows than requested.
+        Exception: Any error of a storage.
     """
     owners = _inverted(chunks)
     found = {document: Contribution() for document in chunks}
@@ -44,7 +45,9 @@ async def contributions(rag: Any, chunks: Mapping[str, Collection[str]]) -> dict
     async for name, document in _shares(entities, str, rag.entity_chunks, owners):
         found[document].entities.add(name)
     relations = await _by_identity(await graph.get_all_edges(), _ends, owners)
-    async for ends, document in _shares(relations, _SEPARATOR.join, rag.relation_chunks, owners):
+    async for ends, document in _shares(
+        relations, FIELD_SEPARATOR.join, rag.relation_chunks, owners
+    ):
         found[document].relations.add(ends)
     return found
 
@@ -54,14 +57,17 @@ async def _by_identity(
     identity: Callable[[dict[str, Any]], T | None],
     owners: Mapping[str, Collection[str]],
 ) -> dict[T, set[str]]:
-    """Entities or relations, and those of their chunks that matter; some databases tell twice."""
+    """Entities or relations with those of their chunks that have an owner.
+
+    Some databases return an edge twice, once for each direction.
+    """
     found: dict[T, set[str]] = {}
     for batch in _batches(rows):
         for row in batch:
             if (key := identity(row)) is not None:
-                named = (row.get("source_id") or "").split(_SEPARATOR)
+                named = (row.get("source_id") or "").split(FIELD_SEPARATOR)
                 found.setdefault(key, set()).update(owners.keys() & named)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # a large graph must not block the event loop
     return found
 
 
@@ -71,7 +77,7 @@ async def _shares(
     lists: Any,
     owners: Mapping[str, Collection[str]],
 ) -> AsyncIterator[tuple[T, str]]:
-    """Each entity or relation with each document that has a share in it."""
+    """Each entity or relation with each document that contributed to it."""
     for batch in _batches(list(found)):
         rows = await lists.get_by_ids([key(each) for each in batch])
         for each, row in zip(batch, rows, strict=True):

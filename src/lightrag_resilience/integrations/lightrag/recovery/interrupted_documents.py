@@ -1,4 +1,4 @@
-"""Documents that were under way when a process was told to stop, as its journal has them."""
+"""Documents that were under way when a process stopped, as its journal lists them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .failed_documents import FAILED, RESUMABLE
 
 __all__ = ["in_words", "left_documents"]
 
-_REMEMBERED = 5000  # documents
+_KEPT = 5000  # documents
 
 
 def left_documents(records: Iterable[AbandonedWork], workspace: str) -> Mapping[str, AbandonedWork]:
@@ -22,13 +22,13 @@ def left_documents(records: Iterable[AbandonedWork], workspace: str) -> Mapping[
         if record.document and record.workspace == workspace:
             found[record.document] = record
             found.move_to_end(record.document)
-            if len(found) > _REMEMBERED:
+            if len(found) > _KEPT:
                 found.popitem(last=False)
     return found
 
 
 def in_words(rows: Iterable[Any]) -> str:
-    """What has become of documents, by their rows; empty where nothing is left to do."""
+    """What became of documents, by their rows; empty if nothing is left to do."""
     counts = Counter(_state_of(row) for row in rows)
     resumed = sum(counts[state] for state in RESUMABLE)
     if not resumed and not counts[FAILED]:

@@ -6,25 +6,22 @@ from multiprocessing import process
 from typing import Any
 
 from lightrag_resilience.integrations.gunicorn import DrainingWorker
+from lightrag_resilience.integrations.lightrag.compat import worker_class
 
 from .outage_log import log_beside_lightrag
 
-try:
-    from lightrag.api.gunicorn_worker import LightRAGUvicornWorker
-except ImportError:  # before LightRAG 1.5
-    LightRAGUvicornWorker = object
-
 __all__ = ["Worker"]
 
-_Worker: Any = DrainingWorker
+_Draining: Any = DrainingWorker
+_LightRAGs: Any = worker_class()
 
 
-class Worker(_Worker, LightRAGUvicornWorker):  # type: ignore[misc]
-    """Ends in order, and also, as LightRAG's own, when its master is gone."""
+class Worker(_Draining, _LightRAGs):  # type: ignore[misc]
+    """Drains on SIGTERM, and exits when its master is gone, as LightRAG's own worker does."""
 
     def init_process(self) -> None:
-        """Begin without the master's child, LightRAG's manager of what is shared."""
+        """Start without the master's child process, LightRAG's manager of shared state."""
         children: set[Any] = getattr(process, "_children", set())
-        children.clear()  # at its exit it would wait for them, and fail
-        log_beside_lightrag()  # LightRAG's hook after the fork has set its own logging up
+        children.clear()  # else multiprocessing would join the inherited child at exit, and fail
+        log_beside_lightrag()  # after LightRAG's post-fork hook, which sets up its logging
         super().init_process()

@@ -1,6 +1,6 @@
-"""HTTP requests that a dependency failed: 503 with the time to come back, instead of 500.
+"""HTTP answers to requests whose dependency failed: 503 with ``Retry-After`` instead of 500.
 
-The same for those that a drain has given up; a stream of lines that was begun ends with one more.
+The same for requests that a drain cancelled. A stream of lines gets one more line that says so.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-_WAIT = 5  # seconds, where no wait is known: the first break of a breaker
-_GIVEN_UP = "This was not answered to its end: the process shuts down"
+_DEFAULT_WAIT = 5  # seconds, if none is known: a breaker's first open time
+_CANCELLED = "The request was cancelled: the process shuts down"
 _LINES = b"application/x-ndjson"
 _BODY_HEADERS = (b"content-length", b"content-type", b"content-encoding", b"etag")
 
 
 class DependencyErrorMiddleware:
-    """ASGI middleware: where a guarded call failed, an answer of 500 says so.
+    """ASGI middleware: an answer of 500 says which dependency failed, if a guarded call did.
 
-    It becomes 503 with ``Retry-After``, or 502 where waiting mends nothing, and a JSON body with
-    ``detail``, which is for users, ``cause``, which is not, ``dependency``, ``retry_after``
-    (seconds) and, where the request has one, ``request_id``. The line that ends a stream has the
-    same, with ``error`` in place of ``detail``.
+    It becomes 503 with ``Retry-After``, or 502 if waiting does not help, with a JSON body:
+    ``detail`` for users, ``cause`` for operators, ``dependency``, ``retry_after`` (seconds) and, if
+    the request has one, ``request_id``. The last line of a stream has the same, with ``error`` in
+    place of ``detail``.
 
     Args:
-        app: The application; a protected LightRAG's calls are made inside it.
+        app: The application, which calls a protected LightRAG.
         registry: The guards of these calls; those of the process by default.
-        workers: Processes that write to one log; None is what the environment says.
+        workers: Processes that write to one log; None reads it from the environment.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class DependencyErrorMiddleware:
         )
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Pass a request on, and its answer back."""
+        """Handle a request, or the application's lifespan."""
         if scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
+            await self._lifespan(scope, receive, send)
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -76,7 +76,7 @@ class DependencyErrorMiddleware:
         try:
             await self._app(scope, receive, answer.send)
         except Exception:
-            if answer.is_begun or answer.request.last is None:
+            if answer.is_started or answer.request.last is None:
                 raise
             _log.debug("A request failed with a dependency", exc_info=True)
             await answer.refuse(())
@@ -84,13 +84,15 @@ class DependencyErrorMiddleware:
             gate = (self._registry or guards()).gate
             if not gate.is_closed or not await answer.break_off(gate.retry_after):
                 raise
-            # The request's task ends here in any case, and now it ends with an answer.
+            # The drain cancelled the request to end it; it has an answer now, so do not raise.
         finally:
             answer.end()
             current_request.reset(token)
 
-    async def _live(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """The application's life, with a log that many lines of one kind do not fill."""
+    async def _lifespan(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send
+    ) -> None:
+        """Run the lifespan with the filter that sums up repeated state changes in the log."""
         changes = StateChangeFilter(workers=self._workers)
         _log.addFilter(changes)
         try:
@@ -102,11 +104,11 @@ class DependencyErrorMiddleware:
 
 
 class _Answer:
-    """The answer to one request, on its way."""
+    """The answer to one request while it is sent."""
 
     def __init__(self, send: Send, failed: LogSummary, scope: MutableMapping[str, Any]) -> None:
         self.request = Request()
-        if failed.are_going_on:
+        if failed.is_active:
             self.request.held = []
         self._send = send
         self._failed = failed
@@ -117,16 +119,16 @@ class _Answer:
         self._is_ended = False
 
     @property
-    def is_begun(self) -> bool:
+    def is_started(self) -> bool:
         return self._status is not None
 
     def end(self) -> None:
-        """No more is sent: where a dependency failed, the log is told once."""
+        """The answer is complete: if a dependency failed, log that once."""
         release(self.request)
         is_first, self.request.is_over = not self.request.is_over, True
         if is_first and self.request.last is not None:
             content, scope = _content(self.request), self._scope
-            self._failed.tell(
+            self._failed.add(
                 FailedRequest(
                     f"{scope['method']} {scope['path']}",
                     client=scope["client"][0] if scope.get("client") else None,
@@ -148,22 +150,22 @@ class _Answer:
         elif message["type"] == "http.response.body":
             self._is_ended = not message.get("more_body")
             if self._is_of_lines and self.request.last is not None:
-                message = {**message, "body": _told_to_users(message, self.request)}
+                message = {**message, "body": _for_users(message, self.request)}
         if not self._is_replaced:
             await self._send(message)
         if self._is_ended:
             self.end()
 
     async def refuse(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Answer in place of the application, with those of its headers that still hold."""
+        """Answer in place of the application; its headers stay, except those about the body."""
         self._is_replaced = self.request.is_refused = True
         kept = [(name, value) for name, value in headers if name.lower() not in _BODY_HEADERS]
         await self._answer(_content(self.request), kept)
 
     async def break_off(self, retry_after: float) -> bool:
-        """Say that no more will come; False where it is too late for that."""
-        content = retry_after_header(_GIVEN_UP, max(1, math.ceil(retry_after)))
-        if not self.is_begun:
+        """End the answer of a cancelled request; False if it is too late for that."""
+        content = retry_after_header(_CANCELLED, max(1, math.ceil(retry_after)))
+        if not self.is_started:
             await self._answer(content, [(b"connection", b"close")])
         elif self._is_of_lines and not self._is_replaced and not self._is_ended:
             await self._send({"type": "http.response.body", "body": _as_line(content)})
@@ -185,8 +187,8 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _told_to_users(message: Message, request: Request) -> Any:
-    """Lines of a stream; where LightRAG writes the error into one, what its user is to read."""
+def _for_users(message: Message, request: Request) -> Any:
+    """Lines of a stream; an error that LightRAG writes becomes the sentence for users."""
     body = message.get("body", b"")
     if b'"error"' not in body:
         return body
@@ -194,19 +196,21 @@ def _told_to_users(message: Message, request: Request) -> Any:
     cause, detail = (json.dumps(content[name])[1:-1].encode() for name in ("cause", "detail"))
     if body.strip() == b'{"error": "%b"}' % cause:
         return _as_line(content)
-    return body.replace(cause, detail)  # in the words of the servers that LightRAG stands in for
+    return body.replace(
+        cause, detail
+    )  # in the format of the other APIs that LightRAG serves, such as Ollama's
 
 
 def _content(request: Request) -> dict[str, Any]:
-    """What is told of the failure in a request, to the user and to the operator."""
-    assert request.last is not None  # noqa: S101 - asked for by all callers
+    """The JSON body about the failure in a request."""
+    assert request.last is not None  # noqa: S101 - all callers check it
     dependency, error = request.last
     typed = query_error(dependency, error)
     name, hint = dependency, None
     if isinstance(typed, DependencyError):
         name, hint = typed.dependency, typed.retry_after
-    mends = isinstance(error, CallRejected) or classify(error).kind is not FailureKind.FATAL
-    wait = (_WAIT if hint is None else max(1, math.ceil(hint))) if mends else None
+    may_recover = isinstance(error, CallRejected) or classify(error).kind is not FailureKind.FATAL
+    wait = (_DEFAULT_WAIT if hint is None else max(1, math.ceil(hint))) if may_recover else None
     content = {
         "detail": sentence_for(name, error, wait, is_cut_off=request.is_cut_off),
         "cause": str(typed),
@@ -218,6 +222,6 @@ def _content(request: Request) -> dict[str, Any]:
 
 
 def _as_line(content: Mapping[str, Any]) -> bytes:
-    """The last line of a stream, in LightRAG's words: ``error`` is what its user is shown."""
+    """The last line of a stream. LightRAG's web UI shows its ``error`` to the user."""
     line = {"error" if name == "detail" else name: value for name, value in content.items()}
     return json.dumps(line).encode() + b"\n"

@@ -14,18 +14,18 @@ __all__ = ["show_metrics"]
 
 
 def show_metrics(server: ModuleType, *, is_shared: bool) -> None:
-    """Let the applications that LightRAG's server module makes from now on answer ``/metrics``.
+    """Make the applications that LightRAG's server module creates from now on answer ``/metrics``.
 
     Args:
         server: The module ``lightrag.api.lightrag_server``.
-        is_shared: Whether several workers answer as one.
+        is_shared: Whether each answer covers several workers.
 
     Raises:
-        SettingsError: prometheus_client is not there.
+        SettingsError: prometheus_client is not installed.
     """
     if is_shared:
         share_metrics()
-    try:  # after that, as prometheus_client asks but once whether it is alone
+    try:  # only now: prometheus_client checks for multiprocess mode once, when it is imported
         metrics = importlib.import_module("lightrag_resilience.integrations.metrics").Metrics
     except ModuleNotFoundError as error:
         raise SettingsError(f"RESILIENCE_METRICS is true. {error}") from None

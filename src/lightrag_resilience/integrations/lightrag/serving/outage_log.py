@@ -1,7 +1,7 @@
-"""What the log of LightRAG's own server says of an outage: few lines, and each with its cause.
+"""Few log lines about an outage in LightRAG's server, each with its cause.
 
-LightRAG, and the libraries below it, write dozens of lines and a traceback for each query that
-fails with a dependency. Here each request has one line at most, and many requests one sum.
+LightRAG and its libraries log dozens of lines and a traceback for each query whose dependency
+fails. Here each request has at most one line, and many requests have one summary.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ __all__ = [
 
 _log = logging.getLogger("lightrag_resilience")
 
-_EACH = 3  # of many lines those that are written, before they are summed up
-_EACH_CHANGE = 9  # as many make three outages
-_LOOK = 60.0  # seconds between two looks at whether there is something to sum up
-_KINDS = 50  # outcomes and dependencies that are told apart
-_SUMMED = {"is_summed": True}  # what has been through here
-_LONGEST_PATH = 200  # characters
+_SINGLES = 3  # lines of their own before a summary
+_SINGLE_CHANGES = 9  # the lines of three outages
+_TICK = 60.0  # seconds between two checks for a due summary
+_MAX_KINDS = 50  # pairs of outcome and dependency that are distinguished
+_SUMMED = {"is_summed": True}  # marks records that StateChangeFilter must pass
+_MAX_PATH = 200  # characters
 
 _ACCESS = "uvicorn.access"
 _CLIENTS = frozenset({"httpx", "httpx2"})
 _QUIETED = ("lightrag", "uvicorn.error", _ACCESS, *sorted(_CLIENTS))
-_LEAST_ERROR = 400
-_HIDES = 3600.0  # seconds for which a line is not repeated
-_REMEMBERED = 200  # lines
-_HELD = 100  # lines of one request
+_MIN_ERROR = 400
+_REPEAT_AFTER = 3600.0  # seconds until a line may be written again
+_MAX_SHOWN = 200  # lines to remember
+_MAX_HELD = 100  # records of one request
 _WITH_TIME = "%(asctime)s [%(levelname)s] %(name)s: %(message)s"
 
 
@@ -64,12 +64,12 @@ class FailedRequest:
     """A request in which a guarded call failed.
 
     Attributes:
-        request: Its method and path, as they came.
-        client: The address that it came from; None where the server does not know.
-        status: Of its answer; None where it got none.
-        dependency: What failed in it last.
-        cause: How.
-        identity: The request's id; None where it has none.
+        request: Its method and path, unescaped.
+        client: The address that it came from; None if unknown.
+        status: Of its answer; None if it got none.
+        dependency: The dependency that failed last.
+        cause: The error of that dependency, as text.
+        identity: The request's id; None without one.
     """
 
     request: str
@@ -79,32 +79,32 @@ class FailedRequest:
     cause: str
     identity: str | None
 
-    is_for_itself = False
+    is_never_summed = False
 
     @property
     def kind(self) -> tuple[str, str]:
-        """What it has in common with others: its outcome, and the dependency."""
+        """What is summed up together: the outcome and the dependency."""
         return ("no answer" if self.status is None else str(self.status)), self.dependency
 
     def __str__(self) -> str:
-        asked = printable(self.request, _LONGEST_PATH)
+        request = printable(self.request, _MAX_PATH)
         client = "" if self.client is None else f" from {self.client}"
         identity = "" if self.identity is None else f" (request {self.identity})"
-        return f"{asked}{client} got {self.kind[0]}{identity}: {self.cause}"
+        return f"{request}{client} got {self.kind[0]}{identity}: {self.cause}"
 
     def fields(self) -> dict[str, Any]:
-        """What a log for machines keeps besides."""
+        """Additional fields for structured logs."""
         known = {"dependency": self.dependency, "status": self.status}
         return known if self.identity is None else known | {"correlation_id": self.identity}
 
     def write(self) -> None:
-        """Write it."""
+        """Write the line."""
         _log.warning("%s", self, extra=self.fields() | _SUMMED)
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """A line of ours about a dependency: its circuit is in another state, or it works again."""
+    """One of our log records about a dependency: its circuit changed state, or it works again."""
 
     record: logging.LogRecord
 
@@ -114,8 +114,8 @@ class _Change:
         return str(about.get("state", "told")), str(about["dependency"])
 
     @property
-    def is_for_itself(self) -> bool:
-        """Whether it is never summed up: what somebody did by hand."""
+    def is_never_summed(self) -> bool:
+        """Whether it has a line of its own in any case: a state forced by an operator."""
         return is_by_hand(str(vars(self.record).get("reason", "")))
 
     def __str__(self) -> str:
@@ -130,53 +130,53 @@ class _Change:
 
 
 class LogSummary:
-    """Tells the log of what happens many times: the first ones each, then in sums.
+    """Logs repeated events: the first ones singly, then in summaries.
 
-    The first sum follows within a minute, the next ones after two minutes, four and so on, each of
-    these times the number of workers, and one at the end. What has not happened before has a line
-    of its own. Lines keep their order. Belongs to one event loop.
+    The first summary follows within a minute, the next ones after two minutes, four and so on, each
+    multiplied by the number of workers, and one at the end. An event of a new kind has a line of
+    its own. Lines keep their order. Belongs to one event loop.
 
     Args:
-        what: What is summed up.
-        each: How many have a line of their own.
-        longest: Minutes from one sum to the next at the most.
-        calm: Minutes without any after which all begins anew.
+        what: What is summed up, as words for the log.
+        singles: How many have a line of their own.
+        longest: Most minutes between two summaries.
+        calm: Minutes without an event after which the next one counts as the first.
         workers: Processes that write to one log: with several, each writes less.
     """
 
     def __init__(
-        self, what: str, *, longest: int, calm: int, each: int = _EACH, workers: int = 1
+        self, what: str, *, longest: int, calm: int, singles: int = _SINGLES, workers: int = 1
     ) -> None:
         self._what = what
-        self._each = max(each // workers, 1)
+        self._max_singles = max(singles // workers, 1)
         self._first = workers
         self._longest = longest * workers
         self._calm = calm
         self._timer: asyncio.TimerHandle | None = None
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._kinds: set[tuple[str, str]] = set()
         self._singles = 0
         self._sum: Counter[tuple[str, str]] = Counter()
         self._last: FailedRequest | _Change | None = None
         self._summed_since = 0.0
-        self._looks = 0
-        self._looks_between = self._first
-        self._quiet_looks = 0
+        self._ticks = 0
+        self._ticks_between = self._first
+        self._quiet_ticks = 0
 
-    def tell(self, it: FailedRequest | _Change) -> None:
-        """One more. Called on the event loop."""
+    def add(self, it: FailedRequest | _Change) -> None:
+        """Log one event, now or in the next summary. Called on the event loop."""
         if self._timer is None:
-            self._begin()
-            self._wait()
-        self._quiet_looks = -1  # the next one ends with this
-        is_new = it.kind not in self._kinds and len(self._kinds) < _KINDS
-        if it.is_for_itself or is_new or self._singles < self._each:
-            if not it.is_for_itself:
+            self._reset()
+            self._start_timer()
+        self._quiet_ticks = -1  # 0 at the next tick: this interval is not quiet
+        is_new = it.kind not in self._kinds and len(self._kinds) < _MAX_KINDS
+        if it.is_never_summed or is_new or self._singles < self._max_singles:
+            if not it.is_never_summed:
                 self._kinds.add(it.kind)
                 self._singles += 1
-            self._tell_sum()  # what came before it
+            self._write_summary()  # older events first
             it.write()
             return
         if self._last is None:
@@ -185,31 +185,31 @@ class LogSummary:
         self._last = it
 
     @property
-    def are_going_on(self) -> bool:
-        """Whether there were some lately."""
+    def is_active(self) -> bool:
+        """Whether there were events in the last minutes."""
         return self._timer is not None
 
     def end(self) -> None:
-        """Tell what is left to tell. Called on the event loop."""
-        self._tell_sum()
+        """Write the last summary. Called on the event loop."""
+        self._write_summary()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _wait(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
+    def _start_timer(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_TICK, self._tick)
 
-    def _look(self) -> None:
-        self._looks += 1
-        self._quiet_looks += 1
-        if self._quiet_looks or self._looks >= self._looks_between:
-            self._tell_sum()
-        if self._quiet_looks < self._calm:
-            self._wait()
+    def _tick(self) -> None:
+        self._ticks += 1
+        self._quiet_ticks += 1
+        if self._quiet_ticks or self._ticks >= self._ticks_between:
+            self._write_summary()
+        if self._quiet_ticks < self._calm:
+            self._start_timer()
         else:
             self._timer = None
 
-    def _tell_sum(self) -> None:
+    def _write_summary(self) -> None:
         if self._last is None:
             return
         total = self._sum.total()
@@ -224,39 +224,39 @@ class LogSummary:
             )
         self._sum.clear()
         self._last = None
-        self._looks = 0
-        self._looks_between = min(self._looks_between * 2, self._longest)
+        self._ticks = 0
+        self._ticks_between = min(self._ticks_between * 2, self._longest)
 
 
 class StateChangeFilter(logging.Filter):
-    """Sums up our own lines about dependencies, where one comes and goes for hours.
+    """Sums up our own lines about dependencies that fail and recover for hours.
 
-    Each call on another thread than the event loop's is handed over to it.
+    Records from other threads are handed over to the event loop.
     """
 
     def __init__(self, *, workers: int = 1) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
-        self._sums = LogSummary(
-            "lines about dependencies", longest=4, calm=10, each=_EACH_CHANGE, workers=workers
+        self._summary = LogSummary(
+            "lines about dependencies", longest=4, calm=10, singles=_SINGLE_CHANGES, workers=workers
         )
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is to be written here and now."""
+        """Whether to write a record at once; others go into a `LogSummary`."""
         about = vars(record)
         if record.levelno < logging.INFO or "dependency" not in about or about.keys() & _SUMMED:
             return True
-        if asyncio._get_running_loop() is self._loop:  # noqa: SLF001 - the other one raises
-            self._sums.tell(_Change(record))
+        if asyncio._get_running_loop() is self._loop:  # noqa: SLF001 - get_running_loop() raises on other threads
+            self._summary.add(_Change(record))
             return False
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._sums.tell, _Change(record))
+            self._loop.call_soon_threadsafe(self._summary.add, _Change(record))
             return False
         return True
 
     def end(self) -> None:
-        """Tell what is left to tell."""
-        self._sums.end()
+        """Write the last summary."""
+        self._summary.end()
 
 
 def _now() -> float:
@@ -267,12 +267,12 @@ def _now() -> float:
 
 
 class RepeatedErrorFilter(logging.Filter):
-    """Takes down to debug what others write of a failure that a line of ours tells.
+    """Lowers records of other loggers to debug if one of our lines says the same.
 
-    That is, of a request what LightRAG writes of errors of guarded calls, since the request has a
-    line; of a call what is written inside it, and by LightRAG's queue, since the breaker has one.
-    An error that counts against no breaker, such as a wrong key, is shown in full once an hour.
-    While requests fail, all that LightRAG writes of one waits until it is known how it ends.
+    In a request, these are LightRAG's records about errors of guarded calls: the request has a line
+    of ours. In a call, they are all warnings inside it and those of LightRAG's queue: the breaker
+    has a line. An error that counts against no breaker, such as a wrong key, is shown in full once
+    an hour. While requests fail, LightRAG's records about a request are held until it has ended.
     """
 
     def __init__(self) -> None:
@@ -280,18 +280,18 @@ class RepeatedErrorFilter(logging.Filter):
         self._shown: dict[tuple[str, int, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is to be written, and now."""
-        if self._is_told(record):
+        """Whether to write a record now."""
+        if self._is_repeated(record):
             record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
             return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
-        return not _is_held(record)
+        return not _hold(record)
 
-    def _is_told(self, record: logging.LogRecord) -> bool:
+    def _is_repeated(self, record: logging.LogRecord) -> bool:
         if record.name == _ACCESS:
             request = current_request.get()
             return request is not None and request.is_refused
         if record.name in _CLIENTS:
-            return _is_in_a_call() and _status_in(record.args) >= _LEAST_ERROR
+            return _is_in_a_call() and _status_in(record.args) >= _MIN_ERROR
         error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
         if record.levelno < logging.WARNING or not isinstance(error, Exception):
             return False
@@ -301,15 +301,15 @@ class RepeatedErrorFilter(logging.Filter):
         return stage is Stage.QUEUED or not record.name.startswith("lightrag") or _is_in_a_request()
 
     def _is_known(self, record: logging.LogRecord, error: Exception) -> bool:
-        """Whether an error inside a call counts against a breaker, or has been shown."""
+        """Whether an error inside a call counts against a breaker, or was shown lately."""
         if classify(error).kind is not FailureKind.FATAL:
             return True
         line, now = (record.pathname, record.lineno, type(error).__name__), time.monotonic()
         shown = self._shown.pop(line, None)
-        if shown is not None and now < shown + _HIDES:
+        if shown is not None and now < shown + _REPEAT_AFTER:
             self._shown[line] = shown
             return True
-        while len(self._shown) >= _REMEMBERED:
+        while len(self._shown) >= _MAX_SHOWN:
             del self._shown[next(iter(self._shown))]
         self._shown[line] = now
         return False
@@ -321,26 +321,26 @@ def _is_in_a_call() -> bool:
 
 
 def _is_in_a_request() -> bool:
-    """Whether what runs is an HTTP request's, and not the ingest that one has begun."""
+    """Whether the current code serves an HTTP request, and is not ingest that a request started."""
     request, work = current_request.get(), current_work.get()
     if request is None or request.is_over:
         return False
     return work is None or work.patience is None
 
 
-def _is_held(record: logging.LogRecord) -> bool:
-    """Whether a record waits for the end of its request."""
+def _hold(record: logging.LogRecord) -> bool:
+    """Hold a record until its request has ended; whether it is held."""
     request = current_request.get()
     if request is None or request.held is None or record.name == _ACCESS:
         return False
-    if not _is_in_a_request() or len(request.held) >= _HELD:
+    if not _is_in_a_request() or len(request.held) >= _MAX_HELD:
         return False
     request.held.append(record)
     return True
 
 
 def release(request: Request) -> None:
-    """Write what was held of a request, or drop it: what failed has a line that says so."""
+    """Write the held records of a request; drop them if it failed and has a line of ours."""
     held, request.held = request.held or (), None
     for record in held:
         logger = logging.getLogger(record.name)
@@ -354,14 +354,13 @@ def _status_in(args: object) -> int:
     return next((each for each in numbers if isinstance(each, int)), 0)
 
 
-# ---------------------------------------------------------------------- where it is written
+# ---------------------------------------------------------------------- handlers
 
 
 def log_beside_lightrag() -> None:
-    """Write our lines where LightRAG's server writes its own, with times, and quiet the others.
+    """Write our lines where LightRAG's server writes its own, with times, and lower repetitions.
 
-    To be called once LightRAG's logging is set up. A logger of ours that has handlers is left
-    alone.
+    Call this after LightRAG has set up its logging. If our logger has handlers, it keeps them.
     """
     ours, theirs = logging.getLogger("lightrag_resilience"), logging.getLogger("lightrag")
     if not ours.handlers:
@@ -376,7 +375,7 @@ def log_beside_lightrag() -> None:
 
 
 def _with_time(handler: logging.Handler) -> logging.Handler:
-    """LightRAG's handler; for a terminal, one that writes times as those of files do."""
+    """LightRAG's handler, or for a terminal a copy that also writes times."""
     if isinstance(handler, logging.FileHandler) or not isinstance(handler, logging.StreamHandler):
         return handler
     mine = copy.copy(handler)

@@ -1,9 +1,9 @@
-"""The locks that LightRAG's workers share under Gunicorn, made to outlast a worker that is killed.
+"""The locks that LightRAG's workers share under Gunicorn, recovered when their holder is killed.
 
-LightRAG 1.5 takes its keyed locks back from a dead process, by a table of holders in the process of
-its manager. Its two plain locks, around the shared dictionaries and around the first load of a
-storage, are never given back: where a worker is killed while it holds one, every other waits for
-ever, also those that Gunicorn starts in its place. Here they go through the same table.
+LightRAG 1.5 recovers its keyed locks from a dead process: its manager process has a table of
+holders. It does not recover its two plain locks, around the shared dictionaries and around the
+first load of a storage. If a worker is killed while it holds one, all others wait for ever, also
+those that Gunicorn starts in its place. Here the plain locks use the same table.
 """
 
 from __future__ import annotations
@@ -16,22 +16,27 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from lightrag_resilience.integrations.lightrag.compat import (
+    HOLDER_TABLE,
+    INITIALIZE_SHARED,
+    LOAD_FLAGS,
+    LOAD_LOCK,
+    LOCK,
+)
+
 __all__ = ["LoadFlags", "SharedLock", "recover_shared_locks"]
 
-_START = "initialize_share_data"
-_TABLE, _LOCK, _LOAD_LOCK = "_keyed_holder_table", "_internal_lock", "_data_init_lock"
-_FLAGS = "_init_flags"
-_SHORTEST, _LONGEST = 0.002, 0.05  # seconds between two tries
+_MIN_PAUSE, _MAX_PAUSE = 0.002, 0.05  # seconds between two tries
 
 
 class SharedLock:
-    """A lock of which one process at a time is the holder, until it gives it back or is dead.
+    """A lock between processes, released by its holder or when its holder is dead.
 
-    In each process one thread at a time waits for it: LightRAG sees to that.
+    In each process one thread at a time acquires it: LightRAG ensures that.
 
     Args:
         table: LightRAG's table of holders.
-        name: The lock's, in this table.
+        name: The lock's name in the table.
     """
 
     def __init__(self, table: Any, name: str) -> None:
@@ -41,36 +46,39 @@ class SharedLock:
         self.on_release: Callable[[], None] = lambda: None
 
     def acquire(self) -> bool:
-        """Wait in this thread until it is held."""
+        """Block this thread until the lock is acquired."""
         lease = uuid.uuid4().hex
         record = {"owner_pid": os.getpid(), "lease_id": lease}
-        pause = _SHORTEST
+        pause = _MIN_PAUSE
         while not self._table.try_acquire(self._name, record):
             time.sleep(pause)
-            pause = min(pause * 2, _LONGEST)
+            pause = min(pause * 2, _MAX_PAUSE)
         self.lease = lease
         return True
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self.on_release()
         lease, self.lease = self.lease, None
         self._table.release(self._name, lease)
 
 
 class LoadFlags:
-    """Which storages are loaded; one whose worker is killed while it loads it is loaded anew.
+    """Which storages are loaded. If a worker is killed while it loads one, another loads it.
+
+    While the lock is held, a storage's flag is the holder's lease; the release turns it into True.
+    So a flag left by a dead holder matches no current lease, and counts as not loaded.
 
     Args:
-        flags: LightRAG's own, in a dictionary of all workers.
-        lock: What is held while a storage is loaded.
+        flags: LightRAG's flags, a dictionary that all workers share.
+        lock: The lock that is held while a storage is loaded.
     """
 
     def __init__(self, flags: Any, lock: SharedLock) -> None:
         self._flags = flags
         self._lock = lock
         self._loading: list[str] = []
-        lock.on_release = self._loaded
+        lock.on_release = self._mark_loaded
 
     def __contains__(self, namespace: str) -> bool:
         flag = self._flags.get(namespace)
@@ -81,40 +89,39 @@ class LoadFlags:
         self._loading.append(namespace)
 
     def clear(self) -> None:
-        """Forget them, at the end of the server."""
+        """Clear all flags, when the server ends."""
         self._flags.clear()
 
-    def _loaded(self) -> None:
+    def _mark_loaded(self) -> None:
         while self._loading:
             self._flags[self._loading.pop()] = True
 
 
 def recover_shared_locks(shared: ModuleType) -> Callable[[], None]:
-    """Let workers that LightRAG shares its state among from now on outlast each other's death.
+    """Make workers that LightRAG starts from now on recover each other's locks.
 
-    It does nothing where LightRAG has no table of holders, as before 1.5, or has one process.
+    Does nothing if LightRAG has no table of holders: before 1.5, or with a single process.
 
     Args:
         shared: The module ``lightrag.kg.shared_storage``.
 
     Returns:
-        A function that takes it back.
+        A function that undoes it.
     """
-    original = getattr(shared, _START)
+    original = getattr(shared, INITIALIZE_SHARED)
 
     @functools.wraps(original)
     def initialize(*args: Any, **more: Any) -> None:
         original(*args, **more)
-        table = getattr(shared, _TABLE, None)
-        parts = (_LOCK, _LOAD_LOCK, _FLAGS)
-        known = [getattr(shared, part, None) for part in parts]
+        table = getattr(shared, HOLDER_TABLE, None)
+        names = (LOCK, LOAD_LOCK, LOAD_FLAGS)
+        known = [getattr(shared, name, None) for name in names]
         if table is None or None in known or isinstance(known[0], SharedLock):
             return
-        lock, load_lock = SharedLock(table, _LOCK), SharedLock(table, _LOAD_LOCK)
-        for part, value in zip(
-            parts, (lock, load_lock, LoadFlags(known[2], load_lock)), strict=True
-        ):
-            setattr(shared, part, value)
+        lock, load_lock = SharedLock(table, LOCK), SharedLock(table, LOAD_LOCK)
+        flags = LoadFlags(known[2], load_lock)
+        for name, value in zip(names, (lock, load_lock, flags), strict=True):
+            setattr(shared, name, value)
 
-    setattr(shared, _START, initialize)
-    return lambda: setattr(shared, _START, original)
+    setattr(shared, INITIALIZE_SHARED, initialize)
+    return lambda: setattr(shared, INITIALIZE_SHARED, original)

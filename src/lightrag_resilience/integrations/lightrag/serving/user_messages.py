@@ -1,4 +1,4 @@
-"""What the user of a server reads of a failure, in plain words; the cause is the operator's."""
+"""The sentence that a server's user reads about a failure; operators get the cause elsewhere."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
 _THROTTLED = dict(_SENTENCES)[RateLimitedError]
 _LATE = dict(_SENTENCES)[AttemptTimeoutError]
 _CUT_OFF = dict(_SENTENCES)[TruncatedStreamError]
-_AWAY = "{what} is not available."
+_UNAVAILABLE = "{what} is not available."
 _FATAL = "{what} refused the request. Asking again does not help: tell your administrator."
 
 
 def sentence_for(
     dependency: str, error: Exception, wait: int | None, *, is_cut_off: bool = False
 ) -> str:
-    """What happened, to what, and when to ask again.
+    """What happened, to which service, and when to try again.
 
     Args:
         dependency: The name of the guard.
-        error: What its call failed with.
-        wait: Whole seconds, as in ``Retry-After``; None where waiting mends nothing.
-        is_cut_off: Whether the answer was begun.
+        error: The error of its call.
+        wait: Whole seconds, as in ``Retry-After``; None if waiting does not help.
+        is_cut_off: Whether a part of the answer was sent.
     """
     what = _NAMES.get(dependency.partition(".")[0], _UNNAMED)
     sentence = _FATAL if wait is None else _sentence(error)
-    if sentence == _AWAY and is_cut_off:
+    if sentence == _UNAVAILABLE and is_cut_off:
         sentence = _CUT_OFF
     text = sentence.format(what=what)
     advice = "" if wait is None else f" Try again in {as_words(wait)}."
@@ -64,9 +64,9 @@ def _sentence(error: Exception) -> str:
         if isinstance(error, kind):
             return sentence
     if isinstance(error, CallRejected):
-        return _AWAY
+        return _UNAVAILABLE
     if classify(error).kind is FailureKind.THROTTLED:
         return _THROTTLED
     root = root_cause(error)
     is_late = isinstance(root, TimeoutError) or "timeout" in type(root).__name__.lower()
-    return _LATE if is_late else _AWAY
+    return _LATE if is_late else _UNAVAILABLE

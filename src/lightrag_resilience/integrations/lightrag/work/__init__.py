@@ -1,1 +1,1 @@
-"""What LightRAG works on now: queries and ingest, and how each ended."""
+"""Queries and ingest of a LightRAG: their context, events, errors and drain."""

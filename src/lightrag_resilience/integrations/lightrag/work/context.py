@@ -1,4 +1,4 @@
-"""On whose behalf LightRAG calls a dependency: a query fails at once, ingest waits."""
+"""The work that a call of LightRAG belongs to: a query fails at once, ingest waits."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ __all__ = [
     "stage_of",
 ]
 
-_DEEPEST = 8  # causes
-_REMEMBERED = 100  # failures
+_MAX_CAUSES = 8
+_KEPT = 100  # failures
 
 
 class WorkContext:
-    """A piece of work of LightRAG's, and what failed in it.
+    """One query or one run of ingest, and what failed in it.
 
     Args:
-        patience: Seconds that its calls wait for a dependency that is away; None fails at once.
+        patience: Seconds that its calls wait for an unavailable dependency; None fails at once.
 
     Attributes:
         failures: For each dependency whose last call failed, the error.
         last: The dependency that failed last, and its error; None before the first.
-        causes: The texts of the last errors, and whether waiting may mend each. They stay here.
+        causes: The texts of the last errors, and whether each is transient. Never logged or stored.
     """
 
     __slots__ = ("causes", "failures", "last", "patience")
@@ -55,14 +55,14 @@ class WorkContext:
         self.patience = patience
         self.failures: dict[str, Exception] = {}
         self.last: tuple[str, Exception] | None = None
-        self.causes: deque[tuple[str, bool]] = deque(maxlen=_REMEMBERED)
+        self.causes: deque[tuple[str, bool]] = deque(maxlen=_KEPT)
 
     def failed(self, dependency: str, error: Exception) -> None:
         """A call of this work failed."""
         self.failures[dependency] = error
         self.last = dependency, error
-        is_refusal = isinstance(error, CallRejected)
-        is_transient = is_refusal or classify(error).kind is not FailureKind.FATAL
+        is_rejected = isinstance(error, CallRejected)
+        is_transient = is_rejected or classify(error).kind is not FailureKind.FATAL
         self.causes.append((str(error), is_transient))
 
     def succeeded(self, dependency: str) -> None:
@@ -76,11 +76,11 @@ class Request:
 
     Attributes:
         last: The dependency and error of the last guarded call that failed in it.
-        is_cut_off: Whether that ended the stream of an answer that was begun.
-        is_refused: Whether that is its answer.
-        is_over: Whether it is answered; what it has begun may go on.
-        held: What others write to the log about it until it is known how it ends; None where that
-            is written at once.
+        is_cut_off: Whether that error ended the stream of an answer.
+        is_refused: Whether the answer says that a dependency failed.
+        is_over: Whether it is answered; background work that it started may go on.
+        held: Log records about it, kept until its outcome is known; None if they are written at
+            once.
     """
 
     __slots__ = ("held", "is_cut_off", "is_over", "is_refused", "last")
@@ -94,24 +94,24 @@ class Request:
 
 
 class Stage(enum.Enum):
-    """How far the error of a guarded call has come: what is written of it tells nothing new."""
+    """How far the error of a guarded call has come. Later log records about it are repetitions."""
 
-    QUEUED = "out of the guard, and into LightRAG's queue"
-    RAISED = "out of all that protects the call"
+    QUEUED = "raised by the guard into LightRAG's queue"
+    RAISED = "raised to LightRAG"
 
 
 _STAGE = "_resilience_stage"
 
 
 def reached(error: Exception, stage: Stage) -> None:
-    """An error of a guarded call has come so far."""
+    """Note the stage of a guarded call's error."""
     vars(error)[_STAGE] = stage
 
 
 def stage_of(error: BaseException) -> Stage | None:
-    """The stage of an error, or of one that led to it; None where no guarded call raised it."""
+    """The stage of an error or of one of its causes; None if no guarded call raised any of them."""
     cause: BaseException | None = error
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_CAUSES):
         if cause is None:
             break
         stage = vars(cause).get(_STAGE)
@@ -134,10 +134,16 @@ async def call_guarded(
     idempotent: bool | None = None,
     is_foreign: Callable[[Exception], bool] = lambda _: False,
 ) -> Any:
-    """Make a call for the present work: wait for the dependency, or be refused before any queue.
+    """Make a call for the current work: ingest waits for the dependency, a query is rejected early.
 
-    Where it is made inside a call of another guard, that one's time does not run meanwhile, and it
-    learns what this one failed with. `is_foreign` tells what another dependency has failed with.
+    Inside a call of another guard, that call's timers are suspended meanwhile, and it gets this
+    call's error as `nested_error`.
+
+    Args:
+        guard: The guard that `call` goes through.
+        call: Makes the call.
+        idempotent: Whether it may be repeated; None leaves that to the guard's policy.
+        is_foreign: Whether an error is that of another dependency.
     """
     work = current_work.get()
     outer = current_call.get()
@@ -156,19 +162,19 @@ async def call_guarded(
                 result = await call()
     except Exception as error:
         if isinstance(error, ShuttingDownError) and (run := current_run.get()) is not None:
-            await run.park_until_exit()  # LightRAG would fail a document for it
+            await run.park_until_exit()  # if raised, LightRAG would mark the document as failed
         reached(error, Stage.RAISED)
         if outer is not None:
             outer.nested_error = error
         if not is_foreign(error):
-            _tell(error, guard.name, work)
+            _note_failure(error, guard.name, work)
         raise
     if work is not None:
         work.succeeded(guard.name)
     return result
 
 
-def _tell(error: Exception, dependency: str, work: WorkContext | None) -> None:
+def _note_failure(error: Exception, dependency: str, work: WorkContext | None) -> None:
     if work is not None:
         work.failed(dependency, error)
     if (request := current_request.get()) is not None:
@@ -176,9 +182,9 @@ def _tell(error: Exception, dependency: str, work: WorkContext | None) -> None:
 
 
 def is_caused_by(error: BaseException, origin: BaseException | None) -> bool:
-    """Whether `origin` led to an error, also through those that were raised in its place."""
+    """Whether `origin` caused an error, also if both wrap the same root cause."""
     cause: BaseException | None = error
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_CAUSES):
         if cause is None or origin is None:
             return False
         if cause is origin or root_cause(cause) is root_cause(origin):
@@ -190,9 +196,9 @@ def is_caused_by(error: BaseException, origin: BaseException | None) -> bool:
 def as_work(
     method: Callable[..., Awaitable[Any]], patience: float | None = None
 ) -> Callable[..., Any]:
-    """A method all of whose calls are one piece of work, unless it is part of another.
+    """A method whose calls are one piece of work, unless it is called by another.
 
-    With patience they are made in the background: queries go before them.
+    With patience its calls have background priority: queries go first.
     """
 
     @functools.wraps(method)

@@ -1,7 +1,7 @@
-"""LightRAG's ingest when the process is told to stop: documents under way end, no other begins.
+"""LightRAG's ingest during a drain: documents under way finish, no other starts.
 
-What does not end in time is cancelled, never failed: its documents stay as they are in the storage
-of their states, and the next start resumes them.
+What does not finish in time is cancelled and never marked as failed: its documents keep their
+status, and the next start resumes them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ from lightrag_resilience.draining.gate import allow_during_drain
 from lightrag_resilience.draining.journal import AbandonedWork
 from lightrag_resilience.draining.quiescence import attach_details
 from lightrag_resilience.errors import ShuttingDownError
+from lightrag_resilience.integrations.lightrag.compat import (
+    IS_CANCELLED,
+    MARK_CANCELLED,
+    NEXT_STEP,
+    PROCESS_DOCUMENT,
+)
 from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.runtime.tasks import drop_error, is_being_cancelled
 from lightrag_resilience.shutdown import Coordinator
 
-__all__ = ["Ingest", "IngestRun", "current_run", "heard_when_stored", "save_answers"]
+__all__ = ["Ingest", "IngestRun", "current_run", "on_stored", "save_answers"]
 
 R = TypeVar("R")
 
@@ -36,10 +42,10 @@ _NAME = "lightrag"
 
 _log = logging.getLogger("lightrag_resilience")
 
-heard_when_stored: ContextVar[Callable[[], None] | None] = ContextVar(
-    "lightrag_resilience_heard_when_stored", default=None
+on_stored: ContextVar[Callable[[], None] | None] = ContextVar(
+    "lightrag_resilience_on_stored", default=None
 )
-"""Called when documents stand in LightRAG's storages, and no death of the process loses them."""
+"""Called when documents are in LightRAG's storages, so that a crash no longer loses them."""
 
 
 class _EndedEarlyError(Exception):
@@ -47,12 +53,12 @@ class _EndedEarlyError(Exception):
 
 
 class IngestRun:
-    """One run of ingest, and what the journal says of it.
+    """One run of ingest, and its records in the shutdown journal.
 
     Attributes:
-        documents: Those under way: the id with its track id, and monotonic seconds of its begin.
-        skipped: How many were left to the next start.
-        coordinator: Who cancels it at the end; None where nobody does.
+        documents: Those under way: by id, the track id and the monotonic seconds of its start.
+        skipped: How many documents are left to the next start.
+        coordinator: Cancels it at the end of a drain; None without one.
     """
 
     def __init__(self, operation: str, workspace: str) -> None:
@@ -61,57 +67,58 @@ class IngestRun:
         self.skipped = 0
         self.coordinator: Coordinator | None = None
         self._workspace = workspace
-        self._held = 0
+        self._parked = 0
         self._ended = asyncio.Event()
 
     @property
     def is_resumable(self) -> bool:
-        """Whether the next start goes on with it."""
+        """Whether the next start resumes it."""
         return self.operation == "ingest"
 
     @property
     def is_parked(self) -> bool:
-        """Whether a call of it waits for the end."""
-        return self._held > 0
+        """Whether one of its calls is parked until the process exits."""
+        return self._parked > 0
 
     async def park_until_exit(self) -> None:
-        """Wait for the end, where a failure would fail a document; return where nothing is lost.
+        """During a drain, wait until the run is cancelled. Otherwise return at once.
+
+        An error raised instead would make LightRAG mark the document as failed.
 
         Raises:
-            CancelledError: The coordinator has cancelled the run, and this is what it has left
-                behind.
+            CancelledError: The run is over, and this call was left behind.
         """
         coordinator = self.coordinator
         if not self.is_resumable or coordinator is None or not coordinator.is_draining:
             return
-        self._held += 1
+        self._parked += 1
         try:
             await self._ended.wait()
         finally:
-            self._held -= 1
+            self._parked -= 1
         raise asyncio.CancelledError
 
     def end(self) -> None:
-        """It is over, and so is all that it held."""
+        """Release all parked calls: the run is over."""
         self._ended.set()
 
     def records(self, task: AbandonedWork) -> Iterator[AbandonedWork]:
-        """The run, and each document under way."""
+        """Journal records of the run and of each document under way."""
         known: dict[str, Any] = {"operation": self.operation, "workspace": self._workspace}
         if self.is_resumable:
             known["effect"] = "idempotent_write"
-        whole = dataclasses.replace(task, **known)
-        yield whole
+        run = dataclasses.replace(task, **known)
+        yield run
         now = time.monotonic()
         for document, (track, began) in self.documents.items():
             yield dataclasses.replace(
-                whole,
+                run,
                 id=uuid.uuid4().hex,
                 kind="document",
                 state="in_flight",
                 seconds=now - began,
                 started=began,
-                parent=whole.id,
+                parent=run.id,
                 document=document,
                 track=track,
             )
@@ -121,7 +128,7 @@ current_run: ContextVar[IngestRun | None] = ContextVar("lightrag_resilience_run"
 
 
 class Ingest:
-    """Keeps the ingest of one LightRAG in step with the coordinator of its event loop.
+    """Makes the ingest of one LightRAG follow the drain of its event loop's coordinator.
 
     Args:
         rag: The LightRAG.
@@ -134,39 +141,39 @@ class Ingest:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether no document is to be begun any more."""
+        """Whether no other document may start."""
         return self._registry.gate.is_closed
 
-    def followed(
+    def tracked(
         self, method: Callable[..., Coroutine[Any, Any, R]], name: str
     ) -> Callable[..., Any]:
-        """A method of LightRAG's whose work is waited for when the process is told to stop."""
+        """A method of LightRAG whose work a drain waits for."""
         operation = _OPERATIONS.get(name, "insert")
 
         @functools.wraps(method)
-        async def follow(*args: Any, **kwargs: Any) -> R | None:
+        async def track(*args: Any, **kwargs: Any) -> R | None:
             if current_run.get() is not None:
                 return await method(*args, **kwargs)
             if self.is_stopping and operation == "ingest":
-                _log.info("Told to stop: documents that wait are left to the next start")
+                _log.info("Shutting down: waiting documents are left to the next start")
                 return None
             self._registry.gate.check(_NAME)
             run = IngestRun(operation, self._rag.workspace or "")
             with _as_current(run):
                 try:
-                    result = await self._do(method(*args, **kwargs), run)
+                    result = await self._run(method(*args, **kwargs), run)
                 except _EndedEarlyError:
-                    _log.info("Told to stop: %d documents are left to the next start", run.skipped)
+                    _log.info("Shutting down: %d documents are left to the next start", run.skipped)
                     return None
                 finally:
                     run.end()
-            if operation == "enqueue" and (tell := heard_when_stored.get()) is not None:
-                tell()
+            if operation == "enqueue" and (notify := on_stored.get()) is not None:
+                notify()
             return result
 
-        return follow
+        return track
 
-    async def _do(self, work: Coroutine[Any, Any, R], run: IngestRun) -> R:
+    async def _run(self, work: Coroutine[Any, Any, R], run: IngestRun) -> R:
         coordinator: Coordinator | None = self._registry.coordinators.get(
             asyncio.get_running_loop()
         )
@@ -184,7 +191,7 @@ class Ingest:
             raise
 
     async def park_if_late(self) -> None:
-        """Before a model is called: one of ingest waits for the end where it would not be over."""
+        """Before a model call of ingest: park it if it could not finish before the deadline."""
         run = current_run.get()
         if run is not None and run.coordinator is not None and run.coordinator.is_near_deadline:
             await run.park_until_exit()
@@ -192,21 +199,22 @@ class Ingest:
     # ------------------------------------------------------------------ between documents
 
     def method_overrides(self) -> Iterator[tuple[str, Callable[..., Any]]]:
-        """What to put before methods of the pipeline, by their names; LightRAG 1.4 has none."""
+        """Replacements for methods of the pipeline, by name; none for LightRAG 1.4."""
         rag = self._rag
-        stops: dict[str, Callable[..., Any]] = {
-            "process_single_document": self._process,
-            "_cancellation_requested": self._is_cancelled,
-            "_mark_doc_cancelled_in_stage": self._mark_cancelled,
-            "_decide_pipeline_next_step": self._decide,
+        overrides: dict[str, Callable[..., Any]] = {
+            PROCESS_DOCUMENT: self._process,
+            IS_CANCELLED: self._is_cancelled,
+            MARK_CANCELLED: self._mark_cancelled,
+            NEXT_STEP: self._decide,
         }
-        if all(hasattr(rag, name) for name in stops):
-            for name, stop in stops.items():
+        # All or none: a pipeline that stops in one of these places alone would fail documents.
+        if all(hasattr(rag, name) for name in overrides):
+            for name, override in overrides.items():
                 original = getattr(rag, name)
-                yield name, functools.wraps(original)(functools.partial(stop, original))
+                yield name, functools.wraps(original)(functools.partial(override, original))
 
     async def _process(self, original: Callable[..., Awaitable[Any]], **given: Any) -> None:
-        """Leave a document as it is, or be known to process it."""
+        """Process a document and record it as under way; during a drain skip it."""
         run = current_run.get() or IngestRun("", "")
         if self.is_stopping:
             run.skipped += 1
@@ -220,11 +228,11 @@ class Ingest:
             run.documents.pop(document, None)
 
     async def _is_cancelled(self, original: Callable[..., Awaitable[bool]], *given: Any) -> bool:
-        """Whether to begin no other stage of a document; who parses or looks asks this."""
+        """Whether to start no other stage of a document. LightRAG polls this between stages."""
         return self.is_stopping or await original(*given)
 
     async def _mark_cancelled(self, original: Callable[..., Awaitable[None]], **given: Any) -> None:
-        """Leave a document as it is: it was told to stop by nobody but the end of the process."""
+        """During a drain keep a document's status, unless a user has cancelled the pipeline."""
         run = current_run.get()
         if not self.is_stopping or given["pipeline_status"].get("cancellation_requested"):
             await original(**given)
@@ -232,20 +240,20 @@ class Ingest:
             run.skipped += 1
 
     async def _decide(self, original: Callable[..., Awaitable[Any]], *given: Any) -> Any:
-        """End the run, with all that was put into its mailbox still in it."""
+        """During a drain end the run before it takes new documents from its mailbox."""
         if self.is_stopping:
             raise _EndedEarlyError
         return await original(*given)
 
 
 async def save_answers(rag: Any) -> None:
-    """Write the model's answers to the storage, before all that may take longer to flush.
+    """Flush the cache of model answers first: flushing the other storages may take longer.
 
-    Documents that are resumed need not ask for them a second time.
+    Resumed documents then need no second model call for them.
     """
     try:
         await rag.llm_response_cache.index_done_callback()
-    except Exception as error:  # noqa: BLE001 - the other storages are to be flushed as well
+    except Exception as error:  # noqa: BLE001 - the other storages must be flushed as well
         _log.warning("Answers of models could not be saved: %s", type(error).__name__)
 
 
@@ -259,7 +267,7 @@ def _as_current(run: IngestRun) -> Iterator[None]:
 
 
 async def _joined(task: asyncio.Task[R]) -> R:
-    """Wait for a task as for a coroutine: to its end, handing every cancellation on."""
+    """Wait until a task is done, and pass every cancellation on to it."""
     while True:
         try:
             return await asyncio.shield(task)

@@ -1,4 +1,4 @@
-"""Honest answers: a query that a dependency failed raises, instead of finding nothing."""
+"""A query whose dependency failed raises; LightRAG by itself would answer that it found nothing."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class QueryFailedError(DependencyError):
     """A query could not be answered because a dependency failed."""
 
     def summary(self) -> str:
-        """What could not be done."""
+        """What failed, and because of which dependency."""
         return f"The query was not answered: {self.dependency!r} failed"
 
 
 def raise_on_dependency_error(
     method: Callable[..., Awaitable[Answer]],
 ) -> Callable[..., Awaitable[Answer]]:
-    """A query method that raises where a dependency failed, instead of finding nothing.
+    """A query method that raises if a dependency failed.
 
-    What LightRAG goes on without by itself, such as its rerank function, stands in
+    A dependency that LightRAG answers without, such as its reranker, is listed in
     ``metadata["left_out"]`` of the answer.
     """
 
@@ -64,7 +64,7 @@ def raise_on_dependency_error(
 
 
 def query_error(dependency: str, error: Exception) -> Exception:
-    """What a query raises for the failure of a dependency."""
+    """The error that a query raises for a dependency's failure."""
     if isinstance(error, ResilienceError):
         return error
     failure = classify(error)
@@ -75,7 +75,7 @@ def query_error(dependency: str, error: Exception) -> Exception:
 
 
 def mark(answer: Answer, left_out: Mapping[str, Exception]) -> None:
-    """Say in an answer what it was made without, and why."""
+    """Add to an answer which dependencies it was made without, and why."""
     if left_out:
         marks = answer.setdefault("metadata", {}).setdefault("left_out", [])
         for dependency, error in left_out.items():
@@ -84,7 +84,7 @@ def mark(answer: Answer, left_out: Mapping[str, Exception]) -> None:
 
 
 def streamed(answer: Answer, change: Callable[[AsyncIterator[str]], AsyncIterator[str]]) -> Answer:
-    """An answer whose stream, if it is one, is changed so."""
+    """An answer whose stream, if it has one, goes through `change`."""
     response = answer.get("llm_response") or {}
     if response.get("is_streaming") and response.get("response_iterator") is not None:
         response["response_iterator"] = change(response["response_iterator"])
@@ -92,11 +92,11 @@ def streamed(answer: Answer, change: Callable[[AsyncIterator[str]], AsyncIterato
 
 
 async def _typed(stream: AsyncIterator[str]) -> AsyncIterator[str]:
-    """A stream whose failure is an error of ours: LightRAG's server writes its text to the user."""
+    """A stream that fails with our error: LightRAG's server sends the error's text to the user."""
     try:
         async for item in stream:
             yield item
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is raised on
+    except Exception as error:  # noqa: BLE001 - raised again below
         dependency = getattr(stream, "dependency", "llm")
         if (request := current_request.get()) is not None:
             request.last, request.is_cut_off = (dependency, error), True

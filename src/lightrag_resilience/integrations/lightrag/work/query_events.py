@@ -1,4 +1,4 @@
-"""How long the queries of a protected LightRAG take, and how they end."""
+"""Events and spans of queries: how long each took, and its outcome."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _Method = Callable[..., Awaitable[Answer]]
 
 
 def with_query_events(method: _Method, guards: Guards, workspace: str) -> _Method:
-    """A query method whose end is told: of a streamed answer that of its stream.
+    """A query method that publishes `QueryCompleted`, for a streamed answer when its stream ends.
 
-    One that its caller gave up is no measure of anything: listeners do not hear of it.
+    A cancelled query publishes nothing: its duration says nothing about the service.
     """
 
     @functools.wraps(method)
@@ -37,7 +37,7 @@ def with_query_events(method: _Method, guards: Guards, workspace: str) -> _Metho
             raise
         query.completed(answer)
         if (answer.get("llm_response") or {}).get("is_streaming"):
-            return streamed(answer, query.to_its_end)
+            return streamed(answer, query.follow_stream)
         query.end()
         return answer
 
@@ -45,7 +45,7 @@ def with_query_events(method: _Method, guards: Guards, workspace: str) -> _Metho
 
 
 class _Query:
-    """One query, from its begin to its end."""
+    """One query from start to end."""
 
     def __init__(self, guards: Guards, workspace: str) -> None:
         self._events = guards.events
@@ -57,31 +57,31 @@ class _Query:
         self._duration = 0.0
 
     def current(self) -> contextlib.AbstractContextManager[None]:
-        """What is called in this block is called by this query."""
+        """A block whose spans are children of this query's span."""
         return contextlib.nullcontext() if self._span is None else self._span.current()
 
     def completed(self, answer: Answer) -> None:
-        """There is an answer, or its first words."""
+        """The query has an answer, or the first words of one."""
         self._duration = time.monotonic() - self._began
         left_out = (answer.get("metadata") or {}).get("left_out")
         self._outcome = "degraded" if left_out else "success"
 
     def failed(self, error: BaseException) -> None:
-        """There is none, or no end of it."""
+        """The query has no answer, or its stream broke off."""
         self._duration = self._duration or time.monotonic() - self._began
         self._outcome = "failed" if isinstance(error, Exception) else "cancelled"
         self.end(error)
 
     def end(self, error: BaseException | None = None) -> None:
-        """It is over."""
+        """Publish the outcome and end the span."""
         if error is None or isinstance(error, Exception):
             event = QueryCompleted(self._workspace, self._outcome, self._duration)
             self._events.publish(event)
         if self._span is not None:
             self._span.end(error, self._outcome)
 
-    async def to_its_end(self, stream: AsyncIterator[str]) -> AsyncIterator[str]:
-        """A stream whose end is that of the query; who leaves it early has had an answer."""
+    async def follow_stream(self, stream: AsyncIterator[str]) -> AsyncIterator[str]:
+        """A stream that ends the query when it ends; one closed early counts as answered."""
         try:
             async for item in stream:
                 yield item
