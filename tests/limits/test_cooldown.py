@@ -35,7 +35,7 @@ async def throttle(guard: Guard, seconds: float | None = 5.0) -> None:
 
 def stands_still(guard: Guard) -> bool:
     assert guard._loop_state is not None
-    return guard._loop_state.admission is not None
+    return guard._loop_state.controller is not None
 
 
 async def test_no_call_goes_during_a_cooldown_and_then_one_canary() -> None:
@@ -291,10 +291,10 @@ async def test_the_success_of_any_canary_ends_the_cooldown() -> None:
     await guard.call(function)
     assert function.at[0] < 12.0
     assert guard._loop_state is not None
-    admission = guard._loop_state.admission or guard._loop_state._admission
+    controller = guard._loop_state.controller or guard._loop_state._controller
     await asyncio.gather(*calls)
-    assert admission is not None
-    assert not admission.cooldown._canaries
+    assert controller is not None
+    assert not controller.cooldown._canaries
 
 
 async def test_a_canary_sent_before_the_newest_429_does_not_end_the_cooldown() -> None:

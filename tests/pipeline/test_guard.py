@@ -417,7 +417,7 @@ def test_each_loop_has_its_own_limits_and_all_share_the_breaker() -> None:
 
     first, second = asyncio.run(call()), asyncio.run(call())
     assert first is not second
-    assert first._admission._bulkhead is not second._admission._bulkhead
+    assert first._controller._bulkhead is not second._controller._bulkhead
     assert guard.breaker.snapshot().failed == 2
 
 

@@ -328,9 +328,9 @@ async def test_a_429_of_one_is_heard_by_the_other(make: Any) -> None:
 
     with pytest.raises(RuntimeError):
         await one.get(NAME).call(throttled)
-    parts = two.get(NAME)._loop_state
-    assert parts is not None
-    await until(lambda: parts.admission)
+    loop_state = two.get(NAME)._loop_state
+    assert loop_state is not None
+    await until(lambda: loop_state.controller)
     assert (await times_of(two, 3))[0] > 0.3
 
 

@@ -1,1 +1,1 @@
-"""One guarded call: its context, its attempts, and the events of them."""
+"""One guarded call: its context, its attempts and their events."""

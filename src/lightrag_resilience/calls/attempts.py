@@ -1,4 +1,4 @@
-"""The attempts of a call: what each waits for, the time it has, and who learns how it ended."""
+"""The attempts of a call: what admits, times and settles each of them."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Attempts:
     Args:
         name: The dependency.
         events: Where each step is published.
-        breaker: What refuses attempts while the dependency is down.
-        loops: What is kept for each event loop.
-        budget: What retries cost, and successes earn.
+        breaker: Rejects attempts while the dependency is down.
+        loop_states: Timers and limits for each event loop.
+        budget: Retries spend it, successes earn it.
     """
 
     __slots__ = (
@@ -72,20 +72,26 @@ class Attempts:
     sleep: Callable[[float], Awaitable[None]]
 
     def __init__(
-        self, name: str, events: Events, breaker: Breaker, loops: LoopStates, budget: RetryBudget
+        self,
+        name: str,
+        events: Events,
+        breaker: Breaker,
+        loop_states: LoopStates,
+        budget: RetryBudget,
     ) -> None:
         self.name = name
         self.events = events
         self.breaker = breaker
         self.budget = budget
         self._circuit = breaker.circuit
-        self._loop_states = loops
+        self._loop_states = loop_states
+        # That of the loop used last: nearly all calls of a guard come from one loop.
         self._loop_state: LoopState | None = None
         self.granted: GrantedLimits | None = None
-        """What the provider told of its limits, once it did."""
+        """Limits that the provider named in its answers; None until it did."""
 
     def update_policy(self, policy: Policy, reason: str = "by hand") -> None:
-        """Go on by another policy, from any thread; calls under way end by their own."""
+        """Use another policy for new calls, from any thread; calls under way keep theirs."""
         self.policy = policy
         self.breaker.update_policy(policy.effective_breaker, reason)
         self.budget.resize(policy.retry.budget)
@@ -93,46 +99,50 @@ class Attempts:
         self._loop_state = None
 
     def cool_down(self, seconds: float) -> None:
-        """The provider asked to wait: no call of any worker goes before."""
+        """Let no worker send a call for so long, as the provider asked."""
         self._loop_states.cool_down(seconds)
 
     # ------------------------------------------------------------------ before an attempt
 
     def prepare(self, call: Call) -> LoopState:
-        """Find the limits and timers of the running loop."""
-        loops = self._loop_states
-        parts, is_new = loops.for_loop(asyncio.get_running_loop())
+        """Give a call the limits and timers of the running loop, before each attempt."""
+        loop_states = self._loop_states
+        loop_state, is_new = loop_states.for_loop(asyncio.get_running_loop())
         if is_new:
             self.breaker.begin()
-        self._loop_state = call.loop_state = parts
-        if (
-            loops is not self._loop_states
-        ):  # changed by another thread meanwhile: not for the next call
+        self._loop_state = call.loop_state = loop_state
+        if loop_states is not self._loop_states:
+            # Another thread has changed the policy since: the next call must not have this state.
             self._loop_state = None
         call.failure = None
-        return parts
+        return loop_state
 
     def _rejection(self, wait: float) -> CircuitOpenError:
         publish_attempt_rejected(self, CircuitOpenError)
         return CircuitOpenError(self.name, None if wait == math.inf else wait, self._circuit.reason)
 
     async def admit(
-        self, call: Call, parts: LoopState, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, call: Call, loop_state: LoopState, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Timer | None:
-        """Wait for all that a call may have to wait for, and let its time run."""
-        call.admission = self._circuit.shared_admission or await self._acquire_admission()
-        if parts.admission is not None:
-            await self._wait_for_capacity(call, parts.admission, (args, kwargs))
-        return self.start(call, parts)
+        """Wait for the breaker's admission and for capacity, then start the timer.
 
-    def start(self, call: Call, parts: LoopState) -> Timer | None:
-        """Let the time of an attempt run."""
+        Raises:
+            CallRejected: The call may not be sent, or not in time.
+        """
+        call.admission = self._circuit.shared_admission or await self._acquire_admission()
+        if loop_state.controller is not None:
+            await self._wait_for_capacity(call, loop_state.controller, (args, kwargs))
+        return self.start(call, loop_state)
+
+    def start(self, call: Call, loop_state: LoopState) -> Timer | None:
+        """Start the timer of an attempt."""
         call.started = now = self.clock()
-        timer = parts.timer
+        timer = loop_state.timer
         if timer is not None:
-            if parts.admission is not None or call.deadline is not None:
+            if loop_state.controller is not None or call.deadline is not None:
                 left = max(self.remaining(call), 0.0)
-                if left < timer.seconds:  # one of its own: the deadline cuts this attempt short
+                if left < timer.seconds:
+                    # The deadline cuts this attempt short. A shared timer serves one duration.
                     timer = Timer(left, timer.loop, self.clock)
             timer.start(call, now)
         call.timer = timer
@@ -147,8 +157,8 @@ class Attempts:
         breaker = self.breaker
         try:
             admission = await breaker.acquire_async()
-        except CallRejected as refusal:
-            publish_attempt_rejected(self, type(refusal))
+        except CallRejected as rejection:
+            publish_attempt_rejected(self, type(rejection))
             raise
         if admission is not self._circuit.shared_admission:
             publish_probe_sent(self)
@@ -157,28 +167,33 @@ class Attempts:
     async def _wait_for_capacity(
         self,
         call: Call,
-        line: AdmissionController,
-        question: tuple[tuple[Any, ...], dict[str, Any]],
+        controller: AdmissionController,
+        call_arguments: tuple[tuple[Any, ...], dict[str, Any]],
     ) -> None:
-        """Wait until the call may be sent, then ask the breaker again."""
+        """Wait until the call may be sent.
+
+        After a wait the breaker's admission may be void: it may have opened meanwhile.
+        """
         try:
-            if line.try_acquire(call, question):
+            if controller.try_acquire(call, call_arguments):
                 publish_call_admitted(self, call, 0.0)
                 return
             began = self.clock()
             async with self.gate.interruptible(self.name):
-                waited = await line.acquire(call, question, lambda: self.remaining(call))
-        except BaseException as refusal:
+                waited = await controller.acquire(
+                    call, call_arguments, lambda: self.remaining(call)
+                )
+        except BaseException as error:
             self.breaker.release(call.admission)
-            if isinstance(refusal, CallRejected):
-                publish_attempt_rejected(self, type(refusal))
+            if isinstance(error, CallRejected):
+                publish_attempt_rejected(self, type(error))
             raise
         publish_call_admitted(self, call, self.clock() - began)
         if waited and not self._circuit.is_valid(call.admission):
             try:
                 call.admission = await self._acquire_admission()
             except BaseException:
-                line.abandon(call)
+                controller.abandon(call)
                 raise
 
     async def pause(self, seconds: float) -> None:
@@ -189,10 +204,10 @@ class Attempts:
     # ------------------------------------------------------------------ after an attempt
 
     def timeout_error(self, call: Call, cause: BaseException, reason: str = "") -> Exception:
-        """The error for a call whose own time is up; `reason` says which time of an attempt.
+        """The error for a call whose timer fired; `reason` says which limit an attempt passed.
 
-        Its cause, which tells whether anything was sent, is set here: the verdict comes before
-        `raise`.
+        Its cause is set here, as the error is classified before it is raised, and the cause shows
+        whether anything was sent.
         """
         total = call.loop_state.policy.timeout.total
         error: Exception
@@ -206,7 +221,12 @@ class Attempts:
         return error
 
     def _settle_raised(self, call: Call, error: BaseException, timer: Timer | None) -> None:
-        """An attempt raised; where that was the end of its time, this raises what says so."""
+        """Settle an attempt that raised.
+
+        Raises:
+            AttemptTimeoutError: Its own timer cancelled it.
+            DeadlineExceededError: The same, at the deadline of its call.
+        """
         if timer is not None and timer.stop(call) and isinstance(error, asyncio.CancelledError):
             timeout = self.timeout_error(call, error)
             self.settle_error(call, timeout)
@@ -216,58 +236,63 @@ class Attempts:
     def settle_success(
         self, call: Call, duration: float | None = None, answer: object = None
     ) -> None:
-        """An attempt succeeded, to its end; `duration` is a stream's wait for its first item."""
+        """Settle an attempt that succeeded, to the end of its stream if it has one.
+
+        Args:
+            call: Its call.
+            duration: Seconds that a stream's first item took; None measures from its start to now.
+            answer: Its result, whose tokens are counted where a limit counts them.
+        """
         budget = self.budget
         if budget.tokens < budget.capacity:
             budget.earn()
-        line, succeeded = call.loop_state.admission, self.events.succeeded
-        if line is None and succeeded is None and self._circuit.ignores_successes:
-            return  # before the clock is asked: nobody wants to know
+        controller, succeeded = call.loop_state.controller, self.events.succeeded
+        if controller is None and succeeded is None and self._circuit.ignores_successes:
+            return  # before the clock is read: no one uses the duration
         tokens = 0
         if duration is None:
             duration = self.clock() - call.started
-        if line is not None:
-            tokens = line.release(call, None, duration, answer)
-            call.loop_state.drop_idle_admission()
+        if controller is not None:
+            tokens = controller.release(call, None, duration, answer)
+            call.loop_state.drop_idle_controller()
         self.breaker.on_success(call.admission, duration)
         if succeeded is not None:
             succeeded(self.name, duration, tokens)
 
     def settle_error(self, call: Call, error: BaseException) -> None:
-        """An attempt raised: the breaker learns of it where the dependency is to blame."""
+        """Settle an attempt that raised: the breaker counts it if the dependency is to blame."""
         if not isinstance(error, Exception) or isinstance(error, CallRejected):
             self.settle_without_verdict(call)
             return
         failure = classify(error)
         duration = self.clock() - call.started
         is_cut_short = _is_cut_short(call, error, duration)
-        if (line := call.loop_state.admission) is not None:
-            line.release(call, failure, duration, is_cut_short=is_cut_short)
+        if (controller := call.loop_state.controller) is not None:
+            controller.release(call, failure, duration, is_cut_short=is_cut_short)
         if failure.kind is _THROTTLED:
             on_throttled(self, error, failure)
         if is_cut_short:
-            self.breaker.release(call.admission)
+            self.breaker.release(call.admission)  # less time than the policy grants: no verdict
         elif failure.counts:
             self.breaker.on_failure(call.admission, duration, symptom(root_cause(error), failure))
         else:
             seen, admission = symptom(root_cause(error), failure), call.admission
-            pause = (
-                0.0 if admission is self._circuit.shared_admission else failure.pause
-            )  # of a probe
+            is_probe = admission is not self._circuit.shared_admission
+            pause = failure.pause if is_probe else 0.0
             self.breaker.on_uncounted_failure(admission, seen, pause)
         call.failure = failure
         if self.events.subscribed:
             publish_attempt_failed(self, error, failure, duration)
 
     def settle_without_verdict(self, call: Call) -> None:
-        """An attempt was given up by its caller, or never reached the dependency."""
-        if (line := call.loop_state.admission) is not None:
-            line.release_cancelled(call)
+        """Settle an attempt that its caller gave up, or that never reached the dependency."""
+        if (controller := call.loop_state.controller) is not None:
+            controller.release_cancelled(call)
         self.breaker.release(call.admission)
 
 
 def _is_cut_short(call: Call, error: Exception, duration: float) -> bool:
-    """Whether the deadline gave an attempt less time than the policy gives attempts."""
+    """Whether the deadline left an attempt less time than the policy gives attempts."""
     timer = call.loop_state.timer
     return isinstance(error, DeadlineExceededError) and (
         timer is not None and duration < timer.seconds

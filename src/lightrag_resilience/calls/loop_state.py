@@ -19,25 +19,26 @@ _NEVER = -math.inf
 
 
 class LoopState:
-    """Timers, rate limit and places of one dependency on one event loop; None where not asked for.
+    """The timer and the limits of one dependency on one event loop, by one policy.
 
     Attributes:
-        loop_timers: The loop, and its thread.
-        timer: Ends an attempt, or a whole call where that is shorter.
-        admission: What a call waits for before it is sent; None while there is nothing to wait for.
-        loop_states: The parts of all loops.
+        loop_timers: The loop, its thread, and the timers of all dependencies on it.
+        timer: Ends an attempt, or a whole call where that is shorter; None without a timeout.
+        controller: What a call waits for before it is sent; None while there is nothing to wait
+            for. Not the breaker's admission, which is `Call.admission`.
+        loop_states: Those of all loops.
     """
 
-    __slots__ = ("_admission", "admission", "loop_states", "loop_timers", "timer")
+    __slots__ = ("_controller", "controller", "loop_states", "loop_timers", "timer")
 
-    def __init__(self, loops: LoopStates, home: LoopTimers) -> None:
-        self.loop_timers = home
-        self.loop_states = loops
-        attempt, total = loops.policy.timeout.attempt, loops.policy.timeout.total
-        limits = [seconds for seconds in (attempt, total) if seconds]
-        self.timer = home.timer(min(limits)) if limits else None
-        self._admission: AdmissionController | None = None  # most dependencies never need it
-        self.admission = self._make_admission() if is_limited(loops.policy) else None
+    def __init__(self, loop_states: LoopStates, loop_timers: LoopTimers) -> None:
+        self.loop_timers = loop_timers
+        self.loop_states = loop_states
+        timeout = loop_states.policy.timeout
+        limits = [seconds for seconds in (timeout.attempt, timeout.total) if seconds]
+        self.timer = loop_timers.timer(min(limits)) if limits else None
+        self._controller: AdmissionController | None = None  # most dependencies never need it
+        self.controller = self._make_controller() if is_limited(loop_states.policy) else None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -46,54 +47,54 @@ class LoopState:
 
     @property
     def policy(self) -> Policy:
-        """What the calls that are given these go by, whatever follows."""
+        """The policy of the calls that have this state, also after the guard got another."""
         return self.loop_states.policy
 
     def cool_down(self, seconds: float) -> None:
-        """The provider asked to wait; from any thread."""
-        line = self._admission or self._make_admission()
-        line.cooldown.begin(seconds)
-        self.admission = line
+        """Send no call for so long, as the provider asked; from any thread."""
+        controller = self._controller or self._make_controller()
+        controller.cooldown.begin(seconds)
+        self.controller = controller
 
     @property
     def occupancy(self) -> Occupancy:
-        """How the places of this loop are taken."""
-        return Occupancy() if self._admission is None else self._admission.occupancy
+        """Permits in use and calls in the queue, on this loop."""
+        return Occupancy() if self._controller is None else self._controller.occupancy
 
-    def drop_idle_admission(self) -> None:
-        """Calls go past the line again, if there is nothing left to wait for."""
-        if self._admission is not None and not self._admission.is_needed:
-            self.admission = None
+    def drop_idle_controller(self) -> None:
+        """Let calls bypass the controller again, once it has nothing to wait for."""
+        if self._controller is not None and not self._controller.is_needed:
+            self.controller = None
 
-    def _make_admission(self) -> AdmissionController:
-        self._admission = self.loop_states.new_admission(self.loop_timers)
-        return self._admission
+    def _make_controller(self) -> AdmissionController:
+        self._controller = self.loop_states.new_controller(self.loop_timers)
+        return self._controller
 
     @property
-    def own_admission(self) -> AdmissionController | None:
-        """What calls have waited in, if any ever had to."""
-        return self._admission
+    def known_controller(self) -> AdmissionController | None:
+        """The controller in use or dropped as idle; None where no call ever needed one."""
+        return self._controller
 
 
 class LoopStates:
-    """The parts of one dependency for each event loop that is there, by one policy.
+    """The states of one dependency on all event loops, by one policy.
 
     Args:
         name: The dependency.
-        policy: What is asked for.
-        homes: What it shares with other guards on each loop.
+        policy: Its limits and timeouts.
+        loop_timers: The loops and timers that all guards of a registry share.
         clock: Monotonic seconds.
-        shared: The limit of all workers together, if there is one.
+        shared: The rate limit of all workers together, if there is one.
     """
 
     __slots__ = (
         "_clock",
         "_cooldown_until",
+        "_loop_timers",
         "_name",
-        "_previous_admissions",
+        "_previous_controllers",
         "_shared",
         "_states",
-        "_timers",
         "policy",
     )
 
@@ -101,82 +102,83 @@ class LoopStates:
         self,
         name: str,
         policy: Policy,
-        homes: LoopTimersRegistry,
+        loop_timers: LoopTimersRegistry,
         clock: Callable[[], float],
         shared: SharedLimiter | None,
     ) -> None:
         self._name = name
         self.policy = policy
-        self._timers = homes
+        self._loop_timers = loop_timers
         self._clock = clock
         self._shared = shared
         self._cooldown_until = _NEVER
         self._states: list[LoopState] = []  # loops are few
-        self._previous_admissions: dict[LoopTimers, AdmissionController] = {}
+        self._previous_controllers: dict[LoopTimers, AdmissionController] = {}
         if shared is not None:
             shared.on_cooldown = self._receive_cooldown
 
     def with_policy(self, policy: Policy) -> LoopStates:
-        """The same by another policy, for new calls; those under way end by their own."""
-        changed = LoopStates(self._name, policy, self._timers, self._clock, self._shared)
+        """The states for new calls by another policy; calls under way keep the present ones."""
+        changed = LoopStates(self._name, policy, self._loop_timers, self._clock, self._shared)
         changed._cooldown_until = self._cooldown_until
-        changed._previous_admissions = self._previous_admissions | {
-            parts.loop_timers: parts.own_admission
-            for parts in list(self._states)
-            if parts.own_admission is not None
+        # The new controllers take over the cool-down, and each limit that stays the same.
+        changed._previous_controllers = self._previous_controllers | {
+            state.loop_timers: state.known_controller
+            for state in list(self._states)
+            if state.known_controller is not None
         }
         if self._shared is not None:
             self._shared.policy = policy.limit
         return changed
 
     def for_loop(self, loop: asyncio.AbstractEventLoop) -> tuple[LoopState, bool]:
-        """The parts of a loop, and whether they are new."""
-        home = self._timers.for_loop(loop)
-        for parts in self._states:
-            if parts.loop_timers is home:
-                return parts, False
-        parts = LoopState(self, home)
+        """The state of a loop, and whether it is new."""
+        loop_timers = self._loop_timers.for_loop(loop)
+        for state in self._states:
+            if state.loop_timers is loop_timers:
+                return state, False
+        state = LoopState(self, loop_timers)
         if (left := self._cooldown_until - self._clock()) > 0:
-            parts.cool_down(left)
-        self._states.append(parts)
+            state.cool_down(left)
+        self._states.append(state)
         for other in list(self._states):
             if other.loop.is_closed():
-                self._previous_admissions.pop(other.loop_timers, None)
+                self._previous_controllers.pop(other.loop_timers, None)
                 with contextlib.suppress(ValueError):  # another thread has done so
                     self._states.remove(other)
-        return parts, True
+        return state, True
 
-    def new_admission(self, home: LoopTimers) -> AdmissionController:
-        """What the calls of one loop wait in."""
-        if (elder := self._previous_admissions.get(home)) is not None:
-            return elder.with_policy(self.policy, self._shared)
+    def new_controller(self, loop_timers: LoopTimers) -> AdmissionController:
+        """An admission controller for the calls of one loop."""
+        if (previous := self._previous_controllers.get(loop_timers)) is not None:
+            return previous.with_policy(self.policy, self._shared)
         return AdmissionController(self._name, self.policy, self._clock, self._shared)
 
     @property
     def occupancy(self) -> Occupancy:
-        """How the places of all loops are taken; any thread may ask."""
-        # In a forked child those of its parent's loops are the parent's.
+        """Permits in use and calls in the queue, on all loops; from any thread."""
+        # In a forked child the loops of its parent have no thread: their calls are not here.
         found = [
-            parts.occupancy for parts in list(self._states) if parts.loop_timers.thread is not None
+            state.occupancy for state in list(self._states) if state.loop_timers.thread is not None
         ]
         limits = [each.limit for each in found if each.limit is not None]
         in_use, waiting = (sum(each.in_use for each in found), sum(each.waiting for each in found))
-        standstill = max(self._cooldown_until - self._clock(), 0.0)
-        return Occupancy(sum(limits) if limits else None, in_use, waiting, standstill)
+        cooldown_remaining = max(self._cooldown_until - self._clock(), 0.0)
+        return Occupancy(sum(limits) if limits else None, in_use, waiting, cooldown_remaining)
 
     def cool_down(self, seconds: float) -> None:
-        """The provider asked to wait: no call of any worker goes before."""
+        """Let no worker send a call for so long, as the provider asked."""
         self._cool_down_locally(seconds)
         if self._shared is not None:
             self._shared.cool_down(seconds)
 
     def _receive_cooldown(self, seconds: float) -> None:
-        """Another worker was asked to wait; no message counts for more than an answer would."""
+        # A message from another worker may delay calls no longer than a provider's answer may.
         self._cool_down_locally(min(seconds, self.policy.retry.max_retry_after))
 
     def _cool_down_locally(self, seconds: float) -> None:
         self._cooldown_until = max(self._cooldown_until, self._clock() + seconds)
-        for elder in list(self._previous_admissions.values()):  # calls may still wait in it
-            elder.cooldown.begin(seconds)
-        for parts in list(self._states):
-            parts.cool_down(seconds)
+        for previous in list(self._previous_controllers.values()):  # calls may still wait in it
+            previous.cooldown.begin(seconds)
+        for state in list(self._states):
+            state.cool_down(seconds)

@@ -1,4 +1,4 @@
-"""What listeners are told of a call. Nothing is built without a listener."""
+"""Events of a call, published by its guard. None is built without a subscriber."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Publisher(Protocol):
 def publish_attempt_failed(
     guard: _Publisher, error: Exception, failure: Failure, duration: float
 ) -> None:
-    """An attempt failed, after so many seconds."""
+    """Publish that an attempt failed after `duration` seconds."""
     if AttemptFailed in guard.events.subscribed:
         name = type(root_cause(error)).__name__
         kind, status = failure.kind.value, failure.status
@@ -47,33 +47,33 @@ def publish_attempt_failed(
 
 
 def publish_call_failed(guard: _Publisher, call: Call, error: BaseException) -> None:
-    """A call is over and its last attempt failed; one that was refused is told of elsewhere."""
+    """Publish that a call has failed for good. A rejected one has its own event already."""
     note_id(error)
     if CallFailed in guard.events.subscribed and call.failure is not None:
         lasted = guard.clock() - call.began
         guard.events.publish(CallFailed(guard.name, call.failure.kind.value, lasted))
 
 
-def publish_attempt_rejected(guard: _Publisher, refusal: type[CallRejected]) -> None:
-    """A call was refused before it was sent."""
+def publish_attempt_rejected(guard: _Publisher, rejection: type[CallRejected]) -> None:
+    """Publish that a call was rejected before it was sent."""
     if AttemptRejected in guard.events.subscribed:
-        guard.events.publish(AttemptRejected(guard.name, refusal.__name__))
+        guard.events.publish(AttemptRejected(guard.name, rejection.__name__))
 
 
 def publish_probe_sent(guard: _Publisher) -> None:
-    """A half-open circuit let a call through."""
+    """Publish that a half-open circuit admitted a probe."""
     if ProbeSent in guard.events.subscribed:
         guard.events.publish(ProbeSent(guard.name))
 
 
 def publish_retry_scheduled(guard: _Publisher, call: Call, attempt: int, wait: float) -> None:
-    """An attempt of a call with this number follows in so many seconds."""
+    """Note the number of the next attempt, and publish that it follows in `wait` seconds."""
     call.attempt = attempt
     if RetryScheduled in guard.events.subscribed:
         guard.events.publish(RetryScheduled(guard.name, attempt, wait))
 
 
 def publish_call_admitted(guard: _Publisher, call: Call, waited: float) -> None:
-    """A call has been in line for so many seconds, and may be sent."""
+    """Publish that a call may be sent, after it `waited` so many seconds in the queue."""
     if CallAdmitted in guard.events.subscribed:
         guard.events.publish(CallAdmitted(guard.name, waited, call.tokens[0]))

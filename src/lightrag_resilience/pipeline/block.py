@@ -1,9 +1,9 @@
 """A guard around a block: all but retry, since a block cannot be run again.
 
-A block usually ends in the context in which it began. That of an async generator need not: each
-item may be asked for by another task, and between two items its reader runs, with the context
-variables that the block has set. Such a block is found by the frame of its generator, and is no
-call around anything while the generator is suspended at a ``yield``.
+A block usually ends in the context in which it began. One in an async generator need not: another
+task may request each item, and between two items the reader runs with the context variables that
+the block has set. Such a block is found by the frame of its generator. While the generator is
+suspended at a ``yield``, the block surrounds no other call.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from lightrag_resilience.calls.publishing import publish_call_failed
 __all__ = ["Block", "BlockBetweenItems", "begin_block", "end_block", "open_block"]
 
 _GENERATOR = inspect.CO_ASYNC_GENERATOR
-_AFTER_YIELD = 1  # the lower bits of RESUME's argument; `dis` documents them
+_AFTER_YIELD = 1  # the lower two bits of RESUME's argument, documented in `dis`
 _MANAGERS = frozenset({"__aenter__", "__aexit__", "enter_async_context", "aclose"})
-"""Functions that begin or end a block for the one that calls them."""
+"""Functions that begin or end a block for their caller."""
 
 _in_generators: dict[FrameType, list[Block]] = {}
-"""Open blocks of async generators, by the frames of these; the innermost last."""
+"""Open blocks of async generators by the generator's frame, the innermost last."""
 
 
 class Block(Call):
     """A call that is a block.
 
     Attributes:
-        before: The call that was the current one where it began.
-        generator: The frame of the async generator that it is a block of, if it is one.
+        before: The current call when it began.
+        generator: The frame of the async generator whose code has the block; None elsewhere.
     """
 
     __slots__ = ("before", "generator")
@@ -46,14 +46,14 @@ class Block(Call):
 
     @property
     def owner(self) -> Any:
-        """Whose block it is; None once it has ended."""
+        """The guard of the block; None once it has ended."""
         return self.guard
 
 
 class BlockBetweenItems(Block):
-    """A block of an async generator that is read: its reader's code is not inside it.
+    """A block of an async generator: the code of the reader, between two items, is not inside it.
 
-    Its guard is nobody's, as if it had ended, while the reader has an item of the generator.
+    While the reader has an item, `guard` is None as if the block had ended.
     """
 
     __slots__ = ("_owner", "_read", "_yields")
@@ -65,17 +65,17 @@ class BlockBetweenItems(Block):
 
     @property
     def owner(self) -> Any:
-        """Whose block it is; None once it has ended."""
+        """The guard of the block; None once it has ended."""
         return self._owner
 
     @property
     def is_suspended(self) -> bool:
-        """Whether the reader has an item, and this waits until the next is asked for."""
+        """Whether the reader has an item and has not requested the next."""
         return self._read.f_lasti in self._yields
 
     @property
     def guard(self) -> Any:
-        """Whose block it is, for what runs inside of it."""
+        """The guard for code inside the block; None for the reader's code."""
         return None if self.is_suspended else self._owner
 
     @guard.setter
@@ -84,10 +84,10 @@ class BlockBetweenItems(Block):
 
 
 async def begin_block(guard: Attempts) -> Block:
-    """Let a block begin.
+    """Begin a block in the frame that called ``__aenter__``.
 
     Raises:
-        CallRejected: It may not.
+        CallRejected: It may not begin.
     """
     if guard.gate.is_closed and not inside_guarded_call():
         guard.gate.check(guard.name, guard.events)
@@ -116,8 +116,8 @@ def open_block(guard: Attempts, depth: int = 1) -> Block | None:
     """The innermost block of a guard that ends here; None where none has begun.
 
     Args:
-        guard: Whose block it is.
-        depth: How many functions above this one its end is told.
+        guard: The guard of the block.
+        depth: How many frames above this one the block ends.
     """
     if _in_generators:
         generator, _ = _generators_around(sys._getframe(depth + 1))  # noqa: SLF001 - documented
@@ -127,8 +127,8 @@ def open_block(guard: Attempts, depth: int = 1) -> Block | None:
     current = current_call.get()
     if isinstance(current, Block) and current.generator is None and current.guard is guard:
         return current
-    # Begun by another task, such as what an exit stack holds, or before a block within it ends: all
-    # have the same place. One whose task has ended goes first.
+    # Another task began it (an exit stack can hold it), or blocks end out of order. Blocks of one
+    # guard are interchangeable then; one whose task has ended is the best guess.
     others = [
         call
         for call in guard.gate.running
@@ -138,13 +138,15 @@ def open_block(guard: Attempts, depth: int = 1) -> Block | None:
 
 
 def end_block(guard: Attempts, error: BaseException | None) -> None:
-    """A block has ended.
+    """End a block and settle its attempt.
 
     Raises:
-        AttemptTimeoutError: Its time was up.
+        AttemptTimeoutError: Its timer fired.
+        DeadlineExceededError: The same, at its deadline.
     """
     call: Any = current_call.get()
-    if call.__class__ is not Block or call.guard is not guard or _in_generators:  # not the usual
+    if call.__class__ is not Block or call.guard is not guard or _in_generators:
+        # The slow way, for all but a block that ends where it began, with no generators around.
         call = open_block(guard, 2)
     if call is None:
         raise RuntimeError(f"The block of guard({guard.name!r}) ended in another context")
@@ -173,7 +175,7 @@ def _new_block(guard: Attempts, generator: FrameType | None, read: FrameType | N
     if before is not None:
         before = _still_open(before)
     parent = before
-    while parent is not None and parent.guard is None:  # ended, or none around this
+    while parent is not None and parent.guard is None:  # ended, or suspended at a yield
         parent = parent.parent
     call = Block() if read is None else BlockBetweenItems(read)
     call.begin(guard, parent, guard.clock())
@@ -201,7 +203,7 @@ def _has_lost_its_task(call: Block) -> bool:
 
 
 def _still_open(call: Call | None) -> Call | None:
-    """A call, or what was the current one before it where it is a block that has ended."""
+    """A call, or the one before it where it is a block that has ended."""
     while isinstance(call, Block) and call.owner is None:
         call = call.before
     return call
@@ -211,10 +213,10 @@ def _still_open(call: Call | None) -> Call | None:
 
 
 def _generators_around(frame: FrameType | None) -> tuple[FrameType | None, FrameType | None]:
-    """Frames of the async generator that has a block, and of the one between whose items it is.
+    """Frames of the async generator that has a block, and of the one whose reader is outside it.
 
-    These are two where a generator is a context manager, whose body is inside the block: the
-    latter is then the one that has the context manager, if that is a generator too.
+    The two differ where a generator is a context manager: the body of its ``async with`` is inside
+    the block. The second frame is then that of the generator with the ``async with``, if any.
     """
     frame = ends = _outside_of_managers(frame)
     while frame is not None and _is_generator(frame) and (around := frame.f_back) is not None:

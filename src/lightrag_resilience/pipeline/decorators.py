@@ -35,25 +35,24 @@ def resilient(
     """Call a function through the guard of a dependency.
 
     Coroutine functions, async generators, functions annotated to return an awaitable or an async
-    iterator, what passes such results on (`functools.wraps`), and sync functions stay what they
-    are. A sync function runs in a thread of its own while its caller waits, and may not be called
-    on an event loop, which it would block. A context manager is made of a guarded generator, not
-    the other way round: ``@asynccontextmanager`` goes above.
+    iterator, their wrappers (`functools.wraps`), and sync functions keep their kind. A sync
+    function runs in a thread of its own while its caller waits, and may not be called on an event
+    loop, which it would block. ``@asynccontextmanager`` goes above this decorator.
 
     Args:
         name: The dependency; the same name is the same guard.
         policy: What to do, where the family's defaults do not fit.
-        registry: The guards to use; those of the process by default.
+        registry: The registry of guards; that of the process by default.
 
     Raises:
         CallRejected: On a call: it was not sent.
         AttemptTimeoutError: On a call: the last attempt took too long.
         DeadlineExceededError: On a call: all attempts together took too long.
-        UnsupportedCallError: What is decorated is no function, a sync generator function, or makes
-            a context manager; on a call: a sync function is called on a loop, or returns an
-            iterator that has its work still to do, or gevent has replaced threads.
+        UnsupportedCallError: The decorated object is no function, a sync generator function, or
+            makes a context manager; on a call: a sync function is called on a loop or returns a
+            lazy iterator, or gevent has replaced threads.
         SettingsError: On the first call: a ``RESILIENCE_*`` variable is wrong.
-        PolicyError: The name or the policy is none; on the first call: the guard exists with
+        PolicyError: The name or the policy is invalid; on the first call: the guard exists with
             another policy.
     """
     if callable(name):
@@ -95,7 +94,9 @@ def resilient(
 
 
 def _coroutine(function: Callable[..., Any], find: Callable[[], Guard]) -> Callable[..., Any]:
-    guard: Guard | _Unfound  # not its method: once it is traced, that is another one
+    guard: (
+        Guard | _UnresolvedGuard
+    )  # not its method: tracing changes the class of a guard, see `Guard`
 
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         return await guard.run(function, args, kwargs)
@@ -104,12 +105,12 @@ def _coroutine(function: Callable[..., Any], find: Callable[[], Guard]) -> Calla
         nonlocal guard
         guard = it
 
-    guard = _Unfound(find, found)
+    guard = _UnresolvedGuard(find, found)
     return guarded
 
 
-class _Unfound:
-    """Stands where the guard will be, until the first call."""
+class _UnresolvedGuard:
+    """Takes the place of the guard until the first call, which reads the settings."""
 
     def __init__(self, find: Callable[[], Guard], found: Callable[[Guard], None]) -> None:
         self._find = find
@@ -138,7 +139,7 @@ def _sync(
             asyncio.get_running_loop()
         except RuntimeError:
             return owner.threads.run(find().run(begin, args, kwargs))
-        refuse_green_threads()  # with them, all code of a thread seems to run on its loop
+        refuse_green_threads()  # there, other greenlets of a loop's thread seem to run on it
         name = name_of(function)
         raise UnsupportedCallError(
             f"{name} is a sync function and would block the event loop: "

@@ -3,7 +3,7 @@
 A call goes through these steps; each policy is a file of its own and knows none of the others::
 
     deadline ─▶ ┌ retry ──────────────────────────────────────────────────────┐
-                │ breaker ─▶ rate limit ─▶ place ─▶ breaker ─▶ timeout ─▶ call │
+                │ breaker ─▶ rate limit ─▶ permit ─▶ breaker ─▶ timeout ─▶ call│
                 └──────────────── outcome ◀── class of failure ◀──────────────┘
 """
 
@@ -13,7 +13,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from threading import get_ident  # names alone, where they are on the way of each call
+from threading import get_ident  # not the module: each attribute costs every call
 from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
@@ -52,18 +52,23 @@ class Guard(Attempts):
     As a context manager (``async with guard:``) it does all but retry: a block cannot be run
     again. Calls made inside a call of the same guard pass straight through.
 
+    **The class of a live guard changes.** `Guards.trace` sets ``guard.__class__`` to a subclass
+    (`telemetry.tracing.TracedGuard`) and back, so that untraced calls pay nothing for tracing, not
+    even a check. Therefore keep the guard and not its bound methods, which would stay untraced, and
+    give `Guard` and its subclasses the same slots, which Python requires of such a change.
+
     Args:
         name: The dependency, such as ``llm.openai``.
         policy: What to do; durations are seconds.
-        base: The policy that was given in code, where variables made `policy` of it.
-        events: Where each step is announced.
-        breaker: One that is made already, such as one that all workers share.
-        limit: What all workers may send together.
-        workers: How many there are, this process included; they share the retry budget.
+        base: The policy given in code, from which variables made `policy`.
+        events: Where each step is published.
+        breaker: A breaker made elsewhere, such as one that all workers share.
+        limit: The rate limit that all workers share.
+        workers: Number of workers, this one included; they share the retry budget.
         clock: Monotonic seconds.
         sleep: Waits so many seconds between attempts.
         gate: Lets calls in until a drain begins.
-        homes: What it shares with other guards on each event loop.
+        loop_timers: The timers shared with other guards on each event loop.
     """
 
     __slots__ = ("__weakref__", "base")
@@ -81,12 +86,14 @@ class Guard(Attempts):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         gate: DrainGate | None = None,
-        homes: LoopTimersRegistry | None = None,
+        loop_timers: LoopTimersRegistry | None = None,
     ) -> None:
-        loops = LoopStates(name, policy, homes or LoopTimersRegistry(clock), clock, limit)
+        timers = loop_timers or LoopTimersRegistry(clock)
+        loop_states = LoopStates(name, policy, timers, clock, limit)
         events = events or Events()
         breaker = breaker or Breaker(name, policy.effective_breaker, events=events, clock=clock)
-        super().__init__(name, events, breaker, loops, RetryBudget(policy.retry.budget, workers))
+        budget = RetryBudget(policy.retry.budget, workers)
+        super().__init__(name, events, breaker, loop_states, budget)
         self.policy = policy
         self.base = base
         self.clock: Clock = clock
@@ -114,7 +121,7 @@ class Guard(Attempts):
         """Call a function of any kind under this guard; a sync one runs in a thread.
 
         Raises:
-            CallRejected: It was not sent: circuit open, rate limit used up, or queue full.
+            CallRejected: It was not sent: circuit open, rate limit used up, queue full, or a drain.
             AttemptTimeoutError: The last attempt took too long.
             DeadlineExceededError: All attempts together took too long.
             Exception: What the function raised in its last attempt.
@@ -123,11 +130,11 @@ class Guard(Attempts):
 
     @property
     def occupancy(self) -> Occupancy:
-        """How the places for calls at once are taken, in this process."""
+        """Permits in use and calls in the queue, in this process."""
         return self._loop_states.occupancy
 
     def refuse_if_open(self) -> None:
-        """Raise what a call would get at once, without making one.
+        """Reject now what a call would be rejected with at once.
 
         Raises:
             CircuitOpenError: The circuit is open and its next probe is not due.
@@ -148,9 +155,10 @@ class Guard(Attempts):
     ) -> R:
         """As `call`, for a coroutine function only.
 
-        `once` leaves retries to the caller; `idempotent` knows better than the policy.
+        `once` makes one attempt, for callers that retry; `idempotent` overrides the policy's.
         """
-        around = current_call  # of an imported name each method would be bound anew
+        # Cost on the hot path decides here: docs/performance.md has it, `make bench` measures it.
+        around = current_call  # a local name: a global one is looked up for each of its methods
         parent = around.get()
         if parent is not None and parent.is_within(self):
             return await function(*args, **kwargs)
@@ -160,8 +168,9 @@ class Guard(Attempts):
         now = self.clock()
         if (wait := self._circuit.open_until - now) > 0:
             raise self._rejection(wait)
-        # From here Call.begin(), prepare(), admit() and _attempt() are written out: each function
-        # more, even an empty one, is 2 % of what a guard costs.
+        # From here Call.begin(), prepare(), admit() and _attempt() are written out: even an empty
+        # function costs 2 % of a guarded call. A change in one of them is a change here, too;
+        # tests/pipeline/test_attempts.py runs both ways through the same cases.
         call = Call()
         call.name = self.name
         call.guard = self
@@ -173,21 +182,23 @@ class Guard(Attempts):
         gate.running[call] = None
         token = around.set(call)
         try:
-            parts = self._loop_state
-            if (  # not on the running loop; to name that, Python 3.11 asks the kernel who we are
-                parts is None
-                or (timers := parts.loop_timers).thread != get_ident()
+            loop_state = self._loop_state
+            # Is it that of the running loop? Not asked of get_running_loop(), for which Python 3.11
+            # makes a system call (getpid). In this thread, a task of this loop runs, or none does.
+            if (
+                loop_state is None
+                or (timers := loop_state.loop_timers).thread != get_ident()
                 or current_task(timers.loop) is None
             ):
-                parts = self.prepare(call)
-            call.loop_state = parts
+                loop_state = self.prepare(call)
+            call.loop_state = loop_state
             admission = self._circuit.shared_admission
-            if admission is None or parts.admission is not None:
-                timer = await self.admit(call, parts, args, kwargs)
+            if admission is None or loop_state.controller is not None:
+                timer = await self.admit(call, loop_state, args, kwargs)
             else:
                 call.admission = admission
                 call.started = now
-                call.timer = timer = parts.timer
+                call.timer = timer = loop_state.timer
                 if timer is not None:
                     timer.start(call, now)
             try:
@@ -214,10 +225,10 @@ class Guard(Attempts):
             call.guard = None
             if call.idle_timer is None:
                 gate.running.pop(call, None)
-            try:  # noqa: SIM105 - suppress() costs more than all of this
+            try:  # noqa: SIM105 - suppress() costs more than the whole block
                 around.reset(token)
             except ValueError:
-                pass  # ended by the garbage collector, in the context of other code
+                pass  # the garbage collector closed the coroutine, in another context
 
     async def _attempt(
         self,
@@ -226,7 +237,7 @@ class Guard(Attempts):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> R:
-        """An attempt after the first."""
+        """One attempt after the first, which `run` makes in the same steps."""
         timer = await self.admit(call, self.prepare(call), args, kwargs)
         try:
             result: Any = await function(*args, **kwargs)
@@ -241,7 +252,7 @@ class Guard(Attempts):
         return result  # type: ignore[no-any-return]
 
     async def _opened(self, call: Call, source: Any, timer: Timer | None) -> GuardedStream[Any]:
-        """A stream whose first item is there: until then it is an attempt like others."""
+        """A stream whose first item has come: until then an attempt may be retried."""
         return await GuardedStream(self, source).open(call, timer)
 
     async def _run_retries(
@@ -251,7 +262,7 @@ class Guard(Attempts):
         first: Exception,
         attempt: Callable[[], Awaitable[R]],
     ) -> R:
-        """What a further attempt gives; `first` is what the first one raised.
+        """The result of a further attempt; `first` is what the first one raised.
 
         Raises:
             Exception: What the last attempt raised.
@@ -262,7 +273,7 @@ class Guard(Attempts):
             dependency=self.name,
             policy=policy,
             budget=self.budget,
-            deadline=lambda: call.deadline,  # it moves while time is set aside
+            deadline=lambda: call.deadline,  # it moves while the timers are suspended
             clock=self.clock,
             sleep=self.pause,
             scheduled=functools.partial(publish_retry_scheduled, self, call),
@@ -280,7 +291,7 @@ class Guard(Attempts):
         raise UnsupportedCallError(f"Write async with guard({self.name!r}): it may have to wait")
 
     def __exit__(self, *_: object) -> None:
-        """Only so that `__enter__` is asked."""
+        """Exists so that ``with`` reaches `__enter__`, whose error says what to write."""
 
     async def __aenter__(self) -> Self:
         await begin_block(self)

@@ -34,26 +34,26 @@ __all__ = ["Guards", "Tracing", "guard", "guards", "resolve_guards"]
 
 _log = logging.getLogger("lightrag_resilience")
 
-_REASONS = 3  # of changes, in a line of the log
-_TOLD = 5  # problems, in a line of the log
+_MAX_REASONS = 3  # of changed policies, in one log message
+_MAX_PROBLEMS = 5  # of overrides, in one log message
 
 
 class Query(Protocol):
-    """A query that is seen."""
+    """A traced query."""
 
     def current(self) -> AbstractContextManager[None]:
-        """What is called in this block is called by it."""
+        """Trace calls made in this block as part of the query."""
         ...
 
     def end(self, error: BaseException | None = None, outcome: str | None = None) -> None:
-        """It is over."""
+        """End the query."""
 
 
 class Tracing(Protocol):
-    """What sees queries of a LightRAG that is protected by these guards."""
+    """Traces the queries of a LightRAG that these guards protect."""
 
     def begin_query(self, workspace: str) -> Query:
-        """A query begins."""
+        """Begin the trace of a query."""
         ...
 
 
@@ -61,7 +61,7 @@ class Guards:
     """The guards of a process. The same name is the same guard.
 
     Args:
-        settings: What the environment says; None reads it when the first guard is made.
+        settings: The settings; None reads the environment when the first guard is made.
         clock: Monotonic seconds.
         sleep: Waits so many seconds between attempts.
     """
@@ -91,24 +91,24 @@ class Guards:
 
     @property
     def settings(self) -> Settings:
-        """What the environment said when it was first asked.
+        """The settings, from the environment as it was when they were first read.
 
         Raises:
             SettingsError: A ``RESILIENCE_*`` variable is wrong.
         """
         with self._lock:
             if self._settings is None:
-                # pydantic-settings takes longer to import than all the rest.
+                # pydantic-settings takes longer to import than the rest of the package.
                 from lightrag_resilience.config.settings import load_settings  # noqa: PLC0415
 
                 self._settings = load_settings()
             return self._settings
 
     def get(self, name: str, policy: Policy | None = None) -> Guard:
-        """The guard of `name`; a policy given in code is the ground that variables change.
+        """The guard of `name`, made on first use; variables override a policy given in code.
 
         Raises:
-            PolicyError: The guard exists with another policy; or the name or the policy is none.
+            PolicyError: The guard exists with another policy, or the name or the policy is invalid.
             SettingsError: A ``RESILIENCE_*`` variable is wrong.
         """
         with self._lock:
@@ -128,7 +128,7 @@ class Guards:
 
     @property
     def effective(self) -> Settings:
-        """The settings under what was overridden.
+        """The settings with the overrides in force.
 
         Raises:
             SettingsError: A ``RESILIENCE_*`` variable is wrong.
@@ -136,7 +136,7 @@ class Guards:
         return self._effective or self.settings
 
     def find(self, name: str) -> Guard | None:
-        """The guard of `name`, where one was made."""
+        """The guard of `name`; None if it was never used."""
         return self._guards.get(name)
 
     def _make(self, name: str, policy: Policy | None) -> Guard:
@@ -163,11 +163,11 @@ class Guards:
             clock=self._clock,
             sleep=self._sleep,
             gate=self.gate,
-            homes=self.loop_timers,
+            loop_timers=self.loop_timers,
         )
 
     def _synchronizer(self) -> Synchronizer | None:
-        """What shares breakers through Redis, where an address is given."""
+        """The synchronizer that shares breakers through Redis; None without an address."""
         address = self.settings.redis_url
         if address is None:
             if not self._guards:
@@ -187,14 +187,14 @@ class Guards:
         return self._sync
 
     def override(self, variables: Mapping[str, str], reason: str = "by hand") -> None:
-        """Go on as if variables of policies had other values; earlier overrides end.
+        """Override variables of policies in this process; earlier overrides end.
 
-        Calls under way end by the policy they began with.
+        Calls under way keep the policy they began with.
 
         Args:
-            variables: For the variables of policies, such as ``RESILIENCE_LLM__LIMIT__RPM``, the
-                text of their values.
-            reason: Why, for those who wonder.
+            variables: Names of variables, such as ``RESILIENCE_LLM__LIMIT__RPM``, and their values
+                as text.
+            reason: Why, for the log.
 
         Raises:
             SettingsError: Some are wrong; nothing is changed then.
@@ -202,15 +202,15 @@ class Guards:
         changed = self.settings.with_overrides(variables)
         with self._lock:
             policies = {it.name: changed.policy_for(it.name, it.base) for it in self}
-            self._go_by(changed, policies, reason)
+            self._apply(changed, policies, reason)
 
     def _override(self, overrides: Mapping[str, Override]) -> None:
-        """What an operator changed for all workers, as far as it makes sense.
+        """Apply what an operator overrode for all workers, except for invalid values.
 
-        A guard whose policy of code it contradicts keeps the policy that it has.
+        A guard keeps its policy where the overrides contradict the policy given in code.
         """
         values = {name: override.value for name, override in overrides.items()}
-        reasons = sorted({override.reason for override in overrides.values()})[:_REASONS]
+        reasons = sorted({override.reason for override in overrides.values()})[:_MAX_REASONS]
         changed, _, problems = self.settings.with_valid(values)
         with self._lock:
             policies = {}
@@ -220,13 +220,15 @@ class Guards:
                 except SettingsError as error:
                     policies[guard.name] = guard.policy
                     problems += error.problems
-            self._go_by(changed, policies, "; ".join(reasons) or "as the variables say")
+            self._apply(changed, policies, "; ".join(reasons) or "as the variables say")
         if problems:
-            more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
-            _log.error("Overrides in Redis are ignored: %s%s", "; ".join(problems[:_TOLD]), more)
+            left = len(problems) - _MAX_PROBLEMS
+            more = f"; and {left} more" if left > 0 else ""
+            shown = "; ".join(problems[:_MAX_PROBLEMS])
+            _log.error("Overrides in Redis are ignored: %s%s", shown, more)
 
-    def _go_by(self, settings: Settings, policies: Mapping[str, Policy], reason: str) -> None:
-        """Take over other settings and the policies that follow; under the lock."""
+    def _apply(self, settings: Settings, policies: Mapping[str, Policy], reason: str) -> None:
+        """Replace the effective settings and each policy they change; the caller holds the lock."""
         self._effective = settings
         for guard in self:
             if (policy := policies[guard.name]) != guard.policy:
@@ -234,7 +236,7 @@ class Guards:
                 guard.update_policy(policy, reason)
 
     def _policy_for(self, name: str, base: Policy | None) -> Policy:
-        """The policy of a guard to come; overrides that contradict what code says are ignored.
+        """The policy of a new guard; overrides that contradict the one given in code are ignored.
 
         Raises:
             SettingsError: The environment's variables contradict it.
@@ -247,9 +249,11 @@ class Guards:
         return self.settings.policy_for(name, base)
 
     def trace(self, tracing: Tracing | None, guard_class: type[Guard]) -> None:
-        """Let all guards, those to come included, be of a class that sees their calls.
+        """Change the class of all guards, present and new; `Guard` says what that means.
 
-        Nothing is asked on the way of a call: a guard that nobody traces knows nothing of it.
+        Args:
+            tracing: Traces queries; None ends the tracing.
+            guard_class: The class of all guards from now on; `Guard` itself without tracing.
         """
         with self._lock:
             self.tracing = tracing
@@ -259,20 +263,20 @@ class Guards:
 
     @property
     def link(self) -> ConnectionStatus | None:
-        """How it stands with Redis; None where nothing is shared yet."""
+        """The status of the connection to Redis; None where nothing is shared yet."""
         return self._sync.link if self._sync is not None else None
 
     def close(self) -> None:
-        """End the threads behind sync functions and shared breakers; later use begins anew."""
+        """End the threads behind sync functions and shared breakers; later use starts new ones."""
         self.threads.close()
         if self._sync is not None:
             self._sync.close()
 
     def reset_after_fork(self) -> None:
-        """In a child process: who held a lock may be a thread of the parent's."""
+        """Replace the locks in a child process: a thread of the parent may hold them for ever."""
         self._lock = threading.RLock()
         self._breakers_lock = threading.RLock()
-        if self._sync is None:  # it renews what it shares
+        if self._sync is None:  # a synchronizer resets the shared breakers itself
             for guard in self._guards.values():
                 guard.breaker.take_lock(self._breakers_lock)
 
@@ -291,10 +295,10 @@ def guards() -> Guards:
 
 
 def resolve_guards(registry: Guards | None) -> Guards:
-    """The guards that were given, or else those of this process.
+    """The registry that was given, or else that of this process.
 
     Raises:
-        UnsupportedCallError: Something else was given.
+        UnsupportedCallError: It is no `Guards`.
     """
     if registry is None:
         return _process_guards
@@ -312,10 +316,10 @@ def guard(name: str, policy: Policy | None = None) -> Guard:
     Args:
         name: The dependency; its first part is the family whose defaults it gets: ``llm``,
             ``embedding``, ``rerank``, ``storage``.
-        policy: What to do, where the defaults do not fit. ``RESILIENCE_*`` variables win over it.
+        policy: What to do, where the defaults do not fit. ``RESILIENCE_*`` variables override it.
 
     Raises:
-        PolicyError: The guard exists with another policy; or the name or the policy is none.
+        PolicyError: The guard exists with another policy, or the name or the policy is invalid.
         SettingsError: A ``RESILIENCE_*`` variable is wrong.
     """
     return _process_guards.get(name, policy)

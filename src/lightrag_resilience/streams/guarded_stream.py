@@ -74,8 +74,8 @@ class GuardedStream(StreamProxy[T_co]):
             raise
         if timer is not None:
             timer.stop(call)
-        if (line := call.loop_state.admission) is not None:
-            line.first_item_received(call)
+        if (controller := call.loop_state.controller) is not None:
+            controller.first_item_received(call)
         self._reader = StreamReader(guard, call, self._iterator, self._source, first)
         self._items = self._reader.items(first)
         return self

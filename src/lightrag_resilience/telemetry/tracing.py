@@ -1,6 +1,6 @@
 """A span for each call of a guard, its retries included, and one below it for each attempt.
 
-A guard that is traced is of another class. One that is not has nothing to do with any of this.
+Tracing changes the class of a live guard, as `Guard` explains: an untraced one pays nothing.
 """
 
 from __future__ import annotations
