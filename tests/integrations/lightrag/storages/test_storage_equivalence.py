@@ -20,7 +20,8 @@ from lightrag_resilience.integrations.lightrag.storages import guard_storage
 from support.backends import BACKENDS, EMBEDDED, Backend, Reader, place_of
 from support.storage_operations import CALLS, KINDS, LIFE, Call, methods_of, sequences
 
-pytestmark = pytest.mark.lightrag
+# Most of the time LightRAG and Hypothesis work: measured, it would double.
+pytestmark = [pytest.mark.lightrag, pytest.mark.once, pytest.mark.no_cover]
 STRAIGHT = settings(
     max_examples=15,
     deadline=None,
@@ -28,6 +29,7 @@ STRAIGHT = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+FIRST = settings(STRAIGHT, max_examples=200, phases=[Phase.generate], report_multiple_bugs=False)
 
 Prepare = Callable[[Any], Any]
 
@@ -107,14 +109,14 @@ def test_the_same_calls_give_the_same(pair: Pair, kind: str, data: st.DataObject
 def test_what_was_written_is_the_same_after_an_end_and_a_new_beginning(
     pair: Pair, kind: str
 ) -> None:
-    writes = find(sequences(kind), lambda calls: len(calls) > 5)
+    writes = find(sequences(kind), lambda calls: len(calls) > 5, settings=FIRST)
     life = [Call("index_done_callback"), Call("finalize"), Call("initialize")]
     assert pair.difference(kind, [*writes, *life, *writes], guarded) == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_method_is_forgotten(kind: str) -> None:
-    called = {find(calls, lambda _: True).method for calls in CALLS[kind]}
+    called = {find(calls, lambda _: True, settings=FIRST).method for calls in CALLS[kind]}
     assert called | LIFE == methods_of(kind)
 
 
@@ -158,7 +160,7 @@ def test_a_method_that_does_something_else_is_found(
 
 
 def is_found(pair: Pair, kind: str, method: str, wrong: Callable[..., Any]) -> bool:
-    @settings(STRAIGHT, max_examples=200, phases=[Phase.generate])
+    @FIRST
     @given(calls=sequences(kind))
     def search(calls: list[Call]) -> None:
         assert pair.difference(kind, calls, lambda storage: Wrong(storage, method, wrong)) == ""
