@@ -3,18 +3,24 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
+SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-all test-lightrag test-redis lint types format docs clean
+.PHONY: help check unit demo test test-all test-lightrag test-redis lint types format docs clean
 .PHONY: bench bench-draining bench-quick bench-page bench-soak bench-installed
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
+check: $(INSTALLED) ## Lint, types and unit tests at the same time, in about a minute
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint types unit
+
+unit: $(INSTALLED) ## Run the tests that start no process and no server
+	$(BIN)/python -m pytest -q -m unit -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
 demo: $(INSTALLED) ## A real LightRAG lives through an outage, beside an unprotected one
 	$(BIN)/lightrag-resilience demo
 
-test: $(INSTALLED) ## Run all tests, with branch coverage, a file at a time on each core
+test: $(INSTALLED) ## Run all tests, with branch coverage, some files at a time
 	$(BIN)/python -m pytest --cov --cov-report=term $(SIDE_BY_SIDE) $(ARGS)
 
 test-all: ## Run all tests that Python matters to on each one from 3.12 that is here

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 import openai
@@ -11,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from lightrag_resilience.testing import Simulator
 from lightrag_resilience.testing.redis_server import RedisServer
+from support.unit_tests import is_unit, no_processes
 
 # A busy machine is slow, and that is no mistake of what is tested.
 settings.register_profile(
@@ -20,6 +23,29 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("patient")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors, as half of the time of a test with servers is waiting."""
+    return min(os.cpu_count() or 1, 4) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Find the unit tests. Files with others come first: one long file at the end is waited for."""
+    for item in filter(is_unit, items):
+        item.add_marker("unit")
+    slow = Counter(item.path for item in items if item.get_closest_marker("unit") is None)
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(autouse=True)
+def _no_processes_in_unit_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.node.get_closest_marker("unit") is None:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        no_processes(patch)
+        yield
 
 
 @pytest.fixture

@@ -82,6 +82,7 @@ def test_in_a_simulation_too_many_workers_overload_the_server() -> None:
     assert simulated.waited > 0.5  # it is behind by three seconds of what was too much
 
 
+@pytest.mark.processes
 def test_real_workers_on_a_real_server_are_measured() -> None:
     figures = measure([4], seconds=0.5, commands=3)
 

@@ -218,6 +218,7 @@ def test_retries_around_retries_are_found_in_code(application: str) -> None:
     assert "a secret" not in ran.stdout + ran.stderr
 
 
+@pytest.mark.processes
 def test_a_client_whose_retries_yield_is_no_finding(application: str) -> None:
     with Path(f"{application}.py").open("a") as code:
         code.write("from lightrag_resilience.integrations.sdks import disable_sdk_retries\n")
@@ -225,6 +226,7 @@ def test_a_client_whose_retries_yield_is_no_finding(application: str) -> None:
     assert "eager" not in run("doctor", "llm", "--code", application).output
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("code", "said"),
     [
@@ -247,6 +249,7 @@ def test_code_that_cannot_be_imported_is_told(application: str, code: str, said:
     assert said in ran.output
 
 
+@pytest.mark.processes
 def test_code_that_does_not_end_its_import_is_told(
     application: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +259,7 @@ def test_code_that_does_not_end_its_import_is_told(
     assert (ran.exit_code, "was not imported within" in ran.output) == (2, True)
 
 
+@pytest.mark.processes
 def test_what_code_prints_and_begins_is_not_in_the_way(application: str) -> None:
     Path(f"{application}.py").write_text(
         "import threading\nprint('noise')\nthreading.Thread(target=threading.Event().wait).start()"

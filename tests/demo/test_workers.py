@@ -85,6 +85,7 @@ async def test_a_worker_that_was_told_nothing_has_nothing_to_tell() -> None:
     assert (await Worker().end())["calls"] == []
 
 
+@pytest.mark.processes
 def test_workers_that_share_refuse_together() -> None:
     alone, sharing = asyncio.run(compare_workers(3))
     assert alone.recovery is not None

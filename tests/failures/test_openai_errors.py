@@ -26,6 +26,8 @@ Respond = Callable[[Any], Any]
 
 # ---------------------------------------------------------------------- openai, anthropic
 
+pytestmark = pytest.mark.processes  # openai asks `uname` for its headers
+
 
 def openai_error(respond: Respond, *, library: str = "httpx2", stream: bool = False) -> Exception:
     openai, module = pytest.importorskip("openai"), pytest.importorskip(library)

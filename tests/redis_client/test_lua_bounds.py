@@ -16,6 +16,9 @@ from lightrag_resilience.shared_state.reservations import ReservationRequest
 from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRunner
 from lightrag_resilience.testing.redis_server import RedisServer
 
+# What is tested runs in Redis.
+pytestmark = [pytest.mark.once, pytest.mark.no_cover]
+
 POLICY = BreakerPolicy(min_calls=4, window_seconds=40.0, open_for=4.0, probe_lease=90.0)
 KEPT = 600_000  # milliseconds
 DAY = 86_400_000

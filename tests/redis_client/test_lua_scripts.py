@@ -19,6 +19,9 @@ from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRun
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.breaker_model import Model
 
+# What is tested runs in Redis.
+pytestmark = [pytest.mark.once, pytest.mark.no_cover]
+
 WORKERS = ("one", "two", "three")
 BAD = ("failed", "failed with HTTP 503 (Odd)", "was slow", "met 1000 Odd", "met 90000 Odd")
 Step = tuple[Any, ...]

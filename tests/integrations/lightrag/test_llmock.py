@@ -57,7 +57,8 @@ from support.llmock_clients import (  # noqa: E402
     text_of,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
+# Most of the time SDKs work: measured, it would double.
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag, pytest.mark.no_cover]
 
 BREAKS = ("disconnect", "truncate", "corrupt")
 RETRY = RetryPolicy(attempts=4, initial_backoff=0.05)

@@ -30,7 +30,7 @@ from support.llmock_clients import (
     text_of,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.lightrag, pytest.mark.once]
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag, pytest.mark.once, pytest.mark.no_cover]
 
 
 @pytest.fixture

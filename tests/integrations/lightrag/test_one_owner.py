@@ -28,7 +28,8 @@ from lightrag_resilience.integrations.lightrag.inner_retries import (  # noqa: E
 )
 from lightrag_resilience.integrations.sdks import disable_sdk_retries  # noqa: E402
 
-pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
+# Most of the time SDKs work: measured, it would double.
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag, pytest.mark.no_cover]
 ATTEMPTS = 4
 
 

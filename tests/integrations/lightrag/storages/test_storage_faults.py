@@ -15,7 +15,8 @@ from lightrag_resilience.config.settings import load_settings
 from support.backends import POSTGRES, REDIS, Backend, Place, Reader, place_of
 from support.ingest import Fault, Outcome, ingest
 
-pytestmark = pytest.mark.lightrag
+# Most of the time LightRAG works: measured, it would double.
+pytestmark = [pytest.mark.lightrag, pytest.mark.once, pytest.mark.no_cover]
 DOCUMENTS = 8
 OUTAGE = 3.0  # seconds, longer than what LightRAG's storages try for themselves here
 IMPATIENT = {"POSTGRES_CONNECTION_RETRIES": "1", "POSTGRES_CONNECTION_RETRY_BACKOFF": "0.1"}
