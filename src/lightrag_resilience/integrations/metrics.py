@@ -4,20 +4,26 @@
 
     app = Metrics(app)
 
-Where ``PROMETHEUS_MULTIPROC_DIR`` names a folder, any worker answers for all, as prometheus_client
-has it; else each for itself.
+With ``PROMETHEUS_MULTIPROC_DIR`` any worker answers for all of them, as prometheus_client defines
+it; without it, each for itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import anyio.to_thread
 
 from lightrag_resilience.config.process_environment import read_process_environment
-from lightrag_resilience.integrations.asgi.scope import route_path
+from lightrag_resilience.integrations.asgi.messages import (
+    Application,
+    Receive,
+    Scope,
+    Send,
+    route_path,
+    send_response,
+)
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 from lightrag_resilience.telemetry.prometheus import Observation, observe  # says what is missing
 
@@ -28,21 +34,15 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 __all__ = ["Metrics"]
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-Headers = Iterable[tuple[bytes, bytes]]
-
 
 class Metrics:
-    """ASGI middleware. It keeps metrics from the start of the server on, in each worker.
+    """ASGI middleware that keeps metrics from the start of the server, in each worker.
 
     Args:
         app: The application.
         registry: The guards whose metrics are kept; those of the process by default.
-        path: Where they are found.
-        collected: The registry that is shown; with several processes, what they share.
+        path: The path of the metrics.
+        collected: Holds the metrics; with ``PROMETHEUS_MULTIPROC_DIR`` its files are shown instead.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Metrics:
         self._observation: Observation | None = None
         self._has_begun = False
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serve."""
-        if not self._has_begun:  # not before the fork, which comes after the constructor
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a scope."""
+        if not self._has_begun:  # the constructor may run before the fork of the workers
             self._begin()
         if scope["type"] == "lifespan":
             try:
@@ -75,31 +75,31 @@ class Metrics:
             await self._app(scope, receive, send)
 
     def close(self) -> None:
-        """Keep metrics no more; the end of the server does it."""
+        """Stop keeping metrics; the end of the lifespan calls this."""
         if self._observation is not None:
             self._observation.close()
             self._observation = None
 
     def _begin(self) -> None:
         self._has_begun = True
-        with contextlib.suppress(ValueError):  # the application keeps them itself
+        with contextlib.suppress(ValueError):  # the application has called observe() itself
             self._observation = observe(self._guards, registry=self._collected)
 
-    async def _answer(self, scope: MutableMapping[str, Any], send: Send) -> None:
+    async def _answer(self, scope: Scope, send: Send) -> None:
         if scope["method"] not in {"GET", "HEAD"}:
-            await _respond(send, 405, [(b"allow", b"GET, HEAD")], b"")
+            await send_response(send, 405, headers=[(b"allow", b"GET, HEAD")])
             return
         accepted = b",".join(value for name, value in scope["headers"] if name == b"accept")
-        # Reading the files of all workers takes milliseconds, and must not hold up the loop.
+        # Reading the files of all workers takes milliseconds: too long for the event loop.
         kind, body = await anyio.to_thread.run_sync(self._render, accepted.decode("latin-1"))
-        is_asked = scope["method"] == "GET"
-        await _respond(send, 200, [(b"content-type", kind)], body if is_asked else b"")
+        body = body if scope["method"] == "GET" else b""
+        await send_response(send, 200, body, [(b"content-type", kind)])
 
     def _render(self, accepted: str) -> tuple[bytes, bytes]:
-        """Content type and text, in the format that the scraper wants."""
+        """Content type and text, in the format that the scraper accepts."""
         try:
             write, kind = choose_encoder(accepted)
-        except Exception:  # noqa: BLE001 - a header of a client, which prometheus_client trusts
+        except Exception:  # noqa: BLE001 - prometheus_client fails on some headers that a client may send
             write, kind = choose_encoder("")
         shown = self._collected
         if folder := read_process_environment().multiprocess_folder:
@@ -107,10 +107,3 @@ class Metrics:
             collector: Any = MultiProcessCollector
             collector(shown, path=folder)
         return kind.encode(), write(shown)
-
-
-async def _respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    start = {"type": "http.response.start", "status": status, "headers": [*headers, length]}
-    await send(start)
-    await send({"type": "http.response.body", "body": body})

@@ -14,10 +14,8 @@ from lightrag_resilience import Guards, ShuttingDownError
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.integrations.asgi import DrainMiddleware
-from lightrag_resilience.integrations.asgi.request_task import (
-    connection_close_header,
-    request_label,
-)
+from lightrag_resilience.integrations.asgi.messages import connection_close_header
+from lightrag_resilience.integrations.asgi.request_task import request_label
 from lightrag_resilience.shutdown import Coordinator
 
 pytestmark = pytest.mark.anyio
@@ -188,7 +186,7 @@ async def test_what_fails_after_the_answer_is_told_where_the_server_does_not_hea
         request.cancel()
         await asyncio.wait({request})
         await made.coordinator.drain()
-    assert "What was to be done after an answer failed: ValueError" in caplog.messages
+    assert "Work after a response failed: ValueError" in caplog.messages
     assert "secret" not in caplog.text
 
 

@@ -17,8 +17,8 @@ from starlette.routing import Mount
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.asgi import DrainMiddleware
+from lightrag_resilience.integrations.asgi.messages import route_path
 from lightrag_resilience.integrations.asgi.request_task import request_label
-from lightrag_resilience.integrations.asgi.scope import route_path
 from lightrag_resilience.integrations.metrics import Metrics
 from lightrag_resilience.integrations.status import StatusPage
 from support.status_app import nothing_here

@@ -1,4 +1,4 @@
-"""DrainMiddleware behind any ASGI server; see `DrainMiddleware`."""
+"""`DrainMiddleware`: graceful shutdown behind any ASGI server."""
 
 from .draining import DrainMiddleware
 

@@ -1,24 +1,21 @@
-"""Draining behind any ASGI server: the coordinator in the lifespan, probes, refusals that say so.
+"""Draining behind any ASGI server: a coordinator in the lifespan, probes, and 503 responses.
 
 ::
 
     app = DrainMiddleware(app)
 
-A request that was let in goes on until it ends. Those that come within two seconds of the signal
-are let in too: their connections had been accepted already. Later ones get 503 with
-``Retry-After``, and so does one that did not end in time. A websocket that waits for its client is
-closed with 1012, so that it comes back. ``/livez`` says that the process runs, ``/readyz`` whether
-it wants requests.
+A request that was accepted goes on until it ends. Those that arrive within two seconds of the
+signal are accepted too, since their connections were. Later ones get 503 with ``Retry-After``, and
+so does one that does not end in time. A websocket that waits for its client is closed with 1012, so
+that it connects again. ``/livez`` says that the process runs, ``/readyz`` that it accepts requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
 import logging
 import math
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightrag_resilience.breakers import State
@@ -31,25 +28,28 @@ from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 from lightrag_resilience.shutdown import Coordinator
 from lightrag_resilience.text import LONGEST_TEXT, printable
 
-from .request_task import (
+from .messages import (
     Application,
     Message,
     Receive,
-    RequestTask,
+    Scope,
     Send,
     connection_close_header,
-    retry_after_header,
+    route_path,
+    send_json,
 )
-from .scope import route_path
+from .request_task import RequestTask, drain_response
 
 __all__ = ["DrainMiddleware"]
 
 _log = logging.getLogger("lightrag_resilience")
 
 _SHUTS_DOWN = "This process shuts down"
-_TRY_AGAIN = 5  # seconds, of a process that is not ready
-_NAMED = 10  # tasks in a line of the log
-_NOT_THE_APPLICATIONS = frozenset(
+_NOT_READY_RETRY = 5  # seconds
+_MAX_NAMES = 10  # tasks in a log line
+_NO_STORE = [(b"cache-control", b"no-store")]
+# Packages whose tasks are not the application's.
+_SERVERS = frozenset(
     {*("gunicorn", "uvicorn", "hypercorn", "granian"), "asyncio", __name__.partition(".")[0]}
 )
 
@@ -60,13 +60,13 @@ class DrainMiddleware:
     Args:
         app: The application.
         registry: The guards whose calls are waited for; those of the process by default.
-        last_requests: Seconds after the signal in which requests still get in.
+        last_requests: Seconds after the signal in which requests are still accepted.
         ready_while_closed: Names of guards; the process is not ready while one's circuit is open.
-        make_coordinator: Makes the coordinator when the server starts, for times of your own.
+        make_coordinator: Makes the coordinator when the server starts; give it for your own times.
 
     Raises:
-        UnsupportedCallError: `app` is no application, or `make_coordinator` no function.
-        PolicyError: A time is out of bounds, or a name is none.
+        UnsupportedCallError: `app` or `make_coordinator` is not callable.
+        PolicyError: `last_requests` is out of bounds, or a name is malformed.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class DrainMiddleware:
             )
         if problem := problem_with(last_requests, Wait):
             raise PolicyError(f"DrainMiddleware: last_requests {problem}")
-        if isinstance(ready_while_closed, str):  # its characters would be taken for names
+        if isinstance(ready_while_closed, str):  # or its characters would be taken for names
             raise PolicyError(f"DrainMiddleware: write ready_while_closed=[{ready_while_closed!r}]")
         self._app = app
         self._registry = resolve_guards(registry)
@@ -96,23 +96,23 @@ class DrainMiddleware:
             check_name(name)
         self._make = make_coordinator or (lambda registry: Coordinator(registry=registry))
         self.coordinator: Coordinator | None = None
-        """What ends the process's work in order; None until the server has started."""
-        self._serves = False
+        """Drains the process; None until the server has started."""
+        self._has_served = False
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serve."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a scope."""
         if scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
+            await self._run_lifespan(scope, receive, send)
             return
-        if self.coordinator is not None and not self._serves:
-            self._serves = True
-            self.coordinator.listen()  # some servers set their handlers after the lifespan's start
+        if self.coordinator is not None and not self._has_served:
+            self._has_served = True
+            self.coordinator.listen()  # a server may set its handlers after the lifespan starts
         await self._respond(scope, receive, send)
 
-    async def _respond(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and route_path(scope) in {"/livez", "/readyz"}:
             await self._probe(scope, send)
-        elif self.coordinator is None:  # the server has no lifespan, or it has not begun
+        elif self.coordinator is None:  # the server has no lifespan, or has not started it
             with allow_during_drain():
                 await self._app(scope, receive, send)
         else:
@@ -121,34 +121,34 @@ class DrainMiddleware:
     async def _serve(
         self,
         coordinator: Coordinator,
-        scope: MutableMapping[str, Any],
+        scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
-        serving = RequestTask(coordinator, scope, receive, send)
+        request = RequestTask(coordinator, scope, receive, send)
         is_http = scope["type"] == "http"
         if not coordinator.accepts_new_work(self._last_requests):
             if is_http:
-                await self._refuse(scope, send)
+                await self._reject(scope, send)
             else:
-                await receive()  # its wish to connect
-                await serving.close()
+                await receive()  # `websocket.connect`, which must come first
+                await request.close()
             return
         try:
-            await serving.run(self._app)
+            await request.run(self._app)
         except ShuttingDownError:
             if not is_http:
-                await serving.close()
-            elif serving.has_ended:
-                pass  # the client has its answer; what was to be done after it is written down
-            elif serving.has_begun:
-                raise  # the server breaks the answer off, and its client sees that
+                await request.close()
+            elif request.has_ended:
+                pass  # the client has its response; the work after it is in the journal
+            elif request.has_begun:
+                raise  # the server breaks the response off, which its client sees
             else:
-                await self._refuse(scope, send)
+                await self._reject(scope, send)
 
-    async def _refuse(self, scope: MutableMapping[str, Any], send: Send) -> None:
+    async def _reject(self, scope: Scope, send: Send) -> None:
         wait = self._retry_after
-        await _answer(scope, send, 503, retry_after_header(_SHUTS_DOWN, wait), wait)
+        await _send_unavailable(scope, send, drain_response(_SHUTS_DOWN, wait), wait)
 
     @property
     def _is_draining(self) -> bool:
@@ -160,71 +160,60 @@ class DrainMiddleware:
 
     # ------------------------------------------------------------------ probes
 
-    async def _probe(self, scope: MutableMapping[str, Any], send: Send) -> None:
-        answer = functools.partial(_answer, scope, send)
+    async def _probe(self, scope: Scope, send: Send) -> None:
         if route_path(scope) == "/livez":
-            await answer(200, {"status": "alive"})
+            await send_json(send, 200, {"status": "alive"}, _NO_STORE)
         elif self._is_draining:
-            await answer(503, {"status": "draining"}, self._retry_after)
-        elif away := [name for name in self._needed if not self._is_closed(name)]:
-            await answer(503, {"status": "not ready", "open": away}, _TRY_AGAIN)
+            await _send_unavailable(scope, send, {"status": "draining"}, self._retry_after)
+        elif unavailable := [name for name in self._needed if self._is_open(name)]:
+            content = {"status": "not ready", "open": unavailable}
+            await _send_unavailable(scope, send, content, _NOT_READY_RETRY)
         else:
-            await answer(200, {"status": "ready"})
+            await send_json(send, 200, {"status": "ready"}, _NO_STORE)
 
-    def _is_closed(self, name: str) -> bool:
-        return self._registry.get(name).breaker.state is not State.OPEN
+    def _is_open(self, name: str) -> bool:
+        return self._registry.get(name).breaker.state is State.OPEN
 
     # ------------------------------------------------------------------ the lifespan
 
-    async def _live(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Begin with the application's own start, and drain before its own end."""
-        servers = asyncio.all_tasks()
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application's lifespan in a coordinator, and drain before its shutdown."""
+        others = asyncio.all_tasks()
         async with self._make(self._registry) as coordinator:
-            self.coordinator, self._serves = coordinator, False
+            self.coordinator, self._has_served = coordinator, False
             coordinator.keep_draining_for(self._last_requests)
 
             async def receive_and_drain() -> Message:
                 message = await receive()
                 if message["type"] == "lifespan.shutdown":
-                    coordinator.keep_draining_for(0.0)  # nothing can come any more
+                    coordinator.keep_draining_for(0.0)  # no request can arrive any more
                     await coordinator.drain("the server")
                 return message
 
-            async def tell_and_send(message: Message) -> None:
+            async def log_and_send(message: Message) -> None:
                 if message["type"].startswith("lifespan.shutdown."):
-                    _tell_of_tasks(asyncio.all_tasks() - servers)
+                    _log_untracked(asyncio.all_tasks() - others)
                 await send(message)
 
-            await self._app(scope, receive_and_drain, tell_and_send)
+            await self._app(scope, receive_and_drain, log_and_send)
 
 
-def _tell_of_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Name tasks of the application that end with the process, as nobody tracked them."""
+def _log_untracked(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Log untracked tasks of the application, which the end of the process cuts off."""
     names = [
         printable(task.get_name(), LONGEST_TEXT)
         for task in tasks
         if (frame := getattr(task.get_coro(), "cr_frame", None)) is not None
-        and frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_APPLICATIONS
+        and frame.f_globals.get("__name__", "").partition(".")[0] not in _SERVERS
     ]
     if names:
-        shown = ", ".join(sorted(names)[:_NAMED])
+        shown = ", ".join(sorted(names)[:_MAX_NAMES])
         _log.warning("Not tracked, and unfinished at the end: %d tasks: %s", len(names), shown)
 
 
-async def _answer(
-    scope: MutableMapping[str, Any],
-    send: Send,
-    status: int,
-    content: dict[str, Any],
-    retry_after: int | None = None,
+async def _send_unavailable(
+    scope: Scope, send: Send, content: Mapping[str, Any], wait: int
 ) -> None:
-    body = json.dumps(content).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    if retry_after is not None:
-        headers += [(b"retry-after", str(retry_after).encode()), *connection_close_header(scope)]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    retry_after = (b"retry-after", str(wait).encode())
+    headers = [*_NO_STORE, retry_after, *connection_close_header(scope)]
+    await send_json(send, 503, content, headers)

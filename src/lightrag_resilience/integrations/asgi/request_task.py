@@ -1,11 +1,10 @@
-"""One request or websocket as a piece of work: waited for, given up, and nothing in between."""
+"""One request or websocket as a tracked task: it ends, or the drain gives it up."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from lightrag_resilience.draining.gate import allow_during_drain
@@ -15,38 +14,31 @@ from lightrag_resilience.runtime.tasks import cancel_until_done, is_being_cancel
 from lightrag_resilience.shutdown import Coordinator
 from lightrag_resilience.text import as_words, printable
 
-from .scope import route_path
+from .messages import (
+    Application,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    connection_close_header,
+    route_path,
+)
 
-__all__ = [
-    "STOPS",
-    "Application",
-    "Message",
-    "Receive",
-    "RequestTask",
-    "Send",
-    "connection_close_header",
-    "request_label",
-    "retry_after_header",
-]
+__all__ = ["STOPS", "RequestTask", "drain_response", "request_label"]
 
 STOPS = "This server is about to stop or restart."
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-
 _log = logging.getLogger("lightrag_resilience")
 
-_SERVICE_RESTART = 1012  # a websocket's close code: come back
-_LONGEST = 24  # characters of a path's first part; what is longer may be a key
+_SERVICE_RESTART = 1012  # close code of a websocket whose client may connect again
+_MAX_SEGMENT = 24  # characters of a path's first segment; a longer one may be a key
 
 
-def retry_after_header(cause: str, wait: int) -> dict[str, Any]:
-    """The body of an answer to a request that a drain refuses or gives up.
+def drain_response(cause: str, wait: int) -> dict[str, Any]:
+    """The JSON body of a response to a request that a drain rejects or gives up.
 
     Args:
-        cause: Which of both, for the operator.
+        cause: Which of the two, for the operator.
         wait: Seconds after which another process answers.
     """
     detail = f"{STOPS} Try again in {as_words(wait)}."
@@ -56,32 +48,30 @@ def retry_after_header(cause: str, wait: int) -> dict[str, Any]:
 
 
 class RequestTask:
-    """Runs an application for one scope, in a task that the coordinator waits for.
+    """Runs an application for one scope in a task that the coordinator tracks.
 
-    A task of its own: a server that has sent the whole answer may cancel its task, and with it
-    what the application still does; and what is given up is answered from outside of it.
+    The task is its own, not the server's: a server may cancel its task once the whole response is
+    sent, although the application still works; and a request that is given up gets its response
+    from outside the task.
 
     Args:
-        coordinator: What waits for it.
+        coordinator: Tracks the task.
         scope: The server's.
         receive: The server's.
         send: The server's.
     """
 
     def __init__(
-        self,
-        coordinator: Coordinator,
-        scope: MutableMapping[str, Any],
-        receive: Receive,
-        send: Send,
+        self, coordinator: Coordinator, scope: Scope, receive: Receive, send: Send
     ) -> None:
         self._coordinator = coordinator
         self._scope = scope
         self._receive = receive
         self._send = send
         self.has_begun = False
-        """Whether the answer has, or the websocket is accepted."""
+        """Whether the response has begun, or the websocket is accepted."""
         self.has_ended = False
+        """Whether the response is complete, or the websocket is closed."""
 
     async def run(self, app: Application) -> None:
         """Serve to the end.
@@ -91,7 +81,7 @@ class RequestTask:
         """
         scope = self._scope
         is_websocket = scope["type"] == "websocket"
-        receive = self._receive_until_the_drain if is_websocket else self._receive
+        receive = self._receive_until_drain if is_websocket else self._receive
         kind, name = "websocket" if is_websocket else "request", request_label(scope)
         with allow_during_drain():
             task = asyncio.ensure_future(app(scope, receive, self._send_and_note))
@@ -103,16 +93,17 @@ class RequestTask:
             if is_given_up and not is_being_cancelled():
                 raise ShuttingDownError(name, None, "and this did not end in time") from None
             if self.has_ended:
-                task.add_done_callback(_tell_of_failure)  # the server hears of nothing any more
+                # The server has done its part; what the application still does goes on.
+                task.add_done_callback(_log_failure)
             else:
                 await cancel_until_done([task], every=None)  # it may have much to close
             raise
 
     async def close(self) -> None:
-        """Tell a websocket's client to come back, where it was not told yet."""
+        """Close a websocket with 1012, so that its client connects again; once."""
         if not self.has_ended:
             self.has_ended = True
-            with contextlib.suppress(Exception):  # the server, or the client, was faster
+            with contextlib.suppress(Exception):  # the server or the client has closed it
                 await self._send({"type": "websocket.close", "code": _SERVICE_RESTART})
 
     async def _send_and_note(self, message: Message) -> None:
@@ -130,8 +121,8 @@ class RequestTask:
         ):
             self.has_ended = True
 
-    async def _receive_until_the_drain(self) -> Message:
-        """The next message; a drain ends a websocket that waits for one."""
+    async def _receive_until_drain(self) -> Message:
+        """The next message of a websocket; a drain closes one that waits for its client."""
         message = asyncio.ensure_future(self._receive())
         stopping = asyncio.ensure_future(self._coordinator.stopping.wait())
         try:
@@ -145,20 +136,14 @@ class RequestTask:
         return {"type": "websocket.disconnect", "code": _SERVICE_RESTART, "reason": ""}
 
 
-def _tell_of_failure(task: asyncio.Task[Any]) -> None:
+def _log_failure(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("What was to be done after an answer failed: %s", type(error).__name__)
+        _log.error("Work after a response failed: %s", type(error).__name__)
 
 
-def connection_close_header(scope: MutableMapping[str, Any]) -> list[tuple[bytes, bytes]]:
-    """The header that lets a client ask another process next; HTTP/2 has none."""
-    is_http_1 = scope.get("http_version", "1.1").startswith("1")
-    return [(b"connection", b"close")] if is_http_1 else []
-
-
-def request_label(scope: MutableMapping[str, Any]) -> str:
-    """A request's method and the first part of its path, printable: ``POST /documents/…``."""
+def request_label(scope: Scope) -> str:
+    """A request's method and the first segment of its path, printable: ``POST /documents/…``."""
     first, _, rest = route_path(scope).lstrip("/").partition("/")
-    if len(first) > _LONGEST:
+    if len(first) > _MAX_SEGMENT:
         first, rest = "…", ""
     return printable(f"{scope.get('method', 'websocket')} /{first}{'/…' if rest else ''}")

@@ -16,7 +16,7 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,22 @@ from lightrag_resilience.config.allowed_hosts import hosts_in, is_allowed_host
 from lightrag_resilience.config.process_settings import is_token
 from lightrag_resilience.draining.phases import Phase
 from lightrag_resilience.errors import PolicyError
-from lightrag_resilience.integrations.asgi.scope import route_path
+from lightrag_resilience.integrations.asgi.messages import (
+    Application,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    route_path,
+    send_json,
+    send_response,
+)
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 
 from .actions import LARGEST_BODY, Rejected, act, check_token, read_action
 from .observer import StatusObserver, drain_of
 
 __all__ = ["StatusPage"]
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Headers = Sequence[tuple[bytes, bytes]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _FILES = {
     "": ("page.html", b"text/html; charset=utf-8"),
@@ -305,11 +307,8 @@ async def _begin_stream(send: Send) -> None:
 async def _send_json(
     send: Send, status: int, content: dict[str, Any], headers: Headers = ()
 ) -> None:
-    kind = (b"content-type", b"application/json")
-    await _send(send, status, json.dumps(content).encode(), [kind, *headers])
+    await send_json(send, status, content, [*_HEADERS, *headers])
 
 
 async def _send(send: Send, status: int, body: bytes, headers: Headers) -> None:
-    own = [*_HEADERS, *headers, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": own})
-    await send({"type": "http.response.body", "body": body})
+    await send_response(send, status, body, [*_HEADERS, *headers])

@@ -9,13 +9,21 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightrag_resilience.config.process_environment import read_process_environment
 from lightrag_resilience.errors import CallRejected, DependencyError
 from lightrag_resilience.failures.classifier import FailureKind, classify
-from lightrag_resilience.integrations.asgi.request_task import retry_after_header
+from lightrag_resilience.integrations.asgi.messages import (
+    Application,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    send_json,
+)
+from lightrag_resilience.integrations.asgi.request_task import drain_response
 from lightrag_resilience.integrations.lightrag.work.context import Request, current_request
 from lightrag_resilience.integrations.lightrag.work.query_errors import query_error
 from lightrag_resilience.pipeline.registry import Guards, guards
@@ -27,11 +35,6 @@ from .user_messages import sentence_for
 __all__ = ["DependencyErrorMiddleware"]
 
 _log = logging.getLogger("lightrag_resilience")
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _DEFAULT_WAIT = 5  # seconds, if none is known: a breaker's first open time
 _CANCELLED = "The request was cancelled: the process shuts down"
@@ -63,7 +66,7 @@ class DependencyErrorMiddleware:
             "requests failed with a dependency", longest=16, calm=1, workers=self._workers
         )
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request, or the application's lifespan."""
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
@@ -89,9 +92,7 @@ class DependencyErrorMiddleware:
             answer.end()
             current_request.reset(token)
 
-    async def _lifespan(
-        self, scope: MutableMapping[str, Any], receive: Receive, send: Send
-    ) -> None:
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the lifespan with the filter that sums up repeated state changes in the log."""
         changes = StateChangeFilter(workers=self._workers)
         _log.addFilter(changes)
@@ -106,7 +107,7 @@ class DependencyErrorMiddleware:
 class _Answer:
     """The answer to one request while it is sent."""
 
-    def __init__(self, send: Send, failed: LogSummary, scope: MutableMapping[str, Any]) -> None:
+    def __init__(self, send: Send, failed: LogSummary, scope: Scope) -> None:
         self.request = Request()
         if failed.is_active:
             self.request.held = []
@@ -164,7 +165,7 @@ class _Answer:
 
     async def break_off(self, retry_after: float) -> bool:
         """End the answer of a cancelled request; False if it is too late for that."""
-        content = retry_after_header(_CANCELLED, max(1, math.ceil(retry_after)))
+        content = drain_response(_CANCELLED, max(1, math.ceil(retry_after)))
         if not self.is_started:
             await self._answer(content, [(b"connection", b"close")])
         elif self._is_of_lines and not self._is_replaced and not self._is_ended:
@@ -174,17 +175,11 @@ class _Answer:
         return True
 
     async def _answer(self, content: Mapping[str, Any], headers: list[tuple[bytes, bytes]]) -> None:
-        body, wait = json.dumps(content).encode(), content["retry_after"]
-        headers = [
-            *headers,
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-        ]
+        wait = content["retry_after"]
         if wait is not None:
-            headers.append((b"retry-after", str(wait).encode()))
+            headers = [*headers, (b"retry-after", str(wait).encode())]
         self._status = status = 502 if wait is None else 503
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+        await send_json(self._send, status, content, headers)
 
 
 def _for_users(message: Message, request: Request) -> Any:
