@@ -60,14 +60,14 @@ async def test_storages_chosen_by_name_are_guarded_before_and_after_protection()
 
 
 @pytest.mark.usefixtures("_registered")
-async def test_storages_see_the_names_that_lightrag_knows() -> None:
+async def test_storages_see_plain_names_in_their_configuration() -> None:
     async with lightrag_on(Provider(), **NAMES) as rag:
         config = rag.doc_status.global_config
         assert {f"Guarded{config[kind]}" for kind in NAMES} == set(NAMES.values())
 
 
 @pytest.mark.usefixtures("_registered")
-async def test_postgres_is_set_up_for_vectors_that_are_guarded_by_name() -> None:
+async def test_postgres_opens_its_pool_for_vectors_guarded_by_name() -> None:
     with place_of(POSTGRES):
         names = {"kv_storage": "GuardedPGKVStorage", "vector_storage": "GuardedPGVectorStorage"}
         async with lightrag_on(Provider(), **names) as rag:
@@ -80,7 +80,7 @@ def registry() -> tuple[dict[str, str], list[list[str]]]:
     return dict(STORAGES), lists
 
 
-def test_what_is_taken_back_leaves_nothing() -> None:
+def test_undoing_the_registration_leaves_nothing() -> None:
     before = registry()
     take_back = by_name.register_guarded_storages()
     by_name.register_guarded_storages()()

@@ -86,14 +86,14 @@ async def test_the_guards_own_attempts_are_the_only_ones(
     assert await provider.calls_of(guarded(provider.complete, attempts=3)) == 3
 
 
-async def test_outside_of_a_guarded_call_all_is_as_before(
+async def test_outside_a_guarded_call_inner_retries_are_unchanged(
     module: ModuleType, provider: Provider
 ) -> None:
     make_inner_retries_yield()
     assert await provider.calls_of(provider.complete) == ATTEMPTS
 
 
-async def test_restoring_brings_the_original_back(module: ModuleType, provider: Provider) -> None:
+async def test_restore_brings_the_original_back(module: ModuleType, provider: Provider) -> None:
     make_inner_retries_yield()
     assert provider.complete.retry.stop is not provider.stop
     restore_inner_retries()
@@ -101,7 +101,7 @@ async def test_restoring_brings_the_original_back(module: ModuleType, provider: 
     assert await provider.calls_of(guarded(provider.complete, attempts=1)) == ATTEMPTS
 
 
-async def test_it_yields_until_the_last_of_two_users_restores(
+async def test_inner_retries_yield_until_the_last_user_restores(
     module: ModuleType, provider: Provider
 ) -> None:
     call = guarded(provider.complete, attempts=1)
@@ -114,9 +114,7 @@ async def test_it_yields_until_the_last_of_two_users_restores(
     assert provider.complete.retry.stop is provider.stop
 
 
-async def test_restoring_more_often_than_needed_does_nothing(
-    module: ModuleType, provider: Provider
-) -> None:
+async def test_an_extra_restore_does_nothing(module: ModuleType, provider: Provider) -> None:
     restore_inner_retries()
     make_inner_retries_yield()
     restore_inner_retries()
@@ -152,7 +150,7 @@ async def test_methods_of_a_storage_yield_too(module: ModuleType, provider: Prov
     assert provider.complete.retry.stop.users == 1
 
 
-async def test_a_client_that_asks_an_attribute_yields(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_an_attribute_yields(monkeypatch: pytest.MonkeyPatch) -> None:
     class PostgreSQLDB:
         def __init__(self) -> None:
             self.connection_retry_attempts = 10
@@ -201,7 +199,7 @@ async def test_only_provider_modules_are_changed(
     assert (provider.complete.retry.stop is not provider.stop) == found
 
 
-async def test_what_is_no_tenacity_controller_is_left_alone(
+async def test_an_attribute_that_is_no_tenacity_controller_is_unchanged(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = SimpleNamespace(retry=SimpleNamespace(stop="untouched"), func=42)

@@ -116,7 +116,9 @@ async def attempts_in(llmock: LLMock) -> int:
 @of([*ANSWERING, *EMBEDDING])
 @pytest.mark.usefixtures("_as_protected")
 @pytest.mark.parametrize("status", PASSING)
-async def test_a_call_goes_past_an_error(client: Client, status: int, provider: LLMock) -> None:
+async def test_a_call_is_retried_after_an_error(
+    client: Client, status: int, provider: LLMock
+) -> None:
     provider.fail(status, retry_after=0.1 if status in WITH_A_WAIT else None)
     answer = await answer_of(client, provider)
     assert len(answer) == 1536 if client in EMBEDDING else answer == TEXT
@@ -124,7 +126,7 @@ async def test_a_call_goes_past_an_error(client: Client, status: int, provider: 
 
 
 @pytest.mark.parametrize("status", PASSING)
-async def test_at_the_wire_a_call_goes_past_an_error(status: int, provider: LLMock) -> None:
+async def test_a_call_is_retried_after_an_error_on_the_wire(status: int, provider: LLMock) -> None:
     provider.fail(status, retry_after=0.1 if status in WITH_A_WAIT else None)
     policy = Policy.llm(retry=RETRY)
     transport = ResilientTransport(name="llm.wire", policy=policy, registry=Guards())
@@ -142,7 +144,9 @@ async def test_at_the_wire_a_call_goes_past_an_error(status: int, provider: LLMo
 @of(STREAMING)
 @pytest.mark.usefixtures("_as_protected")
 @pytest.mark.parametrize("status", [429, 500])
-async def test_a_stream_goes_past_an_error(client: Client, status: int, provider: LLMock) -> None:
+async def test_a_stream_is_retried_after_an_error(
+    client: Client, status: int, provider: LLMock
+) -> None:
     provider.fail(status, retry_after=0.1 if status in WITH_A_WAIT else None)
     assert await whole_stream(client, provider) == TEXT
     assert await attempts_in(provider) == 2
@@ -151,9 +155,7 @@ async def test_a_stream_goes_past_an_error(client: Client, status: int, provider
 @of([*ANSWERING, *EMBEDDING])
 @pytest.mark.usefixtures("_as_protected")
 @pytest.mark.parametrize("status", FOR_GOOD)
-async def test_what_cannot_succeed_is_not_tried_again(
-    client: Client, status: int, provider: LLMock
-) -> None:
+async def test_a_fatal_error_is_not_retried(client: Client, status: int, provider: LLMock) -> None:
     provider.fail(status)
     with pytest.raises(Exception, match=str(status)):
         await answer_of(client, provider)
@@ -163,7 +165,7 @@ async def test_what_cannot_succeed_is_not_tried_again(
 @of([*ANSWERING, *STREAMING])
 @pytest.mark.usefixtures("_as_protected")
 @pytest.mark.parametrize("by_size", [False, True])
-async def test_a_prompt_that_is_too_long_is_not_sent_again(
+async def test_a_prompt_that_is_too_long_is_not_retried(
     client: Client,
     by_size: bool,  # noqa: FBT001
     provider: LLMock,
@@ -181,7 +183,7 @@ async def test_a_prompt_that_is_too_long_is_not_sent_again(
 @pytest.mark.usefixtures("_as_protected")
 @pytest.mark.parametrize("kind", BREAKS)
 @pytest.mark.parametrize("after", [0, 1, 4])
-async def test_a_stream_that_breaks_is_asked_for_again_as_a_whole(
+async def test_a_broken_stream_is_retried_from_the_start(
     client: Client, kind: str, after: int, provider: LLMock
 ) -> None:
     break_next(provider, kind, after)
@@ -192,9 +194,7 @@ async def test_a_stream_that_breaks_is_asked_for_again_as_a_whole(
 @of(STREAMING)
 @pytest.mark.usefixtures("_as_protected")
 @pytest.mark.parametrize("after", [0, 5])
-async def test_a_stream_that_stalls_is_asked_for_again(
-    client: Client, after: int, provider: LLMock
-) -> None:
+async def test_a_stalled_stream_is_retried(client: Client, after: int, provider: LLMock) -> None:
     provider.stall(after_chunks=after, seconds=5.0)
     assert await whole_stream(client, provider) == TEXT
     assert await attempts_in(provider) == 2
@@ -202,7 +202,7 @@ async def test_a_stream_that_stalls_is_asked_for_again(
 
 @of([*ANSWERING, *STREAMING])
 @pytest.mark.usefixtures("_as_protected")
-async def test_an_answer_that_is_late_is_asked_for_again(client: Client, provider: LLMock) -> None:
+async def test_a_late_answer_is_retried(client: Client, provider: LLMock) -> None:
     timeout = TimeoutPolicy(attempt=1.5, total=60.0)
     if client in STREAMING:
         provider.slow_first_token(2.5)
@@ -217,7 +217,7 @@ async def test_an_answer_that_is_late_is_asked_for_again(client: Client, provide
 
 @of(ANSWERING)
 @pytest.mark.usefixtures("_as_protected")
-async def test_waits_grow_with_each_error_in_a_row(client: Client, provider: LLMock) -> None:
+async def test_backoff_grows_with_consecutive_errors(client: Client, provider: LLMock) -> None:
     provider.fail(500, times=3)
     assert await answer_of(client, provider, retry=REGULAR) == TEXT
     assert await attempts_in(provider) == 4
@@ -225,7 +225,9 @@ async def test_waits_grow_with_each_error_in_a_row(client: Client, provider: LLM
 
 @of(STREAMING)
 @pytest.mark.usefixtures("_as_protected")
-async def test_each_kind_of_break_in_a_row_is_gone_past(client: Client, provider: LLMock) -> None:
+async def test_consecutive_breaks_of_each_kind_are_retried(
+    client: Client, provider: LLMock
+) -> None:
     for kind in BREAKS:
         break_next(provider, kind, 3)
     assert await whole_stream(client, provider, retry=REGULAR) == TEXT
@@ -234,9 +236,7 @@ async def test_each_kind_of_break_in_a_row_is_gone_past(client: Client, provider
 
 @of(ANSWERING)
 @pytest.mark.usefixtures("_as_protected")
-async def test_an_outage_is_given_up_on_after_a_few_growing_waits(
-    client: Client, provider: LLMock
-) -> None:
+async def test_a_call_fails_after_a_few_growing_backoffs(client: Client, provider: LLMock) -> None:
     provider.fail(500, times=None)
     with pytest.raises(Exception):  # noqa: B017, PT011 - each SDK has its own
         await answer_of(client, provider, retry=REGULAR)
@@ -245,7 +245,7 @@ async def test_an_outage_is_given_up_on_after_a_few_growing_waits(
 
 @of(ANSWERING)
 @pytest.mark.usefixtures("_as_protected")
-async def test_what_a_provider_asks_to_wait_is_waited_each_time(
+async def test_each_retry_after_of_a_provider_is_respected(
     client: Client, provider: LLMock
 ) -> None:
     provider.rate_limit(times=2, retry_after=0.2).fail(503, retry_after=0.2)
@@ -254,7 +254,7 @@ async def test_what_a_provider_asks_to_wait_is_waited_each_time(
 
 
 @of(ANSWERING[:2])
-async def test_a_quota_of_requests_is_kept_to(client: Client, provider: LLMock) -> None:
+async def test_a_quota_of_requests_is_respected(client: Client, provider: LLMock) -> None:
     provider.limits(rpm=30)  # two too many, for all that comes back in 4 s
     one = guard()
     async with sdk_of(client, provider.base_url(client.provider)) as sdk:
@@ -263,7 +263,7 @@ async def test_a_quota_of_requests_is_kept_to(client: Client, provider: LLMock) 
 
 
 @of(ANSWERING[:2])
-async def test_a_quota_of_tokens_is_kept_to(client: Client, provider: LLMock) -> None:
+async def test_a_quota_of_tokens_is_respected(client: Client, provider: LLMock) -> None:
     provider.limits(tpm=12_000)  # too many, for all that comes back in 3 s
     one = guard()
     async with sdk_of(client, provider.base_url(client.provider)) as sdk:
@@ -273,7 +273,7 @@ async def test_a_quota_of_tokens_is_kept_to(client: Client, provider: LLMock) ->
 
 
 @of(STREAMING[:2])
-async def test_a_storm_of_everything_is_lived_through(
+async def test_calls_survive_a_mix_of_all_errors(
     client: Client, provider: LLMock, llmock_server: LLMockServer
 ) -> None:
     state = llmock_server.state
@@ -300,7 +300,7 @@ async def test_a_storm_of_everything_is_lived_through(
 @of(STREAMING)
 @pytest.mark.usefixtures("_as_protected")
 @pytest.mark.parametrize("kind", [*BREAKS, "stall"])
-async def test_a_reader_who_saw_the_beginning_is_told_and_asks_again(
+async def test_a_reader_of_a_broken_stream_gets_an_error_and_can_retry(
     client: Client, kind: str, provider: LLMock
 ) -> None:
     break_next(provider, kind, 4)

@@ -62,7 +62,7 @@ async def found_in(llmock: LLMock) -> set[str]:
 
 @of([*ANSWERING[:2], EMBEDDING[0], *STREAMING[:2]])
 @pytest.mark.parametrize("status", PASSING)
-async def test_without_a_guard_an_error_ends_it(
+async def test_without_a_guard_an_error_ends_the_call(
     client: Client, status: int, provider: LLMock
 ) -> None:
     provider.fail(status)
@@ -80,7 +80,7 @@ async def test_without_a_guard_an_error_ends_it(
     ],
 )
 @pytest.mark.parametrize("after", [0, 1, 4])
-async def test_without_a_guard_half_an_answer_is_taken_for_one_or_ends_it(
+async def test_without_a_guard_a_broken_stream_ends_the_call_or_looks_complete(
     client: Client, kind: str, found: str, after: int, provider: LLMock
 ) -> None:
     getattr(provider, kind)(after_chunks=after)
@@ -89,7 +89,7 @@ async def test_without_a_guard_half_an_answer_is_taken_for_one_or_ends_it(
 
 
 @of(STREAMING)
-async def test_without_a_guard_a_stall_is_sat_through(client: Client, provider: LLMock) -> None:
+async def test_without_a_guard_a_stall_blocks_the_caller(client: Client, provider: LLMock) -> None:
     provider.stall(after_chunks=4, seconds=1.1)
     assert await once(client, provider) == TEXT
     assert await found_in(provider) == {"no_read_timeout"}
@@ -106,7 +106,7 @@ async def test_without_a_guard_a_stall_is_sat_through(client: Client, provider: 
         *(((status, 2), 0.0, "retried_non_retryable") for status in FOR_GOOD),
     ],
 )
-async def test_a_naive_loop_is_found_guilty(
+async def test_a_naive_retry_loop_fails_the_checks(
     client: Client, faults: tuple[int, int], pause: float, found: str, provider: LLMock
 ) -> None:
     status, times = faults
@@ -119,7 +119,7 @@ async def test_a_naive_loop_is_found_guilty(
 
 
 @of(ANSWERING[:2])
-async def test_a_naive_loop_runs_against_a_quota(client: Client, provider: LLMock) -> None:
+async def test_a_naive_retry_loop_exceeds_a_quota(client: Client, provider: LLMock) -> None:
     provider.limits(rpm=2)
     for _ in range(2):
         await at_once_again(client, provider, 2)

@@ -100,7 +100,7 @@ def observed(tmp_path: Path) -> Iterator[Observed]:
         yield Observed(folder, process, redis, asked, panels())
 
 
-def test_each_panel_shows_something_and_each_alert_comes_when_it_should(observed: Observed) -> None:
+def test_each_panel_has_data_and_each_alert_fires_when_it_should(observed: Observed) -> None:
     asked = observed.asked
     answered = f'sum({P}query_duration_seconds_count{{outcome="success"}})'
     failed = f'sum({P}query_duration_seconds_count{{outcome="failed"}})'

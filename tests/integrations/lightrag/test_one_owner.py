@@ -131,7 +131,7 @@ def _one_owner() -> Any:
 @pytest.mark.usefixtures("_one_owner")
 @pytest.mark.parametrize("status", [429, 503, 500])
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_call_is_sent_as_often_as_its_guard_says(
+async def test_a_call_is_sent_as_often_as_its_guard_allows(
     call: Call, status: int, provider: Provider
 ) -> None:
     provider.status = status
@@ -144,7 +144,9 @@ async def test_a_call_is_sent_as_often_as_its_guard_says(
 
 @pytest.mark.usefixtures("_one_owner")
 @pytest.mark.parametrize("call", [by_openai_sdk, by_anthropic_sdk])
-async def test_elsewhere_an_sdk_does_what_it_always_did(call: Call, provider: Provider) -> None:
+async def test_outside_a_guarded_call_an_sdk_retries_as_before(
+    call: Call, provider: Provider
+) -> None:
     provider.status = 500
     with pytest.raises((openai.APIError, anthropic.APIError)):
         await call(provider.url)
@@ -152,7 +154,7 @@ async def test_elsewhere_an_sdk_does_what_it_always_did(call: Call, provider: Pr
 
 
 @pytest.mark.parametrize("call", [by_openai_sdk, by_anthropic_sdk])
-async def test_what_is_taken_back_is_as_it_was(call: Call, provider: Provider) -> None:
+async def test_undoing_restores_the_retries_of_an_sdk(call: Call, provider: Provider) -> None:
     provider.status = 500
     first, second = disable_sdk_retries(openai, anthropic), disable_sdk_retries(openai, anthropic)
     first()
@@ -170,7 +172,7 @@ async def test_what_is_taken_back_is_as_it_was(call: Call, provider: Provider) -
 
 
 @pytest.mark.parametrize("wrong", [asyncio, None, openai.AsyncOpenAI])
-def test_what_is_no_such_sdk_is_refused_and_nothing_is_changed(wrong: Any) -> None:
+def test_an_object_that_is_no_sdk_is_rejected_without_a_change(wrong: Any) -> None:
     with pytest.raises(UnsupportedCallError, match="takes the packages openai or anthropic"):
         disable_sdk_retries(openai, wrong)
     assert not hasattr(openai._models.FinalRequestOptions.get_max_retries, "__wrapped__")

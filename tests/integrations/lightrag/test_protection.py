@@ -67,7 +67,7 @@ async def test_a_protected_instance_ingests_and_answers() -> None:
         assert provider.count("rerank") == 1
 
 
-async def test_a_chain_has_a_guard_apart_from_its_first_functions() -> None:
+async def test_a_chain_has_its_own_guard() -> None:
     provider = Provider()
     guards = registry()
 
@@ -86,7 +86,7 @@ async def test_a_chain_has_a_guard_apart_from_its_first_functions() -> None:
     assert guards.get("llm").breaker.state is State.CLOSED
 
 
-async def test_ingest_survives_errors_that_lightrag_alone_would_give_up_on() -> None:
+async def test_ingest_survives_errors_that_fail_an_unprotected_one() -> None:
     provider = Provider()
     failures = {"llm": 9, "embedding": 9}
 
@@ -101,7 +101,7 @@ async def test_ingest_survives_errors_that_lightrag_alone_would_give_up_on() -> 
         assert (await rag.doc_status.get_status_counts())["processed"] == 1
 
 
-async def test_queries_go_before_ingest_where_there_is_little_room() -> None:
+async def test_queries_are_served_before_ingest_when_permits_are_few() -> None:
     provider = Provider()
     levels: dict[str, set[Priority]] = {"extraction": set(), "query": set(), "embedding": set()}
 
@@ -133,7 +133,7 @@ async def test_ingest_gives_up_after_its_patience() -> None:
         assert (await rag.doc_status.get_status_counts())["failed"] == 1
 
 
-async def test_an_ingest_error_that_waiting_cannot_mend_ends_at_once() -> None:
+async def test_a_fatal_error_ends_an_ingest_at_once() -> None:
     provider = Provider(fail=lambda kind: ValueError("bad key") if kind == "llm" else None)
     async with lightrag_on(provider) as rag:
         await protect(rag, registry=registry())
@@ -142,7 +142,7 @@ async def test_an_ingest_error_that_waiting_cannot_mend_ends_at_once() -> None:
         assert provider.count("llm") == 1
 
 
-async def test_a_query_is_refused_with_the_time_to_come_back() -> None:
+async def test_a_query_is_rejected_with_the_time_of_the_next_probe() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         guards = registry(RESILIENCE_LLM__BREAKER__OPEN_FOR="30")
@@ -154,7 +154,7 @@ async def test_a_query_is_refused_with_the_time_to_come_back() -> None:
         assert provider.calls == []
 
 
-async def test_queries_at_once_against_a_dead_provider_make_few_calls() -> None:
+async def test_concurrent_queries_to_a_dead_provider_make_few_calls() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         guards = registry(RESILIENCE_LLM__BREAKER__OPEN_FOR="30")
@@ -196,7 +196,7 @@ async def test_a_stream_that_is_closed_early_is_closed_at_its_source() -> None:
         assert await ask(rag) == ANSWER  # its place is free again
 
 
-async def test_a_query_whose_provider_fails_raises_instead_of_answering_nothing() -> None:
+async def test_a_query_whose_provider_fails_raises() -> None:
     provider = Provider(fail=lambda kind: ValueError("bad key") if kind == "llm" else None)
     async with lightrag_on(provider) as rag:
         await protect(rag, registry=registry())
@@ -209,7 +209,7 @@ async def test_a_query_whose_provider_fails_raises_instead_of_answering_nothing(
             await rag.aquery_data("Who founded Alderwick?", QueryParam(mode="mix"))
 
 
-async def test_a_query_with_nothing_to_find_answers_as_lightrag_does() -> None:
+async def test_a_query_that_finds_nothing_answers_as_lightrag_does() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         unprotected = await ask(rag, mode="naive")
@@ -226,7 +226,7 @@ async def test_a_failing_rerank_leaves_the_answer_in_its_original_order() -> Non
         assert await ask(rag) == ANSWER
 
 
-async def test_protecting_twice_is_protecting_once() -> None:
+async def test_a_second_protect_changes_nothing() -> None:
     async with lightrag_on(Provider()) as rag:
         await protect(rag, registry=registry())
         function = rag.embedding_func.func
@@ -235,7 +235,7 @@ async def test_protecting_twice_is_protecting_once() -> None:
         assert is_protected(rag)
 
 
-async def test_unprotecting_gives_back_what_was_there() -> None:
+async def test_unprotect_restores_everything() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         guards = registry()
@@ -251,7 +251,7 @@ async def test_unprotecting_gives_back_what_was_there() -> None:
         assert "aquery_llm" not in vars(rag)
 
 
-async def test_what_cannot_be_protected_whole_is_left_as_it_was_and_may_be_tried_again() -> None:
+async def test_a_failed_protect_undoes_its_changes_and_may_be_repeated() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         graph, rag.chunk_entity_relation_graph = rag.chunk_entity_relation_graph, object()
@@ -270,7 +270,7 @@ async def test_what_cannot_be_protected_whole_is_left_as_it_was_and_may_be_tried
             await ask(rag)
 
 
-async def test_who_leaves_while_it_is_being_protected_leaves_it_as_it_was() -> None:
+async def test_a_cancelled_protect_undoes_its_changes() -> None:
     provider, guards = Provider(), registry()
     begun, may_end = asyncio.Event(), asyncio.Event()
 
@@ -301,7 +301,7 @@ async def test_who_leaves_while_it_is_being_protected_leaves_it_as_it_was() -> N
 
 
 @pytest.mark.parametrize("degrade", ["false", "true"])
-async def test_a_method_that_its_user_has_replaced_stays_in_use(degrade: str) -> None:
+async def test_a_method_that_its_user_replaced_stays_in_use(degrade: str) -> None:
     async with lightrag_on(Provider()) as rag:
         original, traced = rag.aquery_llm, list[str]()
 
@@ -394,6 +394,6 @@ async def test_a_streaming_answer_is_one_guarded_call() -> None:
         assert guards.get("llm").breaker.snapshot().calls == before + 2  # keywords, answer
 
 
-async def test_something_else_than_lightrag_is_refused_with_a_clear_error() -> None:
+async def test_an_object_that_is_no_lightrag_is_a_clear_error() -> None:
     with pytest.raises(UnsupportedCallError, match=r"LightRAG of version 1\.4\.16 or later"):
         await protect(object())

@@ -61,7 +61,7 @@ def lasting(found: Any) -> Any:
 
 
 @pytest.mark.parametrize("degrade", ["false", "true"])
-async def test_with_no_fault_nobody_can_tell_them_apart(degrade: str) -> None:
+async def test_without_a_fault_protected_and_plain_answers_are_equal(degrade: str) -> None:
     bare = lasting(await life(protected=False))
     protected = lasting(await life(protected=True, degrade=degrade))
     assert len(bare["answers"]) == len(MODES) * len(QUESTIONS)

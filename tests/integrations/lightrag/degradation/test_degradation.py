@@ -72,7 +72,7 @@ def content(answer: Any) -> str:
     return str(answer["llm_response"]["content"])
 
 
-async def test_with_everything_there_an_answer_bears_no_mark(rag: Any) -> None:
+async def test_an_answer_from_all_dependencies_has_no_mark(rag: Any) -> None:
     answer = await ask(rag)
     assert content(answer) == ANSWER
     assert "left_out" not in answer["metadata"]
@@ -105,7 +105,7 @@ async def test_without_embeddings_entities_are_found_by_their_names(
     assert answer["data"]["chunks"][0]["content"] == TEXT
 
 
-async def test_without_model_and_embeddings_the_graph_alone_speaks(
+async def test_without_model_and_embeddings_the_context_of_the_graph_is_the_answer(
     rag: Any, failing: Failing
 ) -> None:
     failing.errors |= {"embedding": DOWN, "llm": DOWN}
@@ -163,7 +163,7 @@ class Broken:
         raise AssertionError
 
 
-async def test_what_was_ranked_by_nobody_is_marked(rag: Any, failing: Failing) -> None:
+async def test_an_answer_without_its_reranker_is_marked(rag: Any, failing: Failing) -> None:
     failing.errors["rerank"] = DOWN
     answer = await ask(rag)
     assert content(answer) == ANSWER
@@ -177,9 +177,7 @@ async def test_a_stream_begins_with_the_note(rag: Any, failing: Failing) -> None
     assert text == f"[Answered without similarity search: 'embedding' is unavailable.]\n\n{ANSWER}"
 
 
-async def test_half_of_what_there_is_that_holds_nothing_is_no_answer(
-    rag: Any, failing: Failing
-) -> None:
+async def test_an_empty_partial_answer_raises_the_first_error(rag: Any, failing: Failing) -> None:
     failing.errors["embedding"] = DOWN
     with pytest.raises(ResilienceError):
         await rag.aquery_llm(
@@ -187,15 +185,13 @@ async def test_half_of_what_there_is_that_holds_nothing_is_no_answer(
         )
 
 
-async def test_a_wrong_key_is_not_worked_around(rag: Any, failing: Failing) -> None:
+async def test_a_wrong_key_is_raised_and_not_degraded(rag: Any, failing: Failing) -> None:
     failing.errors["llm"] = ValueError("bad key")
     with pytest.raises(QueryFailedError):
         await ask(rag)
 
 
-async def test_without_the_model_nothing_answers_a_question_to_the_model(
-    rag: Any, failing: Failing
-) -> None:
+async def test_a_bypass_query_fails_without_the_model(rag: Any, failing: Failing) -> None:
     failing.errors["llm"] = DOWN
     with pytest.raises(ResilienceError):
         await ask(rag, "bypass")
@@ -209,9 +205,7 @@ async def test_data_is_found_without_a_model(rag: Any, failing: Failing) -> None
 
 
 @pytest.mark.parametrize("rag", [{"RESILIENCE_STALE_ANSWERS": "600"}], indirect=True)
-async def test_an_old_answer_to_the_same_question_goes_before_half_of_a_new_one(
-    rag: Any, failing: Failing
-) -> None:
+async def test_a_stale_answer_is_preferred_to_a_degraded_one(rag: Any, failing: Failing) -> None:
     await ask(rag)
     failing.errors["embedding"] = DOWN
     answer = await ask(rag)
@@ -256,7 +250,7 @@ async def clear_all(rag: Any) -> None:
     "delete", [delete_document, delete_entity, delete_relation, clear_cache, clear_all]
 )
 @pytest.mark.parametrize("rag", [{"RESILIENCE_STALE_ANSWERS": "600"}], indirect=True)
-async def test_no_answer_from_before_a_deletion_is_given_again(
+async def test_a_deletion_clears_all_stale_answers(
     rag: Any, failing: Failing, delete: Callable[[Any], Awaitable[None]]
 ) -> None:
     await ask(rag)
@@ -269,7 +263,7 @@ async def test_no_answer_from_before_a_deletion_is_given_again(
 
 
 @pytest.mark.parametrize("rag", [{"RESILIENCE_STALE_ANSWERS": "600"}], indirect=True)
-async def test_an_answer_that_was_under_way_at_a_deletion_is_not_given_again(
+async def test_an_answer_under_way_at_a_deletion_is_not_cached(
     rag: Any, failing: Failing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()
@@ -296,7 +290,7 @@ async def test_an_answer_that_was_under_way_at_a_deletion_is_not_given_again(
     [{"RESILIENCE_STALE_ANSWERS": "600", "RESILIENCE_EMBEDDING__BREAKER__MODE": "metrics-only"}],
     indirect=True,
 )
-async def test_an_answer_is_not_given_again_after_a_later_one_found_nothing(
+async def test_an_answer_is_dropped_once_a_later_query_finds_nothing(
     rag: Any, failing: Failing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await ask(rag, "naive")
@@ -316,7 +310,7 @@ async def test_an_answer_is_not_given_again_after_a_later_one_found_nothing(
 
 
 @pytest.mark.parametrize("rag", [{"RESILIENCE_DEGRADE": "false"}], indirect=True)
-async def test_where_nobody_asked_for_it_a_query_fails(rag: Any, failing: Failing) -> None:
+async def test_a_query_fails_where_degradation_is_off(rag: Any, failing: Failing) -> None:
     failing.errors["llm"] = DOWN
     with pytest.raises(ResilienceError):
         await ask(rag)

@@ -41,14 +41,14 @@ MODES = ["local", "global", "hybrid", "naive", "mix", "bypass"]
         ("bypass", {QueryComponent.MODEL}, None),
     ],
 )
-def test_the_fullest_answer_without_what_is_missing(
+def test_the_level_is_the_fullest_without_the_missing_components(
     mode: str, missing: set[QueryComponent], rung: DegradationLevel | None
 ) -> None:
     assert level_for(mode, missing) == rung
 
 
 @given(st.sampled_from(MODES), st.sets(st.sampled_from(QueryComponent)))
-def test_no_rung_needs_what_is_missing(mode: str, missing: set[QueryComponent]) -> None:
+def test_no_level_needs_a_missing_component(mode: str, missing: set[QueryComponent]) -> None:
     rung = level_for(mode, missing)
     if rung is None:
         return
@@ -58,7 +58,7 @@ def test_no_rung_needs_what_is_missing(mode: str, missing: set[QueryComponent]) 
     assert rung.context_only == (QueryComponent.MODEL in missing)
 
 
-def test_a_question_stands_for_the_keywords_that_no_model_can_find() -> None:
+def test_the_question_replaces_keywords_that_need_a_model() -> None:
     asked = QueryParam(mode="mix", stream=True)
     changed = DegradationLevel("mix", context_only=True).change("Who founded it?", asked)
     assert (changed.hl_keywords, changed.ll_keywords) == (["Who founded it?"], ["Who founded it?"])
@@ -66,6 +66,6 @@ def test_a_question_stands_for_the_keywords_that_no_model_can_find() -> None:
     assert (asked.ll_keywords, asked.stream) == ([], True)
 
 
-def test_keywords_that_were_given_are_kept() -> None:
+def test_given_keywords_are_kept() -> None:
     asked = QueryParam(mode="mix", ll_keywords=["Ada"])
     assert DegradationLevel("mix", context_only=True).change("Who?", asked).ll_keywords == ["Ada"]

@@ -157,7 +157,7 @@ async def test_lightrag_refuses_a_document_whose_process_was_killed_twice(disk: 
         await refused(rag)
 
 
-async def test_what_it_refuses_is_mended_and_taken_up_again(
+async def test_a_refused_document_gets_its_anchors_rebuilt_and_is_resumed(
     disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
     await killed_twice(disk, is_protected=False)
@@ -169,7 +169,7 @@ async def test_what_it_refuses_is_mended_and_taken_up_again(
         await unprotect(rag)
 
 
-async def test_a_protected_one_leaves_nothing_to_mend(disk: Disk) -> None:
+async def test_a_protected_document_killed_twice_needs_no_rebuilt_anchors(disk: Disk) -> None:
     await killed_twice(disk, is_protected=True)
     assert disk.rows("full_entities")[DOCUMENT]["entity_names"] == []
     assert disk.rows("full_relations")[DOCUMENT]["relation_pairs"] == []
@@ -179,7 +179,7 @@ async def test_a_protected_one_leaves_nothing_to_mend(disk: Disk) -> None:
         assert await anchors(rag) == (ENTITIES, RELATIONS)
 
 
-async def test_an_outage_between_leaves_nothing_to_mend_either() -> None:
+async def test_a_document_interrupted_by_an_outage_needs_no_rebuilt_anchors() -> None:
     provider = Provider()
     async with lightrag_on(provider, **NOT_CACHED) as rag:
         off = {"RESILIENCE_RECOVERY": "false", "RESILIENCE_DEFAULT__BREAKER__MODE": "disabled"}
@@ -198,7 +198,7 @@ async def test_an_outage_between_leaves_nothing_to_mend_either() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
-async def test_what_documents_have_in_the_graph_is_found_in_it(backend: Backend) -> None:
+async def test_the_contributions_of_documents_are_found_in_the_graph(backend: Backend) -> None:
     with place_of(backend) as place:
         async with place.lightrag(Provider()) as rag:
             await mended(rag)
@@ -213,7 +213,7 @@ async def mended(rag: Any) -> None:
         assert await anchors(rag, document) == (ENTITIES, RELATIONS)
 
 
-async def test_it_is_taken_out_of_the_graph_before_it_comes_in_again(
+async def test_a_document_with_rebuilt_anchors_is_removed_before_it_is_processed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with lightrag_on(Provider(), **NOT_CACHED) as rag:
@@ -227,7 +227,9 @@ async def test_it_is_taken_out_of_the_graph_before_it_comes_in_again(
         assert {node["entity_id"] for node in nodes} == {"Alderwick", "Grace"}
 
 
-async def test_a_failure_changes_nothing_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_rebuild_changes_nothing_and_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.ainsert(TEXT, ids=[DOCUMENT])
         await forgotten(rag, DOCUMENT)
@@ -248,7 +250,9 @@ async def test_a_failure_changes_nothing_and_is_told_once(caplog: pytest.LogCapt
         assert TEXT not in told[0]
 
 
-async def test_a_refusal_of_our_own_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_rejected_storage_call_is_no_failed_rebuild(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with lightrag_on(Provider()) as rag:
         guards = registry(RESILIENCE_RECOVERY="false")
         await protect(rag, registry=guards)
@@ -260,7 +264,7 @@ async def test_a_refusal_of_our_own_is_no_failure(caplog: pytest.LogCaptureFixtu
         await unprotect(rag)
 
 
-async def test_a_mend_that_fails_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_rebuild_is_retried(caplog: pytest.LogCaptureFixture) -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.ainsert(TEXT, ids=[DOCUMENT])
         await forgotten(rag, DOCUMENT)
@@ -288,7 +292,7 @@ async def test_a_mend_that_fails_is_tried_again(caplog: pytest.LogCaptureFixture
         await unprotect(rag)
 
 
-async def test_the_graph_of_a_healthy_one_is_never_read() -> None:
+async def test_the_graph_is_not_read_without_a_refused_document() -> None:
     provider = Provider(fail=lambda kind: ValueError("bad key") if kind == "llm" else None)
     async with lightrag_on(provider) as rag:
         reads: list[str] = []
@@ -303,7 +307,7 @@ async def test_the_graph_of_a_healthy_one_is_never_read() -> None:
         await unprotect(rag)
 
 
-async def test_what_lightrag_does_not_refuse_is_left_as_it_is() -> None:
+async def test_a_rebuild_does_not_change_documents_that_did_not_fail() -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.ainsert([TEXT, "Another."], ids=["lost", "kept"])
         await forgotten(rag, "lost")
@@ -318,7 +322,7 @@ async def test_what_lightrag_does_not_refuse_is_left_as_it_is() -> None:
         assert await anchors(rag, "kept") == (ENTITIES, RELATIONS)
 
 
-async def test_it_ends_when_it_is_told_to() -> None:
+async def test_a_rebuild_ends_when_it_is_cancelled() -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.ainsert(TEXT, ids=[DOCUMENT])
         await forgotten(rag, DOCUMENT)

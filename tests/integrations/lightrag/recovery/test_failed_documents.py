@@ -38,14 +38,14 @@ def work_with(*errors: Exception) -> WorkContext:
 
 
 @given(ANYTHING | st.fixed_dictionaries({"resilience": ANYTHING}))
-def test_a_record_that_makes_no_sense_is_none(metadata: Any) -> None:
+def test_a_malformed_record_is_empty(metadata: Any) -> None:
     record = FailureRecord.of(metadata)
     assert record.cause in {"", "transient", "fatal"}
     assert record.requeues >= 0
 
 
 @given(st.sampled_from(["", "transient", "fatal"]), st.integers(0, 99), ANYTHING)
-def test_a_record_comes_back_as_it_was_put_in(cause: str, requeues: int, metadata: Any) -> None:
+def test_a_record_survives_the_metadata(cause: str, requeues: int, metadata: Any) -> None:
     record = FailureRecord(cause, requeues)
     assert FailureRecord.of(record.put_into(metadata)) == record
     if isinstance(metadata, dict):
@@ -73,13 +73,13 @@ def test_the_cause_is_what_a_guard_saw(message: str, errors: list[Exception], ca
     assert cause_of(message, work_with(*errors)) == cause
 
 
-def test_a_refusal_is_transient() -> None:
+def test_a_rejected_call_is_a_transient_cause() -> None:
     refusal = CircuitOpenError("llm", 3.0, "after 5 failures")
     assert cause_of(f"chunk 1: {refusal}", work_with(refusal)) == "transient"
     assert cause_of("anything", None) == ""
 
 
-def test_only_transient_failures_are_tried_again_and_not_for_ever() -> None:
+def test_only_transient_failures_are_retried_and_only_so_often() -> None:
     failed = [
         ("a", FailureRecord("transient", 0).put_into({})),
         ("b", FailureRecord("transient", 2).put_into({})),
@@ -95,7 +95,7 @@ def test_only_transient_failures_are_tried_again_and_not_for_ever() -> None:
     assert plan(failed, attempts=0) == {}
 
 
-def test_what_was_mended_is_tried_again_whatever_its_cause_and_not_for_ever() -> None:
+def test_a_rebuilt_document_is_retried_whatever_its_cause_and_only_so_often() -> None:
     failed = [
         ("a", {}),
         ("b", FailureRecord("fatal", 1).put_into({})),
@@ -106,7 +106,7 @@ def test_what_was_mended_is_tried_again_whatever_its_cause_and_not_for_ever() ->
     assert planned == {"a": FailureRecord("transient", 1), "b": FailureRecord("transient", 2)}
 
 
-def test_a_document_that_lightrag_refuses_is_looked_at() -> None:
+def test_a_document_that_lightrag_refuses_wants_a_run() -> None:
     refusal = "Refusing to purge document doc-1: recovery anchor row(s) missing or unusable (…)"
     assert is_refused(refusal)
     assert not is_refused(None)
@@ -118,13 +118,13 @@ def test_a_document_that_lightrag_refuses_is_looked_at() -> None:
     )
 
 
-def test_a_row_is_failed_by_name_and_by_status() -> None:
+def test_a_failed_row_is_recognized_by_text_and_by_enum() -> None:
     assert is_failed({"status": "failed"})
     assert is_failed({"status": DocStatus.FAILED})
     assert not any(map(is_failed, ({"status": "pending"}, {"status": DocStatus.PENDING}, {}, None)))
 
 
-def test_how_often_a_document_was_tried_again_outlives_lightrags_own_rows() -> None:
+def test_the_number_of_retries_survives_rows_that_lightrag_writes() -> None:
     records = FailureRecords()
     work = work_with(ConnectionRefusedError("no route to host"))
     row: dict[str, Any] = {"status": "failed", "error_msg": "no route to host"}
@@ -142,7 +142,7 @@ def test_how_often_a_document_was_tried_again_outlives_lightrags_own_rows() -> N
     assert rows["b"] == {"status": "processing"}
 
 
-def test_what_is_remembered_has_a_bound() -> None:
+def test_the_remembered_retries_are_bounded() -> None:
     records = FailureRecords()
     for number in range(10_050):
         records.requeued(f"{number}", 1)

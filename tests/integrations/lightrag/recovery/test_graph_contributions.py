@@ -55,7 +55,7 @@ def storages(
     )
 
 
-async def test_a_document_has_a_share_where_one_of_its_chunks_is_named() -> None:
+async def test_a_document_contributes_where_one_of_its_chunks_is_named() -> None:
     rag = storages(
         [
             {"entity_id": "Ada", "source_id": "c1<SEP>c9"},
@@ -78,7 +78,7 @@ async def test_a_document_has_a_share_where_one_of_its_chunks_is_named() -> None
     }
 
 
-async def test_a_chunk_that_only_the_whole_list_names_counts_as_well() -> None:
+async def test_a_chunk_counts_that_only_the_complete_list_names() -> None:
     rag = storages(
         [{"entity_id": "Ada", "source_id": "c1"}],
         [{"source": "Bob", "target": "Ada", "source_id": "c1"}],
@@ -90,13 +90,13 @@ async def test_a_chunk_that_only_the_whole_list_names_counts_as_well() -> None:
     }
 
 
-async def test_documents_may_have_a_chunk_in_common() -> None:
+async def test_documents_may_share_a_chunk() -> None:
     rag = storages([{"entity_id": "Ada", "source_id": "c1"}], [])
     found = await contributions(rag, {"one": ["c1"], "two": ["c1"]})
     assert found == {"one": Contribution({"Ada"}), "two": Contribution({"Ada"})}
 
 
-async def test_a_large_graph_is_looked_up_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_graph_is_read_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BATCH", 2)
     names = [f"N{number}" for number in range(5)]
     lists = Lists()
@@ -106,7 +106,7 @@ async def test_a_large_graph_is_looked_up_in_parts(monkeypatch: pytest.MonkeyPat
     assert lists.asked == [["N0", "N1"], ["N2", "N3"], ["N4"]]
 
 
-async def test_a_storage_that_leaves_rows_out_is_not_believed() -> None:
+async def test_a_storage_that_omits_rows_is_an_error() -> None:
     class Shorter(Lists):
         async def get_by_ids(self, ids: list[str]) -> list[Row | None]:
             return (await super().get_by_ids(ids))[1:]
@@ -116,7 +116,7 @@ async def test_a_storage_that_leaves_rows_out_is_not_believed() -> None:
         await contributions(rag, {"one": ["c1"]})
 
 
-async def test_a_lightrag_without_anchors_is_left_alone() -> None:
+async def test_a_lightrag_without_anchors_is_unchanged() -> None:
     rag: Any = SimpleNamespace()
     assert list(RecoveryAnchors(rag).method_overrides()) == []
     assert await RecoveryAnchors(rag).rebuild(["one"]) == set()

@@ -33,7 +33,7 @@ def record(document: str, workspace: str = "w", **more: Any) -> AbandonedWork:
     )
 
 
-def test_of_each_document_of_a_workspace_the_last_record_counts() -> None:
+def test_the_last_record_of_each_document_of_a_workspace_counts() -> None:
     run = AbandonedWork("lightrag.ingest", "task", "outcome_unknown", 1.0, "SIGTERM", workspace="w")
     records = [record("a", at=1.0), run, record("b"), record("c", "other"), record("a", at=2.0)]
     left = left_documents(records, "w")
@@ -41,7 +41,7 @@ def test_of_each_document_of_a_workspace_the_last_record_counts() -> None:
     assert left["a"].at == 2.0
 
 
-def test_no_more_are_remembered_than_there_is_room_for() -> None:
+def test_the_documents_read_from_a_journal_are_bounded() -> None:
     left = left_documents((record(str(number)) for number in range(5010)), "w")
     assert (len(left), next(iter(left))) == (5000, "10")
 
@@ -62,7 +62,7 @@ class Row:
         ([None, {"status": "failed"}], "0 are resumed, 0 are done, 1 failed, 1 are gone"),
     ],
 )
-def test_what_has_become_of_them_is_said_while_something_is_left(
+def test_the_summary_of_interrupted_documents_is_empty_when_none_is_left(
     rows: list[Any], words: str
 ) -> None:
     assert in_words(rows) == words
@@ -79,7 +79,7 @@ async def started(rag: Any, journal: Path, caplog: pytest.LogCaptureFixture, tex
     await unprotect(rag)
 
 
-async def test_a_start_says_what_is_taken_up_again(
+async def test_a_start_logs_which_documents_are_resumed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with lightrag_on(Provider()) as rag:
@@ -95,7 +95,7 @@ async def test_a_start_says_what_is_taken_up_again(
         await started(rag, journal.path, caplog, said)
 
 
-async def test_a_journal_that_cannot_be_read_is_no_reason_not_to_start(
+async def test_an_unreadable_journal_does_not_stop_the_resumption(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with lightrag_on(Provider()) as rag:

@@ -94,7 +94,7 @@ async def test_documents_that_failed_in_an_outage_are_processed_after_it() -> No
 @pytest.mark.skipif(
     not hasattr(LightRAG, "_purge_doc_chunks_and_kg"), reason="LightRAG 1.4 takes nothing out"
 )
-async def test_what_a_failed_document_gave_is_taken_out_before_it_is_tried_again(
+async def test_a_failed_document_is_removed_from_the_graph_before_its_retry(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     provider = Provider(fail=lambda kind: DOWN if kind == "embedding" else None)
@@ -111,7 +111,7 @@ async def test_what_a_failed_document_gave_is_taken_out_before_it_is_tried_again
         await unprotect(rag)
 
 
-async def test_what_another_process_has_taken_up_meanwhile_is_not_begun_anew() -> None:
+async def test_a_document_that_another_process_resumed_is_not_requeued() -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.apipeline_enqueue_documents(TEXTS[0])
         (document,) = await ids(rag)
@@ -145,7 +145,7 @@ async def ids(rag: Any) -> list[str]:
     return [document for document, _ in rows]
 
 
-async def test_a_document_that_failed_for_a_fatal_cause_is_left_alone() -> None:
+async def test_a_document_with_a_fatal_cause_is_not_retried() -> None:
     provider = Provider(fail=lambda kind: ValueError("bad key") if kind == "llm" else None)
     async with lightrag_on(provider) as rag:
         guards = registry()
@@ -162,7 +162,7 @@ async def test_a_document_that_failed_for_a_fatal_cause_is_left_alone() -> None:
         await unprotect(rag)
 
 
-async def test_a_document_is_not_tried_again_for_ever() -> None:
+async def test_a_document_is_retried_only_so_often() -> None:
     provider = Provider(fail=lambda kind: DOWN if kind == "llm" else None)
     async with lightrag_on(provider) as rag:
         guards = registry(
@@ -182,7 +182,7 @@ async def test_a_document_is_not_tried_again_for_ever() -> None:
         await unprotect(rag)
 
 
-async def test_what_was_left_in_the_middle_is_taken_up_at_the_start() -> None:
+async def test_interrupted_documents_are_resumed_at_the_start() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         await rag.apipeline_enqueue_documents(TEXTS)
@@ -199,7 +199,7 @@ async def test_what_was_left_in_the_middle_is_taken_up_at_the_start() -> None:
         await unprotect(rag)
 
 
-async def test_nothing_runs_while_a_breaker_is_open() -> None:
+async def test_no_recovery_runs_while_a_breaker_is_open() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         await rag.apipeline_enqueue_documents(TEXTS)
@@ -216,7 +216,7 @@ async def test_nothing_runs_while_a_breaker_is_open() -> None:
 
 
 @pytest.mark.parametrize("when", ["unprotected", "finalized"])
-async def test_the_watch_ends_with_the_protection(when: str) -> None:
+async def test_recovery_ends_with_the_protection(when: str) -> None:
     async with lightrag_on(Provider()) as rag:
         before = asyncio.all_tasks()
         await protect(rag, registry=registry())
@@ -227,7 +227,7 @@ async def test_the_watch_ends_with_the_protection(when: str) -> None:
         assert "upsert" not in vars(rag.doc_status)
 
 
-async def test_it_can_be_turned_off() -> None:
+async def test_recovery_can_be_turned_off() -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.apipeline_enqueue_documents(TEXTS)
         await protect(rag, registry=registry(RESILIENCE_RECOVERY="false"))
@@ -235,7 +235,7 @@ async def test_it_can_be_turned_off() -> None:
         assert await statuses(rag) == {"pending": len(TEXTS)}
 
 
-async def test_a_later_initialization_is_watched_too() -> None:
+async def test_recovery_starts_with_a_later_initialization() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         await rag.apipeline_enqueue_documents(TEXTS)
@@ -245,7 +245,7 @@ async def test_a_later_initialization_is_watched_too() -> None:
         await until(processed(rag, len(TEXTS)))
 
 
-async def test_one_worker_does_it_while_it_holds_the_lease() -> None:
+async def test_only_the_worker_that_holds_the_lease_resumes_documents() -> None:
     with RedisServer() as server:
         async with lightrag_on(Provider()) as rag:
             await rag.apipeline_enqueue_documents(TEXTS)
@@ -274,7 +274,7 @@ def held_by_a_dead_worker(server: RedisServer, rag: Any, seconds: float) -> None
         redis.hset(key, "dead", str(int((now + seconds) * 1000 + microseconds / 1000)))
 
 
-async def test_a_worker_that_is_refused_the_lease_asks_again_when_it_has_ended(
+async def test_a_worker_without_the_lease_tries_again_when_it_has_ended(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "lightrag_resilience")
@@ -291,7 +291,7 @@ async def test_a_worker_that_is_refused_the_lease_asks_again_when_it_has_ended(
             guards.close()
 
 
-async def test_a_worker_that_has_lost_the_lease_in_the_middle_asks_again(
+async def test_a_worker_that_lost_its_lease_tries_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     defaults: Any = Lease.__init__.__kwdefaults__
@@ -321,7 +321,7 @@ async def test_a_worker_that_has_lost_the_lease_in_the_middle_asks_again(
             guards.close()
 
 
-async def test_losing_the_lease_amid_an_ingest_fails_no_document(
+async def test_losing_the_lease_during_an_ingest_fails_no_document(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     defaults: Any = Lease.__init__.__kwdefaults__
@@ -350,7 +350,7 @@ async def test_losing_the_lease_amid_an_ingest_fails_no_document(
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), RuntimeError("no")])
-async def test_no_failure_of_a_run_ends_the_watch(
+async def test_a_failed_run_does_not_end_recovery(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with lightrag_on(Provider()) as rag:
@@ -371,7 +371,7 @@ async def test_no_failure_of_a_run_ends_the_watch(
 
 
 @pytest.mark.parametrize("name", ["payments", "rerank"])
-async def test_a_dependency_that_ingest_does_not_need_holds_nothing_up(name: str) -> None:
+async def test_an_open_breaker_that_ingest_does_not_need_delays_no_run(name: str) -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.apipeline_enqueue_documents(TEXTS)
         guards = registry(
@@ -383,7 +383,7 @@ async def test_a_dependency_that_ingest_does_not_need_holds_nothing_up(name: str
         await unprotect(rag)
 
 
-async def test_of_two_workers_only_the_one_that_resumes_documents_says_so(
+async def test_only_the_worker_that_resumes_documents_logs_it(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     caplog.set_level(logging.INFO, "lightrag_resilience")
@@ -405,7 +405,7 @@ async def test_of_two_workers_only_the_one_that_resumes_documents_says_so(
         await unprotect(other)
 
 
-async def test_documents_of_an_ingest_that_runs_are_not_resumed(
+async def test_documents_of_a_running_ingest_are_not_resumed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "lightrag_resilience")
@@ -439,7 +439,7 @@ async def closed(guards: Guards) -> bool:
     return guard.breaker.state is State.CLOSED
 
 
-async def test_what_another_process_has_taken_up_is_looked_for_again() -> None:
+async def test_documents_that_another_process_resumed_are_checked_again() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         await rag.apipeline_enqueue_documents(TEXTS)
@@ -462,7 +462,7 @@ async def test_what_another_process_has_taken_up_is_looked_for_again() -> None:
         await unprotect(rag)
 
 
-async def test_nothing_is_taken_up_once_the_process_is_told_to_stop() -> None:
+async def test_no_document_is_resumed_once_the_process_drains() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         await rag.apipeline_enqueue_documents(TEXTS)

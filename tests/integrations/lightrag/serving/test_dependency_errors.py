@@ -90,7 +90,7 @@ def throttled() -> Exception:
         (ValueError("key sk-123 is wrong"), 502, None, "{} refused the request. Asking again"),
     ],
 )
-async def test_the_answer_says_what_failed_and_when_to_come_back(
+async def test_the_answer_says_what_failed_and_when_to_retry(
     error: Exception, status: int, wait: int | None, detail: str
 ) -> None:
     async def application(send: Any) -> None:
@@ -126,7 +126,7 @@ async def test_the_answer_says_what_failed_and_when_to_come_back(
         ("parser.mineru", "A service that is needed for this"),
     ],
 )
-async def test_users_are_told_which_part_is_away(dependency: str, words: str) -> None:
+async def test_users_read_which_service_is_unavailable(dependency: str, words: str) -> None:
     async def application(send: Any) -> None:
         failed(CircuitOpenError(dependency, 200.0))
         await answers(send, 500)
@@ -169,7 +169,7 @@ async def test_an_error_that_no_dependency_caused_stays_what_it_is() -> None:
         await ask(breaks)
 
 
-async def test_what_is_raised_with_no_answer_begun_is_answered() -> None:
+async def test_an_error_before_the_answer_starts_is_answered() -> None:
     async def application(_: Any) -> None:
         failed(OSError())
         raise OSError
@@ -178,7 +178,7 @@ async def test_what_is_raised_with_no_answer_begun_is_answered() -> None:
     assert start["status"] == 503
 
 
-async def test_what_is_raised_in_the_middle_of_an_answer_is_raised() -> None:
+async def test_an_error_in_the_middle_of_an_answer_is_raised() -> None:
     class BreaksOffError(Exception):
         pass
 
@@ -191,14 +191,14 @@ async def test_what_is_raised_in_the_middle_of_an_answer_is_raised() -> None:
         await ask(application)
 
 
-async def test_a_websocket_is_none_of_its_business() -> None:
+async def test_a_websocket_is_passed_on() -> None:
     async def application(_: Any) -> None:
         assert current_request.get() is None
 
     assert await ask(application, "websocket") == []
 
 
-async def test_the_line_that_ends_a_stream_has_the_same_fields() -> None:
+async def test_the_last_line_of_a_stream_has_the_same_fields() -> None:
     error = QueryFailedError("llm.openai", None, "with ReadError")
 
     async def application(send: Any) -> None:
@@ -286,7 +286,7 @@ async def html(send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
 
 
-async def test_a_request_that_is_given_up_is_told_to_come_back() -> None:
+async def test_a_request_that_a_drain_cancels_gets_retry_after() -> None:
     told = Told(nothing)
     assert not await told.cancelled()
     start, body = told.sent
@@ -298,7 +298,7 @@ async def test_a_request_that_is_given_up_is_told_to_come_back() -> None:
     assert "shuts down" in content["cause"]
 
 
-async def test_a_stream_that_is_given_up_ends_with_an_error_line() -> None:
+async def test_a_stream_that_a_drain_cancels_ends_with_an_error_line() -> None:
     told = Told(lines)
     assert not await told.cancelled()
     last = told.sent[-1]
@@ -309,7 +309,7 @@ async def test_a_stream_that_is_given_up_ends_with_an_error_line() -> None:
 
 
 @pytest.mark.parametrize("answer", [all_lines, html])
-async def test_where_no_more_can_be_said_it_is_just_cancelled(
+async def test_a_request_whose_answer_cannot_be_ended_is_cancelled(
     answer: Callable[[Any], Awaitable[None]],
 ) -> None:
     told = Told(answer)
@@ -317,7 +317,7 @@ async def test_where_no_more_can_be_said_it_is_just_cancelled(
     assert b"shuts down" not in told.sent[-1].get("body", b"")
 
 
-async def test_a_cancellation_without_a_drain_is_none_of_its_business() -> None:
+async def test_a_cancellation_without_a_drain_is_raised() -> None:
     told = Told(nothing, drains=False)
     assert await told.cancelled()
     assert told.sent == []

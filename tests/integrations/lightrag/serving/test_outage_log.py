@@ -157,7 +157,7 @@ def test_an_hour_of_outage_with_a_query_a_second_writes_at_most_60_lines(
     assert "(request r-3599)" in sums[-1]
 
 
-def test_a_dependency_that_comes_and_goes_for_an_hour_writes_at_most_60_lines(
+def test_a_flapping_dependency_writes_at_most_60_lines_in_an_hour(
     written: list[logging.LogRecord],
 ) -> None:
     async def step() -> None:
@@ -236,7 +236,7 @@ def test_lines_from_other_threads_are_summed_up_with_the_rest(
         ours.removeFilter(left[0])
 
 
-def test_what_is_done_by_hand_is_never_summed_up(written: list[logging.LogRecord]) -> None:
+def test_states_forced_by_hand_are_never_summed_up(written: list[logging.LogRecord]) -> None:
     async def live(server: Server, _: VirtualTimeLoop) -> None:
         breaker = server.guard.breaker
         for number in range(20):
@@ -250,7 +250,7 @@ def test_what_is_done_by_hand_is_never_summed_up(written: list[logging.LogRecord
     assert "is open after 5 failures" in lines(written)[lines(written).index(by_hand[-1]) - 1]
 
 
-def test_three_outages_within_minutes_have_their_lines_at_once(
+def test_three_outages_within_minutes_are_logged_at_once(
     written: list[logging.LogRecord],
 ) -> None:
     async def live(server: Server, _: VirtualTimeLoop) -> None:
@@ -265,7 +265,7 @@ def test_three_outages_within_minutes_have_their_lines_at_once(
     in_virtual_time(live)
 
 
-def test_a_refused_query_has_one_line_with_its_status_and_id(
+def test_a_rejected_query_has_one_line_with_its_status_and_id(
     written: list[logging.LogRecord],
 ) -> None:
     async def live(server: Server, _: VirtualTimeLoop) -> None:
@@ -286,7 +286,7 @@ def test_a_refused_query_has_one_line_with_its_status_and_id(
     assert vars(record)["dependency"] == "llm.openai"
 
 
-def test_tracebacks_are_there_at_debug(written: list[logging.LogRecord]) -> None:
+def test_tracebacks_are_written_at_debug(written: list[logging.LogRecord]) -> None:
     theirs.setLevel(logging.DEBUG)
 
     async def live(server: Server, _: VirtualTimeLoop) -> None:
@@ -300,7 +300,7 @@ def test_tracebacks_are_there_at_debug(written: list[logging.LogRecord]) -> None
 
 
 @pytest.mark.parametrize(("count", "last"), [(4, "POST"), (5, "2 mo")])
-def test_after_a_minute_of_calm_requests_have_lines_of_their_own_again(
+def test_after_a_quiet_minute_requests_have_their_own_lines_again(
     count: int, last: str, written: list[logging.LogRecord]
 ) -> None:
     async def live(server: Server, _: VirtualTimeLoop) -> None:
@@ -346,7 +346,7 @@ def log_in_except(error: Exception, *, name: str = "lightrag", level: int = logg
         logging.getLogger(name).log(level, "it failed")
 
 
-def test_what_nothing_of_ours_tells_is_written(written: list[logging.LogRecord]) -> None:
+def test_a_record_without_a_line_of_ours_is_written(written: list[logging.LogRecord]) -> None:
     log_in_except(KeyError("a mistake"))
     log_in_except(ConnectionRefusedError())
     document = CircuitOpenError("llm.openai")
@@ -356,7 +356,9 @@ def test_what_nothing_of_ours_tells_is_written(written: list[logging.LogRecord])
     assert len(written) == 4
 
 
-def test_lightrags_queue_and_uvicorn_tell_nothing_new(written: list[logging.LogRecord]) -> None:
+def test_repetitions_by_lightrags_queue_and_uvicorn_are_not_written(
+    written: list[logging.LogRecord],
+) -> None:
     queued = ConnectionRefusedError()
     reached(queued, Stage.QUEUED)
     log_in_except(queued)
@@ -366,7 +368,7 @@ def test_lightrags_queue_and_uvicorn_tell_nothing_new(written: list[logging.LogR
     assert written == []
 
 
-def test_ingest_that_a_request_has_begun_keeps_its_lines(written: list[logging.LogRecord]) -> None:
+def test_ingest_started_by_a_request_keeps_its_lines(written: list[logging.LogRecord]) -> None:
     async def live(server: Server, _: VirtualTimeLoop) -> None:
         async def upload(scope: Any, receive: Any, send: Any) -> None:
             del scope, receive
@@ -402,7 +404,7 @@ def test_an_error_that_opens_no_breaker_is_shown_in_full_once_an_hour(
     assert lines(written) == ["it failed"]
 
 
-def test_a_client_tells_of_answers_that_are_no_failures(written: list[logging.LogRecord]) -> None:
+def test_http_clients_log_answers_that_are_no_failures(written: list[logging.LogRecord]) -> None:
     def two_answers() -> None:
         for status in (200, 500):
             text = 'HTTP Request: %s %s "%s %d %s"'
@@ -415,7 +417,7 @@ def test_a_client_tells_of_answers_that_are_no_failures(written: list[logging.Lo
     assert other == "no status"
 
 
-def test_no_more_lines_are_remembered_than_a_bound(
+def test_the_remembered_lines_are_bounded(
     written: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RepeatedErrorFilter.filter.__globals__, "_MAX_SHOWN", 1)
@@ -428,7 +430,7 @@ def test_no_more_lines_are_remembered_than_a_bound(
     assert lines(written) == ["it failed"] * 3
 
 
-def test_what_a_client_sends_cannot_forge_a_line() -> None:
+def test_a_request_cannot_forge_a_log_line() -> None:
     failed = FailedRequest(
         "GET /\nERROR \x1b[31m" + "x" * 500,
         client=None,
@@ -467,7 +469,7 @@ def loggers(tmp_path: Any) -> Iterator[tuple[logging.Logger, logging.Logger]]:
         logger.propagate, logger.handlers, logger.filters = propagates, handlers, filters
 
 
-def test_our_lines_stand_in_lightrags_log_and_have_times(
+def test_our_lines_are_in_lightrags_log_with_times(
     loggers: tuple[logging.Logger, logging.Logger], capsys: pytest.CaptureFixture[str]
 ) -> None:
     lightrag, ours = loggers
@@ -482,7 +484,7 @@ def test_our_lines_stand_in_lightrags_log_and_have_times(
     assert [type(each).__name__ for each in lightrag.filters] == ["RepeatedErrorFilter"]
 
 
-def test_a_logger_of_ours_that_has_handlers_is_left_alone(
+def test_our_logger_keeps_handlers_that_it_has(
     loggers: tuple[logging.Logger, logging.Logger],
 ) -> None:
     _, ours = loggers

@@ -69,7 +69,7 @@ def made_up() -> Any:
     return server
 
 
-def test_its_applications_answer_honestly_and_its_instances_protect_themselves() -> None:
+def test_applications_get_our_middleware_and_instances_are_protected() -> None:
     server = made_up()
     take_back = module.protect_server(server)
     assert server.create_app(None).middleware == [
@@ -85,7 +85,7 @@ def test_its_applications_answer_honestly_and_its_instances_protect_themselves()
     assert server.create_app().middleware == []
 
 
-def test_lines_are_shared_out_over_the_workers_that_the_command_line_names() -> None:
+def test_the_log_budget_is_divided_by_the_workers_of_the_command_line() -> None:
     server = made_up()
     take_back = module.protect_server(server)
     made = server.create_app(SimpleNamespace(workers=4))
@@ -93,7 +93,7 @@ def test_lines_are_shared_out_over_the_workers_that_the_command_line_names() -> 
     assert made.options[DependencyErrorMiddleware] == {"workers": 4}
 
 
-def test_the_status_page_is_there_where_the_operator_wants_it(
+def test_the_status_page_is_served_if_it_is_turned_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wanted = Guards(settings=load_settings({"RESILIENCE_STATUS": "true"}))
@@ -120,7 +120,7 @@ async def test_an_instance_is_protected_when_its_storages_are_initialized() -> N
 
 
 @pytest.mark.parametrize("gunicorn", [False, True])
-def test_serving_hands_lightrags_options_on(
+def test_serve_passes_options_to_lightrag(
     gunicorn: bool,  # noqa: FBT001 - a parameter of the test
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -138,7 +138,7 @@ def test_serving_hands_lightrags_options_on(
     assert hasattr(config, "worker_class") == gunicorn
 
 
-def test_a_table_that_cannot_be_downloaded_is_named_in_one_sentence() -> None:
+def test_a_missing_tokenizer_table_is_one_clear_error() -> None:
     download: dict[str, Any] = {"__name__": "tiktoken.load"}
     exec("def read_file():\n    raise ConnectionError('no route')", download)  # noqa: S102
 
@@ -219,7 +219,7 @@ async def test_protect_names_guards_after_the_same_bindings(
         await unprotect(rag)
 
 
-async def test_a_coordinator_flushes_the_storages_of_an_instance_at_its_end() -> None:
+async def test_a_coordinator_finalizes_the_storages_of_an_instance() -> None:
     async with lightrag_on(Provider()) as rag:
         module.protect_on_start(rag)
         async with Coordinator(handle_signals=False) as coordinator:
@@ -238,7 +238,7 @@ def settings(**variables: str) -> Settings:
     return load_settings(variables)
 
 
-def test_uvicorn_cuts_requests_off_no_sooner_than_the_drain_does() -> None:
+def test_uvicorn_waits_for_requests_as_long_as_a_drain() -> None:
     server = made_up()
     before = server.uvicorn
     take_back = configure_uvicorn(
@@ -257,7 +257,7 @@ def test_uvicorn_cuts_requests_off_no_sooner_than_the_drain_does() -> None:
     assert server.uvicorn is before
 
 
-def test_gunicorn_kills_later_than_a_drain_lasts_and_hears_of_both_hooks() -> None:
+def test_gunicorn_kills_after_a_drain_and_calls_both_hooks() -> None:
     config: Any = ModuleType("lightrag.api.gunicorn_config")
     heard: list[str] = []
     config.on_exit = lambda server: heard.append(server.name)
@@ -272,7 +272,7 @@ def test_gunicorn_kills_later_than_a_drain_lasts_and_hears_of_both_hooks() -> No
     assert not hasattr(config, "post_worker_init")  # LightRAG does not hand it on
 
 
-def test_a_worker_does_not_wait_for_its_masters_children(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_does_not_join_its_masters_children(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Any] = []
 
     def begin(worker: Any) -> None:
@@ -325,7 +325,7 @@ class Uploads:
         return task
 
 
-async def test_an_upload_is_answered_when_its_documents_are_stored(
+async def test_an_upload_is_answered_once_its_documents_are_stored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stored: list[str] = []
@@ -368,7 +368,7 @@ async def test_an_upload_is_answered_in_time_whatever_the_storages_do(
     task.cancel()
 
 
-async def test_other_work_in_the_background_begins_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_background_work_starts_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     async def store() -> None:
         assert on_stored.get() is None
         await asyncio.Event().wait()
@@ -379,14 +379,16 @@ async def test_other_work_in_the_background_begins_as_ever(monkeypatch: pytest.M
     assert uploads.shared.start_reserved_background_task == uploads.start
 
 
-def test_a_lightrag_without_such_work_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lightrag_without_background_uploads_is_unchanged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     empty = ModuleType("lightrag.kg.shared_storage")
     monkeypatch.setitem(sys.modules, "lightrag.kg.shared_storage", empty)
     answer_when_stored()()
     assert not hasattr(empty, "start_reserved_background_task")
 
 
-def test_a_wrong_variable_ends_it_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_variable_ends_the_server_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     server = made_up()
 
     class Wrong:

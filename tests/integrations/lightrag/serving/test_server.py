@@ -25,7 +25,7 @@ PROTECTED = "is protected by lightrag_resilience"
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
 
-def test_the_start_says_whether_breakers_are_shared_already(
+def test_the_start_logs_whether_breakers_are_shared_yet(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "lightrag_resilience")
@@ -42,7 +42,7 @@ def test_the_start_says_whether_breakers_are_shared_already(
 
 
 @pytest.mark.parametrize("options", [(), ("--gunicorn", "--workers", "2")], ids=["one", "gunicorn"])
-async def test_an_outage_is_told_with_the_time_to_come_back(
+async def test_an_outage_is_answered_with_retry_after(
     options: tuple[str, ...], tmp_path: Path
 ) -> None:
     async with served(
@@ -120,7 +120,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_line(tmp_path: Path) 
         assert f"got 200 (request {last['request_id']}): " in server.log.read_text()
 
 
-async def test_what_is_left_answers_where_the_operator_wants_it(tmp_path: Path) -> None:
+async def test_an_outage_degrades_answers_if_degradation_is_on(tmp_path: Path) -> None:
     async with served(tmp_path, RESILIENCE_DEGRADE="true") as server:
         await server.ingest()
         server.provider.set_faults([Fault.status(500, path="chat/completions")])
@@ -130,7 +130,7 @@ async def test_what_is_left_answers_where_the_operator_wants_it(tmp_path: Path) 
         assert TEXT in answer.json()["response"]
 
 
-async def test_a_wrong_variable_ends_it_before_it_begins(tmp_path: Path) -> None:
+async def test_a_wrong_variable_ends_the_server_before_it_starts(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("RESILIENCE_LLM__RETRY__ATTEMPTS=0\n")
     done = await asyncio.to_thread(
         subprocess.run,

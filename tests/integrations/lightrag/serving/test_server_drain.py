@@ -19,14 +19,14 @@ pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 WORKERS = 2
 
 
-async def test_a_server_that_is_told_to_stop_loses_nothing(tmp_path: Path) -> None:
+async def test_a_server_stopped_by_sigterm_loses_no_document(tmp_path: Path) -> None:
     ended = await told_to_stop(tmp_path, sentences=20)
     assert '"response"' in ended.stream or '"error"' in ended.stream, ended
     assert ended.repeated <= 1
     assert ended.log.count("Successfully finalized 12 storages") == 1
 
 
-async def test_neither_do_the_workers_of_gunicorn_before_it_kills_them(tmp_path: Path) -> None:
+async def test_workers_of_gunicorn_stopped_by_sigterm_lose_no_document(tmp_path: Path) -> None:
     options = ("--gunicorn", "--workers", str(WORKERS))
     ended = await told_to_stop(tmp_path, *options, budget=40.0)
     assert '"response"' in ended.stream or '"error"' in ended.stream, ended
@@ -36,14 +36,14 @@ async def test_neither_do_the_workers_of_gunicorn_before_it_kills_them(tmp_path:
     assert ended.code == 0
 
 
-async def test_what_a_server_has_accepted_survives_its_sudden_death(tmp_path: Path) -> None:
+async def test_accepted_documents_survive_a_killed_server(tmp_path: Path) -> None:
     result = await killed(tmp_path, 3, 7)
     assert result.unanswered == 3
     assert result.lost == set()
     assert set(result.end) == {"processed"}
 
 
-async def test_workers_killed_amid_the_ingest_and_the_catch_up_lose_nothing_with_redis(
+async def test_workers_killed_during_ingest_and_recovery_lose_nothing_with_redis(
     tmp_path: Path,
 ) -> None:
     options = ("--gunicorn", "--workers", str(WORKERS))
@@ -60,14 +60,16 @@ async def test_workers_killed_amid_the_ingest_and_the_catch_up_lose_nothing_with
     assert done.lines["Resuming"] <= len(done.kills) + 1  # who resumes says so, none else
 
 
-async def test_neither_do_they_without_redis_while_the_master_goes_on(tmp_path: Path) -> None:
+async def test_workers_killed_without_redis_lose_nothing_while_the_master_lives(
+    tmp_path: Path,
+) -> None:
     options = ("--gunicorn", "--workers", str(WORKERS))
     done = await workers_killed(tmp_path, 1, *options, RESILIENCE_RECOVERY_DELAY="1")
     assert done.is_whole, done
     assert done.lines["Resuming"] <= len(done.kills) + 1
 
 
-async def test_a_server_killed_amid_the_catch_up_and_the_drain_loses_nothing(
+async def test_a_server_killed_during_recovery_and_drain_loses_nothing(
     tmp_path: Path,
 ) -> None:
     done = await killed_at_random(

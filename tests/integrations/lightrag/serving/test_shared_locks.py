@@ -48,7 +48,7 @@ def acquired_by(pid: int, lock: SharedLock, monkeypatch: pytest.MonkeyPatch) -> 
         assert lock.acquire()
 
 
-def test_a_lock_whose_holder_is_dead_is_taken_over(
+def test_a_lock_of_a_dead_holder_can_be_acquired(
     table: Any, dead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acquired_by(dead, SharedLock(table, "x"), monkeypatch)
@@ -58,7 +58,7 @@ def test_a_lock_whose_holder_is_dead_is_taken_over(
     assert table.holder_count() == 0
 
 
-def test_a_lock_whose_holder_lives_is_waited_for(table: Any) -> None:
+def test_a_lock_of_a_live_holder_is_waited_for(table: Any) -> None:
     held, waiting, got = SharedLock(table, "x"), SharedLock(table, "x"), threading.Event()
     held.acquire()
 
@@ -90,7 +90,7 @@ def test_a_storage_is_loaded_once(table: Any) -> None:
     assert not flags
 
 
-def test_a_storage_whose_worker_was_killed_while_it_loaded_it_is_loaded_anew(
+def test_a_storage_is_loaded_again_if_its_loading_worker_was_killed(
     table: Any, dead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags: dict[str, Any] = {"texts": True}
@@ -127,7 +127,7 @@ def test_the_locks_of_several_workers_are_replaced(table: Any) -> None:
 @pytest.mark.parametrize(
     "missing", [{"_keyed_holder_table": None}, {"_init_flags": None}, {"_internal_lock": None}]
 )
-def test_what_is_not_known_stays_as_it_is(table: Any, missing: dict[str, Any]) -> None:
+def test_locks_stay_unchanged_if_a_name_is_missing(table: Any, missing: dict[str, Any]) -> None:
     state = {"_keyed_holder_table": table, "_internal_lock": 1, "_data_init_lock": 2}
     state |= {"_init_flags": {}} | missing
     shared = started(**state)

@@ -100,22 +100,20 @@ def made(backend: Backend) -> Iterator[Pair]:
 @pytest.mark.parametrize("kind", KINDS)
 @STRAIGHT
 @given(data=st.data())
-def test_the_same_calls_give_the_same(pair: Pair, kind: str, data: st.DataObject) -> None:
+def test_the_same_calls_give_the_same_results(pair: Pair, kind: str, data: st.DataObject) -> None:
     calls = data.draw(sequences(kind))
     assert pair.difference(kind, calls, guarded) == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_written_is_the_same_after_an_end_and_a_new_beginning(
-    pair: Pair, kind: str
-) -> None:
+def test_stored_data_is_the_same_after_a_restart(pair: Pair, kind: str) -> None:
     writes = find(sequences(kind), lambda calls: len(calls) > 5, settings=FIRST)
     life = [Call("index_done_callback"), Call("finalize"), Call("initialize")]
     assert pair.difference(kind, [*writes, *life, *writes], guarded) == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_method_is_forgotten(kind: str) -> None:
+def test_each_method_of_a_storage_is_compared(kind: str) -> None:
     called = {find(calls, lambda _: True, settings=FIRST).method for calls in CALLS[kind]}
     assert called | LIFE == methods_of(kind)
 
@@ -151,7 +149,7 @@ UNSEEN = {
 @pytest.mark.once
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("wrong", [nothing, refuse], ids=["nothing", "refuse"])
-def test_a_method_that_does_something_else_is_found(
+def test_a_method_that_behaves_differently_is_detected(
     embedded: Pair, kind: str, wrong: Callable[..., Any]
 ) -> None:
     unseen = UNSEEN.get(kind, NOTHING_TO_SEE) if wrong is nothing else set()

@@ -47,20 +47,20 @@ def run(
     return asyncio.run(ingest(place, DOCUMENTS, fault, prepare))
 
 
-def test_two_ingests_without_a_fault_leave_the_same(place: Place) -> None:
+def test_two_ingests_without_a_fault_store_the_same(place: Place) -> None:
     one, other = run(place), run(place)
     assert one.content == other.content
     assert one.statuses == {"processed": DOCUMENTS}
     assert all(one.vectors.values())
 
 
-def test_unprotected_an_ingest_does_not_outlive_a_kill(place: Place) -> None:
+def test_an_unprotected_ingest_fails_when_its_server_is_killed(place: Place) -> None:
     """Why there is a guard: if this fails one day, LightRAG got better."""
     outcome = run(place, killed(place))
     assert outcome.statuses["processed"] < DOCUMENTS
 
 
-def test_unprotected_an_ingest_outlives_a_short_hang(place: Place) -> None:
+def test_an_unprotected_ingest_survives_a_short_hang(place: Place) -> None:
     assert run(place, hung(place)).content == run(place).content
 
 
@@ -69,7 +69,7 @@ async def protected(rag: Any) -> None:
 
 
 @pytest.mark.parametrize("fault", [killed, hung])
-def test_protected_an_ingest_leaves_the_same_as_without_a_fault(
+def test_a_protected_ingest_stores_the_same_as_without_a_fault(
     place: Place, fault: Callable[[Place], Fault]
 ) -> None:
     assert run(place, fault(place), protected).content == run(place).content
@@ -103,13 +103,13 @@ async def read_while_down(place: Place, attempts: int | None) -> tuple[bool, boo
         return bool(done), failed, bool(answered)
 
 
-def test_unprotected_postgres_hangs_for_ever_after_an_outage_longer_than_its_backoff() -> None:
+def test_unprotected_postgres_hangs_after_an_outage_longer_than_its_backoff() -> None:
     """It opens its pool anew under a lock, and the retry of that wants the same lock."""
     with place_of(POSTGRES, POSTGRES_CONNECTION_RETRY_BACKOFF="0.1") as place:
         assert asyncio.run(read_while_down(place, None)) == (False, False, False)
 
 
-def test_with_one_attempt_postgres_fails_at_once_and_is_there_when_the_server_is() -> None:
+def test_postgres_with_one_attempt_fails_at_once_and_recovers_with_its_server() -> None:
     """The attribute of its client is read anew for each call: how a guard can take over."""
     with place_of(POSTGRES) as place:
         assert asyncio.run(read_while_down(place, 1)) == (True, True, True)

@@ -141,7 +141,7 @@ def test_each_method_of_lightrags_storages_is_known(abstract: type) -> None:
         ("create_index_if_not_exists", None),
     ],
 )
-def test_what_a_method_does_is_told_by_its_name(name: str, effect: Effect | None) -> None:
+def test_the_effect_of_a_method_follows_from_its_name(name: str, effect: Effect | None) -> None:
     assert effect_of(name) is effect
 
 
@@ -153,7 +153,7 @@ DROP: Callable[[Shelf], Any] = lambda made: made.drop()  # noqa: E731
 
 
 @pytest.mark.parametrize("call", [READ, WRITE, FLUSH])
-async def test_what_may_be_repeated_is_repeated_though_nobody_knows_what_came_of_it(
+async def test_an_idempotent_call_is_retried_after_an_unknown_outcome(
     call: Callable[[Shelf], Any],
 ) -> None:
     made, _ = shelf()
@@ -163,7 +163,7 @@ async def test_what_may_be_repeated_is_repeated_though_nobody_knows_what_came_of
 
 
 @pytest.mark.parametrize("call", [DESTROY, DROP])
-async def test_what_destroys_is_repeated_only_where_it_was_not_done(
+async def test_a_deletion_is_retried_only_if_it_was_not_done(
     call: Callable[[Shelf], Any],
 ) -> None:
     made, _ = shelf()
@@ -186,7 +186,7 @@ async def test_a_batch_of_reads_is_one_call() -> None:
     assert made.calls == ["get_by_ids", *["get_by_id"] * 2, *again, *again, "get_by_id"]
 
 
-async def test_an_open_circuit_refuses_at_once_but_never_the_end() -> None:
+async def test_an_open_circuit_rejects_calls_but_not_finalize() -> None:
     made, guard = shelf(registry(RESILIENCE_STORAGE__BREAKER__OPEN_FOR="30"))
     guard.breaker.open()
     with pytest.raises(CircuitOpenError):
@@ -207,7 +207,7 @@ async def test_ingest_waits_for_a_storage() -> None:
     assert made.calls.count("upsert") == 21
 
 
-async def test_a_mistake_of_the_caller_is_no_failure_of_the_storage() -> None:
+async def test_a_callers_mistake_is_no_failure_of_the_storage() -> None:
     class MistakeError(Exception):
         pass
 
@@ -223,7 +223,7 @@ async def test_a_mistake_of_the_caller_is_no_failure_of_the_storage() -> None:
 # ---------------------------------------------------------------------- other dependencies inside
 
 
-async def test_the_failure_of_another_dependency_is_not_the_storages() -> None:
+async def test_a_nested_failure_of_another_dependency_is_not_the_storages() -> None:
     guards = registry()
     made, guard = shelf(guards)
     embedding = guards.get("embedding", Policy.embedding(attempts=1))
@@ -247,7 +247,7 @@ async def test_the_failure_of_another_dependency_is_not_the_storages() -> None:
     assert failures(embedding) == 1
 
 
-def test_ingest_waits_but_once_for_another_dependency_inside() -> None:
+def test_ingest_waits_once_for_a_nested_dependency() -> None:
     async def give_up() -> tuple[float, list[str]]:
         now = asyncio.get_running_loop().time
         variables = {"RESILIENCE_EMBEDDING__BREAKER__MODE": "metrics-only"}
@@ -270,7 +270,7 @@ def test_ingest_waits_but_once_for_another_dependency_inside() -> None:
         assert seconds < 600.0
 
 
-async def test_the_time_of_another_dependency_is_not_the_storages() -> None:
+async def test_the_time_of_a_nested_dependency_is_not_the_storages() -> None:
     guards = registry(RESILIENCE_STORAGE__TIMEOUT__ATTEMPT="0.2")
     made, guard = shelf(guards)
     guard = guards.get("storage.kv")
@@ -293,7 +293,7 @@ async def test_the_time_of_another_dependency_is_not_the_storages() -> None:
 # ---------------------------------------------------------------------- whose class it is
 
 
-async def test_a_guarded_storage_is_what_it_was_to_whoever_looks() -> None:
+async def test_a_guarded_storage_keeps_its_type_repr_and_signatures() -> None:
     made = Shelf(namespace="n", workspace="w", global_config={}, embedding_func=None)
     same = Shelf(namespace="n", workspace="w", global_config={}, embedding_func=None)
     text = repr(made)
@@ -311,7 +311,7 @@ async def test_a_guarded_storage_is_what_it_was_to_whoever_looks() -> None:
     assert made == same
 
 
-def test_what_lightrag_asks_of_a_class_is_answered_as_before() -> None:
+def test_lightrags_checks_of_a_class_give_the_same_results() -> None:
     bare = object.__new__(JsonDocStatusStorage)
     guarded: Any = object.__new__(guarded_class(JsonDocStatusStorage))
     assert describe_doc_status_capabilities(guarded) == describe_doc_status_capabilities(bare)
@@ -327,7 +327,7 @@ def test_guarding_twice_is_harmless() -> None:
 
 
 @pytest.mark.parametrize("wrong", [object(), None, "storage"])
-def test_what_is_no_storage_is_refused(wrong: Any) -> None:
+def test_an_object_that_is_no_storage_is_rejected(wrong: Any) -> None:
     with pytest.raises(UnsupportedCallError, match="is no storage of LightRAG's"):
         guard_storage(wrong, registry=registry())
 
@@ -350,7 +350,7 @@ def test_storages_of_one_server_share_a_guard(name: str, dependency: str) -> Non
     assert dependency_of(get_storage_class(name)) == dependency
 
 
-def test_an_own_storage_may_name_its_guard() -> None:
+def test_a_custom_storage_may_name_its_guard() -> None:
     class Own(Shelf):
         resilience_name = "storage.shelf"
 

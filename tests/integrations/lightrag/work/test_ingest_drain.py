@@ -125,7 +125,7 @@ async def all_processed_by_the_next_start(rag: Any) -> None:
 
 
 @between_documents
-async def test_the_document_under_way_ends_and_no_other_begins(tmp_path: Path) -> None:
+async def test_a_drain_finishes_the_document_under_way_and_starts_no_other(tmp_path: Path) -> None:
     provider = Gated()
     async with lightrag_on(provider, max_parallel_insert=1) as rag:
         guards = registry()
@@ -147,7 +147,7 @@ async def test_the_document_under_way_ends_and_no_other_begins(tmp_path: Path) -
         assert set(provider.asked.values()) == {1}
 
 
-async def test_what_does_not_end_in_time_is_left_and_none_of_its_calls_repeated(
+async def test_a_document_that_exceeds_the_drain_keeps_its_status_and_its_model_answers(
     tmp_path: Path,
 ) -> None:
     provider = Gated()
@@ -190,7 +190,7 @@ async def test_what_does_not_end_in_time_is_left_and_none_of_its_calls_repeated(
         assert sum(provider.asked[prompt] - 1 for prompt in done) <= 1
 
 
-async def test_a_dependency_that_is_away_fails_no_document_at_the_end() -> None:
+async def test_an_unavailable_dependency_fails_no_document_during_a_drain() -> None:
     provider = Provider(fail=lambda kind: ConnectionRefusedError() if kind == "llm" else None)
     async with lightrag_on(provider) as rag:
         guards = registry(RESILIENCE_INGEST_PATIENCE="300")
@@ -213,7 +213,7 @@ async def test_a_dependency_that_is_away_fails_no_document_at_the_end() -> None:
 
 
 @between_documents
-async def test_who_cancels_the_pipeline_by_hand_is_heard_as_ever() -> None:
+async def test_a_user_can_still_cancel_the_pipeline_by_hand() -> None:
     provider = Gated()
     async with lightrag_on(provider, max_parallel_insert=1) as rag:
         await protect(rag, registry=registry())
@@ -229,7 +229,7 @@ async def test_who_cancels_the_pipeline_by_hand_is_heard_as_ever() -> None:
         await unprotect(rag)
 
 
-async def test_nothing_is_taken_up_while_the_process_ends() -> None:
+async def test_no_document_is_resumed_during_a_drain() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         guards = registry()
@@ -246,7 +246,7 @@ async def test_nothing_is_taken_up_while_the_process_ends() -> None:
         await unprotect(rag)
 
 
-async def test_a_caller_who_gives_up_ends_the_run() -> None:
+async def test_a_cancelled_caller_ends_the_run() -> None:
     provider = Gated()
     async with lightrag_on(provider) as rag:
         guards = registry()
@@ -272,7 +272,7 @@ def abandoned(operation: str) -> list[AbandonedWork]:
     return list(run.records(AbandonedWork("lightrag", "task", "outcome_unknown", 1.0, "SIGTERM")))
 
 
-def test_what_can_be_taken_up_again_is_said_to_be_idempotent() -> None:
+def test_a_resumable_run_is_journaled_as_idempotent() -> None:
     run, document = abandoned("ingest")
     assert (run.effect, run.operation, run.workspace) == ("idempotent_write", "ingest", "w")
     assert (document.document, document.track, document.parent) == ("doc-1", "t-7", run.id)
@@ -280,9 +280,7 @@ def test_what_can_be_taken_up_again_is_said_to_be_idempotent() -> None:
     assert abandoned("delete")[0].effect == "unknown"
 
 
-async def test_a_document_between_two_stages_is_left_unless_somebody_cancelled_the_pipeline() -> (
-    None
-):
+async def test_a_document_between_two_stages_keeps_its_status_unless_a_user_cancelled() -> None:
     guards = registry()
     ingest, run, heard = Ingest(object(), guards), IngestRun("ingest", ""), list[Any]()
 
@@ -299,7 +297,7 @@ async def test_a_document_between_two_stages_is_left_unless_somebody_cancelled_t
     assert (len(heard), run.skipped) == (2, 1)
 
 
-async def test_answers_that_cannot_be_saved_keep_nothing_else_from_it(
+async def test_a_failed_flush_of_model_answers_does_not_stop_the_other_flushes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken:
@@ -309,7 +307,7 @@ async def test_answers_that_cannot_be_saved_keep_nothing_else_from_it(
     assert "could not be saved: AttributeError" in caplog.text
 
 
-async def test_a_task_is_joined_to_its_end_whatever_it_does_when_it_is_cancelled() -> None:
+async def test_a_task_is_joined_until_it_is_done_however_it_handles_cancellation() -> None:
     async def stubborn(outcome: str) -> str:
         try:
             await asyncio.Event().wait()
@@ -343,7 +341,7 @@ class Slow(Itself):
         return await super().complete(prompt, stream=stream, **more)
 
 
-async def test_a_query_that_was_let_in_goes_on_and_a_new_one_is_refused() -> None:
+async def test_a_drain_lets_a_running_query_finish_and_rejects_a_new_one() -> None:
     provider = Slow()
     provider.go.set()
     async with lightrag_on(provider) as rag:
@@ -364,7 +362,7 @@ async def test_a_query_that_was_let_in_goes_on_and_a_new_one_is_refused() -> Non
         await unprotect(rag)
 
 
-async def test_the_end_saves_the_answers_of_models_first_and_ends_the_queues() -> None:
+async def test_finalizing_saves_model_answers_first_and_ends_the_queues() -> None:
     provider = Provider()
     order: list[str] = []
     async with lightrag_on(provider) as rag:
@@ -394,7 +392,7 @@ async def test_the_end_saves_the_answers_of_models_first_and_ends_the_queues() -
         await unprotect(rag)
 
 
-async def test_a_document_that_failed_for_the_end_of_the_process_is_tried_again() -> None:
+async def test_a_document_that_failed_because_of_a_drain_is_retried() -> None:
     provider = Provider()
     async with lightrag_on(provider) as rag:
         guards = registry(RESILIENCE_RECOVERY="true", RESILIENCE_RECOVERY_DELAY="300")

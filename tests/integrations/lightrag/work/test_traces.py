@@ -96,7 +96,7 @@ def ancestors(exporter: InMemorySpanExporter, span: ReadableSpan) -> list[str]:
     return names
 
 
-async def test_a_call_of_a_model_is_below_its_query_and_has_its_id(
+async def test_the_span_of_a_model_call_is_a_child_of_its_query(
     rag: Any, exporter: InMemorySpanExporter, provider: Noting
 ) -> None:
     # In 1.5 a queue's worker was begun by other work, whose context would be the wrong one.
@@ -119,7 +119,7 @@ async def test_a_call_of_a_model_is_below_its_query_and_has_its_id(
     assert all("lightrag query" in ancestors(exporter, storage) for storage in storages)
 
 
-async def test_a_call_in_the_background_which_carries_its_level_is_below_its_query_too(
+async def test_the_span_of_a_background_call_is_a_child_of_its_query_too(
     rag: Any, exporter: InMemorySpanExporter, provider: Noting
 ) -> None:
     with correlated("background"), priority(Priority.BACKGROUND):
@@ -129,7 +129,7 @@ async def test_a_call_in_the_background_which_carries_its_level_is_below_its_que
         assert ancestors(exporter, model) == ["lightrag query"]
 
 
-async def test_queries_at_once_are_traces_of_their_own(
+async def test_concurrent_queries_have_separate_traces(
     rag: Any, exporter: InMemorySpanExporter, provider: Noting
 ) -> None:
     async def one(number: int) -> None:
@@ -145,7 +145,7 @@ async def test_queries_at_once_are_traces_of_their_own(
     assert sorted(map(list, traces.values())) == [[f"query-{number}"] for number in range(8)]
 
 
-async def test_a_streamed_answer_ends_its_query_at_its_end(
+async def test_the_span_of_a_streamed_query_ends_with_its_stream(
     rag: Any, exporter: InMemorySpanExporter
 ) -> None:
     stream = await ask(rag, stream=True)
@@ -160,7 +160,7 @@ async def test_a_streamed_answer_ends_its_query_at_its_end(
     assert model.end_time <= query.end_time
 
 
-async def test_a_query_that_failed_or_was_given_up_says_so(
+async def test_the_span_of_a_failed_or_cancelled_query_has_that_outcome(
     rag: Any, exporter: InMemorySpanExporter, provider: Noting
 ) -> None:
     provider.fail = lambda kind: DOWN if kind == "llm" else None

@@ -60,7 +60,7 @@ async def ask(rag: Any, **changes: Any) -> Any:
     return await rag.aquery("Who founded Alderwick?", QueryParam(mode="naive", **changes))
 
 
-async def test_each_query_is_told_with_its_outcome_and_duration(
+async def test_each_query_publishes_its_outcome_and_duration(
     rag: Any, provider: Provider, heard: list[Event]
 ) -> None:
     await ask(rag)
@@ -75,7 +75,7 @@ async def test_each_query_is_told_with_its_outcome_and_duration(
     assert all(0 < query.duration < 60 for query in queries)
 
 
-async def test_a_streamed_answer_is_told_of_at_its_end(
+async def test_a_streamed_answer_is_published_when_its_stream_ends(
     rag: Any, provider: Provider, heard: list[Event]
 ) -> None:
     stream = await ask(rag, stream=True)
@@ -92,7 +92,7 @@ async def test_a_streamed_answer_is_told_of_at_its_end(
     assert outcomes(heard) == ["success", "failed"]
 
 
-async def test_a_streamed_answer_that_its_reader_leaves_was_an_answer(
+async def test_a_streamed_answer_that_its_reader_closes_counts_as_answered(
     rag: Any, heard: list[Event]
 ) -> None:
     stream = await ask(rag, stream=True)
@@ -101,7 +101,7 @@ async def test_a_streamed_answer_that_its_reader_leaves_was_an_answer(
     assert outcomes(heard) == ["success"]
 
 
-async def test_a_query_that_its_caller_gave_up_is_not_told_of(rag: Any, heard: list[Event]) -> None:
+async def test_a_cancelled_query_publishes_nothing(rag: Any, heard: list[Event]) -> None:
     query = asyncio.create_task(ask(rag))
     await asyncio.sleep(0)
     query.cancel()
@@ -110,7 +110,7 @@ async def test_a_query_that_its_caller_gave_up_is_not_told_of(rag: Any, heard: l
     assert outcomes(heard) == []
 
 
-async def test_documents_are_counted_by_status_as_long_as_somebody_listens(
+async def test_documents_are_counted_by_status_while_the_event_has_subscribers(
     rag: Any, heard: list[Event]
 ) -> None:
     guards = Guards(settings=load_settings(VARIABLES))
@@ -128,7 +128,7 @@ async def test_documents_are_counted_by_status_as_long_as_somebody_listens(
     assert set(counted(heard)) == {status.value for status in DocStatus}
 
 
-async def test_a_count_that_fails_is_done_again(
+async def test_a_failed_count_is_repeated(
     rag: Any, heard: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count, failures = rag.doc_status.get_status_counts, [DOWN, DOWN]
