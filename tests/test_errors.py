@@ -91,7 +91,7 @@ def is_of_pybreaker(error: type) -> bool:
     return issubclass(error, pybreaker.CircuitBreakerError)
 
 
-def test_every_public_error_is_tested_here() -> None:
+def test_every_public_error_has_a_sentence_here() -> None:
     assert {type(error) for error, _ in SENTENCES} == set(PUBLIC)
 
 
@@ -123,18 +123,18 @@ def test_an_open_circuit_is_an_error_of_pybreaker_too() -> None:
     assert relatives == ["CircuitOpenError"]
 
 
-def test_only_what_was_never_sent_is_a_refusal() -> None:
+def test_only_errors_of_calls_never_sent_are_rejections() -> None:
     refusals = {error for error in PUBLIC if issubclass(error, CallRejected)}
     queues = {RateLimitedError, BulkheadFullError}
     assert refusals == {CallRejected, CircuitOpenError, ShuttingDownError, *queues}
 
 
-def test_what_concerns_a_dependency_is_a_dependency_error() -> None:
+def test_errors_about_a_dependency_are_dependency_errors() -> None:
     others = {error for error in PUBLIC if not issubclass(error, DependencyError)}
     assert others == {ResilienceError, PolicyError, SettingsError, UnsupportedCallError}
 
 
-def test_mistakes_of_the_program_are_the_errors_python_has_for_them() -> None:
+def test_programming_mistakes_are_value_or_type_errors() -> None:
     assert issubclass(PolicyError, ValueError)
     assert issubclass(SettingsError, ValueError)
     assert issubclass(UnsupportedCallError, TypeError)
@@ -149,7 +149,7 @@ def test_the_data_of_an_error_is_in_its_args() -> None:
     assert (error.reason, error.state) == ("after 5 failures", "half-open")
 
 
-def test_data_that_nobody_gave_has_plain_defaults() -> None:
+def test_missing_data_of_an_error_has_defaults() -> None:
     error = CircuitOpenError("llm")
     assert (error.dependency, error.retry_after, error.reason) == ("llm", None, "")
     assert error.state == "open"
@@ -182,7 +182,7 @@ def test_the_public_names_are_the_errors_of_the_module() -> None:
     assert errors.__all__ == sorted(defined)
 
 
-def test_what_lightrag_puts_before_an_error_is_not_taken_for_the_dependency() -> None:
+def test_lightrags_prefix_is_not_part_of_the_dependency() -> None:
     error = CircuitOpenError("llm.openai", 3.0, "after 5 failures")
     prefixed = CircuitOpenError(f"C[1/3]: chunk-1: {error.args[0]}", *error.args[1:])
     assert prefixed.dependency == "llm.openai"

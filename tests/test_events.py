@@ -34,7 +34,7 @@ def events() -> Events:
     return Events()
 
 
-def test_every_listener_hears_every_event_in_order(events: Events) -> None:
+def test_every_listener_gets_every_event_in_order(events: Events) -> None:
     first: list[Event] = []
     second: list[Event] = []
     events.subscribe(first.append)
@@ -44,7 +44,7 @@ def test_every_listener_hears_every_event_in_order(events: Events) -> None:
     assert first == second == [EVENT, OTHER]
 
 
-def test_listeners_are_called_in_the_order_they_came(events: Events) -> None:
+def test_listeners_are_called_in_order_of_subscription(events: Events) -> None:
     calls: list[str] = []
     events.subscribe(lambda _: calls.append("first"))
     events.subscribe(lambda _: calls.append("second"))
@@ -52,7 +52,7 @@ def test_listeners_are_called_in_the_order_they_came(events: Events) -> None:
     assert calls == ["first", "second"]
 
 
-def test_a_listener_hears_nothing_from_before_or_after_its_time(events: Events) -> None:
+def test_a_listener_gets_events_only_while_subscribed(events: Events) -> None:
     heard: list[Event] = []
     events.publish(EVENT)
     unsubscribe = events.subscribe(heard.append)
@@ -109,7 +109,7 @@ def test_an_interruption_inside_a_listener_is_not_swallowed(events: Events) -> N
     assert events.subscribers == (interrupted,)
 
 
-def test_a_listener_may_unsubscribe_itself_while_it_listens(events: Events) -> None:
+def test_a_listener_may_unsubscribe_itself_during_an_event(events: Events) -> None:
     heard: list[Event] = []
     calls: list[Event] = []
 
@@ -137,7 +137,7 @@ def test_an_event_is_frozen_and_holds_names_and_numbers_only(event: type) -> Non
 
 
 @pytest.mark.anyio
-async def test_no_event_of_a_guard_repeats_what_was_sent_or_received(events: Events) -> None:
+async def test_no_event_of_a_guard_holds_arguments_or_results(events: Events) -> None:
     heard: list[Event] = []
     events.subscribe(heard.append)
     policy = Policy(
@@ -167,7 +167,7 @@ async def test_no_event_of_a_guard_repeats_what_was_sent_or_received(events: Eve
     assert "secret" not in repr(heard)
 
 
-def test_a_listener_that_listens_already_is_called_once(events: Events) -> None:
+def test_a_listener_subscribed_twice_is_called_once(events: Events) -> None:
     heard: list[Event] = []
     first, second = events.subscribe(heard.append), events.subscribe(heard.append)
     events.publish(CallSucceeded("llm", 1.0))
@@ -177,7 +177,7 @@ def test_a_listener_that_listens_already_is_called_once(events: Events) -> None:
     assert events.subscribers == ()
 
 
-def test_a_listener_for_some_kinds_hears_no_other(events: Events) -> None:
+def test_a_listener_for_some_kinds_gets_no_other(events: Events) -> None:
     heard: list[Event] = []
     stop = events.subscribe(heard.append, AttemptRejected)
     assert events.succeeded is None
@@ -190,7 +190,7 @@ def test_a_listener_for_some_kinds_hears_no_other(events: Events) -> None:
     assert events.subscribers == ()
 
 
-def test_a_counter_hears_of_successes_alone_with_a_listener_beside_it_and_without(
+def test_a_counter_gets_successes_only_with_a_listener_and_without(
     events: Events,
 ) -> None:
     counted: list[tuple[str, float, int]] = []

@@ -36,13 +36,13 @@ def told(*symptoms: str | None) -> Health:
     return health_of("llm.openai", tally=outcomes(*symptoms).tally())
 
 
-def test_three_of_three_that_fail_are_not_well_and_one_of_one_says_nothing() -> None:
+def test_three_failures_of_three_calls_are_failing_and_one_of_one_is_not() -> None:
     assert told(*[KEY] * 3).condition == "failing"
     assert told(*[KEY] * 2).condition == "healthy"
     assert told(KEY, *[None] * 20).condition == "healthy"
 
 
-def test_it_says_what_is_answered_to_how_many_calls_and_what_to_do() -> None:
+def test_a_sentence_has_the_status_the_numbers_and_advice() -> None:
     health = told(*[KEY] * 55)
     assert str(health) == "llm.openai answers 401 to 55 of 55 calls: check its key"
     health = told(*[KEY] * 5, None, *["ConnectError"] * 2, None, None)
@@ -65,14 +65,14 @@ def test_it_says_what_is_answered_to_how_many_calls_and_what_to_do() -> None:
         ("HTTP 429 (RateLimitError)", "LIMIT__RPM"),
         ("HTTP 429 of a used-up quota (RateLimitError)", "quota is used up"),
         ("HTTP 500 (InternalServerError)", "its own status page"),
-        ("HTTP 418 (Teapot)", "look at what is sent"),
+        ("HTTP 418 (Teapot)", "check what is sent"),
         ("AttemptTimeoutError", "more time"),
         ("InvalidPasswordError", "key or password"),
         ("SSLError", "the network"),
         ("Odd", ""),
     ],
 )
-def test_each_symptom_has_an_advice_or_none(symptom: str, advice: str) -> None:
+def test_advice_by_symptom(symptom: str, advice: str) -> None:
     assert advice in advice_for(symptom)
     if not advice:
         assert str(told(*[symptom] * 3)) == f"llm.openai fails in 3 of 3 calls with {symptom}"
@@ -85,20 +85,20 @@ def test_a_share_of_one_in_ten_is_uneasy_and_of_one_in_two_failing() -> None:
     assert condition_of(100, 50, 0) == "failing"
 
 
-def test_it_is_over_after_a_run_of_successes_that_is_no_chance() -> None:
+def test_failing_ends_after_a_run_of_successes_that_is_no_chance() -> None:
     assert condition_of(155 + 2, 155, 2) == "failing"
     assert condition_of(155 + 3, 155, 3) == "healthy"
     assert condition_of(20 + 9, 10, 9) == "degraded"
     assert condition_of(20 + 10, 10, 10) == "healthy"
 
 
-def test_a_steady_share_of_failures_is_not_taken_for_over() -> None:
+def test_a_steady_share_of_failures_does_not_end_failing() -> None:
     chance = random.Random(1)
     seen = outcomes(*[KEY if chance.random() < 0.5 else None for _ in range(1000)])
     assert seen.condition in {"degraded", "failing"}
 
 
-def test_what_is_too_old_is_forgotten_with_the_next_attempts_and_not_without() -> None:
+def test_old_outcomes_expire_with_the_next_attempts_only() -> None:
     seen = outcomes(*[KEY] * 3)
     assert (seen.calls, seen.failed) == (3, 3)
     seen.on_success(61.0)
@@ -106,7 +106,7 @@ def test_what_is_too_old_is_forgotten_with_the_next_attempts_and_not_without() -
     assert seen.condition == "healthy"
 
 
-def test_there_are_few_causes_whatever_fails() -> None:
+def test_the_number_of_causes_is_bounded() -> None:
     seen = outcomes(*[f"Odd{number}" for number in range(50)])
     causes = seen.tally().causes
     assert len(causes) == MOST_CAUSES + 1
@@ -115,7 +115,7 @@ def test_there_are_few_causes_whatever_fails() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 300), st.sampled_from([None, "A", "B", "HTTP 500 (C)"]))))
-def test_the_sums_are_those_of_what_is_remembered(steps: list[tuple[float, str | None]]) -> None:
+def test_the_sums_equal_those_of_the_kept_outcomes(steps: list[tuple[float, str | None]]) -> None:
     seen = Outcomes(60.0)
     for now, symptom in steps:  # the clock may step back
         if symptom is None:
@@ -129,7 +129,7 @@ def test_the_sums_are_those_of_what_is_remembered(steps: list[tuple[float, str |
         assert tally.condition == seen.condition
 
 
-def test_the_circuit_decides_where_it_refuses() -> None:
+def test_an_open_circuit_decides_the_condition() -> None:
     bad = OutcomeCounts(5, 5, {"HTTP 401": 5}, 0, KEY, 5)
     down = health_of("a", state="open", reason="after 5 failures in a row", tally=bad)
     assert (down.condition, str(down)) == ("down", "a is down, after 5 failures in a row")
@@ -152,7 +152,7 @@ def test_the_circuit_decides_where_it_refuses() -> None:
     [
         (
             "after 5 failures in a row, the last HTTP 500 (Odd)",
-            "look at its own status page or log",
+            "check its own status page or log",
         ),
         ("after a probe failed with ConnectError", "check its address and the network"),
         (f"after a probe met {KEY}", "check its key"),
@@ -164,23 +164,21 @@ def test_the_circuit_decides_where_it_refuses() -> None:
         ("by jo on vm: it met HTTP 401 (AuthenticationError)", ""),
     ],
 )
-def test_of_a_circuit_that_is_not_closed_the_last_failure_says_what_to_do(
-    reason: str, advice: str
-) -> None:
+def test_the_last_failure_of_an_open_circuit_gives_the_advice(reason: str, advice: str) -> None:
     for state in ("open", "half-open"):
         if state == "half-open" and reason.startswith("by "):
             continue
         assert health_of("llm", state=state, reason=reason).advice == advice
 
 
-def test_every_look_has_a_level() -> None:
-    levels = {look: level_of(look) for look in CONDITIONS}
+def test_every_condition_has_a_level() -> None:
+    levels = {each: level_of(each) for each in CONDITIONS}
     assert levels["healthy"] == levels["unmonitored"] == 0
     assert levels["degraded"] == levels["paused"] == 1
     assert levels["failing"] == levels["down"] == levels["isolated"] == levels["probing"] == 2
 
 
-def test_reasons_tell_who_opened_and_whether_it_is_an_isolation() -> None:
+def test_a_reason_shows_a_change_by_hand_and_an_isolation() -> None:
     assert is_by_hand("by ops on host")
     assert is_isolation(with_author("they migrate: soon", "ops on host", isolates=True))
     assert is_isolation(with_author("", "ops on host", isolates=True))

@@ -33,7 +33,7 @@ MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 # ---------------------------------------------------------------------- what importing does
 
 
-def test_importing_starts_nothing_and_needs_nothing_big() -> None:
+def test_an_import_starts_nothing_and_loads_no_large_module() -> None:
     script = """
 import asyncio, signal, sys, threading
 
@@ -54,7 +54,7 @@ print(sorted({*big.split()} & {name.partition(".")[0] for name in sys.modules}))
     assert output_of(script) == ("[]\n", "")
 
 
-def test_importing_reads_no_variable_of_ours() -> None:
+def test_an_import_reads_no_resilience_variable() -> None:
     script = """
 import os
 os.environ["RESILIENCE_LLM__RETRY__ATTEMPTS"] = "nonsense"
@@ -68,27 +68,27 @@ except SettingsError as error:
     assert output_of(script) == ("1\n", "")
 
 
-def test_no_warning_is_given() -> None:
+def test_an_import_gives_no_warning() -> None:
     assert output_of("import lightrag_resilience", "-W", "error") == ("", "")
 
 
 # ---------------------------------------------------------------------- what it offers
 
 
-def test_the_public_names_are_sorted_and_none_is_twice() -> None:
+def test_public_names_are_sorted_and_unique() -> None:
     names = lightrag_resilience.__all__
     assert names == sorted(set(names))
     assert set(LAZY) < set(names)
 
 
 @pytest.mark.parametrize("name", sorted({*lightrag_resilience.__all__} - {*LAZY}))
-def test_a_public_name_is_there(name: str) -> None:
+def test_a_public_name_can_be_imported(name: str) -> None:
     assert name in vars(lightrag_resilience)
     assert getattr(lightrag_resilience, name) is not None
 
 
 @pytest.mark.parametrize("name", LAZY)
-def test_what_needs_lightrag_is_imported_when_asked_for(name: str) -> None:
+def test_names_that_need_lightrag_are_imported_on_first_use(name: str) -> None:
     pytest.importorskip("lightrag")
     found = getattr(lightrag_resilience, name)
     assert found is getattr(importlib.import_module(found.__module__), name)

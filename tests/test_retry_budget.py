@@ -46,7 +46,7 @@ def test_each_of_several_workers_spends_its_part_and_a_new_one_takes_from_it() -
 @pytest.mark.parametrize("capacity", [0, 3, 10, 100, 500])
 @pytest.mark.parametrize("workers", [1, 2, 3, 8, 1000])
 @pytest.mark.parametrize("cost", [RETRY_COST, TIMEOUT_RETRY_COST])
-def test_what_is_shown_is_what_decides(capacity: int, workers: int, cost: int) -> None:
+def test_the_shown_budget_is_the_one_that_decides(capacity: int, workers: int, cost: int) -> None:
     budget = RetryBudget(capacity, lambda: workers)
     assert budget.share == (capacity == 0 or capacity >= RETRY_COST)
     for _ in range(1 + capacity // cost):

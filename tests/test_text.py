@@ -22,13 +22,13 @@ def test_a_duration_is_read(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", "0", "0s", "-5", "8d", "10x", "m", "1h30m", "1e3", "inf", "٣"]
 )
-def test_what_is_no_duration_is_told(text: str) -> None:
+def test_an_invalid_duration_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="is no duration such as 90s, 10m or 2h"):
         as_duration(text)
 
 
 @given(st.text(max_size=12))
-def test_no_text_surprises_the_reader_of_durations(text: str) -> None:
+def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
     with contextlib.suppress(ValueError):
         assert 0 < as_duration(text) <= 7 * 86400
 
@@ -50,7 +50,7 @@ def test_a_duration_is_written_in_its_two_largest_units(seconds: float, words: s
     assert as_words(seconds) == words
 
 
-def test_one_thing_is_no_things() -> None:
+def test_counted_uses_the_singular_for_one() -> None:
     assert [counted(number, "worker") for number in (0, 1, 2)] == [
         "0 workers",
         "1 worker",

@@ -160,8 +160,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a chain of kinds": (lambda: with_fallbacks(ask, len), "functions of one kind"),
     "a chain in no time": (lambda: with_fallbacks(ask, total=0.0), "total must be"),
     "a chain in a text": (lambda: with_fallbacks(ask, total="5"), "total must be"),  # type: ignore[arg-type]
-    "when, of no function": (lambda: with_fallbacks(ask, when=True), "when is a plain"),  # type: ignore[arg-type]
-    "when, later": (lambda: with_fallbacks(ask, when=later), "when is a plain function"),  # type: ignore[arg-type]
+    "when, of no function": (lambda: with_fallbacks(ask, when=True), "when must be a plain"),  # type: ignore[arg-type]
+    "when, later": (lambda: with_fallbacks(ask, when=later), "when must be a plain function"),  # type: ignore[arg-type]
     "stale seconds": (lambda: with_fallbacks(ask, stale=60.0), "StaleCache(max_age=...)"),  # type: ignore[arg-type]
     "answered by no chain": (
         lambda: asyncio.run(call_chain(ask)),
@@ -169,8 +169,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no age": (lambda: StaleCache(max_age=math.nan), "StaleCache.max_age must be"),
     "half an entry": (lambda: StaleCache(max_age=1.0, max_entries=0.5), "whole number"),  # type: ignore[arg-type]
-    "a key": (lambda: StaleCache(max_age=1.0, key="prompt"), "key is a plain function"),  # type: ignore[arg-type]
-    "a key, later": (lambda: StaleCache(max_age=1.0, key=later), "key is a plain function"),  # type: ignore[arg-type]
+    "a key": (lambda: StaleCache(max_age=1.0, key="prompt"), "key must be a plain function"),  # type: ignore[arg-type]
+    "a key, later": (lambda: StaleCache(max_age=1.0, key=later), "key must be a plain function"),  # type: ignore[arg-type]
     "hedged without parentheses": (lambda: hedged(guarded), "write @hedged(after=0.2)"),  # type: ignore[arg-type]
     "hedged at once": (lambda: hedged(0.0), "after must be a number above 0"),
     "hedged by a text": (lambda: hedged("0.2"), "after must be a number"),  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a number listens": (lambda: Guards().events.subscribe(3), "a plain function"),  # type: ignore[arg-type]
     "a coroutine function listens": (
         lambda: Guards().events.subscribe(later),  # type: ignore[arg-type]
-        "a plain function, which is called at once: a coroutine function",
+        "a plain function, called at once, not a coroutine function",
     ),
     "to listen to a word": (
         lambda: Guards().events.subscribe(fail_with, "StateChanged"),  # type: ignore[arg-type]
@@ -235,12 +235,12 @@ def told(write: Callable[[], Any], said: str) -> None:
 
 @pytest.mark.parametrize("usage", WRONG)
 @pytest.mark.filterwarnings("error")
-def test_a_wrong_usage_is_told_at_once(usage: str) -> None:
+def test_wrong_usage_is_an_error_at_once(usage: str) -> None:
     told(*WRONG[usage])
 
 
 @pytest.mark.parametrize("usage", NAMES)
-def test_a_name_that_is_none_or_nearly_a_familys_is_told_at_once(usage: str) -> None:
+def test_an_invalid_or_misspelt_name_is_an_error_at_once(usage: str) -> None:
     name, said = NAMES[usage]
     before = len(list(guards()))
     for write in (guard, resilient, Guards().get):
@@ -251,7 +251,7 @@ def test_a_name_that_is_none_or_nearly_a_familys_is_told_at_once(usage: str) -> 
 
 
 @pytest.mark.parametrize("usage", POLICIES)
-def test_what_is_no_policy_is_told_at_once(usage: str) -> None:
+def test_an_object_that_is_no_policy_is_an_error_at_once(usage: str) -> None:
     policy, said = POLICIES[usage]
     owner = Guards()
     owner.get("llm.there")
@@ -267,12 +267,12 @@ def test_what_is_no_policy_is_told_at_once(usage: str) -> None:
         *("embed.x", "models.llm", "x" * 200),
     ],
 )
-def test_any_other_name_is_one(name: str) -> None:
+def test_any_other_name_is_accepted(name: str) -> None:
     assert Guards().get(name).name == name
 
 
 @pytest.mark.anyio
-async def test_what_is_right_goes_on() -> None:
+async def test_right_usage_works() -> None:
     with priority(Priority.BACKGROUND):
         assert await resilient("llm.twice")(resilient("llm.twice")(guarded))("one") == "one"
     take_back = Guards().events.subscribe(fail_with, StateChanged)
@@ -283,7 +283,7 @@ async def test_what_is_right_goes_on() -> None:
 
 
 @pytest.mark.anyio
-async def test_what_is_no_lightrag_is_told() -> None:
+async def test_protecting_what_is_no_lightrag_is_an_error() -> None:
     lightrag = pytest.importorskip("lightrag")
     from lightrag_resilience import protect  # noqa: PLC0415
 
@@ -297,7 +297,7 @@ async def test_what_is_no_lightrag_is_told() -> None:
         assert said in str(error.value)
 
 
-def test_a_protection_that_is_not_awaited_is_told() -> None:
+def test_a_protect_call_that_is_not_awaited_is_an_error() -> None:
     pytest.importorskip("lightrag")
     from lightrag_resilience import protect  # noqa: PLC0415
 
@@ -306,5 +306,5 @@ def test_a_protection_that_is_not_awaited_is_told() -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm", "vllm.local", "vLLM.qwen"])
-def test_a_servers_own_name_is_no_slip(name: str) -> None:
+def test_a_servers_own_name_is_accepted(name: str) -> None:
     assert Guards().get(name).name == name

@@ -96,7 +96,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What needs LightRAG is imported when it is first asked for."""
+    """Import what needs LightRAG on first use."""
     if name not in {"QueryFailedError", "protect", "unprotect"}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -8,9 +8,9 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run it; Ctrl-C ends it without a traceback, also while it is still being imported."""
+    """Run the command; Ctrl-C ends it without a traceback, even during its import."""
     try:
-        from .cli.app import main as run  # noqa: PLC0415 - it takes a while
+        from .cli.app import main as run  # noqa: PLC0415 - slow: Ctrl-C may come meanwhile
 
         run()
     except KeyboardInterrupt:

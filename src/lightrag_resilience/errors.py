@@ -1,9 +1,9 @@
-"""Every error this library raises: what happened, to which dependency, what to do.
+"""The errors of this library: what happened, to which dependency, and what to do.
 
 None of them is a ``TimeoutError`` or a ``ConnectionError``: callers retry those, and LightRAG's
-queue rewrites a ``TimeoutError`` into a message about its own workers. The data of an error lives
-in ``args``: an error is then made without running Python code, which keeps a refusal cheap, and it
-can be pickled.
+queue rewrites a ``TimeoutError`` into a message about its own workers. All data of an error is in
+``args``: it is then made without running Python code, which keeps a rejection cheap, and it can be
+pickled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 
 _PREFIXED = ": "
-"""What LightRAG puts between a text of its own and the first argument of an error."""
+"""Separates a text that LightRAG puts before an error's first argument from that argument."""
 
 
 class ResilienceError(Exception):
@@ -39,11 +39,11 @@ class ResilienceError(Exception):
 
 
 class PolicyError(ResilienceError, ValueError):
-    """A policy that makes no sense, or two policies under one name."""
+    """A policy is out of bounds or contradicts itself, or one name has two policies."""
 
 
 class UnsupportedCallError(ResilienceError, TypeError):
-    """A callable that cannot be guarded in the way it was used, or what a call does not take."""
+    """A callable cannot be guarded in this way, or a call does not take such an argument."""
 
 
 class SettingsError(ResilienceError, ValueError):
@@ -65,7 +65,7 @@ class SettingsError(ResilienceError, ValueError):
 
 
 class DependencyError(ResilienceError):
-    """An error about one dependency. ``args`` are the dependency, seconds to wait, and details."""
+    """An error of one dependency. ``args``: its name, seconds to wait or None, reason, details."""
 
     @property
     def dependency(self) -> str:
@@ -74,13 +74,13 @@ class DependencyError(ResilienceError):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds after which another call may succeed; None where that is unknown."""
+        """Seconds after which another call may succeed; None if unknown."""
         value = self.args[1] if len(self.args) > 1 else None
         return None if value is None else float(value)
 
     @property
     def reason(self) -> str:
-        """What led to this, as a clause without a full stop."""
+        """The cause, as a clause without a full stop."""
         return str(self.args[2]) if len(self.args) > 2 else ""  # noqa: PLR2004
 
     def __str__(self) -> str:
@@ -98,16 +98,16 @@ class DependencyError(ResilienceError):
         return f"; try again in {self.retry_after:.1f} s"
 
 
-class CallRejected(DependencyError):  # noqa: N818 - a refusal is the outcome of a call, not a fault
+class CallRejected(DependencyError):  # noqa: N818 - a rejection is the outcome of a call, not a fault
     """The call was rejected before it was sent. Never retried, never counted as a failure."""
 
     def summary(self) -> str:
-        """Which call."""
+        """The call."""
         return f"A call of {self.dependency!r} was rejected"
 
 
 class CircuitOpenError(CallRejected, CircuitBreakerError):
-    """The circuit is open, or half-open with all its probes taken."""
+    """The circuit is open, or half-open with all its probes in flight."""
 
     @property
     def state(self) -> str:
@@ -115,7 +115,7 @@ class CircuitOpenError(CallRejected, CircuitBreakerError):
         return str(self.args[3]) if len(self.args) > 3 else "open"  # noqa: PLR2004
 
     def summary(self) -> str:
-        """Which circuit."""
+        """The circuit."""
         return f"Circuit {self.dependency!r} is {self.state}"
 
     def advice(self) -> str:
@@ -127,53 +127,53 @@ class CircuitOpenError(CallRejected, CircuitBreakerError):
 
 
 class RateLimitedError(CallRejected):
-    """The local rate limit would have made this call wait longer than it may."""
+    """The rate limit, or the cool-down after a 429, lasts longer than this call may wait."""
 
     def summary(self) -> str:
-        """Whose limit."""
+        """The limit."""
         return f"Rate limit of {self.dependency!r} is used up"
 
 
 class BulkheadFullError(CallRejected):
-    """All places are taken, and the queue for them is full or was too slow."""
+    """All permits are in use, and the queue is full or was too slow."""
 
     def summary(self) -> str:
-        """Whose queue."""
+        """The bulkhead."""
         return f"Too many calls of {self.dependency!r} at once"
 
 
 class ShuttingDownError(CallRejected):
-    """This process is told to stop, and lets no new call in."""
+    """This process is shutting down and admits no new call."""
 
     def summary(self) -> str:
-        """Which call."""
+        """The call."""
         return f"{self.dependency!r} is not called any more: this process shuts down"
 
 
 class AttemptTimeoutError(DependencyError):
     """One attempt, or a stream's wait for an item, took longer than its timeout.
 
-    Counted as a failure, outcome unknown.
+    Counted as a failure of unknown outcome.
     """
 
     def summary(self) -> str:
-        """Whose attempt."""
+        """The attempt."""
         return f"An attempt of {self.dependency!r} timed out"
 
 
 class TruncatedStreamError(DependencyError):
-    """A model's stream ended without its finish marker, or with one that says its server gave up.
+    """A model's stream ended without its finish marker, or with a marker of failure.
 
-    Counted as a failure, outcome unknown; with a `code`, it is of the class that this stands for.
+    Counted as a failure of unknown outcome, or of the kind that its `code` stands for.
     """
 
     @property
     def code(self) -> str:
-        """The word by which the server gave up, such as ``server_error``; empty without one."""
+        """The server's code of the failure, such as ``server_error``; empty without one."""
         return str(self.args[3]) if len(self.args) > 3 else ""  # noqa: PLR2004
 
     def summary(self) -> str:
-        """Whose stream."""
+        """The stream."""
         return f"A stream of {self.dependency!r} was cut off"
 
 
@@ -181,24 +181,24 @@ class DeadlineExceededError(DependencyError):
     """The call as a whole, retries and waits included, took longer than its total timeout."""
 
     def summary(self) -> str:
-        """Whose deadline."""
+        """The deadline."""
         return f"The deadline of {self.dependency!r} has passed"
 
 
 class AllFailedError(DependencyError):
-    """A dependency and all its fallbacks failed. `retry_after` is the shortest that one gave.
+    """A dependency and all its fallbacks failed. `retry_after` is the shortest of their waits.
 
-    It can be pickled where the errors in it can.
+    It can be pickled if the errors in it can.
     """
 
     @property
     def errors(self) -> tuple[Exception, ...]:
-        """What each raised, in the order in which they were called."""
+        """The error of each function, in the order of the calls."""
         return tuple(self.args[3]) if len(self.args) > 3 else ()  # noqa: PLR2004
 
     @property
     def any_rejected(self) -> bool:
-        """Whether a guard refused one of them, so that waiting may help where calling did not."""
+        """Whether a guard rejected one of the calls, so that waiting may help."""
         return any(
             isinstance(error, CallRejected)
             or (isinstance(error, AllFailedError) and error.any_rejected)
@@ -206,7 +206,7 @@ class AllFailedError(DependencyError):
         )
 
     def summary(self) -> str:
-        """Whose chain."""
+        """The chain."""
         return f"{self.dependency!r} and its fallbacks failed"
 
 

@@ -1,6 +1,6 @@
-"""What happens in a guard, as plain data, and where to listen for it.
+"""Events of guards and drains as plain data, and how to subscribe to them.
 
-An event carries no arguments, prompts, results or error texts: names, numbers and classes only.
+An event holds names, numbers and classes only: no arguments, prompts, results or error texts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _log = logging.getLogger("lightrag_resilience")
 class CallSucceeded:
     """An attempt, and with it the call, succeeded after `duration` seconds.
 
-    `tokens` is what it used, where a limit on tokens counts them.
+    `tokens` are those it used; 0 without a limit on tokens.
     """
 
     dependency: str
@@ -57,7 +57,7 @@ class CallSucceeded:
 class AttemptFailed:
     """An attempt failed after `duration` seconds; `kind` is a `FailureKind` value.
 
-    `error` is the name of the error's class, and `status` the HTTP status that was answered, or 0.
+    `error` is the name of the error's class, `status` the HTTP status of the answer, or 0.
     """
 
     dependency: str
@@ -69,7 +69,7 @@ class AttemptFailed:
 
 @dataclass(frozen=True, slots=True)
 class CallFailed:
-    """A call failed for good, `duration` seconds after its begin; `kind` as in `AttemptFailed`."""
+    """A call failed after all retries, `duration` seconds in all; `kind` as in `AttemptFailed`."""
 
     dependency: str
     kind: str
@@ -78,7 +78,7 @@ class CallFailed:
 
 @dataclass(frozen=True, slots=True)
 class CallAdmitted:
-    """A call waited `seconds` in line, maybe none, and booked `tokens`, and may now be sent."""
+    """A call may be sent: it waited `seconds`, perhaps 0, and reserved `tokens`."""
 
     dependency: str
     seconds: float
@@ -96,7 +96,7 @@ class RetryScheduled:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRejected:
-    """A call was refused before it was sent; `error` is the name of the refusal's class."""
+    """A call was rejected before it was sent; `error` is the name of the error's class."""
 
     dependency: str
     error: str
@@ -115,12 +115,12 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class HealthChanged:
-    """Calls that the circuit lets through fail, or no longer do, by what this process sees.
+    """Calls that the circuit admits begin to fail, or no longer fail, in this process.
 
     Attributes:
         dependency: Its name.
         condition: ``failing``, ``degraded`` or ``healthy``.
-        reason: What is wrong and what to do; empty where nothing is.
+        reason: What is wrong and what to do; empty if nothing is.
     """
 
     dependency: str
@@ -130,14 +130,14 @@ class HealthChanged:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSent:
-    """A half-open circuit let a call through, to find out."""
+    """A half-open circuit admitted a call as a probe."""
 
     dependency: str
 
 
 @dataclass(frozen=True, slots=True)
 class FallbackUsed:
-    """A function of a chain failed and the next is called; `reason` is the name of the error."""
+    """A function of a chain failed and the next is called; `reason` is the error's class."""
 
     dependency: str
     to: str
@@ -146,14 +146,14 @@ class FallbackUsed:
 
 @dataclass(frozen=True, slots=True)
 class HedgeSent:
-    """An answer was late, and is asked for once more."""
+    """An answer is late, and a second call is sent for it."""
 
     dependency: str
 
 
 @dataclass(frozen=True, slots=True)
 class StaleAnswerServed:
-    """A chain whose functions all failed gave an old answer of `source`, `age` seconds old."""
+    """A chain whose functions all failed returned an answer of `source`, `age` seconds old."""
 
     dependency: str
     source: str
@@ -166,9 +166,9 @@ class RecoveryCompleted:
 
     Attributes:
         workspace: The LightRAG's.
-        resumed: Documents that were left in the middle.
+        resumed: Documents whose ingest was interrupted.
         requeued: Failed documents that are tried again.
-        given_up: Failed documents that are not.
+        given_up: Failed documents that are not tried again.
     """
 
     workspace: str
@@ -179,7 +179,7 @@ class RecoveryCompleted:
 
 @dataclass(frozen=True, slots=True)
 class DocumentsCounted:
-    """So many documents of a LightRAG's workspace have a status, ``failed`` for one."""
+    """`count` documents of a LightRAG's workspace have `status`, such as ``failed``."""
 
     workspace: str
     status: str
@@ -192,9 +192,9 @@ class QueryCompleted:
 
     Attributes:
         workspace: The LightRAG's.
-        outcome: ``success``, ``degraded`` for an answer made without something that is away, or
-            ``failed``.
-        duration: Seconds until the answer was there, or its first words.
+        outcome: ``success``, ``degraded`` for an answer made without an unavailable dependency,
+            or ``failed``.
+        duration: Seconds to the answer, or to its first words.
     """
 
     workspace: str
@@ -204,7 +204,7 @@ class QueryCompleted:
 
 @dataclass(frozen=True, slots=True)
 class DrainProgress:
-    """A drain is in this phase, with `left` in flight; one of both is new."""
+    """Emitted when the drain's phase or its number of in-flight items, `left`, changes."""
 
     phase: str
     left: int
@@ -212,7 +212,7 @@ class DrainProgress:
 
 @dataclass(frozen=True, slots=True)
 class DrainEnded:
-    """A drain is over: what became of what was in flight, and how many seconds it took."""
+    """A drain is over: what became of the work in flight, and the seconds it took."""
 
     drained: int
     abandoned: int
@@ -222,7 +222,7 @@ class DrainEnded:
 
 @dataclass(frozen=True, slots=True)
 class WorkAbandoned:
-    """A drain gave something up; `kind`, such as ``call``, is that of the journal."""
+    """A drain abandoned a piece of work; `kind`, such as ``call``, is that of the journal."""
 
     kind: str
 
@@ -249,37 +249,37 @@ Event = (
 )
 Listener = Callable[[Event], None]
 Counter = Callable[[str, float, int], None]
-"""What hears of successes alone: the dependency, the duration in seconds, and the tokens used."""
+"""Called with each success: the dependency, the duration in seconds, and the tokens used."""
 
 
 def _must_be_plain(listener: object, what: str) -> None:
     if not callable(listener) or iscoroutinefunction(listener):
         found = "a coroutine function" if callable(listener) else f"a {type(listener).__name__}"
-        raise UnsupportedCallError(f"{what} is a plain function, which is called at once: {found}")
+        raise UnsupportedCallError(f"{what} must be a plain function, called at once, not {found}")
 
 
 class Events:
-    """Hands each event to every listener; one that raises is reported once and dropped.
+    """Calls every listener with each event; a listener that raises is logged once and dropped.
 
     Attributes:
-        subscribers: Who hears of anything.
-        subscribed: The kinds of events that somebody listens to; others need not be made.
-        succeeded: Tells that a call succeeded, by the fields of a `CallSucceeded`; None where
-            nobody wants to hear of it. This is on the way of every call.
+        subscribers: All listeners.
+        subscribed: The kinds of events with a listener; others need not be made.
+        succeeded: Publishes a success, by the fields of a `CallSucceeded`; None without a listener
+            or counter. Every call reads it, so that without one a success costs one comparison.
     """
 
     def __init__(self) -> None:
         self.subscribers: tuple[Listener, ...] = ()
         self.subscribed: frozenset[type[Event]] = frozenset()
         self.succeeded: Counter | None = None
-        self._wanted: tuple[tuple[Listener, tuple[type, ...]], ...] = ()
+        self._subscriptions: tuple[tuple[Listener, tuple[type, ...]], ...] = ()
         self._counters: tuple[Counter, ...] = ()
-        self._told_of: dict[type, tuple[Listener, ...]] = {}
+        self._listeners: dict[type, tuple[Listener, ...]] = {}
 
     def subscribe(self, listener: Listener, *kinds: type[Event]) -> Callable[[], None]:
-        """Call `listener` with every event from now on, once each; returns what ends that.
+        """Call `listener` with every event from now on; returns a function that unsubscribes it.
 
-        Where `kinds` are given, with events of these alone: others then cost nothing.
+        With `kinds`, call it with events of these only: others then cost nothing.
 
         Raises:
             UnsupportedCallError: It is no plain function, or one of `kinds` is no kind of event.
@@ -291,63 +291,67 @@ class Events:
                 "as StateChanged"
             )
         if listener not in self.subscribers:
-            self._wanted += ((listener, kinds or get_args(Event)),)
-            self._sort()
+            self._subscriptions += ((listener, kinds or get_args(Event)),)
+            self._index()
         return lambda: self._drop(listener)
 
     def count(self, counter: Counter) -> Callable[[], None]:
-        """Call `counter` with each success, of which no event is made; returns what ends that.
+        """Call `counter` with each success, without an event; returns a function that ends that.
 
-        For what must cost little: successes are nearly all events there are.
+        For listeners that must cost little: nearly all events are successes.
 
         Raises:
             UnsupportedCallError: It is no plain function.
         """
         _must_be_plain(counter, "A counter")
         self._counters += (counter,)
-        self._sort()
+        self._index()
         return lambda: self._drop(counter)
 
     def publish(self, event: Event) -> None:
-        """Tell who listens to it. Never raises for one of theirs."""
+        """Call the listeners of this kind of event. An error of a listener is never raised."""
         if isinstance(event, CallSucceeded):
             self._count(event.dependency, event.duration, event.tokens)
-        self._tell(event)
+        self._deliver(event)
 
-    def _tell(self, event: Event) -> None:
-        for listener in self._told_of.get(event.__class__, ()):
+    def _deliver(self, event: Event) -> None:
+        for listener in self._listeners.get(event.__class__, ()):
             try:
                 listener(event)
-            except Exception:  # noqa: BLE001 - whatever it is, the call goes on
-                self._failed(listener)
+            except Exception:  # noqa: BLE001 - a listener must not fail the call
+                self._drop_failed(listener)
 
     def _count(self, dependency: str, duration: float, tokens: int) -> None:
         for counter in self._counters:
             try:
                 counter(dependency, duration, tokens)
-            except Exception:  # noqa: BLE001 - whatever it is, the call goes on
-                self._failed(counter)
+            except Exception:  # noqa: BLE001 - a listener must not fail the call
+                self._drop_failed(counter)
 
-    def _count_and_tell(self, dependency: str, duration: float, tokens: int) -> None:
+    def _count_and_deliver(self, dependency: str, duration: float, tokens: int) -> None:
         self.publish(CallSucceeded(dependency, duration, tokens))
 
-    def _failed(self, listener: object) -> None:
+    def _drop_failed(self, listener: object) -> None:
         self._drop(listener)
         _log.exception("A listener of lightrag_resilience failed and is dropped")
 
     def _drop(self, dropped: object) -> None:
-        self._wanted = tuple(wanted for wanted in self._wanted if wanted[0] != dropped)
+        self._subscriptions = tuple(
+            wanted for wanted in self._subscriptions if wanted[0] != dropped
+        )
         self._counters = tuple(counter for counter in self._counters if counter != dropped)
-        self._sort()
+        self._index()
 
-    def _sort(self) -> None:
-        self.subscribers = tuple(listener for listener, _ in self._wanted)
-        self._told_of = {
-            kind: tuple(listener for listener, kinds in self._wanted if kind in kinds)
+    def _index(self) -> None:
+        self.subscribers = tuple(listener for listener, _ in self._subscriptions)
+        self._listeners = {
+            kind: tuple(listener for listener, kinds in self._subscriptions if kind in kinds)
             for kind in get_args(Event)
         }
-        self.subscribed = frozenset(kind for kind, listeners in self._told_of.items() if listeners)
+        self.subscribed = frozenset(
+            kind for kind, listeners in self._listeners.items() if listeners
+        )
         if CallSucceeded in self.subscribed:
-            self.succeeded = self._count_and_tell
+            self.succeeded = self._count_and_deliver
         else:
             self.succeeded = self._count if self._counters else None

@@ -27,19 +27,19 @@ CONDITIONS: Final = (
 """Every condition of a dependency, the worst first."""
 _LEVELS: Final = {"healthy": 0, "unmonitored": 0, "degraded": 1, "paused": 1}
 _ADVICE: Final = {
-    "400": "look at what is sent, as it finds the requests wrong",
+    "400": "check what is sent, as it finds the requests wrong",
     "401": "check its key",
     "402": "check its plan, as there is no credit left",
     "403": "check what its key may do",
     "404": "check its address and the name of its model",
-    "408": "look whether it is overloaded, or give it more time",
-    "413": "look at what is sent, as it is too long",
-    "422": "look at what is sent, as it finds the requests wrong",
+    "408": "check whether it is overloaded, or give it more time",
+    "413": "check what is sent, as it is too long",
+    "422": "check what is sent, as it finds the requests wrong",
     "429": "send it less, see LIMIT__RPM, or have it grant more",
     "429 of a used-up quota": "check its plan, as the quota is used up",
 }
 _BY_CLASS: Final = (
-    (("timeout",), "look whether it is overloaded, or give it more time"),
+    (("timeout",), "check whether it is overloaded, or give it more time"),
     (("auth", "permission", "password", "credential"), "check its key or password"),
     (("connect", "dns", "gaierror", "ssl", "certificate"), "check its address and the network"),
     (("notfound", "validation", "badrequest"), "check its address, model and what is sent"),
@@ -168,5 +168,5 @@ def advice_for(symptom: str) -> str:
     if status in _ADVICE:
         return _ADVICE[status]
     if status.startswith("5"):
-        return "look at its own status page or log"
-    return "look at what is sent, and where to"
+        return "check its own status page or log"
+    return "check what is sent, and where to"

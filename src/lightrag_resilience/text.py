@@ -1,4 +1,4 @@
-"""Durations, numbers and texts as people write and read them."""
+"""Durations, numbers, texts and the reasons of state changes, for people to write and read."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ __all__ = [
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_OPEN = 7 * 86_400.0
-"""Seconds for which a circuit is open at the longest, by hand or by what Redis says."""
+"""Seconds for which a circuit can be open, by hand or by a value from Redis."""
 LONGEST_TEXT = 200
-"""Characters of a name or a reason that came from outside."""
+"""Characters of a name or a reason from outside this process."""
 
-_BY_HAND = ("by ", "through ")  # how the reasons of changes by hand begin
+_BY_HAND = ("by ", "through ")  # begin the reason of a change by hand
 MET = "after a probe met "
-"""How the reason begins where a probe found what is no outage, such as a wrong key."""
+"""Begins the reason if a probe failed by what is no outage, such as a wrong key."""
 _SYMPTOM = re.compile(r"(?:, the last(?: failure)?| failed with| met) ([^,;]+)$")
 ISOLATED = " (isolated)"
-"""What a reason has after the name of who isolated a circuit."""
+"""Follows the author's name in the reason of an isolation."""
 
 
 def is_by_hand(reason: str) -> bool:
-    """Whether a circuit stands as it does because it was changed by hand."""
+    """Whether this is the reason of a state that was set by hand."""
     return reason.startswith(_BY_HAND)
 
 
 def is_isolation(reason: str) -> bool:
-    """Whether it was opened by hand for a time in which nothing probes it."""
+    """Whether this is the reason of a circuit opened by hand for a time without probes."""
     return is_by_hand(reason) and reason.partition(":")[0].endswith(ISOLATED)
 
 
 def symptom_of(reason: str) -> str:
-    """What the last failure was that a reason names, such as ``HTTP 401 (Odd)``; or nothing."""
+    """The last failure that a reason names, such as ``HTTP 401 (Odd)``; empty without one."""
     found = None if is_by_hand(reason) else _SYMPTOM.search(reason)
     return found[1] if found else ""
 
@@ -53,7 +53,7 @@ def as_duration(text: str) -> float:
     """Seconds of a duration: ``90``, ``90s``, ``10m``, ``2h``, ``1d``.
 
     Raises:
-        ValueError: It is none, not above zero, or longer than 7 days.
+        ValueError: It is no duration, not above zero, or longer than 7 days.
     """
     found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([smhd]?)", text.strip())
     seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
@@ -63,16 +63,16 @@ def as_duration(text: str) -> float:
 
 
 def as_count(text: str) -> int | None:
-    """A whole number; None where it is none. Digits of other scripts, such as ``²``, are none."""
+    """A whole number in ASCII digits; None for any other text, such as ``²``."""
     return int(text) if re.fullmatch("[0-9]{1,15}", text := text.strip()) else None
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """A text without what moves the cursor, begins a line or cannot be encoded.
+    """A text without control characters, line breaks and what cannot be encoded.
 
     Args:
         text: From a request, a task, a journal, Redis or a command line.
-        most: Characters that are kept; None keeps all.
+        most: Characters to keep; None keeps all.
     """
     if not text.isprintable():
         text = "".join(filter(str.isprintable, text))
@@ -92,5 +92,5 @@ def as_words(seconds: float) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    """So many things."""
+    """A number and a noun: ``1 call``, ``2 calls``."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

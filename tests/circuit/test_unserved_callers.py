@@ -95,7 +95,7 @@ def test_a_share_that_opens_no_circuit_is_told(caplog: pytest.LogCaptureFixture)
         rig.succeed(3)
         rig.breaker.on_failure(rig.breaker.acquire(), 0.1, "HTTP 503 (Odd)")
     ((_, said),) = levels(caplog)
-    assert said == "llm answers 503 to 4 of 13 calls: look at its own status page or log"
+    assert said == "llm answers 503 to 4 of 13 calls: check its own status page or log"
 
 
 def test_a_probe_that_is_answered_and_not_served_names_the_time_of_the_next(

@@ -79,7 +79,7 @@ def verdict(guard: Guard) -> tuple[int, int]:
 # ---------------------------------------------------------------------- what comes of it
 
 
-async def test_all_items_are_there_and_the_call_is_one_success() -> None:
+async def test_a_collected_stream_is_one_successful_call_with_all_items() -> None:
     guard, source = guarded(), Source(WHOLE)
     heard = heard_by(guard)
     assert await guard.call(collected(source.__call__), "prompt", stream=True) == WHOLE
@@ -91,21 +91,21 @@ async def test_all_items_are_there_and_the_call_is_one_success() -> None:
 @pytest.mark.parametrize(
     "broken", [HALF, [chunk("one"), down()], [chunk("one"), ConnectionResetError()]]
 )
-async def test_what_breaks_in_mid_stream_is_asked_for_again_as_a_whole(broken: list[Any]) -> None:
+async def test_a_stream_that_breaks_is_retried_as_a_whole(broken: list[Any]) -> None:
     guard, source = guarded(), Source(broken, broken, WHOLE)
     assert await guard.call(collected(source.__call__)) == WHOLE
     assert (source.calls, source.open, now()) == (3, 0, 3.0)
     assert verdict(guard) == (3, 2)
 
 
-async def test_the_last_cut_is_raised_when_attempts_are_used_up() -> None:
+async def test_the_last_truncation_is_raised_when_attempts_are_used_up() -> None:
     source = Source(HALF)
     with pytest.raises(TruncatedStreamError, match="'llm' was cut off before its finish marker"):
         await guarded().call(collected(source.__call__))
     assert source.calls == 3
 
 
-async def test_what_is_fatal_in_mid_stream_is_not_tried_again() -> None:
+async def test_a_fatal_error_in_mid_stream_is_not_retried() -> None:
     source = Source([chunk("one"), ValueError("a bug")])
     with pytest.raises(ValueError, match="a bug"):
         await guarded().call(collected(source.__call__))
@@ -135,7 +135,7 @@ async def test_an_empty_stream_is_an_empty_list() -> None:
         ({"total": 3.5, "first_item": 9.0}, [9.0], DeadlineExceededError, 3.5),
     ],
 )
-async def test_each_time_of_the_policy_ends_an_attempt(
+async def test_each_timeout_of_the_policy_ends_an_attempt(
     times: Any, run: list[Any], error: type[Exception], when: float
 ) -> None:
     timeout = TimeoutPolicy(**({"attempt": None, "total": None} | times))
@@ -147,7 +147,7 @@ async def test_each_time_of_the_policy_ends_an_attempt(
     assert (now(), task.cancelling(), source.open) == (when, 0, 0)
 
 
-async def test_the_first_items_time_runs_from_when_the_call_was_sent() -> None:
+async def test_the_first_item_timeout_starts_when_the_call_is_sent() -> None:
     await asyncio.sleep(7.0)
     timeout = TimeoutPolicy(attempt=None, total=None, first_item=2.0)
 
@@ -160,14 +160,14 @@ async def test_the_first_items_time_runs_from_when_the_call_was_sent() -> None:
     assert now() == 9.0
 
 
-async def test_a_stall_is_asked_for_again() -> None:
+async def test_a_stalled_stream_is_retried() -> None:
     guard = guarded(timeout=TimeoutPolicy(attempt=None, total=None, gap=2.0))
     source = Source([chunk("one"), 60.0], WHOLE)
     assert await guard.call(collected(source.__call__)) == WHOLE
     assert now() == 3.0
 
 
-async def test_a_cancellation_is_passed_on_and_counts_nothing() -> None:
+async def test_a_cancellation_is_passed_on_and_not_counted() -> None:
     guard, source = guarded(), Source([chunk("one"), 60.0])
     task = asyncio.create_task(guard.call(collected(source.__call__)))
     await asyncio.sleep(1.0)
@@ -180,7 +180,7 @@ async def test_a_cancellation_is_passed_on_and_counts_nothing() -> None:
 @pytest.mark.parametrize(
     "times", [{"attempt": 20.0}, {"total": 20.0}, {"gap": 9.0, "attempt": 20.0}]
 )
-async def test_what_is_set_aside_while_it_is_read_costs_the_attempt_no_time(times: Any) -> None:
+async def test_suspended_timers_cost_the_attempt_no_time(times: Any) -> None:
     async def words(last: float) -> AsyncIterator[Any]:
         yield chunk("one")
         call = current_call.get()
@@ -200,14 +200,14 @@ async def test_what_is_set_aside_while_it_is_read_costs_the_attempt_no_time(time
 # ---------------------------------------------------------------------- together with others
 
 
-async def test_a_gathered_stream_has_its_place_until_its_end() -> None:
+async def test_a_collected_stream_holds_its_permit_to_its_end() -> None:
     guard = guarded(concurrency=ConcurrencyPolicy(max_concurrent=1))
     source = Source([chunk("one"), 5.0, chunk("two", "stop")])
     await asyncio.gather(*(guard.call(collected(source.__call__)) for _ in range(3)))
     assert now() == 15.0
 
 
-async def test_calls_of_the_same_guard_made_while_it_is_read_pass_through() -> None:
+async def test_nested_calls_of_the_same_guard_pass_through_while_it_is_read() -> None:
     guard = guarded(concurrency=ConcurrencyPolicy(max_concurrent=1, max_wait=0.0))
 
     async def inner() -> str:
@@ -221,7 +221,7 @@ async def test_calls_of_the_same_guard_made_while_it_is_read_pass_through() -> N
     assert verdict(guard) == (1, 0)
 
 
-async def test_as_decorators_it_goes_below_the_guard() -> None:
+async def test_collected_goes_below_resilient_as_a_decorator() -> None:
     owner = Guards(settings=load_settings({}), clock=asyncio.get_running_loop().time)
     source = Source(HALF, WHOLE)
 
@@ -237,7 +237,7 @@ async def test_as_decorators_it_goes_below_the_guard() -> None:
     assert verdict(owner.get("llm.a")) == (2, 1)
 
 
-async def test_a_chain_goes_on_where_a_stream_was_cut_off_for_good() -> None:
+async def test_a_chain_falls_back_when_a_stream_stays_truncated() -> None:
     owner = Guards(settings=load_settings({}), clock=asyncio.get_running_loop().time)
     links = [
         resilient(name, registry=owner)(collected(Source(run).__call__))
@@ -257,7 +257,7 @@ async def test_a_function_may_return_its_stream(breaker: Any) -> None:
     assert await guard.call(collected(awaited), source) == WHOLE
 
 
-async def test_outside_of_a_guard_it_just_reads() -> None:
+async def test_collected_only_reads_without_a_guard() -> None:
     source = Source(HALF)
     assert await collected(source.__call__)() == HALF
     source = Source([chunk("one"), down()])
@@ -297,14 +297,14 @@ async def answer() -> str:
 
 
 @pytest.mark.parametrize("function", [answer, lambda: 5])
-async def test_what_gives_no_stream_is_told_so_once(function: Callable[..., Any]) -> None:
+async def test_a_result_that_is_no_stream_is_one_error(function: Callable[..., Any]) -> None:
     guard = guarded()
     with pytest.raises(UnsupportedCallError, match=r"collected\(.*\) needs a stream, not"):
         await guard.call(collected(function))
     assert verdict(guard) == (0, 0)
 
 
-async def test_a_task_that_outlives_its_call_just_reads() -> None:
+async def test_a_task_that_outlives_its_call_only_reads() -> None:
     guard, source = guarded(), Source(HALF)
 
     async def begin() -> asyncio.Task[list[Any]]:

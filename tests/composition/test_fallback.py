@@ -51,7 +51,7 @@ WAIT = 10.0  # seconds, a bound that is never reached
 # ---------------------------------------------------------------------- who is called
 
 
-async def test_the_first_that_succeeds_answers_and_no_other_is_called(
+async def test_the_first_success_is_the_answer_and_no_other_function_is_called(
     chain: Any, heard: list[Event]
 ) -> None:
     one, two = named("one", "first"), named("two", "second")
@@ -59,7 +59,7 @@ async def test_the_first_that_succeeds_answers_and_no_other_is_called(
     assert (two.script.calls, heard) == (0, [])
 
 
-async def test_each_failure_leads_to_the_next_with_the_same_arguments(chain: Any) -> None:
+async def test_each_failure_calls_the_next_function_with_the_same_arguments(chain: Any) -> None:
     seen: list[Any] = []
 
     async def record(*args: Any, **kwargs: Any) -> str:
@@ -72,7 +72,7 @@ async def test_each_failure_leads_to_the_next_with_the_same_arguments(chain: Any
     assert seen == [(("a",), {"end": "!"})] * 3
 
 
-async def test_listeners_hear_who_takes_over_from_whom_and_why(
+async def test_fallback_events_name_both_functions_and_the_error(
     chain: Any, heard: list[Event]
 ) -> None:
     functions = named("one", down()), named("two", TimeoutError("secret")), named("three", "x")
@@ -112,7 +112,7 @@ async def test_an_open_circuit_costs_no_call(chain: Any, owner: Guards) -> None:
     assert script.script.calls == 0
 
 
-async def test_a_bug_is_raised_as_it_is_and_nobody_else_is_called(chain: Any) -> None:
+async def test_a_bug_is_raised_and_no_other_function_is_called(chain: Any) -> None:
     bug, two = ValueError("a bug"), named("two", "second")
     with pytest.raises(ValueError, match="a bug") as caught:
         await chain(named("one", bug), two)()
@@ -121,28 +121,28 @@ async def test_a_bug_is_raised_as_it_is_and_nobody_else_is_called(chain: Any) ->
     assert two.script.calls == 0
 
 
-async def test_a_bug_in_a_fallback_says_what_it_stands_in_for(chain: Any) -> None:
+async def test_a_bug_in_a_fallback_has_a_note_of_the_failures_before(chain: Any) -> None:
     with pytest.raises(TypeError) as caught:
         await chain(named("one", down()), named("two", TypeError("a bug")), named("three", 3))()
     note = "lightrag_resilience: a fallback after one: ConnectionRefusedError"
     assert caught.value.__notes__ == [note]
 
 
-async def test_when_decides_what_leads_to_the_next(chain: Any) -> None:
+async def test_when_decides_which_errors_fall_back(chain: Any) -> None:
     picky = functools.partial(chain, when=lambda error: isinstance(error, LookupError))
     assert await picky(named("one", KeyError("a")), named("two", "second"))() == "second"
     with pytest.raises(ConnectionRefusedError):
         await picky(named("one", down()), named("two", "second"))()
 
 
-async def test_a_chain_may_be_a_function_of_a_chain(chain: Any) -> None:
+async def test_chains_can_be_nested(chain: Any) -> None:
     inner = chain(named("one", down()), named("two", TimeoutError()))
     found = await call_chain(chain(inner, named("three", "third")))
     reason = "one: AllFailedError (one: ConnectionRefusedError; two: TimeoutError)"
     assert (found.value, found.reasons) == ("third", (reason,))
 
 
-async def test_functions_of_a_chain_are_called_by_many_at_once(chain: Any) -> None:
+async def test_a_chain_serves_concurrent_calls(chain: Any) -> None:
     async def one(number: int) -> int:
         await asyncio.sleep(number % 3)
         if number % 2:
@@ -160,7 +160,7 @@ async def test_functions_of_a_chain_are_called_by_many_at_once(chain: Any) -> No
 # ---------------------------------------------------------------------- when all fail
 
 
-async def test_when_all_fail_one_error_tells_of_each_and_quotes_none(chain: Any) -> None:
+async def test_all_failed_error_names_each_error_and_quotes_no_text(chain: Any) -> None:
     request = httpx.Request("POST", "https://provider.invalid/secret")
     response = httpx.Response(529, headers={"retry-after": "7"}, request=request)
     errors = [
@@ -183,13 +183,13 @@ async def test_when_all_fail_one_error_tells_of_each_and_quotes_none(chain: Any)
     assert not isinstance(failed, (TimeoutError, BaseExceptionGroup))
 
 
-async def test_a_wait_that_nobody_knows_is_not_told(chain: Any) -> None:
+async def test_all_failed_error_has_no_retry_after_if_none_is_known(chain: Any) -> None:
     with pytest.raises(AllFailedError, match=r"ConnectionRefusedError\)$") as caught:
         await chain(named("one", down()))()
     assert caught.value.retry_after is None
 
 
-async def test_an_error_with_odd_attributes_does_not_hide_the_failure(chain: Any) -> None:
+async def test_an_error_with_odd_attributes_does_not_hide_the_chains_failure(chain: Any) -> None:
     class OddError(Exception):
         @property
         def status_code(self) -> int:
@@ -208,13 +208,13 @@ async def test_an_error_with_odd_attributes_does_not_hide_the_failure(chain: Any
         ((), FailureKind.TRANSIENT),
     ],
 )
-def test_a_guard_around_a_chain_learns_what_another_call_could_do(
+def test_a_guard_around_a_chain_classifies_by_its_best_member(
     errors: tuple[Exception, ...], kind: FailureKind
 ) -> None:
     assert classify(AllFailedError("llm", 3.0, "", errors)) == Failure(kind)
 
 
-async def test_ingest_waits_for_a_chain_that_was_refused(chain: Any, owner: Guards) -> None:
+async def test_ingest_waits_for_a_chain_with_a_rejected_call(chain: Any, owner: Guards) -> None:
     guard = guard_on_loop()
     refused = CircuitOpenError("llm.a", 8.0)
     inner = chain(named("one", refused, "answer"))
@@ -232,7 +232,7 @@ async def test_ingest_does_not_wait_for_a_chain_that_waiting_cannot_mend(chain: 
 
 
 @pytest.mark.parametrize("last", [True, False])
-async def test_no_circle_keeps_what_a_call_was_given(last: bool, chain: Any) -> None:  # noqa: FBT001
+async def test_no_reference_cycle_keeps_the_arguments_of_a_call(last: bool, chain: Any) -> None:  # noqa: FBT001
     class Prompt:
         pass
 
@@ -259,7 +259,7 @@ async def test_no_circle_keeps_what_a_call_was_given(last: bool, chain: Any) -> 
 # ---------------------------------------------------------------------- time and cancellation
 
 
-async def test_being_cancelled_ends_the_chain(chain: Any, heard: list[Event]) -> None:
+async def test_a_cancellation_ends_the_chain(chain: Any, heard: list[Event]) -> None:
     two = named("two", "second")
     task = asyncio.create_task(chain(named("one", 60.0), two, total=100)())
     await asyncio.sleep(1)
@@ -269,7 +269,7 @@ async def test_being_cancelled_ends_the_chain(chain: Any, heard: list[Event]) ->
     assert (two.script.calls, heard) == (0, [])
 
 
-async def test_a_callers_time_limit_stays_the_callers(chain: Any) -> None:
+async def test_a_callers_timeout_is_raised_unchanged(chain: Any) -> None:
     two = named("two", "second")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
@@ -280,7 +280,7 @@ async def test_a_callers_time_limit_stays_the_callers(chain: Any) -> None:
     assert two.script.calls == 0
 
 
-async def test_an_attempt_that_times_out_leads_to_the_next(chain: Any, owner: Guards) -> None:
+async def test_an_attempt_timeout_falls_back(chain: Any, owner: Guards) -> None:
     policy = Policy().with_changes(attempt_timeout=2.0, attempts=1)
     one = resilient("llm.slow", policy, registry=owner)(named("one", 60.0))
     found = await call_chain(chain(one, named("two", "second"), total=10))
@@ -288,7 +288,7 @@ async def test_an_attempt_that_times_out_leads_to_the_next(chain: Any, owner: Gu
     assert now() == 2.0
 
 
-async def test_the_time_for_all_ends_the_chain(chain: Any) -> None:
+async def test_the_total_time_ends_the_chain(chain: Any) -> None:
     three = named("three", "third")
     functions = named("one", down()), named("two", 60.0), three
     with pytest.raises(AllFailedError) as caught:
@@ -303,7 +303,7 @@ async def test_the_time_for_all_ends_the_chain(chain: Any) -> None:
     assert three.script.calls == 0
 
 
-async def test_a_chain_within_its_time_is_not_disturbed(chain: Any) -> None:
+async def test_a_chain_within_its_total_time_answers(chain: Any) -> None:
     complete = chain(named("one", TimeoutError("its own")), named("two", "second"), total=5)
     assert await complete() == "second"
     await asyncio.sleep(10)
@@ -312,7 +312,7 @@ async def test_a_chain_within_its_time_is_not_disturbed(chain: Any) -> None:
         await never()
 
 
-async def test_a_function_that_swallows_the_end_of_the_time_is_the_last(chain: Any) -> None:
+async def test_no_function_follows_one_that_swallows_the_total_timeout(chain: Any) -> None:
     async def stubborn() -> None:
         try:
             await asyncio.sleep(60)
@@ -346,12 +346,14 @@ def test_a_sync_chain_is_called_like_any_function() -> None:
     owner.close()
 
 
-async def test_a_sync_chain_is_refused_on_an_event_loop_but_can_be_awaited(chain: Any) -> None:
+async def test_a_sync_chain_is_refused_on_an_event_loop_but_call_chain_works(chain: Any) -> None:
     def one(word: str) -> str:
         return word.upper()
 
     complete = chain(one)
-    with pytest.raises(UnsupportedCallError, match="would block the event loop: use 'await ans"):
+    with pytest.raises(
+        UnsupportedCallError, match="would block the event loop: use 'await call_chain"
+    ):
         complete("hello")
     assert (await call_chain(complete, "hello")).value == "HELLO"
 
@@ -379,7 +381,7 @@ async def test_a_sync_chain_is_refused_on_an_event_loop_but_can_be_awaited(chain
         (
             (Source().generator,),
             {"stale": StaleCache(max_age=1)},
-            "A StaleCache remembers answers, not streams",
+            "A StaleCache keeps answers, not streams",
         ),
         (
             (len,),
@@ -388,13 +390,15 @@ async def test_a_sync_chain_is_refused_on_an_event_loop_but_can_be_awaited(chain
         ),
     ],
 )
-def test_what_makes_no_chain_is_refused_at_once(functions: Any, options: Any, error: str) -> None:
+def test_invalid_arguments_of_a_chain_are_refused_at_once(
+    functions: Any, options: Any, error: str
+) -> None:
     with pytest.raises((UnsupportedCallError, PolicyError)) as caught:
         with_fallbacks(*functions, **options)
     assert str(caught.value) == error
 
 
-async def test_only_a_chain_can_say_who_answered(chain: Any, owner: Guards) -> None:
+async def test_call_chain_refuses_what_is_no_chain(chain: Any, owner: Guards) -> None:
     complete = chain(named("one", "answer"))
     for other in (named("one"), resilient("llm.x", registry=owner)(complete), 7):
         with pytest.raises(UnsupportedCallError, match="needs what with_fallbacks"):
@@ -410,7 +414,7 @@ async def test_only_a_chain_can_say_who_answered(chain: Any, owner: Guards) -> N
         (lambda word: word, inspect.isfunction),
     ],
 )
-def test_a_chain_looks_like_its_first_function_and_can_be_copied(
+def test_a_chain_has_the_names_of_its_first_function_and_can_be_copied(
     function: Any, is_of_its_kind: Callable[[Any], bool]
 ) -> None:
     complete: Any = with_fallbacks(function)
@@ -442,6 +446,6 @@ async def test_a_chain_can_be_a_method(chain: Any) -> None:
     assert await Client().complete("!") == "a!"
 
 
-def test_an_attempt_timeout_is_no_reason_for_a_timeout_error() -> None:
+def test_an_attempt_timeout_error_is_no_timeout_error() -> None:
     error = AllFailedError("llm", None, "", (AttemptTimeoutError("llm"),))
     assert not isinstance(error, TimeoutError)

@@ -28,7 +28,7 @@ KINDS_OF_STREAM = pytest.mark.parametrize("kind", ["generator", "iterator", "cor
 
 @KINDS_OF_STREAM
 @pytest.mark.parametrize("guarded", [True, False])
-async def test_a_stream_that_cannot_begin_is_begun_elsewhere(
+async def test_a_stream_that_fails_before_its_first_item_falls_back(
     kind: str,
     guarded: bool,  # noqa: FBT001
     chain: Any,
@@ -47,7 +47,7 @@ async def test_a_stream_that_cannot_begin_is_begun_elsewhere(
 
 
 @KINDS_OF_STREAM
-async def test_after_its_first_item_a_streams_error_is_the_callers(kind: str, chain: Any) -> None:
+async def test_a_stream_that_fails_after_its_first_item_raises(kind: str, chain: Any) -> None:
     one, two = Source("a", down()), Source("b")
     stream = chain(getattr(one, kind), getattr(two, kind))()
     stream = await stream if inspect.isawaitable(stream) else stream
@@ -65,7 +65,7 @@ async def test_a_stream_without_items_is_an_answer(kind: str, chain: Any) -> Non
 
 
 @KINDS_OF_STREAM
-async def test_a_stream_that_is_left_early_is_closed(kind: str, chain: Any) -> None:
+async def test_a_stream_that_is_not_read_to_its_end_is_closed(kind: str, chain: Any) -> None:
     source = Source("a", "b")
     stream = chain(getattr(source, kind))()
     async with contextlib.aclosing(await stream if inspect.isawaitable(stream) else stream) as it:
@@ -74,7 +74,7 @@ async def test_a_stream_that_is_left_early_is_closed(kind: str, chain: Any) -> N
     assert source.closed == 1
 
 
-async def test_a_stream_knows_its_source(chain: Any) -> None:
+async def test_call_chain_names_the_source_of_a_stream(chain: Any) -> None:
     found = await call_chain(chain(Source(down()).generator, Source("b").iterator))
     assert (found.source, found.is_stale) == ("iterator", False)
     assert [word async for word in found.value] == ["b"]

@@ -43,7 +43,7 @@ async def after(seconds: float, result: Any) -> Any:
     return result
 
 
-async def test_a_quick_answer_is_asked_for_once() -> None:
+async def test_a_quick_answer_is_not_hedged() -> None:
     script = Scripted(lambda: after(0.1, "quick"))
     registry, ask = asking(script)
     assert await ask() == "quick"
@@ -51,7 +51,7 @@ async def test_a_quick_answer_is_asked_for_once() -> None:
     assert registry.get("storage").budget.tokens == 500
 
 
-async def test_of_two_answers_the_first_counts_and_the_other_is_given_up() -> None:
+async def test_the_first_of_two_answers_counts_and_the_other_call_is_cancelled() -> None:
     ended: list[str] = []
 
     async def slow() -> str:
@@ -72,7 +72,7 @@ async def test_of_two_answers_the_first_counts_and_the_other_is_given_up() -> No
     assert registry.get("storage").breaker.snapshot().calls == 1
 
 
-async def test_an_answer_does_not_wait_for_the_other_to_clean_up() -> None:
+async def test_an_answer_does_not_wait_for_the_cancelled_call_to_clean_up() -> None:
     async def stalled() -> str:
         try:
             return str(await after(60.0, "late"))
@@ -89,19 +89,19 @@ async def test_an_answer_does_not_wait_for_the_other_to_clean_up() -> None:
     assert not _kept
 
 
-async def test_the_first_may_still_win() -> None:
+async def test_the_first_call_may_still_win_after_the_hedge() -> None:
     script = Scripted(lambda: after(0.25, "first"), lambda: after(5.0, "second"))
     assert await asking(script)[1]() == "first"
     assert now() == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0.3, 1.0), (1.0, 0.3)])
-async def test_where_one_fails_the_other_is_waited_for(first: float, second: float) -> None:
+async def test_if_one_call_fails_the_other_is_awaited(first: float, second: float) -> None:
     script = Scripted(lambda: after(first, down()), lambda: after(second, "fine"))
     assert await asking(script)[1]() == "fine"
 
 
-async def test_where_both_fail_the_first_error_is_told() -> None:
+async def test_if_both_calls_fail_the_first_error_is_raised() -> None:
     errors = [down(), down()]
     script = Scripted(lambda: after(0.5, errors[0]), lambda: after(0.1, errors[1]))
     with pytest.raises(ConnectionRefusedError) as caught:
@@ -109,21 +109,21 @@ async def test_where_both_fail_the_first_error_is_told() -> None:
     assert caught.value is errors[0]
 
 
-async def test_an_early_failure_is_no_reason_to_ask_again() -> None:
+async def test_an_early_failure_is_not_hedged() -> None:
     script = Scripted(down())
     with pytest.raises(ConnectionRefusedError):
         await asking(script)[1]()
     assert script.calls == 1
 
 
-async def test_nothing_is_asked_twice_without_a_budget() -> None:
+async def test_no_hedge_without_retry_budget() -> None:
     script = Scripted(lambda: after(1.0, "fine"))
     policy = patient(retry=RetryPolicy(attempts=1, budget=4))
     assert await asking(script, policy)[1]() == "fine"
     assert script.calls == 1
 
 
-async def test_nothing_is_asked_twice_of_an_open_circuit() -> None:
+async def test_no_hedge_while_the_circuit_is_open() -> None:
     script = Scripted(lambda: after(1.0, "fine"))
     registry, ask = asking(script)
     asked = asyncio.create_task(ask())
@@ -133,7 +133,7 @@ async def test_nothing_is_asked_twice_of_an_open_circuit() -> None:
     assert script.calls == 1
 
 
-async def test_who_asks_may_give_up() -> None:
+async def test_cancelling_the_caller_cancels_both_calls() -> None:
     script = Scripted(lambda: after(5.0, "slow"))
     registry, ask = asking(script)
     before = asyncio.all_tasks()
@@ -158,12 +158,12 @@ async def test_arguments_and_names_are_passed_on() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), "0.2"])
-def test_a_time_out_of_bounds_is_refused(seconds: Any) -> None:
+def test_an_invalid_hedge_time_is_refused(seconds: Any) -> None:
     with pytest.raises(PolicyError, match="hedged: after"):
         hedged(seconds)
 
 
-def test_what_is_not_resilient_is_refused() -> None:
+def test_hedged_refuses_a_function_that_is_not_resilient() -> None:
     @resilient("storage")
     def sync() -> None: ...
 

@@ -42,7 +42,7 @@ def cache(clock: Clock) -> StaleCache:
     return StaleCache(max_age=60, max_entries=2, clock=clock)
 
 
-async def test_an_old_answer_is_given_to_who_asks_for_it_and_says_that_it_is_old(
+async def test_call_chain_returns_a_stale_answer_with_its_age(
     chain: Any, cache: StaleCache, clock: Clock, heard: list[Event]
 ) -> None:
     functions = named("one", down()), named("two", "answer", TimeoutError())
@@ -58,7 +58,9 @@ async def test_an_old_answer_is_given_to_who_asks_for_it_and_says_that_it_is_old
     assert heard[-1] == StaleAnswerServed("one", "two", 10.0)
 
 
-async def test_who_calls_the_chain_itself_gets_no_old_answer(chain: Any, cache: StaleCache) -> None:
+async def test_calling_the_chain_itself_returns_no_stale_answer(
+    chain: Any, cache: StaleCache
+) -> None:
     complete = chain(named("one", "answer", down()), stale=cache)
     await complete("prompt")
     with pytest.raises(AllFailedError):
@@ -66,14 +68,14 @@ async def test_who_calls_the_chain_itself_gets_no_old_answer(chain: Any, cache: 
     assert (await call_chain(complete, "prompt")).is_stale
 
 
-async def test_without_a_cache_there_is_no_old_answer(chain: Any) -> None:
+async def test_without_a_cache_there_is_no_stale_answer(chain: Any) -> None:
     complete = chain(named("one", "answer", down()))
     await call_chain(complete)
     with pytest.raises(AllFailedError):
         await call_chain(complete)
 
 
-async def test_another_question_has_no_old_answer(chain: Any, cache: StaleCache) -> None:
+async def test_other_arguments_have_no_stale_answer(chain: Any, cache: StaleCache) -> None:
     complete = chain(named("one", "answer", down()), stale=cache)
     await complete(1, end=1)
     others: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
@@ -102,13 +104,13 @@ async def test_the_order_of_named_arguments_does_not_matter(chain: Any, cache: S
     assert (await call_chain(complete, b="x", a=1)).value == "answer"
 
 
-async def test_another_chain_has_other_answers(chain: Any, cache: StaleCache) -> None:
+async def test_chains_do_not_share_cached_answers(chain: Any, cache: StaleCache) -> None:
     await chain(named("one", "answer"), stale=cache)("prompt")
     with pytest.raises(AllFailedError):
         await call_chain(chain(named("two", down()), stale=cache), "prompt")
 
 
-async def test_an_answer_that_is_too_old_is_forgotten(
+async def test_an_answer_older_than_max_age_is_removed(
     chain: Any, cache: StaleCache, clock: Clock
 ) -> None:
     complete = chain(named("one", "answer", down()), stale=cache)
@@ -121,7 +123,7 @@ async def test_an_answer_that_is_too_old_is_forgotten(
     assert len(cache) == 0
 
 
-async def test_the_latest_answer_is_remembered(chain: Any, cache: StaleCache, clock: Clock) -> None:
+async def test_the_latest_answer_is_cached(chain: Any, cache: StaleCache, clock: Clock) -> None:
     complete = chain(named("one", "old", "new", down()), stale=cache)
     await complete()
     clock.now += 50
@@ -131,7 +133,7 @@ async def test_the_latest_answer_is_remembered(chain: Any, cache: StaleCache, cl
     assert (found.value, found.stale_for, len(cache)) == ("new", 50.0, 1)
 
 
-async def test_the_longest_unused_answer_makes_room(chain: Any, cache: StaleCache) -> None:
+async def test_the_least_recently_used_answer_is_evicted(chain: Any, cache: StaleCache) -> None:
     up = True
 
     async def one(word: str) -> str:
@@ -153,7 +155,9 @@ async def test_the_longest_unused_answer_makes_room(chain: Any, cache: StaleCach
         await call_chain(complete, "a")
 
 
-async def test_an_answer_given_anew_is_the_last_to_make_room(chain: Any, cache: StaleCache) -> None:
+async def test_an_answer_stored_again_is_the_last_to_be_evicted(
+    chain: Any, cache: StaleCache
+) -> None:
     complete = chain(named("one", "A", "B", "A", "C", down()), stale=cache)
     for word in "abac":
         await complete(word)
@@ -162,20 +166,20 @@ async def test_an_answer_given_anew_is_the_last_to_make_room(chain: Any, cache: 
         await call_chain(complete, "b")
 
 
-async def test_nobody_can_change_what_is_remembered(chain: Any, cache: StaleCache) -> None:
+async def test_a_cached_answer_cannot_be_changed(chain: Any, cache: StaleCache) -> None:
     complete = chain(named("one", [1], down()), stale=cache)
     (await complete()).append(2)
     (await call_chain(complete)).value.append(3)
     assert (await call_chain(complete)).value == [1]
 
 
-async def test_what_cannot_be_copied_is_not_remembered(chain: Any, cache: StaleCache) -> None:
+async def test_an_answer_that_cannot_be_copied_is_not_cached(chain: Any, cache: StaleCache) -> None:
     answer = (each for each in "answer")
     assert await chain(named("one", answer), stale=cache)() is answer
     assert len(cache) == 0
 
 
-async def test_a_stream_is_not_remembered(chain: Any, cache: StaleCache) -> None:
+async def test_a_stream_is_not_cached(chain: Any, cache: StaleCache) -> None:
     class Words:
         def __aiter__(self) -> Words:
             return self
@@ -190,21 +194,23 @@ async def test_a_stream_is_not_remembered(chain: Any, cache: StaleCache) -> None
     assert len(cache) == 0
 
 
-async def test_a_bug_gets_no_old_answer(chain: Any, cache: StaleCache) -> None:
+async def test_a_bug_gets_no_stale_answer(chain: Any, cache: StaleCache) -> None:
     complete = chain(named("one", "answer", ValueError("a bug")), stale=cache)
     await complete()
     with pytest.raises(ValueError, match="a bug"):
         await call_chain(complete)
 
 
-async def test_a_chain_whose_time_is_up_has_an_old_answer(chain: Any, cache: StaleCache) -> None:
+async def test_a_chain_whose_total_time_is_up_has_a_stale_answer(
+    chain: Any, cache: StaleCache
+) -> None:
     complete = chain(named("one", "answer", 60.0), stale=cache, total=5)
     await complete()
     found = await call_chain(complete)
     assert found.reasons == ("one: DeadlineExceededError after 5 s for all",)
 
 
-async def test_arguments_that_cannot_be_told_apart_are_refused_before_anything_is_called(
+async def test_arguments_that_cannot_be_hashed_are_refused_before_any_call(
     chain: Any, cache: StaleCache
 ) -> None:
     one = named("one", "answer")
@@ -219,18 +225,18 @@ async def test_arguments_that_cannot_be_told_apart_are_refused_before_anything_i
     assert one.script.calls == 0
 
 
-async def test_a_key_function_tells_calls_apart(chain: Any) -> None:
+async def test_a_key_function_decides_which_calls_share_an_answer(chain: Any) -> None:
     cache = StaleCache(max_age=60, key=lambda prompt, **_: prompt)
     complete = chain(named("one", "answer", down()), stale=cache)
     await complete("prompt", history=[1])
     assert (await call_chain(complete, "prompt", history=[2])).value == "answer"
     with pytest.raises(AllFailedError):
         await call_chain(complete, "other", history=[1])
-    with pytest.raises(UnsupportedCallError, match="What the key function of a StaleCache returns"):
+    with pytest.raises(UnsupportedCallError, match="The result of a StaleCache's key function"):
         await complete(["prompt"])
 
 
-async def test_a_cleared_cache_knows_nothing(chain: Any, cache: StaleCache) -> None:
+async def test_a_cleared_cache_is_empty(chain: Any, cache: StaleCache) -> None:
     complete = chain(named("one", "answer", down()), stale=cache)
     await complete()
     cache.clear()

@@ -19,7 +19,7 @@ def quick(**changes: Any) -> Guard:
     return guard_on_loop(retry=RetryPolicy(attempts=1, max_backoff=4.0), **changes)
 
 
-async def test_it_waits_for_an_open_circuit_and_goes_on() -> None:
+async def test_an_open_circuit_is_waited_for() -> None:
     guard = quick()
     guard.breaker.open()
     answer = await retry_until_available(
@@ -29,7 +29,7 @@ async def test_it_waits_for_an_open_circuit_and_goes_on() -> None:
     assert 5.0 <= now() <= 5.5
 
 
-async def test_nothing_is_begun_while_the_circuit_is_open() -> None:
+async def test_no_call_is_made_while_the_circuit_is_open() -> None:
     guard, begun = quick(), list[float]()
     guard.breaker.open()
 
@@ -41,7 +41,7 @@ async def test_nothing_is_begun_while_the_circuit_is_open() -> None:
     assert len(begun) == 1
 
 
-async def test_it_outlasts_an_outage_with_few_calls() -> None:
+async def test_an_outage_is_outlasted_with_few_calls() -> None:
     guard = quick(consecutive_failures=3)
     function = Scripted(*[down()] * 8, "answer")
     assert (
@@ -50,7 +50,7 @@ async def test_it_outlasts_an_outage_with_few_calls() -> None:
     assert function.calls == 9
 
 
-async def test_many_that_wait_share_one_probe_at_a_time() -> None:
+async def test_many_waiting_calls_send_one_probe_at_a_time() -> None:
     guard = quick(consecutive_failures=1)
     function = Scripted(*[down()] * 30, "answer")
     calls = (
@@ -61,7 +61,7 @@ async def test_many_that_wait_share_one_probe_at_a_time() -> None:
     assert function.calls < 80
 
 
-async def test_it_gives_up_with_the_last_error_when_its_patience_ends() -> None:
+async def test_the_last_error_is_raised_when_patience_ends() -> None:
     guard = quick(breaker=BreakerPolicy(mode="metrics-only"))
     error = down()
     with pytest.raises(ConnectionRefusedError) as raised:
@@ -70,7 +70,7 @@ async def test_it_gives_up_with_the_last_error_when_its_patience_ends() -> None:
     assert 25.0 < now() <= 30.0
 
 
-async def test_it_does_not_wait_for_what_comes_after_its_patience() -> None:
+async def test_a_retry_after_beyond_the_patience_is_not_waited_for() -> None:
     guard = quick()
     guard.breaker.open()
     with pytest.raises(CircuitOpenError):
@@ -78,14 +78,14 @@ async def test_it_does_not_wait_for_what_comes_after_its_patience() -> None:
     assert now() == 0.0
 
 
-async def test_what_waiting_cannot_mend_ends_at_once() -> None:
+async def test_a_fatal_failure_is_raised_at_once() -> None:
     guard, function = quick(), Scripted(ValueError("a bug"))
     with pytest.raises(ValueError, match="a bug"):
         await retry_until_available(guard, lambda: guard.call(function), patience=600)
     assert (function.calls, now()) == (1, 0.0)
 
 
-async def test_a_provider_that_says_when_is_asked_then() -> None:
+async def test_the_wait_follows_the_providers_retry_after() -> None:
     request = httpx.Request("POST", "http://provider")
     response = httpx.Response(429, headers={"Retry-After": "20"}, request=request)
     error = httpx.HTTPStatusError("busy", request=request, response=response)
@@ -94,7 +94,7 @@ async def test_a_provider_that_says_when_is_asked_then() -> None:
     assert 20.0 <= function.at[1] <= 20.5
 
 
-async def test_a_caller_who_leaves_ends_the_wait() -> None:
+async def test_cancelling_the_caller_ends_the_wait() -> None:
     guard = quick()
     guard.breaker.open()
     task = asyncio.create_task(

@@ -138,7 +138,7 @@ async def test_a_cancelled_waiter_leaves_the_cooldown_queue() -> None:
 async def test_a_cooldown_longer_than_max_wait_rejects_at_once_with_its_seconds() -> None:
     guard = guard_on_loop(limit=LimitPolicy(max_wait=4.0))
     await throttle(guard)
-    with pytest.raises(RateLimitedError, match="as the provider asked") as caught:
+    with pytest.raises(RateLimitedError, match="as the provider throttles") as caught:
         await guard.call(Scripted("fine"))
     assert caught.value.retry_after == pytest.approx(5.0)
     assert now() == 0.0

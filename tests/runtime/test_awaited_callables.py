@@ -68,7 +68,7 @@ async def test_any_function_can_be_awaited_with_its_arguments(
     [generator, iterator, functools.partial(generator), passing_on(generator)],
     ids=["generator", "iterator", "partial", "wrapped"],
 )
-async def test_a_stream_is_handed_over_unstarted(function: Callable[..., Any]) -> None:
+async def test_a_stream_is_returned_before_its_first_item(function: Callable[..., Any]) -> None:
     stream = await as_coroutine_function(function)("word", end="?")
     assert [item async for item in stream] == ["word", "?"]
 
@@ -89,7 +89,7 @@ async def test_an_awaitable_is_made_and_awaited_on_the_callers_loop(function: An
     assert (await as_coroutine_function(function)("word")).rstrip("!") == "word"
 
 
-async def test_what_a_wrapper_did_with_its_awaitable_is_its_result() -> None:
+async def test_the_result_of_a_wrapper_is_what_it_made_of_its_awaitable() -> None:
     @functools.wraps(coroutine)
     def described(word: str) -> str:
         return f"about {word}"
@@ -114,7 +114,7 @@ async def test_a_stream_is_made_on_the_event_loop() -> None:
     assert is_stream((await as_coroutine_function(make)()).__class__)
 
 
-async def test_what_a_sync_function_raises_comes_through() -> None:
+async def test_an_error_of_a_sync_function_is_raised() -> None:
     with pytest.raises(LookupError, match="of the function"):
         await as_coroutine_function(failing)()
 
@@ -195,7 +195,7 @@ class Connection:
 
 
 @pytest.mark.parametrize("result", [Connection(), MagicMock(), AsyncMock(), {"a": MagicMock()}])
-async def test_what_is_written_to_and_mocks_come_back_as_they_are(result: Any) -> None:
+async def test_connections_and_mocks_are_returned_unchanged(result: Any) -> None:
     async def answer() -> Any:
         return result
 
@@ -231,7 +231,7 @@ async def test_a_mock_of_a_coroutine_function_can_be_guarded() -> None:
     assert await resilient("x", registry=Guards())(mock)() == "answer"
 
 
-def test_what_passes_a_context_manager_on_is_refused_too() -> None:
+def test_a_wrapper_of_a_context_manager_is_refused_too() -> None:
     @contextlib.asynccontextmanager
     async def connected() -> Any:
         yield

@@ -35,7 +35,7 @@ def ours() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == NAME}
 
 
-def test_nothing_begins_before_the_first_use(loop: BackgroundLoop) -> None:
+def test_no_thread_starts_before_the_first_use(loop: BackgroundLoop) -> None:
     before = ours()
     assert (loop._loop, loop._thread) == (None, None)
     _, thread = loop.run(place())
@@ -49,7 +49,7 @@ def test_all_uses_share_one_loop_in_one_daemon_thread(loop: BackgroundLoop) -> N
     assert thread is not threading.current_thread()
 
 
-def test_two_background_loops_are_apart(loop: BackgroundLoop) -> None:
+def test_two_background_loops_have_two_threads(loop: BackgroundLoop) -> None:
     other = BackgroundLoop()
     try:
         assert other.run(place())[0] is not loop.run(place())[0]
@@ -70,7 +70,7 @@ def test_a_coroutine_sees_the_context_of_its_caller(loop: BackgroundLoop) -> Non
         who.reset(token)
 
 
-def test_what_a_coroutine_raises_comes_through(loop: BackgroundLoop) -> None:
+def test_an_error_of_a_coroutine_is_raised(loop: BackgroundLoop) -> None:
     original = LookupError("of the coroutine")
 
     async def fail() -> None:
@@ -82,7 +82,7 @@ def test_what_a_coroutine_raises_comes_through(loop: BackgroundLoop) -> None:
     assert loop.run(place())
 
 
-def test_many_threads_begin_it_at_once_and_get_the_same_loop(loop: BackgroundLoop) -> None:
+def test_threads_that_start_it_at_once_share_one_loop(loop: BackgroundLoop) -> None:
     barrier = threading.Barrier(THREADS)
     meeting: list[None] = []
 
@@ -118,7 +118,7 @@ def test_closing_twice_or_before_any_use_does_nothing(loop: BackgroundLoop) -> N
     loop.close()
 
 
-def test_it_begins_anew_after_closing(loop: BackgroundLoop) -> None:
+def test_a_closed_loop_starts_again(loop: BackgroundLoop) -> None:
     first, thread = loop.run(place())
     loop.close()
     second, other_thread = loop.run(place())
@@ -129,7 +129,7 @@ def test_it_begins_anew_after_closing(loop: BackgroundLoop) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.parametrize("body", ["assert answer() == 'child'", "threads.close()"])
-def test_it_begins_anew_after_a_fork(body: str) -> None:
+def test_the_loop_starts_again_after_a_fork(body: str) -> None:
     script = f"""
 import os, sys, warnings
 from lightrag_resilience.runtime.background_loop import BackgroundLoop
@@ -162,7 +162,7 @@ print("child", os.waitstatus_to_exitcode(status))
     assert output_of(script) == ("child 0\n", "")
 
 
-def test_closing_ends_what_other_threads_wait_for(loop: BackgroundLoop) -> None:
+def test_closing_ends_the_waits_of_other_threads(loop: BackgroundLoop) -> None:
     running = threading.Event()
 
     async def wait() -> None:
@@ -177,7 +177,7 @@ def test_closing_ends_what_other_threads_wait_for(loop: BackgroundLoop) -> None:
             outcome.result(WAIT)
 
 
-def test_closing_while_threads_begin_leaves_nobody_waiting(loop: BackgroundLoop) -> None:
+def test_closing_while_threads_start_calls_leaves_none_waiting(loop: BackgroundLoop) -> None:
     async def brief() -> int:
         await asyncio.sleep(0)
         return 1
@@ -218,7 +218,7 @@ gevent.spawn(told).join()
 
 
 @pytest.mark.parametrize("arguments", ["", "thread=False"])
-def test_greenlets_in_place_of_threads_are_named(arguments: str) -> None:
+def test_greenlets_in_place_of_threads_are_refused_by_name(arguments: str) -> None:
     pytest.importorskip("gevent")
     told, errors = output_of(GREEN.format(arguments=arguments))
     sentence = "gevent has replaced threads and sockets in this process"

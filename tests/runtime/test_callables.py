@@ -275,26 +275,24 @@ KINDS: list[tuple[Callable[..., Any], Kind]] = [
 
 
 @pytest.mark.parametrize(("function", "kind"), KINDS, ids=without_address)
-def test_the_kind_of_a_callable_is_known(function: Callable[..., Any], kind: Kind) -> None:
+def test_the_kind_of_a_callable(function: Callable[..., Any], kind: Kind) -> None:
     assert kind_of(function) is kind
 
 
 @pytest.mark.parametrize(("function", "kind"), KINDS, ids=without_address)
-def test_a_partial_is_of_the_kind_it_is_a_partial_of(
-    function: Callable[..., Any], kind: Kind
-) -> None:
+def test_a_partial_has_the_kind_of_its_function(function: Callable[..., Any], kind: Kind) -> None:
     assert kind_of(functools.partial(function)) is kind
     assert kind_of(functools.partial(functools.partial(function), end="?")) is kind
 
 
-async def test_a_mock_of_a_coroutine_function_is_one() -> None:
+async def test_a_mock_of_a_coroutine_function_is_a_coroutine_function() -> None:
     mock = AsyncMock(return_value="x")
     assert kind_of(mock) is Kind.COROUTINE
     assert await as_coroutine_function(mock)(1) == "x"
     mock.assert_awaited_once_with(1)
 
 
-def test_a_partial_of_a_partial_with_attributes_is_of_the_inner_kind() -> None:
+def test_a_nested_partial_with_attributes_has_the_kind_of_its_function() -> None:
     inner = functools.partial(generator)
     vars(inner)["embedding_dim"] = 8
     assert kind_of(functools.partial(inner, "word")) is Kind.ASYNC_GENERATOR
@@ -310,7 +308,7 @@ def test_annotations_that_are_objects_are_understood_like_strings() -> None:
 @pytest.mark.parametrize(
     ("cls", "streams"), [(Child, True), (AsyncGenerator, True), (str, False), (Plain, False)]
 )
-def test_what_can_be_iterated_over_asynchronously_is_a_stream(cls: Any, streams: bool) -> None:  # noqa: FBT001
+def test_async_iterables_are_streams(cls: Any, streams: bool) -> None:  # noqa: FBT001
     assert is_stream(cls) is streams
 
 

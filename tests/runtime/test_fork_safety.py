@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from lightrag_resilience.runtime.fork_safety import _renewed, reset_in_children
+from lightrag_resilience.runtime.fork_safety import _resettable, reset_in_children
 from support.scripts import output_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -68,7 +68,7 @@ print("child", os.waitstatus_to_exitcode(status), guard.breaker.state.value)
         pytest.param("registry.get, args=('rerank',)", id="of the registry"),
     ],
 )
-def test_no_lock_of_the_parent_is_waited_for(held: str) -> None:
+def test_a_child_waits_for_no_lock_of_its_parent(held: str) -> None:
     assert output_of(FORKED.replace("HELD", held)) == (
         "child 0 closed\n",
         "Circuit 'llm' is open in the child\n",
@@ -130,7 +130,7 @@ asyncio.run(fork())
         pytest.param("Guard('x', policy)", id="by itself"),
     ],
 )
-def test_a_child_forked_on_a_running_loop_has_one_of_its_own(guard: str) -> None:
+def test_a_child_forked_on_a_running_loop_has_a_loop_of_its_own(guard: str) -> None:
     assert output_of(INSIDE.replace("GUARD", guard)) == ("child 0 answered\n", "")
 
 
@@ -180,17 +180,17 @@ print("child", os.waitstatus_to_exitcode(status))
 """
 
 
-def test_no_lock_of_what_is_kept_for_all_calls_is_waited_for() -> None:
+def test_a_child_waits_for_no_lock_of_a_shared_cache() -> None:
     assert output_of(LOCKED)[0] == "child 0\n"
 
 
-def test_what_is_gone_is_not_renewed() -> None:
+def test_a_deleted_object_is_not_reset() -> None:
     class Part:
         def reset_after_fork(self) -> None: ...
 
     part = Part()
     reset_in_children(part)
-    assert part in _renewed
+    assert part in _resettable
     seen = weakref.ref(part)
     del part
     gc.collect()

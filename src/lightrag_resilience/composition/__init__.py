@@ -1,1 +1,1 @@
-"""What is built of several guarded calls: fallbacks, hedging, old answers, waiting."""
+"""Combinations of guarded calls: fallbacks, hedging, stale answers, waiting for recovery."""

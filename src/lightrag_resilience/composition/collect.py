@@ -1,7 +1,6 @@
-"""A stream read to its end inside one call: cut off or stalled, it is asked for again as a whole.
+"""A stream read to its end inside one call, so that a broken stream is retried as a whole.
 
-Nothing of it was shown to anybody yet, so what a stream must not do, to begin again after its first
-item, is harmless here.
+A stream must not begin again after its first item; here no item has left the call, so it may.
 """
 
 from __future__ import annotations
@@ -39,45 +38,45 @@ def collected(
     function: Callable[P, AsyncIterator[R]],
 ) -> Callable[P, Coroutine[Any, Any, list[R]]]: ...
 def collected(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, list[Any]]]:
-    """Make a function that streams one that returns the list of all items, for a guard around it.
+    """Turn a function that streams into one that returns all items, for a guard around it.
 
     ::
 
         @resilient("llm.openai")
-        @gathered
+        @collected
         async def pieces(prompt: str) -> AsyncIterator[str]: ...
 
 
         text = "".join(await pieces("…"))
 
-    To its guard it is a call like any other, which has failed where the stream did: one that
-    stalls, breaks or ends without its model's finish marker is retried as a whole.
-    `TimeoutPolicy.attempt` holds for the whole stream, and `first_item`, `gap` and `stream_total`
-    besides. Without a guard around it, it just reads. All items are held in memory.
+    To its guard it is a call like any other: a stream that stalls, breaks or ends without its
+    model's finish marker is a failed attempt. `TimeoutPolicy.attempt` holds for the whole stream,
+    and so do `first_item`, `gap` and `stream_total`. Without a guard around it, it only reads. All
+    items are held in memory.
 
     Args:
         function: A function that returns an async iterator, awaited or not.
 
     Raises:
-        UnsupportedCallError: It is no function; on a call: what it returned is no async iterator.
+        UnsupportedCallError: It is no function; on a call: its result is no async iterator.
     """
     must_be_function(function, "collected() needs a function")
-    begin = as_coroutine_function(function)
+    open_source = as_coroutine_function(function)
 
     @functools.wraps(function)
-    async def gather(*args: Any, **kwargs: Any) -> list[Any]:
-        source = await begin(*args, **kwargs)
+    async def collect(*args: Any, **kwargs: Any) -> list[Any]:
+        source = await open_source(*args, **kwargs)
         if not is_stream(source.__class__):
             name = name_of(function)
             found = type(source).__name__
             raise UnsupportedCallError(f"collected({name}) needs a stream, not {found}")
-        async with await _watched(source) as stream:
+        async with await _open(source) as stream:
             return [item async for item in items_of(stream)]
 
-    return gather
+    return collect
 
 
-async def _watched(source: Any) -> StreamProxy[Any]:
+async def _open(source: Any) -> StreamProxy[Any]:
     call = current_call.get()
     if call is None or call.guard is None:
         return await PrimedStream[Any](source).open()
@@ -85,7 +84,7 @@ async def _watched(source: Any) -> StreamProxy[Any]:
 
 
 class _PartOfAttempt(Call):
-    """The reading, as a call inside the one under way: its times, on its loop."""
+    """Reading the stream, as a call inside the attempt: with its times, on its loop."""
 
     __slots__ = ("_attempt",)
 
@@ -97,19 +96,19 @@ class _PartOfAttempt(Call):
 
     @contextlib.contextmanager
     def suspend_timers(self) -> Iterator[None]:
-        """Let no time run: neither that of an item, nor that of the attempt around all."""
+        """Suspend the timer of the item and that of the attempt around the stream."""
         with self._attempt.suspend_timers(), super().suspend_timers():
             yield
 
 
 class _Attempt(Attempts):
-    """What a stream sees of a guard whose verdict falls on the attempt around the stream."""
+    """The guard as the stream sees it: it settles nothing, as the attempt around it does."""
 
     __slots__ = ()
 
     def __init__(self, call: Call) -> None:
         guard: Attempts = call.guard
-        events = Events()  # none of the stream's own: the attempt around it publishes
+        events = Events()  # without listeners: the attempt around the stream publishes
         super().__init__(
             guard.name, events, guard.breaker, call.loop_state.loop_states, guard.budget
         )
@@ -118,10 +117,10 @@ class _Attempt(Attempts):
     def settle_success(
         self, call: Call, duration: float | None = None, answer: object = None
     ) -> None:
-        """The attempt goes on."""
+        """Nothing: the attempt goes on."""
 
     def settle_error(self, call: Call, error: BaseException) -> None:
-        """It is raised to the attempt."""
+        """Nothing: the error is raised to the attempt."""
 
     def settle_without_verdict(self, call: Call) -> None:
-        """The attempt hears of it."""
+        """Nothing: the attempt settles."""

@@ -1,7 +1,7 @@
-"""A chain of functions: where one fails that another may replace, the next is called.
+"""Fallbacks: a chain of functions, of which the next is called if one fails.
 
-A chain never makes up an answer. Where all fail it raises, unless the caller asks by `call_chain`
-for what a `StaleCache` remembers, and then the answer says how old it is.
+A chain never makes up an answer. If all fail it raises, unless the caller uses `call_chain` and a
+`StaleCache` has an answer; then the answer says how old it is.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ _Total = Annotated[float, Gt(0), Le(86_400)] | None
 
 @dataclass(frozen=True, slots=True)
 class ChainAnswer(Generic[T_co]):
-    """An answer and where it is from.
+    """The answer of a chain, and its source.
 
     Attributes:
-        value: What the function returned, unchanged.
-        source: The function that gave it: its guard's name, or its own.
-        stale_for: Seconds since it was given, where it is remembered; None for a fresh one.
-        reasons: Why each function before, or every one, was passed over.
+        value: The result of the function, unchanged.
+        source: The function that returned it: its guard's name, or its own.
+        stale_for: Age in seconds of a cached answer; None for a fresh one.
+        reasons: Why each function before it failed, or every function for a cached answer.
     """
 
     value: T_co
@@ -70,7 +70,7 @@ class ChainAnswer(Generic[T_co]):
 
     @property
     def is_stale(self) -> bool:
-        """Whether this is an old answer, because nobody gave a new one."""
+        """Whether this is a cached answer, as every function failed."""
         return self.stale_for is not None
 
 
@@ -81,22 +81,22 @@ def with_fallbacks(
     stale: StaleCache | None = None,
     registry: Guards | None = None,
 ) -> Callable[P, R]:
-    """Call the first function, and where it fails the next, with the same arguments.
+    """Call the first function, and if it fails the next, with the same arguments.
 
-    All are of one kind, which the result is too. A stream is begun elsewhere before its first item
-    only. Being cancelled ends the chain. Each change of function is a `FallbackUsed` event.
+    All are of one kind, and so is the result. A stream falls back before its first item only. A
+    cancellation ends the chain. Each change of function is a `FallbackUsed` event.
 
     Args:
         functions: Usually each `resilient`, under names of their own.
-        when: Whether the next may help after an error; what it denies is raised as it is.
+        when: Whether the next may help after an error; an error that it denies is raised.
         total: Seconds for the chain, for a stream to its first item; None sets no limit.
-        stale: Remembers answers for `call_chain`; not for streams.
-        registry: The guards whose listeners hear of it; those of the process by default.
+        stale: Keeps answers for `call_chain`; not for streams.
+        registry: The guards whose listeners get the events; those of the process by default.
 
     Raises:
         AllFailedError: On a call: every function failed, or the time was up.
-        UnsupportedCallError: No functions, or of several kinds, or `when` or `stale` is none; on a
-            call: arguments that `stale` cannot tell apart.
+        UnsupportedCallError: No functions, or of several kinds, or `when` or `stale` is of a wrong
+            type; on a call: arguments that are no key for `stale`.
         PolicyError: `total` is out of bounds.
     """
     kinds = [_kind_of(function) for function in functions]
@@ -106,28 +106,28 @@ def with_fallbacks(
         found = ", ".join(kind.value for kind in kinds)
         raise UnsupportedCallError(f"with_fallbacks needs functions of one kind, not {found}")
     if not callable(when) or iscoroutinefunction(when):
-        raise UnsupportedCallError("with_fallbacks: when is a plain function of the error")
+        raise UnsupportedCallError("with_fallbacks: when must be a plain function of the error")
     if stale is not None and not isinstance(stale, StaleCache):
         raise UnsupportedCallError(
-            f"with_fallbacks: stale is a StaleCache(max_age=...), not a {type(stale).__name__}"
+            f"with_fallbacks: stale must be a StaleCache(max_age=...), not a {type(stale).__name__}"
         )
     if stale is not None and kinds[0] is Kind.STREAM:
-        raise UnsupportedCallError("A StaleCache remembers answers, not streams")
+        raise UnsupportedCallError("A StaleCache keeps answers, not streams")
     if problem := problem_with(total, _Total):
         raise PolicyError(f"with_fallbacks: total {problem}")
     owner = resolve_guards(registry)
     chain = _Chain(functions, when=when, total=total, stale=stale, events=owner.events)
     match kinds[0]:
         case Kind.COROUTINE:
-            face: Any = _coroutine(chain)
+            wrapper: Any = _coroutine(chain)
         case Kind.SYNC:
-            face = _sync(chain, owner)
+            wrapper = _sync(chain, owner)
         case _:
-            face = _stream(chain)
-    pass_for(face, functions[0])
-    vars(face)["__resilience_chain__"] = chain
-    chain.face = face
-    return cast("Callable[P, R]", face)
+            wrapper = _stream(chain)
+    pass_for(wrapper, functions[0])
+    vars(wrapper)["__resilience_chain__"] = chain
+    chain.wrapper = wrapper
+    return cast("Callable[P, R]", wrapper)
 
 
 @overload
@@ -141,17 +141,18 @@ async def call_chain(
 async def call_chain(
     function: Callable[..., Any], /, *args: Any, **kwargs: Any
 ) -> ChainAnswer[Any]:
-    """Call a chain and learn who answered; with a `StaleCache`, take an old answer if need be.
+    """Call a chain for its answer and source; with a `StaleCache`, a cached answer if need be.
 
-    An old answer is given only where every function failed, and never by calling the chain itself.
+    A cached answer is returned only if every function failed, and never by a call of the chain
+    itself.
 
     Raises:
-        AllFailedError: Every function failed, and no answer is remembered that is young enough.
-        UnsupportedCallError: `function` is no chain, or its arguments cannot be told apart.
+        AllFailedError: Every function failed, and the cache has no answer that is young enough.
+        UnsupportedCallError: `function` is no chain, or its arguments are no key.
     """
     chain = getattr(function, "__resilience_chain__", None)
-    # Another decorator around a chain copies its attributes, and must not be passed by.
-    if not isinstance(chain, _Chain) or chain.face is not function:
+    # A decorator around a chain copies its attributes; calling the chain would bypass it.
+    if not isinstance(chain, _Chain) or chain.wrapper is not function:
         raise UnsupportedCallError("call_chain() needs what with_fallbacks() returned")
     return await chain.answer(args, kwargs, may_be_stale=True)
 
@@ -160,7 +161,7 @@ async def call_chain(
 
 
 class _Chain:
-    """The functions of a chain, as coroutine functions, and how they follow each other."""
+    """The functions of a chain, as coroutine functions, and the order of their calls."""
 
     def __init__(
         self,
@@ -177,7 +178,7 @@ class _Chain:
         self.total = total
         self.stale = stale
         self.events = events
-        self.face: Any = None
+        self.wrapper: Any = None
 
     async def answer(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, may_be_stale: bool = False
@@ -186,7 +187,7 @@ class _Chain:
         key = None if stale is None else stale.key_of(self, args, kwargs)
         failed: list[Exception] = []
         try:
-            fresh = await self._in_time(args, kwargs, failed)
+            fresh = await self._answer_in_time(args, kwargs, failed)
             if fresh is not None:
                 if stale is not None and not isinstance(fresh.value, PrimedStream):
                     stale.remember(key, fresh.source, fresh.value)
@@ -195,14 +196,14 @@ class _Chain:
             if old is None:
                 raise self._all_failed(failed) from failed[-1]
             self.events.publish(StaleAnswerServed(self.names[0], old.source, old.age))
-            return ChainAnswer(old.value, old.source, old.age, self._reasons(failed))
+            return ChainAnswer(old.value, old.source, old.age, self._reasons_of(failed))
         finally:
-            failed.clear()  # their tracebacks lead here: a circle would keep the arguments alive
+            failed.clear()  # tracebacks refer to this frame: the cycle would keep arguments alive
 
-    async def _in_time(
+    async def _answer_in_time(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], failed: list[Exception]
     ) -> ChainAnswer[Any] | None:
-        """A fresh answer, or None where all failed or the time for all is up."""
+        """A fresh answer; None if all failed or the time of the chain is up."""
         time = asyncio.timeout(self.total)
         try:
             async with time:
@@ -223,7 +224,7 @@ class _Chain:
     ) -> ChainAnswer[Any] | None:
         for name, call in zip(self.names, self.calls, strict=True):
             if failed:
-                if time.expired():  # and the function before swallowed its cancellation
+                if time.expired():  # but the previous function swallowed the cancellation
                     return None
                 self.events.publish(
                     FallbackUsed(self.names[len(failed) - 1], name, _class_of(failed[-1]))
@@ -232,27 +233,27 @@ class _Chain:
                 result = await call(*args, **kwargs)
                 if is_stream(result.__class__):
                     result = await PrimedStream(result).open()
-                return ChainAnswer(result, name, None, self._reasons(failed))
+                return ChainAnswer(result, name, None, self._reasons_of(failed))
             except Exception as error:
                 if not self.when(error):
                     if failed:
-                        reasons = "; ".join(self._reasons(failed))
+                        reasons = "; ".join(self._reasons_of(failed))
                         error.add_note(f"lightrag_resilience: a fallback after {reasons}")
                     raise
                 failed.append(error)
         return None
 
-    def _reasons(self, failed: list[Exception]) -> tuple[str, ...]:
-        return tuple(f"{name}: {_why(error)}" for name, error in zip(self.names, failed))  # noqa: B905 - those not called have none
+    def _reasons_of(self, failed: list[Exception]) -> tuple[str, ...]:
+        return tuple(f"{name}: {_why(error)}" for name, error in zip(self.names, failed))  # noqa: B905 - functions not called have no error
 
     def _all_failed(self, failed: list[Exception]) -> AllFailedError:
         untried = (f"{name}: not called" for name in self.names[len(failed) :])
-        reason = f"({'; '.join((*self._reasons(failed), *untried))})"
+        reason = f"({'; '.join((*self._reasons_of(failed), *untried))})"
         waits = [wait for wait in map(_wait_of, failed) if wait is not None]
         return AllFailedError(self.names[0], min(waits, default=None), reason, tuple(failed))
 
 
-# ---------------------------------------------------------------------- what it looks like
+# ---------------------------------------------------------------------- wrappers by kind
 
 
 def _coroutine(chain: _Chain) -> Callable[..., Any]:
@@ -278,7 +279,7 @@ def _sync(chain: _Chain, owner: Guards) -> Callable[..., Any]:
         refuse_green_threads()
         raise UnsupportedCallError(
             f"{chain.names[0]} and its fallbacks are sync functions and would block the event "
-            "loop: use 'await answered(…)', or call them from a thread"
+            "loop: use 'await call_chain(…)', or call them from a thread"
         )
 
     return chained
@@ -294,7 +295,7 @@ def _kind_of(function: Any) -> Kind:
 
 
 def _names_of(functions: tuple[Callable[..., Any], ...]) -> list[str]:
-    """The name of each, with a number where it is there already."""
+    """The name of each function, with a number if it occurs again."""
     seen: Counter[str] = Counter()
     names = []
     for name in map(_name_of, functions):
@@ -304,7 +305,7 @@ def _names_of(functions: tuple[Callable[..., Any], ...]) -> list[str]:
 
 
 def _name_of(function: Any) -> str:
-    """Its guard's name or its own; never its repr, which for a partial shows keys."""
+    """Its guard's name or its own; never its repr: that of a partial may show a key."""
     while isinstance(function, functools.partial):
         function = function.func
     return str(
@@ -319,7 +320,7 @@ def _class_of(error: Exception) -> str:
 
 
 def _why(error: Exception) -> str:
-    """The class of an error, and what may be told of it: no text that may quote a prompt."""
+    """The class of an error and its status; never its text, which may quote a prompt."""
     name = _class_of(error)
     if isinstance(error, DependencyError):
         return f"{name} {error.reason}".rstrip()

@@ -1,7 +1,7 @@
-"""A read whose answer is late is asked for once more, and the first answer counts.
+"""Hedging: if the answer of a read is late, a second call is sent, and the first answer counts.
 
-After Dean and Barroso, "The Tail at Scale" (2013). A second question costs the dependency work: it
-is paid from the retry budget, and asked only while the circuit is closed, so an outage gets none.
+After Dean and Barroso, "The Tail at Scale" (2013). A second call costs the dependency work: it is
+paid from the retry budget, and sent only while the circuit is closed, so never in an outage.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _After = Annotated[float, Gt(0), Le(86_400)]
 def hedged(
     after: float, *, registry: Guards | None = None
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
-    """Ask once more where an answer takes longer than `after` seconds; for reads only.
+    """Send a second call if an answer takes longer than `after` seconds; for reads only.
 
     ::
 
@@ -42,8 +42,7 @@ def hedged(
         @resilient("storage.orders")
         async def load(order_id: str) -> dict: ...
 
-    The later answer is given up: its call is cancelled, which is no verdict. Where the first fails,
-    the second is waited for.
+    The slower call is cancelled, which is no failure. If one call fails, the other is awaited.
 
     Args:
         after: Seconds; best what 95 % of the calls take.
@@ -51,7 +50,7 @@ def hedged(
 
     Raises:
         PolicyError: `after` is out of bounds.
-        UnsupportedCallError: What is decorated is no `resilient` coroutine function.
+        UnsupportedCallError: The decorated object is no `resilient` coroutine function.
     """
     if callable(after):
         raise UnsupportedCallError(
@@ -73,41 +72,41 @@ def hedged(
             )
 
         @functools.wraps(function)
-        async def ask(*args: P.args, **kwargs: P.kwargs) -> R:
-            asked: list[asyncio.Task[R]] = [asyncio.create_task(function(*args, **kwargs))]
+        async def call_hedged(*args: P.args, **kwargs: P.kwargs) -> R:
+            tasks: list[asyncio.Task[R]] = [asyncio.create_task(function(*args, **kwargs))]
             try:
-                done, _ = await asyncio.wait(asked, timeout=after)
-                if not done and _may_ask_again(owner.get(name)):
-                    asked.append(asyncio.create_task(function(*args, **kwargs)))
-                answer = await _first_answer(asked)
+                done, _ = await asyncio.wait(tasks, timeout=after)
+                if not done and _may_hedge(owner.get(name)):
+                    tasks.append(asyncio.create_task(function(*args, **kwargs)))
+                answer = await _first_answer(tasks)
             except BaseException:
-                await asyncio.gather(*map(_cancel, asked), return_exceptions=True)
+                await asyncio.gather(*map(_cancel, tasks), return_exceptions=True)
                 raise
-            for task in asked:
+            for task in tasks:
                 _cancel(task)  # not awaited: its connection may have stalled
             return answer
 
-        return ask
+        return call_hedged
 
     return decorate
 
 
-def _may_ask_again(guard: Guard) -> bool:
+def _may_hedge(guard: Guard) -> bool:
     if guard.breaker.state is not State.CLOSED or not guard.budget.spend(RETRY_COST):
         return False
     guard.events.publish(HedgeSent(guard.name))
     return True
 
 
-async def _first_answer(asked: list[asyncio.Task[R]]) -> R:
-    """The first result; where there is none, the first question's error."""
-    waiting = set(asked)
+async def _first_answer(tasks: list[asyncio.Task[R]]) -> R:
+    """The first result; if both fail, the error of the first call."""
+    waiting = set(tasks)
     while waiting:
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in asked:
+        for task in tasks:
             if task in done and not task.cancelled() and task.exception() is None:
                 return task.result()
-    return asked[0].result()
+    return tasks[0].result()
 
 
 def _cancel(task: asyncio.Task[R]) -> asyncio.Task[R]:

@@ -1,4 +1,4 @@
-"""Answers of the past, for when nobody answers: bounded by age and number, in this process only."""
+"""A cache of answers for outages, bounded by age and number, in this process only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Entries = Annotated[int, Ge(1), Le(1_000_000)]
 
 
 class OldAnswer(NamedTuple):
-    """What was answered to the same call, by whom, and how many seconds ago."""
+    """An answer to the same call, its source, and its age in seconds."""
 
     value: Any
     source: str
@@ -30,17 +30,17 @@ class OldAnswer(NamedTuple):
 
 
 class StaleCache:
-    """Remembers the answers of chains, each chain's apart; the longest unused is forgotten first.
+    """Keeps the answers of chains, separately for each; evicts the least recently used.
 
-    Answers are copied, so that nobody changes what is remembered.
+    Answers are deep copies, so that a caller cannot change what is kept.
 
     Args:
-        max_age: Seconds after which an answer is no longer given.
-        max_entries: How many are kept.
+        max_age: Seconds after which an answer is no longer returned.
+        max_entries: Answers to keep.
         key: Gets the arguments of a call and returns what its answer depends on, such as
             ``lambda prompt, **_: prompt``. Calls with equal keys get each other's answers: leave
             out nothing that matters, such as the tenant. Without it all arguments are the key,
-            and have to be hashable.
+            and must be hashable.
         clock: Monotonic seconds.
 
     Raises:
@@ -63,7 +63,9 @@ class StaleCache:
             if problem := problem_with(value, hint):
                 raise PolicyError(f"StaleCache.{name} {problem}")
         if key is not None and (not callable(key) or iscoroutinefunction(key)):
-            raise UnsupportedCallError("StaleCache: key is a plain function of a call's arguments")
+            raise UnsupportedCallError(
+                "StaleCache: key must be a plain function of a call's arguments"
+            )
         self.max_age = max_age
         self.max_entries = max_entries
         self._key = key
@@ -75,36 +77,36 @@ class StaleCache:
         return len(self._entries)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all answers."""
         with self._lock:
             self._entries.clear()
 
     def forget(self, key: Hashable) -> None:
-        """Do not give this answer again."""
+        """Remove the answer with this key."""
         with self._lock:
             self._entries.pop(key, None)
 
     def key_of(self, owner: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
-        """What tells this call of `owner` from others.
+        """The key of a call of `owner`.
 
         Raises:
             UnsupportedCallError: It cannot be hashed.
         """
         if self._key is not None:
             found = self._key(*args, **kwargs)
-            _must_be_hashable(found, "what the key function of a StaleCache returns")
+            _must_be_hashable(found, "the result of a StaleCache's key function")
             return owner, found
         named = sorted(kwargs.items())
-        for place, value in [*enumerate(args, 1), *named]:
-            _must_be_hashable(value, f"argument {place!r} of a call with a StaleCache")
-        # 1, 1.0 and True are equal, and other questions.
+        for argument, value in [*enumerate(args, 1), *named]:
+            _must_be_hashable(value, f"argument {argument!r} of a call with a StaleCache")
+        # 1, 1.0 and True are equal, but as arguments they may have different answers.
         return owner, args, tuple(named), _types((args, tuple(named)))
 
     def remember(self, key: Hashable, source: str, value: Any) -> None:
         """Keep an answer; one that cannot be copied, such as a stream, is not kept."""
         try:
             kept = copy.deepcopy(value)
-        except Exception:  # noqa: BLE001 - whatever it is, the caller has its answer
+        except Exception:  # noqa: BLE001 - the caller has its answer already
             return
         with self._lock:
             self._entries[key] = (kept, source, self._clock())
@@ -113,7 +115,7 @@ class StaleCache:
                 self._entries.popitem(last=False)
 
     def recall(self, key: Hashable) -> OldAnswer | None:
-        """The last answer to the same call; None if there is none, or it is too old."""
+        """The last answer to the same call; None without one, or if it is too old."""
         with self._lock:
             if key not in self._entries:
                 return None
@@ -127,7 +129,7 @@ class StaleCache:
 
 
 def _types(value: object) -> object:
-    """What equal values may differ in, to the innermost."""
+    """The types of a value and of all values in it."""
     if isinstance(value, tuple):
         return type(value), *map(_types, value)
     if isinstance(value, frozenset):

@@ -1,7 +1,7 @@
-"""Waiting for a dependency to come back, where waiting is better than failing.
+"""Wait for a dependency to recover, where waiting is better than failing.
 
-For background work, such as LightRAG's ingest: a document that waits is not lost. Each round is an
-ordinary guarded call, so breaker, budget and limits hold; what is added is the time between.
+For background work such as LightRAG's ingest: a document that waits is not lost. Each round is an
+ordinary guarded call, so breaker, budget and limits hold; this adds the wait between rounds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["retry_until_available"]
 
 R = TypeVar("R")
 
-_SHORTEST = 0.1  # seconds
+_SHORTEST_WAIT = 0.1  # seconds
 _JITTER = 0.25  # seconds
 
 
@@ -31,17 +31,17 @@ async def retry_until_available(
     idempotent: bool | None = None,
     is_foreign: Callable[[Exception], bool] = lambda _: False,
 ) -> R:
-    """The result of a guarded call, begun anew while the dependency is away.
+    """The result of a guarded call, repeated while the dependency is unavailable.
 
     Args:
         guard: The guard that `call` goes through.
-        call: Makes the call; it must be harmless to make it again.
-        patience: Seconds after which the last error is raised after all.
-        idempotent: Whether it is, where that is known better than by the guard's policy.
-        is_foreign: Tells what another dependency has failed with, which was waited for there.
+        call: Makes the call; it must be safe to repeat.
+        patience: Seconds after which the last error is raised.
+        idempotent: Whether the call is; None leaves it to the guard's policy.
+        is_foreign: Whether an error is of another dependency, which has been waited for there.
 
     Raises:
-        Exception: What the last round raised, or a failure that waiting cannot mend.
+        Exception: The error of the last round, or one that waiting cannot mend.
     """
     end = guard.clock() + patience
     while True:
@@ -49,14 +49,14 @@ async def retry_until_available(
             guard.refuse_if_open()
             return await call()
         except Exception as error:
-            wait = None if is_foreign(error) else _worth_waiting(error, guard, idempotent)
+            wait = None if is_foreign(error) else _wait_before_retry(error, guard, idempotent)
             if wait is None or guard.clock() + wait > end:
                 raise
         await guard.pause(wait)
 
 
-def _worth_waiting(error: Exception, guard: Guard, idempotent: bool | None) -> float | None:  # noqa: FBT001 - handed on
-    """Seconds to wait before another round; None where it would not help."""
+def _wait_before_retry(error: Exception, guard: Guard, idempotent: bool | None) -> float | None:  # noqa: FBT001 - passed on
+    """Seconds to wait before another round; None if that would not help."""
     if isinstance(error, ShuttingDownError):
         return None
     if isinstance(error, CallRejected) or (
@@ -69,4 +69,4 @@ def _worth_waiting(error: Exception, guard: Guard, idempotent: bool | None) -> f
             return None
         hint = failure.retry_after
     wait = guard.policy.retry.max_backoff / 4 if hint is None else hint
-    return max(wait, _SHORTEST) + random.uniform(0.0, _JITTER)  # noqa: S311
+    return max(wait, _SHORTEST_WAIT) + random.uniform(0.0, _JITTER)  # noqa: S311

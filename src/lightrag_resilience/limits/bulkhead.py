@@ -103,7 +103,7 @@ class Bulkhead:
         except TimeoutError:
             if _is_granted(permit):
                 return True
-            raise self._rejection(f"for {longest:g} s", level) from None
+            raise self._rejection(f"after {longest:g} s in the queue", level) from None
         except BaseException:
             if _is_granted(permit):
                 self.release()  # granted and cancelled at once: pass the permit on

@@ -129,4 +129,4 @@ class Cooldown:
             self._canary_done.set()
 
     def _rejection(self, remaining: float) -> RateLimitedError:
-        return RateLimitedError(self._name, remaining, "as the provider asked")
+        return RateLimitedError(self._name, remaining, "for now, as the provider throttles")

@@ -1,1 +1,1 @@
-"""What all else stands on: tasks, threads, forks, kinds of callables. No policy in here."""
+"""Tasks, threads, forks and kinds of callables, for all rooms above. No policy in here."""

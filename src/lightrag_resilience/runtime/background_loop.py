@@ -1,4 +1,4 @@
-"""An event loop in a thread, for sync functions that are called where no loop runs."""
+"""An event loop in a thread, for guarded sync functions: their callers have no running loop."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ __all__ = ["BackgroundLoop", "refuse_green_threads"]
 
 R = TypeVar("R")
 
-_LAST_WORDS = 5.0  # seconds that cancelled tasks get to end
-_GREEN = frozenset({"gevent", "eventlet"})
+_CLOSE_TIMEOUT = 5.0  # seconds for cancelled tasks to end
+_GREEN_THREADS = frozenset({"gevent", "eventlet"})
 
 
 def refuse_green_threads() -> None:
-    """Refuse a sync call where a library has replaced threads: all would be on one event loop.
+    """Refuse a sync call if a library has replaced threads: it would block the only event loop.
 
     Raises:
         UnsupportedCallError: gevent or eventlet has patched `threading` or `socket`.
     """
     replaced = (_thread.start_new_thread, socket.socket)
     for library in (each.__module__.partition(".")[0] for each in replaced):
-        if library in _GREEN:
+        if library in _GREEN_THREADS:
             raise UnsupportedCallError(
-                f"{library} has replaced threads and sockets in this process, without which sync "
-                "functions cannot be guarded: serve it with threads (Gunicorn's gthread), or "
+                f"{library} has replaced threads and sockets in this process, and sync functions "
+                "cannot be guarded without them: serve it with threads (Gunicorn's gthread), or "
                 "guard coroutine functions on an event loop"
             )
 
 
 class BackgroundLoop:
-    """Runs coroutines for threads that wait for them. Starts on first use, again after a fork."""
+    """Runs coroutines for threads that wait for the result. Starts on first use."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -49,23 +49,23 @@ class BackgroundLoop:
         """The result of a coroutine, in the caller's context; interrupting the wait cancels it.
 
         Raises:
-            UnsupportedCallError: There are no threads in this process, only greenlets.
+            UnsupportedCallError: This process has greenlets in place of threads.
         """
-        with self._lock:  # so that `close` finds either nothing or a task that it can cancel
+        with self._lock:  # `close` then finds no task, or one that it can cancel
             try:
                 loop = self._running_loop()
             except UnsupportedCallError:
                 coroutine.close()
                 raise
-            outcome = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            future = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
-            return outcome.result()
+            return future.result()
         except BaseException:
-            outcome.cancel()
+            future.cancel()
             raise
 
     def close(self) -> None:
-        """Cancel what runs, end the loop and its thread; the next `run` starts anew."""
+        """Cancel running tasks, end the loop and its thread; the next `run` starts new ones."""
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
             if loop is None or thread is None:
@@ -74,7 +74,7 @@ class BackgroundLoop:
         thread.join()
 
     def reset_after_fork(self) -> None:
-        """In a child process: the thread and its loop are the parent's."""
+        """In a child process: the thread and its loop exist in the parent only."""
         self._lock = threading.Lock()
         self._loop = self._thread = None
 
@@ -91,11 +91,11 @@ class BackgroundLoop:
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    """Run a loop until it is stopped, then end in order what it still does."""
+    """Run a loop until it is stopped, then end its tasks and generators in order."""
     loop.run_forever()
     if tasks := asyncio.all_tasks(loop):
         for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.wait(tasks, timeout=_LAST_WORDS))
+        loop.run_until_complete(asyncio.wait(tasks, timeout=_CLOSE_TIMEOUT))
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()

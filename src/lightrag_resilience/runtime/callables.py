@@ -1,4 +1,4 @@
-"""What kind of callable a function is, and how to call any kind as a coroutine function."""
+"""The kinds of callables, and how to call any kind as a coroutine function."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ __all__ = [
     "pass_for",
 ]
 
-_DEEPEST = 32  # wrappers around wrappers
+_MOST_WRAPPERS = 32  # around one function
 _STREAMS = (AsyncIterator, AsyncIterable, AsyncGenerator)
 _AWAITABLES = (Awaitable, Coroutine, asyncio.Future, asyncio.Task)
 _RUNNERS = frozenset(
     {"run", "run_until_complete", "run_coroutine_threadsafe", "run_sync"}
     | {"result", "start_blocking_portal"}
 )
-"""What a wrapper calls that runs a coroutine function itself, and is no pass-through."""
-_MAKERS = frozenset({"ensure_future", "create_future", "run_in_executor", "wrap_future"})
-"""What a function calls that needs the event loop, and has a future to return."""
-_MAKERS_OF_ASYNCIO = frozenset({"create_task", "gather"})
-"""The same where they are asyncio's: sync clients of other services have methods of these names."""
+"""Names called by a wrapper that runs a coroutine function itself, and returns no awaitable."""
+_FUTURE_MAKERS = frozenset({"ensure_future", "create_future", "run_in_executor", "wrap_future"})
+"""Names called by a function that needs the event loop and returns a future."""
+_ASYNCIO_MAKERS = frozenset({"create_task", "gather"})
+"""The same, if they are asyncio's: sync clients of other services have methods of these names."""
 
 
 class Kind(enum.Enum):
-    """How a callable gives its result."""
+    """How a callable returns its result."""
 
     COROUTINE = "coroutine function"
     ASYNC_GENERATOR = "async generator function"
@@ -60,7 +60,7 @@ class Kind(enum.Enum):
 
 
 def name_of(function: Any) -> str:
-    """Its own name; never its repr, which for a partial shows its arguments."""
+    """A function's own name; never its repr: that of a partial shows the arguments."""
     if isinstance(function, functools.partial):
         return f"functools.partial({name_of(function.func)}, ...)"
     name = getattr(function, "__qualname__", None)
@@ -75,7 +75,7 @@ _ASSIGNED = {
 
 
 def pass_for(wrapper: Any, function: Any) -> None:
-    """Let a wrapper look like a function; an object may have anything for a name, as mocks do."""
+    """Copy a function's names to its wrapper, unless of a wrong type, as a mock's."""
     assigned = [
         name
         for name in functools.WRAPPER_ASSIGNMENTS
@@ -85,16 +85,16 @@ def pass_for(wrapper: Any, function: Any) -> None:
 
 
 def must_be_function(function: Any, what: str, hint: str = "") -> None:
-    """Let what can be called through.
+    """Check that an object is a function, which can be called.
 
     Raises:
-        UnsupportedCallError: It is called already, or nothing of the kind.
+        UnsupportedCallError: It is the result of a call, or no callable.
     """
     if callable(function) and not isinstance(function, staticmethod | classmethod):
         return
     if inspect.isawaitable(function):
         if inspect.iscoroutine(function):
-            function.close()  # it would be told of as never awaited, too
+            function.close()  # else Python also warns that it was never awaited
         raise UnsupportedCallError(
             f"{what}, not the {type(function).__name__} that calling "
             f"{name_of(function)} returned: leave out the parentheses behind it"
@@ -111,16 +111,16 @@ def kind_of(function: Callable[..., Any]) -> Kind:
         UnsupportedCallError: It cannot be called, is a sync generator function, or makes a context
             manager.
     """
-    kind, _ = _found(function)
+    kind, _ = _find_kind(function)
     return kind
 
 
-def _found(function: Callable[..., Any]) -> tuple[Kind, bool]:
-    """The kind of a callable, and whether it is that itself, or only passes such a result on."""
+def _find_kind(function: Callable[..., Any]) -> tuple[Kind, bool]:
+    """The kind of a callable, and whether it is so itself, not by the result that it passes on."""
     if not callable(function):
         must_be_function(function, "A guard calls a function")
     inner: Any = function
-    for depth in range(_DEEPEST):
+    for depth in range(_MOST_WRAPPERS):
         while isinstance(inner, functools.partial):
             inner = inner.func
         if _is_coroutine_function(inner):  # an object may say so too: `unittest.mock.AsyncMock`
@@ -144,11 +144,11 @@ def _found(function: Callable[..., Any]) -> tuple[Kind, bool]:
 def _is_coroutine_function(function: Any) -> bool:
     if sys.version_info >= (3, 14):
         return inspect.iscoroutinefunction(function)
-    return asyncio.iscoroutinefunction(function)  # and what asyncio's own mark says so, as Cython's
+    return asyncio.iscoroutinefunction(function)  # also by asyncio's own marker, as Cython sets it
 
 
 def _kind_of_code(function: Any) -> Kind | None:
-    """What the code of a function says."""
+    """The kind by the code of a function; None if it does not show there."""
     if _is_coroutine_function(function):
         return Kind.COROUTINE
     if inspect.isasyncgenfunction(function):
@@ -159,21 +159,21 @@ def _kind_of_code(function: Any) -> Kind | None:
 
 
 def _kind_of_instances(cls: type) -> Kind:
-    """What it means to call a class."""
+    """The kind of a class, by what its instances are."""
     if hasattr(cls, "__await__"):
         return Kind.COROUTINE
     return Kind.STREAM if is_stream(cls) else Kind.SYNC
 
 
 def _kind_of_result(function: Any) -> Kind:
-    """What a function says that it returns, or shows by what it calls."""
+    """The kind by the annotated result of a function, or by the names that it calls."""
     result = _return_of(function)
     if isinstance(result, str):
         name = result.partition("[")[0].strip()
         if any(name in (each.__name__, f"asyncio.{each.__name__}") for each in _AWAITABLES):
             return Kind.COROUTINE
-        of_streams = {each.__name__ for each in _STREAMS}
-        return Kind.STREAM if name.rpartition(".")[2] in of_streams else Kind.SYNC
+        stream_names = {each.__name__ for each in _STREAMS}
+        return Kind.STREAM if name.rpartition(".")[2] in stream_names else Kind.SYNC
     # By identity: an annotation may be anything, hashable or not.
     origin = typing.get_origin(result) or result
     if any(origin is stream for stream in _STREAMS):
@@ -185,7 +185,7 @@ def _kind_of_result(function: Any) -> Kind:
 
 
 def _return_of(function: Any) -> Any:
-    """What a function is annotated to return, as a text where it cannot be understood."""
+    """The annotated result of a function; a string if it cannot be evaluated."""
     try:
         return typing.get_type_hints(function).get("return")
     except Exception:  # noqa: BLE001 - annotations may name what exists for type checkers only
@@ -196,24 +196,24 @@ def _makes_a_future(function: Any) -> bool:
     names = _names_in(function)
     if names & _RUNNERS:
         return False
-    around = getattr(function, "__globals__", {})
-    used = [around[name] for name in names if name in around]
+    namespace = getattr(function, "__globals__", {})
+    used = [namespace[name] for name in names if name in namespace]
     if any(each is asyncio.gather or each is asyncio.create_task for each in used):
         return True
     is_of_asyncio = "asyncio" in names or any(each is asyncio for each in used)
-    return bool(names & (_MAKERS | _MAKERS_OF_ASYNCIO if is_of_asyncio else _MAKERS))
+    return bool(names & (_FUTURE_MAKERS | _ASYNCIO_MAKERS if is_of_asyncio else _FUTURE_MAKERS))
 
 
 def _names_in(function: Any) -> frozenset[str]:
-    """What the code of a function calls by name, among other names."""
+    """The names in the code of a function, among them those that it calls."""
     return frozenset(getattr(getattr(function, "__code__", None), "co_names", ()))
 
 
 def _refuse_what_is_not_run(function: Any, called: Any, *, at_once: bool) -> None:
-    """Refuse a callable whose call runs nothing that could be guarded.
+    """Refuse a callable whose call does no work that a guard could cover.
 
     Raises:
-        UnsupportedCallError: It does no work before its result is iterated over, or entered.
+        UnsupportedCallError: It works only when its result is iterated over, or entered.
     """
     name = name_of(function)
     if getattr(called, "__globals__", None) is vars(contextlib) and hasattr(called, "__wrapped__"):
@@ -232,20 +232,20 @@ def _refuse_what_is_not_run(function: Any, called: Any, *, at_once: bool) -> Non
 def as_coroutine_function(
     function: Callable[..., Any], *, in_shared_threads: bool = True
 ) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """The same function, to be awaited. A sync one runs in a thread, with the caller's context.
+    """A function as a coroutine function. A sync one runs in a thread, in the caller's context.
 
     Args:
         function: A function of any kind.
         in_shared_threads: Whether a sync one takes one of the event loop's few shared threads.
-            A caller in a thread must not: callers inside each other could use them up.
+            A caller in a thread must not: nested callers could use them up and deadlock.
 
     Raises:
         UnsupportedCallError: As `kind_of`; on a call: it returned a sync iterator, or it needs the
-            event loop and does not say that it returns an awaitable.
+            event loop but is not annotated to return an awaitable.
     """
     if inspect.iscoroutinefunction(function):
-        return function  # by the shortest way: a guard may ask at each call
-    kind, is_itself = _found(function)
+        return function  # the shortest path: a guard may ask at each call
+    kind, is_itself = _find_kind(function)
     if kind is Kind.SYNC:
         return functools.partial(_call_in_thread, function, in_shared_threads)
     if kind is Kind.COROUTINE and is_itself:
@@ -264,7 +264,7 @@ async def _call_in_thread(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    # A thread cannot be stopped: on a timeout it is left to end by itself, its result unused.
+    # A thread cannot be stopped: after a timeout it runs on, and its result is dropped.
     result = await anyio.to_thread.run_sync(
         functools.partial(_run_in_this_thread, function, *args, **kwargs),
         abandon_on_cancel=True,
@@ -297,7 +297,7 @@ def _run_in_this_thread(function: Callable[..., Any], /, *args: Any, **kwargs: A
     finally:
         del _in_threads[key]
     if not is_stream(result.__class__) and _is_lazy(result):
-        with contextlib.suppress(Exception):  # what goes wrong here does not hide why
+        with contextlib.suppress(Exception):  # the error below matters more
             getattr(result, "close", bool)()
         raise UnsupportedCallError(
             f"{name_of(function)} returned a sync iterator ({type(result).__name__}), which does "
@@ -308,9 +308,9 @@ def _run_in_this_thread(function: Callable[..., Any], /, *args: Any, **kwargs: A
 
 
 def _is_lazy(result: Any) -> bool:
-    """Whether a result has work left to do: not that of a file, or of a query that was made."""
+    """Whether a result does its work while it is read, unlike a file or a cursor."""
     cls = type(result)
-    is_made = isinstance(result, io.IOBase) or hasattr(cls, "fetchone")  # as PEP 249 has cursors
+    is_made = isinstance(result, io.IOBase) or hasattr(cls, "fetchone")  # a cursor by PEP 249
     return hasattr(cls, "__next__") and not is_made and not _is_mock(cls)
 
 
@@ -318,17 +318,16 @@ async def _awaited(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 
-_SENDS = ("send", "send_str", "write")
+_SEND_METHODS = ("send", "send_str", "write")
 
 
 @functools.lru_cache(maxsize=256)
 def is_stream(cls: type) -> bool:
-    """Whether the instances of a class are iterated over asynchronously.
+    """Whether the instances of a class are streams: async iterables that are only read.
 
-    A connection or a file that is written to as well waits for its user first; a mock can do
-    anything.
+    A connection or a file that is also written to is none, nor is a mock, which has every method.
     """
-    if not hasattr(cls, "__aiter__") or any(hasattr(cls, name) for name in _SENDS):
+    if not hasattr(cls, "__aiter__") or any(hasattr(cls, name) for name in _SEND_METHODS):
         return False
     return not _is_mock(cls)
 

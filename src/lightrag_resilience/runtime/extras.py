@@ -1,8 +1,8 @@
-"""How to install what an import did not find. Nothing is imported here."""
+"""How to install an extra that is missing. Nothing is imported here."""
 
 __all__ = ["install"]
 
 
 def install(extra: str) -> str:
-    """What to do for an extra of this library, as the end of a sentence."""
+    """How to install an extra of this library, as the end of a sentence."""
     return f"in a clone of the repository, pip install '.[{extra}]'"

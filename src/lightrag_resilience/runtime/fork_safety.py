@@ -1,4 +1,4 @@
-"""What a forked process makes anew: a thread that only its parent has may hold a lock there."""
+"""State that a forked process must reset: a thread that only its parent has may hold a lock."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ __all__ = ["ForkAware", "ProcessLock", "reset_in_children"]
 
 
 class ForkAware(Protocol):
-    """Something of which a part is not to be shared with a child process."""
+    """An object with a part that a child process must not share."""
 
     def reset_after_fork(self) -> None:
-        """Called in the child, before any other code of it."""
+        """Called in the child, before any other code there."""
 
 
-_renewed: WeakSet[ForkAware] = WeakSet()
-_is_known = False
+_resettable: WeakSet[ForkAware] = WeakSet()
+_is_registered = False
 
 
-def reset_in_children(it: ForkAware) -> None:
-    """Renew it in each process that is forked from this one, for as long as it is there."""
-    global _is_known  # noqa: PLW0603 - a process can be told only once
-    if not _is_known and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_renew)
-        _is_known = True
-    _renewed.add(it)
+def reset_in_children(resettable: ForkAware) -> None:
+    """Reset an object in each process that is forked from this one, as long as it exists."""
+    global _is_registered  # noqa: PLW0603 - os.register_at_fork cannot be undone
+    if not _is_registered and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_reset_all)
+        _is_registered = True
+    _resettable.add(resettable)
 
 
-def _renew() -> None:
-    for it in list(_renewed):
-        it.reset_after_fork()
+def _reset_all() -> None:
+    for resettable in list(_resettable):
+        resettable.reset_after_fork()
 
 
 class ProcessLock:
-    """A `threading.Lock` of this process: a child has one of its own, which nobody holds."""
+    """A `threading.Lock` of this process: a forked child gets a new one, which is free."""
 
-    __slots__ = ("__weakref__", "_is_known", "_lock")
+    __slots__ = ("__weakref__", "_is_registered", "_lock")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._is_known = False  # importing a module that has a lock tells the system nothing
+        self._is_registered = False  # on first use, so that an import has no side effect
 
     def acquire(self, *, wait: bool = True) -> bool:
-        """Take it; False if another holder has it and is not to be waited for."""
-        if not self._is_known:
+        """Acquire it; False if it is held and `wait` is False."""
+        if not self._is_registered:
             reset_in_children(self)
-            self._is_known = True
+            self._is_registered = True
         return self._lock.acquire(blocking=wait)
 
     def release(self) -> None:
-        """Give it back."""
+        """Release it."""
         self._lock.release()
 
     def reset_after_fork(self) -> None:
-        """In a child process: who holds it may be a thread that only the parent has."""
+        """In a child process: its holder may be a thread that only the parent has."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:

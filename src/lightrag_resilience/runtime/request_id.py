@@ -1,4 +1,4 @@
-"""The id of the request that the present code works for; `telemetry.correlation` sets it."""
+"""The id of the current request; `telemetry.correlation` sets it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NOTE = "Request id: "
 
 
 def note_id(error: BaseException) -> None:
-    """Add the id to an error as a note, which tracebacks show; once, though guards are nested."""
+    """Add the id to an error as a note, for its traceback; once, even in nested guards."""
     identity = current_id.get()
     if identity is None or not isinstance(error, Exception):
         return

@@ -95,10 +95,7 @@ BY_HAND = "calls to it are rejected until the time is over or the breaker is clo
         ),
         (
             [row(calls=50, failed=9, causes={"HTTP 503": 9})],
-            (
-                "llm.openai works, but answers 503 to some calls: look at its own status page or "
-                "log."
-            ),
+            ("llm.openai works, but answers 503 to some calls: check its own status page or log."),
         ),
         (
             [row(state="open"), row("b", calls=9, failed=8, causes={"ReadError": 8})],

@@ -45,7 +45,7 @@ UNSERVED = [
     pytest.param(Fault.status(402), "402", "check its plan", id="no credit"),
     pytest.param(Fault.no_quota(), "429 of a used-up quota", "check its plan", id="no quota left"),
     pytest.param(Fault.throttle(), "429", "LIMIT__RPM", id="429 without a time"),
-    pytest.param(Fault.status(400), "400", "look at what is sent", id="no request is right"),
+    pytest.param(Fault.status(400), "400", "check what is sent", id="no request is right"),
 ]
 
 
