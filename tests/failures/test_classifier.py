@@ -47,7 +47,7 @@ from support.failures import (
 # ---------------------------------------------------------------------- the verdict itself
 
 
-def test_the_kinds_have_words_for_labels() -> None:
+def test_the_kinds_have_values_for_labels() -> None:
     assert [kind.value for kind in FailureKind] == ["transient", "throttled", "fatal", "unknown"]
 
 
@@ -55,7 +55,7 @@ def test_the_kinds_have_words_for_labels() -> None:
     ("failure", "counts"),
     [(TRANSIENT, True), (UNKNOWN, True), (LOCAL, False), (THROTTLED, False), (FATAL, False)],
 )
-def test_only_what_the_dependency_is_to_blame_for_counts(failure: Failure, counts: bool) -> None:  # noqa: FBT001
+def test_only_failures_of_the_dependency_count(failure: Failure, counts: bool) -> None:  # noqa: FBT001
     assert failure.counts is counts
 
 
@@ -78,7 +78,7 @@ def test_a_cancellation_or_an_exit_has_no_verdict(error: BaseException) -> None:
 # ---------------------------------------------------------------------- builtins
 
 
-def test_what_asyncio_makes_of_writing_to_a_lost_connection_is_no_bug_of_the_caller() -> None:
+def test_asyncios_type_error_for_a_lost_connection_is_no_bug_of_the_caller() -> None:
     """Python 3.12 raises a TypeError then, out of its own module."""
 
     def raised_in(module: str) -> Exception:
@@ -135,14 +135,14 @@ def test_a_subclass_has_the_verdict_of_its_nearest_known_base() -> None:
     assert classify(OddValueError()) == FATAL
 
 
-def test_a_class_of_the_same_name_elsewhere_is_not_mistaken_for_a_known_one() -> None:
+def test_a_class_of_the_same_name_in_another_package_is_unknown() -> None:
     stranger = type("TypeError", (Exception,), {"__module__": "elsewhere.errors"})
     nameless = type("ReadTimeout", (Exception,), {"__module__": None})
     assert classify(stranger()) == UNKNOWN
     assert classify(nameless()) == UNKNOWN
 
 
-def test_types_that_were_seen_once_are_forgotten_in_the_end() -> None:
+def test_the_cache_of_classes_is_bounded() -> None:
     first = type("PassingError", (ValueError,), {})
     assert classify(first()) == FATAL
     seen = weakref.ref(first)
@@ -163,7 +163,7 @@ def test_types_that_were_seen_once_are_forgotten_in_the_end() -> None:
         (PolicyError(), FATAL),
     ],
 )
-def test_what_an_inner_guard_raises_has_a_verdict(error: Exception, expected: Failure) -> None:
+def test_errors_of_a_nested_guard_have_verdicts(error: Exception, expected: Failure) -> None:
     assert classify(error) == expected
 
 
@@ -175,7 +175,7 @@ def test_a_status_decides_unless_the_provider_says_whether_to_retry(
     assert classify(status_error(library, status, headers)) == expected
 
 
-def test_a_status_is_found_where_the_standard_library_puts_it() -> None:
+def test_a_status_of_the_standard_library_is_found() -> None:
     headers = Message()
     headers["Retry-After"] = "3"
     error = urllib.error.HTTPError("http://provider/", 503, "busy", headers, None)
@@ -214,14 +214,14 @@ def given_up(error: BaseException, *, times: int = 1) -> Exception:
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_retry_error_is_unwrapped_and_judged_by_what_it_gave_up_on(times: int) -> None:
+def test_a_retry_error_is_classified_by_its_last_attempt(times: int) -> None:
     error = FileNotFoundError()
     assert root_cause(given_up(error, times=times)) is error
     assert classify(given_up(error, times=times)) == FATAL
     assert classify(ExceptionGroup("m", [given_up(error, times=times)])) == FATAL
 
 
-def test_unwrapping_leaves_other_errors_alone() -> None:
+def test_root_cause_returns_other_errors_unchanged() -> None:
     error = RuntimeError()
     error.last_attempt = 5  # type: ignore[attr-defined]
     error.__cause__ = ValueError()
@@ -230,7 +230,7 @@ def test_unwrapping_leaves_other_errors_alone() -> None:
     assert root_cause(cancelled) is cancelled
 
 
-def test_unwrapping_ends_where_there_is_no_error_to_find() -> None:
+def test_root_cause_stops_at_an_attempt_without_an_error() -> None:
     @tenacity.retry(
         stop=tenacity.stop_after_attempt(1), retry=tenacity.retry_if_result(lambda _: True)
     )
@@ -247,7 +247,7 @@ def test_unwrapping_ends_where_there_is_no_error_to_find() -> None:
         assert classify(error) == UNKNOWN
 
 
-def test_a_cancellation_that_tenacity_swallowed_is_not_unwrapped() -> None:
+def test_root_cause_does_not_return_a_cancellation() -> None:
     @tenacity.retry(
         stop=tenacity.stop_after_attempt(1), retry=tenacity.retry_if_not_exception_type(KeyError)
     )
@@ -267,7 +267,7 @@ def group(*errors: Exception) -> Exception:
     return ExceptionGroup("m", errors)
 
 
-def test_a_group_is_as_bad_as_its_worst_member() -> None:
+def test_a_group_has_the_verdict_of_its_worst_member() -> None:
     throttled = [status_error("httpx", 429, {"retry-after": text}) for text in ("9", "30", "2")]
     passing, lost, fault = ConnectionRefusedError(), TimeoutError(), ValueError()
     assert classify(group(passing, *throttled, lost, fault)) == FATAL
@@ -351,7 +351,7 @@ def test_errors_of_any_shape_get_a_clean_verdict(shape: Shape, attributes: dict[
     assert wait is None or (math.isfinite(wait) and wait >= 0)
 
 
-def test_verdicts_can_be_sent_to_another_process_and_asked_for_in_threads() -> None:
+def test_verdicts_can_be_pickled_and_made_in_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         verdicts = list(pool.map(classify, [ConnectionResetError()] * 50))
     assert verdicts == [UNKNOWN] * 50

@@ -48,7 +48,7 @@ def test_a_class_is_given_a_kind_or_a_failure(tell: Tell) -> None:
     assert classify(BusyError()) == Failure(FailureKind.THROTTLED, 2.0)
 
 
-def test_it_counts_from_then_on_for_subclasses_too_that_were_seen_before(tell: Tell) -> None:
+def test_a_registered_verdict_holds_for_subclasses_seen_before(tell: Tell) -> None:
     assert classify(VeryBusyError()) == UNKNOWN
     tell(BusyError, FailureKind.TRANSIENT)
     assert classify(VeryBusyError()) == TRANSIENT
@@ -57,7 +57,7 @@ def test_it_counts_from_then_on_for_subclasses_too_that_were_seen_before(tell: T
     assert classify(BusyError()) == TRANSIENT
 
 
-def test_a_function_reads_the_exception(tell: Tell) -> None:
+def test_a_registered_function_reads_the_exception(tell: Tell) -> None:
     def read(error: BusyError) -> Failure | FailureKind | None:
         if error.wait is None:
             return FailureKind.FATAL
@@ -72,7 +72,7 @@ def test_a_function_reads_the_exception(tell: Tell) -> None:
     assert classify(error) == UNKNOWN
 
 
-def test_it_goes_before_the_tables_and_a_status(tell: Tell) -> None:
+def test_a_registered_verdict_overrides_tables_and_status(tell: Tell) -> None:
     class ModelError(ValueError): ...
 
     class GatewayError(httpx.HTTPStatusError):
@@ -90,19 +90,19 @@ def test_it_goes_before_the_tables_and_a_status(tell: Tell) -> None:
     assert classify(GatewayError(400)) == FATAL
 
 
-def test_an_errors_own_verdict_goes_before_it(tell: Tell) -> None:
+def test_an_errors_own_verdict_overrides_a_registered_one(tell: Tell) -> None:
     tell(BusyError, FailureKind.FATAL)
     error = BusyError()
     error.__resilience_failure__ = THROTTLED  # type: ignore[attr-defined]
     assert classify(error) == THROTTLED
 
 
-def test_it_holds_within_a_group(tell: Tell) -> None:
+def test_a_registered_verdict_holds_in_a_group(tell: Tell) -> None:
     tell(BusyError, FailureKind.FATAL)
     assert classify(ExceptionGroup("m", [OSError(), BusyError()])) == FATAL
 
 
-def test_the_later_of_two_holds_until_it_is_taken_back(tell: Tell) -> None:
+def test_the_later_registration_holds_until_it_is_removed(tell: Tell) -> None:
     first = tell(BusyError, FailureKind.FATAL)
     second = tell(BusyError, FailureKind.THROTTLED)
     assert classify(BusyError()) == THROTTLED
@@ -113,7 +113,7 @@ def test_the_later_of_two_holds_until_it_is_taken_back(tell: Tell) -> None:
     assert classify(BusyError()) == UNKNOWN
 
 
-def test_the_same_twice_is_taken_back_twice(tell: Tell) -> None:
+def test_a_verdict_registered_twice_is_removed_twice(tell: Tell) -> None:
     first, second = tell(BusyError, FailureKind.FATAL), tell(BusyError, FailureKind.FATAL)
     first()
     assert classify(BusyError()) == FATAL
@@ -154,19 +154,19 @@ def test_a_function_that_returns_no_verdict_is_reported_and_the_tables_decide(
     "cls",
     [Exception, BaseException, KeyboardInterrupt, int, BusyError(), "BusyError", None, list[int]],
 )
-def test_what_is_no_class_of_exceptions_is_refused(cls: Any) -> None:
+def test_registering_what_is_no_exception_class_is_refused(cls: Any) -> None:
     with pytest.raises(TypeError, match=r"classify_as needs a subclass of Exception, not "):
         classify_as(cls, FailureKind.FATAL)
 
 
 @pytest.mark.parametrize("verdict", [None, "fatal", 503, FailureKind, Failure, ValueError])
-def test_what_is_no_verdict_is_refused(verdict: Any) -> None:
+def test_registering_what_is_no_verdict_is_refused(verdict: Any) -> None:
     message = "classify_as needs a FailureKind, a Failure or a function for BusyError, not "
     with pytest.raises(TypeError, match=message):
         classify_as(BusyError, verdict)
 
 
-def test_threads_that_tell_and_ask_at_once_never_see_a_stale_verdict() -> None:
+def test_threads_never_see_a_stale_verdict() -> None:
     kinds = (FailureKind.FATAL, FailureKind.THROTTLED, FailureKind.TRANSIENT)
     started = threading.Barrier(4)
 
@@ -205,9 +205,7 @@ class WithFieldsError(Exception):
 
 
 @pytest.mark.parametrize("error", [OddError(), WithFieldsError(1)])
-def test_an_error_that_cannot_be_hashed_is_judged_like_any_other(
-    tell: Tell, error: Exception
-) -> None:
+def test_an_unhashable_error_is_classified(tell: Tell, error: Exception) -> None:
     group = ExceptionGroup("both", [error, ValueError()])
     assert classify(error) == UNKNOWN
     assert classify(group).kind is FailureKind.FATAL
@@ -216,7 +214,7 @@ def test_an_error_that_cannot_be_hashed_is_judged_like_any_other(
     assert classify(error).kind is FailureKind.FATAL
 
 
-def test_classes_that_are_made_on_the_way_are_forgotten() -> None:
+def test_classes_made_at_run_time_do_not_fill_the_cache() -> None:
     for number in range(1_100):
         made = type(f"Made{number}", (ConnectionRefusedError,), {})
         assert classify(made()) == Failure(FailureKind.TRANSIENT)

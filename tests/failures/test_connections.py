@@ -37,7 +37,7 @@ from support.failures import (
         ("TooManyRedirects", FATAL),
     ],
 )
-def test_httpx_errors_tell_whether_anything_was_sent(
+def test_httpx_errors_by_whether_a_request_was_sent(
     library: str, name: str, expected: Failure
 ) -> None:
     error = getattr(pytest.importorskip(library), name)("m")
@@ -110,7 +110,7 @@ def test_a_refused_connection_is_passing_for_every_client(get: Any, library: str
 
 @pytest.mark.parametrize("answer", [b"", None])
 @pytest.mark.parametrize(("get", "library"), CLIENTS)
-def test_after_a_request_a_hang_up_or_silence_leaves_the_outcome_unknown(
+def test_a_lost_connection_after_a_request_is_of_unknown_outcome(
     get: Any, library: str, answer: bytes | None
 ) -> None:
     async def call() -> Exception:
@@ -140,7 +140,7 @@ def test_aiohttp_keeps_the_headers_on_the_error(answer: bytes, expected: Failure
     assert classify(asyncio.run(call())) == expected
 
 
-def test_a_deprecated_attribute_of_aiohttp_is_left_alone(
+def test_aiohttps_deprecated_attribute_is_not_read(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     aiohttp = pytest.importorskip("aiohttp")
@@ -166,7 +166,7 @@ def test_a_deprecated_attribute_of_aiohttp_is_left_alone(
         (b"-TRYAGAIN Multiple keys request during rehashing", TRANSIENT),
     ],
 )
-def test_what_a_redis_server_refuses_is_told_apart(reply: bytes, expected: Failure) -> None:
+def test_error_replies_of_a_redis_server(reply: bytes, expected: Failure) -> None:
     async def call() -> Exception:
         async with server(reply + b"\r\n") as port:
             return await redis_ping("redis", port)
@@ -189,5 +189,5 @@ def test_what_a_redis_server_refuses_is_told_apart(reply: bytes, expected: Failu
         (redis.exceptions.InvalidResponse("m"), UNKNOWN),
     ],
 )
-def test_what_redis_raises_by_itself_has_a_verdict(error: Exception, expected: Failure) -> None:
+def test_errors_of_redis_py_itself(error: Exception, expected: Failure) -> None:
     assert classify(error) == expected

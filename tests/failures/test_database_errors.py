@@ -35,9 +35,7 @@ ASYNCPG = [
 
 @pytest.mark.parametrize("kind", kinds("asyncpg"))
 @pytest.mark.parametrize(("name", "expected"), ASYNCPG)
-def test_asyncpg_errors_are_told_apart_by_their_sqlstate(
-    kind: str, name: str, expected: Failure
-) -> None:
+def test_asyncpg_errors_by_sqlstate(kind: str, name: str, expected: Failure) -> None:
     error = getattr(errors(kind, "asyncpg.exceptions"), name)("m")
     assert classify(error) == expected
 
@@ -53,14 +51,14 @@ def test_asyncpg_errors_are_told_apart_by_their_sqlstate(
         ("the server expects 1 argument for this query, 2 were passed", FATAL),
     ],
 )
-def test_an_interface_error_is_misuse_unless_the_connection_had_gone(
+def test_an_asyncpg_interface_error_is_misuse_unless_the_connection_was_closed(
     kind: str, message: str, expected: Failure
 ) -> None:
     assert classify(errors(kind, "asyncpg.exceptions").InterfaceError(message)) == expected
 
 
 @pytest.mark.parametrize("kind", kinds("asyncpg"))
-def test_what_postgres_said_before_it_hung_up_counts(kind: str) -> None:
+def test_the_last_error_of_postgres_before_it_closed_the_connection_counts(kind: str) -> None:
     asyncpg = errors(kind, "asyncpg.exceptions")
     lost = asyncpg.ConnectionDoesNotExistError
     assert classify(caused(lost("m"), asyncpg.AdminShutdownError("m"))) == TRANSIENT
@@ -83,7 +81,7 @@ def test_what_postgres_said_before_it_hung_up_counts(kind: str) -> None:
         *((name, FATAL) for name in ("ConfigurationError", "DriverError", "Neo4jError")),
     ],
 )
-def test_neo4j_knows_itself_what_is_worth_a_retry_but_not_whether_a_commit_was_done(
+def test_neo4j_errors_by_is_retryable_except_for_commits(
     kind: str, name: str, expected: Failure
 ) -> None:
     error = getattr(errors(kind, "neo4j.exceptions"), name)("m")
@@ -134,7 +132,7 @@ GRPC = [
 
 @pytest.mark.parametrize("kind", kinds("grpc"))
 @pytest.mark.parametrize(("code", "expected"), GRPC)
-def test_grpc_errors_are_told_apart_by_their_code(kind: str, code: str, expected: Failure) -> None:
+def test_grpc_errors_by_code(kind: str, code: str, expected: Failure) -> None:
     assert classify(rpc_error(kind, code)) == expected
 
 
@@ -145,7 +143,7 @@ def test_every_code_of_grpc_has_its_verdict() -> None:
 
 
 @pytest.mark.parametrize("kind", kinds("grpc"))
-def test_a_message_too_big_for_grpc_is_the_callers_fault(kind: str) -> None:
+def test_a_message_too_large_for_grpc_is_the_callers_fault(kind: str) -> None:
     received = "Received message larger than max (5000000 vs. 4194304)"
     assert classify(rpc_error(kind, "RESOURCE_EXHAUSTED", received)) == FATAL
     assert classify(rpc_error(kind, "INTERNAL", "Exception serializing request!")) == FATAL
@@ -161,7 +159,7 @@ def test_a_message_too_big_for_grpc_is_the_callers_fault(kind: str) -> None:
         (None, None),
     ],
 )
-def test_a_throttled_call_is_told_in_its_trailers_how_long_to_wait(
+def test_the_wait_of_a_throttled_grpc_call_is_in_its_trailers(
     kind: str, trailers: Any, seconds: float | None
 ) -> None:
     error = rpc_error(kind, "RESOURCE_EXHAUSTED", "m", trailers)
@@ -189,7 +187,7 @@ def test_an_rpc_error_without_a_code_leaves_the_outcome_unknown(kind: str) -> No
         (304, {}, UNKNOWN),
     ],
 )
-def test_an_unexpected_response_of_qdrant_is_judged_by_its_status(
+def test_an_unexpected_response_of_qdrant_is_classified_by_status(
     kind: str, status: int | None, headers: dict[str, str], expected: Failure
 ) -> None:
     make = errors(kind, "qdrant_client.http.exceptions").UnexpectedResponse
@@ -206,7 +204,7 @@ def test_an_unexpected_response_of_qdrant_is_judged_by_its_status(
         (ValueError("an answer that is not of the expected shape"), UNKNOWN),
     ],
 )
-def test_a_response_that_qdrant_could_not_handle_is_judged_by_its_source(
+def test_a_response_handling_error_of_qdrant_is_classified_by_its_source(
     kind: str, source: Exception, expected: Failure
 ) -> None:
     make = errors(kind, "qdrant_client.http.exceptions").ResponseHandlingException
@@ -215,15 +213,13 @@ def test_a_response_that_qdrant_could_not_handle_is_judged_by_its_source(
 
 @pytest.mark.parametrize("kind", kinds("qdrant_client"))
 @pytest.mark.parametrize(("told", "seconds"), [(7, 7.0), (0, 0.0), (-1, None), (10**30, None)])
-def test_qdrant_tells_how_long_to_wait_when_it_throttles(
-    kind: str, told: int, seconds: float | None
-) -> None:
+def test_the_wait_of_a_throttled_qdrant_call(kind: str, told: int, seconds: float | None) -> None:
     module = errors(kind, "qdrant_client.common.client_exceptions")
     error = module.ResourceExhaustedResponse("m", told)
     assert classify(error) == Failure(FailureKind.THROTTLED, seconds)
 
 
-def test_what_the_real_qdrant_client_raises_is_judged_as_well() -> None:
+def test_errors_of_the_real_qdrant_client() -> None:
     qdrant = pytest.importorskip("qdrant_client")
     answers = {
         "/collections": httpx.Response(429, headers={"retry-after": "9"}, json={"status": {}}),
@@ -277,20 +273,18 @@ MILVUS: list[tuple[Make, Failure]] = [
 
 @pytest.mark.parametrize("kind", kinds("pymilvus"))
 @pytest.mark.parametrize(("make", "expected"), MILVUS)
-def test_milvus_errors_are_told_apart_by_their_code(
-    kind: str, make: Make, expected: Failure
-) -> None:
+def test_milvus_errors_by_code(kind: str, make: Make, expected: Failure) -> None:
     assert classify(make(errors(kind, "pymilvus.exceptions"))) == expected
 
 
 @pytest.mark.parametrize("kind", kinds("pymilvus"))
 @pytest.mark.parametrize(("code", "expected"), GRPC)
-def test_milvus_may_hand_on_a_code_of_grpc(kind: str, code: str, expected: Failure) -> None:
+def test_milvus_errors_with_a_grpc_code(kind: str, code: str, expected: Failure) -> None:
     status = getattr(errors(kind, "grpc").StatusCode, code)
     assert classify(errors(kind, "pymilvus.exceptions").MilvusException(status)) == expected
 
 
-def test_a_milvus_that_does_not_tell_whether_to_retry_is_judged_by_its_code() -> None:
+def test_milvus_errors_without_retriable_are_classified_by_code() -> None:
     error = errors("lookalike", "pymilvus.exceptions").MilvusException(2)
     del error.retriable, error.is_input_error
     assert classify(error) == TRANSIENT
@@ -350,9 +344,7 @@ MONGO: list[tuple[Make, Failure]] = [
 
 @pytest.mark.parametrize("kind", kinds("pymongo"))
 @pytest.mark.parametrize(("make", "expected"), MONGO)
-def test_mongo_errors_are_told_apart_by_label_code_and_class(
-    kind: str, make: Make, expected: Failure
-) -> None:
+def test_mongo_errors_by_label_code_and_class(kind: str, make: Make, expected: Failure) -> None:
     assert classify(make(errors(kind, "pymongo.errors"))) == expected
 
 
@@ -361,7 +353,7 @@ def test_a_document_that_cannot_be_sent_is_the_callers_fault(kind: str) -> None:
     assert classify(errors(kind, "bson.errors").InvalidDocument("m")) == FATAL
 
 
-def test_what_the_real_mongo_driver_raises_for_a_refused_port_is_passing() -> None:
+def test_a_refused_port_is_transient_with_the_real_mongo_driver() -> None:
     pymongo = pytest.importorskip("pymongo")
     client = pymongo.MongoClient("mongodb://127.0.0.1:9", serverSelectionTimeoutMS=100)
     with client, pytest.raises(Exception) as caught:  # noqa: PT011 - whichever, it is looked at

@@ -74,7 +74,7 @@ def in_stream(**body: str) -> Exception:
     ],
     ids=without_address,
 )
-def test_what_is_wrong_with_one_provider_another_may_mend(error: Exception) -> None:
+def test_a_fault_of_one_provider_falls_back(error: Exception) -> None:
     assert should_fall_back(error) is True
 
 
@@ -97,11 +97,11 @@ def test_what_is_wrong_with_one_provider_another_may_mend(error: Exception) -> N
     ],
     ids=without_address,
 )
-def test_what_is_wrong_everywhere_is_not_tried_elsewhere(error: Exception) -> None:
+def test_a_fault_of_the_request_does_not_fall_back(error: Exception) -> None:
     assert should_fall_back(error) is False
 
 
-def test_odd_attributes_of_an_error_help_nobody() -> None:
+def test_an_error_with_odd_attributes_does_not_fall_back() -> None:
     class OddError(ValueError):
         @property
         def status_code(self) -> int:

@@ -57,7 +57,7 @@ STUMBLES = [
 
 
 @pytest.mark.parametrize("code", STUMBLES)
-def test_sdks_and_bindings_that_stumble_over_an_answer(code: str) -> None:
+def test_an_sdk_that_fails_on_an_unexpected_answer_is_of_unknown_outcome(code: str) -> None:
     modules = ("openai._base_client", "anthropic", "google.genai.models", "ollama._client")
     bindings = ("lightrag.llm.openai", "lightrag.llm.jina", "lightrag.rerank", "voyageai.object")
     for module in (*modules, *bindings):
@@ -79,7 +79,7 @@ def test_sdks_and_bindings_that_stumble_over_an_answer(code: str) -> None:
         ("[].choices", FATAL),
     ],
 )
-def test_a_gateways_page_is_known_whoever_reads_it(code: str, expected: Failure) -> None:
+def test_a_gateways_page_is_recognised_in_any_code(code: str, expected: Failure) -> None:
     assert classify(raised_in("application", code)) == expected
 
 
@@ -89,7 +89,9 @@ def test_an_sdk_that_says_it_received_nothing() -> None:
 
 
 @pytest.mark.parametrize("cls", [ValueError, type("Mine", (ValueError,), {})])
-def test_a_value_error_raised_from_a_drivers_error_is_judged_by_that(cls: type[Exception]) -> None:
+def test_a_value_error_raised_from_a_drivers_error_is_classified_by_that(
+    cls: type[Exception],
+) -> None:
     def raised_from(cause: Exception) -> Exception:
         error = cls("it did not work")
         error.__cause__ = cause
@@ -112,12 +114,12 @@ def test_a_value_error_raised_from_a_drivers_error_is_judged_by_that(cls: type[E
         "(lambda one, *, two: 0)()",
     ],
 )
-def test_what_an_sdk_says_of_its_arguments_is_the_callers_fault(code: str) -> None:
+def test_an_sdks_error_about_its_arguments_is_the_callers_fault(code: str) -> None:
     assert classify(raised_in("openai._base_client", code)) == FATAL
     assert classify(raised_in("lightrag.llm.openai", code)) == FATAL
 
 
-def test_a_callers_bug_below_a_binding_stays_one() -> None:
+def test_a_callers_bug_inside_a_binding_is_fatal() -> None:
     def tool() -> str:
         return "no number" + 1  # type: ignore[operator,no-any-return]
 
@@ -218,7 +220,7 @@ BINDINGS: dict[str, Callable[[str], Awaitable[object]]] = {
 @pytest.mark.lightrag
 @pytest.mark.parametrize(("content_type", "body"), ANSWERS)
 @pytest.mark.parametrize("name", BINDINGS)
-def test_what_a_gateway_answers_in_the_providers_place_counts(
+def test_a_gateways_answer_in_place_of_the_providers_counts(
     monkeypatch: pytest.MonkeyPatch, name: str, content_type: str, body: bytes
 ) -> None:
     importorskip("lightrag")

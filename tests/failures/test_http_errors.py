@@ -92,7 +92,7 @@ URLLIB3: list[tuple[Make, Failure]] = [
 
 
 @pytest.mark.parametrize(("make", "expected"), URLLIB3)
-def test_urllib3_tells_whether_anything_was_sent(make: Make, expected: Failure) -> None:
+def test_urllib3_errors_by_whether_a_request_was_sent(make: Make, expected: Failure) -> None:
     assert classify(make(importorskip("urllib3.exceptions"))) == expected
 
 
@@ -127,7 +127,7 @@ REQUESTS: list[tuple[Make, Failure]] = [
 
 
 @pytest.mark.parametrize(("make", "expected"), REQUESTS)
-def test_requests_tells_whether_anything_was_sent(make: Make, expected: Failure) -> None:
+def test_requests_errors_by_whether_a_request_was_sent(make: Make, expected: Failure) -> None:
     assert classify(make(importorskip("requests.exceptions"))) == expected
 
 
@@ -187,7 +187,7 @@ def test_a_connection_that_was_closed_meanwhile_is_no_fault_of_the_caller(
         ("TooManyStreamsError", TRANSIENT),
     ],
 )
-def test_so_is_a_stream_of_http_2(name: str, expected: Failure) -> None:
+def test_a_closed_http_2_stream_is_no_fault_of_the_caller(name: str, expected: Failure) -> None:
     h2 = importorskip("h2.exceptions")
     core = importorskip("httpcore").LocalProtocolError("1")
     beneath = getattr(h2, name)(1) if "Stream" in name[:12] else getattr(h2, name)("m")
@@ -215,7 +215,7 @@ OPENSEARCH: list[tuple[Make, Failure]] = [
 
 
 @pytest.mark.parametrize(("make", "expected"), OPENSEARCH)
-def test_opensearch_tells_a_conflict_from_an_outage(make: Make, expected: Failure) -> None:
+def test_opensearch_errors_by_status(make: Make, expected: Failure) -> None:
     assert classify(make(importorskip("opensearchpy.exceptions"))) == expected
 
 
@@ -223,7 +223,7 @@ def test_opensearch_tells_a_conflict_from_an_outage(make: Make, expected: Failur
     ("statuses", "expected"),
     [([429, 503], UNKNOWN), ([409], FATAL), ([503, 400], FATAL), ([], UNKNOWN)],
 )
-def test_of_a_batch_some_may_be_written(statuses: list[int], expected: Failure) -> None:
+def test_a_failed_batch_may_be_partly_written(statuses: list[int], expected: Failure) -> None:
     items = [{"index": {"_id": "1", "status": status}} for status in statuses]
     make = importorskip("opensearchpy.helpers.errors").BulkIndexError
     assert classify(make("2 document(s) failed", items)) == expected
@@ -237,7 +237,7 @@ def test_a_page_in_opensearchs_place_is_no_bug() -> None:
 
 
 @pytest.mark.parametrize("kind", kinds("elastic_transport"))
-def test_elasticsearch_keeps_what_its_transport_met(kind: str) -> None:
+def test_elasticsearch_errors_by_the_error_of_its_transport(kind: str) -> None:
     e = errors(kind, "elastic_transport._exceptions")
     answered = SimpleNamespace(status=409, headers={})
     conflict = e.ApiError("m", answered, {})
@@ -292,11 +292,11 @@ VOYAGE: list[tuple[Make, Failure]] = [
 
 
 @pytest.mark.parametrize(("make", "expected"), VOYAGE)
-def test_voyage_without_a_status_is_judged_by_its_class(make: Make, expected: Failure) -> None:
+def test_voyage_errors_without_a_status_by_class(make: Make, expected: Failure) -> None:
     assert classify(make(importorskip("voyageai.error"))) == expected
 
 
-def test_zhipu_is_judged_by_status_and_by_what_lies_beneath() -> None:
+def test_zhipu_errors_by_status_and_cause() -> None:
     z = errors("lookalike", "zhipuai.core._errors")
     request = httpx.Request("POST", "http://provider/")
     limited = httpx.Response(429, headers={"retry-after": "2"}, request=request)
@@ -332,11 +332,11 @@ PSYCOPG: list[tuple[Make, Failure]] = [
 
 
 @pytest.mark.parametrize(("make", "expected"), PSYCOPG)
-def test_psycopg_is_judged_by_sqlstate_or_by_libpqs_words(make: Make, expected: Failure) -> None:
+def test_psycopg_errors_by_sqlstate_or_message(make: Make, expected: Failure) -> None:
     assert classify(make(importorskip("psycopg"))) == expected
 
 
-def test_sqlalchemy_is_judged_by_the_drivers_error() -> None:
+def test_sqlalchemy_errors_by_the_drivers_error() -> None:
     module = importorskip("sqlalchemy.exc")
     refused, lost = ConnectionRefusedError(111, "m"), ConnectionResetError(104, "m")
     assert classify(module.OperationalError("SELECT", {}, refused)) == TRANSIENT
@@ -351,7 +351,7 @@ class StoreError(Exception):
     """A class that no table knows."""
 
 
-def test_a_wrapper_of_an_unknown_class_says_what_the_known_error_beneath_says() -> None:
+def test_a_wrapper_of_an_unknown_class_is_classified_by_its_known_inner_error() -> None:
     assert classify(StoreError()) == UNKNOWN
     assert classify(caused(StoreError(), ConnectionRefusedError(111, "m"))) == TRANSIENT
     assert classify(caused(StoreError(), httpx.ReadTimeout("m"))) == UNKNOWN
@@ -359,12 +359,12 @@ def test_a_wrapper_of_an_unknown_class_says_what_the_known_error_beneath_says() 
     assert classify(caused(StoreError(), StoreError())) == UNKNOWN
 
 
-def test_a_bug_beneath_a_wrapper_says_nothing() -> None:
+def test_a_bug_inside_a_wrapper_does_not_classify_it() -> None:
     assert classify(caused(StoreError(), KeyError("m"))) == UNKNOWN
     assert classify(raised_over(KeyError("m"), StoreError())) == UNKNOWN
 
 
-def test_what_fails_while_another_error_is_handled_is_judged_by_itself() -> None:
+def test_an_error_raised_while_another_is_handled_is_classified_by_itself() -> None:
     """The second call may have been carried out, though the first could not be sent."""
 
     def send() -> None:

@@ -20,7 +20,7 @@ def answered(status: int, **headers: str) -> openai.APIStatusError:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 429, 500, 503])
-def test_a_verdict_knows_the_status_that_led_to_it(status: int) -> None:
+def test_a_verdict_has_the_status_that_led_to_it(status: int) -> None:
     error = answered(status)
     verdict = classify(error)
     assert verdict.status == status
@@ -35,7 +35,7 @@ def test_a_status_is_no_part_of_the_verdict() -> None:
     assert classify(answered(503, **{"retry-after": "3"})).status == 503
 
 
-def test_what_has_no_status_is_called_by_its_class() -> None:
+def test_a_symptom_without_a_status_is_the_class() -> None:
     assert symptom(httpx.ConnectError("secret"), TRANSIENT) == "ConnectError"
     odd = type("Line\nbreak (and more)" + "x" * 200, (Exception,), {})
     assert symptom(odd(), TRANSIENT).startswith("Linebreak and more")
@@ -43,7 +43,7 @@ def test_what_has_no_status_is_called_by_its_class() -> None:
     assert symptom(type("\n", (Exception,), {})(), TRANSIENT) == "an error"
 
 
-def test_a_429_that_waiting_does_not_mend_is_about_a_quota() -> None:
+def test_the_symptom_of_a_fatal_429_names_the_quota() -> None:
     body = {"code": "insufficient_quota"}
     response: Any = httpx.Response(429, request=REQUEST)
     error = openai.RateLimitError("no money", response=response, body=body)
@@ -51,7 +51,7 @@ def test_a_429_that_waiting_does_not_mend_is_about_a_quota() -> None:
     assert said == "HTTP 429 of a used-up quota (RateLimitError)"
 
 
-def test_after_a_failure_of_a_request_alone_the_next_probe_may_go_at_once() -> None:
+def test_the_next_probe_follows_a_bad_request_at_once() -> None:
     assert classify(answered(400)).pause == FATAL.pause == 0.0
     assert classify(answered(401)).pause == THROTTLED.pause == 1.0
     assert classify(answered(429, **{"retry-after": "7"})).pause == 7.0

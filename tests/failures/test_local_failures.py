@@ -35,16 +35,16 @@ LONG = 20.0
     "number",
     [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.ENOBUFS],
 )
-def test_descriptors_ports_and_buffers_are_ones_own(number: int) -> None:
+def test_exhausted_descriptors_ports_and_buffers_are_local(number: int) -> None:
     assert classify(OSError(number, "m")) == LOCAL
 
 
-def test_so_are_threads() -> None:
+def test_exhausted_threads_are_local() -> None:
     assert classify(RuntimeError("can't start new thread")) == LOCAL
     assert classify(RuntimeError("anything else")) == UNKNOWN
 
 
-def test_of_several_addresses_all_must_have_failed_so() -> None:
+def test_errors_of_several_addresses_are_local_only_if_all_are() -> None:
     """Where there is no IPv6, localhost is tried at ::1 before it is refused at 127.0.0.1."""
     no_address, refused = "[Errno 99] no ('::1', 80)", "[Errno 111] no ('127.0.0.1', 80)"
     assert classify(OSError(f"Multiple exceptions: {no_address}, {refused}")) == TRANSIENT
@@ -57,13 +57,13 @@ def test_of_several_addresses_all_must_have_failed_so() -> None:
     )
 
 
-def test_what_is_answered_is_the_dependencys_whatever_lies_beneath() -> None:
+def test_an_answered_failure_is_never_local() -> None:
     error = ValueError()
     error.status_code = 503  # type: ignore[attr-defined]
     assert classify(caused(error, OSError(errno.EMFILE, "m"))) == TRANSIENT
 
 
-def test_an_error_that_was_handled_elsewhere_meanwhile_tells_nothing() -> None:
+def test_an_error_handled_in_another_frame_does_not_make_a_failure_local() -> None:
     def send() -> None:
         raise TimeoutError
 
@@ -94,11 +94,11 @@ def test_an_error_that_was_handled_elsewhere_meanwhile_tells_nothing() -> None:
         ("sqlalchemy.exc", "TimeoutError"),
     ],
 )
-def test_a_pool_that_says_so_by_a_class(module: str, name: str) -> None:
+def test_pool_errors_by_class_are_local(module: str, name: str) -> None:
     assert classify(getattr(importorskip(module), name)("m")) == LOCAL
 
 
-def test_an_empty_pool_of_urllib3() -> None:
+def test_an_empty_pool_of_urllib3_is_local() -> None:
     urllib3 = importorskip("urllib3")
     pool = urllib3.HTTPConnectionPool("127.0.0.1", maxsize=1, block=True)
     pool._get_conn()
@@ -108,7 +108,7 @@ def test_an_empty_pool_of_urllib3() -> None:
 
 
 @pytest.mark.parametrize("kind", kinds("neo4j"))
-def test_a_full_pool_of_neo4j(kind: str) -> None:
+def test_a_full_pool_of_neo4j_is_local(kind: str) -> None:
     make = errors(kind, "neo4j.exceptions").ConnectionAcquisitionTimeoutError
     assert classify(make("m")) == LOCAL
 
@@ -180,7 +180,7 @@ async def by_openai(_: str, port: int) -> None:
         (by_openai, "openai"),
     ],
 )
-def test_without_descriptors_no_client_blames_the_server(client: Any, library: str) -> None:
+def test_a_client_without_descriptors_fails_locally(client: Any, library: str) -> None:
     async def call(port: int) -> Exception:
         with pytest.raises(Exception) as raised:  # noqa: PT011 - each client has its own
             await client(library, port)
@@ -293,15 +293,13 @@ async def waits(
 
 
 @pytest.mark.parametrize(("pool", "library"), POOLS)
-def test_who_waits_in_vain_for_a_connection_of_its_own_blames_nobody(
-    pool: Any, library: str
-) -> None:
+def test_a_timeout_in_the_clients_own_pool_is_local(pool: Any, library: str) -> None:
     assert classify(asyncio.run(waits(pool, library, ATTEMPT, LONG))) == LOCAL
 
 
 @pytest.mark.parametrize("ask", [in_call, in_block])
 @pytest.mark.parametrize(("pool", "library"), [p for p in POOLS if "total" not in p[0].__name__])
-def test_an_attempt_that_ends_in_a_clients_pool_blames_nobody(
+def test_an_attempt_that_times_out_in_a_clients_pool_is_local(
     pool: Any, library: str, ask: Any
 ) -> None:
     error = asyncio.run(waits(pool, library, LONG, ATTEMPT, ask))
@@ -345,7 +343,7 @@ def test_a_pool_that_is_too_small_opens_no_breaker(library: str) -> None:
     assert answers == [200] * 12
 
 
-def test_a_probe_that_met_ones_own_limits_proves_nothing() -> None:
+def test_a_probe_with_a_local_failure_proves_nothing() -> None:
     """Neither that the provider is well again, nor that it is not."""
     told = LOCAL.counts, LOCAL.retry_after, LOCAL.pause
     assert told == (False, None, 1.0)
@@ -357,7 +355,7 @@ async def semaphore(wait: asyncio.Semaphore) -> None:
 
 
 @pytest.mark.parametrize("kind", [asyncio.Semaphore, anyio.Semaphore, anyio.CapacityLimiter])
-def test_an_attempt_that_ends_at_a_limit_of_ones_own_blames_nobody(kind: Any) -> None:
+def test_an_attempt_that_times_out_at_the_callers_own_limit_is_local(kind: Any) -> None:
     async def main() -> None:
         limit = kind(1)
         guard = Guard("storage.x", Policy.storage(attempt_timeout=0.01, attempts=1))
@@ -371,7 +369,7 @@ def test_an_attempt_that_ends_at_a_limit_of_ones_own_blames_nobody(kind: Any) ->
     asyncio.run(main())
 
 
-def test_a_lock_that_clients_read_by_turns_under_is_no_limit_of_ones_own() -> None:
+def test_a_lock_around_reading_is_not_local() -> None:
     async def main() -> None:
         lock: Any = asyncio.Lock()
         guard = Guard("storage.x", Policy.storage(attempt_timeout=0.01, attempts=1))
@@ -383,7 +381,7 @@ def test_a_lock_that_clients_read_by_turns_under_is_no_limit_of_ones_own() -> No
     asyncio.run(main())
 
 
-def test_a_sync_function_that_gets_no_thread_in_time_blames_nobody() -> None:
+def test_a_sync_function_without_a_free_thread_fails_locally() -> None:
     async def main() -> None:
         anyio.to_thread.current_default_thread_limiter().total_tokens = 1
         guard = Guard("storage.x", Policy.storage(attempt_timeout=0.05, attempts=1))
@@ -404,7 +402,7 @@ def test_a_sync_function_that_gets_no_thread_in_time_blames_nobody() -> None:
 
 
 @pytest.mark.parametrize("module", ["aiomysql.pool", "asyncmy.pool", "driver.connection_pool"])
-def test_any_drivers_pool_that_waits_by_a_lock_or_a_queue_is_ones_own(module: str) -> None:
+def test_a_pool_with_a_lock_or_a_queue_is_local_for_any_driver(module: str) -> None:
     async def main() -> None:
         names: dict[str, Any] = {"__name__": module, "wait": asyncio.Queue[None]().get}
         exec("async def take():\n    await wait()", names)  # noqa: S102 - what such a module holds
@@ -417,12 +415,12 @@ def test_any_drivers_pool_that_waits_by_a_lock_or_a_queue_is_ones_own(module: st
 
 
 @pytest.mark.parametrize("text", ["Too many connections", "No connection available."])
-def test_the_pool_of_an_older_redis_py_says_so_by_a_text(text: str) -> None:
+def test_the_pool_of_an_older_redis_py_is_recognised_by_its_message(text: str) -> None:
     redis = importorskip("redis.exceptions")
     assert classify(redis.ConnectionError(text)) == LOCAL
 
 
-def test_threads_that_cannot_be_started_are_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_be_started_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -484,7 +482,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.mark.parametrize("errors_of", [asyncpg_errors, psycopg_errors])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_full_pool_of_a_postgresql_driver_blames_nobody(
+def test_a_full_pool_of_a_postgresql_driver_is_local(
     postgres: PostgresServer, errors_of: Any
 ) -> None:
     found = asyncio.run(errors_of(postgres.url))

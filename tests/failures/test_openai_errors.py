@@ -57,9 +57,7 @@ def said(code: object, kind: object = None) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(("status", "headers", "expected"), STATUSES)
-def test_openai_statuses_mean_what_bare_ones_do(
-    status: int, headers: dict[str, str], expected: Failure
-) -> None:
+def test_openai_errors_by_status(status: int, headers: dict[str, str], expected: Failure) -> None:
     assert classify(openai_status(status, headers, said("odd"))) == expected
 
 
@@ -78,7 +76,7 @@ def test_openai_statuses_mean_what_bare_ones_do(
         (said(["insufficient_quota"], {"type": 1}), Failure(FailureKind.THROTTLED, 2.0)),
     ],
 )
-def test_a_429_about_money_or_the_day_is_fatal(error: object, expected: Failure) -> None:
+def test_a_429_about_money_or_a_daily_quota_is_fatal(error: object, expected: Failure) -> None:
     assert classify(openai_status(429, {"retry-after": "2"}, error)) == expected
 
 
@@ -104,9 +102,7 @@ def test_a_spent_quota_is_read_from_a_body_that_still_has_its_envelope() -> None
         ("LocalProtocolError", FATAL),
     ],
 )
-def test_openai_connection_errors_are_judged_by_what_lies_beneath(
-    library: str, name: str, expected: Failure
-) -> None:
+def test_openai_connection_errors_by_cause(library: str, name: str, expected: Failure) -> None:
     transport_error = getattr(pytest.importorskip(library), name)
 
     def respond(_: Any) -> Any:
@@ -143,7 +139,9 @@ def test_openai_connection_errors_without_a_cause_have_a_default() -> None:
         ("a text", TRANSIENT),
     ],
 )
-def test_an_error_within_a_stream_is_judged_by_its_body(error: object, expected: Failure) -> None:
+def test_an_error_in_an_openai_stream_is_classified_by_its_body(
+    error: object, expected: Failure
+) -> None:
     httpx2 = pytest.importorskip("httpx2")
     events = f"data: {json.dumps({'error': error})}\n\n"
     headers = {"content-type": "text/event-stream"}
@@ -199,7 +197,7 @@ def test_an_anthropic_429_without_a_retry_after_is_its_spend_limit(
         ("invalid_request_error", FATAL),
     ],
 )
-def test_an_anthropic_error_within_a_stream_of_status_200_is_judged_by_its_body(
+def test_an_error_in_an_anthropic_stream_is_classified_by_its_body(
     kind: str, expected: Failure
 ) -> None:
     assert classify(anthropic_like(200, {}, {"type": kind})) == expected

@@ -32,7 +32,7 @@ def tokens(headers: Any) -> RateState:
     return states(headers).tokens
 
 
-def test_openai_tells_counts_and_durations() -> None:
+def test_openai_headers_have_counts_and_durations() -> None:
     headers = {
         "X-RateLimit-Limit-Requests": "500",
         "X-RateLimit-Remaining-Requests": "499",
@@ -45,7 +45,7 @@ def test_openai_tells_counts_and_durations() -> None:
     assert states(headers) == states(httpx.Headers(headers)) == expected
 
 
-def test_anthropic_tells_counts_and_moments() -> None:
+def test_anthropic_headers_have_counts_and_dates() -> None:
     headers = {
         "anthropic-ratelimit-requests-limit": "50",
         "anthropic-ratelimit-requests-remaining": "49",
@@ -60,7 +60,7 @@ def test_anthropic_tells_counts_and_moments() -> None:
 
 
 @pytest.mark.parametrize(("inward", "outward"), [("10", "90"), ("90", "10")])
-def test_of_limits_on_tokens_in_and_out_the_scarcer_is_told(inward: str, outward: str) -> None:
+def test_the_scarcer_of_input_and_output_tokens_is_returned(inward: str, outward: str) -> None:
     headers = {
         "anthropic-ratelimit-input-tokens-limit": "100",
         "anthropic-ratelimit-input-tokens-remaining": inward,
@@ -71,7 +71,7 @@ def test_of_limits_on_tokens_in_and_out_the_scarcer_is_told(inward: str, outward
 
 
 @pytest.mark.parametrize("way", ["input", "output"])
-def test_the_only_limit_on_tokens_is_told_even_where_its_share_is_unknown(way: str) -> None:
+def test_the_only_limit_on_tokens_is_returned_even_if_its_share_is_unknown(way: str) -> None:
     headers = {f"anthropic-ratelimit-{way}-tokens-reset": "2026-03-01T12:00:05Z"}
     assert tokens(headers) == RateState(None, None, 5.0)
 
@@ -95,7 +95,7 @@ def test_azures_zero_and_minus_one_are_unknown(
     "text", ["", "nan", "inf", "-inf", "-5", "many", "1e9", "0x10", "1_000", "9" * 30, "9" * 70]
 )
 @pytest.mark.parametrize("name", [*OPENAI, *ANTHROPIC])
-def test_nonsense_is_unknown(name: str, text: str) -> None:
+def test_a_malformed_header_is_unknown(name: str, text: str) -> None:
     assert states({name: text}) == RateStates()
 
 
@@ -119,7 +119,7 @@ class Hostile(dict[str, str]):
 
 
 @pytest.mark.parametrize("headers", [None, {}, 5, "text", [], Hostile(), {1: 2, None: None}])
-def test_what_is_no_mapping_of_text_tells_nothing(headers: object) -> None:
+def test_headers_that_are_no_mapping_of_text_are_unknown(headers: object) -> None:
     assert states(headers) == RateStates()
 
 
@@ -178,7 +178,7 @@ RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
         ({"@type": f"{RETRY_INFO}s", "retryDelay": "12s"}, None),
     ],
 )
-def test_a_retry_info_tells_seconds(detail: dict[str, Any], seconds: float | None) -> None:
+def test_a_retry_info_has_seconds(detail: dict[str, Any], seconds: float | None) -> None:
     assert retry_info(detail) == seconds
 
 

@@ -91,7 +91,7 @@ def test_milliseconds_go_before_seconds() -> None:
 
 
 @pytest.mark.parametrize("text", NONSENSE)
-def test_nonsense_in_one_header_leads_on_to_the_next(text: str) -> None:
+def test_a_malformed_header_leads_on_to_the_next(text: str) -> None:
     headers = {"retry-after-ms": text, "retry-after": "2"}
     assert wait(headers) == 2.0
     assert wait({"retry-after": text, "x-ratelimit-reset-requests": "4s"}) == 4.0
@@ -100,7 +100,7 @@ def test_nonsense_in_one_header_leads_on_to_the_next(text: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", NONSENSE)
-def test_nonsense_alone_is_no_hint(name: str, text: str) -> None:
+def test_malformed_headers_are_no_hint(name: str, text: str) -> None:
     assert wait({name: text}) is None
 
 
@@ -119,7 +119,7 @@ def test_a_date_is_seconds_from_now_in_every_form_of_http(text: str) -> None:
 
 
 @pytest.mark.parametrize("off", [-3600, -30, 0, 30, 3600])
-def test_what_now_is_says_the_answers_own_date(off: int) -> None:
+def test_now_is_the_date_of_the_answer(off: int) -> None:
     """Our clock may be an hour off; both dates are of the provider's."""
     theirs = datetime.fromtimestamp(NOW + off, UTC)
     then = format_datetime(theirs + timedelta(seconds=2), usegmt=True)
@@ -134,11 +134,11 @@ def test_what_now_is_says_the_answers_own_date(off: int) -> None:
     assert told.requests == RateState(limit=5, reset_after=3.0)
 
 
-def test_a_date_alone_tells_no_rate_limit() -> None:
+def test_a_date_header_alone_is_no_rate_limit() -> None:
     assert rate_states({"Date": "Sun, 01 Mar 2026 12:00:00 GMT"}, now_wall=NOW) == RateStates()
 
 
-def test_a_date_in_the_past_asks_for_nothing() -> None:
+def test_a_date_in_the_past_is_no_wait() -> None:
     assert wait({"retry-after": "Sun, 01 Mar 2026 11:59:59 GMT"}) is None
 
 
@@ -166,7 +166,7 @@ def test_a_reset_of_zero_or_of_odd_form_is_no_hint(text: str) -> None:
     assert wait({"x-ratelimit-reset-tokens": text}) is None
 
 
-def test_of_several_resets_the_longest_counts() -> None:
+def test_the_longest_of_several_resets_counts() -> None:
     headers = {"x-ratelimit-reset-requests": "12ms", "x-ratelimit-reset-tokens": "3s"}
     assert wait(headers) == 3.0
 
@@ -188,7 +188,7 @@ def test_resets_are_read_only_when_asked_for_and_only_without_a_retry_after() ->
     assert wait(headers | {"retry-after": "0"}) == 0.0
 
 
-def test_advice_tells_whether_a_header_was_there_at_all() -> None:
+def test_advice_has_malformed_headers_too() -> None:
     found = advice({"X-Should-Retry": "true", "Retry-After": "nonsense", "Other": "1"})
     assert found == {"x-should-retry": "true", "retry-after": "nonsense"}
 
@@ -212,7 +212,7 @@ class Hostile(Mapping[str, str]):
     "headers",
     [None, {}, 5, "retry-after: 1", [("retry-after", "1")], Hostile(), {1: 2, None: None}],
 )
-def test_what_is_no_mapping_of_text_gives_no_hint_and_no_error(headers: object) -> None:
+def test_headers_that_are_no_mapping_of_text_give_no_hint_and_no_error(headers: object) -> None:
     assert wait(headers) is None
 
 

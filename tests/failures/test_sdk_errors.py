@@ -61,13 +61,13 @@ def google_error(status: int, body: object, headers: Any = None) -> Exception:
         (403, [], FATAL),
     ],
 )
-def test_google_tells_the_wait_and_the_quota_in_the_body(
+def test_google_errors_have_wait_and_quota_in_the_body(
     status: int, details: list[object], expected: Failure
 ) -> None:
     assert classify(google_error(status, google_said(status, *details))) == expected
 
 
-def test_a_quota_of_google_may_be_told_by_its_metric() -> None:
+def test_a_quota_of_google_may_be_named_by_its_metric() -> None:
     metric = {
         "quotaMetric": "generativelanguage.googleapis.com/generate_requests_per_model_per_day"
     }
@@ -82,7 +82,7 @@ def test_a_header_goes_before_the_body() -> None:
 @pytest.mark.parametrize(
     "delay", ["-5s", "soon", "", "12", "1e3s", "nans", "infs", "12.3", "1m", 12, None, {}, "9" * 70]
 )
-def test_nonsense_in_the_body_is_no_wait(delay: object) -> None:
+def test_a_malformed_delay_in_the_body_is_no_wait(delay: object) -> None:
     error = google_error(429, google_said(429, retry_info(delay)))
     assert classify(error) == THROTTLED
 
@@ -102,7 +102,7 @@ def test_an_odd_body_does_not_hide_the_status(body: object) -> None:
     assert classify(google_error(429, body)) == THROTTLED
 
 
-def test_gemini_spoken_to_as_openai_answers_with_a_list() -> None:
+def test_gemini_by_openais_protocol_has_a_list_for_a_body() -> None:
     openai = pytest.importorskip("openai")
     httpx2 = pytest.importorskip("httpx2")
     request = httpx2.Request("POST", "http://provider/")
@@ -189,7 +189,7 @@ AWS = [
 
 @pytest.mark.parametrize("kind", kinds("botocore"))
 @pytest.mark.parametrize(("response", "expected"), AWS)
-def test_bedrock_errors_are_told_apart_by_code_before_status(
+def test_bedrock_errors_by_code_before_status(
     kind: str, response: dict[str, Any], expected: Failure
 ) -> None:
     make = errors(kind, "botocore.exceptions").ClientError
@@ -232,13 +232,13 @@ BOTOCORE: list[tuple[Make, Failure]] = [
 
 @pytest.mark.parametrize("kind", kinds("botocore"))
 @pytest.mark.parametrize(("make", "expected"), BOTOCORE)
-def test_connection_errors_of_botocore_tell_whether_anything_was_sent(
+def test_botocore_connection_errors_by_whether_a_request_was_sent(
     kind: str, make: Make, expected: Failure
 ) -> None:
     assert classify(make(errors(kind, "botocore.exceptions"))) == expected
 
 
-def test_the_classes_that_boto3_makes_for_a_service_are_judged_as_well() -> None:
+def test_classes_that_boto3_makes_for_a_service_are_classified() -> None:
     boto3 = pytest.importorskip("boto3")
     keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b"}
     client = boto3.client("bedrock-runtime", region_name="us-east-1", **keys)
@@ -265,7 +265,7 @@ def test_an_ollama_error_without_a_status_came_within_a_stream(kind: str) -> Non
     assert classify(ollama.RequestError("m")) == FATAL
 
 
-def test_a_bare_connection_error_over_one_of_httpx_is_judged_by_that() -> None:
+def test_a_connection_error_with_a_context_of_httpx_is_classified_by_that() -> None:
     refused, lost = httpx.ConnectError("m"), httpx.ReadError("m")
     assert classify(raised_over(refused, ConnectionError("m"))) == TRANSIENT
     assert classify(raised_over(lost, ConnectionError("m"))) == UNKNOWN
@@ -273,7 +273,7 @@ def test_a_bare_connection_error_over_one_of_httpx_is_judged_by_that() -> None:
     assert classify(raised_over(ValueError(), ConnectionError("m"))) == UNKNOWN
 
 
-def test_what_the_real_ollama_client_raises_for_a_refused_port_is_passing() -> None:
+def test_a_refused_port_is_transient_with_the_real_ollama_client() -> None:
     ollama = pytest.importorskip("ollama")
     with pytest.raises(ConnectionError) as caught:
         ollama.Client("http://127.0.0.1:9", trust_env=False).list()
@@ -324,7 +324,7 @@ def anthropic_error(status: int, headers: dict[str, str], error: object) -> Exce
         (400, {}, {"type": "invalid_request_error"}, FATAL),
     ],
 )
-def test_what_the_real_anthropic_client_raises_is_judged(
+def test_errors_of_the_real_anthropic_client(
     status: int, headers: dict[str, str], error: Any, expected: Failure
 ) -> None:
     if isinstance(error, str):
@@ -364,7 +364,9 @@ def lightrag_error(name: str) -> Exception:
         ("BedrockError", FATAL),
     ],
 )
-def test_a_bedrock_error_of_lightrag_is_judged_by_what_it_hides(name: str, alone: Failure) -> None:
+def test_lightrags_bedrock_errors_are_classified_by_their_context(
+    name: str, alone: Failure
+) -> None:
     botocore = errors("lookalike", "botocore.exceptions")
     day = aws_said("ThrottlingException", 429, message="Too many tokens per day")
     closed = botocore.ConnectionClosedError(endpoint_url="u")
@@ -387,7 +389,7 @@ def test_lightrag_has_the_bedrock_errors_and_the_cut_answer() -> None:
 # ---------------------------------------------------------------------- errors in circles
 
 
-def test_errors_that_cause_each_other_are_judged_once_each() -> None:
+def test_errors_that_cause_each_other_are_classified_once() -> None:
     def connection_error() -> Exception:
         names = {"__module__": "openai"}
         error: Exception = type("APIConnectionError", (Exception,), names)("m")
@@ -401,7 +403,7 @@ def test_errors_that_cause_each_other_are_judged_once_each() -> None:
     assert classify(ExceptionGroup("m", [one, ValueError()])) == FATAL
 
 
-def test_groups_too_deep_to_be_judged_leave_the_outcome_unknown() -> None:
+def test_groups_nested_too_deep_are_of_unknown_outcome() -> None:
     error: Exception = ValueError()
     for _ in range(5_000):
         error = ExceptionGroup("m", [error])

@@ -1,1 +1,1 @@
-"""What an error means: its kind, whether it may be repeated, and when."""
+"""Classification of errors: their kind, whether to retry, and when."""

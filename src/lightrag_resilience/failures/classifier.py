@@ -1,13 +1,13 @@
-"""What a failure of a dependency means: whether to try again, and who is to blame.
+"""Classifies failures: whether to retry, and whether the breaker counts them.
 
-SDKs are recognised by their attributes and by the names of their classes, never imported. To add
-one, write a table like those in `_failure_providers.py` under its top-level module: a class is
-given a verdict, or a function that reads the exception; subclasses inherit it.
+SDKs are recognised by attributes and class names, never imported. To add one, write a table like
+those in `sdk_errors.py` under its top-level module: each class has a verdict, or a function that
+reads the exception; subclasses inherit it.
 
-An exception that knows better carries a `Failure` as ``__resilience_failure__``, on the instance or
-on its class, and that wins; after it what was told by `classify_as`. An error of an unknown class
-is judged by the known one it was raised over; else nothing says that the call was not carried out:
-UNKNOWN_OUTCOME.
+An exception may carry a `Failure` as ``__resilience_failure__``, on the instance or on its class:
+that goes first, then what `classify_as` was given. An error of an unknown class is classified by
+the known error that it was raised for; else it is UNKNOWN_OUTCOME, as the call may have been
+carried out.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _log = logging.getLogger("lightrag_resilience")
 _E = TypeVar("_E", bound=Exception)
 _Verdict = Failure | FailureKind
 _Registered = Callable[[Any], _Verdict | None]
-_MOST_CLASSES = 512  # that are remembered
-_DEEPEST = 16  # retries around retries, and errors beneath an error
+_MOST_KNOWN_CLASSES = 512  # in the cache
+_MOST_LEVELS = 16  # of errors inside each other
 
 
 def classify(exc: BaseException) -> Failure:
-    """What a failure means.
+    """The verdict on an exception.
 
     Raises:
         TypeError: `exc` is no `Exception`: a cancellation or an exit has no verdict.
@@ -61,15 +61,15 @@ def classify(exc: BaseException) -> Failure:
     try:
         answer = _answer(exc)
         return answer if isinstance(answer, Failure) else _judge(exc, set())
-    except RecursionError:  # groups within groups, without end
+    except RecursionError:  # exception groups, nested too deep
         return UNKNOWN
 
 
 def root_cause(exc: BaseException) -> BaseException:
-    """What a `tenacity.RetryError` gave up on, also through several of them; else `exc` itself."""
+    """The last failure of a `tenacity.RetryError`, also of nested ones; else `exc` itself."""
     if _rules.of(exc.__class__).rule is not _by_last_attempt:
-        return exc  # most often
-    for _ in range(_DEEPEST):
+        return exc  # the usual case
+    for _ in range(_MOST_LEVELS):
         if _rules.of(exc.__class__).rule is not _by_last_attempt:
             break
         attempt: Any = getattr(exc, "last_attempt", None)
@@ -86,18 +86,18 @@ def root_cause(exc: BaseException) -> BaseException:
 def classify_as(
     cls: type[_E], verdict: _Verdict | Callable[[_E], _Verdict | None]
 ) -> Callable[[], None]:
-    """Tell what an exception of your own means; it holds for its subclasses too.
+    """Set the verdict on an exception class of your own, and on its subclasses.
 
-    It goes before what this library knows of the class, an HTTP status included, and after
+    It overrides the rules of this library, an HTTP status included, but not
     ``__resilience_failure__``. Of two verdicts on a class the later holds.
 
     Args:
-        cls: A class of exceptions, more precise than `Exception`.
-        verdict: A `FailureKind`, a `Failure`, or a function that is given the exception and
-            returns one of them, or None to leave it to what this library knows.
+        cls: A subclass of `Exception`.
+        verdict: A `FailureKind`, a `Failure`, or a function that gets the exception and returns
+            one of them, or None to leave it to the rules of this library.
 
     Returns:
-        A function that takes it back. Safe in any thread, and when called again.
+        A function that removes the verdict. Safe in any thread, and to call again.
 
     Raises:
         UnsupportedCallError: `cls` is no such class, or `verdict` is none of these.
@@ -123,28 +123,28 @@ def _is_verdict(verdict: object) -> bool:
 
 
 def _judge(exc: Exception, seen: set[int]) -> Failure:
-    """The verdict on an error, or the worst on those beneath it; each is judged once."""
+    """The verdict on an error, or the worst of its inner errors; each is classified once."""
     if id(exc) in seen:
         return TRANSIENT
     seen.add(id(exc))
     answer = _answer(exc)
     if isinstance(answer, Failure):
         return answer
-    # For a retry, all must be worth one; the longest wait is theirs all.
-    return max((_judge(inner, seen) for inner in answer), key=_badness, default=TRANSIENT)
+    # The worst decides: a retry needs all of them to be worth one, after the longest wait.
+    return max((_judge(inner, seen) for inner in answer), key=_severity, default=TRANSIENT)
 
 
 def _answer(exc: Exception) -> Failure | tuple[Exception, ...]:
     cls = exc.__class__
-    known = _rules.known.get(id(cls)) or _rules.learn(cls)
+    known = _rules.known.get(id(cls)) or _rules.add(cls)
     try:
         own = getattr(exc, "__resilience_failure__", None)
         if own is not None and isinstance(own, Failure):
             return own
         if known.registered is not None:
-            told = _told(exc, known.registered)
-            if told is not None:
-                return told
+            verdict = _registered_verdict(exc, known.registered)
+            if verdict is not None:
+                return verdict
         if known.may_be_http and (
             known.may_tell_status
             or ((attributes := exc.__dict__) and not STATUS_NAMES.isdisjoint(attributes))
@@ -152,45 +152,45 @@ def _answer(exc: Exception) -> Failure | tuple[Exception, ...]:
             status = status_of(exc)
             if status is not None:
                 return by_status(exc, status)
-    except Exception:  # noqa: BLE001, S110 - its odd attributes must not hide what its class tells
+    except Exception:  # noqa: BLE001, S110 - odd attributes must not hide the verdict on the class
         pass
     rule, alone = known.rule, known.alone
     try:
-        if alone is not None and exc.__cause__ is None and exc.__context__ is None:  # most often
-            used_up = known.used_up if known.counts else None
-            return alone if used_up is None or not used_up(exc) else LOCAL
+        if alone is not None and exc.__cause__ is None and exc.__context__ is None:  # usual case
+            exhausted = known.exhausted if known.counts else None
+            return alone if exhausted is None or not exhausted(exc) else LOCAL
         answer = rule if isinstance(rule, Failure) else rule(exc)
         counts = answer is not FATAL and isinstance(answer, Failure) and answer.counts
-        return LOCAL if counts and _is_of_used_up(exc, known, _DEEPEST) else answer
+        return LOCAL if counts and _is_of_exhaustion(exc, known, _MOST_LEVELS) else answer
     except Exception:  # noqa: BLE001 - an error's odd attributes must not hide the error
         return rule if isinstance(rule, Failure) else UNKNOWN
 
 
-def _is_of_used_up(exc: BaseException, known: _Known, deepest: int) -> bool:
-    """Whether something of this process was used up: connections, descriptors, ports, threads.
+def _is_of_exhaustion(exc: BaseException, known: _Known, levels: int) -> bool:
+    """Whether a resource of this process is exhausted: connections, descriptors, ports, threads.
 
     Nothing was sent then, and the dependency is not to blame.
     """
-    for depth in range(deepest):
+    for depth in range(levels):
         if isinstance(exc, BaseExceptionGroup):  # of attempts on several addresses
-            inner, left = exc.exceptions[:_DEEPEST], deepest - depth - 1
-            return all(_is_of_used_up(one, _rules.of(one.__class__), left) for one in inner)
-        if known.rule is LOCAL or (known.used_up is not None and known.used_up(exc)):
+            inner, left = exc.exceptions[:_MOST_LEVELS], levels - depth - 1
+            return all(_is_of_exhaustion(one, _rules.of(one.__class__), left) for one in inner)
+        if known.rule is LOCAL or (known.exhausted is not None and known.exhausted(exc)):
             return True
         below = exc.__cause__
         if below is None and (exc.__context__ is None or (below := raised_over(exc)) is None):
             return False
         exc, cls = below, below.__class__
-        known = _rules.known.get(id(cls)) or _rules.learn(cls)
+        known = _rules.known.get(id(cls)) or _rules.add(cls)
     return False
 
 
-def _told(exc: Exception, registered: _Verdict | _Registered) -> Failure | None:
+def _registered_verdict(exc: Exception, registered: _Verdict | _Registered) -> Failure | None:
     verdict: object = registered
     if callable(registered):
         try:
             verdict = registered(exc)
-        except Exception as mistake:  # noqa: BLE001 - it must not hide the error
+        except Exception as mistake:  # noqa: BLE001 - a bug in a verdict must not hide the error
             verdict = mistake
     if isinstance(verdict, FailureKind):
         return Failure(verdict)
@@ -202,11 +202,11 @@ def _told(exc: Exception, registered: _Verdict | _Registered) -> Failure | None:
     return None
 
 
-def _badness(failure: Failure) -> tuple[int, bool, float]:
-    return _BADNESS.index(failure.kind), failure.counts, failure.retry_after or 0.0
+def _severity(failure: Failure) -> tuple[int, bool, float]:
+    return _BY_SEVERITY.index(failure.kind), failure.counts, failure.retry_after or 0.0
 
 
-_BADNESS = (
+_BY_SEVERITY = (
     FailureKind.TRANSIENT,
     FailureKind.THROTTLED,
     FailureKind.UNKNOWN_OUTCOME,
@@ -220,7 +220,7 @@ def _by_last_attempt(exc: BaseException) -> Failure | tuple[Exception, ...]:
 
 
 def _by_known_beneath(exc: BaseException) -> Failure | tuple[Exception, ...]:
-    """A wrapper of an unknown class says what the driver's error beneath it says."""
+    """A wrapper of an unknown class is classified by the driver's error that it was raised for."""
     below = raised_over(exc)
     if not isinstance(below, Exception):
         return UNKNOWN
@@ -228,14 +228,14 @@ def _by_known_beneath(exc: BaseException) -> Failure | tuple[Exception, ...]:
 
 
 def _is_known(error: BaseException) -> bool:
-    """Whether an error is of a class that speaks for a call, and not of the caller's own code."""
+    """Whether an error is of a library that makes calls, and not of the caller's own code."""
     return isinstance(error, OSError) or any(
-        package_of(base) in _SPEAK_FOR_A_CALL for base in type(error).__mro__
+        package_of(base) in _LIBRARIES for base in type(error).__mro__
     )
 
 
 def _by_cause_or(rule: Reader) -> Reader:
-    """What was raised from a known error on purpose is judged by that; else by `rule`."""
+    """By the known error that it was explicitly raised from; else by `rule`."""
 
     def read(exc: BaseException) -> Failure | tuple[Exception, ...]:
         cause = exc.__cause__
@@ -248,11 +248,11 @@ def _by_best_member(exc: AllFailedError) -> Failure:
     """A chain succeeds as soon as one of its functions does."""
     verdicts = [classify(member) for member in exc.errors] or [TRANSIENT]
     unsure = (verdict for verdict in verdicts if verdict.kind is FailureKind.UNKNOWN_OUTCOME)
-    # Whatever the others say, one of them may have done it.
-    return next(unsure, min(verdicts, key=_badness))
+    # If any outcome is unknown, the call may have been carried out.
+    return next(unsure, min(verdicts, key=_severity))
 
 
-# ---------------------------------------------------------------------- what the type tells
+# ---------------------------------------------------------------------- rules by class
 
 _TABLES: Mapping[str, Table] = {
     **TRANSPORTS,
@@ -266,27 +266,27 @@ _TABLES: Mapping[str, Table] = {
     "lightrag_resilience": {**OURS, "AllFailedError": _by_best_member},
     "tenacity": {"RetryError": _by_last_attempt},
 }
-_SPEAK_FOR_A_CALL = _TABLES.keys() - {"builtins", "json", "pydantic", "pydantic_core"}
+_LIBRARIES = _TABLES.keys() - {"builtins", "json", "pydantic", "pydantic_core"}
 
 
 class _Known(NamedTuple):
-    """What a class of exceptions is known for.
+    """The cached rule of a class of exceptions, as far as the class decides it.
 
     Attributes:
-        cls: The class, which lives as long as something is known by its id.
-        rule: Its verdict, or what reads it off the exception.
-        alone: The verdict where no other error is beneath; None where the exception must be read.
-        used_up: Tells whether something of this process was used up; None where it never tells.
-        counts: Whether a breaker counts one that is alone.
+        cls: The class; kept alive, since the cache is by its id.
+        rule: Its verdict, or the function that reads one off the exception.
+        alone: The verdict on one without an inner error; None if the exception must be read.
+        exhausted: Whether an exception is of an exhausted resource; None if it never is.
+        counts: Whether a breaker counts one without an inner error.
         may_be_http: Whether it may have an HTTP status.
-        may_tell_status: Whether that may be with nothing in its ``__dict__``.
-        registered: What `classify_as` was given for it.
+        may_tell_status: Whether it may have one with nothing in its ``__dict__``.
+        registered: The verdict given to `classify_as`.
     """
 
     cls: type[BaseException]
     rule: Rule
     alone: Failure | None
-    used_up: Callable[[Any], bool] | None
+    exhausted: Callable[[Any], bool] | None
     counts: bool
     may_be_http: bool
     may_tell_status: bool
@@ -299,14 +299,13 @@ class _Registration(NamedTuple):
 
 
 class _Rules:
-    """The rules of all classes: the tables, and what was registered.
+    """The rules of all classes: the tables, and the registered verdicts.
 
-    What is registered is never changed, but replaced together with what is known: whoever is just
-    looking a class up writes it where nobody asks any more.
+    Registrations and cache are replaced together, never changed: a thread that is looking a class
+    up by earlier registrations then writes into a cache that no longer is in use.
 
     Attributes:
-        known: What is known of classes by their ids: a metaclass that compares its classes may have
-            made them unhashable.
+        known: The cache, by ids: a metaclass with ``__eq__`` may make its classes unhashable.
     """
 
     def __init__(self) -> None:
@@ -326,24 +325,24 @@ class _Rules:
 
     def _replace(self, registrations: tuple[_Registration, ...]) -> None:
         self._registrations = registrations
-        told = {id(cls): verdict for cls, verdict in registrations}
+        verdicts = {id(cls): verdict for cls, verdict in registrations}
         self.known: dict[int, _Known] = {}
-        self._state = self.known, told
+        self._state = self.known, verdicts
 
-    def learn(self, cls: type[BaseException]) -> _Known:
-        known, told = self._state
-        if len(known) >= _MOST_CLASSES:
+    def add(self, cls: type[BaseException]) -> _Known:
+        known, verdicts = self._state
+        if len(known) >= _MOST_KNOWN_CLASSES:
             known.clear()
-        known[id(cls)] = found = _find(told, cls)
+        known[id(cls)] = found = _find(verdicts, cls)
         return found
 
     def of(self, cls: type[BaseException]) -> _Known:
-        return self.known.get(id(cls)) or self.learn(cls)
+        return self.known.get(id(cls)) or self.add(cls)
 
 
-def _find(told: Mapping[int, _Verdict | _Registered], cls: type[BaseException]) -> _Known:
-    """The rule of the nearest class that has one: every `Exception`, but no cancellation."""
-    registered = next((told[id(base)] for base in cls.__mro__ if id(base) in told), None)
+def _find(verdicts: Mapping[int, _Verdict | _Registered], cls: type[BaseException]) -> _Known:
+    """The rule of the nearest base class that has one, as `Exception` has."""
+    registered = next((verdicts[id(base)] for base in cls.__mro__ if id(base) in verdicts), None)
     rules = (
         (package, _TABLES.get(package, {}).get(base.__name__))
         for base in cls.__mro__
@@ -352,12 +351,12 @@ def _find(told: Mapping[int, _Verdict | _Registered], cls: type[BaseException]) 
     found = ((package, rule) for package, rule in rules if rule is not None)
     package, rule = next(found, ("builtins", UNKNOWN))
     alone = UNKNOWN if rule is _by_known_beneath else rule if isinstance(rule, Failure) else None
-    used_up = exhaustion_of(cls)
+    exhausted = exhaustion_of(cls)
     return _Known(
         cls,
         rule,
         alone=alone,
-        used_up=used_up,
+        exhausted=exhausted,
         counts=alone is not None and alone.counts,
         may_be_http=package not in DATABASES,
         may_tell_status=may_tell_status(cls),

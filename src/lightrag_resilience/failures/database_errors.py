@@ -1,6 +1,6 @@
-"""What the errors of database drivers and of gRPC mean, by class name.
+"""Errors of database drivers and of gRPC, by class name.
 
-Their numeric codes are their own: a 503 of Milvus is no HTTP status.
+Their numeric codes are no HTTP statuses: not even a 503 of Milvus.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _Answer = Failure | tuple[Exception, ...]
 
 
 def _by_redis_message(exc: BaseException) -> Failure:
-    """Only redis-py's wording tells a failure to connect from a lost answer."""
+    """Only redis-py's wording distinguishes a failed connection from a lost answer."""
     text = str(exc)
     if text.startswith(("No connection available", "Too many connections")):  # of its pool
         return LOCAL
@@ -45,7 +45,7 @@ _REDIS: Table = {
     **dict.fromkeys(("ConnectionError", "TimeoutError"), _by_redis_message),
     **dict.fromkeys(("BusyLoadingError", "ClusterError"), TRANSIENT),
     "MaxConnectionsError": LOCAL,
-    **dict.fromkeys(("MasterNotFoundError", "SlaveNotFoundError"), TRANSIENT),  # says Sentinel
+    **dict.fromkeys(("MasterNotFoundError", "SlaveNotFoundError"), TRANSIENT),  # of Sentinel
     **dict.fromkeys(("TryAgainError", "AskError", "ReadOnlyError", "OutOfMemoryError"), TRANSIENT),
     **dict.fromkeys(("AuthenticationError", "AuthorizationError"), FATAL),  # ConnectionErrors too
     **dict.fromkeys(("ResponseError", "DataError", "WatchError"), FATAL),
@@ -63,7 +63,7 @@ _SQLSTATES: dict[str, Failure] = {  # exact, or the class in the first two chara
     "40002": FATAL,
     "40003": UNKNOWN,
     "53": TRANSIENT,  # too many connections, out of memory, disk full
-    "55P03": TRANSIENT,  # a lock was not to be had
+    "55P03": TRANSIENT,  # a lock was not available
     "57": TRANSIENT,  # cancelled, shutting down, starting up
     "57P04": FATAL,
     "58": TRANSIENT,  # I/O
@@ -80,14 +80,14 @@ def _of_sqlstate(state: str) -> Failure:
 
 
 def _by_last_words(exc: Exception) -> _Answer:
-    """What the server said before it hung up, if anything."""
-    said = exc.__cause__
-    spoke = isinstance(said, Exception) and package_of(type(said)) == "asyncpg"
-    return (said,) if spoke else UNKNOWN  # type: ignore[return-value]  # mypy forgets what it spoke of
+    """By the server's last error before it closed the connection, if any."""
+    last = exc.__cause__
+    is_of_server = isinstance(last, Exception) and package_of(type(last)) == "asyncpg"
+    return (last,) if is_of_server else UNKNOWN  # type: ignore[return-value]  # mypy forgets why
 
 
 def _by_interface_message(exc: Exception) -> Failure:
-    """Mostly misuse; but a connection that was closed meanwhile was not used."""
+    """Mostly misuse; but on a closed connection nothing was sent."""
     return TRANSIENT if str(exc).endswith("connection is closed") else FATAL
 
 
@@ -97,14 +97,14 @@ _ASYNCPG: Table = {
     "InvalidCachedStatementError": TRANSIENT,
     "InterfaceError": _by_interface_message,
     "InternalClientError": UNKNOWN,
-    "TargetServerAttributeNotMatched": TRANSIENT,  # no server is primary just now
+    "TargetServerAttributeNotMatched": TRANSIENT,  # no server is primary now
 }
 
 _UNSENT_BY_LIBPQ = ("connection failed", "could not connect", "could not translate", "failed to")
 
 
 def _by_libpq(exc: Any) -> Failure:
-    """By psycopg's SQLSTATE; what has none did not come from the server."""
+    """By psycopg's SQLSTATE; an error without one is not of the server."""
     state = getattr(exc, "sqlstate", None) or getattr(exc, "pgcode", None)
     if state:
         return _of_sqlstate(str(state))
@@ -143,23 +143,23 @@ _NEO4J: Table = {
 
 # ---------------------------------------------------------------------- gRPC
 
-_NOT_AGAIN = "invalid_argument not_found already_exists permission_denied unauthenticated"
-_NOT_SO = "failed_precondition out_of_range unimplemented"
+_WRONG_REQUEST = "invalid_argument not_found already_exists permission_denied unauthenticated"
+_WRONG_STATE = "failed_precondition out_of_range unimplemented"
 _GRPC_CODES: dict[str, Failure] = {
     **dict.fromkeys(("UNAVAILABLE", "ABORTED"), TRANSIENT),
     "RESOURCE_EXHAUSTED": THROTTLED,
     **dict.fromkeys(("DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN", "INTERNAL"), UNKNOWN),
     "DATA_LOSS": UNKNOWN,
-    **dict.fromkeys(f"{_NOT_AGAIN} {_NOT_SO}".upper().split(), FATAL),
+    **dict.fromkeys(f"{_WRONG_REQUEST} {_WRONG_STATE}".upper().split(), FATAL),
 }
-_TOO_BIG = ("larger than max", "serializing request")  # of messages
+_TOO_LARGE = ("larger than max", "serializing request")  # of messages
 
 
 def _by_grpc_code(exc: Any) -> Failure:
     if not callable(getattr(exc, "code", None)):  # a bare RpcError
         return UNKNOWN
     verdict = _GRPC_CODES.get(exc.code().name, UNKNOWN)
-    if any(words in str(exc.details()) for words in _TOO_BIG):
+    if any(words in str(exc.details()) for words in _TOO_LARGE):
         return FATAL
     if verdict is not THROTTLED:
         return verdict
@@ -182,7 +182,7 @@ def _by_database_status(exc: Exception) -> Failure:
 
 
 def _by_source(exc: Any) -> _Answer:
-    """By the transport's error beneath; an answer that could not be read is a ValueError."""
+    """By the transport's error inside; an answer that could not be parsed is a ValueError."""
     source = exc.source
     return (source,) if not isinstance(source, ValueError) else UNKNOWN
 
@@ -208,7 +208,7 @@ def _by_serializer(exc: BaseException) -> Failure:
 
 
 def _by_bulk_errors(exc: Any) -> Failure:
-    """Some of a batch may be written. A document that was refused will be again."""
+    """Some of a batch may be written. A document rejected as wrong will be rejected again."""
     answers = [answer for item in exc.errors for answer in item.values()]
     statuses = [answer.get("status") for answer in answers]
     refused = [status for status in statuses if isinstance(status, int)]
@@ -304,7 +304,7 @@ def _by_mongo_connection(exc: Any) -> Failure:
 
 
 def _by_mongo_writes(exc: Any) -> Failure:
-    """Some of a batch may be written. A document that was refused will be again."""
+    """Some of a batch may be written. A document rejected as wrong will be rejected again."""
     refused = exc.details.get("writeErrors") or ()
     passing = all(write.get("code") in _MONGO_PASSING for write in refused)
     return UNKNOWN if passing else FATAL

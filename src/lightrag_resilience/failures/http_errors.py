@@ -1,4 +1,4 @@
-"""What an HTTP status means, together with the headers and the body of the error."""
+"""Errors with an HTTP status: the verdict by status, headers and body."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ __all__ = [
     "words_of",
 ]
 
-# Where SDKs keep a status, the usual places first: each that is missing costs a lookup.
+# Attributes in which SDKs keep a status, the usual ones first: a missing one costs a lookup.
 _USUAL, _RARE = ("status_code", "status"), ("http_status", "http_status_code")
-_HELD_BY = ("http_response", "raw_response", "resp", "meta")
-STATUS_NAMES = frozenset({*_USUAL, *_RARE, "response", *_HELD_BY, "code"})
+_HOLDERS = ("http_response", "raw_response", "resp", "meta")
+STATUS_NAMES = frozenset({*_USUAL, *_RARE, "response", *_HOLDERS, "code"})
 PASSING = frozenset(
     {408, 409, 425}
-    | {424, 498, 499}  # of overloaded gateways and inference servers: TGI, Groq, nginx, vLLM
-    | {444, 449, 460}  # of nginx, Azure's "retry with", AWS's load balancer
+    | {424, 498, 499}  # overloaded gateways and inference servers: TGI, Groq, nginx, vLLM
+    | {444, 449, 460}  # nginx, Azure's "retry with", AWS's load balancer
 )
-DATABASE_PASSING = PASSING - {409}  # a conflict there is with what is stored, and stays
-_TOO_MANY = frozenset({429, 420})
-_UNAUTHORIZED = 561  # of AWS's load balancer
-_LONGEST_RESET = 30.0  # seconds: a full refill takes longer than room for one call
-_ASKS = frozenset({"retry-after", "retry-after-ms"})
+DATABASE_PASSING = PASSING - {409}  # there a conflict with stored data, which stays
+_TOO_MANY_REQUESTS = frozenset({429, 420})
+_UNAUTHORIZED = 561  # AWS's load balancer
+_LONGEST_RESET = 30.0  # seconds: room for one call comes sooner than the full refill
+_WAIT_HEADERS = frozenset({"retry-after", "retry-after-ms"})
 
 
 def status_of(exc: BaseException) -> int | None:
-    """The HTTP status of an error, under the names the SDKs give it, or None.
+    """The HTTP status of an error, by the attributes of the SDKs, or None.
 
-    Stops early: aiohttp deprecates `code`.
+    Reads `code` last: aiohttp deprecates it, with a warning.
     """
     status = None if _is_broken_answer(exc) else _first_number(exc)
     return int(status) if status is not None and 400 <= status < 600 else None  # noqa: PLR2004 - HTTP
 
 
 def _is_broken_answer(exc: BaseException) -> bool:
-    """Whether aiohttp could not parse an answer: it says 400, which nothing answered."""
+    """Whether aiohttp could not parse an answer: the error then has a 400 of its own."""
     of_parsing = "aiohttp.http_exceptions"
     return type(exc).__module__ == of_parsing or (
         type(exc).__module__ == "aiohttp.client_exceptions"
@@ -64,7 +64,7 @@ def _first_number(exc: BaseException) -> int | None:
             status = getattr(holder, name, None)
             if isinstance(status, int):
                 return status
-    for held in (getattr(exc, holder, None) for holder in _HELD_BY):
+    for held in (getattr(exc, holder, None) for holder in _HOLDERS):
         for name in _USUAL if held is not None else ():
             status = getattr(held, name, None)
             if isinstance(status, int):
@@ -79,12 +79,12 @@ def _headers_of(exc: BaseException) -> Any:
         headers = getattr(exc, "headers", None)
     if headers is not None:
         return headers
-    held = (getattr(getattr(exc, name, None), "headers", None) for name in _HELD_BY)
+    held = (getattr(getattr(exc, name, None), "headers", None) for name in _HOLDERS)
     return next((headers for headers in held if headers is not None), None)
 
 
 def may_tell_status(cls: type[BaseException]) -> bool:
-    """Whether an object of it may have an HTTP status with nothing in its ``__dict__``."""
+    """Whether an object of the class may have an HTTP status outside of its ``__dict__``."""
     looks_up = hasattr(cls, "__getattr__") or (
         cls.__getattribute__ is not BaseException.__getattribute__
     )
@@ -106,8 +106,8 @@ def _by_status(exc: BaseException, status: int, passing: frozenset[int]) -> Fail
     wait = asked_wait(found, now_wall=now)
     if wait is None:
         wait = _wait_in_body(exc)
-    if status in _TOO_MANY:
-        if should != "true" and _is_spent(exc, found):
+    if status in _TOO_MANY_REQUESTS:
+        if should != "true" and _is_spent_quota(exc, found):
             return FATAL
         if wait is None and (reset := longest_reset(headers, now_wall=now)) is not None:
             wait = min(reset, _LONGEST_RESET)
@@ -117,36 +117,38 @@ def _by_status(exc: BaseException, status: int, passing: frozenset[int]) -> Fail
 
 
 def of_status(status: int, passing: frozenset[int] = PASSING) -> Failure:
-    """The verdict on a status of 400 to 599 about which nothing else is known."""
-    if status in _TOO_MANY:
+    """The verdict on a status of 400 to 599 without headers or a body."""
+    if status in _TOO_MANY_REQUESTS:
         return THROTTLED
     if status < 500:  # noqa: PLR2004 - HTTP
         return TRANSIENT if status in passing else FATAL
     return FATAL if status == _UNAUTHORIZED else TRANSIENT
 
 
-def _is_spent(exc: BaseException, found: dict[str, str]) -> bool:
-    """Whether a 429 is about money or the day's quota, which waiting does not bring back."""
+def _is_spent_quota(exc: BaseException, found: dict[str, str]) -> bool:
+    """Whether a 429 is about money or a daily quota, which no wait of a call brings back."""
     words = [*words_of(exc), *_quotas(exc)]
     if any(map(names_a_spent_quota, words)):
         return True
     from_anthropic = any(package_of(base) == "anthropic" for base in type(exc).__mro__)
-    return from_anthropic and not found.keys() & _ASKS and _RAMP not in words
+    return from_anthropic and not found.keys() & _WAIT_HEADERS and _RAMP_LIMIT not in words
 
 
-# ---------------------------------------------------------------------- what a body tells
+# ---------------------------------------------------------------------- the body
 
-_SPENT = frozenset({"insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached"})
-_RAMP = "ramp_limit_exceeded"  # of anthropic: requests grew too fast
+_SPENT_QUOTAS = frozenset(
+    {"insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached"}
+)
+_RAMP_LIMIT = "ramp_limit_exceeded"  # Anthropic's: requests grew too fast
 _STATUS = re.compile(r"[45][0-9]{2}")
-_WORDS = {
+_CODES = {
     **dict.fromkeys(("server_error", "api_error", "timeout_error"), TRANSIENT),
     **dict.fromkeys(("overloaded", "overloaded_error"), TRANSIENT),
     **dict.fromkeys(("rate_limit_exceeded", "rate_limit_error", "slow_down"), THROTTLED),
     **dict.fromkeys(("context_length_exceeded", "content_filter"), FATAL),
     **dict.fromkeys(("invalid_request_error", "not_found_error", "request_too_large"), FATAL),
     **dict.fromkeys(("authentication_error", "permission_error", "billing_error"), FATAL),
-    # Of OpenAI's Responses, which end as failed for these; what passes of them is above.
+    # Codes of failed OpenAI Responses; the other passing ones are above.
     "vector_store_timeout": TRANSIENT,
     **dict.fromkeys(("invalid_prompt", "data_residency_mismatch", "bio_policy"), FATAL),
     **dict.fromkeys(("misalignment_policy_violation", "image_content_policy_violation"), FATAL),
@@ -159,30 +161,30 @@ _WORDS = {
 
 
 def by_body(exc: BaseException) -> Failure:
-    """An error event within a stream: its words, or a status among them (vLLM, OpenRouter)."""
+    """An error event in a stream: its codes, or a status among them (vLLM, OpenRouter)."""
     return by_words(words_of(exc)) or TRANSIENT
 
 
 def by_words(words: Iterable[str]) -> Failure | None:
-    """The verdict of the first word that has one; None where none has."""
+    """The verdict of the first code that has one; None if none has."""
     for word in words:
         if names_a_spent_quota(word):
             return FATAL
-        if word in _WORDS:
-            return _WORDS[word]
+        if word in _CODES:
+            return _CODES[word]
         if _STATUS.fullmatch(word):
             return with_status(of_status(int(word)), int(word))
     return None
 
 
 def _parts(exc: BaseException) -> Iterator[dict[str, Any]]:
-    """What an error says of itself, the precise before the general."""
-    own = vars(exc)  # past properties: to read aiohttp's `code` warns
+    """The parts of an error that may hold a code, the precise ones first."""
+    own = vars(exc)  # bypasses properties: aiohttp's `code` warns
     yield own
     # "details" is Google's, "json_body" Voyage's.
     for body in (own.get("body"), own.get("details"), own.get("json_body")):
-        if isinstance(body, list) and len(body) == 1:  # Gemini, spoken to as OpenAI
-            (body,) = body  # noqa: PLW2901 - the same body, out of its list
+        if isinstance(body, list) and len(body) == 1:  # Gemini by OpenAI's protocol
+            (body,) = body  # noqa: PLW2901 - the same body, without its list
         if isinstance(body, dict):
             if isinstance(inner := body.get("error"), dict):
                 yield inner
@@ -199,7 +201,7 @@ def words_of(exc: BaseException) -> Iterator[str]:
 
 
 def _quotas(exc: BaseException) -> Iterator[str]:
-    """The quotas that a Google API says are used up, in lower case."""
+    """The quotas that a Google API reports as used up, in lower case."""
     for detail in _details(exc):
         violations = detail.get("violations")
         for violation in violations if isinstance(violations, list) else ():
@@ -221,4 +223,4 @@ def _details(exc: BaseException) -> Iterator[dict[str, Any]]:
 def names_a_spent_quota(word: str) -> bool:
     """Whether a code or a quota is about money or the day."""
     day = "daily" in word or "perday" in word.replace("_", "")
-    return day or word in _SPENT or word.endswith("spend_limit_reached")
+    return day or word in _SPENT_QUOTAS or word.endswith("spend_limit_reached")

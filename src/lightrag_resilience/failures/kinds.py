@@ -1,4 +1,4 @@
-"""The four classes of failures, and the form of a rule that finds the class of an exception."""
+"""The four kinds of failures, and the form of a rule that finds the kind of an exception."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ __all__ = [
 ]
 
 _LONGEST_NAME = 60  # characters of a class's name
-_SHORT_PAUSE = 1.0  # seconds
-_TOO_MANY = 429
-# The request itself was wrong: the next one may be right.
-_ABOUT_THE_REQUEST = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 422, 431})
+_DEFAULT_PAUSE = 1.0  # seconds
+_TOO_MANY_REQUESTS = 429
+# The request itself is wrong: these say nothing of the next one.
+_BAD_REQUESTS = frozenset({400, 405, 406, 409, 410, 411, 413, 414, 415, 422, 431})
 
 
 class FailureKind(enum.Enum):
-    """The four classes of failures."""
+    """The four kinds of failures."""
 
     TRANSIENT = "transient"
-    """Passing: worth a retry, and counted."""
+    """Passing: retried, and counted by the breaker."""
     THROTTLED = "throttled"
-    """Too many requests: wait as told. Not counted."""
+    """Too many requests: retried after the wait that the provider asks for. Not counted."""
     FATAL = "fatal"
-    """The caller's own fault, or nothing that time heals: never tried again, not counted."""
+    """The caller's fault, or a fault that no wait mends: never retried, not counted."""
     UNKNOWN_OUTCOME = "unknown"
-    """Sent, no answer: repeat only what is idempotent. Counted."""
+    """Sent, but not answered: retried only if idempotent. Counted."""
 
 
-# Looked up once: a member of an enum takes Python 3.11 as long as a function call.
+# Looked up once: in Python 3.11 access to an enum's member costs as much as a function call.
 _TRANSIENT, _UNKNOWN_OUTCOME = FailureKind.TRANSIENT, FailureKind.UNKNOWN_OUTCOME
 _FATAL = FailureKind.FATAL
 
@@ -56,11 +56,11 @@ class Failure:
     """The verdict on one exception.
 
     Attributes:
-        kind: What follows from it.
+        kind: Whether it is retried and counted.
         retry_after: Seconds the provider asks to wait, finite and not negative, or None.
-        status: The HTTP status that was answered, 400 to 599, or None. Not part of the verdict.
-        is_local: Whether something of this process was used up, such as its own pool's connections,
-            file descriptors or threads: nothing was sent, so it is retried but not counted.
+        status: The HTTP status of the answer, 400 to 599, or None. Not part of the verdict.
+        is_local: Whether a resource of this process is exhausted, such as the connections of its
+            pool, file descriptors or threads: nothing was sent, so it is retried but not counted.
     """
 
     kind: FailureKind
@@ -75,14 +75,14 @@ class Failure:
 
     @property
     def pause(self) -> float:
-        """Seconds until the next probe, where a probe met this and it is not counted."""
+        """Seconds until the next probe, if a probe failed by this and it is not counted."""
         if self.retry_after is not None:
             return self.retry_after
-        is_of_call = self.status is None or self.status in _ABOUT_THE_REQUEST
-        return 0.0 if is_of_call and self.kind is _FATAL else _SHORT_PAUSE
+        is_of_call = self.status is None or self.status in _BAD_REQUESTS
+        return 0.0 if is_of_call and self.kind is _FATAL else _DEFAULT_PAUSE
 
 
-# A reader gives a verdict, or the errors beneath that are to be judged instead.
+# A reader returns a verdict, or the inner errors that are classified in place of this one.
 Reader = Callable[[Any], Failure | tuple[Exception, ...]]
 Rule = Failure | Reader
 Table = dict[str, Rule]
@@ -95,7 +95,7 @@ UNKNOWN: Final = Failure(FailureKind.UNKNOWN_OUTCOME)
 
 
 def with_wait(verdict: Failure, seconds: float | None) -> Failure:
-    """The same verdict with a wait, where there is one."""
+    """The same verdict with a wait, unless it is None."""
     return verdict if seconds is None else replace(verdict, retry_after=seconds)
 
 
@@ -106,9 +106,9 @@ def with_status(verdict: Failure, status: int) -> Failure:
 
 
 def symptom(error: BaseException, verdict: Failure) -> str:
-    """What a failure looked like: its HTTP status, and the name of its class. Never its text.
+    """A failure in a few words: its HTTP status and the name of its class, never its text.
 
-    ``HTTP 503 (InternalServerError)``, ``ConnectError``; a 429 that waiting does not mend is
+    ``HTTP 503 (InternalServerError)``, ``ConnectError``; a 429 that no wait mends is
     ``HTTP 429 of a used-up quota (RateLimitError)``.
     """
     return symptom_of(type(error).__name__, verdict.status, verdict.kind is _FATAL)
@@ -116,16 +116,16 @@ def symptom(error: BaseException, verdict: Failure) -> str:
 
 @lru_cache(maxsize=512)
 def symptom_of(cls: str, status: int | None, is_fatal: bool) -> str:  # noqa: FBT001 - by position for the cache
-    """The same by the name of the error's class, and whether waiting does not mend it."""
-    # A class may be made with any name.
-    name = "".join(one for one in cls if one.isprintable() and one not in "()")
+    """The same by the name of the error's class, its status, and whether no wait mends it."""
+    # `type()` takes any name for a class.
+    name = "".join(char for char in cls if char.isprintable() and char not in "()")
     name = name[:_LONGEST_NAME] or "an error"
     if status is None:
         return name
-    quota = " of a used-up quota" if status == _TOO_MANY and is_fatal else ""
+    quota = " of a used-up quota" if status == _TOO_MANY_REQUESTS and is_fatal else ""
     return f"HTTP {status}{quota} ({name})"
 
 
 def package_of(cls: type) -> str:
-    """The top-level module that a class is from."""
+    """The top-level module of a class."""
     return str(cls.__module__).partition(".")[0]

@@ -1,4 +1,4 @@
-"""What the errors of the providers' SDKs mean, by class name."""
+"""Errors of the providers' SDKs, by class name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["OURS", "PROVIDERS"]
 
 
 def _by_cause(default: Failure) -> Reader:
-    """The verdict of the transport's error beneath, which knows whether anything was sent."""
+    """By the transport's error that caused it, which shows whether anything was sent."""
 
     def read(exc: BaseException) -> Failure | tuple[Exception, ...]:
         cause = exc.__cause__
@@ -34,7 +34,7 @@ def _by_cause(default: Failure) -> Reader:
 
 
 def _by_hidden(package: str, default: Failure) -> Reader:
-    """The verdict of an error of `package` that a wrapper was raised over, without a cause."""
+    """By the context of a wrapper without a cause, if that is an error of `package`."""
 
     def read(exc: BaseException) -> Failure | tuple[Exception, ...]:
         hidden = exc.__context__
@@ -52,18 +52,18 @@ _LIMITS = "requestlimitexceeded limitexceeded bandwidthlimitexceeded provisioned
 _ONE_AT_A_TIME = "transactioninprogress priorrequestnotcomplete"
 _MODEL = "modelnotready modeltimeout modelerror modelstreamerror"
 _SERVER = "serviceunavailable internalserver internalfailure internalerror requesttimeout"
-_REFUSED = "validation accessdenied servicequotaexceeded resourcenotfound expiredtoken"
+_REJECTED = "validation accessdenied servicequotaexceeded resourcenotfound expiredtoken"
 _AWS: dict[str, Failure] = {
     **dict.fromkeys(f"{_THROTTLING} {_LIMITS} {_ONE_AT_A_TIME}".split(), THROTTLED),
     **dict.fromkeys(f"{_MODEL} {_SERVER}".split(), TRANSIENT),
-    **dict.fromkeys(_REFUSED.split(), FATAL),
+    **dict.fromkeys(_REJECTED.split(), FATAL),
 }
 
 
 def _by_aws_code(exc: Any) -> Failure:
-    """By the code, since a model that is not ready yet is a 429 too; within a stream, only by it.
+    """By the code: a model that is not ready is a 429 too, and errors in a stream have no status.
 
-    Names differ: `ThrottlingException` as a status, `throttlingException` within a stream.
+    Names differ: `ThrottlingException` with a status, `throttlingException` in a stream.
     """
     error, answer = exc.response.get("Error", {}), exc.response.get("ResponseMetadata", {})
     code = str(error.get("Code")).lower().removesuffix("exception")
@@ -83,14 +83,14 @@ def _by_retryable(exc: Any) -> Failure:
 
 
 def _by_code(exc: Any) -> Failure:
-    """What a model's server gave up with, if it said so."""
+    """By the code with which a model's server ended its stream."""
     return by_words([exc.code]) or UNKNOWN
 
 
 # ---------------------------------------------------------------------- the tables
 
 OURS: Table = {
-    "CallRejected": FATAL,  # by a guard within this one
+    "CallRejected": FATAL,  # by a nested guard
     **dict.fromkeys(("AttemptTimeoutError", "DeadlineExceededError"), UNKNOWN),
     "TruncatedStreamError": _by_code,
 }
@@ -104,7 +104,7 @@ _OPENAI: Table = {
 }
 _GOOGLE: Table = {
     "APIError": by_body,
-    "UnknownApiResponseError": UNKNOWN,  # an answer came, but is no JSON
+    "UnknownApiResponseError": UNKNOWN,  # an answer arrived, but is no JSON
     "ContinuationInterruptedError": _by_cause(UNKNOWN),
     "TransportError": TRANSIENT,
     "GoogleAuthError": _by_retryable,
@@ -116,11 +116,11 @@ _BOTOCORE: Table = {
     "ConnectionError": TRANSIENT,  # refused, no name, connect timeout, proxy, TLS
     **dict.fromkeys(("HTTPClientError", "IncompleteReadError", "ChecksumError"), UNKNOWN),
     "MetadataRetrievalError": TRANSIENT,
-    **dict.fromkeys(("ResponseParserError", "ParserError"), UNKNOWN),  # what came is not AWS's
+    **dict.fromkeys(("ResponseParserError", "ParserError"), UNKNOWN),  # the answer is not AWS's
 }
 _VOYAGE: Table = {
     "VoyageError": FATAL,
-    "APIError": UNKNOWN,  # an answer came, but is no JSON
+    "APIError": UNKNOWN,  # an answer arrived, but is no JSON
     "APIConnectionError": _by_cause(UNKNOWN),
     "Timeout": _by_cause(UNKNOWN),
     "RateLimitError": THROTTLED,
@@ -132,7 +132,7 @@ _ZHIPU: Table = {
     **dict.fromkeys(("APIConnectionError", "APITimeoutError"), _by_cause(UNKNOWN)),
 }
 _OLLAMA: Table = {
-    "ResponseError": TRANSIENT,  # without a status: an error within a stream
+    "ResponseError": TRANSIENT,  # without a status: an error in a stream
     "RequestError": FATAL,
 }
 _LIGHTRAG: Table = {

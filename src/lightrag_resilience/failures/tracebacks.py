@@ -1,4 +1,4 @@
-"""What an error's traceback and the errors beneath it tell; looked at on the failure path only."""
+"""Evidence in an error's traceback and inner errors; read on the failure path only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CLIENTS: Final = frozenset(
     {"httpx", "httpx2", "aiohttp", "requests", "urllib3", "opensearchpy", "elastic_transport"}
 )
 
-# ---------------------------------------------------------------------- the errors beneath
+# ---------------------------------------------------------------------- inner errors
 
 
 def by_inner(attribute: str, default: Failure) -> Reader:
@@ -42,9 +42,9 @@ def by_inner(attribute: str, default: Failure) -> Reader:
 
 
 def raised_over(exc: BaseException) -> BaseException | None:
-    """The error that a wrapper was raised for: its cause, or what its own frame had caught.
+    """The error that a wrapper was raised for: its cause, or one that its own frame had caught.
 
-    What else was being handled at that time may be of another call, and tells nothing.
+    Another error that was being handled at that time may be of another call.
     """
     if exc.__cause__ is not None:
         return exc.__cause__
@@ -54,8 +54,8 @@ def raised_over(exc: BaseException) -> BaseException | None:
     return hidden if trace.tb_frame is hidden.__traceback__.tb_frame else None
 
 
-# EADDRNOTAVAIL: no port of our own is left.
-_USED_UP: Final = frozenset(
+# EADDRNOTAVAIL: this machine has no free port.
+_EXHAUSTED_ERRNOS: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
     | {errno.EADDRNOTAVAIL, errno.EADDRINUSE}
 )
@@ -64,31 +64,31 @@ _NUMBER = re.compile(r"\[Errno ([0-9]{1,4})\]")
 
 
 def exhaustion_of(cls: type[BaseException]) -> Callable[[Any], bool] | None:
-    """What tells of an error of a class that something of this process was used up.
+    """A test for errors of a class: whether a resource of this process is exhausted.
 
-    Such are connections, descriptors, ports and threads. None where errors of it never tell.
+    Such are connections, descriptors, ports and threads. None if errors of the class never are.
     """
     if issubclass(cls, (TimeoutError, asyncio.CancelledError)):
         return _was_waiting_for_a_connection
     if issubclass(cls, OSError):
-        return _has_such_a_number
+        return _has_exhausted_errno
     return _has_no_thread if issubclass(cls, RuntimeError) else None
 
 
-def _has_such_a_number(exc: OSError) -> bool:
+def _has_exhausted_errno(exc: OSError) -> bool:
     if exc.errno is not None:
-        return exc.errno in _USED_UP
+        return exc.errno in _EXHAUSTED_ERRNOS
     # asyncio and aiohappyeyeballs join the errors of several addresses to one text.
     text = str(exc)
     numbers = _NUMBER.findall(text) if text.startswith("Multiple exceptions: ") else ()
-    return bool(numbers) and all(int(number) in _USED_UP for number in numbers)
+    return bool(numbers) and all(int(number) in _EXHAUSTED_ERRNOS for number in numbers)
 
 
 def _has_no_thread(exc: RuntimeError) -> bool:
     return exc.args == _NO_THREAD
 
 
-# Functions that wait until the client's own pool has a free connection, and tell so by no error.
+# Functions that wait for a free connection of the client's own pool, and raise no error for it.
 _POOLS: Final = frozenset(
     {
         ("aiohttp.connector", "_wait_for_available_connection"),
@@ -102,7 +102,7 @@ _POOLS: Final = frozenset(
         ("valkey.asyncio.connection", "get_connection"),
     }
 )
-# A limit of one's own, such as that of threads. Not a lock: clients read by turns under one.
+# The process's own limits, such as that of threads. No locks: clients read by turns under one.
 _LIMITS: Final = frozenset(
     {
         ("anyio._backends._asyncio", "CapacityLimiter.acquire_on_behalf_of"),
@@ -122,26 +122,26 @@ _WAITING: Final = frozenset(
 
 
 def _was_waiting_for_a_connection(exc: BaseException) -> bool:
-    """Whether a call that was cut short was still waiting there, and not connecting yet."""
+    """Whether a call that was cut short was still waiting in a pool, and not connecting yet."""
     is_waiting = False
     caller = ""
     for module, function in _frames(exc.__traceback__):
         if (module, function.rpartition(".")[2]) in _POOLS or (module, function) in _LIMITS:
             is_waiting = True
         elif module in _LOCKS and caller.rpartition(".")[2].endswith("pool"):
-            is_waiting = True  # of any driver that waits by a lock or a queue, such as aiomysql
+            is_waiting = True  # in the pool of any driver with a lock or a queue, as aiomysql
         elif is_waiting and module not in _WAITING:
             is_waiting = False
         caller = module
     return is_waiting
 
 
-# ---------------------------------------------------------------------- whose code it came out of
+# ---------------------------------------------------------------------- the code that raised
 
 _RAISES = dis.opmap["RAISE_VARARGS"]
-_OF_SOCKETS = "asyncio.selector_events"
-# A call that does not fit the function is the caller's mistake.
-_TOLD_OF_IT = re.compile(r" (?:returned|received)\b")
+_SOCKET_MODULE = "asyncio.selector_events"
+_ABOUT_THE_ANSWER = re.compile(r" (?:returned|received)\b")
+# A call that does not fit a signature is the caller's mistake.
 _MISCALLED = re.compile(
     r"unexpected keyword argument|required (?:positional |keyword-only )?argument|"
     r"positional arguments? but|multiple values for|Missing required arguments"
@@ -149,11 +149,11 @@ _MISCALLED = re.compile(
 
 
 def came_of_an_answer(exc: BaseException) -> bool:
-    """Whether an SDK, or LightRAG's code around one, stumbled over what it was answered.
+    """Whether an SDK, or LightRAG's code around one, failed on an unexpected answer.
 
-    A gateway's page in place of the provider's answer surfaces so: ``'str' object has no attribute
-    'choices'``. What such code raises by a statement of its own is about its arguments. Python 3.12
-    raises a TypeError in asyncio for writing to a lost connection.
+    A gateway's page in place of an answer shows as ``'str' object has no attribute 'choices'``. An
+    error that such code raises by a statement of its own is about its arguments. Python 3.12 raises
+    a TypeError in asyncio for a write to a lost connection.
     """
     trace = exc.__traceback__
     if trace is None:
@@ -163,16 +163,16 @@ def came_of_an_answer(exc: BaseException) -> bool:
     module = str(trace.tb_frame.f_globals.get("__name__"))
     if not _reads_answers(module):
         return False
-    if module == _OF_SOCKETS:
+    if module == _SOCKET_MODULE:
         return True
     if trace.tb_frame.f_code.co_code[trace.tb_lasti] == _RAISES:
         # As in "Jina API returned ..." and in "No embedding data received".
-        return isinstance(exc, ValueError) and _TOLD_OF_IT.search(str(exc)) is not None
+        return isinstance(exc, ValueError) and _ABOUT_THE_ANSWER.search(str(exc)) is not None
     return not (isinstance(exc, TypeError) and _MISCALLED.search(str(exc)))
 
 
 def was_reading_an_answer(exc: BaseException) -> bool:
-    """Whether an SDK or an HTTP client was decoding; anywhere else broken text is a bug."""
+    """Whether an SDK or an HTTP client was decoding; elsewhere broken text is a bug."""
     readers = _SDKS | _CLIENTS
     return any(
         _package(module) in readers or _is_binding(module)
@@ -182,8 +182,8 @@ def was_reading_an_answer(exc: BaseException) -> bool:
 
 @lru_cache(maxsize=512)
 def _reads_answers(module: str) -> bool:
-    """Whether a module is of a provider's SDK, of LightRAG's code around one, or of sockets."""
-    return _package(module) in _SDKS or _is_binding(module) or module == _OF_SOCKETS
+    """Whether a module is a provider's SDK, LightRAG's code around one, or asyncio's sockets."""
+    return _package(module) in _SDKS or _is_binding(module) or module == _SOCKET_MODULE
 
 
 def _is_binding(module: str) -> bool:
@@ -199,11 +199,11 @@ def _innermost(exc: BaseException) -> TracebackType | None:
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[str, str]]:
     while trace is not None:
-        yield _place(trace)
+        yield _location(trace)
         trace = trace.tb_next
 
 
-def _place(trace: TracebackType) -> tuple[str, str]:
+def _location(trace: TracebackType) -> tuple[str, str]:
     frame = trace.tb_frame
     return str(frame.f_globals.get("__name__")), frame.f_code.co_qualname
 

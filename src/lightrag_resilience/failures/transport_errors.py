@@ -1,4 +1,4 @@
-"""What the errors of Python and of HTTP clients mean: was anything sent, and did an answer come?"""
+"""Errors of Python and of HTTP clients: was anything sent, and did an answer arrive?"""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def _by_raised_over(default: Failure) -> Reader:
 
 # ---------------------------------------------------------------------- Python
 
-_UNSENT: Final = frozenset(
+_UNSENT_ERRNOS: Final = frozenset(
     {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
 )
 
 
 def _by_errno(exc: OSError) -> _Answer:
-    """Whether a connection could not be made; the attempts on several addresses have no number."""
+    """Whether the connection failed; an error of several addresses has no errno of its own."""
     if exc.errno is None and isinstance(below := exc.__cause__, OSError | ExceptionGroup):
         return (below,)
-    unsent = exc.errno in _UNSENT or str(exc).startswith("Multiple exceptions: [Errno ")
+    unsent = exc.errno in _UNSENT_ERRNOS or str(exc).startswith("Multiple exceptions: [Errno ")
     return TRANSIENT if unsent else UNKNOWN
 
 
 def _by_httpx_beneath(exc: BaseException) -> _Answer:
-    """Ollama's says that it could not connect, and hides why."""
+    """Ollama's error says that it could not connect; httpx's, its context, says why."""
     hidden = exc.__context__
     is_httpx = isinstance(hidden, Exception) and package_of(type(hidden)) in {"httpx", "httpx2"}
     return (hidden,) if is_httpx else UNKNOWN  # type: ignore[return-value]  # mypy forgets why
@@ -49,28 +49,28 @@ _PAGE = re.compile(r"\s*<(?:!doctype|html|\?xml)\b", re.IGNORECASE)
 
 
 def by_reading(exc: BaseException) -> Failure:
-    """A broken answer where an SDK or a client was reading one; anywhere else a bug.
+    """A broken answer if an SDK or a client was reading one, or if it is a gateway's page.
 
-    A gateway's page is no answer, whoever reads it.
+    Elsewhere it is a bug of the caller.
     """
     is_page = isinstance(text := getattr(exc, "doc", None), str) and _PAGE.match(text)
     return UNKNOWN if is_page or was_reading_an_answer(exc) else FATAL
 
 
 def by_origin(exc: BaseException) -> Failure:
-    """A bug of the caller's, but where it came of an answer that is not the provider's."""
+    """A bug of the caller, unless an unexpected answer caused it, such as a gateway's page."""
     is_of_answer = came_of_an_answer(exc) or (
-        isinstance(exc, AttributeError) and _looks_for_an_answer(exc)
+        isinstance(exc, AttributeError) and _reads_an_answer_field(exc)
     )
     return UNKNOWN if is_of_answer else FATAL
 
 
-_OF_ANSWERS = frozenset({"choices", "data", "embeddings", "candidates", "output", "content"})
+_ANSWER_FIELDS = frozenset({"choices", "data", "embeddings", "candidates", "output", "content"})
 
 
-def _looks_for_an_answer(exc: AttributeError) -> bool:
-    """Whether an SDK gave a gateway's page in place of an object, and its caller stumbled."""
-    return isinstance(exc.obj, (str, bytes)) and exc.name in _OF_ANSWERS
+def _reads_an_answer_field(exc: AttributeError) -> bool:
+    """Whether the caller got a gateway's page from an SDK in place of an object."""
+    return isinstance(exc.obj, (str, bytes)) and exc.name in _ANSWER_FIELDS
 
 
 def _by_members(exc: BaseExceptionGroup[Exception]) -> tuple[Exception, ...]:
@@ -99,17 +99,17 @@ _HTTP_CLIENT: Table = {
 
 
 def _by_url_reason(exc: Any) -> _Answer:
-    """A text is about the address: no host, unknown scheme."""
+    """The inner error; a text is about the address: no host, unknown scheme."""
     return (exc.reason,) if isinstance(exc.reason, Exception) else FATAL
 
 
 _URLLIB: Table = {"URLError": _by_url_reason, "ContentTooShortError": UNKNOWN}
-# A request that breaks the rules of its schema is the caller's, an answer is not.
-_OF_REQUEST = re.compile(r"Request|Config|Param|Options")
+# Validation of a request fails by the caller's fault, validation of an answer does not.
+_REQUEST_SCHEMA = re.compile(r"Request|Config|Param|Options")
 
 
 def _by_schema(exc: Any) -> Failure:
-    is_of_request = _OF_REQUEST.search(str(getattr(exc, "title", "")))
+    is_of_request = _REQUEST_SCHEMA.search(str(getattr(exc, "title", "")))
     return FATAL if is_of_request else by_reading(exc)
 
 
@@ -124,7 +124,7 @@ _STREAM_ENDED = frozenset({"StreamClosedError", "NoSuchStreamError"})
 
 
 def _by_protocol(exc: BaseException) -> Failure:
-    """The caller's own request is against the protocol, or the connection was closed meanwhile."""
+    """The caller's request breaks the protocol, or the connection was closed meanwhile."""
     below: BaseException | None = exc
     for _ in range(4):
         name = type(below).__name__
@@ -146,7 +146,7 @@ _HTTPX: Table = {
     "ConnectionNotAvailable": TRANSIENT,
     "PoolTimeout": LOCAL,
     **dict.fromkeys(("TimeoutException", "NetworkError", "RemoteProtocolError"), UNKNOWN),
-    "DecodingError": UNKNOWN,  # an answer came, but cannot be read
+    "DecodingError": UNKNOWN,  # an answer arrived, but cannot be decoded
     "LocalProtocolError": _by_protocol,
     **dict.fromkeys(("UnsupportedProtocol", "InvalidURL", "CookieConflict"), FATAL),
     **dict.fromkeys(("TooManyRedirects", "StreamError"), FATAL),
@@ -166,7 +166,7 @@ _TOO_MANY_ANSWERS = re.compile(r"too many ([0-9]{3}) error responses")
 
 
 def _by_many_answers(exc: BaseException) -> Failure:
-    """What urllib3's own retries end with."""
+    """The status in the message of urllib3's own retries."""
     match = _TOO_MANY_ANSWERS.fullmatch(str(exc))
     return FATAL if match is None else of_status(int(match[1]))
 
@@ -187,7 +187,7 @@ _URLLIB3: Table = {
 
 
 def _by_urllib3_beneath(exc: BaseException) -> _Answer:
-    """Its first argument, or what it was raised over, is urllib3's and says whether it was sent."""
+    """By urllib3's error, its first argument or context, which says whether it was sent."""
     inner = exc.args[0] if exc.args and isinstance(exc.args[0], Exception) else raised_over(exc)
     return (inner,) if isinstance(inner, Exception) else UNKNOWN
 
@@ -205,7 +205,7 @@ _REQUESTS: Table = {
 TRANSPORTS: Final[dict[str, Table]] = {
     "builtins": _BUILTINS,
     "socket": dict.fromkeys(("gaierror", "herror"), TRANSIENT),
-    "ssl": {"SSLError": UNKNOWN, "SSLCertVerificationError": TRANSIENT},  # it is in the handshake
+    "ssl": {"SSLError": UNKNOWN, "SSLCertVerificationError": TRANSIENT},  # in the handshake
     "http": _HTTP_CLIENT,
     "urllib": _URLLIB,
     "json": {"JSONDecodeError": by_reading},
