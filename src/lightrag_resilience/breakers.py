@@ -1,7 +1,7 @@
-"""The circuit breaker of one dependency: a `Circuit`, a clock, a lock, and pybreaker's face.
+"""The circuit breaker of one dependency: a `Circuit`, a clock, a lock, and pybreaker's interface.
 
 pybreaker gives the vocabulary, the listeners and the error type, and every change of state goes
-through it. It never runs the call itself: it knows no neutral outcome and no limit on probes.
+through it. It never runs a call: it has no neutral outcome and no limit on probes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _log = logging.getLogger("lightrag_resilience")
 
 
 class Breaker:
-    """Admits calls of one dependency and learns from how they end. Safe to use from threads.
+    """Admits calls of one dependency, and opens and closes by how they end. Thread-safe.
 
     Args:
         name: The dependency.
         policy: When to open, and for how long.
-        events: Where changes of state are announced.
+        events: Where changes of state are published.
         clock: Monotonic seconds.
-        lock: Held for microseconds, so that many breakers may have one.
+        lock: Held for microseconds, so that many breakers may share one.
     """
 
     __slots__ = (
@@ -45,8 +45,8 @@ class Breaker:
         "_changes",
         "_clock",
         "_events",
-        "_is_ill",
         "_is_publishing",
+        "_is_unhealthy",
         "_lock",
         "_published",
         "_pybreaker",
@@ -77,12 +77,12 @@ class Breaker:
         self._changes: tuple[StateChanged | HealthChanged, ...] = ()
         self._is_publishing = False
         self._published: tuple[str, ...] = ()  # the last changes of this outage
-        self._is_ill = False
-        """Whether it was told that calls fail which the circuit lets through."""
+        self._is_unhealthy = False
+        """Whether it was published that calls fail which the circuit admits."""
 
     @property
     def pybreaker(self) -> _PyBreaker:
-        """Pybreaker's view: listen here, look here, open and close here."""
+        """This breaker as a pybreaker object, for listeners and tools."""
         with self._lock:
             if self._pybreaker is None:
                 self._pybreaker = _PyBreaker(self)
@@ -90,23 +90,23 @@ class Breaker:
 
     @property
     def storage(self) -> CircuitBreakerStorage:
-        """The state for pybreaker's own breakers and tools; what they write steers this one."""
+        """The state for pybreaker's own breakers and tools; a state they write is forced here."""
         return _Storage(self)
 
     @property
     def state(self) -> State:
-        """Where the circuit stands."""
+        """Closed, open or half-open."""
         return self.circuit.state
 
     def snapshot(self) -> Snapshot:
-        """What an operator wants to see, at this moment."""
+        """The circuit at this moment, for people."""
         with self._lock:
             return self.circuit.snapshot(self._clock())
 
-    # ------------------------------------------------------------------ the three moments
+    # ------------------------------------------------------------------ before and after a call
 
     def acquire(self) -> Admission:
-        """Leave for one call.
+        """Admit one call.
 
         Raises:
             CircuitOpenError: The circuit is open, or half-open with all probes taken.
@@ -123,66 +123,66 @@ class Breaker:
         return admission
 
     def take_lock(self, lock: AbstractContextManager[object]) -> None:
-        """In a child process: who held the lock, or told listeners, may be the parent's thread."""
+        """Replace the lock in a child process: a thread of the parent may hold the old one."""
         self._lock = lock
         self._is_publishing = False
         self.circuit.lose_probes()
 
     def begin(self) -> None:
-        """Calls will come from a new event loop; nothing to prepare for."""
+        """Prepare for calls from a new event loop; only a shared breaker has to."""
 
     async def acquire_async(self) -> Admission:
-        """As `acquire`; where a breaker is shared, asking may take a moment."""
+        """As `acquire`; a shared breaker may wait here for Redis to grant a probe."""
         return self.acquire()
 
     def on_success(self, admission: Admission, duration: float) -> None:
-        """A call succeeded after `duration` seconds."""
+        """Record that a call succeeded after `duration` seconds."""
         circuit = self.circuit
-        # A window full of quick successes is not changed by one more: no lock, no clock.
+        # Hot path: a window full of quick successes stays the same, so take no lock, read no clock.
         if circuit.is_spotless and duration < circuit.slow_after:
             return
         with self._lock:
             circuit.on_success(admission, duration, self._clock())
-            if self._is_ill:
-                self._weigh()
+            if self._is_unhealthy:
+                self._queue_health()
             self._queue_transition()
         self._publish_transitions()
 
     def on_failure(self, admission: Admission, duration: float, symptom: str = "") -> None:
-        """A call failed after `duration` seconds, and the dependency is to blame.
+        """Record that a call failed, and that the dependency is to blame.
 
         Args:
-            admission: What let it through.
+            admission: Its admission.
             duration: Seconds that it took.
-            symptom: What the failure looked like, such as ``HTTP 503 (InternalServerError)``.
+            symptom: Status and error class, such as ``HTTP 503 (InternalServerError)``.
         """
         with self._lock:
             self.circuit.on_failure(admission, duration, self._clock(), symptom)
-            self._weigh()
+            self._queue_health()
             if self.circuit.state is not self._queued_transitions:
                 self._queue_transition()
         if self._changes:  # asked here, too: calls cost as much as what they do
             self._publish_transitions()
 
     def on_uncounted_failure(self, admission: Admission, symptom: str, pause: float = 0.0) -> None:
-        """A call was answered and not served: no outage, and seen all the same.
+        """Record an answer such as 401: no outage, but the caller was not served.
 
         Args:
-            admission: What let it through.
-            symptom: What the answer looked like, such as ``HTTP 401 (AuthenticationError)``.
+            admission: Its admission.
+            symptom: Status and error class, such as ``HTTP 401 (AuthenticationError)``.
             pause: Seconds until the next probe, where this was one.
         """
         with self._lock:
             self.circuit.on_uncounted_failure(admission, self._clock(), symptom, pause=pause)
-            self._weigh()
+            self._queue_health()
             if self.circuit.state is not self._queued_transitions:
                 self._queue_transition()
         if self._changes:  # asked here, too: calls cost as much as what they do
             self._publish_transitions()
 
     def release(self, admission: Admission) -> None:
-        """A call ended with no verdict; a probe's place is free again at once."""
-        if admission is self.circuit.shared_admission:  # it holds no place
+        """End a call without a verdict; a probe frees its slot at once."""
+        if admission is self.circuit.shared_admission:  # it holds no slot
             return
         with self._lock:
             self.circuit.release(admission)
@@ -200,28 +200,28 @@ class Breaker:
         self._publish_transitions()
 
     def half_open(self, reason: str = "by hand") -> None:
-        """Let probes through now."""
+        """Admit probes now."""
         with self._lock:
             self.circuit.half_open(self._clock(), reason)
             self._queue_transition()
         self._publish_transitions()
 
     def close(self, reason: str = "by hand") -> None:
-        """Close the circuit and forget what led here."""
+        """Close the circuit and forget all outcomes."""
         with self._lock:
             self.circuit.close(self._clock(), reason)
             self._queue_transition()
         self._publish_transitions()
 
     def update_policy(self, policy: BreakerPolicy, reason: str = "by hand") -> None:
-        """Go on by another policy; the state stays, but where the mode is another."""
+        """Use another policy; the state stays, unless the mode changes."""
         with self._lock:
             self.circuit.update_policy(policy, self._clock(), reason)
             self._queue_transition()
         self._publish_transitions()
 
     def set_mode(self, mode: Mode, reason: str = "by hand") -> None:
-        """Enforce, only measure, disable, or force open, whatever the policy says.
+        """Enforce, only measure, disable, or force open, against the policy's mode.
 
         Raises:
             PolicyError: There is no such mode.
@@ -243,29 +243,30 @@ class Breaker:
             )
             self._changes += (change,)
 
-    def _weigh(self) -> None:
-        """Queue a change where calls that the circuit lets through begin or cease to fail.
+    def _queue_health(self) -> None:
+        """Queue a change of health where admitted calls begin or cease to fail.
 
-        The caller holds the lock. Of a circuit that opens, its own change tells all.
+        The caller holds the lock. An opening circuit has an event of its own.
         """
         circuit = self.circuit
         outcomes = circuit.outcomes if circuit.shared_admission is not None else None
-        if self._is_ill and outcomes is not None and not outcomes.run:
-            return  # it goes on failing
-        is_ill = outcomes is not None and outcomes.is_news
-        if is_ill is self._is_ill:
+        if self._is_unhealthy and outcomes is not None and not outcomes.run:
+            return  # still failing
+        is_unhealthy = outcomes is not None and outcomes.is_news
+        if is_unhealthy is self._is_unhealthy:
             return
-        self._is_ill = is_ill
-        if outcomes is not None and is_ill:
+        self._is_unhealthy = is_unhealthy
+        if outcomes is not None and is_unhealthy:
             health = health_of(self.name, tally=outcomes.tally())
             self._changes += (HealthChanged(self.name, health.condition, str(health)),)
         elif circuit.shared_admission is not None:
             self._changes += (HealthChanged(self.name, "healthy", ""),)
 
     def _publish_transitions(self) -> None:
-        """Carry changes of state to pybreaker and to the listeners: each once, in their order.
+        """Publish changes to pybreaker and to all listeners: each once, in order.
 
-        What changes meanwhile, in another thread or by a listener, is left to who is telling.
+        One thread publishes at a time. It also publishes what other threads and the listeners
+        themselves change meanwhile, so no listener runs under the lock or sees the wrong order.
         """
         if not self._changes:
             return
@@ -287,12 +288,12 @@ class Breaker:
         if isinstance(change, HealthChanged):
             _log_health(change)
             return
-        # Where probes of one break meet the same again and again, it is told once.
-        opens, told = self.circuit.opens, self._published
+        # If probes of one break fail the same way again and again, log that once.
+        opens, published = self.circuit.opens, self._published
         news = f"{change.new} {opens} {change.reason}"
-        is_old = change.new != State.CLOSED.value and news in told
-        self._published = () if change.new == State.CLOSED.value else (*told[-3:], news)
-        _log_change(change, opens, is_old=is_old)
+        is_repeated = change.new != State.CLOSED.value and news in published
+        self._published = () if change.new == State.CLOSED.value else (*published[-3:], news)
+        _log_change(change, opens, is_repeated=is_repeated)
 
     def _next_change(self) -> StateChanged | HealthChanged | None:
         with self._lock:
@@ -305,7 +306,7 @@ class Breaker:
 
 
 def _log_health(change: HealthChanged) -> None:
-    """One line where calls begin to fail that no breaker refuses, and one where it is over."""
+    """Log once that admitted calls begin to fail, and once that they no longer do."""
     extra = {"dependency": change.dependency, "reason": change.reason}
     if change.reason:
         _log.warning("%s", printable(change.reason), extra=extra)
@@ -314,16 +315,16 @@ def _log_health(change: HealthChanged) -> None:
         _log.info("%s works again for those who call it", name, extra=extra)
 
 
-def _log_change(change: StateChanged, opens: int, *, is_old: bool) -> None:
-    """One line a change: a warning where calls begin to be refused.
+def _log_change(change: StateChanged, opens: int, *, is_repeated: bool) -> None:
+    """Log a change of state: as a warning if the circuit opens.
 
-    In a long outage a circuit breaks again and again: told are the first look at whether it is
-    over, breaks 1, 4, 16, 64 and so on, and what waiting does not mend, with what does.
+    A long outage has many breaks. Logged above debug level are the first break and its probes, the
+    breaks 4, 16, 64 and so on, and probes that met what waiting does not mend, with advice.
     """
     is_open, met = change.new == State.OPEN.value, change.reason.startswith(MET)
     level = logging.WARNING if is_open else logging.INFO
-    is_told = opens <= 1 or (is_open and (met or _is_power_of_four(opens)))
-    if is_old or (change.new != State.CLOSED.value and not is_told):
+    is_news = opens <= 1 or (is_open and (met or _is_power_of_four(opens)))
+    if is_repeated or (change.new != State.CLOSED.value and not is_news):
         level = logging.DEBUG
     more = ""
     if is_open and met:
@@ -344,7 +345,7 @@ def _is_power_of_four(number: int) -> bool:
 
 
 class _PyBreaker(CircuitBreaker):
-    """pybreaker's view of a `Breaker`: listen here, look here, open and close here.
+    """A `Breaker` as a pybreaker object: it shows the state, notifies listeners and forces states.
 
     Its own settings, such as ``fail_max``, show the policy; changing them changes nothing.
     """
@@ -362,7 +363,7 @@ class _PyBreaker(CircuitBreaker):
 
     @property
     def state(self) -> Any:
-        """The state that the listeners were told last, as pybreaker's object."""
+        """The state that listeners were notified of last, as pybreaker's object."""
         return self._state
 
     @state.setter
@@ -373,7 +374,7 @@ class _PyBreaker(CircuitBreaker):
         )
 
     def show(self, state: State) -> None:
-        """Tell a transition that the circuit has made; a listener that raises is dropped."""
+        """Notify listeners of a transition of the circuit; one that raises is dropped."""
         old, self._state = self._state, self._create_new_state(state.value)
         for listener in self.listeners:
             try:
@@ -393,16 +394,16 @@ class _PyBreaker(CircuitBreaker):
         self._owner.close("through pybreaker")
 
     def call(self, func: Callable[..., Any], *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refuse: two ways of counting one dependency's calls would contradict each other."""
+        """Raise: pybreaker would count the calls a second time, by its own rules."""
         raise UnsupportedCallError(
             f"Call {getattr(func, '__qualname__', func)!r} through guard({self._owner.name!r}); "
-            "this pybreaker object shows and steers the circuit, it does not run calls"
+            "this pybreaker object shows and forces the circuit's state, it does not run calls"
         )
 
     call_async = call
 
     def calling(self) -> NoReturn:
-        """Refuse, as `call` does."""
+        """Raise, as `call` does."""
         self.call(self.calling)
 
 
@@ -419,8 +420,8 @@ class _Storage(CircuitBreakerStorage):
 
     @state.setter
     def state(self, state: str) -> None:
-        steer = {"open": self._breaker.open, "half-open": self._breaker.half_open}
-        steer.get(state, self._breaker.close)("through pybreaker")
+        force = {"open": self._breaker.open, "half-open": self._breaker.half_open}
+        force.get(state, self._breaker.close)("through pybreaker")
 
     @property
     def counter(self) -> int:
@@ -439,4 +440,4 @@ class _Storage(CircuitBreakerStorage):
 
     @opened_at.setter
     def opened_at(self, datetime: datetime) -> None:
-        """Nothing, as above."""
+        """Do nothing: the circuit keeps its own time."""

@@ -1,7 +1,7 @@
-"""What follows a first failure: tenacity decides whether, when and how often to call again.
+"""Retries after a first failure, run by tenacity, and the budget that limits them.
 
-When most calls fail, a budget ends retries instead of letting them double the traffic: the retry
-quota of AWS SDKs' standard mode; see `RetryPolicy`.
+When most calls fail, the budget ends retries, which would multiply the traffic: the retry quota of
+AWS SDKs' standard mode; see `RetryPolicy`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ __all__ = [
     "single_worker",
 ]
 
-_FATAL, _UNKNOWN_OUTCOME = FailureKind.FATAL, FailureKind.UNKNOWN_OUTCOME  # each a slow lookup
+_FATAL, _UNKNOWN_OUTCOME = (
+    FailureKind.FATAL,
+    FailureKind.UNKNOWN_OUTCOME,
+)  # local names: Python 3.11 looks enum members up slowly
 _TRANSIENT = FailureKind.TRANSIENT
-# A gateway did not wait for the answer, or lost it: what is behind it may have done the work.
+# Statuses of a gateway that lost the answer or did not wait: the server may have done the work.
 _MAY_BE_DONE = frozenset({460, 499, 502, 504, 520, 524, 598, 599})
-RETRY_COST = 5
-TIMEOUT_RETRY_COST = 10
+RETRY_COST = 5  # tokens, as in the AWS SDKs
+TIMEOUT_RETRY_COST = 10  # a timeout has cost the dependency more
 R = TypeVar("R")
 
 
 def single_worker() -> int:
-    """How many processes there are where none is known but this."""
+    """Number of workers where no other is known."""
     return 1
 
 
@@ -44,9 +47,9 @@ class RetryBudget:
     """Tokens that retries spend and successes earn back.
 
     Args:
-        capacity: Tokens at the start and at the most; 0 lets every retry pass.
-        workers: How many processes share them, this one included: each may spend its part, or what
-            one retry costs where that is more.
+        capacity: Tokens at the start and at most; 0 allows every retry.
+        workers: Number of workers that share them, this one included: each may spend its share, or
+            the cost of one retry where that is more.
     """
 
     __slots__ = ("_cost", "_workers", "capacity", "tokens")
@@ -58,22 +61,22 @@ class RetryBudget:
         self._cost = RETRY_COST
 
     def resize(self, capacity: int) -> None:
-        """Have so many from now on; what was spent stays spent."""
+        """Change the capacity; spent tokens stay spent."""
         spent = self.capacity - self.tokens
         self.capacity = capacity
         self.tokens = max(capacity - spent, 0)
 
     @property
     def _part(self) -> float:
-        """What this process may spend of the capacity."""
+        """Tokens of the capacity that this process may spend."""
         part = max(self.capacity / self._workers(), TIMEOUT_RETRY_COST)
         return min(part, self.capacity)
 
     @property
     def share(self) -> float:
-        """What this process may still spend of its part, 0 to 1; 1 where every retry passes.
+        """Unspent share of this process's part, 0 to 1; 1 where every retry is allowed.
 
-        0 where a retry such as the last one that was asked for would not be paid.
+        0 if it does not suffice for a retry like the last one.
         """
         if not self.capacity:
             return 1.0
@@ -82,7 +85,7 @@ class RetryBudget:
         return left / part if left >= self._cost else 0.0
 
     def spend(self, cost: int) -> bool:
-        """Pay for a retry. False where the tokens do not suffice; nothing is spent then."""
+        """Spend `cost` tokens on a retry. False if too few are left; then none is spent."""
         if not self.capacity:
             return True
         self._cost = cost
@@ -92,12 +95,12 @@ class RetryBudget:
         return True
 
     def earn(self, amount: int = 1) -> None:
-        """A call succeeded: 1 token back, or what its last retry cost."""
+        """Give tokens back after a success: 1, or the cost of its last retry."""
         self.tokens = min(self.tokens + amount, self.capacity)
 
 
 def is_retryable(failure: Failure, policy: RetryPolicy) -> bool:
-    """Whether calling again can help, and can do no harm."""
+    """Whether a retry can help and does no harm."""
     if failure.kind is _UNKNOWN_OUTCOME or (
         failure.kind is _TRANSIENT and failure.status in _MAY_BE_DONE
     ):
@@ -110,14 +113,14 @@ class RetryLoop:
     """The retries of one call.
 
     Attributes:
-        dependency: Whose call it is.
-        policy: How often, and how long to wait.
+        dependency: The dependency that is called.
+        policy: How often to retry, and how long to wait.
         budget: Shared by all calls of the dependency.
-        deadline: Tells the monotonic seconds at which the call as a whole ends, or None.
+        deadline: Returns the monotonic seconds at which the call ends for good, or None.
         clock: Monotonic seconds.
         sleep: Waits so many seconds.
-        scheduled: Told the number of the next attempt and the wait before it.
-        last_failure: The class of the last attempt's failure; None where it was refused.
+        scheduled: Called with the number of the next attempt and the wait before it, in seconds.
+        last_failure: Returns the class of the last attempt's failure; None if it was rejected.
     """
 
     dependency: str
@@ -134,7 +137,7 @@ class RetryLoop:
     _why: str = ""
 
     async def run_after(self, first: Exception, attempt: Callable[[], Awaitable[R]]) -> R:
-        """Go on after a first failure until an attempt succeeds or there is no point.
+        """Retry after the error `first`, until an attempt succeeds or no retry is allowed.
 
         Raises:
             Exception: What the last attempt raised, with a note that says why it was the last.
@@ -144,37 +147,37 @@ class RetryLoop:
 
         async def next_attempt() -> R:
             nonlocal last, replayed
-            if not replayed:
+            if not replayed:  # tenacity counts attempts from the first, which is over
                 replayed = True
                 raise first
             self._is_waiting = False
             try:
                 return await attempt()
-            except CallRejected as refusal:
-                raise refusal from last
+            except CallRejected as rejection:
+                raise rejection from last
             except Exception as error:
                 last = error
                 raise
 
-        # One controller a call: a shared one keeps the state of calls, and mixes them up.
+        # One for each call: tenacity's object holds the state of a call.
         controller = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(self._should_retry),
             wait=self._backoff,
             stop=self._must_stop,
-            before_sleep=self._announce,
+            before_sleep=self._publish_scheduled,
             sleep=self.sleep,
             reraise=True,
         )
         try:
             result: R = await controller(next_attempt)
-        except ShuttingDownError as refusal:
-            raise refusal from last
+        except ShuttingDownError as rejection:
+            raise rejection from last
         except Exception as error:
             if self._why:
                 error.add_note(f"lightrag_resilience: {self.dependency!r} {self._why}")
             raise
         finally:
-            if self._is_waiting:  # for an attempt that is not made
+            if self._is_waiting:  # the wait was interrupted: its attempt is not made
                 self.budget.earn(self._spent)
         self.budget.earn(self._spent)
         return result
@@ -207,34 +210,34 @@ class RetryLoop:
         self._spent = cost
         return ""
 
-    def _announce(self, state: tenacity.RetryCallState) -> None:
+    def _publish_scheduled(self, state: tenacity.RetryCallState) -> None:
         self._is_waiting = True
         self.scheduled(state.attempt_number + 1, state.upcoming_sleep)
 
     def _failure(self) -> Failure:
         failure = self.last_failure()
-        assert failure is not None  # noqa: S101 - tenacity asks only after _worth_it said yes
+        assert failure is not None  # noqa: S101 - tenacity waits or stops only if _should_retry is true
         return failure
 
     def _backoff(self, state: tenacity.RetryCallState) -> float:
-        """Seconds before the next attempt: what the provider asks for, or our own choice."""
+        """Seconds before the next attempt: the provider's Retry-After, or the policy's backoff."""
         hint = self._failure().retry_after
         if hint:
-            # A little later than told, and not all callers at once.
+            # Jitter on top: the provider must not get all callers back at once.
             return hint + random.uniform(0.0, min(0.25 * hint, 0.5))  # noqa: S311
-        # tenacity forgets its last wait with each attempt.
+        # Kept here, as tenacity does not keep the last wait for jitter that depends on it.
         self._wait = self._own_backoff(state.attempt_number, self._wait)
         return self._wait
 
     def _own_backoff(self, attempts: int, before: float) -> float:
-        """Seconds after so many attempts, where `before` was the last wait of our own choice."""
+        """Seconds to wait after so many attempts; `before` is the last wait by this policy."""
         policy = self.policy
         grown = policy.initial_backoff * policy.backoff_growth ** (attempts - 1)
         longest = min(grown, policy.max_backoff)
         if policy.jitter == "none":
             return longest
         if policy.jitter == "growing":
-            # Half the growth at least, so that jitter never makes the second wait the shorter one.
+            # From half the growth on, so that jitter never makes a later wait the shorter one.
             growth = policy.backoff_growth
             shortest = min(before, longest / growth) * (1 + growth) / 2
             return random.uniform(shortest, longest)  # noqa: S311

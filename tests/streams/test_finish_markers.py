@@ -16,8 +16,8 @@ from lightrag_resilience.failures.classifier import classify
 from lightrag_resilience.streams.finish_markers import (
     FinishMarker,
     finish_marker_for,
+    incomplete_error,
     is_of_model,
-    why_not_whole,
 )
 
 WHOLE, CUT, NOT_JUDGED = "whole", "cut off", "not judged"
@@ -31,7 +31,7 @@ def verdict(*items: Any) -> str:
     for item in items[1:]:
         finish.record(item)
     assert not (finish.is_seen and finish.is_missing)
-    error = why_not_whole("llm", finish)
+    error = incomplete_error("llm", finish)
     assert (error is None) is not (finish.is_missing or finish.failure is not None)
     if finish.failure is not None:
         assert error is not None

@@ -319,7 +319,7 @@ async def test_one_timer_is_armed_for_the_end_of_a_stream() -> None:
     call_at = loop.call_at
 
     def noted(when: float, callback: Any, *rest: Any, **more: Any) -> asyncio.TimerHandle:
-        if getattr(callback, "__name__", "") == "_ring":
+        if getattr(callback, "__name__", "") == "_fire":
             armed.append(when)
         return call_at(when, callback, *rest, **more)
 

@@ -106,10 +106,10 @@ async def test_a_result_at_the_last_moment_takes_the_cancellation_back() -> None
     shared.start(call, now())
     task = asyncio.current_task()
     assert task is not None
-    shared._ring()
+    shared._fire()
     await asyncio.sleep(0)
     shared.start(call, now() - 5.0)
-    shared._ring()
+    shared._fire()
     assert call.expired
     assert task.cancelling() == 1
     assert shared.stop(call)
@@ -171,4 +171,4 @@ async def test_loops_that_are_closed_are_forgotten_with_their_timers() -> None:
         homes.for_loop(loop)
         loop.close()
     homes.for_loop(asyncio.get_running_loop())
-    assert list(homes._of_loops) == [asyncio.get_running_loop()]
+    assert list(homes._by_loop) == [asyncio.get_running_loop()]

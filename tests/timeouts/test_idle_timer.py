@@ -25,16 +25,16 @@ def gap_timer(*, seconds: float = GAP, until: float = NEVER) -> IdleTimer:
     return IdleTimer(seconds, until, loop, loop.time)
 
 
-async def waited(gaps: IdleTimer, seconds: float) -> bool:
+async def waited(idle_timer: IdleTimer, seconds: float) -> bool:
     """Whether a wait of so many seconds ended in time."""
-    gaps.start()
+    idle_timer.start()
     try:
         await asyncio.sleep(seconds)
     except asyncio.CancelledError:
-        if gaps.stop():
+        if idle_timer.stop():
             return False
         raise
-    assert not gaps.stop()
+    assert not idle_timer.stop()
     return True
 
 
@@ -49,13 +49,13 @@ def armed() -> list[float]:
     return sorted(handle.when() for handle in loop._scheduled if not handle.cancelled())
 
 
-def noting_arms(gaps: IdleTimer) -> list[float]:
-    """When the timer of `gaps` was armed, from now on."""
+def noting_arms(idle_timer: IdleTimer) -> list[float]:
+    """When the timer of `idle_timer` was armed, from now on."""
     loop: Any = asyncio.get_running_loop()
     call_later, arms = loop.call_later, list[float]()
 
     def noting(delay: float, callback: Any, *args: Any, **options: Any) -> Any:
-        if callback == gaps._ring:
+        if callback == idle_timer._fire:
             arms.append(now())
         return call_later(delay, callback, *args, **options)
 
@@ -64,8 +64,8 @@ def noting_arms(gaps: IdleTimer) -> list[float]:
 
 
 async def test_a_wait_that_lasts_too_long_is_ended_in_time() -> None:
-    gaps = gap_timer()
-    assert not await waited(gaps, 60.0)
+    idle_timer = gap_timer()
+    assert not await waited(idle_timer, 60.0)
     assert now() == GAP
     task = asyncio.current_task()
     assert task is not None
@@ -73,50 +73,50 @@ async def test_a_wait_that_lasts_too_long_is_ended_in_time() -> None:
 
 
 async def test_it_is_armed_once_in_its_time_however_many_waits_there_are() -> None:
-    gaps = gap_timer()
-    arms = noting_arms(gaps)
+    idle_timer = gap_timer()
+    arms = noting_arms(idle_timer)
     for _ in range(1000):
-        assert await waited(gaps, 0.015625)
+        assert await waited(idle_timer, 0.015625)
     assert now() == 15.625
     assert arms == pytest.approx([0.0, 5.0, 10.0, 15.0], abs=0.1)
 
 
 async def test_each_wait_has_its_own_time_wherever_the_timer_was_armed_for() -> None:
-    gaps = gap_timer()
+    idle_timer = gap_timer()
     for _ in range(3):
-        assert await waited(gaps, 4.0)
-    assert not await waited(gaps, 60.0)
+        assert await waited(idle_timer, 4.0)
+    assert not await waited(idle_timer, 60.0)
     assert now() == 3 * 4.0 + GAP
 
 
 async def test_a_reader_who_takes_long_costs_the_source_no_time() -> None:
-    gaps = gap_timer()
-    assert await waited(gaps, 1.0)
+    idle_timer = gap_timer()
+    assert await waited(idle_timer, 1.0)
     await asyncio.sleep(100.0)
     assert armed() == []
-    assert await waited(gaps, 4.0)
-    assert not await waited(gaps, 60.0)
+    assert await waited(idle_timer, 4.0)
+    assert not await waited(idle_timer, 60.0)
     assert now() == 1.0 + 100.0 + 4.0 + GAP
 
 
 async def test_no_wait_lasts_beyond_the_end_of_all() -> None:
-    gaps = gap_timer(until=7.0)
-    assert await waited(gaps, 4.0)
-    assert not await waited(gaps, 60.0)
+    idle_timer = gap_timer(until=7.0)
+    assert await waited(idle_timer, 4.0)
+    assert not await waited(idle_timer, 60.0)
     assert now() == 7.0
 
 
 async def test_where_no_wait_has_an_end_none_is_armed() -> None:
-    gaps = gap_timer(seconds=NEVER)
-    assert await waited(gaps, 1e6)
+    idle_timer = gap_timer(seconds=NEVER)
+    assert await waited(idle_timer, 1e6)
     assert armed() == []
 
 
 async def test_a_closed_one_leaves_nothing_behind() -> None:
-    gaps = gap_timer()
-    assert await waited(gaps, 1.0)
-    gaps.close()
-    gaps.close()
+    idle_timer = gap_timer()
+    assert await waited(idle_timer, 1.0)
+    idle_timer.close()
+    idle_timer.close()
     assert armed() == []
 
 
@@ -128,8 +128,8 @@ async def test_a_dropped_one_ends_with_its_next_ring() -> None:
 
 
 async def test_somebody_elses_cancellation_is_passed_on() -> None:
-    gaps = gap_timer()
-    task = asyncio.create_task(waited(gaps, 60.0))
+    idle_timer = gap_timer()
+    task = asyncio.create_task(waited(idle_timer, 60.0))
     await asyncio.sleep(1.0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -145,45 +145,45 @@ async def test_somebody_elses_cancellation_at_the_same_moment_is_passed_on() -> 
 
 
 async def test_an_item_at_the_last_moment_takes_the_cancellation_back() -> None:
-    gaps, task = gap_timer(), asyncio.current_task()
+    idle_timer, task = gap_timer(), asyncio.current_task()
     assert task is not None
-    gaps.start()
-    gaps._due = now()
-    gaps._ring()
+    idle_timer.start()
+    idle_timer._due = now()
+    idle_timer._fire()
     assert task.cancelling() == 1
-    assert gaps.stop()
+    assert idle_timer.stop()
     assert task.cancelling() == 0
-    assert not gaps.stop()
+    assert not idle_timer.stop()
 
 
 async def test_what_is_paused_has_its_whole_time_again() -> None:
-    gaps = gap_timer()
-    task = asyncio.create_task(waited(gaps, 60.0))
+    idle_timer = gap_timer()
+    task = asyncio.create_task(waited(idle_timer, 60.0))
     await asyncio.sleep(4.0)
-    gaps.pause()
+    idle_timer.pause()
     await asyncio.sleep(20.0)
     assert armed() == [60.0]  # what the task itself waits for
-    gaps.resume(now())
+    idle_timer.resume(now())
     assert not await task
     assert now() == 24.0 + GAP
 
 
 async def test_a_pause_that_outlives_its_wait_starts_none() -> None:
-    gaps = gap_timer()
-    gaps.start()
-    gaps.pause()
-    assert not gaps.stop()
-    gaps.resume(now())
-    gaps.pause()
-    gaps.resume(now())
+    idle_timer = gap_timer()
+    idle_timer.start()
+    idle_timer.pause()
+    assert not idle_timer.stop()
+    idle_timer.resume(now())
+    idle_timer.pause()
+    idle_timer.resume(now())
     await asyncio.sleep(60.0)
 
 
 async def test_closing_it_leaves_the_wait_under_way_its_time() -> None:
-    gaps = gap_timer()
-    task = asyncio.create_task(waited(gaps, 60.0))
+    idle_timer = gap_timer()
+    task = asyncio.create_task(waited(idle_timer, 60.0))
     await asyncio.sleep(1.0)
-    gaps.close()
+    idle_timer.close()
     assert not await task
     assert now() == GAP
     assert armed() == []
@@ -200,14 +200,14 @@ def test_it_ends_what_an_own_timer_for_each_wait_would_end(
     steps: list[tuple[float, float]], until: float
 ) -> None:
     async def seldom_armed() -> list[tuple[bool, float]]:
-        gaps, seen = gap_timer(until=until), list[tuple[bool, float]]()
+        idle_timer, seen = gap_timer(until=until), list[tuple[bool, float]]()
         for away, wait in steps:
             await asyncio.sleep(away)
             if now() >= until:
                 break
-            seen.append((await waited(gaps, wait), now()))
+            seen.append((await waited(idle_timer, wait), now()))
         assert len(armed()) <= 1
-        gaps.close()
+        idle_timer.close()
         assert armed() == []
         return seen
 

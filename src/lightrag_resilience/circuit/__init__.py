@@ -1,1 +1,1 @@
-"""The state of a circuit breaker and the outcomes it is decided by. No clock and no I/O."""
+"""The decisions of a circuit breaker and the outcomes behind them. No clock and no I/O."""

@@ -1,7 +1,7 @@
-"""How all attempts of the last seconds ended, counted by a breaker or not: by status and class.
+"""How all attempts of the last seconds ended, by status and error class.
 
-A breaker alone does not tell whether a caller is served: 401 to every call opens none. No clock and
-no lock in here.
+This includes failures that no breaker counts: with 401 to every call the breaker stays closed, and
+still no caller is served. No clock and no lock.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Final
 __all__ = ["MOST_CAUSES", "OTHER", "OutcomeCounts", "Outcomes", "condition_of", "short"]
 
 _SLICES = 10
-_KEPT = 600.0  # seconds after the last attempt, as in Redis
+_KEPT = 600.0  # seconds after the last attempt; the Lua scripts keep as long
 MOST_CAUSES: Final = 8
 OTHER: Final = "other"
-_FEW = 3  # failures, to say anything
-_ENOUGH = 10  # calls, to speak of a share
-_SOME, _MOST = 0.1, 0.5  # shares of failed calls
-_CHANCE = math.log(0.001)  # of a run of successes by chance, from which on it is none
+_FEW = 3  # failures before a verdict
+_ENOUGH = 10  # calls before a share of failures means anything
+_SOME, _MOST = 0.1, 0.5  # shares of failed calls: degraded, failing
+_CHANCE = math.log(0.001)  # probability below which a run of successes is no accident
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class OutcomeCounts:
     """How attempts ended lately.
 
     Attributes:
-        calls: How many there were.
+        calls: Number of attempts.
         failed: How many of them failed.
-        causes: How many failed by what, such as ``HTTP 401``; at most nine.
+        causes: Failures by cause, such as ``HTTP 401``; at most nine causes.
         run: Successes since the last failure.
-        last: What the last failure looked like, such as ``HTTP 401 (AuthenticationError)``.
-        uncounted: How many failures no breaker counts.
+        last: The symptom of the last failure, such as ``HTTP 401 (AuthenticationError)``.
+        uncounted: Failures that no breaker counts.
     """
 
     calls: int = 0
@@ -46,15 +46,15 @@ class OutcomeCounts:
 
     @property
     def condition(self) -> str:
-        """How that is for callers; see `condition_of`."""
+        """``healthy``, ``degraded`` or ``failing``; see `condition_of`."""
         return condition_of(self.calls, self.failed, self.run)
 
 
 def condition_of(calls: int, failed: int, run: int) -> str:
-    """How attempts that ended so are for callers: ``healthy``, ``degraded`` or ``failing``.
+    """Whether callers are served, by how attempts ended: ``healthy``, ``degraded`` or ``failing``.
 
     Args:
-        calls: How many there were.
+        calls: Number of attempts.
         failed: How many of them failed.
         run: Successes since the last failure.
     """
@@ -66,9 +66,10 @@ def condition_of(calls: int, failed: int, run: int) -> str:
 
 
 def _is_over(calls: int, failed: int, run: int) -> bool:
-    """Whether so many successes in a row hardly come about by chance, after what was before them.
+    """Whether so long a run of successes shows that the failures are over.
 
-    3 show it after nothing but failures, 10 where every other call failed.
+    It does if its probability is below 0.1 % at the rate of failures before it: 3 successes after
+    failures alone, 10 where every other call failed.
     """
     if failed < _FEW or run < _FEW:
         return False
@@ -77,7 +78,7 @@ def _is_over(calls: int, failed: int, run: int) -> bool:
 
 
 def short(symptom: str) -> str:
-    """The status alone, where there is one: ``HTTP 401`` of ``HTTP 401 (AuthenticationError)``."""
+    """A symptom without its error class: ``HTTP 401`` of ``HTTP 401 (AuthenticationError)``."""
     return symptom.partition(" (")[0]
 
 
@@ -91,10 +92,10 @@ class _Slice:
 
 
 class Outcomes:
-    """Attempts of the last seconds in which there were any, from the first failure on.
+    """Attempts of the last seconds that had any, from the first failure on.
 
-    Nothing is forgotten while no attempt is made: the last that is known is what the next caller
-    has to expect.
+    Nothing is forgotten while no attempt is made: the newest outcomes are what the next caller has
+    to expect.
 
     Args:
         seconds: How long an attempt is remembered, to a tenth.
@@ -110,13 +111,13 @@ class Outcomes:
         self.calls = self.failed = self.run = self.uncounted = 0
 
     def on_success(self, now: float) -> None:
-        """An attempt succeeded."""
+        """Count a success."""
         self._present(now).calls += 1
         self.calls += 1
         self.run += 1
 
     def on_failure(self, now: float, symptom: str, *, counts: bool) -> None:
-        """An attempt failed; `counts` says whether a breaker counts that."""
+        """Count a failure; `counts` says whether the breaker counts it, too."""
         present = self._slices[-1] if now < self._until else self._present(now)
         self._last = symptom
         symptoms = present.symptoms
@@ -133,27 +134,28 @@ class Outcomes:
 
     @property
     def condition(self) -> str:
-        """As `OutcomeCounts.look`, and cheap."""
+        """As `OutcomeCounts.condition`, without making one."""
         return condition_of(self.calls, self.failed, self.run)
 
     @property
     def is_news(self) -> bool:
-        """Whether it is ill, and no circuit that opens is about to say so."""
+        """Whether callers are not served, and no trip of the breaker is about to publish it."""
         calls, failed = self.calls, self.failed
-        told = calls >= _ENOUGH or 2 * self.uncounted >= failed
-        return told and condition_of(calls, failed, self.run) != "healthy"
+        # Few failures that the breaker counts may trip it within the next calls.
+        is_certain = calls >= _ENOUGH or 2 * self.uncounted >= failed
+        return is_certain and condition_of(calls, failed, self.run) != "healthy"
 
     @property
     def is_over(self) -> bool:
-        """Whether enough calls succeeded since to forget that others failed."""
+        """Whether enough calls succeeded since the last failure to forget the failures."""
         return _is_over(self.calls, self.failed, self.run)
 
     def is_stale(self, now: float) -> bool:
-        """Whether the last attempt is longer ago than ten minutes."""
+        """Whether the last attempt is more than ten minutes old."""
         return now > (self._slices[-1].number + 1) * self._slice + _KEPT
 
     def tally(self) -> OutcomeCounts:
-        """What is remembered."""
+        """The counts of all slices."""
         seen: Counter[str] = Counter()
         for each in self._slices:
             for symptom, count in each.symptoms.items():
@@ -164,7 +166,7 @@ class Outcomes:
         return OutcomeCounts(self.calls, self.failed, causes, self.run, self._last, self.uncounted)
 
     def _present(self, now: float) -> _Slice:
-        """The slice that `now` is in, or the newest where the clock stops or steps back."""
+        """The slice of `now`, or the newest one where the clock stops or steps back."""
         slices, number = self._slices, int(now // self._slice)
         if not slices or slices[-1].number < number:
             while slices and slices[0].number <= number - _SLICES:

@@ -1,6 +1,7 @@
-"""What a breaker remembers: the last calls, or the calls of the last seconds.
+"""Sliding windows of a breaker: the last calls, or the calls of the last seconds.
 
-No clock and no lock in here: `now` is given, and the breaker's shell holds the lock.
+No clock and no lock: `now` is given, and `Breaker` holds the lock. The two kinds of windows are
+those of resilience4j.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ _SLICES = 10
 
 
 class Window(Protocol):
-    """Counts of the calls that are remembered."""
+    """Counts of the calls in the window."""
 
     calls: int
     failed: int
     slow: int
     all_successes: bool
-    """Full of quick successes, so that one more changes nothing."""
+    """Full of quick successes: one more changes nothing."""
 
     def record(self, now: float, *, failed: bool, slow: bool) -> None:
-        """Remember one call."""
+        """Add one call."""
         ...
 
     def advance(self, now: float) -> None:
@@ -33,7 +34,10 @@ class Window(Protocol):
 
 
 class CountWindow:
-    """The last `size` calls, as two numbers of a bit each, the newest lowest: both 0 while well."""
+    """The last `size` calls, in two integers with one bit a call, the newest call lowest.
+
+    Both are 0 while all is well, so that a success costs next to nothing.
+    """
 
     __slots__ = ("_failures", "_size", "_slowness", "all_successes", "calls", "failed", "slow")
 
@@ -44,7 +48,7 @@ class CountWindow:
         self.all_successes = False
 
     def record(self, now: float, *, failed: bool, slow: bool) -> None:
-        """Remember one call, in place of the oldest."""
+        """Add one call, in place of the oldest."""
         del now
         size = self._size
         if self.calls < size:
@@ -58,7 +62,7 @@ class CountWindow:
         self.all_successes = self.calls == size and not self.failed and not self.slow
 
     def advance(self, now: float) -> None:
-        """Nothing: a count window forgets by calls alone."""
+        """Do nothing: a count window forgets by calls alone."""
 
 
 def _pushed(bits: int, bit: int, size: int) -> int:
@@ -78,7 +82,7 @@ class TimeWindow:
         self.all_successes = False
 
     def record(self, now: float, *, failed: bool, slow: bool) -> None:
-        """Remember one call in the present slice."""
+        """Add one call to the present slice."""
         self.advance(now)
         present = self._slices[self._current % _SLICES]
         present[0] += 1
@@ -89,7 +93,7 @@ class TimeWindow:
         self.slow += slow
 
     def advance(self, now: float) -> None:
-        """Empty the slices that have passed; a clock that stops or steps back frees none."""
+        """Empty the slices that have passed; a clock that stops or steps back empties none."""
         index = int(now // self._slice)
         for passed in range(max(self._current + 1, index - _SLICES + 1), index + 1):
             old = self._slices[passed % _SLICES]
@@ -101,7 +105,7 @@ class TimeWindow:
 
 
 def make_window(policy: BreakerPolicy, now: float) -> Window:
-    """The empty window that a policy asks for."""
+    """An empty window by a policy."""
     if policy.window == "count":
         return CountWindow(policy.window_calls)
     return TimeWindow(policy.window_seconds, now)

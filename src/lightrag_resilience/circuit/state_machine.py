@@ -1,8 +1,8 @@
 """The decisions of a circuit breaker: no clock, no lock, no I/O.
 
-`now` is any clock that does not step back, in seconds. Every admission carries the generation it
-was given in, and each change of state begins a new one: an outcome of an older generation is
-dropped, so a late success cannot close a circuit and a late failure cannot prolong a break.
+`now` is in seconds, of any clock that does not step back. Each change of state begins a new
+generation, and every admission carries the generation it was given in. An outcome of an older
+generation is dropped: a late success cannot close a circuit, a late failure cannot prolong a break.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .sliding_window import make_window
 __all__ = ["Admission", "Circuit", "Snapshot", "State"]
 
 _NEVER = -math.inf
-_LATER = 1.0  # seconds: while probes are out, their verdict is near, at an unknown time
+_LATER = 1.0  # seconds to wait while probes are under way: their verdict is near
 
 
 class State(enum.Enum):
-    """The states of a circuit, by pybreaker's words."""
+    """The states of a circuit, named as in pybreaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -34,7 +34,10 @@ _HALF_OPEN = State.HALF_OPEN  # a member of an enum takes Python 3.11 as long as
 
 
 class Admission:
-    """Leave to make one call. All callers of a closed circuit share one; each probe has its own."""
+    """The breaker's permission to make one call, not to be confused with `AdmissionController`.
+
+    All callers of a closed circuit share one; each probe has its own.
+    """
 
     __slots__ = ("generation",)
 
@@ -42,7 +45,7 @@ class Admission:
         self.generation = generation
 
 
-_NO_LEASES: dict[Admission, float] = {}  # of all circuits that are not half-open, to save memory
+_NO_LEASES: dict[Admission, float] = {}  # shared by all that are not half-open, to save memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,9 @@ class Snapshot:
     """A circuit at one moment.
 
     Attributes:
-        state: Where the circuit stands.
-        mode: The policy's mode in force.
-        reason: Why it came to this state, as a clause.
+        state: Closed, open or half-open.
+        mode: The mode in force.
+        reason: Why it is in this state, as a clause.
         generation: Grows with each change of state.
         calls: Calls in the window.
         failed: How many of them failed.
@@ -61,8 +64,8 @@ class Snapshot:
         retry_after: Seconds to the next probe, None while closed.
         probes: Probes under way.
         since: Seconds since the last change of state.
-        tally: How all attempts ended lately, also those that count for nothing here; None where
-            none failed since the last change of state.
+        tally: How all attempts ended lately, including failures that are not counted here; None
+            where none failed since the last change of state.
     """
 
     state: State
@@ -80,14 +83,14 @@ class Snapshot:
 
 
 class Circuit:
-    """Decides who is admitted, and when the state changes.
+    """Decides which calls are admitted and when the state changes.
 
     Args:
         policy: When to open, and for how long.
         now: Monotonic seconds.
-        counts_all: Whether somebody counts successes that change nothing here.
-        renewals: How often the lease of a probe is renewed while its call goes on. A call of this
-            process is known to go on, so that its place is kept for so long from the start.
+        counts_all: Whether successes that change nothing here must be recorded all the same.
+        renewals: How often the lease of a probe is renewed while its call goes on. Calls of this
+            process are known to go on, so their leases have the whole length from the start.
     """
 
     __slots__ = (
@@ -121,31 +124,36 @@ class Circuit:
         self.is_spotless = False
         """Whether one more quick success changes nothing."""
         self.ignores_successes = False
-        """Whether one more success changes nothing, however long it took, and is not counted."""
+        """Whether one more success, quick or slow, changes nothing and need not be counted.
+
+        True while the window is full of successes, slow calls are not watched and nothing counts
+        all: then a success skips clock and lock.
+        """
         self.outcomes: Outcomes | None = None
-        """How all attempts ended since the first that failed; None while none is remembered."""
+        """How all attempts ended since the first failure; None without one."""
         self.last = ""
-        """What the last failure looked like, until the circuit is closed."""
+        """The symptom of the last failure, until the circuit is closed."""
         self._use_policy(policy)
         self.mode: Mode = policy.mode
         self.generation = 0
         self.opens = 0
         self.shared_admission: Admission | None = None
-        """What any caller may use without asking; None unless the circuit is closed."""
+        """The admission that any caller may take without `acquire`; None unless closed."""
         self.open_until = _NEVER
-        """When an open circuit may be tried; every call before that is refused."""
+        """When the next probe is due; every call before that is rejected."""
         self._leases = _NO_LEASES
         self.set_mode(policy.mode, now, "since the start")
 
     # ------------------------------------------------------------------ before a call
 
     def acquire(self, now: float) -> Admission | None:
-        """Leave for one call, or None where it is refused."""
+        """Admit one call; None where it is rejected."""
         if self.shared_admission is not None:
             return self.shared_admission
         if self.state is State.OPEN:
             if now < self.open_until:
                 return None
+            # No timer ends a break: the first call after it does.
             last = f", the last failure {self.last}" if self.last else ""
             self._enter(State.HALF_OPEN, now, f"while probes are under way{last}")
         return self._acquire_probe(now)
@@ -159,17 +167,17 @@ class Circuit:
         return probe
 
     def _drop_lapsed(self, now: float) -> None:
-        # The collector may end an abandoned call right here, and so release its probe.
+        # The garbage collector may end an abandoned call right here, which releases its probe.
         for probe in list(self._leases):
             if self._leases.get(probe, math.inf) <= now:
                 self._leases.pop(probe, None)
 
     def is_valid(self, admission: Admission) -> bool:
-        """Whether an admission that waited elsewhere is still good."""
+        """Whether an admission still holds, after its call has waited for capacity."""
         return admission is self.shared_admission or admission in self._leases
 
     def retry_after(self, now: float) -> float | None:
-        """Seconds after which asking again makes sense; None where that is unknown."""
+        """Seconds until a call may be admitted again; None where that is unknown."""
         if self.shared_admission is not None or self.open_until == math.inf:
             return None
         return max(self.open_until - now, 0.0) if self.state is State.OPEN else _LATER
@@ -177,7 +185,7 @@ class Circuit:
     # ------------------------------------------------------------------ after a call
 
     def on_success(self, admission: Admission, duration: float, now: float) -> None:
-        """A call succeeded after `duration` seconds."""
+        """Record that a call succeeded after `duration` seconds."""
         if admission.generation != self.generation:
             return
         slow = duration >= self.slow_after
@@ -192,13 +200,13 @@ class Circuit:
     def on_failure(
         self, admission: Admission, duration: float, now: float, symptom: str = ""
     ) -> None:
-        """A call failed after `duration` seconds, and the dependency is to blame.
+        """Record that a call failed, and that the dependency is to blame.
 
         Args:
-            admission: What let it through.
+            admission: Its admission.
             duration: Seconds that it took.
             now: Monotonic seconds.
-            symptom: What the failure looked like, such as ``HTTP 503 (InternalServerError)``.
+            symptom: Status and error class, such as ``HTTP 503 (InternalServerError)``.
         """
         if admission.generation != self.generation:
             return
@@ -216,9 +224,10 @@ class Circuit:
     def on_uncounted_failure(
         self, admission: Admission, now: float, symptom: str, *, pause: float
     ) -> None:
-        """A call was answered and not served, such as with 401 or 429: no outage, and no recovery.
+        """Record an answer such as 401 or 429: the dependency is up, and the caller not served.
 
-        Where it was a probe, the next one is due after `pause` seconds; breaks do not grow by it.
+        That is no outage and no recovery. After a probe the circuit opens for `pause` seconds more;
+        breaks do not grow by it.
         """
         if admission.generation != self.generation:
             return
@@ -231,7 +240,7 @@ class Circuit:
             self.reopen(now, f"after a probe met {symptom}", pause)
 
     def _note(self, now: float, symptom: str, *, counts: bool) -> None:
-        """Remember how an attempt failed, and count successes from here on."""
+        """Remember how an attempt failed; from here on successes are counted, too."""
         if self.mode == "disabled":
             return
         self.last = symptom
@@ -241,7 +250,7 @@ class Circuit:
         self.is_spotless = self.ignores_successes = False
 
     def _outlast(self, outcomes: Outcomes, now: float) -> None:
-        """One more success, by which failures may be over, or forgotten."""
+        """Count a success; enough of them end the record of failures."""
         outcomes.on_success(now)
         if not outcomes.failed or outcomes.is_over:
             self._forget()
@@ -251,7 +260,7 @@ class Circuit:
         self.last = ""
 
     def release(self, admission: Admission) -> None:
-        """A call ended with no verdict: cancelled, refused later, or the caller's own fault."""
+        """End a call without a verdict: cancelled, rejected later, or the caller's own fault."""
         self._leases.pop(admission, None)
 
     def _record_probe(self, probe: Admission, now: float, *, bad: str) -> None:
@@ -301,11 +310,11 @@ class Circuit:
     # ------------------------------------------------------------------ changes of state
 
     def open(self, now: float, reason: str) -> None:
-        """Refuse calls, each time in a row for longer, up to the policy's cap."""
+        """Reject calls: for longer with each break in a row, up to the policy's cap."""
         policy = self.policy
         if self.state is not State.OPEN:
             self.opens += 1
-        growth = policy.open_growth ** min(max(self.opens - 1, 0), 64)
+        growth = policy.open_growth ** min(max(self.opens - 1, 0), 64)  # or a float overflows
         self._enter(State.OPEN, now, reason)
         forced = self.mode == "forced-open"
         self.open_until = (
@@ -313,19 +322,19 @@ class Circuit:
         )
 
     def reopen(self, now: float, reason: str, pause: float) -> None:
-        """Refuse calls for `pause` seconds more, in the break that a probe interrupted."""
+        """Reject calls for `pause` seconds more, in the same break: its probe decided nothing."""
         self._enter(State.OPEN, now, reason)
         self.open_until = now + min(max(pause, 0.0), self.policy.max_open_for)
 
     def half_open(self, now: float, reason: str) -> None:
-        """Let probes through, unless some are through already. Lifts the mode forced-open."""
+        """Admit probes. Lifts the mode forced-open; does nothing if half-open already."""
         if self.state is State.HALF_OPEN:
             return
         self._lift_force()
         self._enter(State.HALF_OPEN, now, reason)
 
     def close(self, now: float, reason: str) -> None:
-        """Let everybody through, with nothing remembered. Lifts the mode forced-open."""
+        """Admit all calls and forget all outcomes. Lifts the mode forced-open."""
         self._lift_force()
         self.opens = 0
         self._enter(State.CLOSED, now, reason)
@@ -333,14 +342,14 @@ class Circuit:
     def restore(
         self, state: State, now: float, reason: str, *, remaining: float, opens: int
     ) -> None:
-        """Take over a state that was decided elsewhere, with `remaining` seconds of a break."""
+        """Adopt a state that was decided elsewhere, with `remaining` seconds of a break."""
         self.opens = opens
         self._enter(state, now, reason)
         if state is State.OPEN:
             self.open_until = now + remaining
 
     def track_probe(self, probe: Admission, now: float, lease: float) -> None:
-        """Count a probe, such as one that was admitted elsewhere, until its lease is over."""
+        """Count a probe until its lease is over; it may have been admitted by Redis."""
         self._leases[probe] = now + lease * (1 + self._renewals)
 
     @property
@@ -349,11 +358,11 @@ class Circuit:
         return list(self._leases)
 
     def lose_probes(self) -> None:
-        """In a child process: their calls go on in the parent, and end there."""
+        """Forget all probes in a child process: their calls go on in the parent."""
         self._leases.clear()
 
     def set_mode(self, mode: Mode, now: float, reason: str) -> None:
-        """Force open, disable, only measure, or enforce again (from a closed circuit)."""
+        """Force open, disable, only measure, or enforce; all but forced-open start closed."""
         self.mode = mode
         if mode == "forced-open":
             self._enter(State.OPEN, now, reason)
@@ -362,7 +371,7 @@ class Circuit:
             self.close(now, reason)
 
     def update_policy(self, policy: BreakerPolicy, now: float, reason: str) -> None:
-        """Go on by another policy. The state stays, but where the mode is another."""
+        """Use another policy. The state stays, unless the mode changes."""
         before = self.policy
         self._use_policy(policy)
         if policy.mode != before.mode:
@@ -399,7 +408,7 @@ class Circuit:
         self.shared_admission = Admission(self.generation) if state is State.CLOSED else None
 
     def snapshot(self, now: float) -> Snapshot:
-        """What an operator wants to see."""
+        """The circuit at this moment, for people."""
         self.window.advance(now)
         self._drop_lapsed(now)
         outcomes = self.outcomes

@@ -12,7 +12,7 @@ from lightrag_resilience.errors import TruncatedStreamError, UnsupportedCallErro
 from lightrag_resilience.streams.finish_markers import (
     FinishMarker,
     finish_marker_for,
-    why_not_whole,
+    incomplete_error,
 )
 
 from .method_patching import replace_methods
@@ -111,7 +111,7 @@ def _raising_if_truncated(method: Callable[..., Any]) -> Callable[..., Any]:
             return
         if is_first:
             raise TruncatedStreamError(name, None, "before its first item")
-        if finish is not None and (error := why_not_whole(name, finish)) is not None:
+        if finish is not None and (error := incomplete_error(name, finish)) is not None:
             raise error
 
     return stream

@@ -235,7 +235,7 @@ class SharedBreaker(Breaker):
             if counts and circuit.state is State.OPEN:
                 self._is_diverged = self._awaits_answer = True
                 self._report.tripped = circuit.reason
-            self._weigh()
+            self._queue_health()
             self._queue_transition()
         self._publish_transitions()
         self._publish(FlushPriority.NOW if self._awaits_answer else FlushPriority.NEXT)

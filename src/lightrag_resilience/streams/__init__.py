@@ -1,1 +1,1 @@
-"""Guarded streams: reading them, and knowing whether they are whole."""
+"""Guarded streams: their items, their time, and whether they are complete."""

@@ -1,7 +1,7 @@
-"""Whether a stream of a model came to its end, was cut off before it, or was given up.
+"""Whether a model's stream is complete, was truncated, or was given up by its server.
 
-Chunks are recognised by their structure, as SDKs' objects or as dicts; no SDK is imported. What is
-not recognised, text above all, is never judged.
+Chunks are recognised by their structure, as SDKs' objects or as dicts; no SDK is imported. Items
+that are not recognised, such as plain text, are never judged.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from lightrag_resilience.errors import TruncatedStreamError
 
-__all__ = ["FinishMarker", "finish_marker_for", "is_of_model", "why_not_whole"]
+__all__ = ["FinishMarker", "finish_marker_for", "incomplete_error", "is_of_model"]
 
 _Read = Callable[[Any, str, Any], Any]
-_UNTOLD: Any = object()
+_ABSENT: Any = object()
 _STREAMS_OF_SDKS = frozenset({"openai", "openai._streaming", "anthropic", "anthropic._streaming"})
 
 _NOTHING = frozenset(
@@ -24,7 +24,7 @@ _NOTHING = frozenset(
         *("not_finished", "finish_reason_unspecified", "unspecified"),  # watsonx, Gemini
     }
 )
-"""Words for no finish reason, which some servers give with each chunk until the end."""
+"""Words for no finish reason, which some servers send with each chunk until the end."""
 _GAVE_UP = frozenset(
     {
         *("abort", "aborted", "failed"),  # vLLM, SGLang, LMDeploy
@@ -33,8 +33,8 @@ _GAVE_UP = frozenset(
         *("insufficient_system_resource", "overloaded", "service_unavailable"),  # DeepSeek
     }
 )
-"""Finish reasons by which a server says that it stopped before the model did; so do all that end
-like "error" (vLLM, Mistral, Cohere, OpenRouter) and "network_error" (Zhipu)."""
+"""Finish reasons of a server that stopped before the model did. So are all that end in "error"
+(vLLM, Mistral, Cohere, OpenRouter), such as "network_error" (Zhipu)."""
 _WORD = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
@@ -42,36 +42,36 @@ class FinishMarker(Protocol):
     """The finish marker of one stream."""
 
     def record(self, item: Any) -> None:
-        """The next item came."""
+        """Take note of the next item."""
 
     @property
     def is_seen(self) -> bool:
-        """Whether the model has said all."""
+        """Whether the marker came: the model is done."""
         ...
 
     @property
     def is_missing(self) -> bool:
-        """Whether something began and is not finished."""
+        """Whether something began whose marker has not come."""
         ...
 
     @property
     def failure(self) -> str | None:
-        """The word by which the server gave up; empty where it has none, None if it did not."""
+        """The server's code for giving up; empty if it named none, None if it did not give up."""
         ...
 
 
 def finish_marker_for(first: Any) -> FinishMarker | None:
-    """What to look for in a stream with this first item; None where no structure is known."""
+    """The finish marker of a stream with this first item; None where its structure is unknown."""
     try:
         if (finish := _recognised(first)) is not None:
             finish.record(first)
-    except Exception:  # noqa: BLE001 - an item's odd attributes must not break its stream
+    except Exception:  # noqa: BLE001 - an item of unknown shape must not break its stream
         return None
     return finish
 
 
-def why_not_whole(dependency: str, finish: FinishMarker) -> TruncatedStreamError | None:
-    """What a stream that has ended, or is closed at its end, failed with; None if it is whole."""
+def incomplete_error(dependency: str, finish: FinishMarker) -> TruncatedStreamError | None:
+    """The error of a stream that has ended incomplete; None if it is complete."""
     if (code := finish.failure) is not None:
         reason = f"by its server, which gave up: {code}" if code else "by its server"
         return TruncatedStreamError(dependency, None, reason, code)
@@ -81,7 +81,7 @@ def why_not_whole(dependency: str, finish: FinishMarker) -> TruncatedStreamError
 
 
 def is_of_model(source: Any) -> bool:
-    """Whether a stream is one of openai's or anthropic's SDK, never empty if whole."""
+    """Whether a stream is one of openai's or anthropic's SDK, which is never empty if complete."""
     cls = type(source)
     return cls.__name__ == "AsyncStream" and cls.__module__ in _STREAMS_OF_SDKS
 
@@ -104,19 +104,19 @@ def _events(read: _Read, kind: str, first: Any) -> FinishMarker | None:
         return None if read(first, "message", None) is None else _Events(read, is_missing=True)
     if kind in _BEGINNINGS:
         return _Events(read, is_missing=True)
-    # A response that is read on, or of which a function lets a part through: no end is owed.
+    # The stream begins amid a response, as one that is resumed or filtered: an end need not come.
     is_numbered = isinstance(read(first, "sequence_number", None), int)
     is_known = is_numbered and (kind == "error" or kind.startswith("response."))
     return _Events(read, is_missing=False) if is_known else None
 
 
-# ---------------------------------------------------------------------- a reason for each part
+# ---------------------------------------------------------------------- a reason for each choice
 
 
 class _EachFinishes:
-    """The choices of OpenAI's chunks, the candidates of Gemini's: each has a reason at its end.
+    """OpenAI's choices or Gemini's candidates: each ends with a finish reason.
 
-    The reason need not come in the last chunk: usage and late filter results follow it.
+    Its chunk need not be the last one: usage and late filter results may follow.
     """
 
     __slots__ = ("_begun", "_finished", "_name", "_read", "failure")
@@ -131,10 +131,10 @@ class _EachFinishes:
     def record(self, item: Any) -> None:
         read = self._read
         for part in read(item, self._name, None) or self._without_parts(item):
-            reason = read(part, "finish_reason", _UNTOLD)
-            if reason is not _UNTOLD:
-                # Gemini leaves an index of 0 out.
-                self._told(reason, read(part, "index", 0) or 0, part, item)
+            reason = read(part, "finish_reason", _ABSENT)
+            if reason is not _ABSENT:
+                # Gemini omits an index of 0.
+                self._on_reason(reason, read(part, "index", 0) or 0, part, item)
 
     def _without_parts(self, item: Any) -> tuple[Any, ...]:
         """A chunk of another kind: usage, a filter's results, or an error."""
@@ -142,7 +142,7 @@ class _EachFinishes:
             self.failure = _code_of(error)
         return ()
 
-    def _told(self, reason: Any, index: int, part: Any, item: Any) -> None:
+    def _on_reason(self, reason: Any, index: int, part: Any, item: Any) -> None:
         word = _word_of(reason)
         if not reason or word in _NOTHING:
             self._begun.add(index)
@@ -162,7 +162,7 @@ class _EachFinishes:
 
 
 class _Choices(_EachFinishes):
-    """The choices of objects: attributes that stand in the code are found in half the time."""
+    """OpenAI's choices as objects. Hot path: attributes written out cost half of `getattr`."""
 
     __slots__ = ()
 
@@ -173,10 +173,10 @@ class _Choices(_EachFinishes):
         try:
             for choice in item.choices or self._without_parts(item):
                 if choice.finish_reason:
-                    self._told(choice.finish_reason, choice.index or 0, choice, item)
+                    self._on_reason(choice.finish_reason, choice.index or 0, choice, item)
                 else:  # some providers give "" until the end
                     self._begun.add(choice.index or 0)
-        except AttributeError:  # one without a reason, or an index
+        except AttributeError:  # a choice without a reason or an index
             super().record(item)
 
 
@@ -185,7 +185,7 @@ class _Choices(_EachFinishes):
 _BEGINNINGS = frozenset(
     {"response.created", "response.queued", "response.in_progress", "message-start"}
 )
-"""First events of OpenAI's Responses, and of Cohere; Anthropic's is known by its message."""
+"""First events of OpenAI's Responses and of Cohere; Anthropic's is recognised by its message."""
 _WHOLE = frozenset(
     {
         *("response.completed", "response.done"),
@@ -194,11 +194,11 @@ _WHOLE = frozenset(
     }
 )
 _FAILED = frozenset({"response.failed", "response.cancelled", "error"})
-_TELLING = _WHOLE | _FAILED | {"message_delta"}  # which has the reason of the end that follows
+_RELEVANT = _WHOLE | _FAILED | {"message_delta"}  # it has the reason of the end that follows
 
 
 class _Events:
-    """The events of Anthropic, OpenAI's Responses and Cohere: the type of one says that it ends."""
+    """Events of Anthropic, OpenAI's Responses and Cohere: one of a certain type is the marker."""
 
     __slots__ = ("_read", "failure", "is_missing", "is_seen")
 
@@ -209,10 +209,10 @@ class _Events:
         self.failure: str | None = None
 
     def record(self, item: Any) -> None:
-        if (kind := self._read(item, "type", None)) in _TELLING:
-            self._told(kind, item)
+        if (kind := self._read(item, "type", None)) in _RELEVANT:
+            self._on_event(kind, item)
 
-    def _told(self, kind: str, item: Any) -> None:
+    def _on_event(self, kind: str, item: Any) -> None:
         response, delta = _within(item, "response"), _within(item, "delta")
         reason = _within(delta, "stop_reason") or _within(delta, "finish_reason")
         word = _word_of(_within(response, "status") or reason)
@@ -222,11 +222,11 @@ class _Events:
         elif kind in _WHOLE:
             self.is_seen, self.is_missing = True, False
             if response is not None:
-                self.failure = None  # what went wrong before did not end it
+                self.failure = None  # an earlier error did not end the response
 
 
 class _Done:
-    """Ollama's `done`: a mark on the last item."""
+    """Ollama's ``done``: true in the last item."""
 
     __slots__ = ("_read", "is_seen")
 
@@ -249,12 +249,12 @@ class _Done:
 
 
 def _within(thing: Any, name: str) -> Any:
-    """A part, of an object or a dict: what an SDK does not know, its objects hold as dicts."""
+    """A member of an object or a dict: SDKs keep members that they do not know as dicts."""
     return thing.get(name) if isinstance(thing, dict) else getattr(thing, name, None)
 
 
 def _word_of(reason: Any) -> str:
-    """A reason in lower case; Gemini's are members of an enumeration."""
+    """A reason in lower case; Gemini's are enum members."""
     word = getattr(reason, "value", reason)
     return word.lower().replace("-", "_") if isinstance(word, str) else ""
 
@@ -264,12 +264,12 @@ def _means_given_up(word: str) -> bool:
 
 
 def _code_of(error: Any) -> str:
-    """The code of an error, its type where it has none; empty where it has neither."""
+    """The code of an error, else its type, else an empty text."""
     found = (_printable(_within(error, name)) for name in ("code", "type"))
     return next((word for word in found if word not in {"", "error"}), "")
 
 
 def _printable(word: Any) -> str:
-    """A word from outside, as far as it may stand in an error: never a text."""
+    """A word from outside if it may be shown in an error, else empty: a text may be a prompt."""
     match = _WORD.fullmatch(str(word)) if isinstance(word, str | int) else None
     return match[0].lower() if match else ""

@@ -1,4 +1,4 @@
-"""A stream is one call: admitted at its start, judged at its end, holding its place until then."""
+"""A stream as one call: admitted at its start, settled at its end, with its permit until then."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class GuardedStream(StreamProxy[T_co]):
-    """Passes a source's items on, each waited for no longer than `TimeoutPolicy` says.
+    """Passes a source's items on, each within the timeouts of `TimeoutPolicy`.
 
     An error, a timeout and an end without the model's finish marker are failures of the dependency.
-    Closing early, being cancelled or being dropped is no verdict; the source is closed with it. The
-    call is under way, and has its place, until one of these happens.
+    A stream that is closed early, cancelled or dropped gives no verdict; its source is closed. Its
+    call is in flight and keeps its permit until one of these happens.
     """
 
     __slots__ = ("_guard", "_items", "_reader")
 
     def __init__(self, guard: Attempts, source: Any) -> None:
-        self._reader: StreamReader[T_co] | None = (
-            None  # until then the call is the caller's to settle
-        )
+        # None until the first item has come: till then the caller settles the call.
+        self._reader: StreamReader[T_co] | None = None
         super().__init__(source)
         self._guard = guard
         self._items: AsyncGenerator[T_co, Any] = _nothing()
 
     @property
     def dependency(self) -> str:
-        """Name of the guard it came through."""
+        """Name of its guard."""
         return self._guard.name
 
     async def open(self, call: Call, timer: Timer | None) -> Self:
-        """Wait for the first item: a source that cannot begin fails where it may be retried.
+        """Wait for the first item: until it has come the attempt may be retried.
 
-        The caller judges this wait, and ends it by `timer` unless streams have a time of their own.
+        The caller settles an error of this wait. `timer` limits it, unless the policy has a timeout
+        for first items.
         """
         guard, policy = self._guard, call.loop_state.policy
         limit = _limit_of_first_item(policy.timeout)
@@ -69,7 +69,7 @@ class GuardedStream(StreamProxy[T_co]):
             guard.settle_success(call)
             return self
         except BaseException:
-            with contextlib.suppress(Exception):  # what goes wrong here does not hide why
+            with contextlib.suppress(Exception):  # an error here must not hide the first one
                 await self._close_source()
             raise
         if timer is not None:
@@ -88,7 +88,7 @@ class GuardedStream(StreamProxy[T_co]):
                 self._abandon()
                 raise wrong_loop_error() from None
             raise
-        except GeneratorExit:  # Python 3.11 does not tell the generator
+        except GeneratorExit:  # Python 3.11 does not pass it on to the generator
             self._abandon()
             self._items = _nothing()
             raise
@@ -98,25 +98,25 @@ class GuardedStream(StreamProxy[T_co]):
         return await self._items.asend(value)
 
     async def athrow(self, error: BaseException) -> T_co:
-        """Raise an error in the source, where that is a generator, for what it makes of it.
+        """Raise an error in the source, where that is a generator, for its next item.
 
         Raises:
-            Exception: What the source raised, which is no verdict where it is `error` itself.
+            Exception: What the source raised; no verdict where it is `error` itself.
         """
         try:
             return await self._items.athrow(error)
         finally:
-            reading, items = self._reader, cast("AsyncGeneratorType[T_co, Any]", self._items)
-            if reading is not None and items.ag_frame is None and reading.is_under_way:
-                await reading.close()  # it was not read yet, and the source was told nothing
+            reader, items = self._reader, cast("AsyncGeneratorType[T_co, Any]", self._items)
+            if reader is not None and items.ag_frame is None and reader.is_under_way:
+                await reader.close()  # it was not read yet: the error has not reached the source
 
     async def aclose(self) -> None:
-        """Stop here and close the source: no verdict, unless the finish marker came already."""
-        if (reading := self._reader) is None:
+        """Close the source early: no verdict, unless the finish marker has come already."""
+        if (reader := self._reader) is None:
             await super().aclose()
             return
         try:
-            await reading.close()
+            await reader.close()
         finally:
             with contextlib.suppress(RuntimeError):  # another task waits in it
                 await self._items.aclose()
@@ -140,25 +140,25 @@ class GuardedStream(StreamProxy[T_co]):
             own.stop(call)
 
     def _abandon(self) -> None:
-        if (reading := self._reader) is not None:
-            reading.abandon()
+        if (reader := self._reader) is not None:
+            reader.abandon()
 
     def __del__(self) -> None:
-        # Dropped by a caller who never closed it: its place must not stay taken.
+        # A caller dropped it without closing it: its permit must be released.
         self._abandon()
 
 
 def items_of(stream: AsyncIterator[T]) -> AsyncIterator[T]:
-    """What `stream` gives, by a shorter way if it is guarded. It must be kept until the end."""
+    """The items of `stream`, faster than by its ``__anext__``; keep the stream until the end."""
     return stream._items if isinstance(stream, GuardedStream) else stream  # noqa: SLF001
 
 
 def generator_function(
     begin: Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]],
 ) -> Callable[..., AsyncGenerator[Any, Any]]:
-    """An async generator function over streams that `begin` makes of its arguments.
+    """An async generator function over the streams that `begin` opens for its arguments.
 
-    What is sent or thrown into its generators reaches the source, where that is one too.
+    What is sent or thrown into its generators reaches the source, where that is a generator, too.
     """
 
     async def items(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
@@ -171,14 +171,14 @@ def generator_function(
                         sent = yield item
                     except GeneratorExit:
                         raise
-                    except BaseException as error:  # noqa: BLE001 - the source's to raise on
+                    except BaseException as error:  # noqa: BLE001 - the source may raise it
                         item = await thrown_into(source, error)  # noqa: PLW2901
                     else:
                         if sent is None:
                             break
                         item = await sent_into(source, sent)  # noqa: PLW2901 - it is the next
         except StopAsyncIteration:
-            return  # in answer to what was sent or thrown
+            return  # the source ended on what was sent or thrown
         finally:
             if hasattr(stream, "aclose"):
                 await stream.aclose()
@@ -187,9 +187,9 @@ def generator_function(
 
 
 async def close_complete(stream: GuardedStream[Any]) -> None:
-    """Close a stream whose source has said all, read or not: a success."""
-    if (reading := stream._reader) is not None:  # noqa: SLF001 - for the way of one source
-        reading.end()
+    """Close a stream whose source is complete, read to its end or not: a success."""
+    if (reader := stream._reader) is not None:  # noqa: SLF001 - for streams of one SDK alone
+        reader.end()
     await stream.aclose()
 
 
@@ -199,7 +199,7 @@ async def _nothing() -> AsyncGenerator[Any, None]:
 
 
 def _limit_of_first_item(timeout: TimeoutPolicy) -> float | None:
-    """Seconds from sending to the first item; None where an attempt's own time is shortest."""
-    own, whole = timeout.first_item, timeout.stream_total
-    usual = own or timeout.attempt or math.inf
-    return whole if whole is not None and whole < usual else own
+    """Seconds from sending to the first item; None where the attempt's timer limits it."""
+    first_item, whole = timeout.first_item, timeout.stream_total
+    usual = first_item or timeout.attempt or math.inf
+    return whole if whole is not None and whole < usual else first_item

@@ -1,4 +1,4 @@
-"""What a stream that is passed on looks like, and one whose first item is there already."""
+"""Streams that pass a source's items on, and one whose first item is fetched in advance."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NOTHING: Any = object()
 
 
 class StreamProxy(AsyncIterator[T_co], Generic[T_co]):
-    """A source's items, and whatever else of the source is public, such as an SDK's `response`.
+    """Passes on a source's items and its public attributes, such as an SDK's `response`.
 
-    What a source's own methods read goes past this stream.
+    Items that the source's own methods read bypass this stream.
 
     Args:
-        source: What is iterated over, and closed with this.
+        source: The iterable, closed with this stream.
     """
 
     __slots__ = ("_iterator", "_source")
@@ -39,17 +39,17 @@ class StreamProxy(AsyncIterator[T_co], Generic[T_co]):
         await self.aclose()
 
     def __getattr__(self, name: str) -> Any:
-        # Private names are looked for while a copy is made, before there is a source.
+        # copy() looks for private names before there is a source: that would recurse.
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self._source, name)
 
     async def close(self) -> None:
-        """As `aclose`, under the name that SDKs give it."""
+        """As `aclose`: SDKs name it so."""
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop here, and close the source."""
+        """Close the source."""
         await self._close_source()
 
     async def _close_source(self) -> None:
@@ -57,7 +57,7 @@ class StreamProxy(AsyncIterator[T_co], Generic[T_co]):
 
 
 class PrimedStream(StreamProxy[T_co]):
-    """A stream whose first item is there: until then it can be begun elsewhere."""
+    """A stream whose first item is fetched in advance: until then another may take its place."""
 
     __slots__ = ("_first",)
 
@@ -66,11 +66,11 @@ class PrimedStream(StreamProxy[T_co]):
         self._first: Any = _NOTHING
 
     async def open(self) -> Self:
-        """Wait for the first item; a source that cannot give it is closed."""
+        """Wait for the first item; a source that fails at it is closed."""
         try:
             self._first = await anext(self._iterator, _NOTHING)
         except BaseException:
-            with contextlib.suppress(Exception):  # what goes wrong here does not hide why
+            with contextlib.suppress(Exception):  # an error here must not hide the first one
                 await self.aclose()
             raise
         return self
@@ -85,27 +85,27 @@ class PrimedStream(StreamProxy[T_co]):
         return item
 
     async def athrow(self, error: BaseException) -> T_co:
-        """Raise an error in the source, for what it makes of it."""
+        """Raise an error in the source; returns its next item if it handles the error."""
         item: T_co = await thrown_into(self._iterator, error)
         return item
 
     async def aclose(self) -> None:
-        """Stop here, and close the source."""
+        """Close the source."""
         self._first = _NOTHING
         await super().aclose()
 
 
 async def sent_into(source: Any, value: Any) -> Any:
-    """The next item of a source that is sent a value; one that is no generator takes none."""
+    """Send a value into a source for its next item; only a generator takes the value."""
     send = getattr(source, "asend", None)
     return await (anext(source) if send is None else send(value))
 
 
 async def thrown_into(source: Any, error: BaseException) -> Any:
-    """What a source makes of an error of its reader; one that is no generator makes nothing of it.
+    """Throw an error of the reader into a source; returns its next item if it handles the error.
 
     Raises:
-        Exception: `error` or another, as the source has it.
+        Exception: `error`, from a source that is no generator; or what the source raises.
         StopAsyncIteration: The source ended.
     """
     if (throw := getattr(source, "athrow", None)) is None:
@@ -114,7 +114,7 @@ async def thrown_into(source: Any, error: BaseException) -> Any:
 
 
 async def close_both(iterator: Any, source: Any) -> None:
-    """Close an iterator and what it reads from: closing one need not close the other."""
+    """Close an iterator and its source: closing one need not close the other."""
     try:
         await _close(iterator)
     finally:

@@ -1,4 +1,4 @@
-"""A stream under way: each item waited for so long, and one verdict at the end."""
+"""A stream under way: a timeout for each item, and one verdict at its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightrag_resilience.errors import (
 from lightrag_resilience.runtime.tasks import keep_until_done
 from lightrag_resilience.timeouts.idle_timer import IdleTimer
 
-from .finish_markers import FinishMarker, finish_marker_for, why_not_whole
+from .finish_markers import FinishMarker, finish_marker_for, incomplete_error
 from .stream_proxy import close_both, sent_into, thrown_into
 
 __all__ = ["StreamReader"]
@@ -29,15 +29,15 @@ T = TypeVar("T")
 
 
 class StreamReader(Generic[T]):
-    """A stream's call, from its first item on.
+    """The call of a stream, from its first item on.
 
-    Nothing in here knows the stream that the caller has, so that one is gone once it is dropped.
+    It has no reference to the caller's `GuardedStream`, which is freed as soon as it is dropped.
 
     Args:
-        guard: Whose call it is.
+        guard: The guard of the call.
         call: The call.
-        iterator: Gives the items.
-        source: What the iterator reads from, closed with it.
+        iterator: The iterator over the items.
+        source: The object it reads from, closed with it.
         first: The first item.
     """
 
@@ -74,20 +74,21 @@ class StreamReader(Generic[T]):
             self._finish = finish_marker_for(first)
 
     async def items(self, first: T) -> AsyncGenerator[T, Any]:  # noqa: C901, PLR0912, PLR0915 - as `Guard.run`
-        """All items. A generator, as a coroutine for each would cost as much as all else.
+        """All items. One generator: a coroutine for each item would double the cost.
 
-        What its reader sends or throws into it reaches the source, where that is a generator.
+        What the reader sends or throws into it reaches the source, where that is a generator.
 
         Raises:
             AttemptTimeoutError: An item, or the stream as a whole, took too long.
             TruncatedStreamError: It ended without its finish marker, or its server gave up.
             Exception: What the source raised.
         """
+        # Hot path, once for each item: names are local, and what follows is not cut into methods.
         item: Any = first
         del first
-        guard, iterator, gaps = self._guard, self._iterator, self._idle_timer
+        guard, iterator, idle_timer = self._guard, self._iterator, self._idle_timer
         span, around = self._span, current_call
-        note = None if self._finish is None else self._finish.record
+        record = None if self._finish is None else self._finish.record
         step: Callable[[], Awaitable[T]] | None = None
         thrown: BaseException | None = None
         while True:
@@ -106,7 +107,7 @@ class StreamReader(Generic[T]):
             if span is not None:
                 await self._resume(span)
             try:
-                gaps.start()
+                idle_timer.start()
             except UnsupportedCallError:
                 self.abandon()
                 raise
@@ -122,74 +123,80 @@ class StreamReader(Generic[T]):
                 finally:
                     call.guard = None
                     if span is not None:
-                        span.left = guard.clock()
-                    try:  # noqa: SIM105 - suppress() costs more than all of this
+                        span.given_at = guard.clock()
+                    try:  # noqa: SIM105 - suppress() costs more than the whole block
                         around.reset(token)
                     except ValueError:
-                        pass  # ended by the garbage collector, in the context of other code
+                        pass  # the garbage collector closed the generator, in another context
             except StopAsyncIteration as end:
-                await self._interrupted(end)
+                await self._settle_interrupted(end)
                 return
             except BaseException as error:
                 is_readers = thrown is not None and _is_the_same(error, thrown)
-                thrown = step = None  # they lead back here: a circle
-                if is_readers:  # and the source raised it on
+                thrown = step = None  # they refer to this frame: a reference cycle
+                if is_readers:  # the source passed the reader's own error on: no verdict
                     self._release()
                     await self._close_after_error()
                 else:
-                    await self._interrupted(error)
+                    await self._settle_interrupted(error)
                 raise
-            if gaps.stop():
-                # LightRAG answers a cancellation amid a model's thoughts with one more item.
-                await self._fail(late := self._too_late())
+            if idle_timer.stop():
+                # The source swallowed the timer's cancellation and gave an item: LightRAG does so
+                # if it is cancelled amid a model's reasoning.
+                await self._fail(late := self._late_error())
                 raise late
-            if note is not None:
+            if record is not None:
                 try:  # noqa: SIM105 - suppress() costs more than all of this
-                    note(item)
-                except Exception:  # noqa: BLE001, S110 - an odd item must not break its stream
+                    record(item)
+                except Exception:  # noqa: BLE001, S110 - an item of unknown shape must not break its stream
                     pass
 
     @property
     def is_under_way(self) -> bool:
-        """Whether there is no verdict yet, and may be one."""
+        """Whether the call is not settled yet."""
         return self._call is not None
 
     # ------------------------------------------------------------------ waiting
 
     async def _resume(self, span: _Span) -> None:
-        """The reader asks for an item, where the stream may take only so long as a whole."""
+        """Check the time of the whole stream, when the reader requests an item."""
         now = self._guard.clock()
-        span.reader_came_back(now)
+        span.on_reader_back(now)
         if now >= span.until:
-            await self._fail(late := self._too_long(span))
+            await self._fail(late := self._span_error(span))
             raise late
 
-    async def _interrupted(self, error: BaseException) -> None:
-        """An error ended the wait for an item; where it stands for another, this raises that."""
+    async def _settle_interrupted(self, error: BaseException) -> None:
+        """Settle a stream whose wait for an item ended with an error.
+
+        Raises:
+            AttemptTimeoutError: The timer has caused the error.
+            TruncatedStreamError: The source ended before its finish marker.
+        """
         ends = (asyncio.CancelledError, StopAsyncIteration)
         if self._idle_timer.stop() and isinstance(error, ends):
-            await self._fail(late := self._too_late())
+            await self._fail(late := self._late_error())
             raise late from error
         if isinstance(error, StopAsyncIteration):
-            if (cut_off := self._why_not_whole()) is not None:
-                await self._fail(cut_off)
-                raise cut_off from None
+            if (truncated := self._incomplete_error()) is not None:
+                await self._fail(truncated)
+                raise truncated from None
             self.end()
         elif isinstance(error, Exception):
             await self._fail(error)
-        elif isinstance(error, GeneratorExit):  # dropped while it waits: nothing can be awaited
+        elif isinstance(error, GeneratorExit):  # dropped during a wait: no await is possible now
             self.abandon()
         else:
             self._release()
             await self._close_after_error()
 
-    def _too_late(self) -> Exception:
+    def _late_error(self) -> Exception:
         if (span := self._span) is not None and self._idle_timer.ran_out:
-            return self._too_long(span)
+            return self._span_error(span)
         late = f"waiting {self._idle_timer.seconds:g} s for the next item"
         return AttemptTimeoutError(self._guard.name, None, late)
 
-    def _too_long(self, span: _Span) -> Exception:
+    def _span_error(self, span: _Span) -> Exception:
         if span.is_readers_fault:
             self._release()
         late = f"after {span.seconds:g} s of its stream"
@@ -198,34 +205,34 @@ class StreamReader(Generic[T]):
     # ------------------------------------------------------------------ ending
 
     async def close(self) -> None:
-        """Stop here and close the source: no verdict, unless the finish marker came already."""
+        """Close the source early: no verdict, unless the finish marker has come already."""
         if (finish := self._finish) is not None:
-            if finish.failure is not None and (cut_off := self._why_not_whole()) is not None:
-                self._settle_failed(cut_off)
+            if finish.failure is not None and (truncated := self._incomplete_error()) is not None:
+                self._settle_failed(truncated)
             elif finish.is_seen:
                 self.end()
         self._release()
         await self._close_source()
 
     def abandon(self) -> None:
-        """Let go of the call here and now, and of the source as soon as its loop gets to it."""
+        """Settle the call without a verdict now, and have the loop close the source soon."""
         if (call := self._call) is None:
             return
         self._release()
-        # Left to the garbage collector, the generators inside openai's streams get in each other's
-        # way, and the connection stays open.
+        # The garbage collector closes the generators inside openai's streams in an order in which
+        # they block each other, and the connection stays open.
         with contextlib.suppress(RuntimeError):  # the loop is closed
             call.loop_state.loop.call_soon_threadsafe(_close_later, self._close_after_error)
 
     def end(self) -> None:
-        """The source has said all: a success."""
+        """Settle a complete stream as a success."""
         self._idle_timer.close()
         if (call := self._take_call()) is not None:
             self._guard.settle_success(call, self._waited)
 
-    def _why_not_whole(self) -> TruncatedStreamError | None:
+    def _incomplete_error(self) -> TruncatedStreamError | None:
         finish = self._finish
-        return None if finish is None else why_not_whole(self._guard.name, finish)
+        return None if finish is None else incomplete_error(self._guard.name, finish)
 
     async def _fail(self, error: Exception) -> None:
         self._settle_failed(error)
@@ -241,14 +248,14 @@ class StreamReader(Generic[T]):
             self._guard.settle_without_verdict(call)
 
     def _take_call(self) -> Call | None:
-        """The call, no longer under way, to be settled once."""
+        """Take the call out of those in flight, so that it is settled once."""
         call, self._call = self._call, None
         if call is not None:
             self._guard.gate.running.pop(call, None)
         return call
 
     async def _close_after_error(self) -> None:
-        """Close the source; what goes wrong here does not hide why."""
+        """Close the source; an error here must not hide the first one."""
         with contextlib.suppress(Exception):
             await self._close_source()
 
@@ -258,42 +265,41 @@ class StreamReader(Generic[T]):
 
 
 def _is_the_same(error: BaseException, thrown: BaseException) -> bool:
-    """Whether a generator let an error through that was thrown into it."""
-    is_end = isinstance(
-        thrown, (StopIteration, StopAsyncIteration)
-    )  # which Python does not raise on
+    """Whether a generator passed an error on that was thrown into it."""
+    # Python turns these two into a RuntimeError when a generator passes them on.
+    is_end = isinstance(thrown, (StopIteration, StopAsyncIteration))
     return error is thrown or (is_end and error.__cause__ is thrown)
 
 
 class _Span:
-    """The time of a stream as a whole, and how much of it its reader took.
+    """The time of a stream as a whole, and how much of it the reader took.
 
     Args:
-        seconds: How long it may take.
+        seconds: The timeout of the whole stream.
         started: Monotonic seconds at which its attempt was sent.
         now: Monotonic seconds; its first item has just come.
 
     Attributes:
         until: Monotonic seconds at which it must end.
-        left: When the reader was last given an item.
+        given_at: Monotonic seconds at which the reader got its last item.
     """
 
-    __slots__ = ("_away", "left", "seconds", "until")
+    __slots__ = ("_by_reader", "given_at", "seconds", "until")
 
     def __init__(self, seconds: float, started: float, now: float) -> None:
         self.seconds = seconds
         self.until = started + seconds
-        self.left = now
-        self._away = 0.0
+        self.given_at = now
+        self._by_reader = 0.0
 
-    def reader_came_back(self, now: float) -> None:
-        """The reader asks for the next item, having had the last since `left`."""
-        self._away += now - self.left
+    def on_reader_back(self, now: float) -> None:
+        """Add the time since the last item to that of the reader."""
+        self._by_reader += now - self.given_at
 
     @property
     def is_readers_fault(self) -> bool:
         """Whether the reader took more of the time than the source."""
-        return self._away * 2 > self.seconds
+        return self._by_reader * 2 > self.seconds
 
 
 def _close_later(close: Callable[[], Coroutine[Any, Any, None]]) -> None:

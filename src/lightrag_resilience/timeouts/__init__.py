@@ -1,1 +1,1 @@
-"""Timers of attempts and of the time between two items of a stream."""
+"""Timers of attempts, and of the gaps between the items of a stream."""

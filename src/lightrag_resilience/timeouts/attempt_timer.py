@@ -1,8 +1,7 @@
 """Timeouts for many calls with one armed timer.
 
-All calls of one policy may take equally long, so the order in which they begin is the order in
-which they are due: a dict and a single timer serve them all, where `asyncio.timeout` would arm and
-cancel a timer for each call.
+All calls with the same timeout are due in the order in which they begin. One dict and one timer of
+the loop serve them all, where `asyncio.timeout` arms and cancels a timer for each call.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ __all__ = ["Clock", "Timed", "Timer"]
 
 
 class Clock(Protocol):
-    """A clock. For pyright a plain ``Callable`` in a slot would be a method."""
+    """A clock. Pyright takes a plain ``Callable`` in a slot for a method."""
 
     def __call__(self) -> float:
         """Monotonic seconds."""
@@ -32,24 +31,26 @@ class Timed:
     __slots__ = ("cancelling", "due", "expired", "name", "task")
 
     name: str
-    """The dependency that has it run."""
+    """The dependency."""
     task: asyncio.Task[object]
     cancelling: int
-    """Cancellations the task already had when the time began to run."""
+    """`Task.cancelling()` at the start: later cancellations beside the timer's are the caller's."""
     due: float
+    """Monotonic seconds at which its time is up; infinity while it is paused."""
     expired: bool
+    """Whether the timer has cancelled the task."""
 
     @property
     def is_suspended(self) -> bool:
-        """Whether what it runs is not its own at the moment: its whole time runs anew."""
+        """Whether other code runs at the moment: then its whole time starts anew when it is due."""
         return False
 
 
 class Timer:
-    """Ends what is still running `seconds` after it began. For one event loop.
+    """Cancels what is still running `seconds` after it began. For one event loop.
 
     Args:
-        seconds: How long each may take.
+        seconds: The timeout.
         loop: The loop on which they run.
         clock: Monotonic seconds, by which `Timed.due` is set.
     """
@@ -66,7 +67,7 @@ class Timer:
         self._armed = False
 
     def start(self, timed: Timed, now: float) -> None:
-        """Let the time of `timed` run from `now`, in the task that calls this."""
+        """Start the time of `timed` at `now`, in the task that calls this."""
         timed.task = task = current_task(self.loop)  # type: ignore[assignment]
         timed.cancelling = task.cancelling()  # type: ignore[union-attr]
         timed.expired = False
@@ -76,21 +77,22 @@ class Timer:
             self._arm(self.seconds)
 
     def stop(self, timed: Timed) -> bool:
-        """The time no longer matters. True if it was up, and nobody else cancelled the task."""
+        """Stop the time. True if it was up and the timer alone has cancelled the task."""
         if timed.expired:
+            # As asyncio.timeout does: take back the own cancellation, and see what is left.
             timed.expired = False
             return timed.task.uncancel() <= timed.cancelling
         if self._running.pop(timed, self) is self:
-            timed.due = 0.0  # it was paused, and shall not be resumed
+            timed.due = 0.0  # it was paused, and must not be resumed
         return False
 
     def pause(self, timed: Timed) -> None:
-        """Let no time run; one whose time is up is ended all the same."""
+        """Suspend the time, unless it is up already."""
         if self._running.pop(timed, self) is None:
             timed.due = math.inf
 
     def resume(self, timed: Timed, now: float) -> None:
-        """Let its whole time run anew from `now`, if it is paused and was not stopped since."""
+        """Start the whole time anew at `now`, if it is paused and was not stopped since."""
         if timed.due == math.inf:
             timed.due = now + self.seconds
             self._running[timed] = None
@@ -98,16 +100,16 @@ class Timer:
                 self._arm(self.seconds)
 
     def running(self) -> list[Timed]:
-        """Those whose time runs; any thread may ask."""
+        """All whose time runs; from any thread."""
         return list(self._running)
 
     def _arm(self, delay: float) -> None:
-        # In an empty context: that of the caller would be kept for as long as it lasts.
-        self.loop.call_later(max(delay, 0.0), self._ring, context=contextvars.Context())
+        # In an empty context: the timer would keep the caller's context alive.
+        self.loop.call_later(max(delay, 0.0), self._fire, context=contextvars.Context())
         self._armed = True
 
-    def _ring(self) -> None:
-        """End what is due; arm again for the next, if any is left."""
+    def _fire(self) -> None:
+        """Cancel what is due, and arm the timer for the next, if any is left."""
         self._armed = False
         now = self.clock()
         while self._running:

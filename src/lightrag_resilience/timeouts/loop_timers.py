@@ -1,4 +1,4 @@
-"""The event loops on which guards are called, and what all calls on one of them share."""
+"""The event loops on which guards are called, and the timers that all calls on one loop share."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["LoopTimers", "LoopTimersRegistry"]
 
 
 class LoopTimers:
-    """An event loop, and a timer for all calls that may take equally long, whoever makes them.
+    """An event loop with one timer for each timeout, shared by the calls of all guards.
 
     Args:
         loop: The loop.
         clock: Monotonic seconds, by which `Timed.due` is set.
 
     Attributes:
-        thread: Where the loop ran when it was last looked for; None where it cannot run any more.
+        thread: The thread in which the loop ran last; None where it cannot run any more.
     """
 
     __slots__ = ("_clock", "_timers", "loop", "thread")
@@ -33,14 +33,14 @@ class LoopTimers:
         self._timers: dict[float, Timer] = {}
 
     def timer(self, seconds: float) -> Timer:
-        """What ends calls that take longer than `seconds`."""
+        """The timer that cancels calls that take longer than `seconds`."""
         timer = self._timers.get(seconds)
         if timer is None:
             timer = self._timers.setdefault(seconds, Timer(seconds, self.loop, self._clock))
         return timer
 
     def running(self) -> list[Timed]:
-        """Those whose time runs; any thread may ask."""
+        """All calls whose time runs; from any thread."""
         return [timed for timer in list(self._timers.values()) for timed in timer.running()]
 
 
@@ -51,29 +51,29 @@ class LoopTimersRegistry:
         clock: Monotonic seconds, by which `Timed.due` is set.
     """
 
-    __slots__ = ("__weakref__", "_clock", "_of_loops")
+    __slots__ = ("__weakref__", "_by_loop", "_clock")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._of_loops: dict[asyncio.AbstractEventLoop, LoopTimers] = {}
+        self._by_loop: dict[asyncio.AbstractEventLoop, LoopTimers] = {}
 
     def for_loop(self, loop: asyncio.AbstractEventLoop) -> LoopTimers:
-        """That of a loop which runs in this thread."""
-        home = self._of_loops.get(loop)
-        if home is None:
+        """The timers of a loop which runs in this thread."""
+        timers = self._by_loop.get(loop)
+        if timers is None:
             reset_in_children(self)
-            for other in list(self._of_loops):
+            for other in list(self._by_loop):
                 if other.is_closed():
-                    self._of_loops.pop(other, None)
-            home = self._of_loops.setdefault(loop, LoopTimers(loop, self._clock))
-        home.thread = get_ident()
-        return home
+                    self._by_loop.pop(other, None)
+            timers = self._by_loop.setdefault(loop, LoopTimers(loop, self._clock))
+        timers.thread = get_ident()
+        return timers
 
     def running(self) -> list[Timed]:
-        """Calls of all loops whose time runs; any thread may ask."""
-        return [timed for home in list(self._of_loops.values()) for timed in home.running()]
+        """All calls of all loops whose time runs; from any thread."""
+        return [timed for timers in list(self._by_loop.values()) for timed in timers.running()]
 
     def reset_after_fork(self) -> None:
-        """In a child process: a loop that seems to run in this thread is the parent's."""
-        for home in self._of_loops.values():
-            home.thread = None
+        """Mark all loops as dead in a child process: they run in the parent."""
+        for timers in self._by_loop.values():
+            timers.thread = None
