@@ -1,4 +1,4 @@
-"""Ingest documents into a LightRAG while its storage fails, and see what became of them."""
+"""Ingest documents into a LightRAG while its storage fails, and compare the outcomes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEPARATOR = "<SEP>"
 
 
 def document(number: int) -> str:
-    """It shares a name with the next one, so that entities are merged."""
+    """A text that shares a name with the next one, so that entities are merged."""
     one, other = (f"N{chr(ord('A') + n) * 4}" for n in (number, number + 1))
     return f"Document {number}: {one} lives beside {other}."
 
@@ -36,13 +36,13 @@ class Outcome:
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """All that two ingests of the same documents have in common."""
+        """What two ingests of the same documents must have in common."""
         return self.statuses, self.documents, self.graph, self.vectors
 
 
 @dataclass
 class Fault:
-    """What happens to the server after so many of the model's calls."""
+    """A fault of the storage's server after a number of model calls."""
 
     begin: Callable[[], None]
     end: Callable[[], None]
@@ -61,7 +61,7 @@ async def ingest(
     fault: Fault | None = None,
     prepare: Callable[[Any], Awaitable[Any]] | None = None,
 ) -> Outcome:
-    """Ingest so many documents, and let the fault happen in the middle.
+    """Ingest `count` documents, with the fault in the middle.
 
     Raises:
         TimeoutError: It did not end in 120 s.
@@ -86,16 +86,16 @@ async def ingest(
                 await rag.ainsert(texts, ids=names, file_paths=names)
         except TimeoutError:
             raise
-        except Exception as failed:  # noqa: BLE001 - is told
+        except Exception as failed:  # noqa: BLE001 - part of the outcome
             error = f"ainsert: {type(failed).__name__}: {failed}"
         seconds = time.monotonic() - began
         await asyncio.gather(*faults)
-        outcome = await look(rag, count, seconds)
+        outcome = await outcome_of(rag, count, seconds)
     outcome.errors |= {error} - {""}
     return outcome
 
 
-async def look(rag: Any, count: int, seconds: float) -> Outcome:
+async def outcome_of(rag: Any, count: int, seconds: float) -> Outcome:
     names = [f"{number}.txt" for number in range(count)]
     rows = await rag.doc_status.get_by_ids(names)
     found = [row for row in rows if row]
@@ -107,11 +107,13 @@ async def look(rag: Any, count: int, seconds: float) -> Outcome:
         seconds=seconds,
         statuses=Counter(str(getattr(row["status"], "value", row["status"])) for row in found),
         documents={name: text and text["content"] for name, text in zip(names, texts, strict=True)},
-        graph={"nodes": told(nodes, rag), "edges": told(edges, rag)},
+        graph={"nodes": comparable(nodes, rag), "edges": comparable(edges, rag)},
         vectors={
-            "chunks": told(await rag.chunks_vdb.get_vectors_by_ids(chunks), rag),
-            "entities": told(await rag.entities_vdb.get_vectors_by_ids(entity_ids(nodes)), rag),
-            "relations": told(
+            "chunks": comparable(await rag.chunks_vdb.get_vectors_by_ids(chunks), rag),
+            "entities": comparable(
+                await rag.entities_vdb.get_vectors_by_ids(entity_ids(nodes)), rag
+            ),
+            "relations": comparable(
                 await rag.relationships_vdb.get_vectors_by_ids(relation_ids(edges)), rag
             ),
         },
@@ -132,13 +134,13 @@ def identity(prefix: str, text: str) -> str:
     return prefix + md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def told(found: Any, rag: Any) -> Any:
-    """Without order, of the rows and of what is joined in them."""
+def comparable(found: Any, rag: Any) -> Any:
+    """Rows without order, also of the values joined in them."""
     rows = found.items() if isinstance(found, dict) else found
-    return sorted((plain(apart(row), rag) for row in rows), key=repr)
+    return sorted((plain(without_order(row), rag) for row in rows), key=repr)
 
 
-def apart(row: Any) -> Any:
+def without_order(row: Any) -> Any:
     if not isinstance(row, dict):
         return row
     if "source" in row:  # an edge has no direction

@@ -1,4 +1,4 @@
-"""LightRAG's server is killed at random moments, again and again; and what became of its documents.
+"""Kill LightRAG's server at random moments, and check what became of its documents.
 
 By hand, thirty rounds under Gunicorn with Redis, then LightRAG alone:
 
@@ -6,7 +6,7 @@ By hand, thirty rounds under Gunicorn with Redis, then LightRAG alone:
     python tests/support/kills.py 1-30 --bare
 
 Without ``--alone`` it is Gunicorn with two workers, without ``--no-redis`` they share a Redis.
-With ``--workers-only`` Gunicorn's master goes on, and starts others.
+With ``--workers-only`` Gunicorn's master lives on and starts new workers.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ TIMES = {
 }
 LATENCY = 0.4  # seconds of the provider
 SETTLES_WITHIN = 240.0  # seconds
-IDLE = 25.0  # seconds without any progress after which LightRAG alone is taken at its word
+IDLE = 25.0  # seconds without progress after which an unprotected LightRAG counts as settled
 MOMENTS = {"ingest": "", "start": "", "catch-up": "", "drain": "", "worker": "--gunicorn"}
-"""When to kill all processes of a server, and with which option only."""
+"""Moments to kill all processes of a server, and the option that each needs."""
 _BOOTED = re.compile(r"Booting worker with pid: (\d+)")
 
 
@@ -56,14 +56,14 @@ class Round:
     """What became of the documents of one round.
 
     Attributes:
-        seed: It decides when the server is killed.
-        kills: At which moments it was.
+        seed: Decides when the server is killed.
+        kills: The moments at which it was.
         accepted: Documents whose upload was answered.
-        lost: Of these, what has become of those that are not processed at the end.
+        lost: The states of those of them that are not processed at the end.
         end: Documents by their state at the end.
         standstill: Longest seconds without progress after the last start.
         resumed: Seconds from the last start until all were processed.
-        lines: What the server has said of resuming.
+        lines: How often the log has each line about resuming.
     """
 
     seed: int
@@ -77,21 +77,21 @@ class Round:
 
     @property
     def is_whole(self) -> bool:
-        """Whether each accepted document was processed, and no other was left in the middle."""
+        """Whether each accepted document was processed, and no other is unfinished."""
         return not self.lost and set(self.end) <= {"processed"}
 
 
 async def killed_at_random(
     folder: Path, seed: int, *options: str, moments: Sequence[str] = (), **variables: str
 ) -> Round:
-    """One round: an ingest, one to three kills in a row, and a last start that is left alone.
+    """One round: an ingest, one to three kills in a row, and a last start that is not killed.
 
     Args:
-        folder: Where it all is.
+        folder: For the server's data.
         seed: Decides how often and when.
         options: For ``serve``.
-        moments: Of the kills, where the seed is not to choose them.
-        variables: Of the environment.
+        moments: Of the kills; chosen by the seed if empty.
+        variables: Environment variables.
     """
     chance = random.Random(seed)
     possible = [moment for moment, option in MOMENTS.items() if option in {"", *options}]
@@ -117,7 +117,7 @@ async def killed_at_random(
         async with launched(folder, provider, *options, **variables) as server:
             await until_it_answers(server.http, server.process, server.log)
             began = time.monotonic()
-            result.standstill = await _settled(server, is_alone="--bare" in options)
+            result.standstill = await _settled(server, is_unprotected="--bare" in options)
             result.resumed = time.monotonic() - began
             result.end = await server.statuses()
             result.lost = await lost(server, tracks)
@@ -126,7 +126,7 @@ async def killed_at_random(
 
 
 async def sent(server: Served, tracks: dict[str, int], chance: random.Random) -> None:
-    """Send documents, some at once and some one after the other, until the server is gone."""
+    """Send documents, some at once and some one by one, until the server is killed."""
     number = 0
     for size in (8, *[1] * 8):
         if size == 1:
@@ -146,7 +146,7 @@ async def sent(server: Served, tracks: dict[str, int], chance: random.Random) ->
 
 
 async def lost(server: Served, tracks: dict[str, int]) -> list[str]:
-    """What the documents that were accepted are, where they are not all processed."""
+    """The states of accepted documents that are not processed."""
     found = []
     for track, size in tracks.items():
         response = await server.http.get(f"/documents/track_status/{track}")
@@ -168,21 +168,21 @@ async def _kill(server: Served, moment: str, chance: random.Random) -> None:
     if moment == "drain":
         server.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(chance.uniform(0.0, 3.0))
-    if moment == "worker":  # the master starts others, which are killed in their turn
+    if moment == "worker":  # the master starts new workers, which are killed as well
         kill_workers(server)
         await asyncio.sleep(chance.uniform(0.0, 20.0))
     server.killed()
 
 
 def kill_workers(server: Served) -> None:
-    """Kill the workers of Gunicorn, whose master goes on."""
+    """Kill Gunicorn's workers, but not its master."""
     for pid in _BOOTED.findall(server.log.read_text())[-2:]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
 
 
 async def workers_killed(folder: Path, seed: int, *options: str, **variables: str) -> Round:
-    """The workers are killed amid an ingest and amid the catch-up of the next ones."""
+    """Kill the workers during an ingest, and their successors during recovery."""
     chance = random.Random(seed)
     result = Round(seed, ["worker", "worker"])
     tracks: dict[str, int] = {}
@@ -200,7 +200,7 @@ async def workers_killed(folder: Path, seed: int, *options: str, **variables: st
         kill_workers(server)
         await until_it_answers(server.http, server.process, server.log)
         began = time.monotonic()
-        result.standstill = await _settled(server, is_alone="--bare" in options)
+        result.standstill = await _settled(server, is_unprotected="--bare" in options)
         result.resumed = time.monotonic() - began
         result.end = await server.statuses()
         result.lost = await lost(server, tracks)
@@ -215,7 +215,7 @@ def _said(server: Served) -> Counter[str]:
 
 
 async def _resuming(server: Served) -> None:
-    """Wait until documents are resumed, or there are none."""
+    """Wait until documents are resumed; at most 30 s, as there may be none."""
     before = server.log.read_text().count("Resuming")
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(30.0):
@@ -223,8 +223,8 @@ async def _resuming(server: Served) -> None:
                 await asyncio.sleep(0.1)
 
 
-async def _settled(server: Served, *, is_alone: bool) -> float:
-    """Wait until all documents are processed; the longest seconds without any progress."""
+async def _settled(server: Served, *, is_unprotected: bool) -> float:
+    """Wait until all documents are processed; the longest time without progress, in seconds."""
     longest, since, seen = 0.0, time.monotonic(), None
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SETTLES_WITHIN):
@@ -235,14 +235,14 @@ async def _settled(server: Served, *, is_alone: bool) -> float:
                 longest = max(longest, now - since)
                 if progress != seen:
                     seen, since = progress, now
-                if not set(states) - {"processed"} or (is_alone and now - since > IDLE):
+                if not set(states) - {"processed"} or (is_unprotected and now - since > IDLE):
                     break
                 await asyncio.sleep(0.2)
     return longest
 
 
 async def main(seeds: str, options: list[str]) -> None:
-    """Rounds by hand."""
+    """Run rounds by hand."""
     first, _, last = seeds.partition("-")
     own = [each for each in options if each not in {"--alone", "--no-redis", "--workers-only"}]
     one_round = workers_killed if "--workers-only" in options else killed_at_random

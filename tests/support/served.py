@@ -52,13 +52,13 @@ class Served:
         return await self.http.post(path, json={"query": question, "mode": "mix", **more})
 
     def killed(self) -> None:
-        """Kill its process and all that this has started."""
+        """Kill its process group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     async def ended_by(self, number: signal.Signals) -> float:
-        """Send its process a signal; seconds until it has ended."""
+        """Send its process a signal; seconds until it ends."""
         began = asyncio.get_running_loop().time()
         self.process.send_signal(number)
         await asyncio.to_thread(self.process.wait, STARTS_WITHIN)
@@ -67,7 +67,7 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def served(folder: Path, *options: str, **variables: str) -> AsyncIterator[Served]:
-    """With a provider of its own."""
+    """A server with its own simulated provider."""
     async with (
         Simulator(seed=1) as provider,
         serving(folder, provider, *options, **variables) as server,
@@ -89,7 +89,7 @@ async def serving(
 async def launched(
     folder: Path, provider: Simulator, *options: str, **variables: str
 ) -> AsyncIterator[Served]:
-    """A server that has just been started, in a process group of its own."""
+    """A server that was just started, in its own process group."""
     port = free_port()
     theirs = {key: value for key, value in os.environ.items() if "RESILIENCE_" not in key}
     theirs |= {

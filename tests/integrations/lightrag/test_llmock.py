@@ -1,4 +1,4 @@
-"""Judged by llmock, a server that breaks on purpose and tells how well its client took it.
+"""Guarded clients against llmock, a server that fails on purpose and judges its clients.
 
 Every test ends with the server's own verdict, strict: warnings fail it too. What it says of the
 same clients with no guard is in `test_llmock_unguarded.py`.
@@ -304,7 +304,7 @@ async def test_a_reader_of_a_broken_stream_gets_an_error_and_can_retry(
     client: Client, kind: str, provider: LLMock
 ) -> None:
     break_next(provider, kind, 4)
-    told = {
+    errors = {
         "truncate": (TruncatedStreamError,),
         "stall": (AttemptTimeoutError,),
         "corrupt": (ValueError,),
@@ -312,7 +312,7 @@ async def test_a_reader_of_a_broken_stream_gets_an_error_and_can_retry(
     }
     one = guard()
     async with asking(client, provider) as ask:
-        with pytest.raises(told[kind]):
+        with pytest.raises(errors[kind]):
             text_of([item async for item in await one.call(ask)])
         assert one.breaker.snapshot().failed == 1
         await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""What llmock says of clients with no guard, so that its verdict is known to catch something.
+"""Clients without a guard against llmock: its verdicts do find faults.
 
 Of a slow answer it says nothing.
 """

@@ -1,6 +1,6 @@
 """A protected LightRAG lives through an outage and a drain before a real Prometheus.
 
-Every query of every dashboard is asked while there is something to see, and the alerts that need no
+Every query of every dashboard is run while it has data, and the alerts that need no
 time fire when they should. How long the others take is tests/deploy/test_alerts.py's business.
 """
 
@@ -42,23 +42,23 @@ VARIABLES = {
 }
 NOISE = {"LightragSlow", "LightragServerDown"}
 """Alerts that a busy machine may bring near: they would have to last for minutes."""
-EMPTY = {"What was given up?": "it is told when a drain has ended, and this one waits to be seen"}
+EMPTY = {"What was given up?": "published when a drain has ended, and this one waits to be scraped"}
 """Panels that may show nothing, and why."""
 
 
 @dataclass
 class Observed:
-    """The service, what steers it, and who looks at it."""
+    """The service, the controls of its faults, and its Prometheus."""
 
     folder: Path
     process: subprocess.Popen[bytes]
     redis: RedisServer
-    asked: Asked
+    metrics: Asked
     unanswered: set[tuple[str, str, str]]
 
-    def look(self) -> set[str]:
-        """Ask what has had no answer yet, and tell whose is missing; wrong queries raise."""
-        answered = {panel for panel in self.unanswered if self.asked.value(panel[2]) is not None}
+    def check_queries(self) -> set[str]:
+        """Repeat the queries without a result; which are still empty. A wrong query raises."""
+        answered = {panel for panel in self.unanswered if self.metrics.value(panel[2]) is not None}
         self.unanswered -= answered
         return {title for _, title, _ in self.unanswered}
 
@@ -96,41 +96,45 @@ def observed(tmp_path: Path) -> Iterator[Observed]:
             )
         stack.callback(end, process)
         stack.callback((folder / "seen").touch)
-        asked = stack.enter_context(prometheus(tmp_path / "prometheus", f"127.0.0.1:{port}"))
-        yield Observed(folder, process, redis, asked, panels())
+        metrics = stack.enter_context(prometheus(tmp_path / "prometheus", f"127.0.0.1:{port}"))
+        yield Observed(folder, process, redis, metrics, panels())
 
 
 def test_each_panel_has_data_and_each_alert_fires_when_it_should(observed: Observed) -> None:
-    asked = observed.asked
+    metrics = observed.metrics
     answered = f'sum({P}query_duration_seconds_count{{outcome="success"}})'
     failed = f'sum({P}query_duration_seconds_count{{outcome="failed"}})'
-    until(lambda: (asked.value(answered) or 0) > 50, "50 queries are answered")
-    until(lambda: asked.query(f"queries:{P}failed:ratio_rate5m"), "the rules are evaluated")
-    assert asked.value(failed) is None
-    assert asked.alerts("firing") == set()
-    assert asked.alerts("pending") <= NOISE
-    observed.look()
+    until(lambda: (metrics.value(answered) or 0) > 50, "50 queries are answered")
+    until(lambda: metrics.query(f"queries:{P}failed:ratio_rate5m"), "the rules are evaluated")
+    assert metrics.value(failed) is None
+    assert metrics.alerts("firing") == set()
+    assert metrics.alerts("pending") <= NOISE
+    observed.check_queries()
 
     (observed.folder / "down").touch()
     due = {"LightragQueriesFail", "LightragQueriesFailSlowly"}
-    until(lambda: asked.alerts("firing") >= due, "the outage is told")
-    until(lambda: "LightragNotRecovered" in asked.alerts("pending"), "its circuit is open")
-    assert asked.alerts("firing") == due
-    assert asked.alerts("pending") <= {"LightragNotRecovered", "LightragErrors", *NOISE}
-    observed.look()
+    until(lambda: metrics.alerts("firing") >= due, "the outage is alerted")
+    until(lambda: "LightragNotRecovered" in metrics.alerts("pending"), "its circuit is open")
+    assert metrics.alerts("firing") == due
+    assert metrics.alerts("pending") <= {"LightragNotRecovered", "LightragErrors", *NOISE}
+    observed.check_queries()
 
     (observed.folder / "down").unlink()
-    before = asked.value(answered) or 0
-    until(lambda: (asked.value(answered) or 0) > before + 20, "queries are answered again")
-    until(lambda: "LightragNotRecovered" not in asked.alerts("pending"), "the circuit is closed")
+    before = metrics.value(answered) or 0
+    until(lambda: (metrics.value(answered) or 0) > before + 20, "queries are answered again")
+    until(lambda: "LightragNotRecovered" not in metrics.alerts("pending"), "the circuit is closed")
 
     observed.redis.kill()
-    until(lambda: "LightragRedisDown" in asked.alerts("pending"), "Redis is missed")
-    observed.look()
+    until(lambda: "LightragRedisDown" in metrics.alerts("pending"), "Redis is missed")
+    observed.check_queries()
 
     observed.process.terminate()
-    until(lambda: observed.look() <= set(EMPTY), "all have answers", lambda: observed.unanswered)
-    assert asked.alerts("firing") <= {"LightragWorkAbandoned", *due}
+    until(
+        lambda: observed.check_queries() <= set(EMPTY),
+        "all have answers",
+        lambda: observed.unanswered,
+    )
+    assert metrics.alerts("firing") <= {"LightragWorkAbandoned", *due}
 
     (observed.folder / "seen").touch()
-    until(lambda: "LightragServerDown" in asked.alerts("pending"), "the service is gone")
+    until(lambda: "LightragServerDown" in metrics.alerts("pending"), "the service is gone")

@@ -67,7 +67,7 @@ async def provider() -> AsyncIterator[Provider]:
     await site.start()
     provider.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     yield provider
-    gc.collect()  # a client that LightRAG 1.4 leaves open closes itself, while its loop still runs
+    gc.collect()  # LightRAG 1.4 leaves a client open, which must close itself while its loop runs
     for _ in range(5):
         await asyncio.sleep(0)
     await runner.cleanup()

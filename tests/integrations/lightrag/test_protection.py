@@ -193,7 +193,7 @@ async def test_a_stream_that_is_closed_early_is_closed_at_its_source() -> None:
         stream = await rag.aquery("Who founded it?", QueryParam(mode="naive", stream=True))
         assert await anext(stream) == "Ada"
         await stream.aclose()
-        assert await ask(rag) == ANSWER  # its place is free again
+        assert await ask(rag) == ANSWER  # its permit is free again
 
 
 async def test_a_query_whose_provider_fails_raises() -> None:

@@ -1,4 +1,4 @@
-"""What a protected LightRAG answers while something is away."""
+"""Answers of a protected LightRAG while a dependency is unavailable."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_without_model_and_embeddings_the_context_of_the_graph_is_the_answ
 
 
 async def lost() -> None:
-    raise DOWN  # the same error that providers fail with in these tests: whose it is, is told apart
+    raise DOWN  # the error that providers raise here too: the guard must still find its dependency
 
 
 async def test_without_the_graph_similar_texts_answer(rag: Any) -> None:

@@ -59,13 +59,13 @@ def test_no_level_needs_a_missing_component(mode: str, missing: set[QueryCompone
 
 
 def test_the_question_replaces_keywords_that_need_a_model() -> None:
-    asked = QueryParam(mode="mix", stream=True)
-    changed = DegradationLevel("mix", context_only=True).change("Who founded it?", asked)
+    param = QueryParam(mode="mix", stream=True)
+    changed = DegradationLevel("mix", context_only=True).change("Who founded it?", param)
     assert (changed.hl_keywords, changed.ll_keywords) == (["Who founded it?"], ["Who founded it?"])
     assert (changed.only_need_context, changed.stream) == (True, False)
-    assert (asked.ll_keywords, asked.stream) == ([], True)
+    assert (param.ll_keywords, param.stream) == ([], True)
 
 
 def test_given_keywords_are_kept() -> None:
-    asked = QueryParam(mode="mix", ll_keywords=["Ada"])
-    assert DegradationLevel("mix", context_only=True).change("Who?", asked).ll_keywords == ["Ada"]
+    param = QueryParam(mode="mix", ll_keywords=["Ada"])
+    assert DegradationLevel("mix", context_only=True).change("Who?", param).ll_keywords == ["Ada"]

@@ -69,7 +69,7 @@ class Disk:
         return options | NOT_CACHED if self._name else NOT_CACHED
 
     def kill(self, rag: Any) -> None:
-        """Keep what a kill -9 would leave now."""
+        """Copy the files that a kill -9 would leave now."""
         self._name = f"{self._folder.name}{next(self._numbers)}"
         shutil.copytree(Path(rag.working_dir) / rag.workspace, self._folder / self._name)
 
@@ -123,16 +123,16 @@ async def refused(rag: Any, document: str = DOCUMENT) -> None:
     assert is_refused(row["error_msg"])
 
 
-async def forgotten(rag: Any, *documents: str) -> None:
-    """Processed documents whose anchors are gone, as LightRAG leaves them when it refuses."""
+async def without_anchors(rag: Any, *documents: str) -> None:
+    """Failed documents without anchors, as LightRAG leaves them when it refuses."""
     await rag.full_entities.delete(list(documents))
     await rag.full_relations.delete(list(documents))
     for document in documents:
-        await begun_anew(rag, document)
+        await interrupted(rag, document)
     await rag.apipeline_process_enqueue_documents()
 
 
-async def begun_anew(rag: Any, document: str) -> None:
+async def interrupted(rag: Any, document: str) -> None:
     """Its process has died, as far as the next run of the pipeline knows."""
     row = await rag.doc_status.get_by_id(document)
     await rag.doc_status.upsert({document: {**row, "status": DocStatus.PROCESSING}})
@@ -190,7 +190,7 @@ async def test_a_document_interrupted_by_an_outage_needs_no_rebuilt_anchors() ->
             await rag.apipeline_process_enqueue_documents()
             row = await rag.doc_status.get_by_id(DOCUMENT)
             assert (row["status"], row["metadata"]["kg_write_state"]) == ("failed", STARTED)
-            await begun_anew(rag, DOCUMENT)
+            await interrupted(rag, DOCUMENT)
         provider.fail = lambda _: None
         await rag.apipeline_process_enqueue_documents()
         await until_processed(rag)
@@ -201,12 +201,12 @@ async def test_a_document_interrupted_by_an_outage_needs_no_rebuilt_anchors() ->
 async def test_the_contributions_of_documents_are_found_in_the_graph(backend: Backend) -> None:
     with place_of(backend) as place:
         async with place.lightrag(Provider()) as rag:
-            await mended(rag)
+            await check_contributions(rag)
 
 
-async def mended(rag: Any) -> None:
+async def check_contributions(rag: Any) -> None:
     await rag.ainsert([TEXT, f"Again: {TEXT}", "Another."], ids=["one", "two", "three"])
-    await forgotten(rag, "one", "two")
+    await without_anchors(rag, "one", "two")
     assert await anchors(rag, "one") == (None, None)
     assert await RecoveryAnchors(rag).rebuild(["one", "two"]) == {"one", "two"}
     for document in ("one", "two", "three"):
@@ -218,7 +218,7 @@ async def test_a_document_with_rebuilt_anchors_is_removed_before_it_is_processed
 ) -> None:
     async with lightrag_on(Provider(), **NOT_CACHED) as rag:
         await rag.ainsert(TEXT, ids=[DOCUMENT])
-        await forgotten(rag, DOCUMENT)
+        await without_anchors(rag, DOCUMENT)
         monkeypatch.setattr(lightrag_rig, "EXTRACTED", EXTRACTED.replace("Ada", "Grace"))
         await protect(rag, registry=registry())
         await until_processed(rag)
@@ -232,22 +232,24 @@ async def test_a_failed_rebuild_changes_nothing_and_is_logged_once(
 ) -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.ainsert(TEXT, ids=[DOCUMENT])
-        await forgotten(rag, DOCUMENT)
+        await without_anchors(rag, DOCUMENT)
 
         async def unreadable() -> list[dict[str, Any]]:
             raise OSError(TEXT)
 
         rag.chunk_entity_relation_graph.get_all_edges = unreadable
         before = await rag.doc_status.get_by_id(DOCUMENT)
-        mending = RecoveryAnchors(rag, tries=1)
-        assert await mending.rebuild([DOCUMENT]) == set()
-        assert await mending.rebuild([DOCUMENT]) == set()
+        rebuilding = RecoveryAnchors(rag, tries=1)
+        assert await rebuilding.rebuild([DOCUMENT]) == set()
+        assert await rebuilding.rebuild([DOCUMENT]) == set()
         assert await anchors(rag) == (None, None)
         assert await rag.doc_status.get_by_id(DOCUMENT) == before
-        told = [each.getMessage() for each in caplog.records if "stay failed" in each.getMessage()]
-        assert len(told) == 1
-        assert "kg_integrity_repair" in told[0]
-        assert TEXT not in told[0]
+        logged = [
+            each.getMessage() for each in caplog.records if "stay failed" in each.getMessage()
+        ]
+        assert len(logged) == 1
+        assert "kg_integrity_repair" in logged[0]
+        assert TEXT not in logged[0]
 
 
 async def test_a_rejected_storage_call_is_no_failed_rebuild(
@@ -267,7 +269,7 @@ async def test_a_rejected_storage_call_is_no_failed_rebuild(
 async def test_a_failed_rebuild_is_retried(caplog: pytest.LogCaptureFixture) -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.ainsert(TEXT, ids=[DOCUMENT])
-        await forgotten(rag, DOCUMENT)
+        await without_anchors(rag, DOCUMENT)
         graph = rag.chunk_entity_relation_graph
         read, failures = graph.get_all_nodes, iter([OSError(), OSError()])
 
@@ -310,7 +312,7 @@ async def test_the_graph_is_not_read_without_a_refused_document() -> None:
 async def test_a_rebuild_does_not_change_documents_that_did_not_fail() -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.ainsert([TEXT, "Another."], ids=["lost", "kept"])
-        await forgotten(rag, "lost")
+        await without_anchors(rag, "lost")
         row = await rag.doc_status.get_by_id("lost")
         await rag.doc_status.upsert({"lost": {**row, "status": DocStatus.PROCESSED}})
         assert await RecoveryAnchors(rag).rebuild(["lost", "kept", "gone"]) == {
@@ -325,7 +327,7 @@ async def test_a_rebuild_does_not_change_documents_that_did_not_fail() -> None:
 async def test_a_rebuild_ends_when_it_is_cancelled() -> None:
     async with lightrag_on(Provider()) as rag:
         await rag.ainsert(TEXT, ids=[DOCUMENT])
-        await forgotten(rag, DOCUMENT)
+        await without_anchors(rag, DOCUMENT)
         began = asyncio.Event()
 
         async def endless() -> None:
@@ -333,10 +335,10 @@ async def test_a_rebuild_ends_when_it_is_cancelled() -> None:
             await asyncio.Event().wait()
 
         rag.chunk_entity_relation_graph.get_all_nodes = endless
-        mending = asyncio.create_task(RecoveryAnchors(rag).rebuild([DOCUMENT]))
+        rebuilding = asyncio.create_task(RecoveryAnchors(rag).rebuild([DOCUMENT]))
         async with asyncio.timeout(10):
             await began.wait()
-        mending.cancel()
+        rebuilding.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await mending
+            await rebuilding
         assert await anchors(rag) == (None, None)

@@ -1,4 +1,4 @@
-"""What documents have put into a graph, whatever the storages look like."""
+"""The contributions of documents to a graph, for storages of each shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a start says of documents that the journal names."""
+"""What a start logs about documents in the journal."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def test_the_summary_of_interrupted_documents_is_empty_when_none_is_left(
 
 
 async def started(rag: Any, journal: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
-    """Protect it, and wait until it has said something."""
+    """Protect a LightRAG, and wait for a text in the log."""
     caplog.set_level(logging.INFO, "lightrag_resilience")
     variables = {"RESILIENCE_SHUTDOWN_JOURNAL": str(journal), "RESILIENCE_RECOVERY_DELAY": "0.05"}
     await protect(rag, registry=Guards(settings=load_settings(variables)))
     async with asyncio.timeout(60):
-        while text not in caplog.text:  # noqa: ASYNC110 - a log tells nobody
+        while text not in caplog.text:  # noqa: ASYNC110 - a log has no event
             await asyncio.sleep(0.02)
     await unprotect(rag)
 

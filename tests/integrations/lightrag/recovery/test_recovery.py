@@ -43,7 +43,7 @@ def registry(**variables: str) -> Guards:
     return Guards(settings=load_settings(QUICK | variables))
 
 
-def heard(guards: Guards) -> list[RecoveryCompleted]:
+def runs_of(guards: Guards) -> list[RecoveryCompleted]:
     runs: list[RecoveryCompleted] = []
 
     def listen(event: Event) -> None:
@@ -78,13 +78,13 @@ async def test_documents_that_failed_in_an_outage_are_processed_after_it() -> No
     provider = Provider(fail=lambda kind: DOWN if kind == "llm" else None)
     async with lightrag_on(provider) as rag:
         guards = registry(RESILIENCE_RECOVERY_ATTEMPTS="100", RESILIENCE_RECOVERY_DELAY="0.5")
-        runs = heard(guards)
+        runs = runs_of(guards)
         await protect(rag, registry=guards)
         await rag.ainsert(TEXTS)
         assert await statuses(rag) == {"failed": len(TEXTS)}
         provider.fail = lambda _: None
         await until(processed(rag, len(TEXTS)))
-        await until(lambda: told(runs))
+        await until(lambda: has_run(runs))
         assert sum(run.requeued + run.resumed for run in runs) >= 1
         chunks = [row["chunks_list"] for row in await rag.doc_status.get_by_ids(await ids(rag))]
         assert sorted(map(len, chunks)) == [1, 1, 1]
@@ -127,7 +127,7 @@ async def test_a_document_that_another_process_resumed_is_not_requeued() -> None
 
         rag.doc_status.get_docs_paginated = taken_up_after
         guards = registry()
-        runs = heard(guards)
+        runs = runs_of(guards)
         await protect(rag, registry=guards)
         await asyncio.sleep(0.4)
         assert await statuses(rag) == {"processed": 1}
@@ -135,8 +135,8 @@ async def test_a_document_that_another_process_resumed_is_not_requeued() -> None
         await unprotect(rag)
 
 
-async def told(runs: list[RecoveryCompleted]) -> bool:
-    """A run is told of when it is over."""
+async def has_run(runs: list[RecoveryCompleted]) -> bool:
+    """The event of a run is published when the run is over."""
     return bool(runs)
 
 
@@ -149,7 +149,7 @@ async def test_a_document_with_a_fatal_cause_is_not_retried() -> None:
     provider = Provider(fail=lambda kind: ValueError("bad key") if kind == "llm" else None)
     async with lightrag_on(provider) as rag:
         guards = registry()
-        runs = heard(guards)
+        runs = runs_of(guards)
         await protect(rag, registry=guards)
         await rag.ainsert(TEXTS)
         calls = provider.count("llm")
@@ -168,7 +168,7 @@ async def test_a_document_is_retried_only_so_often() -> None:
         guards = registry(
             RESILIENCE_RECOVERY_ATTEMPTS="2", RESILIENCE_LLM__BREAKER__MODE="disabled"
         )
-        runs = heard(guards)
+        runs = runs_of(guards)
         await protect(rag, registry=guards)
         await rag.ainsert(TEXTS[0])
 
@@ -191,10 +191,10 @@ async def test_interrupted_documents_are_resumed_at_the_start() -> None:
         await rag.doc_status.upsert({left: {**row, "status": DocStatus.PROCESSING}})
         assert set(await statuses(rag)) == {"pending", "processing"}
         guards = registry()
-        runs = heard(guards)
+        runs = runs_of(guards)
         await protect(rag, registry=guards)
         await until(processed(rag, len(TEXTS)))
-        await until(lambda: told(runs))
+        await until(lambda: has_run(runs))
         assert runs[0].resumed == len(TEXTS)
         await unprotect(rag)
 
@@ -393,10 +393,10 @@ async def test_only_the_worker_that_resumes_documents_logs_it(
         all_runs = []
         for each in (rag, other):
             guards = registry()
-            all_runs.append(heard(guards))
+            all_runs.append(runs_of(guards))
             await protect(each, registry=guards)
         await until(processed(rag, len(TEXTS)))
-        await until(lambda: told([run for runs in all_runs for run in runs]))
+        await until(lambda: has_run([run for runs in all_runs for run in runs]))
         await asyncio.sleep(0.5)
         assert caplog.text.count("Resuming") == 1
         assert "Resuming 3 documents left by the previous run" in caplog.text
@@ -418,7 +418,7 @@ async def test_documents_of_a_running_ingest_are_not_resumed(
 
     async with lightrag_on(provider, llm_model_func=slow) as rag:
         guards = registry()
-        runs = heard(guards)
+        runs = runs_of(guards)
         await protect(rag, registry=guards)
         await asyncio.sleep(0.01)  # a server accepts no upload before
         ingest = asyncio.create_task(rag.ainsert(TEXTS))
@@ -454,9 +454,9 @@ async def test_documents_that_another_process_resumed_are_checked_again() -> Non
                 await process()
 
         rag.apipeline_process_enqueue_documents = busy_at_first
-        runs = heard(guards)
+        runs = runs_of(guards)
         await until(processed(rag, len(TEXTS)))
-        await until(lambda: told(runs))
+        await until(lambda: has_run(runs))
         assert len(asked) == 3
         assert [run.resumed for run in runs] == [len(TEXTS)]
         await unprotect(rag)

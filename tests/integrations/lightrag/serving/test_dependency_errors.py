@@ -235,7 +235,7 @@ async def test_the_last_line_of_a_stream_has_the_same_fields() -> None:
 # ---------------------------------------------------------------------- given up by a drain
 
 
-class Told:
+class CancelledRequest:
     """A server's side of one request that is cancelled amid its answer."""
 
     def __init__(self, answer: Callable[[Any], Awaitable[None]], *, drains: bool = True) -> None:
@@ -253,7 +253,7 @@ class Told:
             self.registry.gate.close()
 
     async def cancelled(self) -> bool:
-        """Whether the cancellation went on; what was sent stands in `sent`."""
+        """Whether the cancellation was raised; `sent` has what was sent."""
 
         async def send(message: Any) -> None:
             self.sent.append(message)
@@ -287,9 +287,9 @@ async def html(send: Any) -> None:
 
 
 async def test_a_request_that_a_drain_cancels_gets_retry_after() -> None:
-    told = Told(nothing)
-    assert not await told.cancelled()
-    start, body = told.sent
+    cancelled_request = CancelledRequest(nothing)
+    assert not await cancelled_request.cancelled()
+    start, body = cancelled_request.sent
     assert start["status"] == 503
     assert dict(start["headers"])[b"retry-after"] == b"1"
     assert dict(start["headers"])[b"connection"] == b"close"
@@ -299,9 +299,9 @@ async def test_a_request_that_a_drain_cancels_gets_retry_after() -> None:
 
 
 async def test_a_stream_that_a_drain_cancels_ends_with_an_error_line() -> None:
-    told = Told(lines)
-    assert not await told.cancelled()
-    last = told.sent[-1]
+    cancelled_request = CancelledRequest(lines)
+    assert not await cancelled_request.cancelled()
+    last = cancelled_request.sent[-1]
     assert json.loads(last["body"])["error"].startswith("This server is about to stop")
     assert "shuts down" in json.loads(last["body"])["cause"]
     assert last["body"].endswith(b"\n")
@@ -312,12 +312,12 @@ async def test_a_stream_that_a_drain_cancels_ends_with_an_error_line() -> None:
 async def test_a_request_whose_answer_cannot_be_ended_is_cancelled(
     answer: Callable[[Any], Awaitable[None]],
 ) -> None:
-    told = Told(answer)
-    assert await told.cancelled()
-    assert b"shuts down" not in told.sent[-1].get("body", b"")
+    cancelled_request = CancelledRequest(answer)
+    assert await cancelled_request.cancelled()
+    assert b"shuts down" not in cancelled_request.sent[-1].get("body", b"")
 
 
 async def test_a_cancellation_without_a_drain_is_raised() -> None:
-    told = Told(nothing, drains=False)
-    assert await told.cancelled()
-    assert told.sent == []
+    cancelled_request = CancelledRequest(nothing, drains=False)
+    assert await cancelled_request.cancelled()
+    assert cancelled_request.sent == []

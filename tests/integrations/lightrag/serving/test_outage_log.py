@@ -145,14 +145,14 @@ def test_an_hour_of_outage_with_a_query_a_second_writes_at_most_60_lines(
         assert set(server.answered) == {503}
 
     in_virtual_time(live)
-    told = lines(written)
-    assert 10 <= len(told) <= 30
-    assert not any("Traceback" in line or "HTTP 500" in line for line in told)
-    sums = [line for line in told if "more requests failed with a dependency" in line]
+    logged = lines(written)
+    assert 10 <= len(logged) <= 30
+    assert not any("Traceback" in line or "HTTP 500" in line for line in logged)
+    sums = [line for line in logged if "more requests failed with a dependency" in line]
     assert len(sums) >= 5
     assert "times 503, 'llm.openai'" in sums[0]
     counted = sum(int(line.split()[0]) for line in sums)
-    singles = [line for line in told if line.startswith("POST /query from 10.0.0.7 got 503")]
+    singles = [line for line in logged if line.startswith("POST /query from 10.0.0.7 got 503")]
     assert counted + len(singles) == 3600
     assert "(request r-3599)" in sums[-1]
 
@@ -171,10 +171,10 @@ def test_a_flapping_dependency_writes_at_most_60_lines_in_an_hour(
         assert set(server.answered) == {200, 503}
 
     in_virtual_time(live, step)
-    told = [line for line in lines(written) if line not in OF_SUCCESSES]
-    assert len(told) <= 60
-    assert len([line for line in told if line.startswith("Circuit")]) <= 12
-    sums = [line for line in told if "more lines about dependencies" in line]
+    logged = [line for line in lines(written) if line not in OF_SUCCESSES]
+    assert len(logged) <= 60
+    assert len([line for line in logged if line.startswith("Circuit")]) <= 12
+    sums = [line for line in logged if "more lines about dependencies" in line]
     assert len(sums) >= 10
     assert "times open, 'llm.openai'" in sums[0]
     assert ". The last one: Circuit 'llm.openai' is " in sums[0]
@@ -198,8 +198,8 @@ def test_four_workers_without_redis_write_at_most_60_lines_in_an_hour(
             await asyncio.sleep(1.0)
 
     in_virtual_time(live, step)
-    told = [line for line in lines(written) if line not in OF_SUCCESSES]
-    assert 4 * len(told) <= 60
+    logged = [line for line in lines(written) if line not in OF_SUCCESSES]
+    assert 4 * len(logged) <= 60
 
 
 def test_lines_from_other_threads_are_summed_up_with_the_rest(
@@ -207,7 +207,7 @@ def test_lines_from_other_threads_are_summed_up_with_the_rest(
 ) -> None:
     ours = logging.getLogger("lightrag_resilience")
 
-    def tell(state: str = "open") -> None:
+    def log_state(state: str = "open") -> None:
         ours.warning("it is %s", state, extra={"dependency": "llm", "state": state})
 
     async def live() -> None:
@@ -215,9 +215,9 @@ def test_lines_from_other_threads_are_summed_up_with_the_rest(
         ours.addFilter(changes)
         left.append(changes)
         for _ in range(11):
-            await asyncio.to_thread(tell)
-        await asyncio.to_thread(tell, "closed")
-        await asyncio.to_thread(tell)
+            await asyncio.to_thread(log_state)
+        await asyncio.to_thread(log_state, "closed")
+        await asyncio.to_thread(log_state)
         await asyncio.sleep(0)
         changes.end()
 
@@ -230,7 +230,7 @@ def test_lines_from_other_threads_are_summed_up_with_the_rest(
         assert closed == "it is closed"  # what has not been there before, and after what was
         assert last == "it is open"
         written.clear()
-        tell()  # its loop is closed
+        log_state()  # its loop is closed
         assert lines(written) == ["it is open"]
     finally:
         ours.removeFilter(left[0])
@@ -310,8 +310,8 @@ def test_after_a_quiet_minute_requests_have_their_own_lines_again(
             await asyncio.sleep(200.0)
 
     in_virtual_time(live)
-    told = [record.getMessage()[:4] for record in written if "got 503" in record.getMessage()]
-    assert told == ["POST", "POST", "POST", last] * 2
+    logged = [record.getMessage()[:4] for record in written if "got 503" in record.getMessage()]
+    assert logged == ["POST", "POST", "POST", last] * 2
 
 
 def test_a_request_that_succeeds_in_an_outage_keeps_its_lines_and_their_order(

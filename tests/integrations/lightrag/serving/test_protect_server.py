@@ -259,15 +259,15 @@ def test_uvicorn_waits_for_requests_as_long_as_a_drain() -> None:
 
 def test_gunicorn_kills_after_a_drain_and_calls_both_hooks() -> None:
     config: Any = ModuleType("lightrag.api.gunicorn_config")
-    heard: list[str] = []
-    config.on_exit = lambda server: heard.append(server.name)
+    exited: list[str] = []
+    config.on_exit = lambda server: exited.append(server.name)
     configure_gunicorn(config, settings(RESILIENCE_SHUTDOWN_TIMEOUT="60.5"))
     assert config.graceful_timeout == 66
     module_name, _, name = config.worker_class.rpartition(".")
     worker = getattr(importlib.import_module(module_name), name)
     assert issubclass(worker, hooks.DrainingWorker)
     config.on_exit(SimpleNamespace(WORKERS={}, name="master"))
-    assert heard == ["master"]
+    assert exited == ["master"]
     assert config.child_exit is hooks.child_exit
     assert not hasattr(config, "post_worker_init")  # LightRAG does not hand it on
 

@@ -57,7 +57,7 @@ async def test_workers_killed_during_ingest_and_recovery_lose_nothing_with_redis
             RESILIENCE_RECOVERY_DELAY="1",
         )
     assert done.is_whole, done
-    assert done.lines["Resuming"] <= len(done.kills) + 1  # who resumes says so, none else
+    assert done.lines["Resuming"] <= len(done.kills) + 1  # only workers that resume log it
 
 
 async def test_workers_killed_without_redis_lose_nothing_while_the_master_lives(

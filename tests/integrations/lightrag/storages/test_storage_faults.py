@@ -104,12 +104,12 @@ async def read_while_down(place: Place, attempts: int | None) -> tuple[bool, boo
 
 
 def test_unprotected_postgres_hangs_after_an_outage_longer_than_its_backoff() -> None:
-    """It opens its pool anew under a lock, and the retry of that wants the same lock."""
+    """Its retry of opening the pool needs the lock that the first try holds: a deadlock."""
     with place_of(POSTGRES, POSTGRES_CONNECTION_RETRY_BACKOFF="0.1") as place:
         assert asyncio.run(read_while_down(place, None)) == (False, False, False)
 
 
 def test_postgres_with_one_attempt_fails_at_once_and_recovers_with_its_server() -> None:
-    """The attribute of its client is read anew for each call: how a guard can take over."""
+    """The client reads the attribute for each call, so a guard can own the retries."""
     with place_of(POSTGRES) as place:
         assert asyncio.run(read_while_down(place, 1)) == (True, True, True)

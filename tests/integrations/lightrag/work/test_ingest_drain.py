@@ -1,4 +1,4 @@
-"""Ingest and queries of a real LightRAG when its process is told to stop."""
+"""Ingest and queries of a real LightRAG during a drain."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Itself(Provider):
 
 
 class Gated(Itself):
-    """Extracts when it is let, and says when it is asked to."""
+    """A provider whose extractions wait until the test lets them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,8 +86,8 @@ async def draining(
         yield coordinator
 
 
-async def told(coordinator: Coordinator) -> None:
-    """Have it told to stop, and hear of it."""
+async def start_drain(coordinator: Coordinator) -> None:
+    """Start a drain, and return once it has started."""
     coordinator.request("SIGTERM")
     await coordinator.stopping.wait()
 
@@ -133,7 +133,7 @@ async def test_a_drain_finishes_the_document_under_way_and_starts_no_other(tmp_p
         async with draining(guards, journal=tmp_path / "journal") as coordinator:
             ingest = asyncio.create_task(rag.ainsert(TEXTS))
             await begun(provider, ingest)
-            await told(coordinator)
+            await start_drain(coordinator)
             provider.go.set()
             await ingest
             report = await coordinator.drain()
@@ -168,7 +168,7 @@ async def test_a_document_that_exceeds_the_drain_keeps_its_status_and_its_model_
             async def is_late() -> bool:
                 return coordinator.is_near_deadline
 
-            await told(coordinator)
+            await start_drain(coordinator)
             await until(is_late)
             provider.go.set()  # what is under way ends now, in the time that is left
             report = await coordinator.drain()
@@ -202,7 +202,7 @@ async def test_an_unavailable_dependency_fails_no_document_during_a_drain() -> N
         async with draining(guards) as coordinator:
             ingest = asyncio.create_task(rag.ainsert(TEXTS))
             await until(is_tried)
-            await told(coordinator)
+            await start_drain(coordinator)
             await coordinator.drain()
             with contextlib.suppress(ShuttingDownError):
                 await ingest
@@ -236,7 +236,7 @@ async def test_no_document_is_resumed_during_a_drain() -> None:
         await protect(rag, registry=guards)
         await rag.apipeline_enqueue_documents(TEXTS)
         async with draining(guards) as coordinator:
-            await told(coordinator)
+            await start_drain(coordinator)
             await rag.apipeline_process_enqueue_documents()
             with pytest.raises(ShuttingDownError):
                 await rag.apipeline_enqueue_documents("Ada has another boat.")
@@ -328,7 +328,7 @@ async def test_a_task_is_joined_until_it_is_done_however_it_handles_cancellation
 
 
 class Slow(Itself):
-    """Answers when it is let, and says when it is asked."""
+    """A provider whose answers wait until the test lets them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -354,7 +354,7 @@ async def test_a_drain_lets_a_running_query_finish_and_rejects_a_new_one() -> No
             ask = rag.aquery("Who founded Alderwick?", QueryParam(mode="hybrid"))
             asked = asyncio.create_task(coordinator.run(ask))
             await begun(provider, asked)  # its first call of a model: for keywords
-            await told(coordinator)
+            await start_drain(coordinator)
             with pytest.raises(ShuttingDownError):
                 await rag.aquery("Who has a boat?", QueryParam(mode="naive"))
             provider.go.set()
