@@ -41,7 +41,7 @@ def restless_threads() -> Iterator[None]:
 # ---------------------------------------------------------------------- refusals
 
 
-def test_a_refusal_says_which_circuit_why_and_when_to_come_back() -> None:
+def test_a_rejection_names_circuit_reason_and_retry_after() -> None:
     clock = Clock()
     made = breaker(clock)
     trip(made)
@@ -113,7 +113,7 @@ def test_a_full_window_of_quick_successes_still_sees_failures() -> None:
     assert made.state is State.OPEN
 
 
-def test_a_quick_success_that_changes_nothing_asks_no_clock() -> None:
+def test_a_quick_success_that_changes_nothing_reads_no_clock() -> None:
     clock = Clock()
     made = breaker(clock, window_calls=10)
     for _ in range(10):
@@ -139,7 +139,7 @@ def test_a_success_ends_a_row_of_failures() -> None:
     assert made.state is State.CLOSED
 
 
-def test_a_released_probe_frees_its_place() -> None:
+def test_a_released_probe_frees_its_slot() -> None:
     clock = Clock()
     made = breaker(clock)
     trip(made)
@@ -262,7 +262,7 @@ def test_threads_together_lose_no_count() -> None:
 # ---------------------------------------------------------------------- announcements
 
 
-def test_each_change_is_told_once_and_in_order(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_change_is_published_once_and_in_order(caplog: pytest.LogCaptureFixture) -> None:
     clock, events, heard = Clock(), Events(), list[Event]()
     events.subscribe(heard.append)
     made = breaker(clock, events)
@@ -285,7 +285,7 @@ def test_each_change_is_told_once_and_in_order(caplog: pytest.LogCaptureFixture)
     ]
 
 
-def test_a_listener_may_steer_the_breaker_it_hears_of() -> None:
+def test_a_listener_may_force_the_state_of_its_breaker() -> None:
     events, heard = Events(), list[str]()
     made = breaker(events=events)
 
@@ -302,7 +302,7 @@ def test_a_listener_may_steer_the_breaker_it_hears_of() -> None:
     assert made.pybreaker.current_state == "open"
 
 
-def test_a_change_of_mode_is_told() -> None:
+def test_a_change_of_mode_is_published() -> None:
     events, heard = Events(), list[Event]()
     events.subscribe(heard.append)
     made = breaker(events=events)
@@ -316,7 +316,7 @@ def test_a_change_of_mode_is_told() -> None:
 @pytest.mark.parametrize(
     ("way", "state"), [("open", "open"), ("half_open", "half-open"), ("close", "closed")]
 )
-def test_a_change_by_hand_is_told_with_its_reason(way: str, state: str) -> None:
+def test_a_change_by_hand_is_published_with_its_reason(way: str, state: str) -> None:
     events, heard = Events(), list[Event]()
     old, mode = ("closed", "enforce") if way == "open" else ("open", "forced-open")
     made = breaker(events=events, mode=mode)
@@ -328,7 +328,7 @@ def test_a_change_by_hand_is_told_with_its_reason(way: str, state: str) -> None:
     assert made.snapshot().reason == "for maintenance"
 
 
-def test_a_trial_is_told_before_its_outcome() -> None:
+def test_half_open_is_published_before_its_outcome() -> None:
     clock, events, heard = Clock(), Events(), list[Event]()
     made = breaker(clock, events)
     trip(made)
@@ -354,7 +354,7 @@ def test_a_listener_that_raises_is_dropped_and_the_call_goes_on() -> None:
     assert broken not in events.subscribers
 
 
-def test_nobody_waits_for_a_listener_of_another_threads_change() -> None:
+def test_no_thread_waits_for_a_listener_of_another_threads_change() -> None:
     events, heard = Events(), list[str]()
     listening, done = threading.Event(), threading.Event()
 
@@ -378,7 +378,7 @@ def test_nobody_waits_for_a_listener_of_another_threads_change() -> None:
     assert heard == ["open", "half-open", "closed"]
 
 
-def test_listeners_are_told_when_the_lock_is_free_again() -> None:
+def test_listeners_are_called_without_the_lock() -> None:
     clock, events, heard = Clock(), Events(), list[State]()
     made = breaker(clock, events)
     with ThreadPoolExecutor(1) as pool:
@@ -394,7 +394,7 @@ def test_listeners_are_told_when_the_lock_is_free_again() -> None:
     assert heard == [opened, tried, closed, opened, tried, closed, opened]
 
 
-def test_what_an_interrupted_telling_left_is_told_next() -> None:
+def test_changes_left_by_an_interrupted_publication_are_published_next() -> None:
     events, heard = Events(), list[str]()
     made = breaker(events=events)
 
@@ -413,7 +413,7 @@ def test_what_an_interrupted_telling_left_is_told_next() -> None:
 
 
 @pytest.mark.parametrize("mode", ["metrics-only", "disabled"])
-def test_a_mode_that_never_refuses_lets_calls_through_an_open_circuit(mode: Any) -> None:
+def test_a_mode_that_never_rejects_admits_calls_of_an_open_circuit(mode: Any) -> None:
     made = breaker()
     trip(made)
     made.set_mode(mode)
@@ -424,7 +424,7 @@ def test_a_mode_that_never_refuses_lets_calls_through_an_open_circuit(mode: Any)
     assert refusal_of(made).state == "open"
 
 
-def test_what_changes_no_state_is_not_told() -> None:
+def test_outcomes_that_change_no_state_publish_nothing() -> None:
     events, heard = Events(), list[Event]()
     made = breaker(events=events)
     events.subscribe(heard.append)

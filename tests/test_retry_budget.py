@@ -26,7 +26,7 @@ def test_successes_earn_back_and_never_more_than_there_was() -> None:
 
 
 @pytest.mark.parametrize("cost", [1, 1000])
-def test_no_budget_lets_every_retry_pass(cost: int) -> None:
+def test_no_budget_allows_every_retry(cost: int) -> None:
     assert RetryBudget(0).spend(cost)
 
 

@@ -161,7 +161,7 @@ class Breaker:
             self._queue_health()
             if self.circuit.state is not self._queued_transitions:
                 self._queue_transition()
-        if self._changes:  # asked here, too: calls cost as much as what they do
+        if self._changes:  # checked here too: the call would cost as much as its work
             self._publish_transitions()
 
     def on_uncounted_failure(self, admission: Admission, symptom: str, pause: float = 0.0) -> None:
@@ -177,7 +177,7 @@ class Breaker:
             self._queue_health()
             if self.circuit.state is not self._queued_transitions:
                 self._queue_transition()
-        if self._changes:  # asked here, too: calls cost as much as what they do
+        if self._changes:  # checked here too: the call would cost as much as its work
             self._publish_transitions()
 
     def release(self, admission: Admission) -> None:
@@ -312,7 +312,7 @@ def _log_health(change: HealthChanged) -> None:
         _log.warning("%s", printable(change.reason), extra=extra)
     else:
         name = printable(change.dependency)
-        _log.info("%s works again for those who call it", name, extra=extra)
+        _log.info("%s serves its callers again", name, extra=extra)
 
 
 def _log_change(change: StateChanged, opens: int, *, is_repeated: bool) -> None:

@@ -108,7 +108,7 @@ def test_a_loop_that_runs_in_another_thread_at_the_same_moment_is_another() -> N
     assert asyncio.run(both()) == [True, True, True]
 
 
-def test_a_loop_may_go_on_in_another_thread() -> None:
+def test_a_loop_may_be_run_in_another_thread_later() -> None:
     guard = Guards(settings=Settings()).get(NAME)
     loop = asyncio.new_event_loop()
 
@@ -125,7 +125,7 @@ def test_a_loop_may_go_on_in_another_thread() -> None:
         loop.close()
 
 
-def test_loops_that_take_turns_in_one_thread_are_told_apart() -> None:
+def test_loops_that_alternate_in_one_thread_have_their_own_state() -> None:
     policy = Policy(timeout=TimeoutPolicy(attempt=0.01), retry=RetryPolicy(attempts=1))
     guard = Guards(settings=Settings()).get(NAME, policy)
     loops = [asyncio.new_event_loop(), asyncio.new_event_loop()]

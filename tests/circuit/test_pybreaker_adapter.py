@@ -26,7 +26,7 @@ class Heard(pybreaker.CircuitBreakerListener):
 # ---------------------------------------------------------------------- pybreaker's face
 
 
-def test_pybreakers_listeners_hear_each_change() -> None:
+def test_pybreaker_listeners_are_notified_of_each_change() -> None:
     made, heard = breaker(), Heard()
     made.pybreaker.add_listener(heard)
     trip(made)
@@ -95,7 +95,7 @@ def test_pybreaker_shows_the_circuit() -> None:
     assert shown.success_counter == 1
 
 
-def test_pybreaker_steers_the_circuit() -> None:
+def test_pybreaker_forces_the_state_of_the_circuit() -> None:
     made = breaker()
     assert made.pybreaker.open() is False
     assert refusal_of(made).reason == "through pybreaker"
@@ -119,7 +119,7 @@ def test_pybreaker_cannot_run_calls_or_be_assigned_a_state() -> None:
     assert made.state is State.CLOSED
 
 
-def test_a_pybreaker_of_somebody_elses_sees_and_steers_the_circuit_by_its_storage() -> None:
+def test_a_foreign_pybreaker_reads_and_forces_the_circuit_through_its_storage() -> None:
     made = breaker()
     theirs = pybreaker.CircuitBreaker(state_storage=made.storage)
     made.open("by hand")
@@ -138,7 +138,7 @@ def test_pybreakers_storage_keeps_no_time_of_its_own() -> None:
     assert made.storage.opened_at is None
 
 
-def test_a_forced_circuit_stays_open_however_long_a_break_shall_last() -> None:
+def test_a_forced_circuit_stays_open_longer_than_any_break() -> None:
     made = breaker(mode="forced-open")
     made.open("by a tool", open_for=5.0)
     assert refusal_of(made).retry_after is None

@@ -79,7 +79,7 @@ def test_a_time_window_forgets_while_nothing_happens() -> None:
 
 
 @pytest.mark.parametrize("later", [100.0, 99.0, 0.0])
-def test_a_clock_that_stands_or_steps_back_loses_nothing(later: float) -> None:
+def test_a_clock_that_stops_or_steps_back_loses_no_calls(later: float) -> None:
     window = TimeWindow(60.0, now=0.0)
     window.record(100.0, failed=True, slow=False)
     window.record(later, failed=False, slow=False)

@@ -42,7 +42,7 @@ def opened(now: float = 0.0, **changes: Any) -> Circuit:
 # ---------------------------------------------------------------------- closed
 
 
-def test_a_new_circuit_admits_everybody_with_one_leave() -> None:
+def test_a_new_circuit_admits_all_calls_with_one_admission() -> None:
     made = circuit()
     assert stands(made) is State.CLOSED
     assert made.acquire(0.0) is made.acquire(0.0) is made.shared_admission
@@ -61,7 +61,7 @@ def test_a_new_circuit_admits_everybody_with_one_leave() -> None:
         ("SSSSSSSSSSFFFFF", State.OPEN),
     ],
 )
-def test_a_failure_rate_over_enough_calls_opens_it(results: str, state: State) -> None:
+def test_a_failure_rate_over_enough_calls_opens_the_circuit(results: str, state: State) -> None:
     made = circuit()
     record(made, results)
     assert stands(made) is state
@@ -74,7 +74,7 @@ def test_successes_between_do_not_hide_that_most_calls_fail() -> None:
     assert made.reason == "after 6 of 8 calls failed"
 
 
-def test_failures_in_a_row_open_it_before_there_is_a_rate() -> None:
+def test_consecutive_failures_open_the_circuit_before_min_calls() -> None:
     made = circuit(consecutive_failures=3, min_calls=10)
     record(made, "FFSFF")
     assert stands(made) is State.CLOSED
@@ -83,13 +83,13 @@ def test_failures_in_a_row_open_it_before_there_is_a_rate() -> None:
     assert made.reason == "after 3 failures in a row"
 
 
-def test_without_that_a_row_alone_opens_nothing() -> None:
+def test_without_that_setting_consecutive_failures_open_nothing() -> None:
     made = circuit(min_calls=10)
     record(made, "F" * 9)
     assert stands(made) is State.CLOSED
 
 
-def test_slow_calls_open_it_too() -> None:
+def test_slow_calls_open_the_circuit() -> None:
     made = circuit(slow_call=2.0, slow_rate=0.5)
     record(made, "SS", duration=1.9)
     record(made, "S", duration=2.0)
@@ -133,7 +133,7 @@ def test_a_time_window_trips_on_what_is_recent() -> None:
 # ---------------------------------------------------------------------- open
 
 
-def test_an_open_circuit_refuses_until_its_time_is_over() -> None:
+def test_an_open_circuit_rejects_calls_until_its_break_is_over() -> None:
     made = opened(open_for=5.0)
     assert made.acquire(4.999) is None
     assert made.retry_after(1.0) == 4.0
@@ -157,7 +157,7 @@ def test_breaks_grow_up_to_a_cap_and_begin_anew_after_a_recovery() -> None:
     assert made.open_until - now == 2.0
 
 
-def test_trying_it_by_hand_is_no_recovery() -> None:
+def test_half_open_by_hand_is_no_recovery() -> None:
     made = opened(open_for=2.0, open_growth=2.0)
     made.half_open(1.0, "by hand")
     made.on_failure(admitted(made, 1.0), 0.0, 1.0)
@@ -168,7 +168,7 @@ def test_a_break_that_is_over_has_no_wait_left() -> None:
     assert opened(open_for=5.0).retry_after(9.0) == 0.0
 
 
-def test_a_recovered_circuit_remembers_nothing_of_what_opened_it() -> None:
+def test_a_recovered_circuit_forgets_the_failures_that_opened_it() -> None:
     made = circuit(consecutive_failures=3)
     record(made, "SFFF")
     made.on_success(admitted(made, 5.0), 0.0, 5.0)
@@ -185,7 +185,7 @@ def test_growth_without_end_stays_a_number() -> None:
     assert made.open_until == 86_400.0
 
 
-def test_opening_twice_by_hand_begins_the_break_anew_and_makes_it_no_longer() -> None:
+def test_opening_twice_by_hand_restarts_the_break_and_does_not_lengthen_it() -> None:
     made = opened(open_for=5.0)
     made.open(2.0, "again")
     assert made.open_until == 7.0
@@ -196,7 +196,7 @@ def test_opening_twice_by_hand_begins_the_break_anew_and_makes_it_no_longer() ->
 
 
 @pytest.mark.parametrize("quota", [1, 3])
-def test_half_open_lets_exactly_its_quota_through(quota: int) -> None:
+def test_half_open_admits_exactly_its_quota_of_probes(quota: int) -> None:
     made = opened(probes=quota, open_for=5.0)
     probes = [made.acquire(5.0) for _ in range(50)]
     assert sum(probe is not None for probe in probes) == quota
@@ -214,7 +214,7 @@ def test_all_probes_must_succeed() -> None:
     assert made.window.calls == 0
 
 
-def test_one_failed_probe_opens_it_again_and_the_others_count_no_more() -> None:
+def test_one_failed_probe_reopens_the_circuit_and_voids_the_others() -> None:
     made = opened(probes=3)
     probes = [admitted(made, 9.0) for _ in range(3)]
     made.on_success(probes[0], 0.0, 9.0)
@@ -232,7 +232,7 @@ def test_a_slow_probe_is_no_recovery() -> None:
     assert stands(made) is State.OPEN
 
 
-def test_a_released_probe_frees_its_place_at_once() -> None:
+def test_a_released_probe_frees_its_slot_at_once() -> None:
     made = opened()
     probe = admitted(made, 9.0)
     assert made.acquire(9.0) is None
@@ -259,7 +259,7 @@ def test_each_probe_has_a_lease_of_its_own() -> None:
     assert made.is_valid(second)
 
 
-def test_a_probe_released_while_places_are_counted_breaks_nothing() -> None:
+def test_a_probe_released_while_leases_are_counted_breaks_nothing() -> None:
     class Collected(dict[Admission, float]):
         """Leases the last of which the garbage collector releases whenever one is used."""
 
@@ -280,7 +280,7 @@ def test_a_probe_released_while_places_are_counted_breaks_nothing() -> None:
         assert made.acquire(19.0) is not None
 
 
-def test_a_hung_probe_loses_its_place_and_its_say() -> None:
+def test_a_hung_probe_loses_its_lease_and_its_verdict() -> None:
     made = opened(probe_lease=60.0)
     hung = admitted(made, 9.0)
     assert made.acquire(68.9) is None
@@ -291,7 +291,7 @@ def test_a_hung_probe_loses_its_place_and_its_say() -> None:
 
 
 @pytest.mark.parametrize("verdict", ["on_success", "on_failure"])
-def test_a_hung_probe_has_no_say_even_if_nobody_asked_meanwhile(verdict: str) -> None:
+def test_a_hung_probe_gives_no_verdict_even_without_calls_meanwhile(verdict: str) -> None:
     made = opened(probe_lease=60.0)
     hung = admitted(made, 9.0)
     assert made.snapshot(69.0).probes == 0

@@ -47,7 +47,7 @@ def levels(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     return [(record.levelname, record.getMessage()) for record in caplog.records]
 
 
-def test_401_to_every_call_is_one_warning_and_its_end_one_line(
+def test_401_to_every_call_logs_one_warning_and_its_end_one_info(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "lightrag_resilience")
@@ -58,7 +58,7 @@ def test_401_to_every_call_is_one_warning_and_its_end_one_line(
     rig.succeed(200)
     assert levels(caplog) == [
         ("WARNING", "llm answers 401 to 3 of 3 calls: check its key"),
-        ("INFO", "llm works again for those who call it"),
+        ("INFO", "llm serves its callers again"),
     ]
     assert [change.condition for change in rig.heard] == ["failing", "healthy"]
     assert rig.breaker.circuit.ignores_successes
@@ -75,7 +75,7 @@ def test_a_single_400_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert rig.breaker.circuit.ignores_successes
 
 
-def test_where_a_circuit_opens_its_own_line_is_all_that_is_said(
+def test_an_opening_circuit_logs_only_its_own_change(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     rig = Unserved()
@@ -89,7 +89,7 @@ def test_where_a_circuit_opens_its_own_line_is_all_that_is_said(
     assert rig.breaker.snapshot().tally is None
 
 
-def test_a_share_that_opens_no_circuit_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_rate_below_the_threshold_is_published(caplog: pytest.LogCaptureFixture) -> None:
     rig = Unserved(consecutive_failures=None)
     for _ in range(20):
         rig.succeed(3)
@@ -137,7 +137,7 @@ def test_an_outage_that_ends_in_what_waiting_does_not_mend_says_so_once(
     ]
 
 
-def test_after_a_probe_of_a_wrong_request_the_next_may_go_at_once() -> None:
+def test_after_a_probe_with_a_wrong_request_the_next_probe_is_due_at_once() -> None:
     rig = Unserved()
     rig.open()
     rig.now += 5.0
@@ -147,7 +147,7 @@ def test_after_a_probe_of_a_wrong_request_the_next_may_go_at_once() -> None:
     assert rig.breaker.state is State.CLOSED
 
 
-def test_what_was_never_opened_by_failures_names_none_while_it_is_probed() -> None:
+def test_a_circuit_opened_by_hand_names_no_failure_while_probed() -> None:
     rig = Unserved()
     rig.deny(1)
     rig.now += 100.0

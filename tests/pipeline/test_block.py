@@ -104,7 +104,7 @@ async def test_generators_that_are_read_in_turns_end_their_own_blocks(
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_generator_that_is_closed_or_fails_gives_its_place_back(
+async def test_a_generator_that_is_closed_or_fails_releases_its_permit(
     way: Words, step: Any
 ) -> None:
     guard = guard_on_loop(concurrency=ONE_PLACE)
@@ -121,7 +121,7 @@ async def test_a_generator_that_is_closed_or_fails_gives_its_place_back(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_generator_that_is_dropped_gives_its_place_back(way: Words) -> None:
+async def test_a_generator_that_is_dropped_releases_its_permit(way: Words) -> None:
     guard = guard_on_loop(concurrency=ONE_PLACE)
     generator = way(guard)
     await anext(generator)
@@ -217,7 +217,7 @@ async def test_the_readers_time_is_not_that_of_the_block() -> None:
     assert (now(), task.cancelling(), guard.breaker.snapshot().failed) == (60.0, 0, 0)
 
 
-async def test_a_wait_of_the_generator_is_ended_in_time() -> None:
+async def test_a_wait_of_the_generator_times_out() -> None:
     guard = guard_on_loop(timeout=TimeoutPolicy(attempt=5.0, total=None))
 
     async def slow() -> AsyncIterator[int]:
@@ -232,7 +232,7 @@ async def test_a_wait_of_the_generator_is_ended_in_time() -> None:
     assert (now(), guard.breaker.snapshot().failed) == (5.0, 1)
 
 
-async def test_a_cancellation_of_another_task_is_not_the_end_of_the_time() -> None:
+async def test_a_cancellation_of_another_task_is_no_timeout() -> None:
     guard = guard_on_loop(timeout=TimeoutPolicy(attempt=5.0, total=None))
 
     async def slow() -> AsyncIterator[int]:
@@ -250,7 +250,7 @@ async def test_a_cancellation_of_another_task_is_not_the_end_of_the_time() -> No
     assert (guard.breaker.snapshot().failed, is_at_rest(guard)) == (0, True)
 
 
-async def test_a_refused_block_leaves_nothing_behind() -> None:
+async def test_a_rejected_block_leaves_nothing_behind() -> None:
     guard = guard_on_loop(concurrency=ONE_PLACE)
     generator = words(guard)
     await anext(generator)

@@ -112,7 +112,9 @@ async def test_a_cancelled_call_is_no_verdict(phase: Phase, policy: Any) -> None
 
 
 @in_every_phase
-async def test_a_cancelled_call_leaves_its_place_and_its_time(phase: Phase, policy: Any) -> None:
+async def test_a_cancelled_call_releases_its_permit_and_its_timer(
+    phase: Phase, policy: Any
+) -> None:
     guard, task = await begun(phase, policy)
     task.cancel()
     await asyncio.wait([task])
@@ -148,7 +150,7 @@ async def test_anyios_cancel_scope_around_it_works(phase: Phase, policy: Any) ->
 @pytest.mark.parametrize(
     "phase", [in_the_function, in_a_block, before_the_first_item, between_items]
 )
-async def test_a_cancelled_probe_frees_its_place_at_once(phase: Phase) -> None:
+async def test_a_cancelled_probe_frees_its_slot_at_once(phase: Phase) -> None:
     guard = guard_on_loop()
     guard.breaker.open()
     await asyncio.sleep(5.0)

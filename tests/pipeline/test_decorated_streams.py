@@ -68,7 +68,7 @@ async def test_a_stream_is_not_begun_again_after_its_first_item(kind: str, owner
 
 @pytest.mark.anyio
 @KINDS_OF_STREAM
-async def test_a_stream_that_is_left_early_is_closed(kind: str, owner: Guards) -> None:
+async def test_a_stream_that_is_abandoned_early_is_closed(kind: str, owner: Guards) -> None:
     source = Source(0)
     guarded: Any = resilient("llm.stream", registry=owner)(getattr(source, kind))
     async with contextlib.aclosing(guarded("one", "two")) as stream:
@@ -80,7 +80,7 @@ async def test_a_stream_that_is_left_early_is_closed(kind: str, owner: Guards) -
 
 
 @pytest.mark.anyio
-async def test_a_stream_is_not_begun_before_it_is_iterated_over(owner: Guards) -> None:
+async def test_a_stream_is_not_opened_before_it_is_iterated_over(owner: Guards) -> None:
     source = Source(0)
     guarded: Any = resilient("llm.stream", registry=owner)(source.items)
     stream = guarded("one")

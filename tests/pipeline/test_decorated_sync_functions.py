@@ -36,7 +36,7 @@ def anyio_backend() -> str:
 # ---------------------------------------------------------------------- sync functions
 
 
-def test_a_sync_function_is_called_again_when_it_fails(owner: Guards) -> None:
+def test_a_failed_sync_function_is_retried(owner: Guards) -> None:
     flaky = Flaky(2)
 
     @resilient("llm.sync", POLICY, registry=owner)
@@ -111,7 +111,9 @@ async def test_a_future_is_awaited_on_the_loop_of_its_caller(owner: Guards) -> N
 
 
 @pytest.mark.anyio
-async def test_a_function_that_needs_the_loop_and_does_not_say_so_is_told(owner: Guards) -> None:
+async def test_an_unannotated_function_that_needs_the_loop_raises_with_advice(
+    owner: Guards,
+) -> None:
     def hidden() -> Any:
         asyncio.get_running_loop()
 

@@ -118,7 +118,7 @@ async def test_a_partial_and_an_object_can_be_guarded(owner: Guards) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_guard_is_looked_up_on_the_first_call_only() -> None:
+async def test_a_guard_is_resolved_on_the_first_call_only() -> None:
     class Counting(Guards):
         looks = 0
 
@@ -140,7 +140,7 @@ async def test_a_guard_is_looked_up_on_the_first_call_only() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_coroutine_function_is_called_again_when_it_fails(owner: Guards) -> None:
+async def test_a_failed_coroutine_function_is_retried(owner: Guards) -> None:
     flaky = Flaky(2)
 
     @resilient("llm.coroutine", POLICY, registry=owner)

@@ -93,7 +93,7 @@ async def test_the_callers_own_mistake_is_no_failure_of_the_dependency(run: Any)
 
 
 @both_ways
-async def test_an_open_circuit_refuses_before_anything_else(run: Any) -> None:
+async def test_an_open_circuit_rejects_before_anything_else(run: Any) -> None:
     guard = guard_on_loop(rpm=1.0, concurrency=ONE_PLACE)
     guard.breaker.open("for a test")
     heard, function = heard_by(guard), Scripted(None)
@@ -127,7 +127,7 @@ async def test_callers_at_once_meet_one_probe() -> None:
     assert guard.breaker.state is State.CLOSED
 
 
-async def test_refuse_if_open_asks_without_calling() -> None:
+async def test_refuse_if_open_makes_no_call() -> None:
     guard = guard_on_loop()
     guard.refuse_if_open()
     guard.breaker.open()
@@ -153,7 +153,7 @@ async def test_a_hanging_call_ends_at_its_attempt_timeout(run: Any) -> None:
 
 
 @both_ways
-async def test_the_total_ends_it_where_that_is_shorter(run: Any) -> None:
+async def test_the_total_timeout_ends_an_attempt_if_it_is_shorter(run: Any) -> None:
     guard = guard_on_loop(attempt_timeout=7.0, total_timeout=4.0)
     with pytest.raises(DeadlineExceededError, match="after 4 s"):
         await run(guard, Scripted(3600.0))
@@ -182,7 +182,7 @@ async def test_a_last_attempt_cut_short_by_the_deadline_does_not_blame_the_depen
     assert guard.breaker.snapshot().failed == 1
 
 
-async def test_waiting_in_line_is_not_part_of_an_attempt() -> None:
+async def test_time_in_the_queue_is_not_part_of_an_attempt() -> None:
     guard = guard_on_loop(attempt_timeout=2.0, concurrency=ONE_PLACE)
     assert await outcomes(guard.call(Scripted(1.5)) for _ in range(4)) == [1.5] * 4
     assert guard.breaker.snapshot().failed == 0
@@ -200,14 +200,14 @@ async def test_a_call_that_waited_long_has_less_time_left() -> None:
 
 
 @both_ways
-async def test_places_come_back_however_a_call_ends(run: Any) -> None:
+async def test_permits_are_released_however_a_call_ends(run: Any) -> None:
     guard = guard_on_loop(concurrency=ONE_PLACE, attempt_timeout=5.0)
     for step in ("fine", down(), ValueError("mine"), 60.0, asyncio.CancelledError()):
         await outcomes([run(guard, Scripted(step))])
         assert free_places(guard) == 1
 
 
-async def test_places_come_back_when_the_breaker_opens_meanwhile() -> None:
+async def test_permits_are_released_when_the_breaker_opens_meanwhile() -> None:
     guard = guard_on_loop(concurrency=ONE_PLACE)
     first = asyncio.create_task(guard.call(Scripted(2.0)))
     await asyncio.sleep(1.0)
@@ -220,7 +220,7 @@ async def test_places_come_back_when_the_breaker_opens_meanwhile() -> None:
     assert free_places(guard) == 1
 
 
-async def test_the_breaker_is_asked_again_after_a_wait_for_the_rate() -> None:
+async def test_the_breaker_decides_again_after_a_wait_for_the_rate_limit() -> None:
     guard = guard_on_loop(limit=LimitPolicy(rpm=60.0, burst=1))
     await guard.call(Scripted("first"))
     waiting = asyncio.create_task(guard.call(function := Scripted(None)))
@@ -245,7 +245,7 @@ async def test_a_wait_that_ends_in_the_same_closed_state_goes_on() -> None:
     ],
 )
 @both_ways
-async def test_refusals_by_limits_are_nobodys_fault(run: Any, part: Any, error: type) -> None:
+async def test_rejections_by_limits_are_not_counted(run: Any, part: Any, error: type) -> None:
     guard = guard_on_loop(**part)
     heard = heard_by(guard)
     results = await outcomes(run(guard, Scripted(1.0)) for _ in range(3))
@@ -254,7 +254,7 @@ async def test_refusals_by_limits_are_nobodys_fault(run: Any, part: Any, error: 
     assert heard.count(AttemptRejected("llm", error.__name__)) == 2
 
 
-async def test_a_probe_refused_by_a_limit_gives_its_place_back() -> None:
+async def test_a_probe_rejected_by_a_limit_frees_its_slot() -> None:
     guard = guard_on_loop(limit=LimitPolicy(rpm=1.0, burst=1, max_wait=0.0))
     await guard.call(Scripted("uses up the limit"))
     guard.breaker.half_open()
@@ -277,7 +277,7 @@ async def test_a_call_inside_a_call_of_the_same_guard_passes_straight_through() 
     assert guard.breaker.snapshot().calls == 1
 
 
-async def test_other_guards_inside_are_asked() -> None:
+async def test_a_call_of_another_guard_inside_is_guarded() -> None:
     outer, inner = guard_on_loop(), guard_on_loop()
     inner.breaker.open()
     with pytest.raises(CircuitOpenError):
@@ -376,7 +376,7 @@ async def test_a_success_that_changes_nothing_is_not_timed() -> None:
 
 
 @both_ways
-async def test_who_listens_hears_of_a_success_that_changes_nothing(run: Any) -> None:
+async def test_a_subscriber_gets_a_success_that_changes_nothing(run: Any) -> None:
     guard = guard_on_loop(breaker=SMALL)
     for _ in range(4):
         await run(guard, Scripted("fine"))
@@ -421,7 +421,7 @@ def test_each_loop_has_its_own_limits_and_all_share_the_breaker() -> None:
     assert guard.breaker.snapshot().failed == 2
 
 
-async def test_a_task_that_outlives_its_call_is_not_let_in_by_it() -> None:
+async def test_a_task_that_outlives_its_call_is_rejected_by_a_drain() -> None:
     guard = guard_on_loop()
 
     async def later() -> None:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 RPM = "RESILIENCE_LLM__LIMIT__RPM"
 
 
-async def test_new_calls_go_by_the_new_policy_and_those_under_way_by_the_old() -> None:
+async def test_new_calls_use_the_new_policy_and_calls_in_flight_the_old() -> None:
     guard = guard_on_loop(timeout=TimeoutPolicy(attempt=10.0, total=None))
     old = asyncio.create_task(guard.call(Scripted(5.0)))
     await asyncio.sleep(1.0)
@@ -43,7 +43,7 @@ async def test_new_calls_go_by_the_new_policy_and_those_under_way_by_the_old() -
     assert now() == pytest.approx(5.0)
 
 
-async def test_places_of_calls_under_way_are_given_back_where_they_were_taken() -> None:
+async def test_permits_of_calls_in_flight_return_to_the_old_bulkhead() -> None:
     guard = guard_on_loop(concurrency=ConcurrencyPolicy(max_concurrent=2))
     old = [asyncio.create_task(guard.call(Scripted(5.0))) for _ in range(2)]
     await asyncio.sleep(1.0)
@@ -54,7 +54,7 @@ async def test_places_of_calls_under_way_are_given_back_where_they_were_taken() 
     await asyncio.gather(*old)
 
 
-async def test_places_are_the_same_where_the_policy_asks_for_as_many() -> None:
+async def test_the_bulkhead_stays_if_its_policy_does() -> None:
     guard = guard_on_loop(concurrency=ConcurrencyPolicy(max_concurrent=2))
     function = Scripted(10.0)
     calls = [asyncio.create_task(guard.call(function)) for _ in range(4)]
@@ -82,7 +82,7 @@ TIMES = [
 
 
 @pytest.mark.parametrize(("before", "after"), TIMES)
-async def test_a_call_ends_by_the_times_it_was_begun_with(
+async def test_a_call_keeps_the_timeouts_it_began_with(
     before: TimeoutPolicy, after: TimeoutPolicy
 ) -> None:
     guard = guard_on_loop(timeout=before, concurrency=ConcurrencyPolicy(max_concurrent=1))
@@ -124,7 +124,7 @@ async def test_a_limit_can_be_set_and_lifted() -> None:
     assert now() == at
 
 
-async def test_the_breaker_stays_where_it_is_and_goes_by_the_new_thresholds() -> None:
+async def test_the_breaker_keeps_its_state_and_uses_the_new_thresholds() -> None:
     guard = guard_on_loop(consecutive_failures=3)
     await outcomes(guard.call(Scripted(down())) for _ in range(2))
     guard.update_policy(patient(consecutive_failures=5, open_for=20.0))
@@ -191,7 +191,7 @@ def test_overrides_reach_guards_that_are_there_and_guards_to_come() -> None:
     assert late.policy.limit.rpm is None
 
 
-def test_an_override_wins_over_its_variable_and_leaves_those_beside_it() -> None:
+def test_an_override_replaces_its_variable_and_no_other() -> None:
     environ = {RPM: "10", "RESILIENCE_LLM__LIMIT__BURST": "3"}
     settings = load_settings(environ).with_overrides({RPM.lower(): "20"})
     limit = settings.policy_for("llm").limit
@@ -280,7 +280,7 @@ def test_overrides_that_contradict_what_code_says_change_no_such_guard(
     assert registry.get("llm").policy.breaker.min_calls == 80
 
 
-def test_a_thousand_odd_overrides_are_told_in_one_short_line(
+def test_a_thousand_invalid_overrides_are_logged_in_one_short_message(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lightrag_resilience.config.env_parsing.nearest", pytest.fail)

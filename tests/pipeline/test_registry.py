@@ -70,7 +70,7 @@ def test_variables_change_a_policy_given_in_code() -> None:
     assert (made.policy.retry.attempts, made.policy.limit.rpm) == (7, 60.0)
 
 
-def test_asking_again_without_or_with_an_equal_policy_finds_the_guard(owner: Guards) -> None:
+def test_get_with_no_policy_or_an_equal_one_finds_the_guard(owner: Guards) -> None:
     made = owner.get("llm", Policy.llm(attempts=2))
     assert owner.get("llm") is made
     assert owner.get("llm", Policy.llm(attempts=2)) is made
@@ -88,7 +88,7 @@ def test_another_policy_for_a_name_is_refused(owner: Guards, first: Policy | Non
     assert owner.get("llm") is made
 
 
-def test_a_policy_is_compared_as_it_was_given_and_not_as_variables_changed_it() -> None:
+def test_a_policy_is_compared_as_given_in_code_without_variables() -> None:
     owner = Guards(settings=load_settings({"RESILIENCE_LLM__RETRY__ATTEMPTS": "7"}))
     made = owner.get("llm", Policy.llm(attempts=2))
     assert owner.get("llm", Policy.llm(attempts=2)) is made
@@ -150,7 +150,7 @@ def test_wrong_settings_make_no_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(owner) == []
 
 
-def test_many_threads_that_ask_at_once_get_one_guard(loading: CountedLoading) -> None:
+def test_many_threads_at_once_get_one_guard(loading: CountedLoading) -> None:
     owner = Guards()
     names = [f"llm.{number}" for number in range(50)]
     barrier = threading.Barrier(THREADS)

@@ -60,7 +60,7 @@ async def test_attempts_counts_the_first_call_too(attempts: int) -> None:
     assert f"gave up after {attempts} attempts" in why(error)
 
 
-async def test_a_success_ends_it() -> None:
+async def test_a_success_ends_the_retries() -> None:
     function = Scripted(down(), down(), "answer")
     assert await retrying().call(function) == "answer"
     assert function.calls == 3
@@ -107,7 +107,7 @@ async def test_what_a_gateway_lost_may_have_been_done(
     assert function.calls == calls
 
 
-async def test_an_inner_tenacity_is_looked_through() -> None:
+async def test_the_error_inside_a_tenacity_retry_error_is_classified() -> None:
     for cause, calls in ((ValueError("a bug"), 1), (down(), 3)):
         function = Scripted(cause)
         inner = tenacity.AsyncRetrying(stop=tenacity.stop_after_attempt(1)).wraps(function)
@@ -150,7 +150,7 @@ async def test_at_their_cap_waits_are_still_spread() -> None:
     assert 1.9 < max(last) <= 2.0 + 1e-9
 
 
-async def test_after_a_long_wait_that_was_asked_for_our_own_is_used_again() -> None:
+async def test_after_a_long_retry_after_the_policys_backoff_is_used_again() -> None:
     function = Scripted(throttled("20"), down(), "answer")
     await retrying(jitter="growing").call(function)
     assert function.gaps()[1] <= 2.0
@@ -182,7 +182,7 @@ async def test_decorrelated_jitter_grows_from_the_last_wait() -> None:
     assert longest > 3.5  # more than it can be after the first wait
 
 
-async def test_a_provider_that_asks_for_two_seconds_gets_them_and_little_more() -> None:
+async def test_a_retry_after_of_two_seconds_is_kept_with_little_jitter() -> None:
     for _ in range(50):
         function = Scripted(throttled("2"), "answer")
         await retrying(jitter="full").call(function)
@@ -190,19 +190,19 @@ async def test_a_provider_that_asks_for_two_seconds_gets_them_and_little_more() 
         assert 2.0 <= gap <= 2.6
 
 
-async def test_callers_told_the_same_time_do_not_come_back_together() -> None:
+async def test_callers_with_the_same_retry_after_are_spread() -> None:
     functions = [Scripted(throttled("2"), "answer") for _ in range(50)]
     await outcomes(retrying().call(function) for function in functions)
     assert len({function.at[1] for function in functions}) > 40
 
 
-async def test_a_provider_that_asks_for_nothing_gets_our_own_wait() -> None:
+async def test_a_retry_after_of_zero_falls_back_to_the_backoff() -> None:
     function = Scripted(throttled("0"), "answer")
     await retrying().call(function)
     assert function.gaps() == [1.0]
 
 
-async def test_a_provider_that_asks_for_too_much_is_not_waited_for() -> None:
+async def test_a_retry_after_above_the_maximum_ends_the_retries() -> None:
     function = Scripted(throttled("61"))
     error = await failing(retrying(max_retry_after=60.0), function)
     assert (function.calls, now()) == (1, 0.0)
@@ -212,7 +212,7 @@ async def test_a_provider_that_asks_for_too_much_is_not_waited_for() -> None:
 # ---------------------------------------------------------------------- deadline and budget
 
 
-async def test_a_retry_that_its_caller_did_not_wait_for_costs_nothing() -> None:
+async def test_a_retry_cancelled_during_its_wait_costs_nothing() -> None:
     retry = RetryPolicy(attempts=3, jitter="none", initial_backoff=5.0, budget=50)
     guard = guard_on_loop(retry=retry, consecutive_failures=None)
     for wait, left in ((1.0, 50), (6.0, 45)):
@@ -223,7 +223,7 @@ async def test_a_retry_that_its_caller_did_not_wait_for_costs_nothing() -> None:
         assert guard.budget.tokens == left
 
 
-async def test_what_is_set_aside_in_any_attempt_is_not_of_the_deadline() -> None:
+async def test_suspended_time_in_any_attempt_does_not_count_toward_the_deadline() -> None:
     retry = RetryPolicy(attempts=4, jitter="none", initial_backoff=0.1)
     guard = guard_on_loop(retry=retry, total_timeout=30.0)
 
@@ -312,7 +312,7 @@ async def test_a_timeout_is_retried_with_its_full_time() -> None:
     assert function.at == [0.0, 5.5, 11.5]
 
 
-async def test_the_last_timeout_is_told_as_one() -> None:
+async def test_the_last_timeout_is_raised_as_an_attempt_timeout() -> None:
     guard = guard_on_loop(attempt_timeout=5.0, attempts=2)
     error = await failing(guard, Scripted(60.0))
     assert isinstance(error, AttemptTimeoutError)
@@ -320,7 +320,7 @@ async def test_the_last_timeout_is_told_as_one() -> None:
     assert str(error) == "An attempt of 'llm' timed out after 5 s"
 
 
-async def test_each_retry_is_announced_with_its_wait() -> None:
+async def test_each_retry_is_published_with_its_wait() -> None:
     guard = retrying()
     heard = heard_by(guard)
     await failing(guard, Scripted(down()))
@@ -330,7 +330,7 @@ async def test_each_retry_is_announced_with_its_wait() -> None:
     ]
 
 
-async def test_a_cancellation_during_the_wait_is_passed_on_and_counts_nothing() -> None:
+async def test_a_cancellation_during_backoff_is_passed_on_and_not_counted() -> None:
     guard, function = retrying(), Scripted(down())
     task = asyncio.create_task(guard.call(function))
     await asyncio.sleep(0.5)

@@ -226,7 +226,9 @@ class Plain:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_an_iterator_that_takes_neither_is_read_and_left(way: Any, owner: Guards) -> None:
+async def test_an_iterator_without_asend_or_aclose_is_read_and_not_closed(
+    way: Any, owner: Guards
+) -> None:
     def begin() -> AsyncIterator[str]:
         return Plain()
 

@@ -30,7 +30,7 @@ from support.streams import ONE_PLACE, Source, collected, free_places, verdict
 pytestmark = pytest.mark.anyio
 
 
-async def test_all_items_come_through_and_success_is_told_at_the_end() -> None:
+async def test_all_items_are_passed_on_and_success_is_published_at_the_end() -> None:
     guard, source = guard_on_loop(concurrency=ONE_PLACE), Source("one", 1.0, "two", "three")
     stream = await guard.call(source.words)
     assert isinstance(stream, GuardedStream)
@@ -47,7 +47,7 @@ async def test_an_empty_stream_is_a_success() -> None:
     assert verdict(guard) == (1, 0)
 
 
-async def test_an_empty_stream_leaves_no_time_running() -> None:
+async def test_an_empty_stream_leaves_no_timer_running() -> None:
     guard = guard_on_loop(attempt_timeout=5.0)
     assert await collected(await guard.call(Source().words)) == []
     assert guard._loop_state is not None
@@ -259,7 +259,7 @@ async def test_a_stream_is_a_probe_until_its_end() -> None:
     assert guard.breaker.state is State.CLOSED
 
 
-async def test_a_stream_that_outlasts_the_lease_of_a_probe_keeps_its_place_and_proves() -> None:
+async def test_a_probe_stream_longer_than_its_lease_keeps_its_slot_and_counts() -> None:
     guard = guard_on_loop(breaker=BreakerPolicy(probe_lease=60.0))
     guard.breaker.half_open()
     stream = await guard.call(Source("one", 200.0, "two", 90.0, "three").words)
@@ -271,7 +271,7 @@ async def test_a_stream_that_outlasts_the_lease_of_a_probe_keeps_its_place_and_p
     assert guard.breaker.state is State.CLOSED
 
 
-async def test_a_probe_that_never_ends_loses_its_place_in_the_end() -> None:
+async def test_a_probe_stream_that_never_ends_loses_its_slot() -> None:
     guard = guard_on_loop(breaker=BreakerPolicy(probe_lease=60.0))
     guard.breaker.half_open()
     stream = await guard.call(Source("one", 1e6).words)
@@ -318,7 +318,7 @@ async def test_a_source_is_closed_outside_of_the_call_that_it_failed() -> None:
     assert source.was_owned is False
 
 
-async def test_a_source_without_aclose_is_read_and_left() -> None:
+async def test_a_source_without_aclose_is_read_and_not_closed() -> None:
     class Bare:
         def __init__(self) -> None:
             self.left = 3
@@ -391,7 +391,7 @@ async def test_a_response_that_fails_is_closed(steps: Any) -> None:
     assert response.closed
 
 
-async def test_an_empty_stream_of_an_sdk_is_retried_and_gives_its_place_back_once() -> None:
+async def test_an_empty_sdk_stream_is_retried_and_releases_its_permit_once() -> None:
     class AsyncStream:
         __module__ = "openai"
         open = 0

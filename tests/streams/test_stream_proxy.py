@@ -126,7 +126,7 @@ async def test_the_iterator_and_the_source_are_closed(face: Any, name: str) -> N
 
 
 @FACES
-async def test_a_source_that_cannot_be_closed_is_left(face: Any) -> None:
+async def test_the_iterator_of_a_source_without_a_close_method_is_closed(face: Any) -> None:
     source = Source("one", name="")
     await (await face(source)).close()
     assert source.closed == ["iterator"]

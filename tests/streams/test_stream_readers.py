@@ -34,7 +34,7 @@ async def test_closing_early_is_no_verdict_and_closes_the_source(read: int) -> N
     assert await collected(stream) == []
 
 
-async def test_a_stream_that_is_dropped_frees_its_place() -> None:
+async def test_a_stream_that_is_dropped_releases_its_permit() -> None:
     guard = guard_on_loop(concurrency=ONE_PLACE)
     stream = await guard.call(Source("one", "two").words)
     await anext(stream)
@@ -71,7 +71,7 @@ async def test_a_stream_that_a_task_returned_is_gone_once_it_is_dropped(
         gc.enable()
 
 
-async def test_a_second_reader_is_told_so_and_nobody_is_blamed() -> None:
+async def test_a_second_reader_gets_an_error_that_is_not_counted() -> None:
     class Slow:
         async def words(self) -> AsyncIterator[str]:
             yield "one"
@@ -91,7 +91,7 @@ async def test_a_second_reader_is_told_so_and_nobody_is_blamed() -> None:
 
 
 @pytest.mark.parametrize("is_shut_down", [True, False])
-def test_a_stream_that_is_read_on_another_loop_is_told_so_and_keeps_no_place(
+def test_reading_on_another_loop_raises_and_releases_the_permit(
     is_shut_down: bool,  # noqa: FBT001 - a test's case
 ) -> None:
     class Endless:
@@ -131,7 +131,7 @@ def test_a_stream_that_is_read_on_another_loop_is_told_so_and_keeps_no_place(
 
 
 @pytest.mark.parametrize("has_loop", [True, False])
-def test_a_stream_read_in_another_thread_beside_its_busy_loop_is_told_so(*, has_loop: bool) -> None:
+def test_reading_in_another_thread_beside_a_busy_loop_raises(*, has_loop: bool) -> None:
     async def words() -> AsyncIterator[str]:
         for word in ("one", "two", "three"):
             yield word

@@ -116,7 +116,7 @@ async def test_a_first_item_is_waited_for_no_longer_than_to_the_deadline() -> No
     assert (at, said) == (30.0, "The deadline of 'llm' has passed after 30 s")
 
 
-async def test_a_caller_who_is_cancelled_before_the_first_item_gives_no_verdict() -> None:
+async def test_a_cancellation_before_the_first_item_is_no_verdict() -> None:
     guard = guarded(first_item=50.0)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(10):
@@ -124,7 +124,7 @@ async def test_a_caller_who_is_cancelled_before_the_first_item_gives_no_verdict(
     assert verdict(guard) == (0, 0)
 
 
-async def test_an_own_time_for_the_first_item_does_not_outlive_it() -> None:
+async def test_the_timeout_of_the_first_item_does_not_outlive_it() -> None:
     assert await read(guarded(first_item=5.0), stream_of(4.0, "one", 60.0, "two"), pause=60) == [
         "one",
         "two",
@@ -255,7 +255,7 @@ GAP_OF_60, GAP_OF_3 = {"gap": 60.0}, {"gap": 3.0}
         (GAP_OF_60, {"gap": 60.0, "stream_total": 6.0}, 25.0),
     ],
 )
-async def test_a_stream_goes_by_the_policy_it_was_begun_with(
+async def test_a_stream_keeps_the_policy_it_began_with(
     before: Any, after: Any, ends_at: float
 ) -> None:
     guard = guarded(**before)
@@ -268,7 +268,7 @@ async def test_a_stream_goes_by_the_policy_it_was_begun_with(
 
 
 @pytest.mark.parametrize("times", [{"gap": 20.0}, {"attempt": 20.0}, {"attempt": 9.0, "gap": 20.0}])
-async def test_what_is_set_aside_in_a_stream_costs_it_no_time(times: Any) -> None:
+async def test_suspended_time_does_not_count_toward_a_stream(times: Any) -> None:
     async def words(last: float) -> AsyncIterator[str]:
         yield "one"
         call = current_call.get()
@@ -300,13 +300,13 @@ async def test_a_shorter_time_for_the_first_item_stays() -> None:
 
 
 @pytest.mark.parametrize(("pause", "failed"), [(0.5, 1), (0.9, 1), (1.1, 0), (30.0, 0)])
-async def test_the_reader_is_to_blame_who_took_more_of_the_time(pause: float, failed: int) -> None:
+async def test_a_reader_that_took_most_of_the_time_is_to_blame(pause: float, failed: int) -> None:
     guard = guarded(stream_total=20.0)
     await ends(read(guard, stream_of(*ENDLESS), pause=pause))
     assert verdict(guard) == (failed, failed)
 
 
-async def test_a_caller_who_is_cancelled_within_a_stream_gives_no_verdict() -> None:
+async def test_a_cancellation_within_a_stream_is_no_verdict() -> None:
     guard = guarded(stream_total=20.0, gap=5.0)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(10):

@@ -47,7 +47,7 @@ async def test_what_takes_too_long_is_ended_in_time() -> None:
     assert task.cancelling() == 0
 
 
-async def test_what_is_done_in_time_is_left_alone() -> None:
+async def test_a_call_that_ends_in_time_is_not_cancelled() -> None:
     assert await timed(timer(5.0), sleeping(4.9)) == "done"
     await asyncio.sleep(60)
 
@@ -83,7 +83,7 @@ async def test_one_timer_is_armed_for_all() -> None:
     assert armed == [5.0]
 
 
-async def test_somebody_elses_cancellation_is_no_timeout() -> None:
+async def test_a_foreign_cancellation_is_no_timeout() -> None:
     shared = timer(5.0)
     task = asyncio.create_task(timed(shared, sleeping(60)))
     await asyncio.sleep(1)
@@ -122,7 +122,7 @@ async def test_timeouts_inside_each_other_end_the_inner_one_first() -> None:
     assert now() == 3.0
 
 
-async def test_it_works_inside_asyncios_own_timeout() -> None:
+async def test_the_timer_works_inside_asyncio_timeout() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(2):
             await timed(timer(5.0), sleeping(60))
@@ -131,7 +131,7 @@ async def test_it_works_inside_asyncios_own_timeout() -> None:
         assert await timed(timer(5.0), sleeping(60)) == "timeout"
 
 
-async def test_calls_of_equal_duration_share_a_timer_whoever_makes_them() -> None:
+async def test_calls_with_equal_timeouts_share_a_timer_across_guards() -> None:
     loop = asyncio.get_running_loop()
     registry = Guards(settings=Settings(), clock=loop.time)
     policy = Policy(timeout=TimeoutPolicy(attempt=5.0))

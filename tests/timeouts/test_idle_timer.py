@@ -63,7 +63,7 @@ def noting_arms(idle_timer: IdleTimer) -> list[float]:
     return arms
 
 
-async def test_a_wait_that_lasts_too_long_is_ended_in_time() -> None:
+async def test_a_wait_that_lasts_too_long_is_cancelled_in_time() -> None:
     idle_timer = gap_timer()
     assert not await waited(idle_timer, 60.0)
     assert now() == GAP
@@ -72,7 +72,7 @@ async def test_a_wait_that_lasts_too_long_is_ended_in_time() -> None:
     assert task.cancelling() == 0
 
 
-async def test_it_is_armed_once_in_its_time_however_many_waits_there_are() -> None:
+async def test_the_timer_is_armed_once_per_timeout_for_any_number_of_waits() -> None:
     idle_timer = gap_timer()
     arms = noting_arms(idle_timer)
     for _ in range(1000):
@@ -89,7 +89,7 @@ async def test_each_wait_has_its_own_time_wherever_the_timer_was_armed_for() -> 
     assert now() == 3 * 4.0 + GAP
 
 
-async def test_a_reader_who_takes_long_costs_the_source_no_time() -> None:
+async def test_a_slow_reader_costs_the_source_no_time() -> None:
     idle_timer = gap_timer()
     assert await waited(idle_timer, 1.0)
     await asyncio.sleep(100.0)
@@ -99,20 +99,20 @@ async def test_a_reader_who_takes_long_costs_the_source_no_time() -> None:
     assert now() == 1.0 + 100.0 + 4.0 + GAP
 
 
-async def test_no_wait_lasts_beyond_the_end_of_all() -> None:
+async def test_no_wait_lasts_beyond_the_end_of_the_stream() -> None:
     idle_timer = gap_timer(until=7.0)
     assert await waited(idle_timer, 4.0)
     assert not await waited(idle_timer, 60.0)
     assert now() == 7.0
 
 
-async def test_where_no_wait_has_an_end_none_is_armed() -> None:
+async def test_without_timeouts_no_timer_is_armed() -> None:
     idle_timer = gap_timer(seconds=NEVER)
     assert await waited(idle_timer, 1e6)
     assert armed() == []
 
 
-async def test_a_closed_one_leaves_nothing_behind() -> None:
+async def test_a_closed_timer_leaves_nothing_behind() -> None:
     idle_timer = gap_timer()
     assert await waited(idle_timer, 1.0)
     idle_timer.close()
@@ -120,14 +120,14 @@ async def test_a_closed_one_leaves_nothing_behind() -> None:
     assert armed() == []
 
 
-async def test_a_dropped_one_ends_with_its_next_ring() -> None:
+async def test_a_dropped_timer_ends_when_it_next_fires() -> None:
     assert await waited(gap_timer(), 1.0)
     assert armed() == [GAP]
     await asyncio.sleep(60.0)
     assert armed() == []
 
 
-async def test_somebody_elses_cancellation_is_passed_on() -> None:
+async def test_a_foreign_cancellation_is_passed_on() -> None:
     idle_timer = gap_timer()
     task = asyncio.create_task(waited(idle_timer, 60.0))
     await asyncio.sleep(1.0)
@@ -136,7 +136,7 @@ async def test_somebody_elses_cancellation_is_passed_on() -> None:
         await task
 
 
-async def test_somebody_elses_cancellation_at_the_same_moment_is_passed_on() -> None:
+async def test_a_foreign_cancellation_at_the_same_moment_is_passed_on() -> None:
     task = asyncio.create_task(waited(gap_timer(), 60.0))
     asyncio.get_running_loop().call_at(GAP, task.cancel)
     with pytest.raises(asyncio.CancelledError):
@@ -156,7 +156,7 @@ async def test_an_item_at_the_last_moment_takes_the_cancellation_back() -> None:
     assert not idle_timer.stop()
 
 
-async def test_what_is_paused_has_its_whole_time_again() -> None:
+async def test_a_resumed_wait_has_its_whole_time_again() -> None:
     idle_timer = gap_timer()
     task = asyncio.create_task(waited(idle_timer, 60.0))
     await asyncio.sleep(4.0)
@@ -168,7 +168,7 @@ async def test_what_is_paused_has_its_whole_time_again() -> None:
     assert now() == 24.0 + GAP
 
 
-async def test_a_pause_that_outlives_its_wait_starts_none() -> None:
+async def test_a_pause_that_outlives_its_wait_starts_no_other() -> None:
     idle_timer = gap_timer()
     idle_timer.start()
     idle_timer.pause()
@@ -179,7 +179,7 @@ async def test_a_pause_that_outlives_its_wait_starts_none() -> None:
     await asyncio.sleep(60.0)
 
 
-async def test_closing_it_leaves_the_wait_under_way_its_time() -> None:
+async def test_closing_the_timer_does_not_shorten_the_wait_under_way() -> None:
     idle_timer = gap_timer()
     task = asyncio.create_task(waited(idle_timer, 60.0))
     await asyncio.sleep(1.0)
@@ -196,7 +196,7 @@ SECONDS = st.integers(0, 60).map(lambda eighths: eighths / 8 + 0.0625)
     steps=st.lists(st.tuples(SECONDS, SECONDS), max_size=12),
     until=st.one_of(st.just(NEVER), SECONDS.map(lambda seconds: seconds * 4 + 0.03125)),
 )
-def test_it_ends_what_an_own_timer_for_each_wait_would_end(
+def test_the_timer_cancels_what_a_timer_for_each_wait_would_cancel(
     steps: list[tuple[float, float]], until: float
 ) -> None:
     async def seldom_armed() -> list[tuple[bool, float]]:

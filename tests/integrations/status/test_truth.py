@@ -171,7 +171,7 @@ async def test_page_log_metrics_and_commands_report_unserved_callers(  # noqa: P
         await it.until(is_green)
         assert it.registry.get_sample_value(METRIC, {"dependency": NAME}) == 0
         assert len(warnings(caplog)) == 1
-        assert f"{NAME} works again for those who call it" in caplog.text
+        assert f"{NAME} serves its callers again" in caplog.text
         if is_shared:
             assert (await it.run("status")).exit_code == 0
             assert (await it.run("doctor")).exit_code == 0
