@@ -88,7 +88,7 @@ def client_of(app: Any) -> httpx.AsyncClient:
 
 
 @pytest.mark.anyio
-async def test_one_process_shows_its_own_and_passes_the_rest_on(guards: Guards) -> None:
+async def test_one_process_serves_its_metrics_and_passes_other_paths_on(guards: Guards) -> None:
     app = Metrics(hello, registry=guards, collected=CollectorRegistry())
     async with client_of(app) as http:
         assert (await http.get("/")).text == "hello"
@@ -118,7 +118,7 @@ async def test_one_process_shows_its_own_and_passes_the_rest_on(guards: Guards) 
     ],
 )
 @pytest.mark.anyio
-async def test_whatever_is_accepted_is_answered(guards: Guards, accepted: str) -> None:
+async def test_every_accept_header_gets_an_answer(guards: Guards, accepted: str) -> None:
     app: Any = Metrics(hello, registry=guards, collected=CollectorRegistry())
     transport = httpx.ASGITransport(app=app)
     headers = [(b"accept", accepted.encode("latin-1"))]
@@ -130,7 +130,7 @@ async def test_whatever_is_accepted_is_answered(guards: Guards, accepted: str) -
 
 
 @pytest.mark.anyio
-async def test_the_end_of_the_server_ends_it(guards: Guards) -> None:
+async def test_the_lifespans_end_stops_observing(guards: Guards) -> None:
     collected = CollectorRegistry()
     app = Metrics(hello, registry=guards, collected=collected)
 
@@ -142,7 +142,7 @@ async def test_the_end_of_the_server_ends_it(guards: Guards) -> None:
 
 
 @pytest.mark.anyio
-async def test_an_application_that_keeps_metrics_itself_is_left_alone(guards: Guards) -> None:
+async def test_an_application_that_observes_itself_keeps_its_metrics(guards: Guards) -> None:
     collected = CollectorRegistry()
     own = observe(guards, registry=collected)
     app = Metrics(hello, registry=guards, collected=collected)
@@ -198,7 +198,7 @@ def counted(http: httpx.Client) -> float:
     return sum(map(float, found))
 
 
-def test_any_worker_answers_for_all(tmp_path: Path) -> None:
+def test_any_gunicorn_worker_answers_for_all(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics"
     metrics.mkdir()
     with gunicorn(tmp_path, metrics) as http:
@@ -226,7 +226,7 @@ def show_metrics() -> Any:
 
 
 @pytest.mark.anyio
-async def test_the_applications_of_a_server_module_get_them(show_metrics: Any) -> None:
+async def test_the_server_modules_application_serves_metrics(show_metrics: Any) -> None:
     starlette = pytest.importorskip("starlette.applications")
     server = ModuleType("server")
     server.create_app = starlette.Starlette  # type: ignore[attr-defined]
@@ -267,7 +267,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_folder_that_is_named_is_made_and_emptied(
+def test_the_configured_folder_is_made_and_emptied(
     tmp_path: Path, environment: pytest.MonkeyPatch
 ) -> None:
     named = tmp_path / "some" / "folder"
@@ -279,7 +279,7 @@ def test_a_folder_that_is_named_is_made_and_emptied(
     assert [path.name for path in named.iterdir()] == ["notes.txt"]
 
 
-def test_a_folder_that_nobody_names_ends_with_the_process() -> None:
+def test_a_temporary_folder_is_removed_with_the_process() -> None:
     module = "lightrag_resilience.config.process_environment"
     code = f"from {module} import share_metrics; print(share_metrics(), flush=True)"
     line = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=WITHIN)  # noqa: S603
@@ -288,7 +288,7 @@ def test_a_folder_that_nobody_names_ends_with_the_process() -> None:
 
 
 @pytest.mark.anyio
-async def test_where_a_folder_is_named_it_is_shown(
+async def test_metrics_of_the_configured_folder_are_served(
     guards: Guards, tmp_path: Path, environment: pytest.MonkeyPatch
 ) -> None:
     environment.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
@@ -298,7 +298,7 @@ async def test_where_a_folder_is_named_it_is_shown(
     app.close()
 
 
-def test_a_folder_of_our_own_is_known_from_then_on(environment: pytest.MonkeyPatch) -> None:
+def test_a_temporary_folder_is_named_in_the_environment(environment: pytest.MonkeyPatch) -> None:
     environment.delenv("PROMETHEUS_MULTIPROC_DIR")
     folder = share_metrics()
     assert read_process_environment().multiprocess_folder == str(folder)

@@ -54,7 +54,7 @@ async def test_an_error_that_leaves_a_guard_has_the_id_in_a_note_once(
     assert notes(without.value) == []
 
 
-async def test_retried_refused_blocks_and_streams_errors_have_it_too(
+async def test_errors_of_retries_rejections_blocks_and_streams_have_the_id(
     guards: Guards, guard: Guard
 ) -> None:
     async def stream() -> AsyncIterator[int]:
@@ -81,7 +81,7 @@ async def test_retried_refused_blocks_and_streams_errors_have_it_too(
         assert notes(raised.value) == [NOTE]
 
 
-async def test_a_cancellation_is_left_as_it_is(guard: Guard) -> None:
+async def test_a_cancellation_gets_no_note(guard: Guard) -> None:
     async def wait() -> None:
         async with guard:
             await asyncio.Event().wait()
@@ -96,7 +96,7 @@ async def test_a_cancellation_is_left_as_it_is(guard: Guard) -> None:
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2], ids=["httpx", "httpx2"])
-async def test_a_request_through_the_transport_has_the_id_unless_it_has_one(library: Any) -> None:
+async def test_the_transport_adds_the_id_to_requests_without_one(library: Any) -> None:
     seen: list[str | None] = []
 
     async def answer(request: Any) -> Any:

@@ -63,7 +63,7 @@ def record(**extra: object) -> logging.LogRecord:
     return made
 
 
-def test_a_record_is_one_line_of_json_with_what_is_known() -> None:
+def test_a_record_is_one_line_of_json_with_its_extras() -> None:
     text = JsonFormatter().format(record(dependency="llm", state="open", status=503, created=0.25))
     assert "\n" not in text
     assert json.loads(text) == {
@@ -77,7 +77,7 @@ def test_a_record_is_one_line_of_json_with_what_is_known() -> None:
     }
 
 
-def test_the_id_and_the_error_stand_in_the_line() -> None:
+def test_a_line_has_the_request_id_and_the_traceback() -> None:
     try:
         raise ValueError("odd")
     except ValueError as error:
@@ -88,7 +88,7 @@ def test_the_id_and_the_error_stand_in_the_line() -> None:
     assert line["exception"].endswith("ValueError: odd")
 
 
-def test_a_filter_puts_the_id_into_every_record() -> None:
+def test_the_filter_adds_the_id_to_every_record() -> None:
     before, inside = record(), record()
     assert CorrelationFilter().filter(before)
     with correlated("r-1"):
@@ -119,17 +119,17 @@ def test_a_filter_puts_the_id_into_every_record() -> None:
         ({}, None),
     ],
 )
-def test_an_id_is_read_strictly(headers: dict[str, str], expected: str | None) -> None:
+def test_invalid_ids_in_headers_are_ignored(headers: dict[str, str], expected: str | None) -> None:
     assert read_id(headers) == expected
 
 
 @given(st.text(), st.text())
-def test_whatever_is_read_is_short_and_harmless(given_id: str, parent: str) -> None:
+def test_an_id_from_any_header_is_short_and_harmless(given_id: str, parent: str) -> None:
     found = read_id({"x-request-id": given_id, "traceparent": parent})
     assert found is None or (0 < len(found) <= 64 and found.isascii() and found.isprintable())
 
 
-def test_an_id_holds_for_its_block_and_one_is_made_where_none_is_given() -> None:
+def test_an_id_holds_for_its_block_and_is_made_if_missing() -> None:
     with correlated() as outer:
         with correlated("r-1"):
             assert correlation_id() == "r-1"
@@ -149,7 +149,7 @@ async def app(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize("sent", ["r-1", None])
-def test_a_request_keeps_its_id_through_the_app_and_back(sent: str | None) -> None:
+def test_a_request_keeps_its_id_and_the_response_returns_it(sent: str | None) -> None:
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(CorrelationMiddleware(app))
         hooks: Any = {"request": [add_header]}
@@ -166,7 +166,7 @@ def test_a_request_keeps_its_id_through_the_app_and_back(sent: str | None) -> No
     assert answer.text == sent or (sent is None and len(answer.text) == 32)
 
 
-def test_what_is_no_request_passes_through() -> None:
+def test_scopes_other_than_requests_pass_through() -> None:
     seen = []
 
     async def lifespan(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:

@@ -53,7 +53,7 @@ async def answer() -> str:
 # ---------------------------------------------------------------------- calls and attempts
 
 
-async def test_a_call_is_a_span_with_its_attempt_below_which_is_current_in_the_function(
+async def test_a_call_is_a_span_and_its_attempt_the_current_one(
     guard: Guard, exporter: InMemorySpanExporter
 ) -> None:
     seen: list[int] = []
@@ -99,7 +99,7 @@ async def test_a_call_is_a_span_with_its_attempt_below_which_is_current_in_the_f
         ("rerank.cohere", {}, "rerank", {"gen_ai.provider.name": "cohere"}),
     ],
 )
-async def test_a_span_is_named_by_what_is_known(  # noqa: PLR0913, PLR0917 - two fixtures, four values
+async def test_a_span_is_named_by_operation_and_model(  # noqa: PLR0913, PLR0917 - two fixtures, four values
     guards: Guards,
     exporter: InMemorySpanExporter,
     instrumentation: Instrumentation,
@@ -142,7 +142,7 @@ async def test_each_attempt_is_a_span_and_a_retry_an_event(
     assert (attributes(call)[OURS + "attempts"], attributes(call).get("error.type")) == (3, None)
 
 
-async def test_a_failure_and_a_refusal_say_their_class_and_never_their_text(
+async def test_failures_and_rejections_record_their_class_and_no_text(
     guards: Guards, exporter: InMemorySpanExporter, instrumentation: Instrumentation
 ) -> None:
     breaker = BreakerPolicy(consecutive_failures=1)
@@ -166,7 +166,7 @@ async def test_a_failure_and_a_refusal_say_their_class_and_never_their_text(
     assert "prompt" not in "".join(span.to_json() for span in exporter.get_finished_spans())
 
 
-async def test_a_timeout_is_told_as_one(
+async def test_an_attempt_timeout_is_recorded_as_one(
     guards: Guards, exporter: InMemorySpanExporter, instrumentation: Instrumentation
 ) -> None:
     policy = Policy(timeout=TimeoutPolicy(attempt=0.01), retry=RetryPolicy(attempts=1))
@@ -178,7 +178,7 @@ async def test_a_timeout_is_told_as_one(
         assert kind == "lightrag_resilience.errors.AttemptTimeoutError"
 
 
-async def test_a_call_that_its_caller_gave_up_has_ended_and_is_no_error(
+async def test_a_cancelled_calls_span_ends_without_an_error(
     guard: Guard, exporter: InMemorySpanExporter
 ) -> None:
     task = asyncio.create_task(guard.call(asyncio.Event().wait))
@@ -192,7 +192,7 @@ async def test_a_call_that_its_caller_gave_up_has_ended_and_is_no_error(
     assert len(exporter.get_finished_spans()) == 2
 
 
-async def test_a_call_that_the_garbage_collector_ends_has_ended(
+async def test_a_garbage_collected_calls_span_ends(
     guard: Guard, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def wait() -> None:
@@ -205,7 +205,7 @@ async def test_a_call_that_the_garbage_collector_ends_has_ended(
     assert caplog.messages == []
 
 
-async def test_a_call_inside_a_call_of_its_own_guard_is_no_other(
+async def test_a_call_inside_a_call_of_the_same_guard_has_no_span(
     guard: Guard, exporter: InMemorySpanExporter
 ) -> None:
     async def outer() -> str:
@@ -235,7 +235,7 @@ async def test_a_block_is_a_span(guard: Guard, exporter: InMemorySpanExporter) -
     assert attributes(refused)["error.type"] == "lightrag_resilience.errors.CircuitOpenError"
 
 
-async def test_between_the_items_of_a_generator_its_block_is_not_the_current_span(
+async def test_a_blocks_span_is_not_current_between_items_of_a_generator(
     guards: Guards,
     guard: Guard,
     exporter: InMemorySpanExporter,
@@ -279,7 +279,7 @@ async def test_a_context_manager_that_ends_in_another_task_ends_its_span(
     assert (current_id(), caplog.messages) == (0, [])
 
 
-async def test_a_block_whose_time_is_up_says_so(
+async def test_a_block_that_times_out_records_a_timeout(
     guards: Guards, exporter: InMemorySpanExporter, instrumentation: Instrumentation
 ) -> None:
     with pytest.raises(AttemptTimeoutError):
@@ -290,7 +290,7 @@ async def test_a_block_whose_time_is_up_says_so(
     assert kind == "lightrag_resilience.errors.AttemptTimeoutError"
 
 
-async def test_functions_of_each_kind_that_were_decorated_and_called_before_are_seen(
+async def test_functions_decorated_before_instrumenting_are_traced(
     guards: Guards, provider: TracerProvider, exporter: InMemorySpanExporter
 ) -> None:
     coroutine = resilient(NAME, registry=guards)(answer)
@@ -312,7 +312,7 @@ async def test_functions_of_each_kind_that_were_decorated_and_called_before_are_
     guards.close()
 
 
-async def test_a_duration_for_prometheus_leads_to_its_trace(
+async def test_an_exemplar_has_the_ids_of_the_trace(
     guards: Guards, guard: Guard, exporter: InMemorySpanExporter
 ) -> None:
     assert current_trace() is None
@@ -330,7 +330,7 @@ async def test_a_duration_for_prometheus_leads_to_its_trace(
 # ---------------------------------------------------------------------- begin and end
 
 
-async def test_after_its_end_nothing_is_seen_and_it_can_begin_again(
+async def test_closing_ends_tracing_and_allows_instrumenting_again(
     guards: Guards, provider: TracerProvider, exporter: InMemorySpanExporter
 ) -> None:
     guard = guards.get(NAME)
@@ -352,7 +352,7 @@ async def test_after_its_end_nothing_is_seen_and_it_can_begin_again(
     instrument(guards, tracer_provider=provider).close()
 
 
-async def test_what_began_to_be_called_before_the_end_is_called_after_it(
+async def test_a_method_looked_up_before_closing_still_runs(
     guards: Guards, provider: TracerProvider, exporter: InMemorySpanExporter
 ) -> None:
     guard = guards.get(NAME)
@@ -370,13 +370,13 @@ async def test_what_began_to_be_called_before_the_end_is_called_after_it(
     again.close()
 
 
-async def test_without_an_sdk_nothing_happens(guards: Guards) -> None:
+async def test_instrumenting_without_an_sdk_is_harmless(guards: Guards) -> None:
     instrumentation = instrument(guards)
     assert await guards.get(NAME).call(answer) == "an answer"
     instrumentation.close()
 
 
-def test_a_guard_that_nobody_traces_is_what_it_was(guards: Guards) -> None:
+def test_an_untraced_guard_keeps_its_class(guards: Guards) -> None:
     made = guards.get(NAME)
     instrument(guards).close()
     assert type(made) is Guard

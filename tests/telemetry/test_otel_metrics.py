@@ -86,7 +86,7 @@ async def fail(**kwargs: Any) -> None:
 
 
 @pytest.mark.usefixtures("instrumentation")
-async def test_calls_are_counted_as_for_prometheus(
+async def test_opentelemetry_counts_calls_as_prometheus_does(
     guards: Guards, reader: InMemoryMetricReader
 ) -> None:
     guard = guards.get(NAME, Policy(retry=RetryPolicy(attempts=3, budget=100)))
@@ -104,9 +104,7 @@ async def test_calls_are_counted_as_for_prometheus(
 
 
 @pytest.mark.usefixtures("instrumentation")
-async def test_tokens_and_what_is_set_are_seen(
-    guards: Guards, reader: InMemoryMetricReader
-) -> None:
+async def test_tokens_and_gauges_are_recorded(guards: Guards, reader: InMemoryMetricReader) -> None:
     limit = LimitPolicy(tpm=1_000_000, answer_tokens=20)
     guard = guards.get(NAME, Policy(limit=limit))
     for _ in range(2):
@@ -134,7 +132,7 @@ async def test_an_operation_of_a_model_is_measured_with_its_retries_and_its_erro
     }
 
 
-async def test_after_its_end_no_gauge_is_told(
+async def test_closed_instrumentation_reports_no_gauges(
     guards: Guards, reader: InMemoryMetricReader, instrumentation: Instrumentation
 ) -> None:
     await guards.get(NAME).call(answer)
@@ -159,7 +157,7 @@ def tell_of_many(guards: Guards) -> None:
         guards.events.publish(QueryCompleted(name, "success", 0.1))
 
 
-def test_ten_thousand_names_are_few_series_for_prometheus(guards: Guards) -> None:
+def test_ten_thousand_names_make_few_prometheus_series(guards: Guards) -> None:
     registry = CollectorRegistry()
     observation = observe(guards, registry=registry, most=MOST)
     tell_of_many(guards)
@@ -175,11 +173,11 @@ def test_ten_thousand_names_are_few_series_for_prometheus(guards: Guards) -> Non
     assert total == 2 * MANY
     assert len(observation._successes) <= MOST
     assert len(observation._children) < 20 * (MOST + 1)
-    assert len(observation._known) < 20 * (MOST + 1)
+    assert len(observation._adders) < 20 * (MOST + 1)
     observation.close()
 
 
-async def test_ten_thousand_names_and_models_are_few_series_for_opentelemetry(
+async def test_ten_thousand_names_and_models_make_few_opentelemetry_series(
     guards: Guards, reader: InMemoryMetricReader, instrumentation: Instrumentation
 ) -> None:
     tell_of_many(guards)

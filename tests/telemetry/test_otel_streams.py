@@ -22,7 +22,9 @@ pytestmark = pytest.mark.anyio
 # ---------------------------------------------------------------------- streams
 
 
-async def test_a_streams_spans_end_with_it(guard: Guard, exporter: InMemorySpanExporter) -> None:
+async def test_a_streams_spans_end_with_the_stream(
+    guard: Guard, exporter: InMemorySpanExporter
+) -> None:
     seen: list[int] = []
 
     async def stream() -> AsyncIterator[int]:
@@ -43,7 +45,7 @@ async def test_a_streams_spans_end_with_it(guard: Guard, exporter: InMemorySpanE
     assert "error.type" not in attributes(call)
 
 
-async def test_a_stream_that_breaks_off_failed_and_one_that_is_left_did_not(
+async def test_a_broken_stream_is_an_error_and_a_closed_one_is_not(
     guard: Guard, exporter: InMemorySpanExporter
 ) -> None:
     async def broken() -> AsyncIterator[int]:
@@ -65,7 +67,7 @@ async def test_a_stream_that_breaks_off_failed_and_one_that_is_left_did_not(
     assert types == ["ConnectionRefusedError", None, None]
 
 
-async def test_a_stream_that_cannot_begin_is_tried_again_in_another_attempt(
+async def test_a_stream_that_fails_to_open_is_retried_in_a_new_attempt(
     guard: Guard, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     errors = [None, REFUSED]
@@ -87,7 +89,7 @@ async def test_a_stream_that_cannot_begin_is_tried_again_in_another_attempt(
     assert caplog.messages == []
 
 
-async def test_an_empty_stream_has_ended(guard: Guard, exporter: InMemorySpanExporter) -> None:
+async def test_an_empty_streams_spans_end(guard: Guard, exporter: InMemorySpanExporter) -> None:
     async def empty() -> AsyncIterator[int]:
         return
         yield

@@ -77,7 +77,7 @@ async def test_a_success_is_one_attempt_and_no_failure(guards: Guards, read: Rea
 
 
 @pytest.mark.anyio
-async def test_a_failure_is_counted_by_attempt_by_retry_and_once_as_a_call(
+async def test_a_failed_call_counts_its_attempts_retries_and_one_call_failure(
     guards: Guards, read: Read
 ) -> None:
     policy = Policy(retry=RetryPolicy(attempts=3, budget=100))
@@ -91,7 +91,9 @@ async def test_a_failure_is_counted_by_attempt_by_retry_and_once_as_a_call(
 
 
 @pytest.mark.anyio
-async def test_a_call_that_a_retry_saved_did_not_fail(guards: Guards, read: Read) -> None:
+async def test_a_call_that_succeeds_by_a_retry_is_no_call_failure(
+    guards: Guards, read: Read
+) -> None:
     outcomes = iter([fail, answer])
 
     async def second_time() -> str:
@@ -103,9 +105,7 @@ async def test_a_call_that_a_retry_saved_did_not_fail(guards: Guards, read: Read
 
 
 @pytest.mark.anyio
-async def test_a_callers_mistake_and_a_failed_block_are_failed_calls(
-    guards: Guards, read: Read
-) -> None:
+async def test_fatal_errors_and_failed_blocks_are_call_failures(guards: Guards, read: Read) -> None:
     async def mistake() -> None:
         raise ZeroDivisionError
 
@@ -119,7 +119,7 @@ async def test_a_callers_mistake_and_a_failed_block_are_failed_calls(
 
 
 @pytest.mark.anyio
-async def test_a_cancelled_call_is_counted_nowhere(
+async def test_a_cancelled_call_is_not_counted(
     guards: Guards, read: Read, registry: CollectorRegistry
 ) -> None:
     async def wait_for_ever() -> None:
@@ -136,7 +136,7 @@ async def test_a_cancelled_call_is_counted_nowhere(
 
 
 @pytest.mark.anyio
-async def test_a_stream_that_breaks_off_is_a_failed_call(guards: Guards, read: Read) -> None:
+async def test_a_broken_stream_is_a_call_failure(guards: Guards, read: Read) -> None:
     async def pieces():  # type: ignore[no-untyped-def]  # noqa: ANN202
         yield 1
         raise ConnectionRefusedError
@@ -150,7 +150,7 @@ async def test_a_stream_that_breaks_off_is_a_failed_call(guards: Guards, read: R
 
 
 @pytest.mark.anyio
-async def test_an_open_circuit_its_refusals_and_its_transitions_are_seen(
+async def test_an_open_circuit_counts_rejections_and_transitions(
     guards: Guards, read: Read
 ) -> None:
     policy = Policy(breaker=BreakerPolicy(consecutive_failures=1), retry=RetryPolicy(attempts=1))
@@ -173,7 +173,7 @@ async def test_an_open_circuit_its_refusals_and_its_transitions_are_seen(
 
 
 @pytest.mark.anyio
-async def test_waiting_in_line_and_tokens_are_counted(guards: Guards, read: Read) -> None:
+async def test_admission_waits_and_tokens_are_counted(guards: Guards, read: Read) -> None:
     async def cost() -> dict[str, dict[str, int]]:
         return {"usage": {"total_tokens": 7}}
 
@@ -186,9 +186,7 @@ async def test_waiting_in_line_and_tokens_are_counted(guards: Guards, read: Read
 
 
 @pytest.mark.anyio
-async def test_calls_that_wait_for_a_place_are_the_depth_of_the_queue(
-    guards: Guards, read: Read
-) -> None:
+async def test_queue_depth_counts_calls_waiting_for_a_permit(guards: Guards, read: Read) -> None:
     gate = asyncio.Event()
     guard = guards.get(NAME, Policy(concurrency=ConcurrencyPolicy(max_concurrent=1)))
     tasks = [asyncio.create_task(guard.call(gate.wait)) for _ in range(3)]
@@ -213,9 +211,7 @@ async def test_a_stream_is_in_flight_until_its_end(guards: Guards, read: Read) -
 
 
 @pytest.mark.anyio
-async def test_the_limit_of_calls_at_once_is_seen_where_there_is_one(
-    guards: Guards, read: Read
-) -> None:
+async def test_concurrency_limit_is_shown_only_with_a_limit(guards: Guards, read: Read) -> None:
     await guards.get(NAME, Policy(concurrency=ConcurrencyPolicy(max_concurrent=7))).call(answer)
     await guards.get("free").call(answer)
     assert read("concurrency_limit") == 7
@@ -259,7 +255,7 @@ def test_documents_recoveries_queries_and_drains_are_counted(
         (StaleAnswerServed(NAME, "llm.local", 3.0), "stale_answers_total"),
     ],
 )
-def test_what_chains_and_hedges_do_is_counted(
+def test_fallbacks_hedges_and_stale_answers_are_counted(
     guards: Guards, read: Read, event: Event, metric: str
 ) -> None:
     guards.events.publish(event)
@@ -267,13 +263,13 @@ def test_what_chains_and_hedges_do_is_counted(
 
 
 @pytest.mark.anyio
-async def test_without_a_redis_nothing_is_said_of_it(guards: Guards, read: Read) -> None:
+async def test_redis_metrics_are_absent_without_a_redis(guards: Guards, read: Read) -> None:
     await guards.get(NAME).call(answer)
     assert read("redis_up") is None
 
 
 @pytest.mark.anyio
-async def test_a_redis_that_is_there_is_seen(registry: CollectorRegistry) -> None:
+async def test_redis_metrics_show_a_connected_redis(registry: CollectorRegistry) -> None:
     with RedisServer() as server:
         guards = Guards(settings=load_settings({"RESILIENCE_REDIS_URL": server.url}))
         observation = observe(guards, registry=registry)
@@ -294,7 +290,7 @@ async def test_a_redis_that_is_there_is_seen(registry: CollectorRegistry) -> Non
 # ---------------------------------------------------------------------- bounds and ends
 
 
-def test_names_beyond_the_bound_are_other_and_the_log_says_so_once(
+def test_names_beyond_the_limit_are_other_and_logged_once(
     guards: Guards, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     observation = observe(guards, registry=registry, most=2)
@@ -312,25 +308,27 @@ def test_names_beyond_the_bound_are_other_and_the_log_says_so_once(
     observation.close()
 
 
-def test_a_budget_of_several_workers_is_shown_as_used_up_when_it_is(
+def test_a_workers_share_of_the_retry_budget_reaches_zero(
     guards: Guards, registry: CollectorRegistry
 ) -> None:
     observation = observe(guards, registry=registry)
     budget = guards.get(NAME).budget = RetryBudget(500, lambda: 3)
     while budget.spend(TIMEOUT_RETRY_COST):
-        observation.look()
-    observation.look()
+        observation.refresh_gauges()
+    observation.refresh_gauges()
     shown = registry.get_sample_value(PREFIX + "retry_budget_ratio", {"dependency": NAME})
     assert shown == 0.0
     assert asyncio.run(dependency_rows(guards, None, OutageHistory()))[0]["budget"] == 0.0
     observation.close()
 
 
-def test_gauges_of_the_others_are_put_together(guards: Guards, registry: CollectorRegistry) -> None:
+def test_gauges_of_dependencies_shown_as_other_are_merged(
+    guards: Guards, registry: CollectorRegistry
+) -> None:
     observation = observe(guards, registry=registry, most=1)
     for name in ("a", "b", "c"):
         guards.get(name)
-    observation.look()
+    observation.refresh_gauges()
     guards.get("b").breaker.open()
     guards.get("c").budget.tokens = 50
     read = registry.get_sample_value
@@ -341,7 +339,7 @@ def test_gauges_of_the_others_are_put_together(guards: Guards, registry: Collect
 
 
 @pytest.mark.anyio
-async def test_after_its_end_nothing_is_heard_and_it_can_begin_again(
+async def test_closing_ends_observing_and_allows_observing_again(
     guards: Guards, registry: CollectorRegistry
 ) -> None:
     observe(guards, registry=registry).close()
@@ -357,7 +355,7 @@ async def test_after_its_end_nothing_is_heard_and_it_can_begin_again(
 
 
 @pytest.mark.anyio
-async def test_a_duration_has_the_trace_it_was_measured_in(
+async def test_a_duration_has_the_exemplar_of_its_trace(
     guards: Guards, registry: CollectorRegistry
 ) -> None:
     traces = iter(["of the first", "of the last"])
@@ -368,7 +366,7 @@ async def test_a_duration_has_the_trace_it_was_measured_in(
     observation.close()
 
 
-def test_each_metric_has_a_help_text_a_unit_and_no_label_without_bound() -> None:
+def test_every_metric_has_help_a_unit_and_bounded_labels() -> None:
     assert len({metric.name for metric in METRICS}) == len(METRICS)
     for metric in METRICS:
         assert metric.meaning.endswith(".")
@@ -377,6 +375,6 @@ def test_each_metric_has_a_help_text_a_unit_and_no_label_without_bound() -> None
             assert metric.name.endswith("_seconds")
 
 
-def test_the_page_of_metrics_is_that_of_the_code() -> None:
+def test_the_documented_table_of_metrics_is_current() -> None:
     page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
     assert describe_metrics() in page

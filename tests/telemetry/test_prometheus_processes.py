@@ -26,11 +26,11 @@ from support.telemetry import NAME, answer
 
 
 @pytest.mark.anyio
-async def test_where_another_process_is_asked_a_thread_sets_the_gauges(
+async def test_a_thread_sets_the_gauges_in_multiprocess_mode(
     guards: Guards, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prometheus, "_is_multiprocess", lambda: True)
-    monkeypatch.setattr(prometheus, "_EVERY", 0.001)
+    monkeypatch.setattr(prometheus, "_GAUGE_INTERVAL", 0.001)
     observation = observe(guards, registry=registry)
     await guards.get(NAME).call(answer)
     async with asyncio.timeout(20):
@@ -58,7 +58,7 @@ async def main():
         await guards.get("llm.openai").call(answer)
     if sys.argv[2] == "open":
         guards.get("llm.openai").breaker.open()
-    observation.look()
+    observation.refresh_gauges()
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     observation.close()

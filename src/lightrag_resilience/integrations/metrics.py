@@ -1,4 +1,4 @@
-"""Metrics behind any ASGI server: ``/metrics`` for Prometheus, of all workers together.
+"""ASGI middleware that serves ``/metrics`` for Prometheus, of all workers together.
 
 ::
 
@@ -58,7 +58,7 @@ class Metrics:
         self._path = path
         self._collected = collected
         self._observation: Observation | None = None
-        self._has_begun = False
+        self._is_observing = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a scope."""

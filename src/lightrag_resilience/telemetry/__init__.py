@@ -1,1 +1,1 @@
-"""What goes out of a process for people to see: metrics, traces, logs, correlation."""
+"""Metrics, traces, logs and correlation."""

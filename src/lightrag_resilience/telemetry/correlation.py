@@ -1,4 +1,4 @@
-"""One id for all that a request leads to: from its headers, in logs and calls, and back to it."""
+"""Request ids: read from headers, kept in logs, sent with calls and returned in responses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 HEADER = "X-Request-ID"
 
-# No more than 64 characters, none of which could break out of a log line or a header.
+# Bounded, and without characters that could break out of a log line or a header.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,64}", re.ASCII)
 _TRACEPARENT = re.compile(
     r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?", re.ASCII
@@ -38,16 +38,16 @@ _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 
 def correlation_id() -> str | None:
-    """The id of what the present code works for, if it has one."""
+    """The id of the current request, or None."""
     return current_id.get()
 
 
 @contextmanager
 def correlated(identity: str | None = None) -> Iterator[str]:
-    """Give the block, and tasks begun in it, this id; None makes a new one.
+    """Set the id for a block and the tasks it starts; None makes a new one.
 
     Raises:
-        ValueError: The id is empty, longer than 64 characters, or has odd ones.
+        ValueError: The id is empty, longer than 64 characters, or has invalid ones.
     """
     chosen = uuid.uuid4().hex if identity is None else identity
     if not _REQUEST_ID.fullmatch(chosen):
@@ -60,9 +60,9 @@ def correlated(identity: str | None = None) -> Iterator[str]:
 
 
 def read_id(headers: Mapping[str, str]) -> str | None:
-    """The id in headers whose names are lower case; None where there is none, or an odd one.
+    """The id in headers with lower-case names; None if it is missing or invalid.
 
-    ``x-request-id`` goes before the trace id of ``traceparent`` (W3C Trace Context, section 3.2).
+    ``x-request-id`` wins over the trace id of ``traceparent`` (W3C Trace Context, section 3.2).
     """
     given = headers.get("x-request-id", "")
     if _REQUEST_ID.fullmatch(given):
@@ -71,43 +71,44 @@ def read_id(headers: Mapping[str, str]) -> str | None:
 
 
 def _trace_in(text: str) -> str | None:
-    found = _TRACEPARENT.fullmatch(text) if len(text) <= _LONGEST_TRACEPARENT else None
-    if found is None:
+    match = _TRACEPARENT.fullmatch(text) if len(text) <= _LONGEST_TRACEPARENT else None
+    if match is None:
         return None
-    version, trace, parent, more = found.groups()
-    is_wrong = version == "ff" or (version == "00" and more is not None)
-    return None if is_wrong or not trace.strip("0") or not parent.strip("0") else trace
+    version, trace, parent, more = match.groups()
+    # The standard forbids version ff, all-zero ids, and more fields in version 00.
+    is_invalid = version == "ff" or (version == "00" and more is not None)
+    return None if is_invalid or not trace.strip("0") or not parent.strip("0") else trace
 
 
 class CorrelationFilter(logging.Filter):
-    """Puts the id into each log record, as ``correlation_id``; ``-`` where there is none."""
+    """Adds the id to each log record as ``correlation_id``; ``-`` if there is none."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Never drops a record."""
+        """Add the id; never drops a record."""
         record.correlation_id = current_id.get() or "-"
         return True
 
 
 def send_along(request: Any) -> None:
-    """Give a request of httpx the id, unless it has one."""
+    """Add the id to a request of httpx, unless it has one."""
     identity = current_id.get()
     if identity is not None and HEADER not in request.headers:
         request.headers[HEADER] = identity
 
 
 async def add_header(request: Any) -> None:
-    """Send the id along: ``httpx.AsyncClient(event_hooks={"request": [add_header]})``.
+    """Event hook that sends the id: ``httpx.AsyncClient(event_hooks={"request": [add_header]})``.
 
-    `ResilientTransport` does so by itself.
+    Not needed with `ResilientTransport`.
     """
     send_along(request)
 
 
 class CorrelationMiddleware:
-    """ASGI: takes each request's id or makes one, and gives it back in the response.
+    """ASGI middleware: takes each request's id or makes one, and returns it in the response.
 
     Args:
-        app: What answers.
+        app: The application.
     """
 
     def __init__(self, app: _App) -> None:
@@ -123,15 +124,15 @@ class CorrelationMiddleware:
             for name, value in scope["headers"]
         }
         with correlated(read_id(headers)) as identity:
-            await self._app(scope, receive, _answering(send, identity))
+            await self._app(scope, receive, _with_header(send, identity))
 
 
-def _answering(send: _Send, identity: str) -> _Send:
-    async def answer(message: MutableMapping[str, Any]) -> None:
+def _with_header(send: _Send, identity: str) -> _Send:
+    async def send_with_id(message: MutableMapping[str, Any]) -> None:
         if message["type"] in {"http.response.start", "websocket.accept"}:
             own = [(HEADER.lower().encode(), identity.encode())]
             others = [pair for pair in message.get("headers", ()) if pair[0].lower() != own[0][0]]
             message = {**message, "headers": [*others, *own]}
         await send(message)
 
-    return answer
+    return send_with_id

@@ -1,7 +1,7 @@
-"""The durations of attempts, kept cheaply: nearly every call adds one, and few are ever asked for.
+"""A histogram for the hot path: nearly every call observes a duration, and scrapes are rare.
 
-A duration is appended to a list, and put into the buckets of its histogram with many others. That
-takes a tenth of what prometheus_client's own histogram takes.
+A duration is appended to a list and sorted into buckets in batches, at a tenth of the cost of
+prometheus_client's own histogram.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from lightrag_resilience.runtime.fork_safety import ProcessLock
 
 __all__ = ["FastHistogram", "FastHistogramCollector"]
 
-_MANY = 256  # durations that wait to be put into buckets
+_BATCH = 256  # durations before they are sorted into buckets
 _LONGEST_EXEMPLAR = 128  # characters, by OpenMetrics 1.0
 
 
 class FastHistogram:
-    """The durations of one series. Any thread may add.
+    """The durations of one series. Any thread may observe.
 
-    None is lost: appending is one step under the interpreter's lock (or the list's own, where there
-    is no such lock), and what is appended while the first so many are taken out stands behind them.
+    No duration is lost without a lock: `list.append` is atomic, and `flush` deletes only the items
+    that it has copied, so that later ones stay.
 
     Args:
-        bounds: The upper bounds of the buckets, each within its bucket; infinity follows.
+        bounds: Upper bounds of the buckets, inclusive; infinity is added.
 
     Attributes:
-        waiting: Seconds that are not yet in a bucket.
+        pending: Seconds that are in no bucket yet.
+        created: When the series began, seconds since the epoch.
     """
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "_flushing", "_total", "created", "waiting")
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_flushing", "_total", "created", "pending")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self.waiting: list[float] = []
+        self.pending: list[float] = []
         self.created = time.time()
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
@@ -51,24 +52,25 @@ class FastHistogram:
         self._flushing = ProcessLock()
 
     def observe(self, seconds: float, exemplar: Mapping[str, str] | None = None) -> None:
-        """One more, and what to show beside it, unless that is longer than it may be."""
-        self.waiting.append(seconds)
-        if len(self.waiting) >= _MANY:
+        """Add a duration; an exemplar beyond OpenMetrics' length is left out."""
+        self.pending.append(seconds)
+        if len(self.pending) >= _BATCH:
             self.flush(wait=False)
         if exemplar and sum(map(len, chain(*exemplar.items()))) <= _LONGEST_EXEMPLAR:
             bucket = bisect_left(self._bounds, seconds)
             self._exemplars[bucket] = Exemplar(dict(exemplar), seconds, time.time())
 
     def flush(self, *, wait: bool = True) -> None:
-        """Put what waits into the buckets; without waiting leave it to who is at it already.
+        """Sort pending durations into the buckets; with ``wait=False`` skip if another thread does.
 
-        The garbage collector may run other code of this thread while it folds: it must not wait.
+        `observe` must not wait: the garbage collector may call it in the thread that holds the
+        lock.
         """
         if not self._flushing.acquire(wait=wait):
             return
         try:
-            taken = self.waiting[:]
-            del self.waiting[: len(taken)]
+            taken = self.pending[:]
+            del self.pending[: len(taken)]
             taken.sort()
             self._total += sum(taken)
             before = 0
@@ -81,7 +83,7 @@ class FastHistogram:
             self._flushing.release()
 
     def read(self) -> tuple[list[tuple[int, Exemplar | None]], float]:
-        """For each bucket how many are in it or in a lower one; and the sum of all."""
+        """Return the cumulative count and exemplar of each bucket, and the sum of durations."""
         self.flush()
         with self._flushing:
             counts, total = self._counts[:], self._total
@@ -93,13 +95,13 @@ class FastHistogram:
 
 
 class FastHistogramCollector(Collector):
-    """A histogram like those of prometheus_client, out of one tally for each series.
+    """Collector of prometheus_client for the `FastHistogram` of each series.
 
     Args:
         name: Of the metric.
         meaning: Its help text.
-        labels: Their names.
-        bounds: The upper bounds of its buckets, without infinity.
+        labels: Names of the labels.
+        bounds: Upper bounds of the buckets, without infinity.
     """
 
     def __init__(
@@ -109,40 +111,40 @@ class FastHistogramCollector(Collector):
         self._meaning = meaning
         self._labels = tuple(labels)
         self._bounds = tuple(bounds)
-        self._shown = [_shown(bound) for bound in (*bounds, math.inf)]
-        self._tallies: dict[tuple[str, ...], FastHistogram] = {}
+        self._shown = [_as_text(bound) for bound in (*bounds, math.inf)]
+        self._series: dict[tuple[str, ...], FastHistogram] = {}
 
     def labels(self, *values: str) -> FastHistogram:
-        """The tally of a series."""
-        return self._tallies.setdefault(values, FastHistogram(self._bounds))
+        """The histogram of a series."""
+        return self._series.setdefault(values, FastHistogram(self._bounds))
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
-        """Its name, for the registry."""
+        """Name the metric for the registry's check of duplicates."""
         return (HistogramMetricFamily(self._name, self._meaning, labels=self._labels),)
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
-        """All series as they are now."""
+        """Return all series."""
         family = HistogramMetricFamily(self._name, self._meaning, labels=self._labels)
-        tells_begin = _tells_begin()
-        for values, tally in list(self._tallies.items()):
-            cumulated, total = tally.read()
+        has_created = _has_created_samples()
+        for values, histogram in list(self._series.items()):
+            cumulated, total = histogram.read()
             buckets = [
                 (shown, count) if exemplar is None else (shown, count, exemplar)
                 for shown, (count, exemplar) in zip(self._shown, cumulated, strict=True)
             ]
             family.add_metric(values, buckets, total)
-            if tells_begin:
+            if has_created:
                 labels = dict(zip(self._labels, values, strict=True))
-                family.samples.append(Sample(self._name + "_created", labels, tally.created))
+                family.samples.append(Sample(self._name + "_created", labels, histogram.created))
         return (family,)
 
 
-def _shown(bound: float) -> str:
-    return str(floatToGoString(bound))  # type: ignore[no-untyped-call] # it has no types
+def _as_text(bound: float) -> str:
+    return str(floatToGoString(bound))  # type: ignore[no-untyped-call]
 
 
-def _tells_begin() -> bool:
-    """Whether prometheus_client says of its own metrics since when they are there."""
+def _has_created_samples() -> bool:
+    """Whether prometheus_client adds ``_created`` samples; its switch has no public getter."""
     probe = Counter("probe", "Not in any registry.", registry=None)
     return any(
         sample.name == "probe_created" for each in probe.collect() for sample in each.samples

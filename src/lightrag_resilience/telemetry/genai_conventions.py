@@ -1,6 +1,6 @@
-"""What OpenTelemetry's conventions for generative AI call things; names only, never content.
+"""Names of OpenTelemetry's semantic conventions for generative AI; names only, never content.
 
-As of the conventions' own repository in 2026: ``gen_ai.provider.name`` in place of
+As in the conventions' repository of 2026: ``gen_ai.provider.name`` in place of
 ``gen_ai.system``, and one span for an operation with all its retries.
 """
 
@@ -24,14 +24,14 @@ _PROVIDERS = {
     "watsonx": "ibm.watsonx.ai",
     "xai": "x_ai",
 }
-"""Those whose name there is another than that of LightRAG's binding."""
+"""Providers whose name there differs from LightRAG's binding."""
 _LONGEST = 100  # characters
 
 
 def attributes_of(
     dependency: str, function: Callable[..., Any] | None, kwargs: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Operation, provider and model of a call, as far as they are known; none where it is no AI.
+    """Operation, provider and model of a call, as far as known; empty for other dependencies.
 
     The model is the argument of that name, or what the function's ``__resilience_model__`` says.
     """
@@ -48,7 +48,7 @@ def attributes_of(
 
 
 def span_name(dependency: str, attributes: Mapping[str, str]) -> str:
-    """Operation and model, or the dependency."""
+    """The name of a call's span: operation and model, or the dependency."""
     operation = attributes.get("gen_ai.operation.name")
     if operation is None:
         return dependency
@@ -57,6 +57,6 @@ def span_name(dependency: str, attributes: Mapping[str, str]) -> str:
 
 
 def error_type(error: BaseException) -> str:
-    """The full name of an error's class, which is few values, and says nothing of its text."""
+    """The full name of an error's class: few values, and nothing of its text."""
     module, name = type(error).__module__, type(error).__qualname__
     return name if module == "builtins" else f"{module}.{name}"

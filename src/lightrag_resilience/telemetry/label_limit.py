@@ -1,4 +1,4 @@
-"""Keeps the values of a label from growing without end."""
+"""Bounds the number of values of a label."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ import logging
 __all__ = ["OTHER", "LabelLimiter", "bounded_labels"]
 
 OTHER = "other"
-_KINDS = 20  # of work, which who tracks it may name
-_REASONS = 50  # of failures: classes of errors have any name
+_KINDS = 20  # of tracked work; the application chooses the names
+_REASONS = 50  # of failures: names of any error classes
 
 _log = logging.getLogger("lightrag_resilience")
 
 
 class LabelLimiter:
-    """The first so many distinct names stay as they are; further ones are ``other``.
+    """Keeps the first `most` distinct names; further ones become ``other``.
 
     Args:
-        most: Names at the most. The log says once that they are used up.
-        what: What is named, for the log.
+        most: Maximum number of names. The log says once when it is reached.
+        what: Noun for the log.
     """
 
-    __slots__ = ("_complained", "_known", "_what", "most")
+    __slots__ = ("_has_warned", "_known", "_what", "most")
 
     def __init__(self, most: int, what: str = "dependencies") -> None:
         self.most = most
         self._what = what
         self._known: set[str] = set()
-        self._complained = False
+        self._has_warned = False
 
     def label_for(self, name: str) -> str:
-        """The name to show for `name`."""
+        """Return `name`, or ``other``."""
         if name in self._known:
             return name
         if len(self._known) < self.most:
             self._known.add(name)
             return name
-        if not self._complained:
-            self._complained = True
+        if not self._has_warned:
+            self._has_warned = True
             _log.warning(
                 "Metrics show %d %s; %r and all further ones are shown as %r",
                 self.most,
@@ -49,7 +49,7 @@ class LabelLimiter:
 
 
 def bounded_labels(most: int) -> dict[str, LabelLimiter]:
-    """For labels whose values others choose, those of their values that are shown."""
+    """Limiters for the labels whose values come from outside this library."""
     return {
         "dependency": LabelLimiter(most),
         "workspace": LabelLimiter(most, "workspaces"),

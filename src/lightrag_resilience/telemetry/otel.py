@@ -1,6 +1,7 @@
 """Traces and metrics for OpenTelemetry: `instrument(guards())`.
 
-Only its API is needed; where they go is the SDK's to know, and without one nothing happens.
+It needs only OpenTelemetry's API; the SDK decides where data goes, and without an SDK nothing is
+recorded.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def instrument(
     meter_provider: MeterProvider | None = None,
     most: int = 100,
 ) -> Instrumentation:
-    """Begin to trace and to measure all guards, those to come included.
+    """Trace and measure all guards, also those that are made later.
 
     With Gunicorn call it in each worker, after the fork.
 
@@ -54,10 +55,10 @@ def instrument(
         guards: Of this process: ``guards()``.
         tracer_provider: Where spans go; the global one by default.
         meter_provider: Where metrics go; the global one by default.
-        most: Dependencies, and models, that metrics show by name; further ones are ``other``.
+        most: Dependencies, and models, that metrics name; further ones are ``other``.
 
     Returns:
-        What ends it, by ``close()``.
+        An object whose ``close()`` ends it.
 
     Raises:
         ValueError: These guards are instrumented already.
@@ -66,9 +67,9 @@ def instrument(
 
 
 def current_trace() -> dict[str, str] | None:
-    """The trace and the span that the present code is in, where they are kept.
+    """Ids of the current trace and span; None outside a sampled span.
 
-    For metrics of Prometheus that lead to traces: ``observe(guards(), exemplar=current_trace)``.
+    Exemplars link Prometheus metrics to traces: ``observe(guards(), exemplar=current_trace)``.
     """
     context = trace.get_current_span().get_span_context()
     if not context.is_valid or not context.trace_flags.sampled:
@@ -99,16 +100,16 @@ class Instrumentation:
         self._make(metrics.get_meter(_NAME, __version__, meter_provider))
         tracer = trace.get_tracer(_NAME, __version__, tracer_provider)
         self._tracing = Tracing(tracer, self._measured)
-        self._stop_listening = (
-            guards.events.count(self._succeeded),
-            guards.events.subscribe(self._hear, *_OTHERS),
+        self._unsubscribe = (
+            guards.events.count(self._on_success),
+            guards.events.subscribe(self._on_event, *_OTHERS),
         )
         traced = type("TracedGuard", (TracedGuard,), {"tracing": self._tracing, "__slots__": ()})
         guards.trace(self._tracing, traced)
 
     def close(self) -> None:
-        """End it: what is under way is seen no further. Instruments of the SDK stay, and rest."""
-        for stop in self._stop_listening:
+        """End it, also for calls in flight. The SDK keeps its instruments, without new data."""
+        for stop in self._unsubscribe:
             stop()
         self._is_closed = True
         if self._guards.tracing is self._tracing:
@@ -121,8 +122,8 @@ class Instrumentation:
         for metric in METRICS:
             name, unit = _name_and_unit(metric)
             if metric.name in GAUGES:
-                asked = [self._asking(metric.name)]
-                meter.create_observable_gauge(name, asked, unit, metric.meaning)
+                callbacks = [self._callback_for(metric.name)]
+                meter.create_observable_gauge(name, callbacks, unit, metric.meaning)
             elif metric.kind == "counter":
                 self._instruments[metric.name] = meter.create_counter(
                     name, unit, metric.meaning
@@ -141,18 +142,18 @@ class Instrumentation:
         )
         self._record = self._instruments["attempt_duration_seconds"]
 
-    def _asking(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        def ask(_options: CallbackOptions) -> Iterable[Observation]:
+    def _callback_for(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(_options: CallbackOptions) -> Iterable[Observation]:
             if self._is_closed:
                 return
             for metric, labels, value in collect_gauges(self._guards, self._bounded["dependency"]):
                 if metric == name:
                     yield Observation(value, dict(zip(_BY_NAME[name].labels, labels, strict=True)))
 
-        return ask
+        return observe
 
-    def _succeeded(self, dependency: str, duration: float, tokens: int) -> None:
-        attributes = self._successes.get(dependency)
+    def _on_success(self, dependency: str, duration: float, tokens: int) -> None:
+        attributes = self._successes.get(dependency)  # cached: this runs once for each call
         if attributes is None or tokens:
             self._count(CallSucceeded(dependency, duration, tokens))
             if len(self._successes) < self._bounded["dependency"].most:
@@ -180,23 +181,23 @@ class Instrumentation:
 
     # ------------------------------------------------------------------ events
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         self._count(event)
         if isinstance(event, RetryScheduled):
-            _note("retry", {"attempt": event.attempt, "wait": event.wait})
+            _add_span_event("retry", {"attempt": event.attempt, "wait": event.wait})
         elif isinstance(event, StateChanged):
             changed = {"dependency": event.dependency, "old": event.old, "new": event.new}
-            _note("breaker", {**changed, "reason": event.reason})
+            _add_span_event("breaker", {**changed, "reason": event.reason})
 
 
-def _note(name: str, attributes: Mapping[str, str | int | float]) -> None:
-    """What happened, in the span in which it did."""
+def _add_span_event(name: str, attributes: Mapping[str, str | int | float]) -> None:
+    """Add an event to the current span."""
     ours = {f"{_NAME}.{key}": value for key, value in attributes.items()}
     trace.get_current_span().add_event(f"{_NAME}.{name}", ours)
 
 
 def _name_and_unit(metric: Metric) -> tuple[str, str]:
-    """So that through OpenTelemetry's exporter Prometheus knows them by the names of our own."""
+    """Name and unit that OpenTelemetry's Prometheus exporter turns into `Metric.full_name`."""
     if metric.name.endswith(_SECONDS):
         return f"{_NAME}.{metric.name.removesuffix(_SECONDS)}", "s"
     return f"{_NAME}.{metric.name}", "1" if metric.name.endswith("_ratio") else ""

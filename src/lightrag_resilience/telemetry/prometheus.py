@@ -1,7 +1,7 @@
-"""Metrics for Prometheus, out of the events of guards and of what guards know when asked.
+"""Metrics for Prometheus, from the events and the state of guards.
 
-Counters and histograms follow the events. Gauges are set when Prometheus asks; in the multiprocess
-mode of prometheus_client, where another process is asked, a thread sets them once a second.
+Counters and histograms follow the events. Gauges are set at each scrape; in prometheus_client's
+multiprocess mode, where another process may be scraped, a thread sets them once a second.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from .metric_catalog import BUCKETS, METRICS, PREFIX, Metric
 
 __all__ = ["Observation", "observe"]
 
-_EVERY = 1.0  # seconds between two looks, where another process is asked
-_LAST_WORDS = 2.0  # seconds that the thread gets to end
+_GAUGE_INTERVAL = 1.0  # seconds, in multiprocess mode
+_JOIN_TIMEOUT = 2.0  # seconds that the thread gets to end
 _BY_NAME = {metric.name: metric for metric in METRICS}
 _OTHERS = [kind for kind in get_args(Event) if kind is not CallSucceeded]
 
@@ -45,18 +45,18 @@ def observe(
     most: int = 100,
     exemplar: Exemplar | None = None,
 ) -> Observation:
-    """Begin to keep metrics of all guards, those to come included.
+    """Keep metrics of all guards, also of those that are made later.
 
     With Gunicorn call it in each worker, after the fork.
 
     Args:
         guards: Of this process: ``guards()``.
-        registry: Where the metrics are found.
-        most: Dependencies that are shown by name; further ones are ``other``.
-        exemplar: What to note beside a duration, such as ``{"trace_id": …}``, or None.
+        registry: Gets the metrics.
+        most: Dependencies that metrics name; further ones are ``other``.
+        exemplar: Returns the labels of a duration's exemplar, such as ``{"trace_id": …}``, or None.
 
     Returns:
-        What ends it, by ``close()``.
+        An object whose ``close()`` ends it.
 
     Raises:
         ValueError: The registry has these metrics already.
@@ -81,101 +81,101 @@ class Observation:
         self._exemplar = exemplar
         self._metrics: dict[str, Any] = {}
         self._successes: dict[str, Callable[[float], None]] = {}
-        self._known: dict[tuple[str, tuple[str, ...]], Callable[[float], None]] = {}
+        self._adders: dict[tuple[str, tuple[str, ...]], Callable[[float], None]] = {}
         self._children: dict[tuple[str, ...], Any] = {}
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
-        self._look = _Look(self.look)
+        self._refresher = _GaugeRefresher(self.refresh_gauges)
         self._register()
-        self._stop_listening = (
-            guards.events.count(self._succeeded),
-            guards.events.subscribe(self._hear, *_OTHERS),
+        self._unsubscribe = (
+            guards.events.count(self._on_success),
+            guards.events.subscribe(self._on_event, *_OTHERS),
         )
         if _is_multiprocess():
-            self._thread = threading.Thread(target=self._look_often, daemon=True, name="metrics")
+            self._thread = threading.Thread(target=self._keep_fresh, daemon=True, name="metrics")
             self._thread.start()
 
     def close(self) -> None:
-        """End it: nothing is heard any more, and the metrics leave the registry."""
-        for stop in self._stop_listening:
+        """Unsubscribe, and remove the metrics from the registry."""
+        for stop in self._unsubscribe:
             stop()
         self._ending.set()
         if self._thread is not None:
-            self._thread.join(_LAST_WORDS)
+            self._thread.join(_JOIN_TIMEOUT)
             self._thread = None
-        for collector in (self._look, *self._metrics.values()):
+        for collector in (self._refresher, *self._metrics.values()):
             self._registry.unregister(collector)
         self._metrics = {}
 
-    def look(self) -> None:
-        """Set all gauges to what is so now."""
+    def refresh_gauges(self) -> None:
+        """Set all gauges to their present values."""
         for metric, labels, value in collect_gauges(self._guards, self._names):
-            if metric not in self._metrics:
+            if metric not in self._metrics:  # first seen with a Redis link
                 self._make(metric for metric in METRICS if metric.of_redis)
             self._child(metric, *labels).set(value)
 
     # ------------------------------------------------------------------ in the registry
 
     def _register(self) -> None:
-        """All metrics or none."""
+        """Register all metrics or none."""
         try:
-            # First, so that the gauges that follow it in a scrape are those of this moment.
-            self._registry.register(self._look)
+            # A registry collects in the order of registration: this must precede the gauges.
+            self._registry.register(self._refresher)
             self._make(metric for metric in METRICS if not metric.of_redis)
         except ValueError:
-            for collector in (self._look, *self._metrics.values()):
+            for collector in (self._refresher, *self._metrics.values()):
                 self._registry.unregister(collector)
             raise
 
     def _make(self, metrics: Iterable[Metric]) -> None:
         for metric in metrics:
-            self._metrics[metric.name] = _made(metric, self._registry)
+            self._metrics[metric.name] = _make_metric(metric, self._registry)
 
-    def _look_often(self) -> None:
-        while not self._ending.wait(_EVERY):
-            self.look()
+    def _keep_fresh(self) -> None:
+        while not self._ending.wait(_GAUGE_INTERVAL):
+            self.refresh_gauges()
 
     def _child(self, metric: str, *labels: str) -> Any:
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:
-            made = self._metrics[metric]
-            self._children[key] = child = made.labels(*labels) if labels else made
+            parent = self._metrics[metric]
+            self._children[key] = child = parent.labels(*labels) if labels else parent
         return child
 
     # ------------------------------------------------------------------ events
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         for metric, labels, amount in measures_of(event):
-            add = self._known.get((metric, labels)) or self._find(metric, labels)
+            add = self._adders.get((metric, labels)) or self._adder_for(metric, labels)
             add(amount)
 
-    def _succeeded(self, dependency: str, duration: float, tokens: int) -> None:
-        """Nearly all that happens. The time this takes is taken from every call."""
+    def _on_success(self, dependency: str, duration: float, tokens: int) -> None:
+        """Record a success: the hot path, which every call pays for."""
         observe = self._successes.get(dependency)
         if observe is None or tokens or self._exemplar is not None:
-            self._hear(CallSucceeded(dependency, duration, tokens))
+            self._on_event(CallSucceeded(dependency, duration, tokens))
             if self._names.label_for(dependency) == dependency:
                 child = self._child("attempt_duration_seconds", dependency, "success")
                 self._successes[dependency] = child.observe
         else:
             observe(duration)
 
-    def _find(self, metric: str, labels: tuple[str, ...]) -> Callable[[float], None]:
-        """What adds to a series. It is kept where no label is ``other``, of which there are few."""
+    def _adder_for(self, metric: str, labels: tuple[str, ...]) -> Callable[[float], None]:
+        """The function that adds to a series. Cached unless a label became ``other``: bounded."""
         described, shown = _BY_NAME[metric], labels
         if labels:
             shown = tuple(map(self._shown, described.labels, labels))
-        add = self._adding(described, self._child(metric, *shown))
+        add = self._make_adder(described, self._child(metric, *shown))
         if shown == labels:
-            self._known[metric, labels] = add
+            self._adders[metric, labels] = add
         return add
 
     def _shown(self, label: str, value: str) -> str:
         bounded = self._bounded.get(label)
         return value if bounded is None else bounded.label_for(value)
 
-    def _adding(self, metric: Metric, child: Any) -> Callable[[float], None]:
+    def _make_adder(self, metric: Metric, child: Any) -> Callable[[float], None]:
         exemplar = self._exemplar
         if metric.kind == "counter":
             add = child.inc
@@ -190,14 +190,14 @@ class Observation:
         return add  # type: ignore[no-any-return]
 
 
-class _Look(Collector):
-    """Yields nothing: it is asked before the gauges are, and sets them."""
+class _GaugeRefresher(Collector):
+    """A collector without metrics that sets the gauges before they are collected."""
 
-    def __init__(self, look: Callable[[], None]) -> None:
-        self._look = look
+    def __init__(self, refresh: Callable[[], None]) -> None:
+        self._refresh = refresh
 
     def collect(self) -> Iterable[Any]:
-        self._look()
+        self._refresh()
         return ()
 
     def describe(self) -> Iterable[Any]:
@@ -208,7 +208,7 @@ def _is_multiprocess() -> bool:
     return values.ValueClass is not values.MutexValue
 
 
-def _made(metric: Metric, registry: CollectorRegistry) -> Any:
+def _make_metric(metric: Metric, registry: CollectorRegistry) -> Any:
     options: dict[str, Any] = {"registry": registry, "labelnames": metric.labels}
     name = PREFIX + metric.name
     if metric.kind == "counter":
@@ -218,7 +218,7 @@ def _made(metric: Metric, registry: CollectorRegistry) -> Any:
             name, metric.meaning, multiprocess_mode=metric.multiprocess_mode, **options
         )
     if metric.name == "attempt_duration_seconds" and not _is_multiprocess():
-        tallies = FastHistogramCollector(name, metric.meaning, metric.labels, BUCKETS)
-        registry.register(tallies)
-        return tallies
+        histogram = FastHistogramCollector(name, metric.meaning, metric.labels, BUCKETS)
+        registry.register(histogram)
+        return histogram
     return client.Histogram(name, metric.meaning, buckets=BUCKETS, **options)

@@ -30,14 +30,15 @@ __all__ = ["Operation", "TracedGuard", "Tracing"]
 
 R = TypeVar("R")
 Measured = Callable[[float, Mapping[str, str], str | None], None]
-"""The seconds of an operation, what is known of it, and the type of its error."""
+"""Receives the seconds of an operation, its attributes, and the type of its error."""
 
 _OURS = "lightrag_resilience."
 _NONE: Mapping[str, Any] = {}
 
 _blocks: dict[Call | None, tuple[Operation, Token[Context] | None]] = {}
-"""Blocks under way, and what restores the context at their end; None between whose items a reader
-runs, which is not below them."""
+"""Open blocks, each with the token that restores the context at its end.
+
+The token is None for a block between two items of a generator: its reader is not below it."""
 
 
 class Tracing:
@@ -45,10 +46,10 @@ class Tracing:
 
     Args:
         tracer: OpenTelemetry's.
-        measured: Told of each operation at its end.
+        measured: Called at the end of each operation.
 
     Attributes:
-        streams: Operations that last until their stream ends, by their calls.
+        streams: Operations that last until their stream ends, by call.
     """
 
     def __init__(self, tracer: Tracer, measured: Measured) -> None:
@@ -62,14 +63,14 @@ class Tracing:
         function: Callable[..., Any] | None = None,
         kwargs: Mapping[str, Any] = _NONE,
     ) -> Operation:
-        """A call begins, of a function or a block."""
+        """Start the span of a call or a block."""
         known = attributes_of(dependency, function, kwargs)
         attributes = {**known, _OURS + "dependency": dependency}
         span = self._start(span_name(dependency, known), SpanKind.CLIENT, attributes)
         return Operation(self, span, known)
 
     def begin_query(self, workspace: str) -> Operation:
-        """A query of a protected LightRAG begins."""
+        """Start the span of a query of a protected LightRAG."""
         attributes = {_OURS + "workspace": workspace}
         return Operation(self, self._start("lightrag query", SpanKind.INTERNAL, attributes), {})
 
@@ -79,7 +80,7 @@ class Tracing:
         return self.tracer.start_span(name, _context_of_block(), kind=kind, attributes=attributes)
 
     def settled(self, call: Call, error: BaseException | None) -> None:
-        """An attempt of a call is over; where a stream came of it, its spans are."""
+        """End the attempt's span; with a stream, end the operation too."""
         operation = self.streams.pop(call, None)
         if operation is None:
             return
@@ -87,10 +88,10 @@ class Tracing:
         if call.is_streaming:
             operation.end(error)
         elif not isinstance(error, GeneratorExit):
-            operation.leave()
+            operation.detach_attempt()
 
     def close(self) -> None:
-        """End the streams that are read: what comes after is not seen."""
+        """End the spans of open streams."""
         while self.streams:
             _, operation = self.streams.popitem()
             operation.end_attempt(None)
@@ -98,12 +99,12 @@ class Tracing:
 
 
 class Operation:
-    """A call from its begin to its end.
+    """The span of a call with all its attempts.
 
     Args:
-        tracing: Whose it is.
+        tracing: Its owner.
         span: Its span.
-        known: What the conventions for generative AI want of it; nothing where it is none.
+        known: Its attributes by the conventions for generative AI; empty for other calls.
     """
 
     __slots__ = (
@@ -129,30 +130,30 @@ class Operation:
 
     @property
     def lasts(self) -> bool:
-        """Whether it goes on when its call has returned: a stream is read."""
+        """Whether it goes on after its call has returned, as a stream is read."""
         return self._attempt is not None
 
     def around(
         self, function: Callable[..., Coroutine[Any, Any, R]]
     ) -> Callable[..., Coroutine[Any, Any, R]]:
-        """A function whose calls are attempts. Their span is the current one while it runs."""
+        """Wrap a function: each call is an attempt, whose span is current while it runs."""
 
         async def attempt(*args: Any, **kwargs: Any) -> Any:
             self._begin_attempt()
             try:
                 result: Any = await function(*args, **kwargs)
-            except GeneratorExit as left:  # by the garbage collector, in the context of other code
-                self.end_attempt(left)
+            except GeneratorExit as error:  # from the garbage collector, in a foreign context
+                self.end_attempt(error)
                 raise
             except BaseException as error:
-                self.leave()
+                self.detach_attempt()
                 self.end_attempt(_timeout_behind(error) or error)
                 raise
             call = current_call.get()
             if call is not None and is_stream(result.__class__):
-                self._tracing.streams[call] = self  # current until the first item is there
+                self._tracing.streams[call] = self  # its span is current until the first item
                 return result
-            self.leave()
+            self.detach_attempt()
             self.end_attempt(None)
             return result
 
@@ -160,11 +161,11 @@ class Operation:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Let what is called in this block be below it."""
+        """Make the operation's span current within this block."""
         token = attach(self.context)
         try:
             yield
-        except GeneratorExit:  # by the garbage collector, in the context of other code
+        except GeneratorExit:  # from the garbage collector, in a foreign context: do not detach
             raise
         except BaseException:
             detach(token)
@@ -178,20 +179,20 @@ class Operation:
         self._attempt = start("attempt", context=self.context, attributes=attributes)
         self._token = attach(set_span_in_context(self._attempt))
 
-    def leave(self) -> None:
-        """The span of the attempt is no longer the current one."""
+    def detach_attempt(self) -> None:
+        """Restore the context before the attempt."""
         token, self._token = self._token, None
         if token is not None:
             detach(token)
 
     def end_attempt(self, error: BaseException | None) -> None:
-        """The attempt is over."""
+        """End the span of the attempt."""
         span, self._attempt = self._attempt, None
         if span is not None:
             _end(span, error)
 
     def end(self, error: BaseException | None = None, outcome: str | None = None) -> None:
-        """The whole is over."""
+        """End the span of the operation."""
         if self._number:
             self._span.set_attribute(_OURS + "attempts", self._number)
         if outcome is not None:
@@ -202,19 +203,19 @@ class Operation:
 
 
 def _end(span: Span, error: BaseException | None) -> str | None:
-    """End a span; an error's text may hold a prompt, so that its class alone is kept."""
+    """End a span. Only the class of an error is recorded: its text may hold a prompt."""
     kind = None
     if error is not None:
         kind = error_type(root_cause(error) if isinstance(error, Exception) else error)
         span.set_attribute("error.type", kind)
-        if isinstance(error, Exception):  # no error, where somebody has only given up
+        if isinstance(error, Exception):  # a cancellation is not an error
             span.set_status(StatusCode.ERROR)
     span.end()
     return kind
 
 
 def _timeout_behind(error: BaseException) -> Exception | None:
-    """What a cancellation by the guard itself will be to the caller."""
+    """The timeout error that a cancellation by the guard becomes for the caller."""
     call = current_call.get()
     if call is None or call.timer is None or not isinstance(error, asyncio.CancelledError):
         return None
@@ -222,10 +223,10 @@ def _timeout_behind(error: BaseException) -> Exception | None:
 
 
 class TracedGuard(Guard):
-    """A guard whose calls are seen; `instrument` makes a subclass with what sees them.
+    """A guard whose calls are traced; `instrument` makes a subclass with the `tracing`.
 
-    A method may begin when the guard is of its own class again, as Python found it before: none of
-    them relies on ``super()``, or on `tracing`.
+    The class may be swapped back after Python has looked up a method and before it runs. So no
+    method uses ``super()``, and each tolerates a missing `tracing`.
     """
 
     __slots__ = ()
@@ -314,14 +315,14 @@ class TracedGuard(Guard):
 
 
 def _detach(token: Token[Context] | None) -> None:
-    """As `detach`, which logs an error where a block ends in another context."""
+    """As `detach`, which would log an error where a block ends in another context."""
     if token is not None:
         with contextlib.suppress(ValueError):
             token.var.reset(token)
 
 
 def _context_of_block() -> Context | None:
-    """That of the block that this is in, where it is not the current one."""
+    """The context of the enclosing block, where it is not the current one."""
     call = current_call.get()
     if not isinstance(call, BlockBetweenItems) or call.guard is None:
         return None
@@ -334,7 +335,7 @@ def _tracing_of(guard: Guard) -> Tracing | None:
 
 
 def _is_inside(guard: Guard) -> bool:
-    """Whether this is part of a call of the same guard, and passes straight through."""
+    """Whether this runs inside a call of the same guard, which passes straight through."""
     parent = current_call.get()
     return parent is not None and parent.is_within(guard)
 
