@@ -27,11 +27,11 @@ def run(*arguments: str, **variables: str) -> Result:
     return CliRunner().invoke(app, arguments, env=environ | {"COLUMNS": "200"})
 
 
-def test_without_a_command_it_helps() -> None:
+def test_no_command_prints_the_help() -> None:
     assert "doctor" in run().output
 
 
-def test_variables_come_from_a_file_unless_they_are_set(
+def test_env_file_sets_variables_that_are_not_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / ".env"
@@ -45,7 +45,7 @@ def test_variables_come_from_a_file_unless_they_are_set(
     monkeypatch.undo()
 
 
-def test_a_file_of_variables_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_env_file_is_one_line(tmp_path: Path) -> None:
     ran = run("--env-file", str(tmp_path / "none"), "status")
     assert ran.exit_code == 2
     assert "cannot be read: No such file" in ran.output
@@ -60,7 +60,7 @@ def test_a_file_of_variables_that_is_not_there_is_told(tmp_path: Path) -> None:
         (b"A" * 2_000_000, "has more than"),
     ],
 )
-def test_a_file_of_variables_in_another_encoding_is_told(
+def test_an_env_file_in_another_encoding_is_one_line(
     tmp_path: Path, content: bytes, said: str
 ) -> None:
     file = tmp_path / ".env"
@@ -71,7 +71,7 @@ def test_a_file_of_variables_in_another_encoding_is_told(
     assert ran.stdout == ""
 
 
-def test_a_mark_of_windows_at_the_begin_of_a_file_of_variables_is_no_part_of_a_name(
+def test_an_env_file_may_begin_with_a_byte_order_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ATTEMPTS, "")
@@ -84,7 +84,7 @@ def test_a_mark_of_windows_at_the_begin_of_a_file_of_variables_is_no_part_of_a_n
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such paths")
-def test_what_is_no_file_of_variables_blocks_nobody(
+def test_an_env_file_that_is_a_pipe_does_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = tmp_path / "pipe"
@@ -109,7 +109,7 @@ def test_the_doctor_shows_the_policies_in_force() -> None:
     assert shown.output.count("*") == 2  # the value and the title's explanation
 
 
-def test_the_doctor_shows_its_verdict_and_no_policies_where_none_is_named() -> None:
+def test_the_doctor_shows_no_policies_without_a_name() -> None:
     verdict, *_, last = run("doctor").output.splitlines()
     assert verdict == "Nothing was found that is wrong."
     assert last == "`lightrag-resilience config` shows every value."
@@ -117,7 +117,7 @@ def test_the_doctor_shows_its_verdict_and_no_policies_where_none_is_named() -> N
 
 
 @pytest.mark.parametrize("command", ["doctor", "demo"])
-def test_wrong_variables_are_told_before_anything_else(command: str, tmp_path: Path) -> None:
+def test_wrong_variables_end_every_command_first(command: str, tmp_path: Path) -> None:
     arguments = [command] if command == "doctor" else [command, "--output", str(tmp_path)]
     ran = run(*arguments, LLM__RETRY__ATTEMPTS="0", FOO="1")
     assert ran.exit_code == 2
@@ -126,7 +126,7 @@ def test_wrong_variables_are_told_before_anything_else(command: str, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_folder_that_cannot_be_made_is_told_before_the_demo_runs(tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_created_ends_the_demo_first(tmp_path: Path) -> None:
     taken = tmp_path / "file"
     taken.write_text("")
     ran = run("demo", "--output", str(taken))
@@ -141,13 +141,13 @@ def test_a_wrong_argument_is_a_usage_error(arguments: list[str]) -> None:
     assert "Traceback" not in ran.output
 
 
-def test_the_version_is_told() -> None:
+def test_version_prints_the_version() -> None:
     from lightrag_resilience import __version__  # noqa: PLC0415
 
     assert run("--version").stdout.strip() == f"lightrag-resilience {__version__}"
 
 
-def test_it_runs_as_a_module() -> None:
+def test_the_package_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "lightrag_resilience", "--help"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
     assert "demo" in ran.stdout
@@ -166,9 +166,7 @@ def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[Any]
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252:strict"])
 @pytest.mark.parametrize("arguments", [["doctor", "llm"], ["config"], ["set", "--help"]])
-def test_where_a_terminal_has_no_other_characters_plain_ones_are_written(
-    encoding: str, arguments: list[str]
-) -> None:
+def test_an_ascii_terminal_gets_ascii_replacements(encoding: str, arguments: list[str]) -> None:
     ran = process(*arguments, stdout=subprocess.PIPE, env={"PYTHONIOENCODING": encoding})
     assert (ran.returncode, ran.stderr) == (0, b"")
     if encoding == "ascii" and arguments[0] == "doctor":
@@ -176,14 +174,14 @@ def test_where_a_terminal_has_no_other_characters_plain_ones_are_written(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no bytes in a command line")
-def test_a_name_that_no_encoding_has_is_no_traceback() -> None:
+def test_an_unencodable_name_is_no_traceback() -> None:
     ran = process("config", os.fsdecode(b"llm.\xff"), stdout=subprocess.PIPE)
     assert b"Traceback" not in ran.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such paths")
 @pytest.mark.parametrize("arguments", [["config"], ["config", "--json"], ["doctor"]])
-def test_output_that_has_no_reader_is_not_taken_for_trouble(arguments: list[str]) -> None:
+def test_a_closed_pipe_is_exit_code_141(arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -195,7 +193,7 @@ def test_output_that_has_no_reader_is_not_taken_for_trouble(arguments: list[str]
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="There is no full disk here")
 @pytest.mark.parametrize("arguments", [["config"], ["config", "--json"]])
-def test_a_full_disk_is_told(arguments: list[str]) -> None:
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as disk:
         ran = process(*arguments, stdout=disk)
     assert ran.returncode == 2
@@ -203,7 +201,7 @@ def test_a_full_disk_is_told(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("every", ["inf", "nan", "0", "-1", "1e309", "0.05", "99d", "soon"])
-def test_a_time_between_looks_is_one(every: str) -> None:
+def test_an_invalid_update_interval_is_a_usage_error(every: str) -> None:
     ran = run("watch", "--every", every, "--times", "1", REDIS_URL="redis://127.0.0.1:1")
     assert (ran.exit_code, type(ran.exception)) == (2, SystemExit)
     assert every in ran.output
@@ -222,13 +220,13 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-def test_the_servers_help_begins_with_our_options(served: list[Any]) -> None:
+def test_serve_help_begins_with_this_commands_options(served: list[Any]) -> None:
     ran = run("serve", "--gunicorn", "--help")
     assert ran.output.index("--gunicorn") < ran.output.index("LightRAG's own server:")
     assert served == [((["--help"],), {"gunicorn": True})]  # and goes on with LightRAG's
 
 
-def test_a_server_whose_variables_cannot_be_read_says_so(
+def test_serve_reports_an_unreadable_env_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: list[Any]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -249,7 +247,7 @@ def test_a_server_whose_variables_cannot_be_read_says_so(
 
 @pytest.mark.parametrize("command", [["config"], ["doctor"], ["open", "--new"]])
 @pytest.mark.parametrize("name", ["", "lllm.x", "x" * 5000, "llm.\n"])
-def test_a_name_that_no_dependency_can_have_is_told(command: list[str], name: str) -> None:
+def test_an_invalid_dependency_name_is_one_line(command: list[str], name: str) -> None:
     ran = run(*command, name, REDIS_URL="redis://127.0.0.1:1")
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert ran.stderr.startswith("The dependency's name")
@@ -268,7 +266,7 @@ def test_the_doctor_says_that_a_journal_cannot_be_written(tmp_path: Path) -> Non
     assert not (tmp_path / "new").exists()
 
 
-def test_a_terminal_of_no_columns_is_one_of_eighty(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_without_columns_gets_eighty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "0")
     assert "RETRY__ATTEMPTS" in CliRunner().invoke(app, ["config", "llm"]).output
 

@@ -97,7 +97,7 @@ def test_status_of_an_open_breaker_says_why_and_until_when_and_ends_with_1(
     assert re.search(sentence, shown.output)
 
 
-def test_status_for_a_program(server: RedisServer, two: Workers) -> None:
+def test_status_json_lists_breakers_and_workers(server: RedisServer, two: Workers) -> None:
     two[0].ask("behave", fails=1)
     two[0].ask("call", times=1)
     time.sleep(0.15)
@@ -109,21 +109,21 @@ def test_status_for_a_program(server: RedisServer, two: Workers) -> None:
     assert {worker["pid"] for worker in seen["workers"]} == {worker.process.pid for worker in two}
 
 
-def test_a_worker_that_refuses_by_itself_is_named() -> None:
+def test_status_names_a_worker_with_an_open_breaker_of_its_own() -> None:
     with RedisServer() as server, workers(server.url, number=2, QUORUM="2") as two:
         assert all(answer["at"] for answer in two.each("until", connected=True))
         two[0].ask("behave", fails=5)
         two[0].ask("call", times=5)
         deadline = time.monotonic() + 15
-        while "refuses by itself" not in (shown := run(server, "status")).output:
+        while "rejects on its own" not in (shown := run(server, "status")).output:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert shown.exit_code == 1
         pid = two[0].process.pid
-        assert re.search(rf"Process {pid} on .+ refuses by itself: {NAME}", shown.output)
+        assert re.search(rf"Process {pid} on .+ rejects on its own: {NAME}", shown.output)
 
 
-def test_an_isolation_holds_everywhere_and_says_who_and_why(
+def test_an_isolation_applies_to_all_workers_with_author_and_reason(
     server: RedisServer, two: Workers
 ) -> None:
     done = run(server, "isolate", NAME, "--for", "10m", "--reason", "they migrate [red]")
@@ -163,7 +163,7 @@ def test_a_reset_says_what_it_would_do_and_then_does_it(server: RedisServer, two
 
 
 @pytest.mark.parametrize("command", [["open"], ["close"], ["isolate", "--for", "1m"]])
-def test_an_unknown_name_is_not_steered_by_mistake(server: RedisServer, command: list[str]) -> None:
+def test_an_unknown_breaker_needs_the_option_new(server: RedisServer, command: list[str]) -> None:
     done = run(server, *command, "llm.made-upp")
     assert done.exit_code == 2
     assert f"Known: {NAME}. Add --new" in done.stderr
@@ -181,20 +181,20 @@ def test_a_wrong_duration_is_a_usage_error(server: RedisServer, duration: str) -
     assert "is no duration such as 90s, 10m or 2h" in done.stderr
 
 
-def test_watching_shows_the_page_again_and_again(server: RedisServer) -> None:
+def test_watch_prints_the_page_several_times(server: RedisServer) -> None:
     shown = run(server, "watch", "--times", "2", "--every", "0.1")
     assert shown.exit_code == 0
     assert NAME in shown.output
 
 
-def test_watching_goes_on_while_redis_is_away() -> None:
+def test_watch_continues_while_redis_is_unavailable() -> None:
     shown = run(None, "watch", "--times", "2", "--every", "0.1", REDIS_URL="redis://127.0.0.1:1/0")
     assert shown.exit_code == 0
     assert "Redis cannot be used: nothing answers at 127.0.0.1:1" in shown.output
     assert shown.output.endswith("\n")
 
 
-def test_ctrl_c_ends_watching_in_silence(server: RedisServer) -> None:
+def test_ctrl_c_ends_watch_without_output(server: RedisServer) -> None:
     script = f"""
 import os, signal, threading
 os.environ["RESILIENCE_REDIS_URL"] = {server.url!r}
@@ -217,7 +217,7 @@ app(["watch"])
 @pytest.mark.parametrize(
     "command", [["status"], ["open", NAME], ["isolate", NAME, "--for", "1m"], ["reset", "--yes"]]
 )
-def test_without_redis_each_process_is_alone_and_the_command_ends_with_3(
+def test_an_unreachable_redis_is_exit_code_3(
     command: list[str],
 ) -> None:
     with RedisServer("--requirepass", "right") as closed:
@@ -232,21 +232,21 @@ def test_without_redis_each_process_is_alone_and_the_command_ends_with_3(
 
 
 @pytest.mark.parametrize("command", [["status"], ["watch"], ["close", NAME]])
-def test_without_an_address_there_is_nothing_to_share(command: list[str]) -> None:
+def test_commands_need_a_redis_address(command: list[str]) -> None:
     done = run(None, *command)
     assert done.exit_code == 2
     assert done.stderr.startswith("RESILIENCE_REDIS_URL is not set, so each process has breakers")
 
 
 @pytest.mark.parametrize("command", [["status"], ["watch"], ["acl"]])
-def test_wrong_variables_are_told(command: list[str]) -> None:
+def test_wrong_variables_end_the_command(command: list[str]) -> None:
     done = run(None, *command, REDIS_URL="http://:secret@host")
     assert done.exit_code == 2
     assert "RESILIENCE_REDIS_URL must begin with" in done.stderr
     assert "secret" not in done.output
 
 
-def test_a_strange_worker_is_left_out(server: RedisServer) -> None:
+def test_a_malformed_heartbeat_is_ignored(server: RedisServer) -> None:
     with redis.Redis.from_url(server.url) as client:
         for number, text in enumerate(["nonsense", "[]", '["host", "pid"]', '{"a": 1}', "[1, 2]"]):
             client.set(f"lr:worker:{number}", text, px=5000)
@@ -257,7 +257,7 @@ def test_a_strange_worker_is_left_out(server: RedisServer) -> None:
         client.delete(*(f"lr:worker:{number}" for number in range(7)))
 
 
-def test_a_strange_name_is_left_out(server: RedisServer) -> None:
+def test_a_malformed_breaker_name_is_ignored(server: RedisServer) -> None:
     with redis.Redis.from_url(server.url) as client:
         client.hset("lr:cb:{%1b[31m}:s", "st", "C")
         shown = run(server, "status")
@@ -272,7 +272,7 @@ def test_a_narrow_terminal_shows_names_whole(server: RedisServer) -> None:
     assert row_of(shown)[:2] == [NAME, "closed"]
 
 
-def test_the_printed_acl_is_enough_to_share_and_to_operate() -> None:
+def test_the_printed_acl_allows_sharing_and_all_commands() -> None:
     with RedisServer() as server, redis.Redis.from_url(server.url) as admin:
         line = run(None, "acl", "--user", "ada").output.replace("PASSWORD", "secret")
         admin.execute_command(*line.split())
@@ -319,13 +319,13 @@ def test_a_variable_is_set_in_all_workers_without_a_restart(
     overrides = json.loads(run(server, "status", "--json").output)["overrides"]
     assert overrides[RPM]["value"] == "60"
     done = run(server, "unset", RPM.lower())
-    assert done.output == f"{RPM} is as each worker's environment says, within 4 s\n"
+    assert done.output == f"{RPM} has the value of each worker's environment, within 4 s\n"
     assert all(answer["ok"] for answer in two.each("until_policy", **limit_of(None)))
     assert json.loads(run(server, "status", "--json").output)["overrides"] == {}
 
 
 @pytest.mark.usefixtures("_as_before")
-def test_a_worker_that_comes_later_goes_by_what_was_set(server: RedisServer) -> None:
+def test_a_later_worker_applies_the_overrides(server: RedisServer) -> None:
     assert run(server, "set", f"{RPM}=90").exit_code == 0
     with workers(server.url, number=1) as late:
         assert late[0].ask("until_policy", **limit_of(90.0))["ok"]
@@ -339,12 +339,12 @@ def test_a_worker_that_comes_later_goes_by_what_was_set(server: RedisServer) -> 
         ("RESILIENCE_LLM__LIMIT__RPN=1", "did you mean RESILIENCE_LLM__LIMIT__RPM?"),
         ("RESILIENCE_REDIS_URL=redis://other", "RESILIENCE_REDIS_URL is read at the start only"),
         ("RESILIENCE_LLM__BREAKER__MIN_CALLS=9999", "MIN_CALLS"),
-        (RPM, f"{RPM!r} is no NAME=VALUE"),
+        (RPM, f"{RPM!r} is not NAME=VALUE"),
         ("LLM__LIMIT__RPM=7", "did you mean RESILIENCE_LLM__LIMIT__RPM?"),
         ("RESILIENCE_LLM_OPENIA__LIMIT__RPM=7", "no worker has reported such a dependency"),
     ],
 )
-def test_a_wrong_variable_is_refused_and_nothing_is_set(
+def test_a_wrong_variable_is_rejected_and_nothing_is_set(
     server: RedisServer, text: str, problem: str
 ) -> None:
     done = run(server, "set", "RESILIENCE_LLM__RETRY__ATTEMPTS=7", text)
@@ -368,7 +368,7 @@ def test_a_variable_is_set_for_a_dependency_of_the_workers_and_for_a_new_one(
 
 
 @pytest.mark.usefixtures("_as_before")
-def test_an_odd_entry_hinders_no_other_and_can_be_removed(server: RedisServer) -> None:
+def test_a_malformed_override_is_ignored_and_can_be_unset(server: RedisServer) -> None:
     with redis.Redis.from_url(server.url) as client:
         client.hset("lr:overrides", "Foo__LIMIT__RPM", "7")
         client.hset("lr:overrides", "RESILIENCE_LLM__LIMIT__TPM", '["x", ""]')
@@ -378,16 +378,16 @@ def test_an_odd_entry_hinders_no_other_and_can_be_removed(server: RedisServer) -
         assert client.hgetall("lr:overrides") == {}
 
 
-def test_what_was_not_set_cannot_be_unset(server: RedisServer) -> None:
+def test_unset_needs_an_override(server: RedisServer) -> None:
     done = run(server, "unset", RPM)
     assert (done.exit_code, done.output) == (
         2,
-        "Only what `set` set can be unset. Set: none\n",
+        "Only variables that `set` has overridden can be unset. Overridden: none\n",
     )
 
 
 @pytest.mark.usefixtures("_as_before")
-def test_overrides_that_are_none_of_ours_are_told_and_change_nothing(
+def test_malformed_overrides_are_reported_and_change_nothing(
     two: Workers, server: RedisServer
 ) -> None:
     with redis.Redis.from_url(server.url) as client:
@@ -398,7 +398,7 @@ def test_overrides_that_are_none_of_ours_are_told_and_change_nothing(
     assert two[0].ask("call", times=3)["fine"] == 3
 
 
-def test_in_a_narrow_terminal_the_width_goes_to_why() -> None:
+def test_a_narrow_terminal_gives_its_width_to_the_reason() -> None:
     why = "after 5 failures in a row, the last ConnectionRefusedError"
     there = Announcement(State.OPEN, 1, 4.0, 1, why)
     bad = OutcomeCounts(9, 9, {"HTTP 401": 9}, 0, "HTTP 401 (AuthenticationError)", 9)

@@ -38,7 +38,7 @@ def found_in(name: str = "x", **parts: Any) -> list[Finding]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_preset_has_nothing_that_fights(family: str) -> None:
+def test_a_preset_has_no_findings(family: str) -> None:
     assert examine(family, Policy.for_name(family), lightrag_timeouts({})) == []
 
 
@@ -58,7 +58,7 @@ def test_a_preset_has_nothing_that_fights(family: str) -> None:
         ({"limit": LimitPolicy(tpm=500, max_wait=60)}, Level.WARNING, "below TIMEOUT__TOTAL"),
     ],
 )  # fmt: skip
-def test_settings_that_fight_are_found(parts: dict[str, Any], level: Level, word: str) -> None:
+def test_conflicting_settings_are_found(parts: dict[str, Any], level: Level, word: str) -> None:
     found = found_in(**parts)
     assert [finding.level for finding in found if word in finding.advice] == [level]
 
@@ -75,7 +75,7 @@ def test_settings_that_fight_are_found(parts: dict[str, Any], level: Level, word
         {"limit": LimitPolicy(rpm=2, tpm=500)},
     ],
 )
-def test_settings_that_agree_are_not(parts: dict[str, Any]) -> None:
+def test_compatible_settings_have_no_findings(parts: dict[str, Any]) -> None:
     assert found_in(**parts) == []
 
 
@@ -91,7 +91,7 @@ def test_lightrags_timeouts_are_read_as_it_reads_them() -> None:
     assert lightrag_timeouts({"LLM_TIMEOUT": "soon"})["llm"] == 240
 
 
-def test_the_doctor_tells_scripts_what_it_found() -> None:
+def test_doctor_json_lists_the_findings() -> None:
     ran = run("doctor", "llm.openai", "--json", LLM_TIMEOUT="100")
     assert ran.exit_code == 1
     (finding,) = json.loads(ran.output)["findings"]
@@ -100,7 +100,7 @@ def test_the_doctor_tells_scripts_what_it_found() -> None:
     assert "LLM_TIMEOUT" in finding["advice"]
 
 
-def test_a_tokenizer_whose_table_is_not_here_is_a_note(
+def test_a_missing_tokenizer_table_is_a_note(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     installed: set[str] = {"lightrag", "tiktoken"}
@@ -118,7 +118,7 @@ def test_a_tokenizer_whose_table_is_not_here_is_a_note(
     assert read_process_environment({}).tokenizer_folder is not None
 
 
-def test_a_setup_that_nobody_touched_has_no_finding() -> None:
+def test_the_default_setup_has_no_findings() -> None:
     assert json.loads(run("doctor", "--json", "--strict").output) == {"findings": []}
 
 
@@ -133,7 +133,7 @@ def test_a_setup_that_nobody_touched_has_no_finding() -> None:
         ({}, {"WEB_CONCURRENCY": "2"}, Level.WARNING, "RESILIENCE_REDIS_URL"),
     ],
 )
-def test_what_starts_and_ends_a_process_must_add_up(
+def test_conflicting_process_settings_are_found(
     variables: dict[str, str], around: dict[str, str], level: Level, word: str
 ) -> None:
     settings = load_settings({f"RESILIENCE_{name}": value for name, value in variables.items()})
@@ -152,7 +152,9 @@ def test_what_starts_and_ends_a_process_must_add_up(
         ({}, {"WORKERS": "1", "WEB_CONCURRENCY": "4"}),
     ],
 )
-def test_what_adds_up_is_no_finding(variables: dict[str, str], around: dict[str, str]) -> None:
+def test_compatible_process_settings_have_no_findings(
+    variables: dict[str, str], around: dict[str, str]
+) -> None:
     settings = load_settings({f"RESILIENCE_{name}": value for name, value in variables.items()})
     assert examine_process(settings, read_process_environment(around)) == []
 
@@ -198,7 +200,7 @@ def application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     sys.modules.pop("application_to_examine", None)
 
 
-def test_retries_around_retries_are_found_in_code(application: str) -> None:
+def test_nested_retries_are_found_in_code(application: str) -> None:
     # In a process of its own: what tests before this one protected may still yield here.
     command = [sys.executable, "-m", "lightrag_resilience", "doctor", "llm", "--json"]
     ran = subprocess.run(  # noqa: S603
@@ -213,13 +215,13 @@ def test_retries_around_retries_are_found_in_code(application: str) -> None:
         ("inner", "remove that decorator"),
         ("both", "remove that decorator"),
         ("both", "remove that decorator"),
-        ("eager", "make it with max_retries=0"),
+        ("eager", "create it with max_retries=0"),
     ]
     assert "a secret" not in ran.stdout + ran.stderr
 
 
 @pytest.mark.processes
-def test_a_client_whose_retries_yield_is_no_finding(application: str) -> None:
+def test_a_client_with_disabled_retries_is_no_finding(application: str) -> None:
     with Path(f"{application}.py").open("a") as code:
         code.write("from lightrag_resilience.integrations.sdks import disable_sdk_retries\n")
         code.write("disable_sdk_retries(openai)\n")
@@ -235,13 +237,13 @@ def test_a_client_whose_retries_yield_is_no_finding(application: str) -> None:
         ("raise ValueError('made up')", "cannot be imported: ValueError: made up"),
         ("raise BaseException('made up')", "cannot be imported: BaseException: made up"),
         ("raise KeyboardInterrupt", "cannot be imported: KeyboardInterrupt"),
-        ("raise SystemExit(0)", "calls sys.exit(0) when imported: put what runs below"),
+        ("raise SystemExit(0)", "calls sys.exit(0) when imported: put code that runs below"),
         ("import sys; sys.exit('no')", "calls sys.exit('no') when imported"),
         ("import os; os._exit(0)", "ended its process when it was imported, by exit code 0"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "by signal 15"),
     ],
 )
-def test_code_that_cannot_be_imported_is_told(application: str, code: str, said: str) -> None:
+def test_code_that_cannot_be_imported_is_one_line(application: str, code: str, said: str) -> None:
     Path(f"{application}.py").write_text(code)
     ran = run("doctor", "llm", "--code", application)
     assert ran.exit_code == 2
@@ -250,17 +252,17 @@ def test_code_that_cannot_be_imported_is_told(application: str, code: str, said:
 
 
 @pytest.mark.processes
-def test_code_that_does_not_end_its_import_is_told(
+def test_an_import_that_does_not_end_times_out(
     application: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(f"{application}.py").write_text("import threading; threading.Event().wait()")
-    monkeypatch.setattr(_diagnosis_code, "_PATIENCE", 0.2)
+    monkeypatch.setattr(_diagnosis_code, "_IMPORT_TIMEOUT", 0.2)
     ran = run("doctor", "llm", "--code", application)
     assert (ran.exit_code, "was not imported within" in ran.output) == (2, True)
 
 
 @pytest.mark.processes
-def test_what_code_prints_and_begins_is_not_in_the_way(application: str) -> None:
+def test_output_and_threads_of_the_examined_module_are_harmless(application: str) -> None:
     Path(f"{application}.py").write_text(
         "import threading\nprint('noise')\nthreading.Thread(target=threading.Event().wait).start()"
     )
@@ -269,7 +271,7 @@ def test_what_code_prints_and_begins_is_not_in_the_way(application: str) -> None
     assert application not in sys.modules
 
 
-def test_warnings_are_trouble_only_where_asked_for() -> None:
+def test_warnings_fail_only_with_strict() -> None:
     wrong = {"RESILIENCE_STORAGE__BREAKER__PROBE_LEASE": "1"}
     shown = run("doctor", "storage", **wrong)
     assert shown.exit_code == 0
@@ -280,7 +282,7 @@ def test_warnings_are_trouble_only_where_asked_for() -> None:
 # ---------------------------------------------------------------------- Redis
 
 
-def test_a_redis_that_is_fit_passes_and_keeps_nothing() -> None:
+def test_a_healthy_redis_passes_and_keeps_no_keys() -> None:
     with RedisServer() as server:
         ran = run("doctor", "storage", "--json", RESILIENCE_REDIS_URL=server.url)
         assert (ran.exit_code, json.loads(ran.output)) == (0, {"findings": []})
@@ -288,7 +290,7 @@ def test_a_redis_that_is_fit_passes_and_keeps_nothing() -> None:
             assert client.dbsize() == 0
 
 
-def test_a_redis_that_is_away_is_told_apart() -> None:
+def test_an_unreachable_redis_is_exit_code_3() -> None:
     with RedisServer() as server:
         url = server.url
     ran = run("doctor", "storage", RESILIENCE_REDIS_URL=url)
@@ -296,7 +298,7 @@ def test_a_redis_that_is_away_is_told_apart() -> None:
     assert "nothing answers at 127.0.0.1:" in ran.output
 
 
-def test_a_redis_that_drops_any_key_is_an_error() -> None:
+def test_a_redis_that_evicts_any_key_is_an_error() -> None:
     with RedisServer() as server:
         with redis.Redis.from_url(server.url) as client:
             client.config_set("maxmemory-policy", "allkeys-lru")
@@ -326,7 +328,7 @@ def test_missing_rights_are_named_and_the_printed_acl_has_them_all() -> None:
         assert "secret" not in ran.output
 
 
-def test_a_redis_with_hardly_a_byte_left_is_a_warning() -> None:
+def test_a_nearly_full_redis_is_a_warning() -> None:
     with RedisServer() as server, redis.Redis.from_url(server.url) as client:
         used = int(client.info("memory")["used_memory"])
         for most, level in ((used * 4, []), (int(used * 1.05), ["warning"])):
@@ -359,7 +361,7 @@ def test_each_value_has_its_source() -> None:
     assert value_in(ran, "degrade") == ("False", "default")
 
 
-def test_values_of_no_dependency_have_theirs() -> None:
+def test_process_settings_have_sources() -> None:
     ran = run("config", "llm", "--json", RESILIENCE_SHUTDOWN_TIMEOUT="20")
     assert value_in(ran, "shutdown_timeout") == ("20.0", "RESILIENCE_SHUTDOWN_TIMEOUT")
 
@@ -377,7 +379,7 @@ def test_an_override_in_redis_wins_and_the_address_is_hidden() -> None:
 
 
 @pytest.mark.parametrize("command", ["config", "doctor", "isolate", "open"])
-def test_a_name_steers_no_terminal(command: str) -> None:
+def test_control_characters_in_names_are_removed(command: str) -> None:
     options = ["--for", "9m"] if command == "isolate" else []
     ran = run(command, "llm.\x1b[31m[bold]x\x9b", *options)
     assert "\x1b" not in ran.output

@@ -27,7 +27,7 @@ def record(name: str = "llm") -> AbandonedWork:
     return AbandonedWork(name, "call", "in_flight", 1.0, "SIGTERM")
 
 
-def test_it_lists_what_was_given_up(tmp_path: Path) -> None:
+def test_journal_lists_abandoned_work(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     record = AbandonedWork("[red]an ingest[/]", "task", "outcome_unknown", 12.34, "SIGTERM", at=0.0)
     Journal(path).write([record])
@@ -40,7 +40,7 @@ def test_it_lists_what_was_given_up(tmp_path: Path) -> None:
     assert [each["id"] for each in json.loads(text)] == [record.id]
 
 
-def test_it_tells_of_documents_attempts_and_what_is_left_of_a_call(tmp_path: Path) -> None:
+def test_journal_shows_documents_attempts_and_effects(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     about: Any = {"workspace": "books", "document": "doc-1", "track": "insert_7"}
     document = AbandonedWork("lightrag.ingest", "document", "in_flight", 1.0, "SIGTERM", **about)
@@ -52,20 +52,20 @@ def test_it_tells_of_documents_attempts_and_what_is_left_of_a_call(tmp_path: Pat
     assert "queued, attempt 3" in text
 
 
-def test_nothing_given_up_is_said(tmp_path: Path) -> None:
+def test_an_empty_journal_is_reported(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    assert run(str(tmp_path / "empty")) == (0, "Nothing was given up.\n")
+    assert run(str(tmp_path / "empty")) == (0, "No work was abandoned.\n")
     # The journal of the settings is made when there is something to write down.
     variables = {"RESILIENCE_SHUTDOWN_JOURNAL": str(tmp_path / "none")}
-    assert run(**variables) == (0, "Nothing was given up.\n")
+    assert run(**variables) == (0, "No work was abandoned.\n")
 
 
-def test_a_wrong_path_is_not_taken_for_nothing_given_up(tmp_path: Path) -> None:
+def test_a_wrong_path_is_an_error(tmp_path: Path) -> None:
     code, text = run(str(tmp_path / "none"))
     assert (code, text.split(str(tmp_path))[0]) == (2, "There is no journal ")
 
 
-def test_a_journal_of_which_only_the_older_half_is_left_is_read(tmp_path: Path) -> None:
+def test_a_journal_with_only_its_rotated_half_is_read(tmp_path: Path) -> None:
     made = Journal(tmp_path / "journal")
     made.write([record()])
     made.path.rename(tmp_path / "journal.1")
@@ -73,15 +73,15 @@ def test_a_journal_of_which_only_the_older_half_is_left_is_read(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [b"no journal\n", b'{"version": 9}\n', b"\0" * 200_000, b"{"])
-def test_a_journal_that_is_none_is_an_error(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_journal_is_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "journal"
     path.write_bytes(content)
     code, text = run(str(path))
-    assert (code, "Nothing was given up" in text) == (2, False)
+    assert (code, "No work was abandoned" in text) == (2, False)
     assert text == f"1 record cannot be read: line 1 of {path}\n"
 
 
-def test_damage_is_named_beside_what_can_be_read(tmp_path: Path) -> None:
+def test_damaged_lines_are_named_beside_readable_records(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     Journal(path).write([record("an ingest")])
     with path.open("ab") as file:
@@ -94,7 +94,7 @@ def test_damage_is_named_beside_what_can_be_read(tmp_path: Path) -> None:
     assert f"1 record cannot be read: line 3 of {path}" in text
 
 
-def test_what_a_terminal_or_an_encoding_cannot_take_is_left_out(tmp_path: Path) -> None:
+def test_unprintable_characters_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     Journal(path).write([record("a\ud800b\x1b[31mc\nd")])
     code, text = run(str(path))
@@ -103,7 +103,7 @@ def test_what_a_terminal_or_an_encoding_cannot_take_is_left_out(tmp_path: Path) 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such paths")
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_what_is_no_file_blocks_nobody(tmp_path: Path, kind: str) -> None:
+def test_a_journal_path_that_is_no_file_does_not_block(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "pipe" if kind == "pipe" else Path("/dev/zero")
     if kind == "pipe":
         os.mkfifo(path)
@@ -113,13 +113,13 @@ def test_what_is_no_file_blocks_nobody(tmp_path: Path, kind: str) -> None:
         Journal(path).write([record()])
 
 
-def test_without_a_journal_it_says_what_to_do() -> None:
+def test_no_configured_journal_says_what_to_do() -> None:
     code, text = run()
     assert code == 2
     assert "set RESILIENCE_SHUTDOWN_JOURNAL" in text
 
 
-def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+def test_an_unreadable_journal_is_one_line(tmp_path: Path) -> None:
     code, text = run(str(tmp_path))
     assert code == 2
     assert "cannot be read" in text

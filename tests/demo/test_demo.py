@@ -98,7 +98,7 @@ async def crash() -> str:
 
 
 @pytest.mark.anyio
-async def test_each_end_of_a_query_is_told_apart() -> None:
+async def test_outcomes_of_queries_are_distinguished() -> None:
     queries = Queries(clock=iter(range(100)).__next__)
     queries.begin()
     for query in (answer, nothing, refusal, crash):
@@ -128,7 +128,7 @@ def test_percentiles_are_of_the_nearest_rank(
     assert percentile(values, share) == value
 
 
-def test_every_document_states_what_is_asked_about_it() -> None:
+def test_every_document_answers_its_question() -> None:
     assert len(facts(FULL.documents)) == FULL.documents
     for fact in facts(FULL.documents):
         assert f"{fact.founder} founded {fact.town}" in document(fact)
@@ -137,7 +137,7 @@ def test_every_document_states_what_is_asked_about_it() -> None:
 # ---------------------------------------------------------------------- what it shows
 
 
-def test_the_table_stands_both_beside_each_other() -> None:
+def test_the_table_has_both_instances_side_by_side() -> None:
     plain = measured(failed=1, recovery=12.0, refusal=0.0004, refusal_retry_after=4.0)
     result = {e.name: (plain, measured(queries=[], query_p50=None)) for e in EXPERIMENTS}
     table = shown(as_table(EXPERIMENTS, result))
@@ -155,7 +155,7 @@ def test_the_figures_are_plain_json() -> None:
     assert report["experiments"]["dead"]["protected"]["failed_documents"] == 2
 
 
-def test_the_picture_shows_calls_and_queries_and_the_outage() -> None:
+def test_the_chart_shows_calls_queries_and_the_outage() -> None:
     drawn = ET.fromstring(draw(measured(), measured(recovery=1.0), (1.0, 2.0)))  # noqa: S314
     assert len(drawn.findall(f"{SVG}circle")) == 4
     texts = [text.text or "" for text in drawn.iter(f"{SVG}text")]
@@ -163,7 +163,7 @@ def test_the_picture_shows_calls_and_queries_and_the_outage() -> None:
     assert any("first answer after recovery: 1.0 s" in text for text in texts)
 
 
-def test_the_picture_of_nothing_is_a_picture() -> None:
+def test_the_chart_of_no_data_is_valid() -> None:
     empty = Measured()
     assert ET.fromstring(draw(empty, empty, (1.0, 2.0))).tag == f"{SVG}svg"  # noqa: S314
 

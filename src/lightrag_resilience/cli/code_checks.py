@@ -1,4 +1,4 @@
-"""Retries around retries in the code of an application: found by looking at what a module holds."""
+"""Finds nested retries in an application, by inspecting the members of a module."""
 
 from __future__ import annotations
 
@@ -20,64 +20,63 @@ from .policy_checks import Finding, Level
 
 __all__ = ["CodeError", "examine_code", "examine_module"]
 
-_PATIENCE = 60.0  # seconds for a module to be imported
+_IMPORT_TIMEOUT = 60.0  # seconds
 _DEEPEST = 20  # decorators around one function
 _SDKS = ("openai", "anthropic")
 
 
 class CodeError(Exception):
-    """A module cannot be examined; it says why."""
+    """A module cannot be examined; the message says why."""
 
 
 def examine_code(module: str) -> list[Finding]:
-    """As `examine_module`, for one that is imported in a process of its own.
+    """Run `examine_module` in a child process, which the import may end or block.
 
-    Whatever it does there, such as to end the process, is no end of this one. What it prints goes
-    to stderr.
+    What the module prints goes to stderr.
 
     Raises:
-        CodeError: It cannot be imported, or ends its process, or takes more than 60 s.
+        CodeError: It cannot be imported, ends its process, or takes more than 60 s.
     """
     command = [sys.executable, "-m", __name__, module]
     try:
-        ran = subprocess.run(command, stdout=subprocess.PIPE, timeout=_PATIENCE, check=False)  # noqa: S603 - our own interpreter, and a module that is one's own
+        ran = subprocess.run(command, stdout=subprocess.PIPE, timeout=_IMPORT_TIMEOUT, check=False)  # noqa: S603 - this interpreter, and the user's own module
     except subprocess.TimeoutExpired:
         raise CodeError(
-            f"{module} was not imported within {_PATIENCE:g} s: {_BELOW_MAIN}"
+            f"{module} was not imported within {_IMPORT_TIMEOUT:g} s: {_BELOW_MAIN}"
         ) from None
     try:
-        told: dict[str, Any] = json.loads(ran.stdout)
+        result: dict[str, Any] = json.loads(ran.stdout)
     except ValueError:
         code = f"signal {-ran.returncode}" if ran.returncode < 0 else f"exit code {ran.returncode}"
         raise CodeError(
             f"{module} ended its process when it was imported, by {code}: {_BELOW_MAIN}"
         ) from None
-    if problem := told.get("problem"):
+    if problem := result.get("problem"):
         raise CodeError(problem)
-    return [Finding(**{**each, "level": Level(each["level"])}) for each in told["findings"]]
+    return [Finding(**{**each, "level": Level(each["level"])}) for each in result["findings"]]
 
 
-_BELOW_MAIN = "put what runs below `if __name__ == '__main__':`"
+_BELOW_MAIN = "put code that runs below `if __name__ == '__main__':`"
 
 
-def _told_of(name: str) -> dict[str, Any]:
-    """The findings in a module, or why there are none, as `examine_code` reads them."""
+def _result_of(name: str) -> dict[str, Any]:
+    """The findings in a module, or a problem, as `examine_code` reads them."""
     try:
         return {
             "findings": [asdict(each) for each in examine_module(importlib.import_module(name))]
         }
     except SystemExit as error:
         return {"problem": f"{name} calls sys.exit({error.code!r}) when imported: {_BELOW_MAIN}"}
-    except BaseException as error:  # noqa: BLE001 - it is another's code, and may raise anything
+    except BaseException as error:  # noqa: BLE001 - foreign code may raise anything
         why = "".join(traceback.format_exception_only(error)).strip()
         return {"problem": f"{name} cannot be imported: {why}"}
 
 
 def examine_module(module: ModuleType) -> list[Finding]:
-    """Where a guarded function of a module, or a client in it, is retried twice over.
+    """Find guarded functions and SDK clients that retry a second time.
 
-    Seen are tenacity's decorators, and the clients of openai and anthropic that a module holds; not
-    what a function makes when it is called.
+    It sees tenacity's decorators and module-level clients of openai and anthropic, not what a
+    function creates when it is called.
     """
     return [
         Finding(Level.WARNING, f"{module.__name__}.{name}", problem, advice)
@@ -87,7 +86,7 @@ def examine_module(module: ModuleType) -> list[Finding]:
 
 
 def _around(member: Any) -> Iterator[tuple[str, str]]:
-    """Loops of tenacity above and below the guard of a function."""
+    """Find tenacity's decorators above and below the guard of a function."""
     guard: str | None = None
     above = False
     for layer, below in pairwise([*_layers(member), None]):
@@ -96,8 +95,8 @@ def _around(member: Any) -> Iterator[tuple[str, str]]:
             if above:
                 yield (
                     (
-                        f"tenacity calls it again when the guard {guard!r} has given up, so that "
-                        "attempts multiply, and what was refused is called again"
+                        f"tenacity retries when the guard {guard!r} has given up, so attempts "
+                        "multiply, and rejected calls are repeated"
                     ),
                     "remove that decorator: the guard retries, by RETRY__ATTEMPTS",
                 )
@@ -107,8 +106,8 @@ def _around(member: Any) -> Iterator[tuple[str, str]]:
             if guard is not None:
                 yield (
                     (
-                        f"it retries by itself inside the guard {guard!r}, so that attempts "
-                        "multiply, and the breaker sees one failure of many"
+                        f"tenacity retries inside the guard {guard!r}, so attempts multiply, "
+                        "and the breaker sees one failure of many"
                     ),
                     "remove that decorator, or set RETRY__ATTEMPTS to 1 for this dependency",
                 )
@@ -116,13 +115,13 @@ def _around(member: Any) -> Iterator[tuple[str, str]]:
 
 
 def _own(layer: Any, below: Any, name: str) -> Any:
-    """An attribute of a decorator; `functools.wraps` gives it those of what it wraps, too."""
+    """A decorator's own attribute: `functools.wraps` also copies those of the function below."""
     value = vars(layer).get(name)
     return None if below is not None and vars(below).get(name) is value else value
 
 
 def _layers(member: Any) -> Iterator[Any]:
-    """A function, and what it wraps, from outside to inside."""
+    """A function and those it wraps, from the outside in."""
     for _ in range(_DEEPEST):
         if not callable(member) or not hasattr(member, "__dict__") or isinstance(member, type):
             return
@@ -133,22 +132,22 @@ def _layers(member: Any) -> Iterator[Any]:
 def _inside(member: Any) -> Iterator[tuple[str, str]]:
     sdk = type(member).__module__.partition(".")[0]
     retries = getattr(member, "max_retries", 0) if sdk in _SDKS else 0
-    if isinstance(retries, int) and retries > 0 and not _yields(sdk):
+    if isinstance(retries, int) and retries > 0 and not _is_disabled(sdk):
         yield (
-            f"this client of {sdk} makes {retries + 1} attempts of each call by itself",
-            f"make it with max_retries=0, or call disable_sdk_retries({sdk}), as `protect` does",
+            f"this client of {sdk} makes up to {retries + 1} attempts of each call",
+            f"create it with max_retries=0, or call disable_sdk_retries({sdk}), as `protect` does",
         )
 
 
-def _yields(sdk: str) -> bool:
-    """Whether `disable_sdk_retries` was there."""
+def _is_disabled(sdk: str) -> bool:
+    """Whether `disable_sdk_retries` has patched the SDK."""
     options = getattr(sys.modules.get(f"{sdk}._models"), "FinalRequestOptions", None)
     return hasattr(getattr(options, "get_max_retries", None), "__resilience_users__")
 
 
 if __name__ == "__main__":  # pragma: no cover - tests run it as a process
     answer = os.dup(1)
-    os.dup2(2, 1)  # what the module prints
-    sys.path.insert(0, "")  # also where Python is told to leave it out
-    os.write(answer, json.dumps(_told_of(sys.argv[1])).encode())
-    os._exit(0)  # whatever threads the module began
+    os.dup2(2, 1)  # stdout of the module goes to stderr
+    sys.path.insert(0, "")  # also with PYTHONSAFEPATH
+    os.write(answer, json.dumps(_result_of(sys.argv[1])).encode())
+    os._exit(0)  # the module may have started threads

@@ -1,4 +1,4 @@
-"""The command ``config``: every setting in force, an example of a ``.env``, and a JSON schema."""
+"""The command ``config``: settings in force, an example ``.env``, and a JSON schema."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightrag_resilience.shared_state.operator_control import (
     trouble_with_redis,
 )
 
-from .exit_codes import Exit, check_names, console, settings_or_exit, tell
+from .exit_codes import Exit, check_names, console, settings_or_exit, write_line
 from .options import Json, Names, cell, shown
 
 __all__ = ["config"]
@@ -41,15 +41,18 @@ def config(
     *,
     as_json: Json = False,
     example: Annotated[
-        bool, typer.Option("--env-example", help="Print a .env with all variables, and stop.")
+        bool, typer.Option("--env-example", help="Print a .env with all variables and exit.")
     ] = False,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print a JSON schema of the variables, and stop.")
+        bool, typer.Option("--schema", help="Print a JSON schema of the variables and exit.")
     ] = False,
 ) -> None:
-    """Print every value in force, and where it comes from: default, a variable, or Redis."""
+    """Print all values in force and where they come from.
+
+    Sources are defaults, variables, and overrides in Redis.
+    """
     if example or schema:
-        tell((env_example() if example else json_schema()).rstrip("\n"))
+        write_line((env_example() if example else json_schema()).rstrip("\n"))
         return
     settings = settings_or_exit()
     check_names(names or ())
@@ -61,7 +64,7 @@ def config(
     for name in names or FAMILIES:
         values += _values(effective, name, in_force)
     if as_json:
-        tell(json.dumps({"values": [asdict(value) for value in values]}))
+        write_line(json.dumps({"values": [asdict(value) for value in values]}))
     else:
         table = Table("dependency", "variable", "value", "source")
         for value in values:
@@ -100,7 +103,7 @@ def _values(settings: Settings, name: str, overrides: frozenset[str]) -> list[_V
 
 
 async def _overrides(settings: Settings) -> tuple[dict[str, str], str]:
-    """The overrides in Redis; with them a sentence, if they cannot be read."""
+    """The overrides in Redis, and a sentence if they cannot be read."""
     if settings.redis_url is None:
         return {}, ""
     try:

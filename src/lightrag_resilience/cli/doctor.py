@@ -29,7 +29,7 @@ from lightrag_resilience.shared_state.operator_control import (
 from lightrag_resilience.text import MET, counted, printable
 
 from .code_checks import CodeError, examine_code
-from .exit_codes import Exit, check_names, console, fail, settings_or_exit, tell
+from .exit_codes import Exit, check_names, console, fail, settings_or_exit, write_line
 from .options import Json, Names, cell, shown
 from .policy_checks import Finding, Level, examine
 from .process_checks import examine_process
@@ -43,7 +43,7 @@ def doctor(
     names: Names = None,
     *,
     as_json: Json = False,
-    strict: Annotated[bool, typer.Option(help="Warnings are trouble, too.")] = False,
+    strict: Annotated[bool, typer.Option(help="Treat warnings as errors.")] = False,
     code: Annotated[
         list[str] | None,
         typer.Option(metavar="MODULE", help="Import it, and search for retries around retries."),
@@ -51,9 +51,9 @@ def doctor(
 ) -> None:
     """Check the RESILIENCE_* variables, Redis, and how calls end now.
 
-    It shows the policies of the dependencies that are named.
+    Shows the policies of the dependencies that are named.
 
-    Ends with 0 if all is well, 1 if not, 2 if a variable is wrong, 3 if Redis cannot be used.
+    Exit code: 0 all is well, 1 not, 2 a variable is wrong, 3 Redis cannot be used.
     """
     settings = settings_or_exit()
     chosen = names or list(FAMILIES)
@@ -73,7 +73,7 @@ def doctor(
         of_redis, is_unavailable = asyncio.run(_examine_redis(settings))
         found += of_redis
     if as_json:
-        tell(json.dumps({"findings": [asdict(finding) for finding in found]}))
+        write_line(json.dumps({"findings": [asdict(finding) for finding in found]}))
     else:
         page = console()
         page.print(_counted(found))

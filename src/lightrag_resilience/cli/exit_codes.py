@@ -1,4 +1,4 @@
-"""What a command writes, and how it ends: its exit code, and one line that says why."""
+"""Output and exit codes of the commands."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ __all__ = [
     "check_names",
     "console",
     "fail",
+    "replace_unencodable_output",
     "settings_or_exit",
-    "tell",
-    "write_what_can_be_shown",
+    "write_line",
 ]
 
 
 class Exit(enum.IntEnum):
-    """What a script can tell from the end of a command."""
+    """Exit codes for scripts."""
 
     FINE = 0
     TROUBLE = 1
-    """A breaker is not closed, or work was given up."""
+    """A breaker is not closed, calls fail, or work was abandoned."""
     USAGE = 2
     """An argument or a variable is wrong."""
     NO_REDIS = 3
-    """Redis cannot be used, so that each process has breakers of its own."""
+    """Redis cannot be used, so each process uses its own breakers."""
     UNREAD = 141
-    """The reader of the output is gone, such as ``head``; a shell says the same of SIGPIPE."""
+    """The reader of the output ended, such as ``head``; the shell's code for SIGPIPE."""
 
 
-_WIDTH = 80  # columns of a terminal that has none
-_NO_EDGE = 4096  # characters
+_WIDTH = 80  # columns of a terminal that reports none
+_UNLIMITED = 4096  # columns outside a terminal: nothing wraps
 
 
 class _Console(Console):
@@ -55,60 +55,60 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """Where tables and sentences of a command go; but in a terminal nothing is cut off."""
+    """The console for tables and sentences; outside a terminal nothing is cut off."""
     if not sys.stdout.isatty():
-        return _Console(width=_NO_EDGE)
+        return _Console(width=_UNLIMITED)
     made = _Console()
-    return made if made.width > 0 else _Console(width=_WIDTH)  # COLUMNS=0 says nothing
+    return made if made.width > 0 else _Console(width=_WIDTH)  # COLUMNS=0
 
 
-def tell(text: str) -> None:
-    """Write a line of a command's output."""
+def write_line(text: str) -> None:
+    """Write a line of output."""
     try:
-        print(_lines(text), flush=True)  # noqa: T201 - it is what a command is for
+        print(_printable_lines(text), flush=True)  # noqa: T201 - a command's output
     except BrokenPipeError:
         _end_unread()
 
 
-def _lines(text: str) -> str:
-    """Without what steers a terminal; a name may come from anywhere."""
+def _printable_lines(text: str) -> str:
+    """Remove control characters: a name may come from anywhere."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def _end_unread() -> NoReturn:
-    with contextlib.suppress(OSError, ValueError):  # what is left in the buffer has no reader
+    with contextlib.suppress(OSError, ValueError):  # discard what is still in the buffer
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(Exit.UNREAD)
 
 
-def write_what_can_be_shown() -> None:
-    """Let no output fail for want of a character: ``…`` is ``...`` where there are none but ASCII.
+def replace_unencodable_output() -> None:
+    """Replace characters that the terminal's encoding lacks, such as ``…`` by ``...`` in ASCII.
 
-    A name may hold what no encoding has, such as half of a surrogate pair.
+    Without that a name with half a surrogate pair would end the command.
     """
-    codecs.register_error(_PLAIN, _plain)
+    codecs.register_error(_TO_ASCII, _to_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_PLAIN)
+            stream.reconfigure(errors=_TO_ASCII)
 
 
-_PLAIN = "lightrag_resilience.plain"
+_TO_ASCII = "lightrag_resilience.to_ascii"
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeEncodeError)  # noqa: S101 - it is asked for output alone
+def _to_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)  # noqa: S101 - only output uses it
     text = unicodedata.normalize("NFKD", error.object[error.start : error.end])
     return "".join(each if each.isascii() else "?" for each in text), error.end
 
 
 def fail(message: str, code: Exit = Exit.USAGE) -> NoReturn:
-    """End with a message."""
-    typer.echo(_lines(message), err=True)
+    """Print a message to stderr and exit."""
+    typer.echo(_printable_lines(message), err=True)
     raise typer.Exit(code)
 
 
 def check_names(names: Iterable[str]) -> None:
-    """End with what is wrong with the first name that no dependency can have."""
+    """Exit at the first name that is not a valid dependency name."""
     for name in names:
         try:
             check_name(name)
@@ -117,7 +117,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def settings_or_exit() -> Settings:
-    """What the variables say; where some are wrong, end with all that is."""
+    """Load the settings, or exit with all errors in the variables."""
     try:
         return load_settings()
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands have, and values as their tables show them."""
+"""Options that several commands share, and the text of table cells."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Names = Annotated[list[str] | None, typer.Argument(help="Dependencies, such as l
 
 
 def cell(text: str) -> str:
-    """A text for a table, without markup and control characters."""
+    """Text of a table cell, without markup and control characters."""
     return escape(printable(text))
 
 
 def shown(value: object) -> str:
-    """The value of a setting."""
+    """Text of a setting's value."""
     return "none" if value is None else str(value)

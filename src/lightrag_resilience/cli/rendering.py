@@ -1,4 +1,4 @@
-"""The state of the cluster as people read it."""
+"""The state of the cluster as text for a terminal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lightrag_resilience.text import as_words, counted, is_isolation
 __all__ = ["as_page"]
 
 _COLUMNS = ("breaker", "state", "why", "calls", "failed", "slow", "workers", "next probe")
-_NARROW = ("breaker", "state", "why", "failed")  # the sentences below tell the rest
+_NARROW = ("breaker", "state", "why", "failed")  # the sentences below have the rest
 _WIDE = 120  # characters of a terminal that has room for all columns
 _COLOURS = {"healthy": "green", "unmonitored": "", "degraded": "yellow", "probing": "yellow"}
 _RED = "bold red"
 
 
 def as_page(seen: Overview, width: int) -> Group:
-    """The cluster for a person, in a terminal of so many characters."""
+    """Render the cluster for a terminal of `width` characters."""
     lines: list[Any] = []
     if seen.breakers:
         columns = _COLUMNS if width >= _WIDE else _NARROW
@@ -33,7 +33,7 @@ def as_page(seen: Overview, width: int) -> Group:
         for name, it in seen.breakers.items():
             cells = _cells(name, it, health[name])
             if columns is _NARROW:
-                cells["failed"] = Text(_of(it) if it.now.state is State.CLOSED else "")
+                cells["failed"] = Text(_failed_of_calls(it) if it.now.state is State.CLOSED else "")
             table.add_row(*(cells[column] for column in columns))
         lines.append(table)
     lines += [
@@ -62,7 +62,7 @@ def _cells(name: str, it: Description, health: Health) -> dict[str, Text]:
     }
 
 
-def _of(it: Description) -> str:
+def _failed_of_calls(it: Description) -> str:
     return f"{it.tally.failed} of {it.tally.calls}"
 
 
@@ -74,7 +74,7 @@ def _next_probe(it: Description) -> str:
     if it.now.state is State.CLOSED:
         return ""
     if it.now.state is State.HALF_OPEN and it.probes:
-        return f"{it.probes} under way"
+        return f"{it.probes} in flight"
     if it.now.state is State.HALF_OPEN or not it.now.remaining:
         return "with the next call"
     ends = "ends " if is_isolation(it.now.reason) else ""
@@ -83,16 +83,16 @@ def _next_probe(it: Description) -> str:
 
 def _sentences(seen: Overview) -> list[str]:
     hosts = sorted({worker.host for worker in seen.workers})
-    said = ["No worker has shown itself in the last ten seconds"]
+    sentences = ["No worker has sent a heartbeat in the last ten seconds"]
     if hosts:
-        said = [f"{counted(len(seen.workers), 'worker')} on {', '.join(hosts)}"]
+        sentences = [f"{counted(len(seen.workers), 'worker')} on {', '.join(hosts)}"]
     for worker in seen.workers:
         if worker.alone:
             names = ", ".join(worker.alone)
-            said.append(f"Process {worker.pid} on {worker.host} refuses by itself: {names}")
-    # Once more in words: in a narrow terminal the table is hard to read.
+            sentences.append(f"Process {worker.pid} on {worker.host} rejects on its own: {names}")
+    # Again in words: a narrow terminal makes the table hard to read.
     known, health = seen.breakers, seen.health
-    said += [
+    sentences += [
         f"Not closed: {name}, {_in_words(known[name])}{_to_do(health[name])}"
         for name in seen.troubled
         if name in known
@@ -103,8 +103,12 @@ def _sentences(seen: Overview) -> list[str]:
         if name not in seen.troubled and not health[name].is_well
     ]
     if not seen.troubled and not unwell:
-        said.append("All breakers are closed" if seen.breakers else "No breaker was used lately")
-    return said + unwell
+        sentences.append(
+            "All breakers are closed"
+            if seen.breakers
+            else "No breaker was used in the last ten minutes"
+        )
+    return sentences + unwell
 
 
 def _to_do(health: Health) -> str:

@@ -58,7 +58,7 @@ class Metrics:
         self._path = path
         self._collected = collected
         self._observation: Observation | None = None
-        self._is_observing = False
+        self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a scope."""
