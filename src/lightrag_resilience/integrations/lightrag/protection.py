@@ -56,7 +56,7 @@ _CARRIED = "_resilience_carried"
 """An argument that carries a call's context through a queue, whose workers have contexts of their
 own: priority, whether it is allowed during a drain, and its run of ingest."""
 _CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None)
-_PARTS = {
+_LOST_BY_FAMILY = {
     "llm": frozenset({QueryComponent.MODEL}),
     "embedding": frozenset({QueryComponent.VECTORS}),
 }
@@ -117,6 +117,7 @@ class Protection:
         self._undo.callback(disable_sdk_retries(*_imported_sdks()))
         self._undo.callback(detect_truncated_streams(*_imported_sdks()))
         if self._build_role is not None:
+            # Undone in reverse: the original builder is back before it rebuilds the roles.
             self._undo.push_async_callback(self._restore_roles)
             self._shadow(WRAP_ROLE, self._wrap_role)
             await self._rebuild_roles()
@@ -222,7 +223,7 @@ class Protection:
     def _components_of(self, dependency: str) -> frozenset[QueryComponent]:
         """What a query loses with a dependency."""
         family = dependency.partition(".")[0]
-        return self._lost_with.get(dependency) or _PARTS.get(family, frozenset())
+        return self._lost_with.get(dependency) or _LOST_BY_FAMILY.get(family, frozenset())
 
     async def _rebuild_roles(self) -> None:
         # An update without a change rebuilds the role's function and ends its old queue.
@@ -320,6 +321,7 @@ def _guarded(
 
     vars(call)["__resilience_model__"] = model
 
+    # A plain function: LightRAG deep-copies it with its configuration, and reads its signature.
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         level, is_allowed, run = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)

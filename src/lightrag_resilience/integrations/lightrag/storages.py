@@ -147,7 +147,7 @@ def _guarded(method: Any, effect: Effect) -> Any:
         if call is not None and call.is_within(guard):
             return await method(self, *args, **kwargs)
 
-        foreign: list[Exception] = []
+        foreign: list[Exception] = []  # a vector storage embeds when it flushes, for example
 
         async def attempt() -> Any:
             own = current_call.get()

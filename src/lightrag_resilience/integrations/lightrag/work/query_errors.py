@@ -101,7 +101,7 @@ async def _typed(stream: AsyncIterator[str]) -> AsyncIterator[str]:
         if (request := current_request.get()) is not None:
             request.last, request.is_cut_off = (dependency, error), True
         typed = query_error(dependency, error)
-        raise typed from typed.__cause__
+        raise typed from typed.__cause__  # not `from error`, which may be `typed` itself
     finally:
         if (close := getattr(stream, "aclose", None)) is not None:
             await close()
