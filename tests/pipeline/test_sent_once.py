@@ -81,7 +81,7 @@ def server(*, stalls: bool) -> Iterator[Server]:
 def by_httpx(library: str) -> Post:
     async def post(port: int, seconds: float) -> None:
         module = pytest.importorskip(library)
-        async with module.AsyncClient(timeout=seconds, trust_env=False) as client:
+        async with module.AsyncClient(timeout=seconds, trust_env=False, verify=False) as client:
             await client.post(f"http://127.0.0.1:{port}/", content=BODY)
 
     return post
@@ -90,7 +90,7 @@ def by_httpx(library: str) -> Post:
 def by_httpx_in_a_thread(library: str) -> Post:
     def post(port: int, seconds: float) -> None:
         module = pytest.importorskip(library)
-        with module.Client(timeout=seconds, trust_env=False) as client:
+        with module.Client(timeout=seconds, trust_env=False, verify=False) as client:
             client.post(f"http://127.0.0.1:{port}/", content=BODY)
 
     return post
