@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from lightrag_resilience.config.process_environment import ProcessEnvironment
 from lightrag_resilience.config.settings import Settings
+from lightrag_resilience.draining.supervisor import grace_period_of
 
 from .policy_checks import Finding, Level
 
 __all__ = ["examine_process"]
 
-_SPARE = 2.0  # seconds that a server needs for its own shutdown
 _ROOM = 1.0  # seconds for calls in flight; with less, nearly all are cancelled
 _Found = Iterator[tuple[Level, str, str, str]]
 
@@ -51,7 +51,7 @@ def _shutdown(settings: Settings, environment: ProcessEnvironment) -> _Found:
             f"calls under way get {room:g} s to end before they are cancelled",
             "raise SHUTDOWN_TIMEOUT",
         )
-    if timeout + _SPARE > (graceful := environment.graceful_timeout):
+    if timeout > grace_period_of(graceful := environment.graceful_timeout):
         yield (
             Level.ERROR,
             "shutdown",

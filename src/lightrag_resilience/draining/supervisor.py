@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from .worker_ledger import WorkerLedger
 
-__all__ = ["Supervisor", "repeats_sigterm", "supervisor"]
+__all__ = ["SPARE", "Supervisor", "grace_period_of", "repeats_sigterm", "supervisor"]
+
+SPARE = 2.0
+"""Seconds between the end of a drain and the supervisor's SIGKILL."""
 
 
 @dataclass(slots=True)
@@ -28,6 +31,11 @@ class Supervisor:
 
 
 supervisor = Supervisor()
+
+
+def grace_period_of(kill_after: float) -> float:
+    """Seconds that a drain may take if the supervisor kills the process after `kill_after`."""
+    return max(kill_after - SPARE, kill_after / 2)
 
 
 def repeats_sigterm() -> bool:

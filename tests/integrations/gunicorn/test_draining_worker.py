@@ -200,7 +200,7 @@ def test_a_thread_that_never_ends_does_not_keep_the_process(
     stuck = threading.Thread(target=goes_on.wait, name="stuck")
     stuck.start()
     served.worker.stops_at = time.monotonic() - 60
-    served.worker._arm()
+    served.worker._start_watchdog()
     assert served.worker.watchdog.daemon
     served.worker.watchdog.join(30)
     goes_on.set()

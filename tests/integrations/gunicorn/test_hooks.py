@@ -208,8 +208,8 @@ def test_gunicorns_own_worker_goes_on_beating_and_stops_waiting_in_time(server: 
     hooks.post_worker_init(made)
     assert server.cfg.graceful_timeout == 30 - 2 - 2 - 5
     made.loop.run_until_complete(live())
-    made.beating.cancel()
-    made.loop.run_until_complete(asyncio.gather(made.beating, return_exceptions=True))
+    made.heartbeat.cancel()
+    made.loop.run_until_complete(asyncio.gather(made.heartbeat, return_exceptions=True))
     made.loop.close()
     assert beats[-1] is False
     assert closed

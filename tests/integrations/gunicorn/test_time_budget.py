@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.supervisor import grace_period_of
 from lightrag_resilience.integrations.gunicorn import check_budget
-from lightrag_resilience.integrations.gunicorn.time_budget import OWN_WORKER, grace_period_of
+from lightrag_resilience.integrations.gunicorn.time_budget import OWN_WORKER
 
 JOURNAL = {"RESILIENCE_SHUTDOWN_JOURNAL": "journal"}
 

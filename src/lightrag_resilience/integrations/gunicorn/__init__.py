@@ -1,4 +1,4 @@
-"""Gunicorn: hooks for its config file, a check of its times, a worker class.
+"""Gunicorn: hooks for its config file, a check of its times, and a worker class.
 
 ::
 
@@ -7,8 +7,8 @@
 
     worker_class = "lightrag_resilience.integrations.gunicorn.DrainingWorker"
 
-Hooks of your own call these first: ``resilience.child_exit(server, worker)``. Where only some are
-wanted, `pre_fork`, `post_fork`, `child_exit` and `on_exit` belong together.
+Your own hooks call these first: ``resilience.child_exit(server, worker)``. If you use only some of
+them, `pre_fork`, `post_fork`, `child_exit` and `on_exit` belong together.
 """
 
 from typing import Any
@@ -41,7 +41,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The worker class, which needs uvicorn; the hooks do not, and run in the master."""
+    """Import the worker class on use: unlike the hooks, which the master runs, it needs uvicorn."""
     if name != "DrainingWorker":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -1,4 +1,4 @@
-"""The hooks of Gunicorn's config file, in the order of a process's life."""
+"""The hooks of Gunicorn's config file, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lightrag_resilience.config.process_environment import read_process_environm
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import AbandonedWork, Journal
 from lightrag_resilience.draining.process import drain_all
-from lightrag_resilience.draining.supervisor import supervisor
+from lightrag_resilience.draining.supervisor import grace_period_of, supervisor
 from lightrag_resilience.draining.worker_ledger import WorkerLedger
 from lightrag_resilience.pipeline.registry import guards
 from lightrag_resilience.shutdown import configured_drain
 
-from .time_budget import check_budget, grace_period_of, log_beside, log_gunicorn_limits
+from .time_budget import apply_gunicorn_limits, check_budget, share_gunicorn_log
 
 __all__ = [
     "child_exit",
@@ -29,15 +29,15 @@ __all__ = [
     "worker_exit",
 ]
 
-_BEAT = 0.25  # seconds between two looks at whether Gunicorn's own worker is told to stop
-_DEATH = 1.0  # seconds that the kernel may take for a SIGKILL
+_HEARTBEAT = 0.25  # seconds between two heartbeats and polls of Gunicorn's own worker
+_KILL_TIMEOUT = 1.0  # seconds for the kernel to carry a SIGKILL out
 
 
 # ---------------------------------------------------------------------- in the master
 
 
 def on_starting(server: Any) -> None:
-    """Say what is wrong with the times.
+    """Log what is wrong with the times.
 
     Raises:
         SettingsError: A ``RESILIENCE_*`` variable is wrong.
@@ -53,43 +53,43 @@ def on_starting(server: Any) -> None:
 
 
 def on_reload(server: Any) -> None:
-    """Say it again: they may have changed."""
+    """Check the times again: the reload may have changed them."""
     on_starting(server)
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Make the memory in which the master sees what a worker has in flight."""
+    """Create the memory in which the master sees the work in flight of a worker."""
     del server
     worker.ledger = WorkerLedger()
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Write down what a worker had in flight that did not live to do so itself."""
+    """Record the work that was in flight in a worker that died before it could do so itself."""
     ledger: WorkerLedger | None = getattr(worker, "ledger", None)
     if ledger is None:
         return
     worker.ledger = None
-    lines, more = ledger.entries(), ledger.overflow
+    entries, overflow = ledger.entries(), ledger.overflow
     path = ledger.journal or load_settings().shutdown_journal
     ledger.close()
     _mark_dead_for_prometheus(worker.pid)
-    if not lines:
+    if not entries:
         return
-    server.log.error("Worker (pid:%s) died with %d in flight", worker.pid, len(lines) + more)
+    server.log.error("Worker (pid:%s) died with %d in flight", worker.pid, len(entries) + overflow)
     if path is None:
         return
     now = time.time()
     records = [
         AbandonedWork(
-            name=line.name,
-            kind=line.kind,
+            name=entry.name,
+            kind=entry.kind,
             state="outcome_unknown",
-            seconds=max(now - line.began, 0.0),
+            seconds=max(now - entry.began, 0.0),
             signal="death of the worker",
-            id=line.id,
+            id=entry.id,
             pid=worker.pid,
         )
-        for line in lines
+        for entry in entries
     ]
     try:
         Journal(path).write(records)
@@ -99,23 +99,23 @@ def child_exit(server: Any, worker: Any) -> None:
 
 
 def on_exit(server: Any) -> None:
-    """The same for workers that were killed last: Gunicorn does not wait for these."""
+    """Record the work of workers that were killed last, which Gunicorn does not wait for."""
     for pid, worker in list(server.WORKERS.items()):
         _await_death(pid)
         child_exit(server, worker)
 
 
 def _await_death(pid: int) -> None:
-    ends = time.monotonic() + _DEATH
+    ends = time.monotonic() + _KILL_TIMEOUT
     try:
         while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < ends:
             time.sleep(0.01)
     except ChildProcessError:
-        return  # Gunicorn itself has reaped it
+        return  # Gunicorn has reaped it
 
 
 def _mark_dead_for_prometheus(pid: int) -> None:
-    """Gauges of the living leave out a worker that has died."""
+    """Remove a dead worker from prometheus_client's gauges of live processes."""
     if not read_process_environment().multiprocess_folder:
         return
     try:
@@ -130,40 +130,41 @@ def _mark_dead_for_prometheus(pid: int) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Begin to write to that memory."""
+    """Use the memory of `pre_fork`, and adopt Gunicorn's times."""
     del server
     supervisor.ledger = getattr(worker, "ledger", None)
-    log_gunicorn_limits(worker.cfg.graceful_timeout)
+    apply_gunicorn_limits(worker.cfg.graceful_timeout)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Mend Gunicorn's own ASGI worker, as `DrainingWorker` mends uvicorn's.
+    """Improve Gunicorn's own ASGI worker, as `DrainingWorker` improves uvicorn's.
 
-    It stops waiting for connections in time to end the application in order, begins the drain also
-    where no signal told it to stop, and its heartbeat goes on meanwhile.
+    It stops waiting for connections early enough to end the application's lifespan, begins the
+    drain also if no signal stopped it, such as at ``max_requests``, and keeps its heartbeat.
     """
-    log_beside(worker)
+    share_gunicorn_log(worker)
     loop = getattr(worker, "loop", None)
     if isinstance(loop, asyncio.AbstractEventLoop):
         drain = configured_drain()
         seconds = grace_period_of(worker.cfg.graceful_timeout) - drain.cancel_grace
         worker.cfg.set("graceful_timeout", max(int(seconds - drain.close_timeout), 1))
-        worker.beating = loop.create_task(_beat(worker))  # cancelled with all else by the worker
+        # The worker cancels this task with all others.
+        worker.heartbeat = loop.create_task(_send_heartbeats(worker))
 
 
-async def _beat(worker: Any) -> None:
+async def _send_heartbeats(worker: Any) -> None:
     while True:
         worker.notify()
         if not worker.alive:
             drain_all("the worker's end")
             for listener in worker.servers:
                 listener.close()
-        await asyncio.sleep(_BEAT)
+        await asyncio.sleep(_HEARTBEAT)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
     """End the threads behind shared breakers and sync functions."""
     if worker.pid == os.getpid():
         guards().close()
-    else:  # a worker that nobody saw die, told of in the master
+    else:  # it runs in the master, for a worker whose death Gunicorn noticed late
         child_exit(server, worker)
