@@ -183,8 +183,8 @@ class Guard(Attempts):
         token = around.set(call)
         try:
             loop_state = self._loop_state
-            # Is it that of the running loop? Not asked of get_running_loop(), for which Python 3.11
-            # makes a system call (getpid). In this thread, a task of this loop runs, or none does.
+            # Is it the state of the running loop? In this thread, a loop with a current task is the
+            # running one. get_running_loop() would cost a system call (getpid) on Python 3.11.
             if (
                 loop_state is None
                 or (timers := loop_state.loop_timers).thread != get_ident()
@@ -211,7 +211,7 @@ class Guard(Attempts):
             if timer is not None:
                 timer.stop(call)
             self.settle_success(call, None, result)
-            return result  # type: ignore[no-any-return]  # noqa: TRY300 - else is far away
+            return result  # type: ignore[no-any-return]  # noqa: TRY300 - an else would be far from it
         except Exception as error:
             retry = self.policy.retry
             if idempotent is not None:
