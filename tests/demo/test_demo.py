@@ -16,7 +16,7 @@ from lightrag_resilience import CircuitOpenError, Guards
 from lightrag_resilience.cli.app import app
 from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.demo.corpus import document, facts
-from lightrag_resilience.demo.experiments import EXPERIMENTS, FULL, QUICK, Watch
+from lightrag_resilience.demo.experiments import EXPERIMENTS, FULL, QUICK, Progress
 from lightrag_resilience.demo.live_view import live_table
 from lightrag_resilience.demo.measurements import Asked, Measured, Queries, percentile
 from lightrag_resilience.demo.outage_chart import draw
@@ -169,7 +169,9 @@ def test_the_chart_of_no_data_is_valid() -> None:
 
 
 def test_the_live_view_shows_each_instance() -> None:
-    watches = {(e.name, protected): Watch() for e in EXPERIMENTS for protected in (False, True)}
+    all_progress = {
+        (e.name, protected): Progress() for e in EXPERIMENTS for protected in (False, True)
+    }
     registry = Guards(settings=Settings())
     registry.get("llm").breaker.open()
 
@@ -182,10 +184,10 @@ def test_the_live_view_shows_each_instance() -> None:
     class Bare(Running):
         guards = None  # type: ignore[assignment]
 
-    watches["flaky", False].rig = Bare()  # type: ignore[assignment]
-    watches["flaky", True].rig = Running()  # type: ignore[assignment]
-    watches["dead", True].done = True
-    watches["dead", True].queries.asked.append(Asked(0.0, 1.0, "refused"))
-    table = shown(live_table(EXPERIMENTS, watches, started=0.0))
+    all_progress["flaky", False].rig = Bare()  # type: ignore[assignment]
+    all_progress["flaky", True].rig = Running()  # type: ignore[assignment]
+    all_progress["dead", True].done = True
+    all_progress["dead", True].queries.asked.append(Asked(0.0, 1.0, "refused"))
+    table = shown(live_table(EXPERIMENTS, all_progress, started=0.0))
     for text in ("42", "llm open", "0/1/0", "starting", "done", "none"):
         assert text in table

@@ -1,1 +1,1 @@
-"""Two real LightRAG instances beside each other, one of them protected, through trouble."""
+"""The demo: a protected and an unprotected LightRAG go through the same outages."""

@@ -1,4 +1,4 @@
-"""What the demo reads and asks: made-up places and people, so that every answer can be checked."""
+"""Documents and questions of the demo: invented facts, so that every answer can be checked."""
 
 from __future__ import annotations
 

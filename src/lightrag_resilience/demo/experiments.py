@@ -14,9 +14,9 @@ from .corpus import Fact, document, facts
 from .measurements import ANSWERED, Asked, Measured, Queries
 from .rig import Rig, build_rig
 
-__all__ = ["EXPERIMENTS", "FULL", "QUICK", "Experiment", "Scale", "Watch"]
+__all__ = ["EXPERIMENTS", "FULL", "QUICK", "Experiment", "Progress", "Scale"]
 
-_LONGEST = 75.0  # seconds for an ingest: what is not done then is counted as it stands
+_LONGEST = 75.0  # seconds for an ingest: documents not done then count with their status
 _QUERY_EVERY = 1.0  # seconds
 
 
@@ -44,8 +44,8 @@ QUICK = Scale(documents=6, known=2, burst=4, outage=(2.0, 6.0), afterwards=8.0)
 
 
 @dataclass(slots=True)
-class Watch:
-    """What the live view may look at while an experiment runs."""
+class Progress:
+    """What the live view shows while an experiment runs."""
 
     rig: Rig | None = None
     queries: Queries = field(default_factory=Queries)
@@ -58,22 +58,24 @@ class Experiment:
 
     name: str
     title: str
-    script: Callable[[Rig, Watch, Scale], Coroutine[Any, Any, Measured]]
+    script: Callable[[Rig, Progress, Scale], Coroutine[Any, Any, Measured]]
 
-    async def run(self, *, protected: bool, seed: int, scale: Scale, watch: Watch) -> Measured:
+    async def run(
+        self, *, protected: bool, seed: int, scale: Scale, progress: Progress
+    ) -> Measured:
         """Run the script on a fresh instance."""
         async with build_rig(protected=protected, seed=seed) as rig:
-            watch.rig = rig
+            progress.rig = rig
             started = time.monotonic()
-            measured = await self.script(rig, watch, scale)
+            measured = await self.script(rig, progress, scale)
             measured.took = time.monotonic() - started
-            watch.rig, watch.done = None, True
+            progress.rig, progress.done = None, True
             return measured
 
 
-async def _flaky(rig: Rig, watch: Watch, scale: Scale) -> Measured:
+async def _flaky(rig: Rig, progress: Progress, scale: Scale) -> Measured:
     """Ingest while 30 % of all calls answer 500."""
-    del watch
+    del progress
     rig.provider.set_faults([Fault.status(500, share=0.3)])
     _begin(rig)
     await _within(_LONGEST, _ingest(rig, facts(scale.documents)))
@@ -82,9 +84,9 @@ async def _flaky(rig: Rig, watch: Watch, scale: Scale) -> Measured:
     return measured
 
 
-async def _outage(rig: Rig, watch: Watch, scale: Scale) -> Measured:
-    """Ingest and answer through a time in which the provider is down."""
-    queries = watch.queries
+async def _outage(rig: Rig, progress: Progress, scale: Scale) -> Measured:
+    """Ingest and answer queries while the provider goes down and returns."""
+    queries = progress.queries
     known, rest = facts(scale.documents)[: scale.known], facts(scale.documents)[scale.known :]
     await _ingest(rig, known)
     start, end = scale.outage
@@ -112,9 +114,9 @@ async def _outage(rig: Rig, watch: Watch, scale: Scale) -> Measured:
     return measured
 
 
-async def _dead(rig: Rig, watch: Watch, scale: Scale) -> Measured:
+async def _dead(rig: Rig, progress: Progress, scale: Scale) -> Measured:
     """Queries at once while every call fails, then one more."""
-    queries = watch.queries
+    queries = progress.queries
     known = facts(scale.known)
     await _ingest(rig, known)
     rig.provider.set_faults([Fault.status(500)])
@@ -144,7 +146,7 @@ def _begin(rig: Rig) -> None:
 
 
 async def _ingest(rig: Rig, chosen: list[Fact]) -> None:
-    """Hand documents over the way an application does; LightRAG itself notes which of them fail."""
+    """Insert documents as an application does; LightRAG records which of them fail."""
     await rig.rag.ainsert(
         [document(fact) for fact in chosen], file_paths=[f"{fact.town}.txt" for fact in chosen]
     )
@@ -168,7 +170,7 @@ async def _ask_steadily(rig: Rig, queries: Queries, known: list[Fact], until: fl
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
-    """Give work so many seconds; what it has not done then is left."""
+    """Run work for at most `seconds`; then cancel it without an error."""
     try:
         async with asyncio.timeout(seconds):
             await work

@@ -1,4 +1,4 @@
-"""What people see while the demo runs."""
+"""The table that is shown while the demo runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
-from .experiments import Experiment, Watch
+from .experiments import Experiment, Progress
 from .measurements import ANSWERED, EMPTY, REFUSED
 
 __all__ = ["live_table"]
@@ -18,7 +18,7 @@ _COLOURS = {"closed": "green", "open": "red", "half-open": "yellow"}
 
 def live_table(
     experiments: tuple[Experiment, ...],
-    watches: Mapping[tuple[str, bool], Watch],
+    all_progress: Mapping[tuple[str, bool], Progress],
     started: float,
 ) -> Table:
     """One line for each instance: calls made, queries ended, and the state of its circuits."""
@@ -27,26 +27,26 @@ def live_table(
         table.add_column(heading)
     for experiment in experiments:
         for protected in (False, True):
-            watch = watches[experiment.name, protected]
-            queries = watch.queries
+            progress = all_progress[experiment.name, protected]
+            queries = progress.queries
             counts = "/".join(str(queries.count(kind)) for kind in (ANSWERED, REFUSED, EMPTY))
             table.add_row(
                 "" if protected else experiment.title,
                 "protected" if protected else "unprotected",
-                str(watch.rig.provider.count()) if watch.rig else "",
+                str(progress.rig.provider.count()) if progress.rig else "",
                 counts if queries.asked else "",
-                _circuits(watch),
+                _circuits(progress),
             )
     return table
 
 
-def _circuits(watch: Watch) -> Text:
-    if watch.rig is None:
-        return Text("done" if watch.done else "starting", style="dim")
-    if watch.rig.guards is None:
+def _circuits(progress: Progress) -> Text:
+    if progress.rig is None:
+        return Text("done" if progress.done else "starting", style="dim")
+    if progress.rig.guards is None:
         return Text("none", style="dim")
     text = Text()
-    for guard in watch.rig.guards:
+    for guard in progress.rig.guards:
         state = guard.breaker.state.value
         text.append(f"{guard.name} ").append(f"{state}  ", style=_COLOURS[state])
     return text

@@ -78,19 +78,19 @@ def workers_table(number: int, alone: Cluster, sharing: Cluster) -> Table:
     """Workers with breakers of their own, and with a shared one, side by side."""
     table = Table(title=f"{number} workers while the provider is down", title_justify="left")
     table.add_column("")
-    table.add_column("each for itself", justify="right")
-    table.add_column("one breaker in Redis", justify="right")
+    table.add_column("own breakers", justify="right")
+    table.add_column("shared through Redis", justify="right")
     for label, show in _CLUSTER_ROWS:
         table.add_row(label, show(alone), show(sharing))
     return table
 
 
 _CLUSTER_ROWS: tuple[tuple[str, Callable[[Cluster], str]], ...] = (
-    ("the first worker refuses after", lambda run: _seconds(run.noticed) or "-"),
-    ("all others refuse later by", lambda run: _seconds(run.all_refuse) or "-"),
+    ("the first worker rejects after", lambda run: _seconds(run.noticed) or "-"),
+    ("all others reject later by", lambda run: _seconds(run.all_refuse) or "-"),
     ("HTTP calls to the dead provider", lambda run: str(run.calls)),
-    ("questions refused at once", lambda run: str(run.refused)),
-    ("probes until all was well", lambda run: str(run.probes)),
+    ("calls rejected at once", lambda run: str(run.refused)),
+    ("probes until recovery", lambda run: str(run.probes)),
     ("recovery of the last worker", lambda run: _seconds(run.recovery) or "-"),
 )
 

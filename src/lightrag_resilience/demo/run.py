@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from .experiments import EXPERIMENTS, Scale, Watch
+from .experiments import EXPERIMENTS, Progress, Scale
 from .live_view import live_table
 from .measurements import Measured
 from .outage_chart import draw
@@ -42,9 +42,11 @@ def run_demo(  # noqa: PLR0913 - each is an option of the command
         console: Where to show them.
     """
     started = time.monotonic()
-    watches = {(e.name, protected): Watch() for e in EXPERIMENTS for protected in (False, True)}
-    with _silence(), _live(quiet, console, watches, started) as refresh:
-        result = asyncio.run(_run_all(seed, scale, watches, refresh))
+    all_progress = {
+        (e.name, protected): Progress() for e in EXPERIMENTS for protected in (False, True)
+    }
+    with _silence(), _live(quiet, console, all_progress, started) as refresh:
+        result = asyncio.run(_run_all(seed, scale, all_progress, refresh))
     clusters = compare(workers, quiet=quiet, console=console) if workers else None
     report = as_json(result, seed=seed, scale=scale, took=time.monotonic() - started)
     if clusters:
@@ -63,7 +65,7 @@ def run_demo(  # noqa: PLR0913 - each is an option of the command
 async def _run_all(
     seed: int,
     scale: Scale,
-    watches: dict[tuple[str, bool], Watch],
+    all_progress: dict[tuple[str, bool], Progress],
     refresh: Callable[[], None],
 ) -> Result:
     async def show() -> None:
@@ -77,9 +79,11 @@ async def _run_all(
         async with asyncio.TaskGroup() as group:
             for experiment in EXPERIMENTS:
                 for protected in (False, True):
-                    watch = watches[experiment.name, protected]
+                    progress = all_progress[experiment.name, protected]
                     runs[experiment.name, protected] = group.create_task(
-                        experiment.run(protected=protected, seed=seed, scale=scale, watch=watch)
+                        experiment.run(
+                            protected=protected, seed=seed, scale=scale, progress=progress
+                        )
                     )
     finally:
         showing.cancel()
@@ -103,14 +107,14 @@ def compare(number: int, *, quiet: bool, console: Console) -> tuple[Cluster, Clu
 def _live(
     quiet: bool,  # noqa: FBT001 - private, and called in one place
     console: Console,
-    watches: dict[tuple[str, bool], Watch],
+    all_progress: dict[tuple[str, bool], Progress],
     started: float,
 ) -> Iterator[Callable[[], None]]:
     if quiet:
         yield lambda: None
         return
     with Live(console=console, transient=True, auto_refresh=False) as live:
-        yield lambda: live.update(live_table(EXPERIMENTS, watches, started), refresh=True)
+        yield lambda: live.update(live_table(EXPERIMENTS, all_progress, started), refresh=True)
 
 
 @contextlib.contextmanager

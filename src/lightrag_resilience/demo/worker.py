@@ -1,4 +1,4 @@
-"""One worker of the demo: its callers ask the provider again and again, behind a guard."""
+"""One worker process of the demo: it calls the provider at intervals, through a guard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Worker:
     def __init__(self) -> None:
         self._guards = Guards()
         self._guard: Guard = self._guards.get(NAME)
-        self._guards.events.subscribe(self._heard, StateChanged)
+        self._guards.events.subscribe(self._on_event, StateChanged)
         self._calls: list[float] = []
         self._probes = 0
         self._failed = 0
@@ -35,18 +35,18 @@ class Worker:
         self._asking: asyncio.Task[None] | None = None
 
     async def ask_steadily(self, base_url: str, pause: float) -> None:
-        """Begin to ask, so many seconds apart."""
+        """Start to call the provider every `pause` seconds."""
         self._asking = asyncio.create_task(self._ask_steadily(base_url, pause))
 
     async def wait_for(self, state: str) -> None:
-        """Until the breaker is in this state, or the demo has no more time for it."""
+        """Wait until the breaker is in this state, at most 15 s."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LONGEST):
                 while self._guard.breaker.state.value != state:  # noqa: ASYNC110 - lapses in silence
                     await asyncio.sleep(0.001)
 
     async def end(self) -> dict[str, Any]:
-        """Stop asking, and tell what happened."""
+        """Stop calling, and return what happened."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
@@ -77,7 +77,7 @@ class Worker:
                     self._failed += 1
                 await asyncio.sleep(pause)
 
-    def _heard(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, StateChanged):
             self._changes.append((event.new, time.monotonic()))
 

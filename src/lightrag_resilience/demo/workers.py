@@ -1,4 +1,4 @@
-"""Several worker processes and a provider that goes down: each for itself, and with one breaker."""
+"""Worker processes through an outage: with breakers of their own, and with a shared one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BEFORE, _DOWN = 0.5, 2.0  # seconds with and without a provider
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the workers of one run went through; durations are seconds.
+    """Measurements of one run; durations are seconds.
 
     Attributes:
         noticed: From the provider's end until the first worker's breaker was open.
@@ -87,24 +87,24 @@ async def _outage(workers: Sequence[CommandedProcess]) -> Cluster:
         provider.set_faults([])
         back = loop.time()
         await asyncio.to_thread(together, workers, "wait_for", state="closed")
-        told = await asyncio.to_thread(together, workers, "end")
-    return measure(told, down, back)
+        reports = await asyncio.to_thread(together, workers, "end")
+    return measure(reports, down, back)
 
 
-def measure(told: Sequence[dict[str, Any]], down: float, back: float) -> Cluster:
-    """What the workers tell of an outage between two times, put together."""
-    opened = [_first(one["changes"], "open", down) for one in told]
-    closed = [_first(one["changes"], "closed", back) for one in told]
+def measure(reports: Sequence[dict[str, Any]], down: float, back: float) -> Cluster:
+    """Combine the workers' reports of an outage from `down` to `back`."""
+    opened = [_first(one["changes"], "open", down) for one in reports]
+    closed = [_first(one["changes"], "closed", back) for one in reports]
     trips = sorted(at for at in opened if at is not None)
     closes = [at for at in closed if at is not None]
     return Cluster(
         noticed=trips[0] - down if trips else None,
-        all_refuse=trips[-1] - trips[0] if len(trips) == len(told) else None,
-        calls=sum(down <= at < back for one in told for at in one["calls"]),
-        failed=sum(one["failed"] for one in told),
-        refused=sum(one["refused"] for one in told),
-        probes=sum(one["probes"] for one in told),
-        recovery=max(closes) - back if len(closes) == len(told) else None,
+        all_refuse=trips[-1] - trips[0] if len(trips) == len(reports) else None,
+        calls=sum(down <= at < back for one in reports for at in one["calls"]),
+        failed=sum(one["failed"] for one in reports),
+        refused=sum(one["refused"] for one in reports),
+        probes=sum(one["probes"] for one in reports),
+        recovery=max(closes) - back if len(closes) == len(reports) else None,
     )
 
 
