@@ -71,7 +71,7 @@ async def in_multiprocessing() -> Any:
 
 
 @pytest.mark.parametrize("begin", [in_asyncio, in_subprocess, in_multiprocessing])
-async def test_a_child_that_goes_on_is_written_down_and_ended(
+async def test_a_child_that_goes_on_is_recorded_and_killed(
     begin: Callable[[], Any], tmp_path: Path
 ) -> None:
     journal = Journal(tmp_path / "journal")
@@ -98,7 +98,7 @@ async def test_a_child_that_was_closed_has_ended() -> None:
     assert report.abandoned == ()
 
 
-async def test_a_child_that_is_closed_while_it_is_ended_keeps_nothing() -> None:
+async def test_a_child_that_is_closed_while_the_drain_ends_it_blocks_nothing() -> None:
     child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0,))
     child.start()
     await asyncio.to_thread(child.join, 20)
@@ -106,7 +106,7 @@ async def test_a_child_that_is_closed_while_it_is_ended_keeps_nothing() -> None:
     assert await end_all((), [child], lambda _: True) == []
 
 
-async def test_a_child_has_its_number_for_a_name() -> None:
+async def test_a_child_is_named_after_its_pid() -> None:
     async with coordinator(cancel_grace=20.0, timeout=20.5) as made:
         child = made.track_process(await program("import time; time.sleep(60)"))
         report = await made.drain()
@@ -114,7 +114,7 @@ async def test_a_child_has_its_number_for_a_name() -> None:
     assert sys.platform == "win32" or child.returncode == -signal.SIGTERM  # asked, not killed
 
 
-def test_a_child_is_killed_and_written_down_when_the_loop_ends_in_the_middle_of_a_drain(
+def test_a_child_is_killed_and_recorded_when_the_loop_ends_during_a_drain(
     tmp_path: Path,
 ) -> None:
     async def main() -> None:
@@ -131,7 +131,7 @@ def test_a_child_is_killed_and_written_down_when_the_loop_ends_in_the_middle_of_
     assert [each.name for each in Journal(tmp_path / "journal").read()] == ["converter"]
 
 
-async def test_a_function_that_goes_on_in_its_thread_is_named() -> None:
+async def test_a_function_that_goes_on_in_its_thread_is_reported() -> None:
     guards = Guards(settings=load_settings({}))
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -149,7 +149,7 @@ async def test_a_function_that_goes_on_in_its_thread_is_named() -> None:
     assert report.stuck[0].startswith("thread of ")
 
 
-async def test_one_that_ends_in_time_is_not() -> None:
+async def test_a_function_that_ends_in_time_is_not_reported() -> None:
     guards = Guards(settings=load_settings({}))
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -192,7 +192,7 @@ print("end of the program", flush=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_function_that_hangs_in_a_thread_keeps_no_process_that_was_told_to_stop(
+async def test_a_function_that_hangs_in_a_thread_does_not_keep_a_stopping_process(
     number: signal.Signals,
 ) -> None:
     process = await asyncio.create_subprocess_exec(
@@ -208,7 +208,7 @@ async def test_a_function_that_hangs_in_a_thread_keeps_no_process_that_was_told_
     assert b"Exit with threads that do not end: thread of hang" in err
 
 
-async def test_a_function_that_ends_late_in_its_thread_ends_its_process_in_order() -> None:
+async def test_a_process_exits_normally_if_its_thread_ends_before_the_deadline() -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", HUNG.format(signal=int(signal.SIGTERM), seconds=1.0)),
         stdout=-1,
@@ -255,7 +255,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
-def test_a_forked_child_drains_nothing_and_can_be_ended() -> None:
+def test_a_forked_child_drains_nothing_and_can_be_terminated() -> None:
     out, _ = output_of(FORK)
     assert out.splitlines() == [
         "child False False 0 SIG_DFL default_int_handler",
@@ -264,7 +264,7 @@ def test_a_forked_child_drains_nothing_and_can_be_ended() -> None:
     ]
 
 
-async def test_what_a_forked_child_forgets() -> None:
+async def test_a_forked_child_resets_drain_gate_and_signal_handlers() -> None:
     """The same in this process, where it can be measured."""
     guards = Guards(settings=load_settings({}))
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -291,7 +291,7 @@ async def test_what_a_forked_child_forgets() -> None:
     await asyncio.wait({call})
 
 
-async def test_a_call_of_another_loop_is_given_up_too() -> None:
+async def test_a_call_of_another_event_loop_is_cancelled_too() -> None:
     guards = Guards(settings=load_settings({}))
     begun, ended = threading.Event(), threading.Event()
 
@@ -317,7 +317,7 @@ async def suppressed(work: Any) -> None:
         await work
 
 
-async def test_without_a_journal_that_can_be_written_work_is_given_up_all_the_same(
+async def test_work_is_cancelled_although_the_journal_cannot_be_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
@@ -329,7 +329,7 @@ async def test_without_a_journal_that_can_be_written_work_is_given_up_all_the_sa
     assert "cannot be written: " in caplog.text
 
 
-def test_in_another_thread_the_end_of_the_block_is_all_that_begins_a_drain() -> None:
+def test_outside_the_main_thread_only_the_end_of_the_block_begins_a_drain() -> None:
     reports = []
 
     async def main() -> None:

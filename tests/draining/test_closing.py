@@ -25,7 +25,7 @@ def coordinator(**changes: Any) -> Coordinator:
     return Coordinator(registry=registry, handle_signals=False, **(times | changes))
 
 
-async def test_what_cannot_be_closed_does_not_keep_the_others() -> None:
+async def test_a_closer_that_fails_does_not_block_the_others() -> None:
     seen: list[str] = []
 
     def fail() -> None:
@@ -44,7 +44,7 @@ async def test_what_cannot_be_closed_does_not_keep_the_others() -> None:
     assert len(report.failed_to_close) == 2
 
 
-async def test_one_that_is_cancelled_while_it_closes_does_not_keep_the_others() -> None:
+async def test_a_closer_that_is_cancelled_does_not_block_the_others() -> None:
     seen: list[str] = []
     made = coordinator()
 
@@ -61,7 +61,7 @@ async def test_one_that_is_cancelled_while_it_closes_does_not_keep_the_others() 
     assert [name.rpartition(".")[2] for name in report.failed_to_close] == ["end_poller"]
 
 
-async def test_one_that_swallows_its_cancellation_does_not_keep_the_others_or_the_drain() -> None:
+async def test_a_closer_that_swallows_its_cancellation_blocks_nothing() -> None:
     seen: list[str] = []
 
     async def go_on() -> None:
@@ -82,7 +82,7 @@ async def test_one_that_swallows_its_cancellation_does_not_keep_the_others_or_th
     assert [name.rpartition(".")[2] for name in report.failed_to_close] == ["go_on"]
 
 
-async def test_a_drain_that_is_cancelled_while_it_closes_closes_nothing_more() -> None:
+async def test_a_drain_that_is_cancelled_while_closing_calls_no_further_closer() -> None:
     seen: list[str] = []
     begun = asyncio.Event()
 
@@ -117,7 +117,7 @@ def blocked() -> Iterator[threading.Event]:
     timer.cancel()
 
 
-async def test_the_journal_is_written_where_all_threads_of_the_loop_are_taken(
+async def test_the_journal_is_written_although_all_executor_threads_are_busy(
     tmp_path: Path, blocked: threading.Event
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -132,7 +132,7 @@ async def test_the_journal_is_written_where_all_threads_of_the_loop_are_taken(
     assert [each.name for each in Journal(path).read()] == ["the indexer"]
 
 
-async def test_the_journal_is_written_where_the_system_has_no_thread_more(
+async def test_the_journal_is_written_although_no_thread_can_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(thread: threading.Thread) -> None:
@@ -148,7 +148,7 @@ async def test_the_journal_is_written_where_the_system_has_no_thread_more(
     assert [each.name for each in Journal(path).read()] == ["the indexer"]
 
 
-async def test_a_disk_that_hangs_does_not_keep_the_drain(
+async def test_a_disk_that_hangs_does_not_block_the_drain(
     tmp_path: Path,
     blocked: threading.Event,
     monkeypatch: pytest.MonkeyPatch,

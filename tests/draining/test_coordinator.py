@@ -37,7 +37,7 @@ async def work(seconds: float = 0.2) -> str:
     return "done"
 
 
-async def test_what_is_in_flight_is_waited_for_and_then_all_is_closed_in_reverse() -> None:
+async def test_work_in_flight_is_waited_for_before_closers_run_in_reverse() -> None:
     guards = registry()
     seen: list[str] = []
     async with coordinator(guards) as made:
@@ -63,7 +63,7 @@ async def test_what_is_in_flight_is_waited_for_and_then_all_is_closed_in_reverse
     assert [task.result() for task in (call, background, running)] == ["done"] * 3
 
 
-async def test_what_does_not_end_is_written_down_and_then_cancelled(tmp_path: Path) -> None:
+async def test_work_that_does_not_end_is_recorded_before_it_is_cancelled(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     guards = registry()
     order: list[str] = []
@@ -97,7 +97,7 @@ async def test_what_does_not_end_is_written_down_and_then_cancelled(tmp_path: Pa
 
 @pytest.mark.parametrize("times", [{"attempt": 60.0}, {"attempt": None, "gap": 60.0}])
 @pytest.mark.parametrize("is_tracked", [True, False])
-async def test_of_a_stream_the_reader_is_cancelled_and_not_who_began_it(
+async def test_the_reader_of_a_stream_is_cancelled_and_not_its_opener(
     times: Any,
     is_tracked: bool,  # noqa: FBT001 - a test's case
 ) -> None:
@@ -128,7 +128,7 @@ async def test_of_a_stream_the_reader_is_cancelled_and_not_who_began_it(
     worker.cancel()
 
 
-async def test_a_task_that_swallows_cancellation_is_cancelled_again_and_told_of() -> None:
+async def test_a_task_that_swallows_cancellation_is_cancelled_again_and_reported_as_stuck() -> None:
     swallowed = 0
 
     async def stubborn() -> None:
@@ -153,7 +153,7 @@ async def test_a_task_that_swallows_cancellation_is_cancelled_again_and_told_of(
         await asyncio.sleep(0)
 
 
-async def test_a_request_that_skips_waiting_gives_up_what_is_in_flight() -> None:
+async def test_a_request_that_skips_waiting_cancels_work_in_flight() -> None:
     made = coordinator(timeout=30.0)
     async with made:
         running = asyncio.create_task(made.run(work(60.0)))
@@ -170,7 +170,7 @@ async def test_a_request_that_skips_waiting_gives_up_what_is_in_flight() -> None
     assert report.seconds < 5
 
 
-async def test_what_closes_knows_nothing_of_the_code_that_the_signal_interrupted() -> None:
+async def test_closers_do_not_run_in_the_context_that_the_signal_interrupted() -> None:
     held: ContextVar[str] = ContextVar("held", default="no lock")
     seen: list[str] = []
 
@@ -185,7 +185,7 @@ async def test_what_closes_knows_nothing_of_the_code_that_the_signal_interrupted
     assert seen == ["no lock"]
 
 
-async def test_its_progress_can_be_watched() -> None:
+async def test_progress_has_phase_reason_and_work_in_flight() -> None:
     guards = registry()
     made = coordinator(guards, timeout=30.0)
     async with made:
@@ -210,7 +210,7 @@ async def test_its_progress_can_be_watched() -> None:
         await asyncio.gather(call, task)
 
 
-async def test_nothing_new_is_begun_once_it_drains() -> None:
+async def test_run_rejects_new_work_during_a_drain() -> None:
     made = coordinator()
     async with made:
         await made.drain()
@@ -218,7 +218,7 @@ async def test_nothing_new_is_begun_once_it_drains() -> None:
             await made.run(work())
 
 
-async def test_a_caller_that_is_cancelled_takes_its_work_with_it() -> None:
+async def test_cancelling_the_caller_of_run_cancels_its_work() -> None:
     made = coordinator()
     async with made:
         running = asyncio.create_task(made.run(work(60.0)))
@@ -230,7 +230,7 @@ async def test_a_caller_that_is_cancelled_takes_its_work_with_it() -> None:
     assert report.abandoned == ()
 
 
-async def test_one_inside_another_joins_it() -> None:
+async def test_a_coordinator_inside_another_joins_its_drain() -> None:
     guards = registry()
     seen: list[str] = []
     async with coordinator(guards) as outer:
@@ -247,7 +247,7 @@ async def test_one_inside_another_joins_it() -> None:
         assert await again.run(work(0.0)) == "done"
 
 
-async def test_a_tracked_task_that_waits_for_the_end_is_not_waited_for() -> None:
+async def test_a_tracked_task_that_awaits_the_drain_is_not_waited_for() -> None:
     made = coordinator()
     async with made:
 
@@ -259,7 +259,7 @@ async def test_a_tracked_task_that_waits_for_the_end_is_not_waited_for() -> None
     assert report.abandoned == ()
 
 
-async def test_it_tells_each_second_what_is_left(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_names_work_in_flight_each_second(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "lightrag_resilience"):
         made = coordinator(timeout=4.0)
         async with made:
@@ -274,7 +274,7 @@ async def test_it_tells_each_second_what_is_left(caplog: pytest.LogCaptureFixtur
     assert "1 ended, 0 given up, 0 stuck" in lines[-1]
 
 
-async def test_a_kind_that_the_journal_would_not_read_is_refused(tmp_path: Path) -> None:
+async def test_a_kind_that_the_journal_does_not_accept_is_a_policy_error(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     async with coordinator(timeout=1.0, cancel_grace=0.3, close_timeout=0.3, journal=path) as made:
         task = asyncio.create_task(work(60.0))
@@ -286,13 +286,13 @@ async def test_a_kind_that_the_journal_would_not_read_is_refused(tmp_path: Path)
     assert [each.kind for each in Journal(path).read()] == ["Import-job"]
 
 
-async def test_times_that_do_not_add_up_are_refused_at_once() -> None:
+async def test_a_coordinator_with_times_that_do_not_add_up_is_a_policy_error() -> None:
     guards = registry(RESILIENCE_SHUTDOWN_TIMEOUT="5", RESILIENCE_SHUTDOWN_CLOSE_TIMEOUT="4")
     with pytest.raises(PolicyError, match="A drain of 5 s has no room"):
         Coordinator(registry=guards)
 
 
-async def test_one_that_joins_another_is_told_to_stop_and_kept_open_with_it() -> None:
+async def test_a_joined_coordinator_shares_stopping_and_grace() -> None:
     guards = registry()
     async with coordinator(guards, timeout=60.0) as outer, coordinator(guards) as inner:
         inner.keep_draining_for(60.0)
@@ -305,7 +305,7 @@ async def test_one_that_joins_another_is_told_to_stop_and_kept_open_with_it() ->
         assert (await drain).drained == 0
 
 
-async def test_listeners_hear_how_far_a_drain_is_and_what_became_of_the_work() -> None:
+async def test_progress_and_result_of_a_drain_are_published() -> None:
     guards = registry()
     heard: list[Event] = []
     guards.events.subscribe(heard.append, DrainProgress, DrainEnded, WorkAbandoned)
@@ -319,7 +319,7 @@ async def test_listeners_hear_how_far_a_drain_is_and_what_became_of_the_work() -
     assert heard[-2:] == [WorkAbandoned("task"), DrainEnded(1, 1, 0, report.seconds)]
 
 
-async def test_a_drain_with_nothing_in_flight_closes_at_once() -> None:
+async def test_a_drain_with_nothing_in_flight_goes_straight_to_closing() -> None:
     guards = registry()
     heard: list[Event] = []
     guards.events.subscribe(heard.append, DrainProgress)
@@ -328,7 +328,7 @@ async def test_a_drain_with_nothing_in_flight_closes_at_once() -> None:
     assert heard == [DrainProgress("closing", 0)]
 
 
-async def test_no_name_of_work_forges_a_line_of_the_log_or_the_journal(
+async def test_a_name_of_work_cannot_forge_a_line_of_the_log_or_the_journal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -34,7 +34,7 @@ async def work(seconds: float = 1.0) -> str:
     return "done"
 
 
-async def test_a_new_call_is_refused_and_one_under_way_ends() -> None:
+async def test_a_closed_gate_rejects_new_calls_and_lets_calls_in_flight_end() -> None:
     guards = registry()
     guard = guards.get("llm")
     under_way = asyncio.create_task(guard.call(work))
@@ -55,7 +55,7 @@ async def test_a_new_call_is_refused_and_one_under_way_ends() -> None:
     assert guard.breaker.snapshot().failed == 0
 
 
-async def test_a_call_inside_one_that_was_let_in_goes_on() -> None:
+async def test_a_closed_gate_accepts_calls_inside_an_accepted_call() -> None:
     guards = registry()
 
     async def outer() -> str:
@@ -68,7 +68,7 @@ async def test_a_call_inside_one_that_was_let_in_goes_on() -> None:
     assert await under_way == "done"
 
 
-async def test_a_call_inside_another_goes_on_where_a_limit_need_not_be_waited_for() -> None:
+async def test_a_closed_gate_accepts_an_inner_call_whose_limit_needs_no_wait() -> None:
     guards = registry()
     inner = guards.get("storage.kv", Policy().with_changes(rpm=600.0, max_concurrent=1))
 
@@ -82,7 +82,7 @@ async def test_a_call_inside_another_goes_on_where_a_limit_need_not_be_waited_fo
     assert await under_way == "done"
 
 
-async def test_work_that_was_let_in_makes_new_calls() -> None:
+async def test_accepted_work_makes_new_calls_during_a_drain() -> None:
     guards = registry()
 
     async def request() -> list[str]:
@@ -95,7 +95,7 @@ async def test_work_that_was_let_in_makes_new_calls() -> None:
     assert await task == ["done", "done"]
 
 
-async def test_a_sleep_before_a_retry_ends_at_once() -> None:
+async def test_a_drain_interrupts_the_sleep_before_a_retry() -> None:
     guards = registry()
     guard = guards.get("llm", Policy.llm(attempts=3))
 
@@ -114,7 +114,7 @@ async def test_a_sleep_before_a_retry_ends_at_once() -> None:
 
 
 @pytest.mark.parametrize("limit", ["rpm", "max_concurrent"])
-async def test_a_wait_in_line_ends_at_once(limit: str) -> None:
+async def test_a_drain_interrupts_a_wait_in_the_queue(limit: str) -> None:
     guards = registry()
     policy = Policy()
     if limit == "rpm":
@@ -133,7 +133,7 @@ async def test_a_wait_in_line_ends_at_once(limit: str) -> None:
     assert guard.occupancy.waiting == 0
 
 
-async def test_a_forked_child_ends_no_wait_of_its_parent() -> None:
+async def test_a_forked_child_does_not_interrupt_waits_of_its_parent() -> None:
     gate = registry().gate
 
     async def wait() -> str:
@@ -148,7 +148,7 @@ async def test_a_forked_child_ends_no_wait_of_its_parent() -> None:
     assert await waiting == "done"
 
 
-async def test_patience_ends_at_once() -> None:
+async def test_a_drain_interrupts_a_wait_for_recovery() -> None:
     guards = registry()
     guard = guards.get("llm")
     guard.breaker.open()
@@ -163,7 +163,7 @@ async def test_patience_ends_at_once() -> None:
         await retry_until_available(guard, lambda: guard.call(work), patience=600.0)
 
 
-async def test_a_caller_that_is_cancelled_meanwhile_is_cancelled() -> None:
+async def test_the_callers_own_cancellation_wins_over_the_interruption() -> None:
     guards = registry()
     guard = guards.get("llm", Policy().with_changes(max_concurrent=1))
     first = asyncio.create_task(guard.call(work))
@@ -177,7 +177,7 @@ async def test_a_caller_that_is_cancelled_meanwhile_is_cancelled() -> None:
     assert await first == "done"
 
 
-async def test_a_stream_is_under_way_until_its_end() -> None:
+async def test_a_stream_is_in_flight_until_its_end() -> None:
     guards = registry()
 
     async def pieces() -> AsyncIterator[int]:

@@ -31,7 +31,7 @@ def record(name: str = "llm.openai") -> AbandonedWork:
     return AbandonedWork(name, "call", "in_flight", 1.5, "SIGTERM")
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     made = Journal(tmp_path / "folder" / "journal")
     assert list(made.read()) == []
     records = [record("a"), record("b")]
@@ -44,7 +44,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("torn", "left"), [(1, "abc"), (2, "ac"), (100, "ac")])
-def test_a_torn_end_loses_nothing_else(tmp_path: Path, torn: int, left: str) -> None:
+def test_a_torn_last_line_loses_no_other_record(tmp_path: Path, torn: int, left: str) -> None:
     made = Journal(tmp_path / "journal")
     made.write([record("a"), record("b")])
     made.path.write_bytes(made.path.read_bytes()[:-torn])
@@ -53,7 +53,7 @@ def test_a_torn_end_loses_nothing_else(tmp_path: Path, torn: int, left: str) -> 
 
 
 @given(st.lists(st.binary(max_size=60) | st.dictionaries(st.text(), st.integers()), max_size=8))
-def test_what_is_no_record_is_left_out(lines: list[Any]) -> None:
+def test_lines_that_are_no_records_are_skipped_and_reported(lines: list[Any]) -> None:
     for line in lines:
         text = line if isinstance(line, bytes) else json.dumps(line).encode()
         assert module._parsed(text) is None
@@ -87,7 +87,7 @@ def test_what_is_no_record_is_left_out(lines: list[Any]) -> None:
     ],
     ids=str,
 )
-def test_a_record_of_another_shape_is_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_malformed_record_is_skipped(tmp_path: Path, change: dict[str, Any]) -> None:
     made = Journal(tmp_path / "journal")
     made.write([record()])
     good = json.loads(made.path.read_text().strip())
@@ -95,7 +95,7 @@ def test_a_record_of_another_shape_is_left_out(tmp_path: Path, change: dict[str,
     assert module._parsed(json.dumps(good | change).encode()) is None
 
 
-def test_a_line_that_is_nested_too_deep_loses_nothing_else(tmp_path: Path) -> None:
+def test_a_line_that_is_nested_too_deep_loses_no_other_record(tmp_path: Path) -> None:
     made = Journal(tmp_path / "journal")
     made.write([record("a")])
     with made.path.open("ab") as file:
@@ -104,9 +104,7 @@ def test_a_line_that_is_nested_too_deep_loses_nothing_else(tmp_path: Path) -> No
     assert [each.name for each in made.read()] == ["a", "b"]
 
 
-def test_a_record_that_the_disk_takes_but_a_part_of_is_no_success(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_partial_write_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:20]))
     with pytest.raises(OSError, match="Only a part of a record"):
@@ -127,7 +125,7 @@ OF_FIRST_VERSION: dict[str, Any] = {
 }
 
 
-def test_a_journal_of_the_first_version_is_read(tmp_path: Path) -> None:
+def test_records_of_version_1_are_read(tmp_path: Path) -> None:
     made = Journal(tmp_path / "journal")
     made.path.write_text(json.dumps(OF_FIRST_VERSION) + "\n")
     made.write([record()])
@@ -138,7 +136,7 @@ def test_a_journal_of_the_first_version_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [*OF_FIRST_VERSION])
-def test_no_part_of_a_record_of_the_first_version_may_be_missing(missing: str) -> None:
+def test_a_record_of_version_1_with_a_missing_field_is_skipped(missing: str) -> None:
     odd = {name: value for name, value in OF_FIRST_VERSION.items() if name != missing}
     assert module._parsed(json.dumps(odd).encode()) is None
 
@@ -173,7 +171,7 @@ def test_no_part_of_a_record_of_the_first_version_may_be_missing(missing: str) -
     ],
     ids=str,
 )
-def test_a_record_of_the_first_version_of_another_shape_is_left_out(change: dict[str, Any]) -> None:
+def test_a_malformed_record_of_version_1_is_skipped(change: dict[str, Any]) -> None:
     assert module._parsed(json.dumps(OF_FIRST_VERSION).encode()) is not None
     assert module._parsed(json.dumps(OF_FIRST_VERSION | change).encode()) is None
 
@@ -185,12 +183,12 @@ def test_a_record_is_never_too_long_to_be_read(tmp_path: Path) -> None:
     assert found.name == "\N{SNOWMAN}" * 500
 
 
-def test_it_says_which_life_of_which_machine_it_was(tmp_path: Path) -> None:
+def test_a_record_names_the_machine_and_its_boot(tmp_path: Path) -> None:
     boot = Path("/proc/sys/kernel/random/boot_id")
     assert record().boot == (boot.read_text().strip() if boot.exists() else "")
 
 
-def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_journal_is_rotated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_BYTES", 1000)
     made = Journal(tmp_path / "journal")
     for number in range(100):
@@ -212,7 +210,7 @@ def put_aside_and_begun(made: Journal) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock for it")
 @pytest.mark.parametrize("other", [put_aside, put_aside_and_begun])
-def test_one_that_another_process_puts_aside_meanwhile_is_kept(
+def test_a_journal_that_another_process_rotates_meanwhile_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Callable[[Journal], None]
 ) -> None:
     made, real = Journal(tmp_path / "journal"), Path.stat
@@ -233,7 +231,7 @@ def test_one_that_another_process_puts_aside_meanwhile_is_kept(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock for it")
-def test_one_that_another_process_is_about_to_put_aside_is_written_to_without_a_wait(
+def test_a_journal_that_another_process_has_locked_is_appended_to_without_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_MAX_BYTES", 1)
@@ -247,7 +245,7 @@ def test_one_that_another_process_is_about_to_put_aside_is_written_to_without_a_
     assert [each.name for each in made.read()] == ["a", "b", "c"]
 
 
-def test_several_processes_write_to_it(tmp_path: Path) -> None:
+def test_several_processes_append_without_mixing_lines(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(path), name])  # noqa: S603 - our own

@@ -16,7 +16,7 @@ def drain(timeout: float = 30.0, cancel_grace: float = 2.0, close_timeout: float
     return Drain(timeout=timeout, cancel_grace=cancel_grace, close_timeout=close_timeout)
 
 
-def test_what_ends_in_time_is_neither_cancelled_nor_waited_for_longer() -> None:
+def test_a_drain_whose_work_ends_goes_straight_to_closing() -> None:
     made = drain()
     assert made.step(0.0, 3) is Phase.RUNNING
     made.begin(100.0)
@@ -26,7 +26,7 @@ def test_what_ends_in_time_is_neither_cancelled_nor_waited_for_longer() -> None:
     assert made.remaining(122.95) == pytest.approx(7.05)
 
 
-def test_what_does_not_is_cancelled_and_the_end_comes_by_the_deadline() -> None:
+def test_a_drain_whose_work_does_not_end_cancels_it_and_closes_by_the_deadline() -> None:
     made = drain()
     made.begin(100.0)
     assert made.step(123.0, 1) is Phase.CANCELLING
@@ -37,7 +37,7 @@ def test_what_does_not_is_cancelled_and_the_end_comes_by_the_deadline() -> None:
     assert made.deadline == 130.0
 
 
-def test_a_second_signal_waits_for_nothing_any_more() -> None:
+def test_a_second_signal_skips_the_waiting() -> None:
     made = drain()
     made.begin(100.0)
     made.skip_waiting(101.0)
@@ -45,21 +45,23 @@ def test_a_second_signal_waits_for_nothing_any_more() -> None:
     assert made.step(103.0, 1) is Phase.CLOSING
 
 
-def test_a_second_signal_late_gives_no_more_time() -> None:
+def test_a_late_second_signal_does_not_extend_a_phase() -> None:
     made = drain()
     made.begin(100.0)
     made.skip_waiting(124.5)
     assert made.step(125.0, 1) is Phase.CLOSING
 
 
-def test_the_first_may_be_in_a_hurry() -> None:
+def test_a_drain_may_skip_the_waiting_from_the_start() -> None:
     made = drain()
     made.skip_waiting(100.0)
     assert made.step(100.0, 1) is Phase.CANCELLING
 
 
 @pytest.mark.parametrize("times", [(6.0, 2.0, 5.0), (-1.0, 0.0, 0.0), (1.0, -1.0, 0.0)])
-def test_times_that_do_not_add_up_are_refused(times: tuple[float, float, float]) -> None:
+def test_phases_with_times_that_do_not_add_up_are_a_policy_error(
+    times: tuple[float, float, float],
+) -> None:
     with pytest.raises(PolicyError, match="raise the first, or lower the others"):
         drain(*times)
 
@@ -68,7 +70,7 @@ def test_times_that_do_not_add_up_are_refused(times: tuple[float, float, float])
     times=st.tuples(*[st.floats(0, 100)] * 3).filter(lambda t: t[1] + t[2] <= t[0]),
     events=st.lists(st.tuples(st.floats(0, 50), st.integers(0, 2), st.booleans()), max_size=30),
 )
-def test_it_only_goes_forward_and_is_over_by_its_deadline(
+def test_phases_only_advance_and_end_by_the_deadline(
     times: tuple[float, float, float], events: list[tuple[float, int, bool]]
 ) -> None:
     made = drain(*times)
@@ -86,7 +88,7 @@ def test_it_only_goes_forward_and_is_over_by_its_deadline(
     assert made.step(made.deadline, 1) is Phase.CLOSING
 
 
-def test_it_is_late_in_the_last_third_of_the_time_for_what_is_in_flight() -> None:
+def test_a_drain_is_near_its_deadline_in_the_last_third_of_the_wait() -> None:
     made = drain()
     assert not made.is_near_deadline(1e9)
     made.begin(100.0)
@@ -96,7 +98,7 @@ def test_it_is_late_in_the_last_third_of_the_time_for_what_is_in_flight() -> Non
     assert made.is_near_deadline(101.0)
 
 
-def test_where_there_is_less_time_all_parts_become_shorter_alike() -> None:
+def test_shrinking_a_drain_shortens_all_phases_in_proportion() -> None:
     made = drain()
     made.shrink_to(None)
     made.shrink_to(60.0)
@@ -105,7 +107,7 @@ def test_where_there_is_less_time_all_parts_become_shorter_alike() -> None:
     assert (made.timeout, made.cancel_grace, made.close_timeout) == (15.0, 1.0, 2.5)
 
 
-def test_it_lingers_for_a_while_but_not_in_haste() -> None:
+def test_the_grace_holds_for_its_seconds_unless_the_waiting_is_skipped() -> None:
     made = drain()
     made.begin(100.0)
     assert [made.within_grace(now, 2.0) for now in (100.0, 101.9, 102.0)] == [True, True, False]

@@ -78,7 +78,7 @@ def lines(stream: IO[str] | None, count: int) -> list[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 @pytest.mark.parametrize("library", RUN)
-def test_work_in_flight_ends_and_new_work_is_refused(
+def test_work_in_flight_ends_and_new_work_is_rejected(
     library: str, number: signal.Signals, tmp_path: Path
 ) -> None:
     with program(tmp_path / "journal", seconds=1.0, library=library) as process:
@@ -89,7 +89,7 @@ def test_work_in_flight_ends_and_new_work_is_refused(
     assert list(Journal(tmp_path / "journal").read()) == []
 
 
-def test_what_does_not_end_in_time_is_in_the_journal(tmp_path: Path) -> None:
+def test_work_that_does_not_end_in_time_is_in_the_journal(tmp_path: Path) -> None:
     with program(tmp_path / "journal", seconds=60.0, timeout=1.5) as process:
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=30)
@@ -102,7 +102,7 @@ def test_what_does_not_end_in_time_is_in_the_journal(tmp_path: Path) -> None:
     assert written[0].pid == process.pid
 
 
-def test_a_second_signal_waits_for_nothing_any_more(tmp_path: Path) -> None:
+def test_a_second_signal_skips_the_waiting(tmp_path: Path) -> None:
     with program(tmp_path / "journal", seconds=60.0, timeout=50.0) as process:
         process.send_signal(signal.SIGTERM)
         assert lines(process.stdout, 1) == ["refused"]

@@ -48,7 +48,7 @@ def coordinator(path: Path) -> Coordinator:
     )
 
 
-async def test_what_waits_for_its_end_is_not_waited_for(tmp_path: Path) -> None:
+async def test_parked_tasks_are_not_waited_for(tmp_path: Path) -> None:
     began = time.monotonic()
     async with coordinator(tmp_path / "journal") as made:
         held = made.track(asyncio.create_task(forever(), name="the indexer"))
@@ -66,7 +66,7 @@ async def test_what_waits_for_its_end_is_not_waited_for(tmp_path: Path) -> None:
     assert report.drained == 0
 
 
-async def test_it_is_waited_for_as_long_as_something_else_goes_on(tmp_path: Path) -> None:
+async def test_a_parked_task_is_waited_for_while_other_work_goes_on(tmp_path: Path) -> None:
     other: list[str] = []
 
     async def work() -> None:
@@ -80,7 +80,7 @@ async def test_it_is_waited_for_as_long_as_something_else_goes_on(tmp_path: Path
     assert other == ["done"]
 
 
-async def test_a_task_that_goes_on_is_waited_for_whatever_it_says_of_itself(tmp_path: Path) -> None:
+async def test_a_task_whose_details_say_it_goes_on_is_waited_for(tmp_path: Path) -> None:
     async with coordinator(tmp_path / "journal") as made:
         work = made.track(asyncio.create_task(asyncio.sleep(1.0, "done")))
         attach_details(work, Said(is_parked=False))
@@ -99,7 +99,7 @@ async def test_a_task_that_goes_on_is_waited_for_whatever_it_says_of_itself(tmp_
         ("storage.graph", None, "unknown"),
     ],
 )
-async def test_the_record_of_a_call_says_what_is_left_of_it(
+async def test_the_record_of_a_call_has_its_effect(
     name: str,
     idempotent: bool | None,  # noqa: FBT001 - a parameter of the test
     effect: str,
@@ -115,7 +115,7 @@ async def test_the_record_of_a_call_says_what_is_left_of_it(
     call.cancel()
 
 
-async def test_the_record_of_a_call_says_which_attempt_it_was() -> None:
+async def test_the_record_of_a_call_has_its_attempt() -> None:
     guards = Guards(settings=load_settings(SOON))
     attempts: list[int] = []
 
@@ -134,7 +134,7 @@ async def test_the_record_of_a_call_says_which_attempt_it_was() -> None:
     call.cancel()
 
 
-async def test_a_call_that_waits_for_its_turn_is_queued() -> None:
+async def test_the_record_of_a_call_in_the_queue_has_the_state_queued() -> None:
     guards = Guards(settings=load_settings({}))
     guard = guards.get("llm", Policy.llm(max_concurrent=1))
     calls = [asyncio.create_task(guard.call(forever)) for _ in range(2)]

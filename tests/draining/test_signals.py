@@ -40,7 +40,7 @@ class Clock:
         return self.now
 
 
-def test_a_servers_own_handler_is_called_too_and_back_afterwards() -> None:
+def test_the_servers_handler_is_called_too_and_restored_afterwards() -> None:
     theirs: list[int] = []
 
     def handler(number: int, _: Any) -> None:
@@ -60,7 +60,7 @@ def test_a_servers_own_handler_is_called_too_and_back_afterwards() -> None:
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT], ids=lambda each: each.name)
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=lambda each: each.name)
-def test_a_server_is_called_once_for_signals_of_one_request(
+def test_the_servers_handler_is_called_once_for_one_request(
     first: signal.Signals, second: signal.Signals
 ) -> None:
     theirs: list[int] = []
@@ -91,7 +91,7 @@ def test_handlers_of_two_owners_are_both_called_in_one_request() -> None:
     assert theirs == ["one", "other"]
 
 
-def test_without_a_handler_the_process_is_not_ended() -> None:
+def test_a_signal_without_another_handler_does_not_end_the_process() -> None:
     signal.signal(SIGNAL, signal.SIG_DFL)
     ours: list[str] = []
     with SignalListener([SIGNAL], ours.append):
@@ -100,7 +100,7 @@ def test_without_a_handler_the_process_is_not_ended() -> None:
     assert signal.getsignal(SIGNAL) is signal.SIG_DFL
 
 
-def test_ctrl_c_breaks_off_only_the_second_time() -> None:
+def test_ctrl_c_interrupts_only_the_second_time() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ours: list[str] = []
     clock = Clock()
@@ -113,7 +113,7 @@ def test_ctrl_c_breaks_off_only_the_second_time() -> None:
     assert ours == ["SIGINT"] * 3
 
 
-def test_asyncios_own_ctrl_c_waits_for_the_second_time_too() -> None:
+def test_asyncios_ctrl_c_interrupts_only_the_second_time() -> None:
     async def main() -> list[str]:
         ours: list[str] = []
         handler = signal.getsignal(signal.SIGINT)
@@ -126,7 +126,7 @@ def test_asyncios_own_ctrl_c_waits_for_the_second_time_too() -> None:
     assert asyncio.run(main()) == ["SIGINT"]
 
 
-def test_another_thread_hears_nothing() -> None:
+def test_outside_the_main_thread_no_handler_is_installed() -> None:
     heard: list[bool] = []
 
     def elsewhere() -> None:
@@ -139,11 +139,11 @@ def test_another_thread_hears_nothing() -> None:
     assert heard == [False]
 
 
-def test_those_that_end_a_process_are_heard() -> None:
+def test_the_stop_signals_are_handled() -> None:
     assert {signal.SIGTERM, signal.SIGINT} <= set(shutdown_signals())
 
 
-def test_a_server_that_sets_its_handler_late_is_heard_beside_too() -> None:
+def test_listen_again_wraps_a_handler_that_was_set_late() -> None:
     theirs: list[int] = []
 
     def late(number: int, _: Any) -> None:
@@ -160,7 +160,7 @@ def test_a_server_that_sets_its_handler_late_is_heard_beside_too() -> None:
     assert signal.getsignal(SIGNAL) is late
 
 
-def test_a_handler_that_was_set_since_stays() -> None:
+def test_stop_keeps_a_handler_that_was_set_later() -> None:
     def late(number: int, _: Any) -> None: ...
 
     with SignalListener([SIGNAL], lambda _: None):
@@ -169,7 +169,7 @@ def test_a_handler_that_was_set_since_stays() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGQUIT"), reason="Windows has none")
-def test_the_fast_stop_is_heard_only_where_a_server_hears_it() -> None:
+def test_sigquit_is_handled_only_if_a_server_handles_it() -> None:
     before = signal.getsignal(signal.SIGQUIT)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     assert signal.SIGQUIT not in shutdown_signals()
@@ -218,7 +218,7 @@ def test_signals_within_a_second_are_one_request(
 
 @pytest.mark.skipif(not hasattr(signal, "SIGQUIT"), reason="Windows has none")
 @pytest.mark.parametrize("repeats", [False, True])
-def test_the_fast_stop_waits_for_nothing(
+def test_sigquit_skips_the_waiting(
     monkeypatch: pytest.MonkeyPatch,
     repeats: bool,  # noqa: FBT001
 ) -> None:
@@ -228,7 +228,7 @@ def test_the_fast_stop_waits_for_nothing(
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGQUIT"), reason="Windows has none")
-def test_signals_reach_the_coordinator_and_the_fast_stop_at_once() -> None:
+def test_signals_begin_the_drain_and_sigquit_skips_the_waiting() -> None:
     async def main() -> bool:
         guards = Guards(settings=load_settings({}))
         async with Coordinator(registry=guards) as coordinator:
@@ -251,7 +251,7 @@ def test_signals_reach_the_coordinator_and_the_fast_stop_at_once() -> None:
         signal.signal(signal.SIGQUIT, before)
 
 
-def test_a_worker_of_multiprocessing_gets_sigterm_from_its_parent_again() -> None:
+def test_a_multiprocessing_worker_expects_a_repeated_sigterm() -> None:
     assert not repeats_sigterm()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(repeats_sigterm).result(60)

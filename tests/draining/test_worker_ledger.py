@@ -32,7 +32,7 @@ def ledger() -> Iterator[WorkerLedger]:
     made.close()
 
 
-def test_lines_are_read_as_they_were_written_the_oldest_first(ledger: WorkerLedger) -> None:
+def test_entries_are_read_as_they_were_written_the_oldest_first(ledger: WorkerLedger) -> None:
     young, old = line("young", 2.0), line("old", 1.5)
     number = ledger.add(young)
     ledger.add(old)
@@ -53,7 +53,7 @@ def test_the_longest_kind_is_read_as_it_was_written(ledger: WorkerLedger) -> Non
         ledger.remove(number)
 
 
-def test_a_task_that_is_tracked_twice_has_one_line(ledger: WorkerLedger) -> None:
+def test_a_task_that_is_tracked_twice_has_one_entry(ledger: WorkerLedger) -> None:
     problems: list[object] = []
 
     async def main() -> None:
@@ -70,7 +70,7 @@ def test_a_task_that_is_tracked_twice_has_one_line(ledger: WorkerLedger) -> None
     assert (ledger.entries(), problems) == ([], [])
 
 
-def test_what_has_no_room_is_counted(ledger: WorkerLedger) -> None:
+def test_work_without_a_free_slot_is_counted(ledger: WorkerLedger) -> None:
     numbers = [ledger.add(line("work")) for _ in range(1026)]
     assert (len(ledger.entries()), ledger.overflow) == (1024, 2)
     for number in numbers:
@@ -78,7 +78,7 @@ def test_what_has_no_room_is_counted(ledger: WorkerLedger) -> None:
     assert (ledger.entries(), ledger.overflow) == ([], 0)
 
 
-def test_the_journals_path_is_known(ledger: WorkerLedger) -> None:
+def test_the_ledger_keeps_the_path_of_the_journal(ledger: WorkerLedger) -> None:
     assert ledger.journal == ""
     ledger.journal = "/var/lib/ä/journal"
     assert ledger.journal == "/var/lib/ä/journal"
@@ -87,7 +87,7 @@ def test_the_journals_path_is_known(ledger: WorkerLedger) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
-def test_a_process_that_was_killed_leaves_its_lines(ledger: WorkerLedger) -> None:
+def test_a_killed_process_leaves_its_entries(ledger: WorkerLedger) -> None:
     child = os.fork()
     if not child:
         ledger.add(line("work"))
@@ -96,7 +96,7 @@ def test_a_process_that_was_killed_leaves_its_lines(ledger: WorkerLedger) -> Non
     assert [each.name for each in ledger.entries()] == ["work"]
 
 
-def test_tracked_work_has_a_line_until_it_ends_or_is_written_down(
+def test_tracked_work_has_an_entry_until_it_ends_or_is_recorded(
     ledger: WorkerLedger, tmp_path: Path
 ) -> None:
     async def main() -> None:

@@ -136,7 +136,7 @@ async def test_requests_and_background_work_end_before_the_process(tmp_path: Pat
         assert list(server.journal.read()) == []
 
 
-async def test_what_does_not_end_in_time_is_in_the_journal(tmp_path: Path) -> None:
+async def test_work_that_does_not_end_in_time_is_in_the_journal(tmp_path: Path) -> None:
     async with served(tmp_path, timeout=2.0) as server:
         assert (await server.get("/60?background")).text == "begun"
         began = time.monotonic()
@@ -166,7 +166,7 @@ async def ask(app: Any, path: str) -> tuple[int, dict[str, str], Any]:
     return sent[0]["status"], headers, json.loads(sent[1]["body"])
 
 
-async def test_a_process_that_drains_wants_no_requests() -> None:
+async def test_a_draining_process_is_not_ready_and_rejects_requests() -> None:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError
 
@@ -194,7 +194,7 @@ async def test_a_process_that_drains_wants_no_requests() -> None:
         assert headers["connection"] == "close"
 
 
-async def test_the_application_ends_after_what_is_in_flight() -> None:
+async def test_the_applications_shutdown_comes_after_work_in_flight() -> None:
     guards = Guards(settings=load_settings({}))
     order: list[str] = []
     begun, stop = asyncio.Event(), asyncio.Event()
@@ -236,7 +236,7 @@ async def test_the_application_ends_after_what_is_in_flight() -> None:
     assert not guards.gate.is_closed
 
 
-async def test_clients_are_closed_only_when_no_request_can_come_any_more() -> None:
+async def test_clients_are_closed_only_after_the_last_request_can_arrive() -> None:
     guards = Guards(settings=load_settings({}))
     begun, stop = asyncio.Event(), asyncio.Event()
     order: list[str] = []

@@ -129,7 +129,7 @@ async def test_a_request_that_does_not_end_in_time_gets_503(tmp_path: Path) -> N
     assert journaled(tmp_path) == [("GET /documents/…", "request")]
 
 
-async def test_an_answer_that_has_begun_is_broken_off(tmp_path: Path) -> None:
+async def test_a_response_that_has_begun_is_broken_off(tmp_path: Path) -> None:
     client = Client()
     async with rig(half, tmp_path) as made:
         request = made.ask(client)
@@ -140,7 +140,7 @@ async def test_an_answer_that_has_begun_is_broken_off(tmp_path: Path) -> None:
     assert client.sent == [START]
 
 
-async def test_after_a_whole_answer_nobody_is_told_that_the_rest_did_not_end(
+async def test_after_a_complete_response_abandoned_work_raises_no_error_in_the_server(
     tmp_path: Path,
 ) -> None:
     async def endless(scope: Any, receive: Any, send: Any) -> None:
@@ -157,7 +157,7 @@ async def test_after_a_whole_answer_nobody_is_told_that_the_rest_did_not_end(
     assert len(journaled(tmp_path)) == 1
 
 
-async def test_what_is_done_after_the_answer_survives_the_servers_cancellation(
+async def test_work_after_the_response_survives_the_servers_cancellation(
     tmp_path: Path,
 ) -> None:
     client, done = Client(), list[str]()
@@ -171,7 +171,7 @@ async def test_what_is_done_after_the_answer_survives_the_servers_cancellation(
     assert (done, report.drained) == (["background"], 1)
 
 
-async def test_what_fails_after_the_answer_is_told_where_the_server_does_not_hear_of_it(
+async def test_a_failure_after_the_response_is_logged_once_the_server_has_cancelled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def failing(scope: Any, receive: Any, send: Any) -> None:
@@ -222,7 +222,7 @@ async def test_a_request_that_the_server_cancels_is_cancelled(tmp_path: Path) ->
     assert journaled(tmp_path) == []  # it ended by itself, in the end
 
 
-async def test_one_that_a_server_cancels_while_it_drains_is_written_down(tmp_path: Path) -> None:
+async def test_a_request_that_the_server_cancels_during_a_drain_is_recorded(tmp_path: Path) -> None:
     async with rig(slow, tmp_path) as made:
         request = made.ask(Client())
         await asyncio.sleep(0.05)
@@ -235,7 +235,9 @@ async def test_one_that_a_server_cancels_while_it_drains_is_written_down(tmp_pat
     assert len(report.abandoned) == 1
 
 
-async def test_and_so_is_one_that_it_cancels_just_before(tmp_path: Path) -> None:
+async def test_a_request_that_the_server_cancels_just_before_a_drain_is_recorded(
+    tmp_path: Path,
+) -> None:
     async with rig(slow, tmp_path) as made:
         request = made.ask(Client())
         await asyncio.sleep(0.05)
@@ -246,7 +248,7 @@ async def test_and_so_is_one_that_it_cancels_just_before(tmp_path: Path) -> None
     assert (report.drained, len(report.abandoned)) == (0, 1)
 
 
-def test_a_loop_that_ends_in_the_middle_of_a_drain_writes_down_what_is_left(
+def test_a_loop_that_ends_during_a_drain_records_work_in_flight(
     tmp_path: Path,
 ) -> None:
     async def main() -> None:
@@ -264,7 +266,7 @@ def test_a_loop_that_ends_in_the_middle_of_a_drain_writes_down_what_is_left(
     assert journaled(tmp_path) == [("GET /documents/…", "request")]
 
 
-async def test_the_last_requests_get_in_and_are_told_to_ask_elsewhere_next(tmp_path: Path) -> None:
+async def test_the_last_requests_are_accepted_with_connection_close(tmp_path: Path) -> None:
     client, late = Client(), Client()
     async with rig(quick, tmp_path, last_requests=60.0, timeout=60.0) as made:
         made.coordinator.keep_draining_for(60.0)
@@ -278,7 +280,7 @@ async def test_the_last_requests_get_in_and_are_told_to_ask_elsewhere_next(tmp_p
     assert client.headers() == {b"connection": b"close"}
 
 
-async def test_a_websocket_that_waits_for_its_client_is_told_to_come_back(tmp_path: Path) -> None:
+async def test_a_websocket_that_waits_for_its_client_is_closed_with_1012(tmp_path: Path) -> None:
     client = Client({"type": "websocket.connect"}, {"type": "websocket.receive", "text": "hello"})
     done: list[int] = []
     async with rig(talk, tmp_path) as made:
@@ -295,7 +297,7 @@ async def test_a_websocket_that_waits_for_its_client_is_told_to_come_back(tmp_pa
     assert report.abandoned == ()
 
 
-async def test_a_websocket_that_works_on_is_closed_at_the_end(tmp_path: Path) -> None:
+async def test_a_websocket_that_is_busy_is_closed_when_its_time_is_up(tmp_path: Path) -> None:
     async def busy(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.accept"})
         await asyncio.sleep(60)
@@ -310,7 +312,7 @@ async def test_a_websocket_that_works_on_is_closed_at_the_end(tmp_path: Path) ->
     assert journaled(tmp_path) == [("websocket /talk", "websocket")]
 
 
-async def test_a_new_websocket_is_refused(tmp_path: Path) -> None:
+async def test_a_new_websocket_is_rejected_during_a_drain(tmp_path: Path) -> None:
     client = Client({"type": "websocket.connect"})
     async with rig(talk, tmp_path, last_requests=0.0) as made:
         made.coordinator.begin("the test")
@@ -318,7 +320,7 @@ async def test_a_new_websocket_is_refused(tmp_path: Path) -> None:
     assert client.sent == [{"type": "websocket.close", "code": 1012}]
 
 
-async def test_a_client_that_was_faster_does_not_matter(tmp_path: Path) -> None:
+async def test_a_websocket_whose_client_has_gone_is_closed_without_an_error(tmp_path: Path) -> None:
     async def gone(message: Any) -> None:
         raise RuntimeError(message)
 
@@ -329,13 +331,13 @@ async def test_a_client_that_was_faster_does_not_matter(tmp_path: Path) -> None:
         await made.ask(client, WEBSOCKET)
 
 
-def test_names_hold_no_secrets() -> None:
+def test_request_labels_hold_no_secrets() -> None:
     assert request_label({"method": "GET", "path": "/"}) == "GET /"
     assert request_label({"method": "POST", "path": "/query"}) == "POST /query"
     assert request_label({"method": "GET", "path": f"/{'k' * 30}/x"}) == "GET /…"
 
 
-def test_http_2_has_no_such_header() -> None:
+def test_http_2_has_no_connection_header() -> None:
     assert connection_close_header({"http_version": "2"}) == []
 
 
@@ -343,7 +345,7 @@ def test_http_2_has_no_such_header() -> None:
     "path",
     ["/\nERROR faked \x1b[31m", "/a\r\nb\x9b/c", "/\u202ea\udc80", "/a\u2028b", "/\x00\x07a"],
 )
-def test_names_forge_no_line_and_steer_no_terminal(path: str) -> None:
+def test_request_labels_are_printable(path: str) -> None:
     name = request_label({"method": "GET", "path": path})
     assert name.isprintable()
     assert name.startswith("GET /")

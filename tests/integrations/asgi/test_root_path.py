@@ -65,7 +65,7 @@ def mounted(app: Any) -> httpx.ASGITransport:
 
 
 @pytest.mark.parametrize(("serve", "prefix"), [(at_root_path, ""), (mounted, "/ops")])
-async def test_all_faces_answer_below_a_path(
+async def test_probes_metrics_and_status_page_respond_below_a_root_path(
     serve: Callable[[Any], httpx.ASGITransport], prefix: str
 ) -> None:
     guards = Guards(settings=load_settings({}))

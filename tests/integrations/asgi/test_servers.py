@@ -53,7 +53,7 @@ def server(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-async def test_what_fits_comes_to_its_end(server: type[Master], tmp_path: Path) -> None:
+async def test_work_that_fits_into_the_budget_ends(server: type[Master], tmp_path: Path) -> None:
     async with running(tmp_path / "files", "uvicorn", of=server) as master:
         await asyncio.gather(*await master.begin("task", 1.5))
         requests = await master.begin("request", 1.0, 5)
@@ -98,7 +98,7 @@ class HypercornWorkers(Hypercorn):
     [UvicornWorkers, UvicornReload, GranianWorkers, HypercornWorkers, Uvicorn],
     ids=lambda server: server.__name__,
 )
-async def test_a_signal_to_the_whole_process_group_cuts_nothing_off(
+async def test_a_signal_to_the_process_group_cuts_nothing_off(
     server: type[Master], number: signal.Signals, tmp_path: Path
 ) -> None:
     """As Ctrl-C, systemd and supervisor's stopasgroup send it: workers get it twice."""
@@ -112,7 +112,9 @@ async def test_a_signal_to_the_whole_process_group_cuts_nothing_off(
         assert master.records() == {}
 
 
-async def test_what_does_not_is_in_the_journal(server: type[Master], tmp_path: Path) -> None:
+async def test_work_that_does_not_fit_into_the_budget_is_in_the_journal(
+    server: type[Master], tmp_path: Path
+) -> None:
     if server is Hypercorn and sys.version_info >= (3, 12):
         pytest.skip("its asyncio worker waits for all connections first, for as long as they last")
     budget = (2.5, 0.5, 0.5)

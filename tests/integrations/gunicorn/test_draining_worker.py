@@ -128,7 +128,7 @@ def test_requests_end_tasks_are_cancelled_and_the_process_goes_on(number: signal
     assert served.worker.config.timeout_graceful_shutdown == 30 - 2 - 2 - 5 - 2
 
 
-def test_a_fast_stop_refuses_what_is_in_flight() -> None:
+def test_a_fast_stop_cancels_requests_in_flight() -> None:
     served = Served()
     answers: list[int] = []
 
@@ -148,7 +148,7 @@ def test_a_fast_stop_refuses_what_is_in_flight() -> None:
     assert "lifespan" in served.seen
 
 
-def test_before_it_serves_a_signal_ends_it_at_once() -> None:
+def test_a_signal_before_serving_ends_the_worker_at_once() -> None:
     served = Served()
     served.worker.init_signals()
     with pytest.raises(SystemExit) as caught:
@@ -157,7 +157,7 @@ def test_before_it_serves_a_signal_ends_it_at_once() -> None:
     served.listener.close()
 
 
-def test_a_worker_that_gunicorn_gives_up_says_so_and_ends() -> None:
+def test_a_worker_that_gunicorn_aborts_calls_worker_abort_and_ends() -> None:
     served = Served()
     aborted: list[Any] = []
     served.config.set("worker_abort", aborted.append)
@@ -168,7 +168,7 @@ def test_a_worker_that_gunicorn_gives_up_says_so_and_ends() -> None:
     served.listener.close()
 
 
-def test_wrong_variables_end_it_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_variables_end_the_worker_with_a_boot_error(monkeypatch: pytest.MonkeyPatch) -> None:
     served = Served()
     critical: list[str] = []
     served.worker.log.critical = lambda text, error: critical.append(text % error)

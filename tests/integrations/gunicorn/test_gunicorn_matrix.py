@@ -45,7 +45,7 @@ def play(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return of
 
 
-def test_what_fits_into_the_budget_comes_to_its_end(play: Play) -> None:
+def test_work_that_fits_into_the_budget_ends(play: Play) -> None:
     outcome = play("fits")
     assert outcome.seen["request"] == [200] * 20
     assert outcome.seen["stream"].endswith("end")
@@ -55,7 +55,7 @@ def test_what_fits_into_the_budget_comes_to_its_end(play: Play) -> None:
     assert len(outcome.marked("lifespan", "shutdown")) == len(outcome.marked("exit", "worker")) == 2
 
 
-def test_what_does_not_fit_is_in_the_journal_before_it_is_ended(play: Play) -> None:
+def test_work_that_does_not_fit_is_in_the_journal_before_it_is_cancelled(play: Play) -> None:
     outcome = play("fits not")
     kinds = {key.partition("-")[0] for key in outcome.records}
     assert kinds >= {"task", "after", "child", "stream", "request"}
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_in_the_journal_before_it_is_ended(play: Play) -> N
     assert len(outcome.marked("lifespan", "shutdown")) == len(outcome.marked("exit", "worker")) == 2
 
 
-def test_a_task_that_nobody_tracks_is_cancelled_and_named(play: Play) -> None:
+def test_an_untracked_task_is_cancelled_and_named(play: Play) -> None:
     outcome = play("untracked")
     (key,) = outcome.begun
     assert outcome.marked("cancelled", key)
@@ -75,7 +75,7 @@ def test_a_task_that_nobody_tracks_is_cancelled_and_named(play: Play) -> None:
 
 
 @pytest.mark.parametrize("number", ["SIGQUIT", "SIGINT"])
-def test_a_fast_stop_writes_everything_down_at_once(play: Play, number: str) -> None:
+def test_a_fast_stop_records_everything_at_once(play: Play, number: str) -> None:
     outcome = play(number)
     assert set(outcome.records) == set(outcome.begun)
     assert {record.signal for record in outcome.records.values()} == {"SIGQUIT"}
@@ -84,14 +84,14 @@ def test_a_fast_stop_writes_everything_down_at_once(play: Play, number: str) -> 
     assert len(outcome.marked("exit", "worker")) == 2
 
 
-def test_the_masters_second_signal_does_too(play: Play) -> None:
+def test_sigquit_after_sigterm_records_everything_at_once(play: Play) -> None:
     outcome = play("SIGTERM, then SIGQUIT")
     assert set(outcome.records) == set(outcome.begun)
     assert set(outcome.seen["request"]) <= SEEN_BY_CLIENTS
 
 
 @pytest.mark.parametrize(("signals", "count"), [("SIGTERM twice", 4), ("SIGTTOU", 10)])
-def test_the_same_signal_again_is_no_haste(play: Play, signals: str, count: int) -> None:
+def test_a_repeated_sigterm_does_not_skip_the_waiting(play: Play, signals: str, count: int) -> None:
     """Gunicorn says SIGTERM to a worker again and again."""
     outcome = play(signals)
     assert outcome.seen["request"] == [200] * count
@@ -114,7 +114,7 @@ def test_workers_that_end_after_some_requests_end_their_work_first(play: Play) -
     assert outcome.records == {}
 
 
-def test_the_master_writes_down_what_a_killed_worker_had_begun(play: Play) -> None:
+def test_the_master_records_the_work_of_a_killed_worker(play: Play) -> None:
     outcome = play("kill -9")
     assert outcome.lost == set()
     assert len(outcome.records) == 10
@@ -130,7 +130,7 @@ def test_work_beside_a_blocked_loop_is_not_lost_when_gunicorn_kills(play: Play) 
     assert outcome.seen["later"] == [200] * 10
 
 
-def test_nor_where_the_loop_is_blocked_at_the_end(play: Play) -> None:
+def test_work_is_not_lost_if_the_loop_is_blocked_at_the_end(play: Play) -> None:
     outcome = play("blocked at the end")
     assert outcome.lost == set()
     assert len(outcome.records) == 2

@@ -105,13 +105,15 @@ def test_a_worker_that_died_with_work_in_flight_is_recorded(
     assert caplog.messages == ["Worker (pid:12345) died with 1 in flight"]
 
 
-def test_one_that_ended_in_order_is_not(server: Any, journal: Journal) -> None:
+def test_a_worker_that_ended_normally_is_not_recorded(server: Any, journal: Journal) -> None:
     hooks.child_exit(server, worker(server))
     hooks.child_exit(server, SimpleNamespace(pid=1))  # from before the hooks were there
     assert list(journal.read()) == []
 
 
-def test_the_workers_own_journal_is_the_one(server: Any, journal: Journal, tmp_path: Path) -> None:
+def test_the_master_writes_to_the_workers_own_journal(
+    server: Any, journal: Journal, tmp_path: Path
+) -> None:
     died = worker(server)
     died.ledger.add(LINE)
     died.ledger.journal = str(tmp_path / "own")
@@ -120,14 +122,16 @@ def test_the_workers_own_journal_is_the_one(server: Any, journal: Journal, tmp_p
     assert list(journal.read()) == []
 
 
-def test_without_a_journal_the_log_has_it(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_journal_a_dead_worker_is_logged(
+    server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     died = worker(server)
     died.ledger.add(LINE)
     hooks.child_exit(server, died)
     assert caplog.messages == ["Worker (pid:12345) died with 1 in flight"]
 
 
-def test_a_journal_that_cannot_be_written_is_told_of(
+def test_a_journal_that_cannot_be_written_is_logged(
     server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     died = worker(server)
@@ -138,9 +142,7 @@ def test_a_journal_that_cannot_be_written_is_told_of(
     assert "cannot be written: " in caplog.messages[-1]
 
 
-def test_workers_that_were_killed_last_are_awaited_and_recorded(
-    server: Any, journal: Journal
-) -> None:
+def test_workers_killed_at_exit_are_awaited_and_recorded(server: Any, journal: Journal) -> None:
     killed = worker(server)
     child = os.fork()
     if not child:
@@ -158,7 +160,7 @@ def test_workers_that_were_killed_last_are_awaited_and_recorded(
     hooks.on_exit(server)  # somebody else has waited for it
 
 
-def test_one_that_nobody_saw_die_is_recorded_where_gunicorn_says_so(
+def test_a_dead_worker_is_recorded_by_worker_exit_in_the_master(
     server: Any, journal: Journal
 ) -> None:
     died = worker(server)
@@ -171,7 +173,7 @@ def test_a_worker_ends_its_threads(server: Any) -> None:
     hooks.worker_exit(server, worker(server, os.getpid()))
 
 
-def test_gauges_of_the_living_forget_a_dead_worker(
+def test_live_gauges_drop_a_dead_worker(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("prometheus_client")
@@ -182,7 +184,7 @@ def test_gauges_of_the_living_forget_a_dead_worker(
     assert [path.name for path in tmp_path.iterdir()] == ["gauge_livesum_12346.db"]
 
 
-def test_a_worker_knows_how_long_it_may_drain(server: Any) -> None:
+def test_a_worker_shrinks_its_drains_to_gunicorns_grace_period(server: Any) -> None:
     server.cfg.set("graceful_timeout", 10)
     hooks.post_fork(server, worker(server))
     assert supervisor.grace_period == 8
@@ -190,7 +192,7 @@ def test_a_worker_knows_how_long_it_may_drain(server: Any) -> None:
     assert made._drain.phases.timeout == 8
 
 
-def test_gunicorns_own_worker_goes_on_beating_and_stops_waiting_in_time(server: Any) -> None:
+def test_gunicorns_own_worker_keeps_its_heartbeat_and_stops_waiting_in_time(server: Any) -> None:
     beats: list[bool] = []
     closed: list[bool] = []
     made = worker(server)
@@ -215,7 +217,7 @@ def test_gunicorns_own_worker_goes_on_beating_and_stops_waiting_in_time(server: 
     assert closed
 
 
-def test_our_lines_are_in_gunicorns_log_where_the_application_has_none(server: Any) -> None:
+def test_our_log_goes_to_gunicorns_if_the_application_configured_none(server: Any) -> None:
     logger = logging.getLogger("lightrag_resilience")
     logger.propagate, logger.handlers = False, []
     server.log.handlers = [logging.NullHandler()]

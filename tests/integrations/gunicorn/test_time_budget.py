@@ -76,11 +76,13 @@ def test_the_defaults_add_up() -> None:
         ),
     ],
 )
-def test_what_does_not_is_said_with_what_to_set(times: dict[str, Any], says: str) -> None:
+def test_times_that_do_not_add_up_are_named_with_what_to_set(
+    times: dict[str, Any], says: str
+) -> None:
     assert check(**times) == [says]
 
 
-def test_a_journal_is_missed() -> None:
+def test_a_missing_journal_is_named() -> None:
     (sentence,) = check_budget(settings=load_settings({}))
     assert "RESILIENCE_SHUTDOWN_JOURNAL" in sentence
 

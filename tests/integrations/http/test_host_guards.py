@@ -50,7 +50,7 @@ async def test_one_name_serves_all_hosts_or_a_function_names_each_request(librar
     assert [guard.name for guard in registry] == ["llm.gpt", "llm.openai"]
 
 
-async def test_hosts_beyond_the_bound_share_one_guard_and_it_is_said_once(
+async def test_hosts_beyond_the_bound_share_one_guard_and_are_logged_once(
     library: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = new_guards()

@@ -77,7 +77,7 @@ async def read(sdk: openai.AsyncOpenAI) -> str:
     return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
 
-async def test_a_fifth_of_errors_is_not_noticed(
+async def test_a_fifth_of_errors_is_hidden_by_retries(
     sdk: openai.AsyncOpenAI, provider: Simulator, guard: Guard
 ) -> None:
     provider.set_faults([Fault.status(500, share=0.15), Fault.reset(share=0.05)])
@@ -109,7 +109,7 @@ async def test_the_sdk_sees_the_providers_own_error(
         (Fault.truncate(pieces=0), openai.APIConnectionError, 4),
     ],
 )
-async def test_each_failure_reaches_the_caller_as_the_sdk_tells_it(
+async def test_each_failure_reaches_the_caller_as_the_sdks_error(
     sdk: openai.AsyncOpenAI, provider: Simulator, fault: Fault, kind: Any, calls: int
 ) -> None:
     provider.set_faults([fault])
@@ -118,7 +118,7 @@ async def test_each_failure_reaches_the_caller_as_the_sdk_tells_it(
     assert provider.count() == calls
 
 
-async def test_a_provider_that_says_when_is_asked_then(
+async def test_a_retry_waits_for_the_providers_retry_after(
     sdk: openai.AsyncOpenAI, provider: Simulator, guard: Guard
 ) -> None:
     provider.set_faults([Fault.throttle(retry_after=0.3, end=0.2)])
@@ -129,7 +129,7 @@ async def test_a_provider_that_says_when_is_asked_then(
     assert verdict(guard) == (1, 0)
 
 
-async def test_a_whole_stream_is_a_success_and_a_cut_one_a_failure(
+async def test_a_complete_stream_is_a_success_and_a_truncated_one_a_failure(
     sdk: openai.AsyncOpenAI, provider: Simulator, guard: Guard
 ) -> None:
     assert await read(sdk)
@@ -143,7 +143,7 @@ async def test_a_whole_stream_is_a_success_and_a_cut_one_a_failure(
     assert 1 <= failed <= 4
 
 
-async def test_a_stream_that_the_caller_leaves_is_no_verdict(
+async def test_a_stream_that_the_caller_closes_early_records_no_outcome(
     sdk: openai.AsyncOpenAI, provider: Simulator, guard: Guard
 ) -> None:
     stream = await sdk.chat.completions.create(**CHAT, stream=True)
@@ -154,7 +154,7 @@ async def test_a_stream_that_the_caller_leaves_is_no_verdict(
     assert verdict(guard) == (1, 0)
 
 
-async def test_a_hanging_call_is_the_sdks_timeout_with_ours_beneath(
+async def test_a_hanging_call_is_the_sdks_timeout_caused_by_the_guards(
     library: Any, provider: Simulator
 ) -> None:
     provider.set_faults([Fault.hang()])
@@ -204,7 +204,7 @@ async def test_an_open_circuit_reaches_the_sdks_caller_at_once(
     assert provider.count() == 0
 
 
-async def test_inside_protects_guard_the_outer_one_retries(
+async def test_inside_another_guards_call_only_the_outer_guard_retries(
     library: Any, provider: Simulator, registry: Guards
 ) -> None:
     provider.set_faults([Fault.status(500)])
@@ -219,9 +219,7 @@ async def test_inside_protects_guard_the_outer_one_retries(
     assert provider.count() == 2
 
 
-async def test_retried_answers_leave_their_connection_to_the_next(
-    library: Any, provider: Simulator
-) -> None:
+async def test_a_retried_response_returns_its_connection(library: Any, provider: Simulator) -> None:
     provider.set_faults([Fault.status(500, share=0.5), Fault.truncate(pieces=0, share=0.2)])
     inner = library.AsyncHTTPTransport(limits=library.Limits(max_connections=1))
     policy = Policy().with_changes(**STAYS_CLOSED, attempts=20, idempotent=True)

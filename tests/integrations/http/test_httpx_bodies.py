@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 # ---------------------------------------------------------------------- bodies
 
 
-async def test_the_verdict_falls_at_the_end_of_the_body(library: Any) -> None:
+async def test_the_outcome_is_recorded_at_the_end_of_the_body(library: Any) -> None:
     registry = new_guards()
     options: Any = {"policy": policy(max_concurrent=1), "registry": registry}
     told = Answer(200, b"one", 3.0, b"two")
@@ -36,14 +36,14 @@ async def test_the_verdict_falls_at_the_end_of_the_body(library: Any) -> None:
     assert told.closed == 1
 
 
-async def test_a_body_that_cannot_begin_is_asked_for_again(library: Any) -> None:
+async def test_a_body_that_fails_before_its_first_chunk_is_retried(library: Any) -> None:
     told = [Answer(200, library.ReadError("cut")), Answer(200, b"fine")]
     async with wire(library, answers(library, *told), policy=policy()) as client:
         assert (await client.get(URL)).content == b"fine"
     assert told[0].closed == 1
 
 
-async def test_a_body_that_is_cut_off_is_a_failure_and_not_asked_for_again(library: Any) -> None:
+async def test_a_truncated_body_is_a_failure_and_not_retried(library: Any) -> None:
     registry = new_guards()
     cut = library.RemoteProtocolError("incomplete")
     transport = answers(library, Answer(200, b"one", cut))
@@ -55,7 +55,7 @@ async def test_a_body_that_is_cut_off_is_a_failure_and_not_asked_for_again(libra
     assert (len(transport.at), verdict(guard), free_places(guard)) == (1, (1, 1), 1)
 
 
-async def test_an_errors_body_that_is_cut_off_is_a_failure_of_unknown_outcome(
+async def test_a_truncated_error_body_is_a_failure_of_unknown_outcome(
     library: Any,
 ) -> None:
     registry = new_guards()
@@ -87,7 +87,7 @@ async def test_a_body_that_stalls_ends_as_a_timeout_of_the_library(library: Any)
     ],
     ids=["unfinished", "at the end marker", "no events"],
 )
-async def test_a_stream_closed_early_is_no_verdict_but_after_its_end_marker(
+async def test_a_stream_closed_early_records_an_outcome_only_after_its_end_marker(
     library: Any, chunks: Any, kind: str, calls: int
 ) -> None:
     registry = new_guards()
@@ -106,7 +106,7 @@ async def test_a_stream_closed_early_is_no_verdict_but_after_its_end_marker(
     assert (verdict(guard), free_places(guard), told.closed) == ((calls, 0), 1, 1)
 
 
-async def test_a_stream_that_came_whole_in_its_first_chunk_is_a_success_unread(
+async def test_a_stream_complete_in_its_first_chunk_is_a_success_unread(
     library: Any,
 ) -> None:
     registry = new_guards()
@@ -119,7 +119,7 @@ async def test_a_stream_that_came_whole_in_its_first_chunk_is_a_success_unread(
     assert verdict(the_guard(registry)) == (1, 0)
 
 
-async def test_a_second_reader_goes_on_where_the_first_stopped(library: Any) -> None:
+async def test_a_second_reader_continues_where_the_first_stopped(library: Any) -> None:
     registry = new_guards()
     told = Answer(200, b"one", b"two", b"three")
     async with (
@@ -152,7 +152,7 @@ async def test_a_response_closed_by_another_task_is_settled_once(library: Any) -
 END_OF_EVENTS = b"data: [DONE]\n\n"
 
 
-async def test_a_response_may_be_closed_while_another_task_waits_for_its_last_byte(
+async def test_a_response_can_be_closed_while_another_task_waits_for_its_last_byte(
     library: Any,
 ) -> None:
     registry = new_guards()
@@ -198,7 +198,7 @@ def test_a_response_left_open_at_its_end_marker_is_a_success_when_the_loop_ends(
     assert (verdict(guards[0]), told.closed) == ((1, 0), 1)
 
 
-async def test_closing_twice_closes_once_and_chunks_need_no_generator(library: Any) -> None:
+async def test_closing_twice_closes_once_for_any_iterator_of_chunks(library: Any) -> None:
     class Chunks(library.AsyncByteStream):  # type: ignore[misc]
         closed = 0
 

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
     ],
     ids=lambda value: str(value.status) if isinstance(value, Answer) else value,
 )
-async def test_a_passing_failure_is_tried_again(library: Any, first: Answer, kind: str) -> None:
+async def test_a_transient_failure_is_retried(library: Any, first: Answer, kind: str) -> None:
     registry = new_guards()
     kinds = kinds_heard(registry)
     transport = answers(library, first, Answer(200, b"fine"))
@@ -50,7 +50,7 @@ async def test_a_passing_failure_is_tried_again(library: Any, first: Answer, kin
 
 
 @pytest.mark.parametrize("status", [499, 502, 504, 520, 524, 598])
-async def test_a_post_that_a_gateway_lost_is_not_sent_again(library: Any, status: int) -> None:
+async def test_a_post_with_a_gateway_error_is_not_retried(library: Any, status: int) -> None:
     registry = new_guards()
     transport = answers(library, Answer(status))
     async with wire(library, transport, policy=policy(), registry=registry) as client:
@@ -61,7 +61,7 @@ async def test_a_post_that_a_gateway_lost_is_not_sent_again(library: Any, status
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
-async def test_the_callers_own_fault_is_returned_and_not_counted(library: Any, status: int) -> None:
+async def test_a_client_error_is_returned_and_not_counted(library: Any, status: int) -> None:
     registry = new_guards()
     transport = answers(library, Answer(status, b"because"))
     async with wire(library, transport, policy=policy(), registry=registry) as client:
@@ -70,7 +70,7 @@ async def test_the_callers_own_fault_is_returned_and_not_counted(library: Any, s
     assert (len(transport.at), verdict(the_guard(registry))) == (1, (0, 0))
 
 
-async def test_a_provider_that_says_no_retry_is_not_asked_again(library: Any) -> None:
+async def test_a_response_that_forbids_retries_is_not_retried(library: Any) -> None:
     transport = answers(library, Answer(503, x_should_retry="false"))
     async with wire(library, transport, policy=policy()) as client:
         assert (await client.get(URL)).status_code == 503
@@ -78,7 +78,7 @@ async def test_a_provider_that_says_no_retry_is_not_asked_again(library: Any) ->
 
 
 @pytest.mark.parametrize("status", [200, 204, 304])
-async def test_an_answer_without_an_error_is_a_success(library: Any, status: int) -> None:
+async def test_a_response_without_an_error_is_a_success(library: Any, status: int) -> None:
     registry = new_guards()
     transport = answers(library, Answer(status, x_should_retry="true"))
     async with wire(library, transport, registry=registry) as client:
@@ -86,7 +86,7 @@ async def test_an_answer_without_an_error_is_a_success(library: Any, status: int
     assert (len(transport.at), verdict(the_guard(registry))) == (1, (1, 0))
 
 
-async def test_the_last_answer_is_returned_when_the_attempts_are_used_up(library: Any) -> None:
+async def test_the_last_response_is_returned_when_the_attempts_are_used_up(library: Any) -> None:
     registry = new_guards()
     told = [Answer(503, b"first"), Answer(502, b"second"), Answer(500, b"last", x_request_id="7")]
     transport = answers(library, *told)
@@ -101,7 +101,7 @@ async def test_the_last_answer_is_returned_when_the_attempts_are_used_up(library
     assert all(answer.closed for answer in told)
 
 
-async def test_an_answer_whose_wait_is_too_long_is_returned_at_once(library: Any) -> None:
+async def test_a_response_whose_retry_after_is_too_long_is_returned_at_once(library: Any) -> None:
     transport = answers(library, Answer(429, retry_after="86400"))
     async with wire(library, transport, policy=policy()) as client:
         assert (await client.get(URL)).headers["retry-after"] == "86400"
@@ -112,7 +112,7 @@ async def test_an_answer_whose_wait_is_too_long_is_returned_at_once(library: Any
     ("headers", "least"),
     [({"retry_after": "7"}, 7.0), ({"retry_after_ms": "2500"}, 2.5), ({}, 1.0)],
 )
-async def test_the_next_attempt_waits_as_told(
+async def test_the_next_attempt_waits_for_the_retry_after(
     library: Any, headers: dict[str, str], least: float
 ) -> None:
     transport = answers(library, Answer(503, **headers), Answer())
@@ -148,14 +148,14 @@ async def test_a_spent_quota_is_found_in_the_body(
     assert len(transport.at) == attempts
 
 
-async def test_a_packed_body_that_is_broken_is_the_clients_matter(library: Any) -> None:
+async def test_a_corrupt_compressed_error_body_is_left_to_the_client(library: Any) -> None:
     transport = answers(library, Answer(429, b"not gzip", content_encoding="gzip"))
     async with wire(library, transport, policy=policy(attempts=1)) as client:
         with pytest.raises(library.DecodingError):
             await client.get(URL)
 
 
-async def test_a_long_body_of_an_error_is_whole_and_its_connection_is_given_back(
+async def test_a_long_error_body_is_complete_and_its_connection_returned(
     library: Any,
 ) -> None:
     parts = [bytes([number]) * 50_000 for number in range(6)]
@@ -171,7 +171,7 @@ async def test_a_long_body_of_an_error_is_whole_and_its_connection_is_given_back
     assert [answer.closed for answer in told] == [1, 1, 1]
 
 
-async def test_answers_made_in_memory_have_a_verdict_too(library: Any) -> None:
+async def test_responses_made_in_memory_record_an_outcome(library: Any) -> None:
     registry = new_guards()
     spent = library.Response(429, json={"error": {"code": "insufficient_quota"}})
     transport = answers(library, library.Response(503), library.Response(200, text="fine"), spent)
@@ -183,7 +183,7 @@ async def test_answers_made_in_memory_have_a_verdict_too(library: Any) -> None:
     assert (verdict(guard), free_places(guard)) == ((2, 1), 1)
 
 
-async def test_an_error_that_the_transport_beneath_has_read_is_not_read_again(
+async def test_an_error_body_that_the_inner_transport_has_read_is_not_read_again(
     library: Any,
 ) -> None:
     told = Answer(429, gzip.compress(SPENT), content_encoding="gzip")
@@ -199,7 +199,7 @@ async def test_an_error_that_the_transport_beneath_has_read_is_not_read_again(
     assert len(transport.at) == 1
 
 
-async def test_an_error_of_the_transport_with_a_status_is_not_taken_for_an_answer(
+async def test_a_status_error_raised_by_the_inner_transport_is_raised(
     library: Any,
 ) -> None:
     request = library.Request("GET", URL)
@@ -213,7 +213,7 @@ async def test_an_error_of_the_transport_with_a_status_is_not_taken_for_an_answe
 # ---------------------------------------------------------------------- what is not sent
 
 
-async def test_an_open_circuit_reaches_the_caller_as_it_is(library: Any) -> None:
+async def test_an_open_circuit_raises_circuit_open_error(library: Any) -> None:
     registry = new_guards()
     transport = answers(library, Answer(503))
     async with wire(library, transport, name="llm.openai", registry=registry) as client:
@@ -223,7 +223,7 @@ async def test_an_open_circuit_reaches_the_caller_as_it_is(library: Any) -> None
     assert (refused.value.dependency, transport.at) == ("llm.openai", [])
 
 
-async def test_a_circuit_that_opens_between_attempts_is_told_with_the_answer_before(
+async def test_a_circuit_that_opens_between_attempts_raises_with_the_last_response_as_cause(
     library: Any,
 ) -> None:
     long = Answer(503, b"x" * 70_000, b"more")
@@ -243,7 +243,7 @@ async def test_a_circuit_that_opens_between_attempts_is_told_with_the_answer_bef
         ({"rpm": 1e-3}, RateLimitedError),
     ],
 )
-async def test_limits_refuse(library: Any, changes: Any, kind: type[CallRejected]) -> None:
+async def test_limits_reject(library: Any, changes: Any, kind: type[CallRejected]) -> None:
     transport = answers(library, Answer())
     async with (
         wire(library, transport, policy=policy(**changes)) as client,
@@ -262,7 +262,7 @@ ASKED: Any = {"prompt": "x" * 400, "self": "y" * 40, "max_tokens": 90}  # 200 to
     [({"json": ASKED}, 3), ({"content": b"no JSON"}, 6), ({"json": ["list"]}, 6)],
     ids=["asks", "no JSON", "no object"],
 )
-async def test_tokens_are_counted_as_a_json_request_asks_for_them(
+async def test_tokens_of_a_json_request_are_estimated(
     library: Any, body: Any, allowed: int
 ) -> None:
     tokens = LimitPolicy(tpm=6000.0, token_burst=600, answer_tokens=100, max_wait=0.0)
@@ -274,7 +274,7 @@ async def test_tokens_are_counted_as_a_json_request_asks_for_them(
             await client.post(URL, **body)
 
 
-async def test_tokens_of_a_body_that_comes_but_once_are_not_counted(library: Any) -> None:
+async def test_tokens_of_a_one_shot_body_are_not_estimated(library: Any) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"{}"
 
@@ -288,7 +288,7 @@ async def test_tokens_of_a_body_that_comes_but_once_are_not_counted(library: Any
 # ---------------------------------------------------------------------- what can be sent again
 
 
-async def test_a_body_that_comes_but_once_is_sent_but_once(library: Any) -> None:
+async def test_a_one_shot_body_is_sent_once(library: Any) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"once"
 
@@ -303,7 +303,7 @@ async def test_a_body_that_comes_but_once_is_sent_but_once(library: Any) -> None
     ("error", "idempotent", "attempts"),
     [("ReadError", True, 3), ("ReadError", False, 1), ("ConnectError", False, 3)],
 )
-async def test_what_may_have_been_done_is_asked_again_only_where_that_is_safe(
+async def test_an_unknown_outcome_is_retried_only_if_idempotent(
     library: Any, error: str, idempotent: Any, attempts: int
 ) -> None:
     failure = getattr(library, error)("lost")
@@ -326,7 +326,7 @@ async def test_what_may_have_been_done_is_asked_again_only_where_that_is_safe(
         ("GET", {}, "storage.qdrant", 1),
     ],
 )
-async def test_without_a_policy_the_method_says_what_may_be_sent_again(
+async def test_without_a_policy_the_method_decides_idempotency(
     library: Any, method: str, headers: dict[str, str], name: str | None, attempts: int
 ) -> None:
     transport = answers(library, library.ReadTimeout("lost"))
@@ -368,7 +368,7 @@ async def test_inside_another_guards_call_it_is_tried_once(library: Any) -> None
     assert verdict(registry.get("http.provider.test")) == verdict(outer) == (3, 3)
 
 
-async def test_the_transport_beneath_is_opened_and_closed_with_it(library: Any) -> None:
+async def test_the_inner_transport_is_opened_and_closed_too(library: Any) -> None:
     transport = answers(library, Answer())
     client = wire(library, transport)
     async with client:

@@ -39,7 +39,7 @@ async def test_an_attempt_that_takes_too_long_is_a_timeout_of_the_library(librar
     assert verdict(the_guard(registry)) == (2, 2)
 
 
-async def test_the_deadline_ends_it_and_is_handed_to_the_wire(library: Any) -> None:
+async def test_the_deadline_ends_the_request_and_limits_the_wire_timeouts(library: Any) -> None:
     registry = new_guards()
     asked = library.Timeout(connect=2.0, read=None, write=9.0, pool=30.0)
     transport = answers(library, Answer(503), stall)
@@ -58,7 +58,7 @@ async def test_the_deadline_ends_it_and_is_handed_to_the_wire(library: Any) -> N
     assert verdict(the_guard(registry)) == (1, 1)
 
 
-async def test_after_the_headers_reads_have_the_clients_own_limit_again(library: Any) -> None:
+async def test_after_the_headers_reads_have_the_clients_read_timeout(library: Any) -> None:
     transport = answers(library, Answer(200, b"one", 50.0, b"two"))
     limited = policy(attempt_timeout=60.0, total_timeout=8.0)
     async with wire(library, transport, policy=limited, timeout=100.0) as client:
@@ -67,7 +67,7 @@ async def test_after_the_headers_reads_have_the_clients_own_limit_again(library:
     assert transport.limits[0]["connect"] == 8.0
 
 
-async def test_without_timeouts_of_the_guard_the_clients_hold(library: Any) -> None:
+async def test_without_guard_timeouts_the_clients_timeouts_hold(library: Any) -> None:
     late = library.ReadTimeout("late")
     transport = answers(library, Answer(), late)
     endless = policy(attempt_timeout=None, total_timeout=None)
@@ -80,7 +80,7 @@ async def test_without_timeouts_of_the_guard_the_clients_hold(library: Any) -> N
 
 
 @pytest.mark.parametrize("seconds", [3.0, 4.0])
-async def test_the_wires_own_timeout_is_the_guards_where_the_guards_time_is_up(
+async def test_a_wire_timeout_after_the_guards_deadline_is_the_guards_timeout(
     library: Any, seconds: float
 ) -> None:
     """Both end at the same moment: whichever is first, a deadline is no failure of the host."""
@@ -103,7 +103,7 @@ async def test_the_wires_own_timeout_is_the_guards_where_the_guards_time_is_up(
 
 
 @pytest.mark.parametrize("moment", [10.0, 40.0], ids=["in the wait", "in the retry"])
-async def test_a_cancelled_request_is_no_verdict_and_keeps_nothing(
+async def test_a_cancelled_request_records_no_outcome_and_holds_nothing(
     library: Any, moment: float
 ) -> None:
     registry = new_guards()
