@@ -20,10 +20,10 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with RedisServer("--requirepass", "se:cr et", "--unixsocket", str(path)) as server:
         with admin(server, password="se:cr et") as client:  # noqa: S106
             client.execute_command("ACL SETUSER", "worker", "on", ">pw", *RIGHTS)
-            client.execute_command("ACL SETUSER", "nobody", "on", ">pw", "-@all", "+hello")
+            client.execute_command("ACL SETUSER", "powerless", "on", ">pw", "-@all", "+hello")
         yield server
 
 
 @pytest.fixture
-def place(secured: RedisServer) -> str:
+def address(secured: RedisServer) -> str:
     return f"127.0.0.1:{secured.port}"

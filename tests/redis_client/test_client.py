@@ -23,10 +23,10 @@ from support.redis_clients import (
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_client_with_a_password_runs_every_script(place: str) -> None:
+async def test_a_client_with_a_password_runs_every_script(address: str) -> None:
     async with (
-        client_of(f"redis://:{SECRET}@{place}/1") as client,
-        client_of(f"redis://default:{SECRET}@{place}/1") as other,
+        client_of(f"redis://:{SECRET}@{address}/1") as client,
+        client_of(f"redis://default:{SECRET}@{address}/1") as other,
     ):
         await every_script(client)
         await receives_a_forced_state(client, other)
@@ -60,38 +60,38 @@ async def test_the_error_of_a_path_that_is_no_socket_says_so(tmp_path: Path) -> 
     }
 
 
-async def test_the_error_of_a_server_that_is_no_sentinel_says_so(place: str) -> None:
-    text = await wrong(f"redis+sentinel://{place}/service?sentinel_password={SECRET}")
+async def test_the_error_of_a_server_that_is_no_sentinel_says_so(address: str) -> None:
+    text = await wrong(f"redis+sentinel://{address}/service?sentinel_password={SECRET}")
     assert text == "this is no Sentinel: see redis://"
 
 
 def test_the_error_text_names_the_address_without_its_secrets() -> None:
     error = ConnectionRefusedError("Connection refused")
-    for url, address in {
+    for url, location in {
         "redis://user:secret@redis:6380/1": "redis:6380",
         "rediss://:secret@[::1]": "::1:6379",
         "unix://:secret@/run/redis.sock": "/run/redis.sock",
         "redis+sentinel://:secret@a,b:2/service?sentinel_password=secret": "a:26379, b:2",
         "redis+cluster://:secret@a:1,b:2": "a:1, b:2",
     }.items():
-        assert redis_location(url) == address
-        assert describe_redis_error(error, address) == f"nothing answers at {address}"
+        assert redis_location(url) == location
+        assert describe_redis_error(error, location) == f"nothing answers at {location}"
     assert redis_location("redis://:secret@") == ""
     assert len(describe_redis_error(error, "host:6379, " * 100)) < 260
 
 
 @pytest.mark.redis
-async def test_the_acl_rules_suffice_for_every_script(secured: RedisServer, place: str) -> None:
+async def test_the_acl_rules_suffice_for_every_script(secured: RedisServer, address: str) -> None:
     with admin(secured, password="se:cr et") as boss:  # noqa: S106
         boss.acl_log_reset()
-        async with client_of(f"redis://worker:pw@{place}/3") as client:
+        async with client_of(f"redis://worker:pw@{address}/3") as client:
             await every_script(client)
             await receives_a_forced_state(client, client)
         assert boss.acl_log() == []
 
 
-async def test_the_acl_rules_allow_no_other_commands(place: str) -> None:
-    async with client_of(f"redis://worker:pw@{place}") as client:
+async def test_the_acl_rules_allow_no_other_commands(address: str) -> None:
+    async with client_of(f"redis://worker:pw@{address}") as client:
         for words in ("GET other", "KEYS *", "FLUSHALL", "CONFIG GET *", "PUBLISH other 1"):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 await client.execute_command(*words.split())

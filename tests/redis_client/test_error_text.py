@@ -24,15 +24,17 @@ from support.redis_clients import (
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_rejected_password_or_user_is_described(place: str) -> None:
-    assert await wrong(f"redis://:secret@{place}") == "the user or the password is refused"
-    assert await wrong(f"redis://secret:{SECRET}@{place}") == "the user or the password is refused"
-    assert await wrong(f"redis://{place}") == "it asks for a password"
+async def test_a_rejected_password_or_user_is_described(address: str) -> None:
+    assert await wrong(f"redis://:secret@{address}") == "the user or the password is refused"
+    assert (
+        await wrong(f"redis://secret:{SECRET}@{address}") == "the user or the password is refused"
+    )
+    assert await wrong(f"redis://{address}") == "it asks for a password"
 
 
-async def test_missing_rights_are_described(place: str) -> None:
-    assert await wrong(f"redis://nobody:pw@{place}") == "this user may not run client|setname"
-    async with client_of(f"redis://worker:pw@{place}") as client:
+async def test_missing_rights_are_described(address: str) -> None:
+    assert await wrong(f"redis://powerless:pw@{address}") == "this user may not run client|setname"
+    async with client_of(f"redis://worker:pw@{address}") as client:
         with pytest.raises(RedisError) as caught:
             await every_script(client, prefix="not:")
         assert describe_redis_error(caught.value) == "this user may not use these keys"

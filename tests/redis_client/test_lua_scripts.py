@@ -103,18 +103,18 @@ class Run:
     def __init__(self, client: Any, policy: BreakerPolicy) -> None:
         self.now = 1_000_000
         self.model = Model(policy)
-        self.stores = {name: ScriptRunner(client, name) for name in WORKERS}
-        self.subjects = {name: BreakerRef("t:", "llm", policy_as_json(policy)) for name in WORKERS}
+        self.runners = {name: ScriptRunner(client, name) for name in WORKERS}
+        self.refs = {name: BreakerRef("t:", "llm", policy_as_json(policy)) for name in WORKERS}
         self.batches = dict.fromkeys(WORKERS, 0)
         self.tokens: list[str] = []
         self.asked = itertools.count()
 
     async def take(self, step: Step) -> None:
-        for store in self.stores.values():
-            store.now_ms = str(self.now)
+        for runner in self.runners.values():
+            runner.now_ms = str(self.now)
         await getattr(self, step[0])(*step[1:])
-        looker = BreakerRef("t:", "llm", self.subjects["one"].policy)
-        self.compare(await self.stores["one"].read_state(looker))
+        looker = BreakerRef("t:", "llm", self.refs["one"].policy)
+        self.compare(await self.runners["one"].read_state(looker))
 
     def compare(self, reply: Reply) -> None:
         there = reply.now
@@ -123,16 +123,16 @@ class Run:
 
     async def report(self, worker: str, which: str, counts: Any, *rest: Any) -> None:
         tripped, verdicts, left = rest
-        subject = self.subjects[worker]
+        ref = self.refs[worker]
         self.batches[worker] += which != "repeated"
-        known = subject.version + {"late": -1, "ahead": 5000}.get(which, 0)
-        subject.version = known
+        known = ref.version + {"late": -1, "ahead": 5000}.get(which, 0)
+        ref.version = known
         calls, failed, slow = counts
         reason = "by itself" if tripped else ""
         report = Report(self.batches[worker], calls, failed, slow, reason)
         report.verdicts = tuple(zip(self.tokens, verdicts, strict=False))
         opens = 2 if left else 0
-        reply = await self.stores[worker]._report(subject, report, left=left, opens=opens)
+        reply = await self.runners[worker]._report(ref, report, left=left, opens=opens)
         self.model.report(
             worker,
             known=known,
@@ -145,34 +145,34 @@ class Run:
             opens=opens,
         )
         self.compare(reply)
-        subject.version = reply.now.version
+        ref.version = reply.now.version
 
     async def admit(self, worker: str) -> None:
-        subject, token = self.subjects[worker], f"token{next(self.asked)}"
-        reply = await self.stores[worker].acquire_probe(subject, token)
-        assert reply.extra == self.model.admit(token, known=subject.version, now=self.now)
+        ref, token = self.refs[worker], f"token{next(self.asked)}"
+        reply = await self.runners[worker].acquire_probe(ref, token)
+        assert reply.extra == self.model.admit(token, known=ref.version, now=self.now)
         if reply.extra >= 0:
             self.tokens.insert(0, token)
-        subject.version = reply.now.version
+        ref.version = reply.now.version
 
     async def release(self, index: int) -> None:
         if index < len(self.tokens):
             token = self.tokens.pop(index)
-            await self.stores["one"].release_probe(self.subjects["one"], token)
+            await self.runners["one"].release_probe(self.refs["one"], token)
             self.model.release(token)
 
     async def steer(self, letter: str) -> None:
-        subject = self.subjects["one"]
+        ref = self.refs["one"]
         state = next(state for state, code in LETTERS.items() if code == letter)
-        await self.stores["one"].force_state(subject, state, "by hand", open_for=7.0)
-        self.model.steer(letter, open_for=7000, known=subject.version, now=self.now)
+        await self.runners["one"].force_state(ref, state, "by hand", open_for=7.0)
+        self.model.steer(letter, open_for=7000, known=ref.version, now=self.now)
 
     async def look(self, worker: str) -> None:
-        reply = await self.stores[worker].read_state(self.subjects[worker])
-        self.subjects[worker].version = reply.now.version
+        reply = await self.runners[worker].read_state(self.refs[worker])
+        self.refs[worker].version = reply.now.version
 
     async def forget(self) -> None:
-        await self.stores["one"].client.flushall()
+        await self.runners["one"].client.flushall()
         self.model.forget()
 
     def _pass(self, milliseconds: int) -> None:
@@ -196,7 +196,7 @@ class Run:
 @example(policy=policy_of(), steps=[("report", "one", "next", (9, 0, 9), False, [], 0)])
 @example(policy=policy_of(probes=3), steps=[TRIP, *TWO_PROBES, ("release", 1), ASK, BOTH_VERDICTS])
 @given(policy=policies, steps=steps)
-def test_the_scripts_decide_what_the_model_decides(
+def test_the_scripts_decide_as_the_model_does(
     server: RedisServer, policy: BreakerPolicy, steps: list[Step]
 ) -> None:
     async def run() -> None:
@@ -215,15 +215,15 @@ def test_the_scripts_decide_what_the_model_decides(
     asyncio.run(run())
 
 
-def test_scripts_are_loaded_again_where_the_server_forgot_them(server: RedisServer) -> None:
+def test_scripts_are_loaded_again_after_a_script_flush(server: RedisServer) -> None:
     async def run() -> State:
         client = make_client(server.url)
         try:
-            store = ScriptRunner(client, "one")
-            subject = BreakerRef("t:", "again", policy_as_json(BreakerPolicy()))
-            await store.read_state(subject)
+            runner = ScriptRunner(client, "one")
+            ref = BreakerRef("t:", "again", policy_as_json(BreakerPolicy()))
+            await runner.read_state(ref)
             await client.script_flush()
-            return (await store.read_state(subject)).now.state
+            return (await runner.read_state(ref)).now.state
         finally:
             await client.aclose()
 
@@ -248,7 +248,7 @@ def test_scripts_are_loaded_again_where_the_server_forgot_them(server: RedisServ
         ),
     ],
 )
-def test_what_is_corrupt_is_reported_and_replaced(server: RedisServer, corrupt: Any) -> None:
+def test_a_corrupt_state_is_reported_and_replaced(server: RedisServer, corrupt: Any) -> None:
     keys = Keys("t:", "corrupt")
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
@@ -257,10 +257,10 @@ def test_what_is_corrupt_is_reported_and_replaced(server: RedisServer, corrupt: 
     async def run() -> tuple[str, str]:
         client = make_client(server.url)
         try:
-            store = ScriptRunner(client, "one")
-            subject = BreakerRef("t:", keys.name, policy_as_json(BreakerPolicy()))
-            first = await store.report(subject, Report(1, calls=1))
-            second = await store.report(subject, Report(2, calls=1))
+            runner = ScriptRunner(client, "one")
+            ref = BreakerRef("t:", keys.name, policy_as_json(BreakerPolicy()))
+            first = await runner.report(ref, Report(1, calls=1))
+            second = await runner.report(ref, Report(2, calls=1))
             return first.found, second.found
         finally:
             await client.aclose()
@@ -268,39 +268,39 @@ def test_what_is_corrupt_is_reported_and_replaced(server: RedisServer, corrupt: 
     assert asyncio.run(run()) == ("corrupt", "held")
 
 
-def test_an_outage_lasts_from_its_first_break_over_all_tries_in_between(
+def test_an_outage_lasts_from_its_first_break_through_failed_probes(
     server: RedisServer,
 ) -> None:
-    subject = BreakerRef("since:", "llm", policy_as_json(policy_of()))
+    ref = BreakerRef("since:", "llm", policy_as_json(policy_of()))
 
     async def ask() -> None:
         async with make_client(server.url) as client:
-            store = ScriptRunner(client, "one", "1000000")
+            runner = ScriptRunner(client, "one", "1000000")
 
             async def since(now: int) -> float | None:
-                store.now_ms = str(now)
-                return (await store.describe(subject)).since
+                runner.now_ms = str(now)
+                return (await runner.describe(ref)).since
 
             assert await since(1_000_000) is None
-            await store.report(subject, Report(0, 5, 0, 0))
+            await runner.report(ref, Report(0, 5, 0, 0))
             assert await since(1_000_000) is None  # it has always been well
-            await store.report(subject, Report(1, 5, 5, 0, "after 5 failures in a row"))
+            await runner.report(ref, Report(1, 5, 5, 0, "after 5 failures in a row"))
             for number in range(1, 4):  # each break is over, and the probe fails
                 now = 1_000_000 + number * 20_000
                 assert await since(now) == number * 20.0
                 token = f"probe {number}"
-                assert (await store.acquire_probe(subject, token)).extra > 0
+                assert (await runner.acquire_probe(ref, token)).extra > 0
                 report = Report(number + 1, verdicts=((token, "failed"),))
-                assert (await store.report(subject, report)).now.state is State.OPEN
-            await store.force_state(subject, State.CLOSED, "by hand")
+                assert (await runner.report(ref, report)).now.state is State.OPEN
+            await runner.force_state(ref, State.CLOSED, "by hand")
             assert await since(1_065_000) == 5.0
-            await store.force_state(subject, State.OPEN, "by hand", open_for=9.0)
+            await runner.force_state(ref, State.OPEN, "by hand", open_for=9.0)
             assert await since(1_066_000) == 1.0
 
     asyncio.run(ask())
 
 
-def test_a_window_that_is_none_is_replaced(server: RedisServer) -> None:
+def test_a_window_of_another_type_is_replaced(server: RedisServer) -> None:
     keys = Keys("t:", "window")
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
@@ -308,55 +308,55 @@ def test_a_window_that_is_none_is_replaced(server: RedisServer) -> None:
     async def run() -> str:
         client = make_client(server.url)
         try:
-            store = ScriptRunner(client, "one")
-            subject = BreakerRef("t:", keys.name, policy_as_json(BreakerPolicy()))
-            subject.version = (await store.report(subject, Report(1, calls=1))).now.version
+            runner = ScriptRunner(client, "one")
+            ref = BreakerRef("t:", keys.name, policy_as_json(BreakerPolicy()))
+            ref.version = (await runner.report(ref, Report(1, calls=1))).now.version
             await client.set(keys.window, "text")
-            return (await store.report(subject, Report(2, calls=1))).found
+            return (await runner.report(ref, Report(2, calls=1))).found
         finally:
             await client.aclose()
 
     assert asyncio.run(run()) == "corrupt"
 
 
-def test_a_window_that_is_none_keeps_no_probe_from_going_and_ending(server: RedisServer) -> None:
+def test_a_window_of_another_type_does_not_stop_probes(server: RedisServer) -> None:
     keys = Keys("t:", "probes")
 
     async def run() -> Reply:
         async with make_client(server.url) as client:
-            store = ScriptRunner(client, "one")
-            subject = BreakerRef("t:", keys.name, policy_as_json(BreakerPolicy()))
-            reply = await store.force_state(subject, State.HALF_OPEN, "by hand")
-            subject.version = reply.now.version
+            runner = ScriptRunner(client, "one")
+            ref = BreakerRef("t:", keys.name, policy_as_json(BreakerPolicy()))
+            reply = await runner.force_state(ref, State.HALF_OPEN, "by hand")
+            ref.version = reply.now.version
             await client.set(keys.window, "text")
-            await store.release_probe(subject, "a probe of before")
+            await runner.release_probe(ref, "a probe of before")
             await client.set(keys.window, "text")
-            assert (await store.acquire_probe(subject, "a probe")).extra > 0
-            return await store.report(subject, Report(1, verdicts=(("a probe", "ok"),)))
+            assert (await runner.acquire_probe(ref, "a probe")).extra > 0
+            return await runner.report(ref, Report(1, verdicts=(("a probe", "ok"),)))
 
     assert asyncio.run(run()).now.state is State.CLOSED
 
 
-def test_a_policy_of_fewer_probes_than_succeeded_closes(server: RedisServer) -> None:
+def test_a_policy_with_fewer_probes_than_succeeded_closes_the_circuit(server: RedisServer) -> None:
     async def run() -> None:
         async with make_client(server.url) as client:
-            store = ScriptRunner(client, "one")
-            subject = BreakerRef("t:", "fewer", policy_as_json(policy_of(probes=3)))
-            subject.version = (await store.force_state(subject, State.HALF_OPEN, "")).now.version
+            runner = ScriptRunner(client, "one")
+            ref = BreakerRef("t:", "fewer", policy_as_json(policy_of(probes=3)))
+            ref.version = (await runner.force_state(ref, State.HALF_OPEN, "")).now.version
             for token in ("first", "second"):
-                assert (await store.acquire_probe(subject, token)).extra > 0
-            await store.report(subject, Report(1, verdicts=(("first", "ok"),)))
-            subject.policy = policy_as_json(policy_of(probes=1))
+                assert (await runner.acquire_probe(ref, token)).extra > 0
+            await runner.report(ref, Report(1, verdicts=(("first", "ok"),)))
+            ref.policy = policy_as_json(policy_of(probes=1))
             # One is out, whose end decides.
-            assert (await store.acquire_probe(subject, "third")).extra == -1
-            await store.release_probe(subject, "second")
-            reply = await store.acquire_probe(subject, "third")
+            assert (await runner.acquire_probe(ref, "third")).extra == -1
+            await runner.release_probe(ref, "second")
+            reply = await runner.acquire_probe(ref, "third")
             assert (reply.extra, reply.now.state) == (-2, State.CLOSED)
 
     asyncio.run(run())
 
 
-def test_all_workers_together_know_how_calls_fail_that_no_breaker_counts(
+def test_failures_without_a_verdict_are_counted_over_all_workers(
     server: RedisServer,
 ) -> None:
     policy = BreakerPolicy(window_seconds=10.0)
@@ -364,66 +364,66 @@ def test_all_workers_together_know_how_calls_fail_that_no_breaker_counts(
     async def run() -> None:
         async with make_client(server.url) as client:
             await client.flushall()
-            stores = [ScriptRunner(client, name) for name in ("one", "two")]
-            subject = BreakerRef("t:", "unserved", policy_as_json(policy))
+            runners = [ScriptRunner(client, name) for name in ("one", "two")]
+            ref = BreakerRef("t:", "unserved", policy_as_json(policy))
 
-            async def tell(
+            async def report(
                 worker: int, at: int, calls: int, last: str, **causes: int
             ) -> OutcomeCounts:
-                store, number = stores[worker], at
-                store.now_ms = str(1_000_000 + at)
+                runner, number = runners[worker], at
+                runner.now_ms = str(1_000_000 + at)
                 named = {name.replace("_", " "): count for name, count in causes.items()}
                 report = Report(number, calls, causes=named, last=last)
-                assert (await store.report(subject, report)).now.state is State.CLOSED
-                return (await store.describe(subject)).tally
+                assert (await runner.report(ref, report)).now.state is State.CLOSED
+                return (await runner.describe(ref)).tally
 
-            seen = await tell(0, 0, 0, "HTTP 401 (Odd)", HTTP_401=3)
+            seen = await report(0, 0, 0, "HTTP 401 (Odd)", HTTP_401=3)
             assert seen == OutcomeCounts(3, 3, {"HTTP 401": 3}, 0, "HTTP 401 (Odd)", 3)
-            seen = await tell(1, 400, 5, "")  # perhaps from before the failures
+            seen = await report(1, 400, 5, "")  # perhaps from before the failures
             assert (seen.calls, seen.failed, seen.run) == (8, 3, 0)
-            assert (await tell(0, 1000, 2, "")).run == 2  # of the worker that saw them
-            assert (await tell(1, 1100, 3, "")).run == 5
-            seen = await tell(0, 2000, 1, "ReadTimeout", HTTP_401=1, ReadTimeout=1)
+            assert (await report(0, 1000, 2, "")).run == 2  # of the worker that saw them
+            assert (await report(1, 1100, 3, "")).run == 5
+            seen = await report(0, 2000, 1, "ReadTimeout", HTTP_401=1, ReadTimeout=1)
             assert (seen.calls, seen.run, seen.last) == (16, 0, "ReadTimeout")
             assert seen.causes == {"HTTP 401": 4, "ReadTimeout": 1}
             # Without calls nothing is forgotten, and with them what is too old.
-            stores[0].now_ms = "1500000"
-            assert (await stores[0].describe(subject)).tally == seen
-            seen = await tell(1, 10_500, 1, "")
+            runners[0].now_ms = "1500000"
+            assert (await runners[0].describe(ref)).tally == seen
+            seen = await report(1, 10_500, 1, "")
             assert (seen.calls, seen.causes) == (9, {"HTTP 401": 1, "ReadTimeout": 1})
             assert seen.run == 1  # the other worker calls no more
             names = {f"kind {number}": 1 for number in range(30)}
-            stores[0].now_ms = "1011000"
-            await stores[0].report(subject, Report(11_000, causes=names, last="kind 0"))
-            seen = (await stores[0].describe(subject)).tally
+            runners[0].now_ms = "1011000"
+            await runners[0].report(ref, Report(11_000, causes=names, last="kind 0"))
+            seen = (await runners[0].describe(ref)).tally
             assert len(seen.causes) <= 11
             assert seen.causes["other"] == 22
-            await client.hset(subject.window, mapping={"e0": "{not json", "e1": "[1]", "r": "x"})
-            assert (await stores[0].describe(subject)).tally.run == 0
+            await client.hset(ref.window, mapping={"e0": "{not json", "e1": "[1]", "r": "x"})
+            assert (await runners[0].describe(ref)).tally.run == 0
 
     asyncio.run(run())
 
 
-def test_reasons_name_the_last_failure_and_keep_it_through_probes(server: RedisServer) -> None:
+def test_reasons_name_the_last_failure_also_after_probes(server: RedisServer) -> None:
     async def run() -> list[str]:
         reasons = []
         async with make_client(server.url) as client:
             await client.flushall()
-            store = ScriptRunner(client, "one", "1000000")
-            subject = BreakerRef("t:", "named", policy_as_json(policy_of()))
+            runner = ScriptRunner(client, "one", "1000000")
+            ref = BreakerRef("t:", "named", policy_as_json(policy_of()))
             seen = {"HTTP 503": 4}
             report = Report(1, 4, 4, causes=seen, last="HTTP 503 (Odd)")
-            reply = await store.report(subject, report)
+            reply = await runner.report(ref, report)
             reasons.append(reply.now.reason)
             for number, verdict in enumerate(["failed with Refused", "met 1000 HTTP 401 (Odd)"], 2):
-                store.now_ms = str(1_000_000 + number * 20_000)
-                reply = await store.acquire_probe(subject, "probe")
+                runner.now_ms = str(1_000_000 + number * 20_000)
+                reply = await runner.acquire_probe(ref, "probe")
                 reasons.append(reply.now.reason)
-                reply = await store.report(subject, Report(number, verdicts=(("probe", verdict),)))
+                reply = await runner.report(ref, Report(number, verdicts=(("probe", verdict),)))
                 reasons.append(reply.now.reason)
-            store.now_ms = "2000000"
-            reasons.append((await store.acquire_probe(subject, "probe")).now.reason)
-            reply = await store.report(subject, Report(9, verdicts=(("probe", "ok"),)))
+            runner.now_ms = "2000000"
+            reasons.append((await runner.acquire_probe(ref, "probe")).now.reason)
+            reply = await runner.report(ref, Report(9, verdicts=(("probe", "ok"),)))
             reasons.append(reply.now.reason)
         return reasons
 
@@ -439,7 +439,7 @@ def test_reasons_name_the_last_failure_and_keep_it_through_probes(server: RedisS
     ]
 
 
-def test_a_probe_that_goes_on_keeps_its_place_and_one_whose_place_was_given_away_does_not(
+def test_a_probe_is_renewed_only_while_it_holds_its_lease(
     server: RedisServer,
 ) -> None:
     policy = BreakerPolicy(probe_lease=5.0)
@@ -447,26 +447,26 @@ def test_a_probe_that_goes_on_keeps_its_place_and_one_whose_place_was_given_away
     async def run() -> None:
         client: Any = make_client(server.url)
         try:
-            subject = BreakerRef("lr:", "llm", policy_as_json(policy))
+            ref = BreakerRef("lr:", "llm", policy_as_json(policy))
 
             def at(seconds: float) -> ScriptRunner:
                 return ScriptRunner(client, "one", str(round(1000 * (1e6 + seconds))))
 
-            await at(0).force_state(subject, State.HALF_OPEN, "by hand")
-            assert (await at(0).acquire_probe(subject, "first")).extra == 5000
-            await at(4).renew_probe(subject, "first")
-            assert (await at(8).acquire_probe(subject, "second")).extra == -1  # it keeps its place
-            assert (await at(8).describe(subject)).probes == 1
+            await at(0).force_state(ref, State.HALF_OPEN, "by hand")
+            assert (await at(0).acquire_probe(ref, "first")).extra == 5000
+            await at(4).renew_probe(ref, "first")
+            assert (await at(8).acquire_probe(ref, "second")).extra == -1  # it holds its permit
+            assert (await at(8).describe(ref)).probes == 1
             assert (
-                await at(9).acquire_probe(subject, "second")
+                await at(9).acquire_probe(ref, "second")
             ).extra == 5000  # it was renewed no more
-            await at(9).renew_probe(subject, "first")
-            await at(9).renew_probe(subject, "never admitted")
-            assert (await at(9).describe(subject)).probes == 1
-            done = await at(10).report(subject, Report(1, verdicts=(("second", "ok"),)))
+            await at(9).renew_probe(ref, "first")
+            await at(9).renew_probe(ref, "never admitted")
+            assert (await at(9).describe(ref)).probes == 1
+            done = await at(10).report(ref, Report(1, verdicts=(("second", "ok"),)))
             assert done.now.state is State.CLOSED
-            await at(11).renew_probe(subject, "second")
-            assert (await at(11).describe(subject)).probes == 0
+            await at(11).renew_probe(ref, "second")
+            assert (await at(11).describe(ref)).probes == 0
         finally:
             await client.aclose()
 

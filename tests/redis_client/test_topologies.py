@@ -50,7 +50,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def replicated() -> Iterator[tuple[RedisServer, RedisServer, RedisServer]]:
-    """A master, its replica, and a Sentinel that changes their places soon; all have passwords."""
+    """A master, its replica, and a Sentinel with short timeouts; all have passwords."""
     secret = ("--requirepass", "se:cr et", "--masterauth", "se:cr et", *AT_ONCE)
     with (
         RedisServer(*secret) as master,
@@ -104,7 +104,7 @@ async def test_a_sentinel_client_follows_a_failover(
 
 
 def name_on(number: int) -> str:
-    """Of a breaker that the node of this number keeps."""
+    """Of a breaker that the node of this number holds_probe."""
     first, last = RANGES[number]
     names = (f"name{count}" for count in range(1000))
     return next(name for name in names if first <= redis.crc.key_slot(name.encode()) <= last)

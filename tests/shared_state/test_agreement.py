@@ -18,8 +18,8 @@ FAILING = 1e9
 
 def trip(all_workers: Workers, by: int = 0) -> dict[str, Any]:
     all_workers[by].ask("behave", fails=5)
-    told: dict[str, Any] = all_workers[by].ask("call", times=5)
-    return told
+    answer: dict[str, Any] = all_workers[by].ask("call", times=5)
+    return answer
 
 
 def states(all_workers: Workers) -> set[str]:
@@ -30,7 +30,7 @@ def ready(all_workers: Workers) -> None:
     assert all(answer["at"] for answer in all_workers.each("until", connected=True))
 
 
-def test_one_worker_trips_and_all_refuse(server: RedisServer) -> None:
+def test_a_trip_of_one_worker_opens_all_workers(server: RedisServer) -> None:
     with workers(server.url) as four:
         ready(four)
         assert trip(four)["failed"] == 5
@@ -39,7 +39,7 @@ def test_one_worker_trips_and_all_refuse(server: RedisServer) -> None:
         assert [counts["refused"] for counts in four.each("call", times=10)] == [10] * 4
 
 
-def test_a_change_by_hand_holds_for_all(server: RedisServer) -> None:
+def test_a_forced_state_holds_in_all_workers(server: RedisServer) -> None:
     with workers(server.url) as four:
         ready(four)
         four[1].ask("steer", how="open", reason="by Ada: maintenance", open_for=600)
@@ -51,7 +51,7 @@ def test_a_change_by_hand_holds_for_all(server: RedisServer) -> None:
         assert [counts["fine"] for counts in four.each("call", times=10)] == [10] * 4
 
 
-def test_failures_spread_over_the_workers_trip_all_of_them(server: RedisServer) -> None:
+def test_failures_spread_over_workers_open_all_workers(server: RedisServer) -> None:
     """Three of four calls fail, in each worker too few to trip on its own."""
     with workers(server.url, CONSECUTIVE_FAILURES="none", MIN_CALLS="40") as four:
         ready(four)
@@ -64,7 +64,7 @@ def test_failures_spread_over_the_workers_trip_all_of_them(server: RedisServer) 
             )
 
 
-def test_no_worker_alone_trips_the_cluster_where_a_quorum_is_set(server: RedisServer) -> None:
+def test_a_quorum_keeps_one_worker_from_opening_the_cluster(server: RedisServer) -> None:
     with workers(server.url, QUORUM="2") as four:
         ready(four)
         trip(four)
@@ -77,7 +77,7 @@ def test_no_worker_alone_trips_the_cluster_where_a_quorum_is_set(server: RedisSe
         assert [answer["state"] for answer in four.each("until", state="open")] == ["open"] * 4
 
 
-def test_slow_calls_are_added_up_over_the_workers(server: RedisServer) -> None:
+def test_slow_calls_are_summed_over_all_workers(server: RedisServer) -> None:
     with workers(server.url, SLOW_CALL="0.001", MIN_CALLS="20", SLOW_RATE="0.9") as four:
         ready(four)
         four.each("behave", fails=0, takes=0.002)
@@ -86,7 +86,7 @@ def test_slow_calls_are_added_up_over_the_workers(server: RedisServer) -> None:
             assert answer["reason"].endswith("calls were slow")
 
 
-def test_each_break_in_a_row_is_longer_for_all(server: RedisServer) -> None:
+def test_breaks_in_a_row_grow_longer_in_all_workers(server: RedisServer) -> None:
     with workers(server.url, number=2, OPEN_FOR="0.2", OPEN_GROWTH="2", OPEN_MAX="60") as two:
         ready(two)
         trip(two)
@@ -103,7 +103,7 @@ def test_each_break_in_a_row_is_longer_for_all(server: RedisServer) -> None:
         assert 0.4 < answer["retry_after"] <= 0.8
 
 
-def test_a_worker_that_comes_later_finds_the_breaker_open(server: RedisServer) -> None:
+def test_a_worker_that_starts_later_finds_the_breaker_open(server: RedisServer) -> None:
     with workers(server.url, number=1) as first:
         ready(first)
         trip(first)
@@ -111,7 +111,7 @@ def test_a_worker_that_comes_later_finds_the_breaker_open(server: RedisServer) -
             assert second[0].ask("until", state="open")["at"]
 
 
-def test_calls_of_a_closed_breaker_cost_redis_nothing_but_batches(server: RedisServer) -> None:
+def test_a_closed_breaker_sends_redis_only_batches(server: RedisServer) -> None:
     with workers(server.url, number=1) as one, redis.Redis.from_url(server.url) as client:
         ready(one)
         one[0].ask("call", times=100, at_once=100)
@@ -125,7 +125,7 @@ def test_calls_of_a_closed_breaker_cost_redis_nothing_but_batches(server: RedisS
         assert commands <= 10 + (10 * took + 3) * inside
 
 
-def test_an_open_breaker_refuses_without_a_word_to_redis(server: RedisServer) -> None:
+def test_an_open_breaker_rejects_without_a_command_to_redis(server: RedisServer) -> None:
     with workers(server.url, number=1) as one, redis.Redis.from_url(server.url) as client:
         ready(one)
         trip(one)
@@ -136,10 +136,10 @@ def test_an_open_breaker_refuses_without_a_word_to_redis(server: RedisServer) ->
         took = time.monotonic() - began
         after: Any = client.info("commandstats")
         scripts = after["cmdstat_evalsha"]["calls"] - before["cmdstat_evalsha"]["calls"]
-        assert scripts <= 2 * took + 2  # looks
+        assert scripts <= 2 * took + 2  # polls
 
 
-def test_a_fork_after_use_shares_by_a_thread_and_client_of_its_own(server: RedisServer) -> None:
+def test_a_child_forked_after_use_has_a_thread_and_client_of_its_own(server: RedisServer) -> None:
     script = f"""
 import asyncio, os, sys, time
 os.environ["RESILIENCE_REDIS_URL"] = {server.url!r}
@@ -191,7 +191,7 @@ print(guard("llm").breaker.state.value)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="earlier Pythons do not warn")
-def test_importing_and_decorating_begins_no_thread_that_a_fork_would_lose(
+def test_importing_and_decorating_start_no_thread(
     server: RedisServer,
 ) -> None:
     script = f"""
@@ -247,7 +247,7 @@ print(threading.active_count())
     assert left == "1"
 
 
-def test_sharing_ends_whenever_it_is_closed(server: RedisServer) -> None:
+def test_closing_ends_sharing_at_any_moment(server: RedisServer) -> None:
     """Also while it connects, when redis-py loses cancellations."""
     script = f"""
 import asyncio, os, threading, time
@@ -266,7 +266,7 @@ print(threading.active_count())
     assert output_of(script, "-W", "error") == ("1\n", "")
 
 
-def test_a_worker_that_ends_leaves_nothing_running(server: RedisServer) -> None:
+def test_an_ended_worker_has_no_thread_left(server: RedisServer) -> None:
     script = f"""
 import asyncio, os, threading
 os.environ["RESILIENCE_REDIS_URL"] = {server.url!r}

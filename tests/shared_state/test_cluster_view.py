@@ -43,14 +43,12 @@ async def sum_up(client: Any) -> None:
         sum_up,
     ],
 )
-async def test_one_entry_that_is_none_of_ours_hides_no_other(
-    server: RedisServer, spoil: Any
-) -> None:
+async def test_a_malformed_entry_does_not_hide_the_others(server: RedisServer, spoil: Any) -> None:
     async with make_client(server.url) as client:
-        store = ScriptRunner(client, "worker")
-        await store.heartbeat("t:", HERE, 10.0)
-        subject = BreakerRef("t:", "llm", policy_as_json(BreakerPolicy()))
-        await store.force_state(subject, State.OPEN, "by hand", open_for=60.0)
+        runner = ScriptRunner(client, "worker")
+        await runner.heartbeat("t:", HERE, 10.0)
+        ref = BreakerRef("t:", "llm", policy_as_json(BreakerPolicy()))
+        await runner.force_state(ref, State.OPEN, "by hand", open_for=60.0)
         await spoil(client)
         seen = await ClusterView(client, "t:", lambda _: BreakerPolicy()).fetch()
     assert (seen.troubled, seen.workers, seen.overrides) == (["llm"], [HERE], {})
@@ -67,9 +65,9 @@ class Asked(ScriptRunner):
         self.names: list[list[str]] = []
         self.keys: list[int] = []
 
-    async def descriptions(self, subjects: Sequence[BreakerRef]) -> list[Description | None]:
-        self.names.append([subject.name for subject in subjects])
-        return await super().descriptions(subjects)
+    async def descriptions(self, refs: Sequence[BreakerRef]) -> list[Description | None]:
+        self.names.append([ref.name for ref in refs])
+        return await super().descriptions(refs)
 
     async def presences(self, keys: Sequence[bytes]) -> list[Presence]:
         self.keys.append(len(keys))
@@ -78,29 +76,29 @@ class Asked(ScriptRunner):
 
 async def filled(client: Any, breakers: int, workers: int = 0) -> tuple[ClusterView, Asked]:
     cluster = ClusterView(client, "t:", lambda _: BreakerPolicy())
-    store = cluster._store = Asked(client)
+    runner = cluster._runner = Asked(client)
     for number in range(breakers):
-        await store.report(BreakerRef("t:", f"llm.{number:03}", POLICY), Report(0, calls=1))
+        await runner.report(BreakerRef("t:", f"llm.{number:03}", POLICY), Report(0, calls=1))
     for number in range(workers):
         shown = ScriptRunner(client, f"worker {number}")
         await shown.heartbeat("t:", Presence("here", number), 60.0)
-    return cluster, store
+    return cluster, runner
 
 
-async def test_much_is_asked_for_in_slices_and_all_of_it(server: RedisServer) -> None:
+async def test_a_large_cluster_is_fetched_in_slices(server: RedisServer) -> None:
     async with make_client(server.url) as client:
-        cluster, store = await filled(client, 60, 30)
+        cluster, runner = await filled(client, 60, 30)
         seen = await cluster.fetch()
     assert list(seen.breakers) == [f"llm.{number:03}" for number in range(60)]
     assert [worker.pid for worker in seen.workers] == list(range(30))
-    assert max(map(len, store.names)) <= 8
-    assert max(store.keys) <= 8
+    assert max(map(len, runner.names)) <= 8
+    assert max(runner.keys) <= 8
 
 
-async def test_a_look_without_time_goes_on_where_the_last_one_ended(server: RedisServer) -> None:
+async def test_a_fetch_out_of_time_is_continued_by_the_next(server: RedisServer) -> None:
     async with make_client(server.url) as client:
-        cluster, store = await filled(client, 20)
-        await store.force_state(
+        cluster, runner = await filled(client, 20)
+        await runner.force_state(
             BreakerRef("t:", "llm.003", POLICY), State.OPEN, "by hand", open_for=60.0
         )
         found = await cluster.discover()
@@ -111,17 +109,17 @@ async def test_a_look_without_time_goes_on_where_the_last_one_ended(server: Redi
             earlier = seen.breakers
         await client.delete(Keys("t:", "llm.003").state)
         await cluster.fetch(found, earlier=earlier, seconds=0.0)
-    firsts = [names[0] for names in store.names]
+    firsts = [names[0] for names in runner.names]
     # What was never asked for comes first, then what is in trouble, then the longest not asked for.
     assert firsts == ["llm.000", "llm.008", "llm.016", "llm.003", "llm.003"]
-    assert store.names[2] == ["llm.016", "llm.017", "llm.018", "llm.019", "llm.003", *FIRST[:3]]
-    assert store.names[3] == ["llm.003", *FIRST[3:], *(f"llm.{n:03}" for n in range(8, 11))]
+    assert runner.names[2] == ["llm.016", "llm.017", "llm.018", "llm.019", "llm.003", *FIRST[:3]]
+    assert runner.names[3] == ["llm.003", *FIRST[3:], *(f"llm.{n:03}" for n in range(8, 11))]
 
 
 FIRST = [f"llm.{number:03}" for number in range(8) if number != 3]
 
 
-async def test_what_is_found_is_bounded(server: RedisServer) -> None:
+async def test_discovery_is_bounded(server: RedisServer) -> None:
     async with make_client(server.url) as client:
         cluster, _ = await filled(client, 20, 20)
         for name in ("x" * 201, "\x1b[31m", "x" * 5000):
@@ -131,7 +129,7 @@ async def test_what_is_found_is_bounded(server: RedisServer) -> None:
     assert (len(some.breakers), len(some.workers)) == (7, 7)
 
 
-async def test_scripts_that_redis_has_forgotten_are_loaded_for_a_look(server: RedisServer) -> None:
+async def test_a_fetch_loads_scripts_that_redis_has_lost(server: RedisServer) -> None:
     async with make_client(server.url) as client:
         cluster, _ = await filled(client, 20)
         await client.script_flush()

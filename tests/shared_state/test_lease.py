@@ -21,7 +21,7 @@ def lease(server: RedisServer, seconds: float = 30.0) -> Lease:
 
 
 class Work:
-    """Counts its beginnings, and lasts until it is told to end."""
+    """Counts its starts, and runs until `end` is set."""
 
     def __init__(self) -> None:
         self.began = 0
@@ -42,7 +42,7 @@ class Work:
 async def nothing() -> None: ...
 
 
-async def test_one_holds_it_and_gives_it_back(server: RedisServer) -> None:
+async def test_one_worker_holds_the_lease_and_releases_it(server: RedisServer) -> None:
     work = Work()
     holder = asyncio.create_task(lease(server).run(work))
     await work.running.wait()
@@ -56,7 +56,7 @@ async def test_one_holds_it_and_gives_it_back(server: RedisServer) -> None:
     assert await lease(server).run(nothing) == 0
 
 
-async def test_it_is_renewed_while_the_work_lasts(server: RedisServer) -> None:
+async def test_the_lease_is_renewed_while_the_work_runs(server: RedisServer) -> None:
     work = Work()
     holder = asyncio.create_task(lease(server, 0.4).run(work))
     await work.running.wait()
@@ -66,7 +66,7 @@ async def test_it_is_renewed_while_the_work_lasts(server: RedisServer) -> None:
     assert await holder == 0
 
 
-async def test_a_worker_that_is_refused_learns_when_the_lease_of_a_dead_one_ends(
+async def test_a_rejected_worker_gets_the_time_left_of_a_dead_holders_lease(
     server: RedisServer,
 ) -> None:
     client = make_client(server.url)
@@ -78,7 +78,7 @@ async def test_a_worker_that_is_refused_learns_when_the_lease_of_a_dead_one_ends
     assert await lease(server).run(nothing) == 0
 
 
-async def test_a_holder_that_was_suspended_stops_where_another_has_taken_over(
+async def test_a_suspended_holder_stops_if_another_took_over(
     server: RedisServer,
 ) -> None:
     work = Work()
@@ -94,7 +94,7 @@ async def test_a_holder_that_was_suspended_stops_where_another_has_taken_over(
         assert redis.hgetall(KEY) == {b"another worker": str(until).encode()}
 
 
-async def test_a_holder_that_was_suspended_goes_on_where_no_other_has_taken_over(
+async def test_a_suspended_holder_goes_on_if_no_other_took_over(
     server: RedisServer,
 ) -> None:
     work = Work()
@@ -107,7 +107,7 @@ async def test_a_holder_that_was_suspended_goes_on_where_no_other_has_taken_over
     assert await holder == 0
 
 
-async def test_a_holder_goes_on_after_redis_has_lost_everything(server: RedisServer) -> None:
+async def test_a_holder_goes_on_after_redis_lost_all_data(server: RedisServer) -> None:
     work = Work()
     holder = asyncio.create_task(lease(server, 0.4).run(work))
     await work.running.wait()
@@ -119,12 +119,12 @@ async def test_a_holder_goes_on_after_redis_has_lost_everything(server: RedisSer
     assert await holder == 0
 
 
-async def test_without_redis_it_is_as_if_there_were_no_other_worker(server: RedisServer) -> None:
+async def test_without_redis_the_work_is_done(server: RedisServer) -> None:
     server.kill()
     assert await lease(server).run(nothing) == 0
 
 
-async def test_what_the_work_raises_is_raised_and_the_lease_given_back(
+async def test_an_error_of_the_work_is_raised_and_the_lease_released(
     server: RedisServer,
 ) -> None:
     async def fail() -> None:
@@ -135,7 +135,7 @@ async def test_what_the_work_raises_is_raised_and_the_lease_given_back(
     assert await lease(server).run(nothing) == 0
 
 
-async def test_a_cancelled_holder_ends_its_work_first_even_if_that_swallows_a_cancellation(
+async def test_a_cancelled_holder_ends_work_that_swallows_a_cancellation(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lightrag_resilience.shared_state.lease._CANCEL_AGAIN", 0.05)
@@ -161,7 +161,7 @@ async def test_a_cancelled_holder_ends_its_work_first_even_if_that_swallows_a_ca
     assert (swallowed, has_ended) == (2, True)
 
 
-async def test_work_that_cannot_be_ended_keeps_the_lease_until_it_lapses(
+async def test_work_that_cannot_be_cancelled_keeps_the_lease_until_it_ends(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lightrag_resilience.shared_state.lease._CANCEL_AGAIN", 0.01)
@@ -184,9 +184,7 @@ async def test_work_that_cannot_be_ended_keeps_the_lease_until_it_lapses(
 
 
 @pytest.mark.parametrize("value", ["data", "", "nan", "inf", "-1", "9" * 400, "99999999999999"])
-async def test_a_lease_that_is_malformed_or_would_not_end_is_removed(
-    server: RedisServer, value: str
-) -> None:
+async def test_a_malformed_or_endless_lease_is_removed(server: RedisServer, value: str) -> None:
     with Redis.from_url(server.url) as redis:
         redis.hset(KEY, "another", value)
         assert await lease(server).run(nothing) == 0

@@ -30,18 +30,18 @@ class Redis:
         self.paid = [0.0, 0.0]
         self.seen: set[int] = set()
 
-    def book(self, worker: int, demand: Any) -> Reservation:
+    def book(self, worker: int, request: Any) -> Reservation:
         self.seen.add(worker)
         now = asyncio.get_running_loop().time()
         bursts = (self.policy.request_burst, self.policy.tokens_at_once)
         each = [60.0 / rate if rate else 0.0 for rate in (self.policy.rpm, self.policy.tpm)]
         starts, taken = [0.0, 0.0], [0, 0]
         for kind in (0, 1):
-            paid = max(self.paid[kind], now + demand.owed[kind])
-            paid = max(paid - demand.given_back[kind] * each[kind], now)
+            paid = max(self.paid[kind], now + request.owed[kind])
+            paid = max(paid - request.given_back[kind] * each[kind], now)
             if each[kind]:
                 starts[kind] = paid - bursts[kind] * each[kind] - now
-                taken[kind] = demand.wanted[kind]
+                taken[kind] = request.wanted[kind]
             self.paid[kind] = paid + taken[kind] * each[kind]
         return Reservation(
             "held", 0.0, len(self.seen), (starts[0], starts[1]), (taken[0], taken[1])
@@ -59,20 +59,20 @@ class Link:
         asyncio.get_running_loop().call_later(self.delay, self._reserve, limit)
 
     def _reserve(self, limit: SharedRateLimiter) -> None:
-        if (demand := limit.next_request()) is None:
+        if (request := limit.next_request()) is None:
             return
         if not self.connected:
-            limit.on_reservation_lost(demand)
+            limit.on_reservation_lost(request)
             return
-        booking = self.redis.book(self.worker, demand)
-        asyncio.get_running_loop().call_later(self.delay, self._answer, limit, demand, booking)
+        booking = self.redis.book(self.worker, request)
+        asyncio.get_running_loop().call_later(self.delay, self._answer, limit, request, booking)
 
-    def _answer(self, limit: SharedRateLimiter, demand: Any, booking: Reservation) -> None:
+    def _answer(self, limit: SharedRateLimiter, request: Any, booking: Reservation) -> None:
         if self.connected:
-            limit.on_reserved(demand, booking)
+            limit.on_reserved(request, booking)
             self._reserve(limit)
         else:
-            limit.on_reservation_lost(demand)
+            limit.on_reservation_lost(request)
 
     def cool_down(self, name: str, seconds: float) -> None: ...
 
@@ -133,7 +133,7 @@ def most_above_the_rate(sent: list[float]) -> float:
 @settings(max_examples=40, deadline=None)
 @given(flaps, st.sampled_from([REQUESTS, ALSO_TOKENS]), st.sampled_from([0.001, 0.1, 0.2]))
 @example([(2.0, 0.0625, True), (1.0, 1.0, False)], REQUESTS, 0.1)  # an answer outlasts the outage
-def test_a_worker_sends_no_more_than_its_limit_and_one_burst_whatever_redis_does(
+def test_a_worker_sends_at_most_its_limit_and_one_burst_however_redis_flaps(
     flapping: list[tuple[float, float, bool]], policy: LimitPolicy, delay: float
 ) -> None:
     sent = sent_while(policy, 1, delay, flapping)
@@ -144,7 +144,7 @@ def test_a_worker_sends_no_more_than_its_limit_and_one_burst_whatever_redis_does
 
 @settings(max_examples=20, deadline=None)
 @given(flaps, st.sampled_from([REQUESTS, ALSO_TOKENS]), st.sampled_from([0.001, 0.1]))
-def test_workers_that_know_of_each_other_get_no_burst_each_at_each_outage_and_return(
+def test_an_outage_and_its_end_grant_workers_no_further_burst(
     flapping: list[tuple[float, float, bool]], policy: LimitPolicy, delay: float
 ) -> None:
     """What others booked last is known to none: a few calls at each outage."""
@@ -159,12 +159,12 @@ async def _went_with_more_tokens_than_booked(limit: SharedRateLimiter) -> None:
     limit.settle(10, 70)
 
 
-def test_tokens_used_beyond_what_was_booked_are_paid_for_in_the_outage_too() -> None:
+def test_tokens_used_beyond_the_reservation_are_paid_for_in_an_outage() -> None:
     loop = VirtualTimeLoop()
-    away = Link(0, Redis(REQUESTS), 0.0)
-    away.connected = False
+    link = Link(0, Redis(REQUESTS), 0.0)
+    link.connected = False
     policy = LimitPolicy(tpm=60.0, token_burst=10, max_wait=3600.0)
-    limit = SharedRateLimiter("llm", policy, "lr:", away, clock=loop.time)
+    limit = SharedRateLimiter("llm", policy, "lr:", link, clock=loop.time)
 
     async def run() -> None:
         await _went_with_more_tokens_than_booked(limit)

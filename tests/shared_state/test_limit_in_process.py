@@ -57,7 +57,7 @@ def link_of(guards: Guards) -> Any:
 
 
 def limit_of(guards: Guards) -> Any:
-    return link_of(guards)._members.limits[NAME]
+    return link_of(guards)._shared.limits[NAME]
 
 
 async def connected(*registries: Guards) -> None:
@@ -102,7 +102,7 @@ async def test_tokens_are_shared_too(make: Any) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_turn_beyond_the_patience_is_refused_by_the_script(make: Any) -> None:
+async def test_the_script_rejects_a_turn_beyond_the_longest_wait(make: Any) -> None:
     one = make(RPM=60, BURST=1, MAX_WAIT=1.5)
     await connected(one)
     outcomes = await asyncio.gather(
@@ -114,7 +114,7 @@ async def test_a_turn_beyond_the_patience_is_refused_by_the_script(make: Any) ->
 
 
 @pytest.mark.anyio
-async def test_a_turn_beyond_the_deadline_is_refused_and_left_to_others(make: Any) -> None:
+async def test_a_turn_beyond_the_deadline_is_rejected_and_put_back(make: Any) -> None:
     one = make(RPM=60, BURST=1)
     await connected(one)
     limit = limit_of(one)
@@ -127,7 +127,7 @@ async def test_a_turn_beyond_the_deadline_is_refused_and_left_to_others(make: An
 
 
 @pytest.mark.anyio
-async def test_a_turn_that_is_held_is_taken_when_it_has_come_and_left_before(make: Any) -> None:
+async def test_a_held_turn_is_taken_only_once_it_is_due(make: Any) -> None:
     one = make(RPM=120, BURST=4)  # two turns a second, a lot of one
     await connected(one)
     limit = limit_of(one)
@@ -146,7 +146,7 @@ async def test_a_turn_that_is_held_is_taken_when_it_has_come_and_left_before(mak
 
 
 @pytest.mark.anyio
-async def test_who_is_cancelled_while_it_waits_leaves_its_turn(make: Any) -> None:
+async def test_a_caller_cancelled_while_sleeping_puts_its_turn_back(make: Any) -> None:
     one = make(RPM=120, BURST=1)
     await connected(one)
     limit = limit_of(one)
@@ -162,7 +162,7 @@ async def test_who_is_cancelled_while_it_waits_leaves_its_turn(make: Any) -> Non
 
 
 @pytest.mark.anyio
-async def test_who_is_cancelled_before_it_is_booked_leaves_the_line(
+async def test_a_caller_cancelled_before_its_reservation_leaves_the_queue(
     make: Any, server: RedisServer
 ) -> None:
     one = make(RPM=120, BURST=1)
@@ -180,13 +180,13 @@ async def test_who_is_cancelled_before_it_is_booked_leaves_the_line(
 
 
 @pytest.mark.anyio
-async def test_a_booking_that_comes_too_late_is_not_lost(
+async def test_turns_of_a_late_reservation_are_given_back(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = make(RPM=60_000, BURST=10)
     await connected(one)
     limit = limit_of(one)
-    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    monkeypatch.setattr(module, "_ANSWER_TIMEOUT", 0.0)
     assert not await limit.acquire(0, 10.0)  # alone
     await until(lambda: not limit._is_reserving)
     monkeypatch.undo()
@@ -195,7 +195,7 @@ async def test_a_booking_that_comes_too_late_is_not_lost(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", ["kill", "pause"])
-async def test_without_redis_a_worker_goes_on_alone_and_comes_back(
+async def test_without_redis_a_worker_uses_its_local_limiter(
     make: Any, server: RedisServer, kind: str
 ) -> None:
     one = make(RPM=6000, BURST=10, TPM=600_000)
@@ -215,7 +215,7 @@ async def test_without_redis_a_worker_goes_on_alone_and_comes_back(
 
 
 @pytest.mark.anyio
-async def test_who_still_waits_alone_when_redis_is_back_is_booked_there(
+async def test_callers_still_in_a_local_limiter_are_reserved_when_redis_is_back(
     make: Any, server: RedisServer
 ) -> None:
     one = make(RPM=600, BURST=1)
@@ -233,7 +233,7 @@ async def test_who_still_waits_alone_when_redis_is_back_is_booked_there(
 
 
 @pytest.mark.anyio
-async def test_a_redis_that_returns_empty_again_and_again_grants_no_burst_each_time(
+async def test_a_redis_that_loses_its_data_again_and_again_grants_no_burst_each_time(
     make: Any, server: RedisServer
 ) -> None:
     one = make(RPM=60, BURST=6, MAX_WAIT=1)
@@ -265,9 +265,7 @@ async def test_a_redis_that_returns_empty_again_and_again_grants_no_burst_each_t
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("delay", [0.17, 0.4])  # seconds in each direction
-async def test_a_redis_too_slow_to_be_waited_for_opens_no_second_burst(
-    server: RedisServer, delay: float
-) -> None:
+async def test_a_slow_redis_grants_no_second_burst(server: RedisServer, delay: float) -> None:
     async with TcpProxy(server.port) as proxy:
         link = Synchronizer(proxy.url, "lr:")
         link.breaker(NAME, BreakerPolicy(), Events())
@@ -294,10 +292,10 @@ async def test_a_redis_too_slow_to_be_waited_for_opens_no_second_burst(
 
 
 @pytest.mark.anyio
-async def test_calls_that_went_alone_past_a_slow_redis_are_charged_to_the_next_booking(
+async def test_local_calls_past_a_slow_redis_are_charged_to_the_next_reservation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    monkeypatch.setattr(module, "_ANSWER_TIMEOUT", 0.0)
     now = 1000.0
     never = SimpleNamespace(connected=True, reserve=lambda _: None, cool_down=lambda *_: None)
     policy = LimitPolicy(rpm=60, burst=6, tpm=6000)
@@ -307,14 +305,14 @@ async def test_calls_that_went_alone_past_a_slow_redis_are_charged_to_the_next_b
     now += 2.0
     caller = asyncio.create_task(limit.acquire(10, 30))
     await asyncio.sleep(0)
-    demand = limit.next_request()
-    assert demand is not None
-    assert demand.given_back == (-3, -30)
+    request = limit.next_request()
+    assert request is not None
+    assert request.given_back == (-3, -30)
     await caller
 
 
 @pytest.mark.anyio
-async def test_a_429_of_one_is_heard_by_the_other(make: Any) -> None:
+async def test_a_429_cools_down_the_other_worker(make: Any) -> None:
     one, two = make(), make()
     await connected(one, two)
     await two.get(NAME).call(fine)
@@ -336,20 +334,20 @@ async def test_a_429_of_one_is_heard_by_the_other(make: Any) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("message", [b"wait", b"wait x", b"wait -5", b"wait 999999999999"])
-async def test_a_wait_that_nobody_asked_for_is_not_waited_for(
+async def test_a_malformed_cooldown_is_ignored(
     make: Any, server: RedisServer, message: bytes
 ) -> None:
     one = make()
     await connected(one)
     await until(lambda: link_of(one)._worker._pubsub)
     with redis.Redis.from_url(server.url) as client:
-        channel = one.get(NAME).breaker.subject.channel
+        channel = one.get(NAME).breaker.ref.channel
         await until(lambda: client.publish(channel, message))
     await asyncio.sleep(0.05)
     assert (await times_of(one, 1))[0] < 0.2
 
 
-def test_what_is_none_of_ours_is_told(
+def test_malformed_data_of_a_limit_is_logged(
     make: Any, server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -360,10 +358,10 @@ def test_what_is_none_of_ours_is_told(
         await one.get(NAME).call(fine)
 
     asyncio.run(run())
-    assert f"What stood in Redis for limit '{NAME}' was not ours and is replaced" in caplog.text
+    assert f"Malformed data in Redis for limit '{NAME}' is replaced" in caplog.text
 
 
-def test_each_loop_may_wait(make: Any) -> None:
+def test_callers_of_two_loops_may_wait(make: Any) -> None:
     one = make(RPM=600, BURST=1)
 
     async def run() -> None:
@@ -374,14 +372,14 @@ def test_each_loop_may_wait(make: Any) -> None:
     asyncio.run(run())
 
 
-def test_a_loop_that_was_closed_does_no_harm(make: Any) -> None:
+def test_a_waiting_caller_of_a_closed_loop_is_dropped(make: Any) -> None:
     one = make(RPM=600, BURST=1)
     asyncio.run(connected(one))
 
-    async def leave() -> None:
+    async def start_waiting() -> None:
         limit_of(one)._waiters.append(module._Caller(0))
 
-    asyncio.run(leave())
+    asyncio.run(start_waiting())
 
     async def run() -> None:
         await times_of(one, 2)
@@ -389,7 +387,7 @@ def test_a_loop_that_was_closed_does_no_harm(make: Any) -> None:
     asyncio.run(run())
 
 
-def test_a_child_begins_with_nothing(make: Any) -> None:
+def test_a_child_process_inherits_no_turns(make: Any) -> None:
     one = make(RPM=600, BURST=50)
 
     async def run() -> None:

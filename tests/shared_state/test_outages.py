@@ -93,11 +93,11 @@ def agree(all_workers: Workers, state: str) -> list[dict[str, Any]]:
 
 
 def told_of_redis(worker: WorkerProcess) -> list[str]:
-    """What the log says of Redis, when it has said that it is there again."""
+    """The log lines about Redis, once they say that it is available again."""
     deadline = time.monotonic() + 10
     while True:
         lines = [line for line in worker.ask("look")["log"] if "Redis" in line]
-        if lines and "there again" in lines[-1]:
+        if lines and "available again" in lines[-1]:
             return lines
         assert time.monotonic() < deadline, lines
         time.sleep(0.05)
@@ -114,7 +114,9 @@ def told_of_redis(worker: WorkerProcess) -> list[str]:
         "stalled",
     ],
 )
-def test_no_call_notices_and_all_agree_afterwards(server: RedisServer, kind: str) -> None:
+def test_an_outage_fails_no_call_and_all_workers_agree_afterwards(
+    server: RedisServer, kind: str
+) -> None:
     with proxy_to(server) as switch, workers(switch.url, number=3) as three:  # type: ignore[attr-defined]
         ready(three)
         three.each("call", times=20)
@@ -152,10 +154,10 @@ def test_no_call_notices_and_all_agree_afterwards(server: RedisServer, kind: str
             lines = told_of_redis(worker)
             assert len(lines) in {2, 4}
             assert all("cannot be used" in line for line in lines[::2])
-            assert all("there again" in line for line in lines[1::2])
+            assert all("available again" in line for line in lines[1::2])
 
 
-def test_an_open_breaker_survives_that_redis_forgets_everything(server: RedisServer) -> None:
+def test_an_open_breaker_survives_a_loss_of_all_data(server: RedisServer) -> None:
     with workers(server.url) as four, redis.Redis.from_url(server.url) as client:
         ready(four)
         four[0].ask("steer", how="open", reason="by Ada", open_for=50)
@@ -169,7 +171,7 @@ def test_an_open_breaker_survives_that_redis_forgets_everything(server: RedisSer
         assert [count["refused"] for count in four.each("call", times=20)] == [20] * 4
 
 
-def test_forgotten_scripts_are_sent_again(server: RedisServer) -> None:
+def test_lost_scripts_are_loaded_again(server: RedisServer) -> None:
     with workers(server.url) as four, redis.Redis.from_url(server.url) as client:
         ready(four)
         client.script_flush()
@@ -179,7 +181,7 @@ def test_forgotten_scripts_are_sent_again(server: RedisServer) -> None:
         assert not any(answer["log"][1:] for answer in four.each("look"))
 
 
-def test_a_partition_of_one_worker_ends_with_what_the_others_decided(server: RedisServer) -> None:
+def test_a_partitioned_worker_takes_over_the_state_of_the_others(server: RedisServer) -> None:
     with (
         proxy_to(server) as switch,
         workers(switch.url, number=1) as apart,  # type: ignore[attr-defined]
@@ -211,7 +213,7 @@ def test_a_partition_of_one_worker_ends_with_what_the_others_decided(server: Red
         lambda client: client.set(KEYS.window, "nonsense"),
     ],
 )
-def test_what_is_none_of_ours_is_reported_and_not_trusted(
+def test_malformed_data_is_logged_and_ignored(
     server: RedisServer, corrupt: Callable[[Any], object]
 ) -> None:
     with workers(server.url, number=2) as two, redis.Redis.from_url(server.url) as client:
@@ -237,7 +239,7 @@ def test_what_is_none_of_ours_is_reported_and_not_trusted(
         ("rediss://127.0.0.1:{port}/0", "TLS"),
     ],
 )
-def test_a_wrong_address_is_one_clear_warning_and_calls_go_on(url: str, clause: str) -> None:
+def test_a_wrong_address_is_one_warning_and_calls_go_on(url: str, clause: str) -> None:
     with (
         RedisServer("--requirepass", "right-password") as server,
         workers(url.format(port=server.port), number=1) as one,
@@ -249,6 +251,6 @@ def test_a_wrong_address_is_one_clear_warning_and_calls_go_on(url: str, clause: 
         assert (counts["failed"], counts["refused"]) == (5, 15)
         warnings = [line for line in one[0].ask("look")["log"] if "Redis" in line]
         assert len(warnings) == 1
-        assert warnings[0].startswith("Redis cannot be used, so breakers go on in each process")
+        assert warnings[0].startswith("Redis cannot be used, so each process goes on")
         assert clause in warnings[0]
         assert "password@" not in warnings[0]

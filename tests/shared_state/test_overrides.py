@@ -32,18 +32,18 @@ async def client(server: RedisServer) -> AsyncIterator[Any]:
     await client.aclose()
 
 
-async def test_each_change_is_told_once(client: Any) -> None:
-    store, told = ScriptRunner(client, "worker"), list[Any]()
-    overrides = Overrides("t:", told.append)
-    await overrides.poll(store)
-    assert told == []
-    await store.override("t:", RPM, Override("60", "by Ada"))
-    await overrides.poll(store)
-    await overrides.poll(store)
-    assert told == [{RPM: Override("60", "by Ada")}]
-    await store.override("t:", RPM, None)
-    await overrides.poll(store)
-    assert told[1:] == [{}]
+async def test_each_change_of_overrides_is_applied_once(client: Any) -> None:
+    runner, applied = ScriptRunner(client, "worker"), list[Any]()
+    overrides = Overrides("t:", applied.append)
+    await overrides.poll(runner)
+    assert applied == []
+    await runner.override("t:", RPM, Override("60", "by Ada"))
+    await overrides.poll(runner)
+    await overrides.poll(runner)
+    assert applied == [{RPM: Override("60", "by Ada")}]
+    await runner.override("t:", RPM, None)
+    await overrides.poll(runner)
+    assert applied[1:] == [{}]
 
 
 @pytest.mark.parametrize(
@@ -63,78 +63,80 @@ async def test_each_change_is_told_once(client: Any) -> None:
         lambda client: client.set(KEY, f"{RPM}=60"),
     ],
 )
-async def test_what_is_none_of_ours_is_told_once_and_ignored(
+async def test_malformed_overrides_are_logged_once_and_ignored(
     client: Any, corrupt: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store, told = ScriptRunner(client, "worker"), list[Any]()
-    overrides = Overrides("t:", told.append)
+    runner, applied = ScriptRunner(client, "worker"), list[Any]()
+    overrides = Overrides("t:", applied.append)
     await corrupt(client)
-    await overrides.poll(store)
-    await overrides.poll(store)
-    assert told == []
+    await overrides.poll(runner)
+    await overrides.poll(runner)
+    assert applied == []
     assert len(caplog.records) == 1
     (complaint,) = caplog.messages
-    assert complaint.startswith("What stands in Redis as overrides is ignored")
+    assert complaint.startswith("Overrides in Redis are ignored")
     assert complaint.isprintable()
     assert len(complaint) < 500
     await client.delete(KEY)
-    await store.override("t:", RPM, Override("60", "by Ada"))
-    await overrides.poll(store)
-    assert told == [{RPM: Override("60", "by Ada")}]
+    await runner.override("t:", RPM, Override("60", "by Ada"))
+    await overrides.poll(runner)
+    assert applied == [{RPM: Override("60", "by Ada")}]
 
 
-async def test_an_odd_field_hides_no_other(client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    store, told = ScriptRunner(client, "worker"), list[Any]()
-    overrides = Overrides("t:", told.append)
-    await store.override("t:", RPM, Override("60", "by Ada"))
+async def test_a_malformed_override_does_not_hide_the_others(
+    client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, applied = ScriptRunner(client, "worker"), list[Any]()
+    overrides = Overrides("t:", applied.append)
+    await runner.override("t:", RPM, Override("60", "by Ada"))
     for number in range(9):
         await client.hset(KEY, f"ODD_{number}", "7")
-        await overrides.poll(store)
-    assert told == [{RPM: Override("60", "by Ada")}]
+        await overrides.poll(runner)
+    assert applied == [{RPM: Override("60", "by Ada")}]
     assert "'ODD_4' and 4 more" in caplog.text
-    found = await store.overrides("t:")
+    found = await runner.overrides("t:")
     assert found.odd == tuple(f"ODD_{number}" for number in range(9))
 
 
-async def test_overrides_that_cannot_be_applied_are_told_once_and_end_no_look(
+async def test_overrides_that_cannot_be_applied_are_logged_once(
     client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store, tried = ScriptRunner(client, "worker"), list[Any]()
+    runner, tried = ScriptRunner(client, "worker"), list[Any]()
 
     def fail(found: Any) -> None:
         tried.append(found)
         raise KeyError(RPM)
 
     overrides = Overrides("t:", fail)
-    await store.override("t:", RPM, Override("60", "by Ada"))
-    await overrides.poll(store)
-    await overrides.poll(store)
+    await runner.override("t:", RPM, Override("60", "by Ada"))
+    await overrides.poll(runner)
+    await overrides.poll(runner)
     assert len(tried) == len(caplog.records) == 1
     assert "applying them fails with KeyError" in caplog.text
 
 
-async def test_what_ended_while_no_thread_looked_ends_when_one_looks_again(
+async def test_an_override_removed_between_two_threads_ends_with_the_next_poll(
     client: Any, server: RedisServer
 ) -> None:
-    store, told = ScriptRunner(client, "worker"), list[Any]()
-    sync = Synchronizer(server.url, "t:", override=told.append)
+    runner, applied = ScriptRunner(client, "worker"), list[Any]()
+    sync = Synchronizer(server.url, "t:", override=applied.append)
     sync.breaker("llm", BreakerPolicy(), Events())
     try:
         for override in (Override("60", "by Ada"), None):
-            await store.override("t:", RPM, override)
+            await runner.override("t:", RPM, override)
             sync.begin()
             deadline = time.monotonic() + 10
-            while len(told) < 1 + (override is None):
+            while len(applied) < 1 + (override is None):
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.01)
             await asyncio.to_thread(sync.close)
     finally:
         await asyncio.to_thread(sync.close)
-    assert told == [{RPM: Override("60", "by Ada")}, {}]
+    assert applied == [{RPM: Override("60", "by Ada")}, {}]
 
 
 @given(st.text(), st.text())
-def test_what_is_kept_is_read_as_it_was_but_for_what_a_terminal_obeys(
+def test_an_override_is_parsed_as_stored_without_control_characters(
     value: str, reason: str
 ) -> None:
     read = Override.parse(Override(value, reason).as_json().encode())
@@ -143,7 +145,7 @@ def test_what_is_kept_is_read_as_it_was_but_for_what_a_terminal_obeys(
 
 
 @given(st.dictionaries(st.binary(), st.binary() | st.just(b'["60", ""]')))
-def test_whatever_fields_there_are_only_variables_are_read(kept: dict[bytes, bytes]) -> None:
+def test_only_fields_named_like_variables_are_overrides(kept: dict[bytes, bytes]) -> None:
     found = StoredOverrides.parse(kept)
     assert found.valid == {}
     assert len(found.odd) == len(kept)
@@ -151,6 +153,6 @@ def test_whatever_fields_there_are_only_variables_are_read(kept: dict[bytes, byt
 
 
 @given(st.binary())
-def test_nonsense_is_no_override(kept: bytes) -> None:
+def test_a_malformed_value_is_no_override(kept: bytes) -> None:
     with pytest.raises(WireError):
         Override.parse(kept)

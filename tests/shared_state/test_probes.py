@@ -29,7 +29,9 @@ def wait_for_probe(all_workers: Workers) -> None:
         assert time.monotonic() < deadline
 
 
-def test_four_processes_of_a_hundred_callers_send_exactly_the_quota(server: RedisServer) -> None:
+def test_four_processes_of_100_callers_send_exactly_the_probes_of_the_policy(
+    server: RedisServer,
+) -> None:
     with workers(server.url, PROBES="3") as four:
         ready(four)
         four.each("behave", fails=0, takes=0.02)
@@ -44,7 +46,7 @@ def test_four_processes_of_a_hundred_callers_send_exactly_the_quota(server: Redi
         assert sent == [3] * ROUNDS
 
 
-def test_a_failed_probe_opens_all_again_and_no_second_one_is_sent(server: RedisServer) -> None:
+def test_a_failed_probe_reopens_all_workers_and_no_second_is_sent(server: RedisServer) -> None:
     with workers(server.url, OPEN_FOR="20") as four:
         ready(four)
         four.each("behave", fails=1, takes=0.02)
@@ -59,7 +61,7 @@ def test_a_failed_probe_opens_all_again_and_no_second_one_is_sent(server: RedisS
         assert sum(count["ran"] for count in four.each("halt")) == 1
 
 
-def test_the_place_of_a_killed_prober_is_free_after_its_lease(server: RedisServer) -> None:
+def test_the_permit_of_a_killed_prober_is_free_after_its_lease(server: RedisServer) -> None:
     with workers(server.url, number=2, PROBE_LEASE="1") as two:
         ready(two)
         two[0].ask("behave", fails=0, takes=60)
@@ -75,7 +77,7 @@ def test_the_place_of_a_killed_prober_is_free_after_its_lease(server: RedisServe
         assert ended - began >= 1.0
 
 
-def test_the_place_of_a_cancelled_probe_is_free_at_once(server: RedisServer) -> None:
+def test_the_permit_of_a_cancelled_probe_is_free_at_once(server: RedisServer) -> None:
     with workers(server.url, number=2, PROBE_LEASE="600") as two:
         ready(two)
         two[0].ask("behave", fails=0, takes=60)
@@ -89,14 +91,14 @@ def test_the_place_of_a_cancelled_probe_is_free_at_once(server: RedisServer) -> 
         assert two[1].ask("halt")["probes"] == 1
 
 
-def test_a_worker_that_ends_in_order_gives_back_the_place_it_did_not_use(
+def test_a_stopping_worker_releases_its_unused_permit(
     server: RedisServer,
 ) -> None:
     with workers(server.url, number=2, PROBE_LEASE="600") as two:
         ready(two)
         open_for(0.1, two)
         time.sleep(0.15)
-        # The answer comes when the caller has gone: nobody takes the place.
+        # The answer comes after its caller gave up, so no call uses the permit.
         server.pause()
         two[0].ask("call", times=1)
         server.resume()
@@ -105,7 +107,7 @@ def test_a_worker_that_ends_in_order_gives_back_the_place_it_did_not_use(
         assert two[1].ask("until", state="closed")["at"]
 
 
-def test_a_probe_that_outlasts_its_lease_keeps_its_place_and_closes_the_circuit(
+def test_a_probe_longer_than_its_lease_keeps_its_permit_and_closes_the_circuit(
     server: RedisServer,
 ) -> None:
     with workers(server.url, number=2, PROBE_LEASE="1") as two:

@@ -30,7 +30,7 @@ from lightrag_resilience.testing.redis_server import RedisServer
 
 POLICY = BreakerPolicy(open_for=60.0)
 NAMES = ("llm", "embedding", "storage.orders")
-STEPS = 50  # of a worker's connections: those of its start, and a few looks and reports
+STEPS = 50  # of a worker's connections: those of its start, and a few polls and reports
 PATIENCE = 20.0  # seconds, on a busy machine
 KINDS: list[Callable[[], BaseException]] = [
     lambda: RedisConnectionError("made up"),
@@ -76,8 +76,8 @@ class Faults:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Looks and reports that follow each other soon."""
-    for name, seconds in {"_LOOK": 0.03, "_LOOK_AGAIN": 0.005, "_BATCH": 0.005}.items():
+    """Poll and report at short intervals."""
+    for name, seconds in {"_POLL_EVERY": 0.03, "_RETRY_EVERY": 0.005, "_BATCH": 0.005}.items():
         monkeypatch.setattr(worker, name, seconds)
     return monkeypatch
 
@@ -108,10 +108,10 @@ async def of_the_cluster(url: str, work: Callable[[ScriptRunner], Any]) -> Any:
         await client.aclose()
 
 
-def steer(url: str, name: str, state: State) -> Reply:
-    subject = BreakerRef("lr:", name, policy_as_json(POLICY))
+def force_state(url: str, name: str, state: State) -> Reply:
+    ref = BreakerRef("lr:", name, policy_as_json(POLICY))
     work = of_the_cluster(
-        url, lambda store: store.force_state(subject, state, "by Ada", open_for=60.0)
+        url, lambda runner: runner.force_state(ref, state, "by Ada", open_for=60.0)
     )
     return asyncio.run(work)  # type: ignore[no-any-return]
 
@@ -127,26 +127,26 @@ def use(sync: Synchronizer, breakers: list[SharedBreaker]) -> None:
 
 
 def shares_again(sync: Synchronizer, breakers: list[SharedBreaker], url: str, what: object) -> None:
-    """What another worker decides arrives by publishing, and what this one finds out leaves."""
+    """Messages of another worker arrive, and reports of this one reach Redis."""
     until(lambda: sync.connected, what)
-    steer(url, NAMES[0], State.OPEN)
+    force_state(url, NAMES[0], State.OPEN)
     until(lambda: breakers[0].state is State.OPEN, what)
-    steer(url, NAMES[0], State.CLOSED)
+    force_state(url, NAMES[0], State.CLOSED)
     until(lambda: breakers[0].state is State.CLOSED, what)
 
-    def tell() -> bool:
+    def reports_arrive() -> bool:
         breakers[2].on_failure(breakers[2].acquire(), 0.1)
         breakers[2].on_success(breakers[2].acquire(), 0.1)
-        subject = BreakerRef("lr:", NAMES[2], policy_as_json(POLICY))
-        told = asyncio.run(of_the_cluster(url, lambda store: store.describe(subject)))
-        return bool(told.failed)
+        ref = BreakerRef("lr:", NAMES[2], policy_as_json(POLICY))
+        published = asyncio.run(of_the_cluster(url, lambda runner: runner.describe(ref)))
+        return bool(published.failed)
 
     breakers[2].close()
-    until(tell, what)
+    until(reports_arrive, what)
 
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))
-def test_whatever_fails_at_whatever_step_sharing_goes_on(
+def test_sharing_survives_any_error_at_any_step(
     server: RedisServer, quick: pytest.MonkeyPatch, kind: int
 ) -> None:
     chance = random.Random(f"faults {kind}")
@@ -168,21 +168,21 @@ def test_whatever_fails_at_whatever_step_sharing_goes_on(
         assert threading.active_count() == before
 
 
-def test_a_message_of_a_wait_for_what_has_no_limit_harms_nothing(
+def test_a_cooldown_of_a_breaker_without_limits_is_ignored(
     server: RedisServer, quick: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with synchronizer(server.url) as (sync, breakers):
         until(lambda: sync.connected, "at first")
-        channel = breakers[0].subject.channel
-        told = of_the_cluster(
-            server.url, lambda store: store.publish(channel, lambda: CooldownMessage(1.0))
+        channel = breakers[0].ref.channel
+        published = of_the_cluster(
+            server.url, lambda runner: runner.publish(channel, lambda: CooldownMessage(1.0))
         )
-        asyncio.run(told)
+        asyncio.run(published)
         shares_again(sync, breakers, server.url, "after it")
     assert "Redis" not in caplog.text
 
 
-def test_a_stall_under_load_of_thirty_breakers_is_over_within_moments(server: RedisServer) -> None:
+def test_thirty_breakers_under_load_recover_soon_after_a_stall(server: RedisServer) -> None:
     sync, over = Synchronizer(server.url, "lr:"), threading.Event()
     breakers = [sync.breaker(f"llm.{number}", POLICY, Events()) for number in range(30)]
 
@@ -209,13 +209,13 @@ def test_a_stall_under_load_of_thirty_breakers_is_over_within_moments(server: Re
         sync.close()
 
 
-def test_of_all_waits_asked_for_in_a_stall_one_is_told_with_what_is_left_of_it(
+def test_only_the_longest_cooldown_of_a_stall_is_published_with_its_remaining_time(
     server: RedisServer,
 ) -> None:
     with synchronizer(server.url) as (sync, breakers), redis.Redis.from_url(server.url) as client:
         until(lambda: sync.connected, "at first")
         pubsub = client.pubsub(ignore_subscribe_messages=True)
-        pubsub.subscribe(*(breaker.subject.channel for breaker in breakers))
+        pubsub.subscribe(*(breaker.ref.channel for breaker in breakers))
         for _ in breakers:
             pubsub.get_message(timeout=1.0)
         server.pause()
@@ -223,27 +223,27 @@ def test_of_all_waits_asked_for_in_a_stall_one_is_told_with_what_is_left_of_it(
         for _ in range(400):
             sync.cool_down(NAMES[0], 30.0)
         thread: Any = sync._worker
-        until(lambda: thread._cooling, "the thread has heard of them")
+        until(lambda: thread._cooldowns, "the thread has them")
         assert len(thread._tasks) < 20
         until(lambda: not sync.connected, "the stall is seen")
-        sync.cool_down(NAMES[1], 0.01)  # over when Redis is there again
+        sync.cool_down(NAMES[1], 0.01)  # over when Redis is available again
         time.sleep(0.3)
         server.resume()
-        until(lambda: sync.connected and not thread._cooling, "told")
+        until(lambda: sync.connected and not thread._cooldowns, "it was not published")
         waited = time.monotonic() - asked_at
-        told = []
+        published = []
         while (message := pubsub.get_message(timeout=0.3)) is not None:
-            told.append((message["channel"].decode(), int(message["data"].split()[1])))
+            published.append((message["channel"].decode(), int(message["data"].split()[1])))
     # The one that was being sent when the stall began may have arrived all the same.
-    assert {channel for channel, _ in told} == {breakers[0].subject.channel}
-    assert len(told) <= 2
-    assert all(30_000 - waited * 1000 - 1 <= left <= 30_000 for _, left in told)
+    assert {channel for channel, _ in published} == {breakers[0].ref.channel}
+    assert len(published) <= 2
+    assert all(30_000 - waited * 1000 - 1 <= left <= 30_000 for _, left in published)
 
 
 # ---------------------------------------------------------------------- the thread
 
 
-def test_a_thread_that_ended_all_the_same_begins_again_and_says_so(
+def test_an_ended_thread_is_restarted_and_logged(
     server: RedisServer, quick: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(url: str) -> Any:
@@ -264,7 +264,7 @@ def test_a_thread_that_ended_all_the_same_begins_again_and_says_so(
     sync.begin()
     shares_again(sync, breakers, server.url, "in the second thread")
     sync.close()
-    assert "The thread that shares breakers through Redis ended; it begins again" in caplog.messages
+    assert "The thread that shares breakers through Redis ended; it starts again" in caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_a_thread_that_ended_all_the_same_begins_again_and_says_so(
         ("asyncio.new_event_loop", OSError(24, "Too many open files"), "no more files"),
     ],
 )
-def test_where_no_thread_can_begin_calls_go_on_and_it_is_tried_again(
+def test_calls_go_on_while_no_thread_can_start(
     server: RedisServer, caplog: pytest.LogCaptureFixture, fails: str, error: Exception, clause: str
 ) -> None:
     now = [0.0]
@@ -290,15 +290,17 @@ def test_where_no_thread_can_begin_calls_go_on_and_it_is_tried_again(
             breakers[0].on_failure(breakers[0].acquire(), 0.1)
     assert breakers[0].state is State.OPEN
     assert not sync.connected
-    (told,) = (record.getMessage() for record in caplog.records if "Redis" in record.getMessage())
-    assert clause in told
+    (published,) = (
+        record.getMessage() for record in caplog.records if "Redis" in record.getMessage()
+    )
+    assert clause in published
     now[0] += 1.0
     sync.begin()
     until(lambda: sync.connected, "now there is one")
     sync.close()
 
 
-def test_sharing_without_any_breaker_is_no_trouble(
+def test_sharing_without_breakers_works(
     server: RedisServer, quick: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -52,7 +52,7 @@ def limit(policy: LimitPolicy = POLICY) -> SharedRateLimiter:
     return SharedRateLimiter("llm", policy, "t:", Unused(), clock=lambda: 0.0)
 
 
-def demand(requests: int, tokens: int, back: tuple[int, int] = (0, 0)) -> ReservationRequest:
+def request(requests: int, tokens: int, back: tuple[int, int] = (0, 0)) -> ReservationRequest:
     return ReservationRequest(1, (requests, tokens), (requests, tokens), back)
 
 
@@ -62,17 +62,17 @@ class Run:
     def __init__(self, client: Any) -> None:
         self.now = 1_000_000.0
         self.limit = limit()
-        self.stores = {name: ScriptRunner(client, name) for name in WORKERS}
+        self.runners = {name: ScriptRunner(client, name) for name in WORKERS}
         self.requests: list[float] = []
         self.tokens: list[float] = []
         self.returned = [0, 0]
         self.back: dict[str, tuple[int, int]] = {}
 
     async def book(self, worker: str, requests: int, tokens: int) -> Reservation:
-        store = self.stores[worker]
-        store.now_ms = str(self.now)
-        booking = await store.reserve(
-            self.limit, demand(requests, tokens, self.back.pop(worker, (0, 0)))
+        runner = self.runners[worker]
+        runner.now_ms = str(self.now)
+        booking = await runner.reserve(
+            self.limit, request(requests, tokens, self.back.pop(worker, (0, 0)))
         )
         if any(booking.taken):
             assert booking.taken == (requests, tokens)
@@ -88,7 +88,7 @@ class Run:
     def give_back(self, worker: str) -> None:
         """The last turns that are not yet due are not used after all.
 
-        Told late, there is already room again for them, so that they count twice.
+        If they come late the rate has made room for them, and they count twice.
         """
         requests, tokens = self.back.get(worker, (0, 0))
         if self.requests and self.requests[-1] > self.now:
@@ -145,7 +145,7 @@ def test_no_window_sees_more_than_the_limit_and_the_burst(
 
 
 @pytest.mark.anyio
-async def test_who_comes_first_is_served_first_whoever_comes(server: RedisServer) -> None:
+async def test_reservations_are_served_in_order_over_all_workers(server: RedisServer) -> None:
     client = make_client(server.url)
     script = Run(client)
     ready = []
@@ -158,7 +158,7 @@ async def test_who_comes_first_is_served_first_whoever_comes(server: RedisServer
 
 
 @pytest.mark.anyio
-async def test_it_counts_the_workers_of_the_last_minute(server: RedisServer) -> None:
+async def test_a_reservation_counts_the_workers_of_the_last_minute(server: RedisServer) -> None:
     client = make_client(server.url)
     script = Run(client)
     assert [(await script.book(name, 1, 1)).workers for name in (*WORKERS, "one")] == [1, 2, 2]
@@ -178,7 +178,7 @@ async def test_it_counts_the_workers_of_the_last_minute(server: RedisServer) -> 
         lambda client, key: client.hset(key, mapping={"wother": "soon", "w": ""}),
     ],
 )
-async def test_what_is_none_of_ours_is_replaced(server: RedisServer, corrupt: Any) -> None:
+async def test_malformed_data_is_replaced(server: RedisServer, corrupt: Any) -> None:
     client = make_client(server.url)
     script = Run(client)
     with redis.Redis.from_url(server.url) as other:
@@ -192,30 +192,30 @@ async def test_what_is_none_of_ours_is_replaced(server: RedisServer, corrupt: An
 
 
 @pytest.mark.anyio
-async def test_where_extra_turns_are_too_far_away_only_the_needed_are_booked(
+async def test_only_the_needed_turns_are_reserved_if_the_extra_ones_are_due_too_late(
     server: RedisServer,
 ) -> None:
     client = make_client(server.url)
     script = Run(client)
-    store = script.stores["one"]
-    store.now_ms = "1000000"
-    booking = await store.reserve(script.limit, ReservationRequest(1, (1, 0), (100, 0), (0, 0)))
+    runner = script.runners["one"]
+    runner.now_ms = "1000000"
+    booking = await runner.reserve(script.limit, ReservationRequest(1, (1, 0), (100, 0), (0, 0)))
     assert booking.taken == (1, 0)
     await client.aclose()
 
 
 @pytest.mark.anyio
-async def test_what_a_worker_knows_to_be_owed_counts_where_redis_has_forgotten_it(
+async def test_what_a_worker_owes_counts_if_redis_lost_it(
     server: RedisServer,
 ) -> None:
     client = make_client(server.url)
     script = Run(client)
-    store = script.stores["one"]
-    store.now_ms = "1000000"
+    runner = script.runners["one"]
+    runner.now_ms = "1000000"
     owing = ReservationRequest(1, (1, 0), (1, 0), (0, 0), owed=(2.0, 0.0))
-    booking = await store.reserve(script.limit, owing)
+    booking = await runner.reserve(script.limit, owing)
     assert booking.starts[0] == pytest.approx(2.0 - BURST * 60 / RPM)
-    assert (await store.reserve(script.limit, owing)).starts[0] == pytest.approx(
+    assert (await runner.reserve(script.limit, owing)).starts[0] == pytest.approx(
         booking.starts[0] + 60 / RPM  # it is no debt that adds up
     )
     await client.aclose()
@@ -227,18 +227,18 @@ async def test_what_a_worker_knows_to_be_owed_counts_where_redis_has_forgotten_i
 GOOD: list[Any] = [b"held", b"1500.000", 2, b"-100.000", b"4", b"20.500", b"300"]
 
 
-def test_an_answer_is_read_in_seconds() -> None:
+def test_a_reservation_is_parsed_in_seconds() -> None:
     assert Reservation.parse(GOOD) == Reservation("held", 1.5, 2, (-0.1, 0.0205), (4, 300))
 
 
 @given(st.one_of(st.none(), st.binary(), st.lists(st.binary() | st.integers() | st.none())))
-def test_nonsense_is_no_answer(answer: Any) -> None:
+def test_a_malformed_answer_is_rejected(answer: Any) -> None:
     with pytest.raises(WireError):
         Reservation.parse(answer)
 
 
 @given(st.integers(0, 6), st.binary() | st.none() | st.floats() | st.integers(max_value=0))
-def test_an_answer_with_one_part_of_nonsense_is_none(at: int, value: Any) -> None:
+def test_an_answer_with_one_malformed_part_is_rejected(at: int, value: Any) -> None:
     answer = [*GOOD[:at], value, *GOOD[at + 1 :]]
     try:
         Reservation.parse(answer)
@@ -251,14 +251,14 @@ def test_an_answer_with_one_part_of_nonsense_is_none(at: int, value: Any) -> Non
 # ---------------------------------------------------------------------- the stock
 
 
-def test_turns_are_used_at_their_times_and_not_before_they_were_booked() -> None:
+def test_turns_are_due_at_their_times_and_not_before_the_reservation() -> None:
     stock = ReservedTurns()
     stock.add(start=-1.0, each=0.5, turns=4, now=0.0)
     assert [stock.take(1, 0.0) for _ in range(4)] == [0.0, 0.0, 0.5, 1.0]
     assert stock.total == 0
 
 
-def test_a_large_take_goes_over_several_lots() -> None:
+def test_a_large_take_uses_several_lots() -> None:
     stock = ReservedTurns()
     stock.add(0.0, 1.0, 2, 0.0)
     stock.add(2.0, 1.0, 3, 0.0)
@@ -267,7 +267,7 @@ def test_a_large_take_goes_over_several_lots() -> None:
     assert stock.take(1, 0.0) == 5.0
 
 
-def test_what_is_put_back_goes_first() -> None:
+def test_turns_put_back_are_used_first() -> None:
     stock = ReservedTurns()
     stock.add(0.0, 1.0, 2, 0.0)
     ready = stock.take(1, 0.0)
@@ -278,7 +278,7 @@ def test_what_is_put_back_goes_first() -> None:
     assert stock.total == 1
 
 
-def test_idle_turns_are_given_up_once_all_of_their_lot_are_late() -> None:
+def test_a_lot_is_dropped_once_all_its_turns_are_idle() -> None:
     stock = ReservedTurns()
     stock.add(0.0, 1.0, 2, 0.0)
     assert stock.expire(2.2) == 0
@@ -290,7 +290,7 @@ def test_idle_turns_are_given_up_once_all_of_their_lot_are_late() -> None:
     st.lists(st.tuples(st.floats(-10, 10), st.floats(0, 5), st.integers(1, 9)), max_size=8),
     st.lists(st.integers(1, 5), max_size=20),
 )
-def test_turns_come_out_in_order_and_none_is_lost(
+def test_turns_are_taken_in_order_and_none_is_lost(
     lots: list[tuple[float, float, int]], takes: list[int]
 ) -> None:
     stock, start, expected = ReservedTurns(), 0.0, 0

@@ -31,8 +31,8 @@ class Sync:
         self.connected = True
         self.round_trip = 0.0
         self.wanted: list[Any] = []
-        self.on_ask: Callable[[SharedBreaker], None] = lambda _: None
-        self.on_question: Callable[[Callable[[], None]], None] = lambda answered: answered()
+        self.on_request: Callable[[SharedBreaker], None] = lambda _: None
+        self.on_await: Callable[[Callable[[], None]], None] = lambda answered: answered()
 
     def begin(self) -> None:
         self.wanted.append("begin")
@@ -42,11 +42,11 @@ class Sync:
 
     def request_probe(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
         self.wanted.append("ask")
-        self.on_ask(breaker)
-        self.on_question(answered)
+        self.on_request(breaker)
+        self.on_await(answered)
 
     def return_probe(self, breaker: SharedBreaker, token: str) -> None:
-        self.wanted.append(("give back", token))
+        self.wanted.append(("release", token))
 
     def force_state(
         self, breaker: SharedBreaker, state: State, reason: str, *, open_for: float = 0.0
@@ -62,7 +62,7 @@ class Rig:
         )
         self.version = 100
 
-    def hears(self, state: State, *, remaining: float = 0.0, **how: Any) -> None:
+    def receives(self, state: State, *, remaining: float = 0.0, **how: Any) -> None:
         self.version += 1
         self.breaker.apply_remote_state(self.there(state, remaining), **how)
 
@@ -71,13 +71,13 @@ class Rig:
         return Announcement(state, self.version, remaining, opens, REASON)
 
     def grants(self, *, lease: float | None = LEASE) -> None:
-        """The cluster gives a place to whoever asks next."""
+        """The cluster gives a permit to the next caller."""
 
         def answer(breaker: SharedBreaker) -> None:
             self.version += 1
             breaker.on_probe_answer(self.there(State.HALF_OPEN), "token", lease)
 
-        self.sync.on_ask = answer
+        self.sync.on_request = answer
 
     def ask(self) -> Any:
         return asyncio.run(self.breaker.acquire_async())
@@ -109,7 +109,7 @@ def token_of(probe: Any) -> str:
 
 def half_open(rig: Rig) -> Any:
     """A probe of this worker's, let through by the cluster."""
-    rig.hears(State.OPEN, remaining=5.0)
+    rig.receives(State.OPEN, remaining=5.0)
     rig.clock.now += 5.0
     rig.grants()
     return rig.ask()
@@ -118,63 +118,63 @@ def half_open(rig: Rig) -> Any:
 # ---------------------------------------------------------------------- closed
 
 
-def test_outcomes_are_added_up_and_told_once() -> None:
+def test_outcomes_are_summed_and_reported_once() -> None:
     rig = Rig(slow_call=1.0)
     rig.breaker.on_success(rig.ask(), 0.1)
     rig.breaker.on_success(rig.ask(), 2.0)
     rig.fails()
-    assert rig.sync.wanted == [FlushPriority.SOON, FlushPriority.NEXT]
-    told = rig.report()
-    assert (told.calls, told.failed, told.slow, told.tripped) == (3, 1, 1, "")
+    assert rig.sync.wanted == [FlushPriority.BATCHED, FlushPriority.NEXT]
+    report = rig.report()
+    assert (report.calls, report.failed, report.slow, report.tripped) == (3, 1, 1, "")
     assert rig.breaker.take_report() is None
     rig.breaker.on_success(rig.ask(), 0.1)
-    assert rig.report().batch == told.batch + 1
+    assert rig.report().batch == report.batch + 1
 
 
-def test_a_trip_is_told_at_once_and_holds_before_the_cluster_answers() -> None:
+def test_a_trip_is_reported_at_once_and_holds_before_the_answer() -> None:
     rig = Rig()
     rig.fails(5)
-    assert rig.sync.wanted[-1] is FlushPriority.NOW
+    assert rig.sync.wanted[-1] is FlushPriority.IMMEDIATE
     assert rig.refuses().reason == REASON
-    told = rig.report()
-    assert (told.failed, told.tripped) == (5, REASON)
-    rig.hears(State.CLOSED)  # decided before it heard of this
+    report = rig.report()
+    assert (report.failed, report.tripped) == (5, REASON)
+    rig.receives(State.CLOSED)  # decided before it got this report
     assert rig.state is State.OPEN
-    rig.hears(State.OPEN, remaining=9.0, answers=told)
+    rig.receives(State.OPEN, remaining=9.0, answers=report)
     assert rig.refuses().retry_after == 9.0
 
 
-def test_a_trip_that_the_cluster_did_not_count_stays_this_workers_own() -> None:
+def test_a_trip_that_the_cluster_did_not_count_stays_with_this_worker() -> None:
     rig = Rig()
-    rig.hears(State.CLOSED)
+    rig.receives(State.CLOSED)
     rig.fails(5)
     rig.breaker.apply_remote_state(rig.there(State.CLOSED), answers=rig.report())
     assert rig.breaker.is_diverged
     assert rig.refuses().reason == REASON
 
 
-def test_a_cluster_that_went_on_without_a_trip_is_followed() -> None:
+def test_a_worker_follows_a_cluster_that_did_not_take_its_trip() -> None:
     rig = Rig()
-    rig.hears(State.CLOSED)
+    rig.receives(State.CLOSED)
     rig.fails(5)
-    told = rig.report()
-    rig.hears(State.CLOSED, answers=told)
+    report = rig.report()
+    rig.receives(State.CLOSED, answers=report)
     assert rig.state is State.CLOSED
 
 
-def test_outcomes_from_before_a_change_are_not_told_after_it() -> None:
+def test_outcomes_of_the_previous_state_are_not_reported() -> None:
     rig = Rig()
     rig.fails(2)
-    rig.hears(State.OPEN, remaining=5.0)
-    rig.hears(State.CLOSED)
+    rig.receives(State.OPEN, remaining=5.0)
+    rig.receives(State.CLOSED)
     assert rig.breaker.take_report() is None
 
 
-def test_a_call_from_before_a_change_counts_no_more() -> None:
+def test_a_call_admitted_in_the_previous_state_does_not_count() -> None:
     rig = Rig()
     old = rig.ask()
-    rig.hears(State.OPEN, remaining=5.0)
-    rig.hears(State.CLOSED)
+    rig.receives(State.OPEN, remaining=5.0)
+    rig.receives(State.CLOSED)
     rig.breaker.on_failure(old, 0.1)
     rig.breaker.on_success(old, 0.1)
     assert rig.breaker.take_report() is None
@@ -182,10 +182,10 @@ def test_a_call_from_before_a_change_counts_no_more() -> None:
 
 
 @pytest.mark.parametrize("mode", ["metrics-only", "disabled", "forced-open"])
-def test_only_an_enforcing_breaker_shares(mode: Any) -> None:
+def test_only_an_enforcing_breaker_shares_its_state(mode: Any) -> None:
     rig = Rig(mode=mode)
     state = rig.state
-    rig.hears(State.HALF_OPEN)
+    rig.receives(State.HALF_OPEN)
     assert rig.state is state
     if mode != "forced-open":
         rig.fails()
@@ -193,38 +193,38 @@ def test_only_an_enforcing_breaker_shares(mode: Any) -> None:
     assert rig.breaker.open_state_to_restore() is None
 
 
-# ---------------------------------------------------------------------- what is heard
+# ---------------------------------------------------------------------- states of the cluster
 
 
-def test_old_news_is_no_news() -> None:
+def test_an_older_state_is_ignored() -> None:
     rig = Rig()
-    rig.hears(State.OPEN, remaining=5.0)
+    rig.receives(State.OPEN, remaining=5.0)
     for version in (rig.version, rig.version - 1):
         rig.breaker.apply_remote_state(Announcement(State.CLOSED, version, 0.0, 0, ""))
         assert rig.state is State.OPEN
 
 
-def test_what_redis_says_wins_when_it_is_there_again() -> None:
+def test_the_state_in_redis_wins_after_an_outage() -> None:
     rig = Rig()
-    rig.hears(State.OPEN, remaining=5.0)
+    rig.receives(State.OPEN, remaining=5.0)
     rig.breaker.apply_remote_state(Announcement(State.CLOSED, 3, 0.0, 0, ""), rejoined=True)
     assert rig.state is State.CLOSED
-    assert rig.breaker.subject.version == 3
+    assert rig.breaker.ref.version == 3
 
 
-def test_closed_here_and_there_keeps_what_is_counted() -> None:
+def test_a_breaker_closed_in_worker_and_cluster_keeps_its_window() -> None:
     rig = Rig()
     rig.fails(2)
-    rig.hears(State.CLOSED)
+    rig.receives(State.CLOSED)
     assert rig.breaker.snapshot().failed == 2
 
 
-def test_one_of_a_quorum_refuses_by_itself_until_the_cluster_decides() -> None:
+def test_a_worker_with_a_quorum_stays_open_until_the_cluster_decides() -> None:
     rig = Rig(quorum=2, open_for=10.0)
     rig.fails(5)
-    told = rig.report()
-    rig.hears(State.CLOSED, answers=told)
-    rig.hears(State.CLOSED)
+    report = rig.report()
+    rig.receives(State.CLOSED, answers=report)
+    rig.receives(State.CLOSED)
     assert rig.breaker.is_diverged
     assert rig.state is State.OPEN
     assert rig.breaker.open_state_to_restore() is None
@@ -233,10 +233,10 @@ def test_one_of_a_quorum_refuses_by_itself_until_the_cluster_decides() -> None:
     assert rig.state is State.CLOSED
 
 
-def test_one_of_a_quorum_tries_by_itself() -> None:
+def test_a_worker_with_a_quorum_probes_by_itself() -> None:
     rig = Rig(quorum=2, open_for=10.0)
     rig.fails(5)
-    rig.hears(State.CLOSED, answers=rig.report())
+    rig.receives(State.CLOSED, answers=rig.report())
     rig.clock.now += 10.0
     probe = rig.ask()
     assert "ask" not in rig.sync.wanted
@@ -249,12 +249,12 @@ def test_one_of_a_quorum_tries_by_itself() -> None:
 # ---------------------------------------------------------------------- probes
 
 
-def test_only_one_caller_asks_for_a_place_and_gets_it() -> None:
+def test_only_one_caller_requests_a_probes_permit() -> None:
     rig = Rig()
     probe = half_open(rig)
     assert rig.sync.wanted.count("ask") == 1
     assert rig.state is State.HALF_OPEN
-    rig.sync.on_ask = lambda breaker: breaker.on_probe_answer(
+    rig.sync.on_request = lambda breaker: breaker.on_probe_answer(
         rig.there(State.HALF_OPEN, 5.0), "", None
     )
     assert rig.refuses().state == "half-open"
@@ -265,13 +265,13 @@ def test_only_one_caller_asks_for_a_place_and_gets_it() -> None:
     assert rig.sync.wanted.count("ask") == 3
     rig.breaker.on_success(probe, 0.1)
     assert rig.report().verdicts == (("token", "ok"),)
-    assert rig.sync.wanted[-1] is FlushPriority.NOW
+    assert rig.sync.wanted[-1] is FlushPriority.IMMEDIATE
 
 
 @pytest.mark.parametrize(
     ("how", "verdict"), [("failed", "failed"), ("slow", "was slow"), ("fine", "ok")]
 )
-def test_the_cluster_judges_a_probe(how: str, verdict: str) -> None:
+def test_the_verdict_of_a_probe_is_reported_to_the_cluster(how: str, verdict: str) -> None:
     rig = Rig(slow_call=1.0)
     probe = half_open(rig)
     if how == "failed":
@@ -282,52 +282,52 @@ def test_the_cluster_judges_a_probe(how: str, verdict: str) -> None:
     assert rig.report().verdicts == (("token", verdict),)
 
 
-def test_before_the_break_is_over_nobody_asks() -> None:
+def test_no_permit_is_requested_before_the_break_is_over() -> None:
     rig = Rig()
-    rig.hears(State.OPEN, remaining=5.0)
+    rig.receives(State.OPEN, remaining=5.0)
     assert rig.refuses().retry_after == 5.0
     assert "ask" not in rig.sync.wanted
 
 
-def test_a_probe_that_ends_without_a_verdict_gives_its_place_back() -> None:
+def test_a_probe_without_a_verdict_releases_its_permit() -> None:
     rig = Rig()
     rig.breaker.release(half_open(rig))
-    assert rig.sync.wanted[-1] == ("give back", "token")
+    assert rig.sync.wanted[-1] == ("release", "token")
     assert rig.breaker.take_report() is None
 
 
-def test_an_answer_that_comes_late_serves_the_next_caller() -> None:
+def test_a_late_permit_is_used_by_the_next_caller() -> None:
     rig = Rig()
-    rig.hears(State.OPEN, remaining=1.0)
+    rig.receives(State.OPEN, remaining=1.0)
     rig.clock.now += 1.0
     rig.refuses()
     rig.version += 1
     rig.breaker.on_probe_answer(rig.there(State.HALF_OPEN), "late", LEASE)
     assert token_of(rig.ask()) == "late"
-    assert not rig.breaker.give_up_unused("late")
+    assert not rig.breaker.abandon_unused_probe("late")
 
 
-def test_a_place_that_nobody_takes_is_given_up_once() -> None:
+def test_an_unused_permit_is_dropped_once() -> None:
     rig = Rig()
-    rig.hears(State.HALF_OPEN)
+    rig.receives(State.HALF_OPEN)
     rig.breaker.on_probe_answer(rig.there(State.HALF_OPEN), "unused", LEASE)
-    assert not rig.breaker.give_up_unused("another")
-    assert rig.breaker.give_up_unused("unused")
-    assert not rig.breaker.give_up_unused("unused")
+    assert not rig.breaker.abandon_unused_probe("another")
+    assert rig.breaker.abandon_unused_probe("unused")
+    assert not rig.breaker.abandon_unused_probe("unused")
 
 
-def test_a_place_that_has_lapsed_is_not_used() -> None:
+def test_a_permit_whose_lease_ended_is_not_used() -> None:
     rig = Rig()
-    rig.hears(State.HALF_OPEN)
+    rig.receives(State.HALF_OPEN)
     rig.breaker.on_probe_answer(rig.there(State.HALF_OPEN), "token", LEASE)
     rig.clock.now += LEASE
     assert rig.refuses()
 
 
-def test_a_question_without_an_answer_is_given_up() -> None:
+def test_an_unanswered_request_times_out() -> None:
     rig = Rig()
-    rig.hears(State.HALF_OPEN)
-    rig.sync.on_question = lambda _: None
+    rig.receives(State.HALF_OPEN)
+    rig.sync.on_await = lambda _: None
     for _ in range(3):
         rig.refuses()
     assert rig.sync.wanted.count("ask") == 1
@@ -336,23 +336,23 @@ def test_a_question_without_an_answer_is_given_up() -> None:
     assert rig.sync.wanted.count("ask") == 2
 
 
-def test_an_answer_to_a_loop_that_has_ended_is_dropped() -> None:
+def test_an_answer_to_a_closed_loop_is_dropped() -> None:
     rig = Rig()
-    rig.hears(State.HALF_OPEN)
+    rig.receives(State.HALF_OPEN)
     answers: list[Callable[[], None]] = []
-    rig.sync.on_question = answers.append
+    rig.sync.on_await = answers.append
     rig.refuses()
     answers[0]()
     rig.grants()
-    rig.sync.on_question = Sync().on_question
+    rig.sync.on_await = Sync().on_await
     assert rig.ask()
 
 
-def test_a_cancelled_caller_leaves_the_place_to_the_next() -> None:
+def test_the_permit_of_a_cancelled_caller_is_used_by_the_next() -> None:
     rig = Rig()
-    rig.hears(State.HALF_OPEN)
+    rig.receives(State.HALF_OPEN)
     answers: list[Callable[[], None]] = []
-    rig.sync.on_question = answers.append
+    rig.sync.on_await = answers.append
     rig.sync.round_trip = 1.0
 
     async def cancelled() -> None:
@@ -371,7 +371,7 @@ def test_a_cancelled_caller_leaves_the_place_to_the_next() -> None:
 # ---------------------------------------------------------------------- without Redis
 
 
-def test_without_redis_it_opens_tries_and_closes_by_itself() -> None:
+def test_without_redis_a_breaker_opens_probes_and_closes_by_itself() -> None:
     rig = Rig(open_for=10.0, open_growth=1.0)
     rig.sync.connected = False
     rig.fails(5)
@@ -385,9 +385,9 @@ def test_without_redis_it_opens_tries_and_closes_by_itself() -> None:
     assert "ask" not in rig.sync.wanted
 
 
-def test_a_break_that_the_cluster_decided_stays_its_own_when_redis_goes() -> None:
+def test_a_break_of_the_cluster_is_not_diverged_when_redis_is_lost() -> None:
     rig = Rig(quorum=2)
-    rig.hears(State.OPEN, remaining=30.0)
+    rig.receives(State.OPEN, remaining=30.0)
     rig.sync.connected = False
     assert rig.refuses().retry_after == 30.0
     held = rig.breaker.open_state_to_restore()
@@ -396,7 +396,7 @@ def test_a_break_that_the_cluster_decided_stays_its_own_when_redis_goes() -> Non
 
 
 @pytest.mark.parametrize("failed", [True, False])
-def test_a_probe_that_ends_without_redis_is_judged_here(failed: bool) -> None:  # noqa: FBT001
+def test_a_probe_that_ends_without_redis_is_decided_in_this_worker(failed: bool) -> None:  # noqa: FBT001
     rig = Rig()
     probe = half_open(rig)
     rig.sync.connected = False
@@ -408,7 +408,9 @@ def test_a_probe_that_ends_without_redis_is_judged_here(failed: bool) -> None:  
 
 
 @pytest.mark.parametrize(("verdict", "state"), [("ok", State.CLOSED), ("failed", State.OPEN)])
-def test_a_verdict_that_could_not_be_told_is_taken_here(verdict: str, state: State) -> None:
+def test_a_verdict_that_could_not_be_reported_is_applied_in_this_worker(
+    verdict: str, state: State
+) -> None:
     rig = Rig()
     half_open(rig)
     rig.breaker.on_report_lost(Report(1, verdicts=(("token", verdict), ("other", verdict))))
@@ -416,9 +418,9 @@ def test_a_verdict_that_could_not_be_told_is_taken_here(verdict: str, state: Sta
 
 
 @pytest.mark.parametrize("state", list(State))
-def test_only_a_break_that_is_not_over_is_planted(state: State) -> None:
+def test_only_a_break_that_is_not_over_is_restored(state: State) -> None:
     rig = Rig()
-    rig.hears(state, remaining=5.0)
+    rig.receives(state, remaining=5.0)
     assert (rig.breaker.open_state_to_restore() is not None) == (state is State.OPEN)
     rig.clock.now += 5.0
     assert rig.breaker.open_state_to_restore() is None
@@ -427,7 +429,7 @@ def test_only_a_break_that_is_not_over_is_planted(state: State) -> None:
 # ---------------------------------------------------------------------- by hand, after a fork
 
 
-def test_what_is_done_by_hand_is_done_to_all() -> None:
+def test_a_forced_state_is_sent_to_all_workers() -> None:
     rig = Rig(open_for=10.0)
     rig.breaker.open("one")
     rig.breaker.open("two", open_for=99.0)
@@ -442,10 +444,10 @@ def test_what_is_done_by_hand_is_done_to_all() -> None:
     ]
 
 
-def test_a_child_process_inherits_no_report_and_no_place() -> None:
+def test_a_child_process_inherits_no_report_and_no_permit() -> None:
     rig = Rig()
     rig.fails(2)
-    rig.hears(State.HALF_OPEN)
+    rig.receives(State.HALF_OPEN)
     rig.breaker.on_probe_answer(rig.there(State.HALF_OPEN), "parent's", LEASE)
     rig.breaker.reset_after_fork()
     assert rig.breaker.take_report() is None
@@ -453,12 +455,12 @@ def test_a_child_process_inherits_no_report_and_no_place() -> None:
     assert token_of(rig.ask()) == "token"
 
 
-def test_the_wait_for_an_answer_is_short_and_grows_with_the_way_to_redis() -> None:
+def test_the_wait_for_a_permit_grows_with_the_round_trip_and_is_bounded() -> None:
     for round_trip, longest in ((0.0, 0.001), (0.004, 0.012), (9.0, 0.05)):
         rig = Rig()
-        rig.hears(State.HALF_OPEN)
+        rig.receives(State.HALF_OPEN)
         rig.sync.round_trip = round_trip
-        rig.sync.on_question = lambda _: None
+        rig.sync.on_await = lambda _: None
         waits: list[float] = []
 
         async def wait(_: Any, *, waits: list[float] = waits, **limits: float) -> None:
@@ -471,7 +473,7 @@ def test_the_wait_for_an_answer_is_short_and_grows_with_the_way_to_redis() -> No
 
 
 @pytest.mark.anyio
-async def test_each_success_is_counted_for_the_cluster() -> None:
+async def test_each_success_is_reported_to_the_cluster() -> None:
     rig = Rig(window_calls=10)
     guard = Guard("llm", Policy(), breaker=rig.breaker, clock=rig.clock)
     for _ in range(25):

@@ -21,7 +21,7 @@ IN_A_WINDOW = 100
 
 
 def sent_by(all_workers: Workers) -> list[float]:
-    return sorted(at for told in all_workers.each("sent") for at in told["sent"])
+    return sorted(at for answer in all_workers.each("sent") for at in answer["sent"])
 
 
 def most_in_a_window(times: list[float]) -> int:
@@ -39,7 +39,7 @@ def begin(all_workers: Workers, callers: int = 20) -> None:
     all_workers.each("go_on", callers=callers, pause=0.0)
 
 
-def test_four_processes_together_send_what_one_limit_allows(server: RedisServer) -> None:
+def test_four_processes_together_keep_one_limit(server: RedisServer) -> None:
     with workers(server.url, **REQUESTS) as four:
         begin(four)
         time.sleep(5)
@@ -52,8 +52,8 @@ def test_four_processes_together_send_what_one_limit_allows(server: RedisServer)
         assert min(shares) > 0.15 * sum(shares)
 
 
-def test_tokens_are_settled_by_what_was_really_used(server: RedisServer) -> None:
-    """After a while: who waits already goes when it was told to."""
+def test_tokens_are_settled_by_their_real_use(server: RedisServer) -> None:
+    """After a while, as callers that wait already keep their turns."""
     variables: Any = {"LIMIT__TPM": "30000", "LIMIT__TOKEN_BURST": "100", **PATIENT}
     with workers(server.url, number=2, **variables) as two:
         two.each("use_tokens", booked=50, used=10)
@@ -68,7 +68,9 @@ def test_tokens_are_settled_by_what_was_really_used(server: RedisServer) -> None
 
 
 @pytest.mark.parametrize("kind", ["kill", "pause"])
-def test_without_redis_each_worker_goes_on_with_its_share(server: RedisServer, kind: str) -> None:
+def test_without_redis_each_worker_keeps_its_share_of_the_limit(
+    server: RedisServer, kind: str
+) -> None:
     with workers(server.url, **REQUESTS) as four:
         begin(four)
         time.sleep(1.5)
@@ -85,7 +87,7 @@ def test_without_redis_each_worker_goes_on_with_its_share(server: RedisServer, k
         assert sum(count["refused"] for count in four.each("halt")) == 0
 
 
-def test_a_turn_that_is_too_far_away_is_refused_and_says_when_to_come_again(
+def test_a_turn_due_too_late_is_rejected_with_retry_after(
     server: RedisServer,
 ) -> None:
     variables: Any = {"LIMIT__RPM": "60", "LIMIT__BURST": "1", "LIMIT__MAX_WAIT": "2"}
@@ -98,7 +100,7 @@ def test_a_turn_that_is_too_far_away_is_refused_and_says_when_to_come_again(
         )
 
 
-def test_who_leaves_the_line_leaves_its_turn_to_others(server: RedisServer) -> None:
+def test_a_cancelled_caller_leaves_its_turn_to_others(server: RedisServer) -> None:
     variables: Any = {"LIMIT__RPM": "600", "LIMIT__BURST": "1", **PATIENT}
     with workers(server.url, number=1, **variables) as one:
         assert one[0].ask("until", connected=True)["at"]
@@ -109,7 +111,7 @@ def test_who_leaves_the_line_leaves_its_turn_to_others(server: RedisServer) -> N
         assert time.monotonic() - began < 2.0
 
 
-def test_one_429_makes_all_workers_wait(server: RedisServer) -> None:
+def test_one_429_cools_down_all_workers(server: RedisServer) -> None:
     with workers(server.url, **PATIENT) as four:
         begin(four, callers=5)
         time.sleep(0.3)
@@ -125,8 +127,8 @@ def test_one_429_makes_all_workers_wait(server: RedisServer) -> None:
         assert len(times) > 100
 
 
-def test_a_time_of_429s_costs_few_calls_and_no_caller(server: RedisServer) -> None:
-    """Each worker tries one call after each wait; whoever is not tried has lost nothing."""
+def test_a_period_of_429s_costs_few_calls_and_fails_no_caller(server: RedisServer) -> None:
+    """Each worker tries one call after each wait; a call that is not made is no loss."""
     with workers(server.url, RETRY__ATTEMPTS="4", **PATIENT) as four:
         assert all(answer["at"] for answer in four.each("until", connected=True))
         began = time.monotonic()
@@ -147,7 +149,7 @@ def test_a_time_of_429s_costs_few_calls_and_no_caller(server: RedisServer) -> No
         assert len(times) - len(throttled) > 1000
 
 
-def test_an_outage_costs_all_workers_together_one_budget_of_retries(server: RedisServer) -> None:
+def test_all_workers_share_one_retry_budget_in_an_outage(server: RedisServer) -> None:
     variables: Any = {"RETRY__ATTEMPTS": "3", "RETRY__INITIAL_BACKOFF": "0.001"}
     with workers(server.url, MODE="metrics-only", **variables) as four:
         assert all(answer["at"] for answer in four.each("until", connected=True))
@@ -159,7 +161,7 @@ def test_an_outage_costs_all_workers_together_one_budget_of_retries(server: Redi
         assert 80 <= extra <= 100  # 500 tokens, 5 for each
 
 
-def test_a_worker_forked_with_a_line_begins_with_none(server: RedisServer) -> None:
+def test_a_worker_forked_with_waiting_callers_starts_with_none(server: RedisServer) -> None:
     with workers(server.url, number=1, **REQUESTS) as one:
         begin(one, callers=5)
         assert one[0].ask("call_in_a_child", times=20) == {"ok": True}

@@ -82,15 +82,15 @@ def state_of(guards: Guards) -> State:
 
 
 @pytest.mark.redis
-def test_a_trip_is_seen_by_the_other_and_by_its_pybreaker_listeners(make: Any) -> None:
+def test_a_trip_reaches_the_other_worker_and_its_pybreaker_listeners(make: Any) -> None:
     async def run() -> None:
         one, two = make(), make()
         await connected(one, two)
-        heard = []
+        changes = []
 
         class Listener(pybreaker.CircuitBreakerListener):
             def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
-                heard.append((cb.name, old_state.name, new_state.name))
+                changes.append((cb.name, old_state.name, new_state.name))
 
         two.get(NAME).breaker.pybreaker.add_listener(Listener())
         storage = two.get(NAME).breaker.storage
@@ -99,13 +99,13 @@ def test_a_trip_is_seen_by_the_other_and_by_its_pybreaker_listeners(make: Any) -
         assert await calls(two, fine, 3) == 3
         assert storage.state == "open"
         assert storage.opened_at is not None
-        await until(lambda: heard)
-        assert heard == [(NAME, "closed", "open")]
+        await until(lambda: changes)
+        assert changes == [(NAME, "closed", "open")]
 
     asyncio.run(run())
 
 
-def test_somebody_elses_pybreaker_steers_all_workers_by_the_storage(make: Any) -> None:
+def test_a_foreign_pybreaker_forces_all_workers_through_the_storage(make: Any) -> None:
     async def run() -> None:
         one, two = make(), make()
         await connected(one, two)
@@ -136,7 +136,7 @@ def test_a_break_a_probe_and_a_recovery(make: Any) -> None:
 
 
 @pytest.mark.redis
-def test_a_cancelled_probe_gives_its_place_back(make: Any) -> None:
+def test_a_cancelled_probe_releases_its_permit(make: Any) -> None:
     async def run() -> None:
         one, two = make(), make()
         await connected(one, two)
@@ -165,7 +165,7 @@ def test_a_cancelled_probe_gives_its_place_back(make: Any) -> None:
     asyncio.run(run())
 
 
-def test_a_guard_that_comes_later_is_shared_too(make: Any) -> None:
+def test_a_guard_made_later_is_shared(make: Any) -> None:
     async def run() -> None:
         one, two = make(), make()
         await connected(one, two)
@@ -178,50 +178,50 @@ def test_a_guard_that_comes_later_is_shared_too(make: Any) -> None:
     asyncio.run(run())
 
 
-def test_a_change_by_hand_that_is_under_way_is_not_planted_as_well(make: Any) -> None:
+def test_a_forced_state_on_its_way_is_not_restored_as_well(make: Any) -> None:
     """It would arrive again after what another worker made of it."""
 
     async def run() -> None:
         one = make()
         await connected(one)
-        store = one._sync._worker._store
-        steer, look = store.force_state, store.read_states
-        plant, may_go = store.restore, threading.Event()
-        looks: list[int] = []
+        runner = one._sync._worker._runner
+        force_state, read_states = runner.force_state, runner.read_states
+        plant, may_go = runner.restore, threading.Event()
+        polls: list[int] = []
         planted: list[Any] = []
 
         async def late(*args: Any, **options: Any) -> Any:
             while not may_go.is_set():  # noqa: ASYNC110 - another thread's event
                 await asyncio.sleep(0.001)
-            return await steer(*args, **options)
+            return await force_state(*args, **options)
 
-        async def seen(subjects: Any) -> Any:
-            replies = await look(subjects)
-            looks.append(len(subjects))
+        async def seen(refs: Any) -> Any:
+            replies = await read_states(refs)
+            polls.append(len(refs))
             return replies
 
         async def planting(*args: Any) -> Any:
             planted.append(args)
             return await plant(*args)
 
-        store.force_state, store.read_states, store.restore = late, seen, planting
+        runner.force_state, runner.read_states, runner.restore = late, seen, planting
         one.get("storage.late").breaker.open()
-        await until(lambda: len(looks) > 1)
+        await until(lambda: len(polls) > 1)
         may_go.set()
-        await until(lambda: one.get("storage.late").breaker.subject.version)
+        await until(lambda: one.get("storage.late").breaker.ref.version)
         assert planted == []
 
     asyncio.run(run())
 
 
-def test_more_breakers_than_fit_in_one_look_are_all_looked_at(make: Any) -> None:
-    """Announcements that are lost are made up for by looks, in turns."""
+def test_more_breakers_than_one_poll_holds_are_all_polled(make: Any) -> None:
+    """Polls in slices make up for lost messages."""
 
     async def run() -> None:
         one, two = make(), make()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(worker, "_AT_A_LOOK", 3)
-            patch.setattr(worker, "_LOOK", 0.02)
+            patch.setattr(worker, "_BREAKERS_A_POLL", 3)
+            patch.setattr(worker, "_POLL_EVERY", 0.02)
             names = [f"storage.{number}" for number in range(10)]
             others = [two.get(name).breaker for name in names]
             await connected(one, two)
@@ -238,7 +238,7 @@ def test_more_breakers_than_fit_in_one_look_are_all_looked_at(make: Any) -> None
 
 
 @pytest.mark.redis
-def test_a_break_outlives_a_server_that_restarts_empty(make: Any, server: RedisServer) -> None:
+def test_a_break_survives_a_server_that_restarts_empty(make: Any, server: RedisServer) -> None:
     async def run() -> None:
         one, two = make(), make()
         await connected(one, two)
@@ -257,7 +257,7 @@ def test_a_break_outlives_a_server_that_restarts_empty(make: Any, server: RedisS
     asyncio.run(run())
 
 
-def test_a_mistake_of_ours_is_told_and_sharing_goes_on(
+def test_a_bug_in_the_thread_is_logged_and_sharing_goes_on(
     make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -265,24 +265,24 @@ def test_a_mistake_of_ours_is_told_and_sharing_goes_on(
         await connected(one)
         breaker: Any = one.get(NAME).breaker
         inner = breaker._sync._worker
-        original = inner._store.read_states
+        original = inner._runner.read_states
 
         async def mistaken(_: Any) -> Any:
             raise AssertionError("a mistake")
 
-        inner._store.read_states = mistaken
+        inner._runner.read_states = mistaken
         inner.loop.call_soon_threadsafe(inner._poll_now.set)
         await until(lambda: not inner._link.is_up)
-        inner._store.read_states = original
+        inner._runner.read_states = original
         await connected(one)
 
     asyncio.run(run())
-    told = [record for record in caplog.records if record.exc_info]
-    assert told
-    assert told[0].getMessage() == "Sharing through Redis failed; it begins again"
+    logged = [record for record in caplog.records if record.exc_info]
+    assert logged
+    assert logged[0].getMessage() == "Sharing through Redis failed; it starts again"
 
 
-def test_parts_that_fail_in_turns_are_told_once_an_outage(
+def test_tasks_that_fail_in_turn_are_logged_once_an_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = 0.0
@@ -298,37 +298,37 @@ def test_parts_that_fail_in_turns_are_told_once_an_outage(
     now = 1.0
     link.tick()
     assert link.mark_down(failures[0])
-    told = [record.levelname for record in caplog.records[20:]]
-    assert told == ["WARNING", "WARNING"]  # its return, and the next outage
+    logged = [record.levelname for record in caplog.records[20:]]
+    assert logged == ["WARNING", "WARNING"]  # its return, and the next outage
 
 
-def test_a_mistake_that_repeats_is_told_once_an_outage(
+def test_a_repeated_bug_is_logged_once_an_outage(
     make: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_LOOK_AGAIN", 0.001)
+    monkeypatch.setattr(worker, "_RETRY_EVERY", 0.001)
 
     async def run() -> None:
         one = make()
         await connected(one)
         inner = one._sync._worker
-        looks = 0
+        polls = 0
 
         async def mistaken(_: Any) -> Any:
-            nonlocal looks
-            looks += 1
+            nonlocal polls
+            polls += 1
             raise AssertionError("a mistake")
 
-        original, inner._store.read_states = inner._store.read_states, mistaken
+        original, inner._runner.read_states = inner._runner.read_states, mistaken
         inner.loop.call_soon_threadsafe(inner._poll_now.set)
-        await until(lambda: looks >= 5)
-        inner._store.read_states = original
+        await until(lambda: polls >= 5)
+        inner._runner.read_states = original
         await connected(one)
 
     asyncio.run(run())
     assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
-def test_odd_messages_are_told_once_a_breaker(
+def test_malformed_messages_are_logged_once_a_breaker(
     make: Any, server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
@@ -343,13 +343,11 @@ def test_odd_messages_are_told_once_a_breaker(
         await until(lambda: state_of(one) is State.OPEN)
 
     asyncio.run(run())
-    told = [line for line in caplog.messages if "is ignored" in line]
-    assert 1 <= len(told) <= 2  # one in each of two that listen
+    logged = [line for line in caplog.messages if "are ignored" in line]
+    assert 1 <= len(logged) <= 2  # one in each of two workers
 
 
-def test_a_message_stops_calls_for_no_longer_than_an_answer_may(
-    make: Any, server: RedisServer
-) -> None:
+def test_a_published_break_is_capped_like_an_answer(make: Any, server: RedisServer) -> None:
     async def run() -> None:
         one = make()
         await connected(one)
@@ -364,7 +362,7 @@ def test_a_message_stops_calls_for_no_longer_than_an_answer_may(
     asyncio.run(run())
 
 
-def test_closing_ends_the_thread_and_later_use_begins_anew(make: Any) -> None:
+def test_closing_ends_the_thread_and_later_use_starts_another(make: Any) -> None:
     async def run() -> None:
         one = make()
         await connected(one)
@@ -379,16 +377,18 @@ def test_closing_ends_the_thread_and_later_use_begins_anew(make: Any) -> None:
     asyncio.run(run())
 
 
-def test_without_an_address_the_log_says_once_that_each_process_is_alone(
+def test_without_an_address_the_log_says_once_that_state_is_local(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
     guards = Guards(settings=load_settings({}))
     for name in ("llm", "embedding", "storage"):
         guards.get(name)
-    told = [record.getMessage() for record in caplog.records if "REDIS_URL" in record.getMessage()]
-    assert len(told) == 1
-    assert told[0].startswith("Breakers are this process's own: RESILIENCE_REDIS_URL")
+    logged = [
+        record.getMessage() for record in caplog.records if "REDIS_URL" in record.getMessage()
+    ]
+    assert len(logged) == 1
+    assert logged[0].startswith("Breakers are this process's own: RESILIENCE_REDIS_URL")
 
 
 def test_no_secret_is_in_the_log_or_in_redis(

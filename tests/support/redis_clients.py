@@ -33,7 +33,7 @@ from lightrag_resilience.testing.redis_server import RedisServer
 POLICY = policy_as_json(BreakerPolicy(min_calls=1, failure_rate=0.5))
 RIGHTS = needed_rights("lr:").split()
 AT_ONCE = ("--repl-diskless-sync-delay", "0")  # a new replica waits for no others
-SECRET = "se:cr%20et"  # noqa: S105 - as it stands in an address
+SECRET = "se:cr%20et"  # noqa: S105 - as in an address
 
 
 @contextlib.asynccontextmanager

@@ -173,7 +173,7 @@ class Worker:
             "reason": snapshot.reason,
             "opens": snapshot.opens,
             "retry_after": snapshot.retry_after,
-            "version": breaker.subject.version,
+            "version": breaker.ref.version,
             "connected": breaker._sync.connected,
             "alone": breaker.is_diverged,
             "changes": self.changes,
@@ -188,7 +188,7 @@ class Worker:
         for _ in range(10_000):
             breaker = self.guard.breaker
             is_there = not state or breaker.state.value == state
-            is_there = is_there and breaker.subject.version >= version
+            is_there = is_there and breaker.ref.version >= version
             if is_there and connected in {None, breaker._sync.connected}:
                 return {"at": time.monotonic(), **await self.look()}
             await asyncio.sleep(0.001)

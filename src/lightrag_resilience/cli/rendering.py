@@ -87,8 +87,8 @@ def _sentences(seen: Overview) -> list[str]:
     if hosts:
         sentences = [f"{counted(len(seen.workers), 'worker')} on {', '.join(hosts)}"]
     for worker in seen.workers:
-        if worker.alone:
-            names = ", ".join(worker.alone)
+        if worker.diverged:
+            names = ", ".join(worker.diverged)
             sentences.append(f"Process {worker.pid} on {worker.host} rejects on its own: {names}")
     # Again in words: a narrow terminal makes the table hard to read.
     known, health = seen.breakers, seen.health

@@ -1,4 +1,4 @@
-"""What all workers together know, gathered for an operator."""
+"""The state of all breakers, workers and overrides of a cluster, for an operator."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .script_runner import BreakerRef, ScriptRunner
 
 __all__ = ["ClusterView", "Discovery", "Overview", "to_json"]
 
-_A_PAGE = 500  # keys that Redis looks at in one go
-_A_SLICE = 8  # breakers or workers asked for in one go: 1 to 2 ms of the event loop
-_LONGEST_KEY = 4096  # bytes
+_KEYS_A_SCAN = 500
+_A_SLICE = 8  # breakers or workers in one command: 1 to 2 ms of the event loop
+_MAX_KEY = 4096  # bytes
 T = TypeVar("T")
 
 
@@ -40,9 +40,9 @@ class Overview:
     """The cluster at one moment.
 
     Attributes:
-        breakers: By name; those that were used in the last ten minutes, or are not closed.
-        workers: Those that showed themselves in the last ten seconds.
-        overrides: Variables that have other values in all workers.
+        breakers: By name; those used in the last ten minutes, or not closed.
+        workers: Those that sent a heartbeat in the last ten seconds.
+        overrides: By variable.
     """
 
     breakers: dict[str, Description]
@@ -51,15 +51,15 @@ class Overview:
 
     @property
     def health(self) -> dict[str, Health]:
-        """How each dependency is for who calls it."""
-        alone = Counter(name for worker in self.workers for name in worker.alone)
+        """The health of each dependency as its callers see it."""
+        diverged = Counter(name for worker in self.workers for name in worker.diverged)
         return {
             name: health_of(
                 name,
                 state=it.now.state.value,
                 reason=it.now.reason,
                 tally=it.tally,
-                diverged=alone[name],
+                diverged=diverged[name],
             )
             for name, it in self.breakers.items()
         }
@@ -71,20 +71,21 @@ class Overview:
 
     @property
     def troubled(self) -> list[str]:
-        """Breakers that are not closed, somewhere."""
-        alone = {name for worker in self.workers for name in worker.alone}
+        """Names of breakers that are not closed in some worker."""
+        diverged = {name for worker in self.workers for name in worker.diverged}
         return sorted(
-            alone | {name for name, it in self.breakers.items() if it.now.state is not State.CLOSED}
+            diverged
+            | {name for name, it in self.breakers.items() if it.now.state is not State.CLOSED}
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What there is to look at: all keys of a Redis had to be gone through to find it.
+    """What a scan over all keys of a Redis found.
 
     Attributes:
-        breakers: Their names.
-        workers: The keys of their presences.
+        breakers: Names.
+        workers: Keys of their heartbeats.
     """
 
     breakers: list[str]
@@ -92,12 +93,12 @@ class Discovery:
 
 
 class ClusterView:
-    """Looks at and steers the breakers of all workers.
+    """Reads the state of all workers' breakers, and forces it.
 
     Args:
-        client: Of their Redis.
+        client: Of their Redis; the caller closes it.
         prefix: Of their keys.
-        policy_of: The policy of a breaker, as the workers have it.
+        policy_of: The policy of a breaker, the same as in the workers.
     """
 
     def __init__(
@@ -106,17 +107,17 @@ class ClusterView:
         self._client: Any = client
         self._prefix = prefix
         self._policy_of = policy_of
-        self._store = ScriptRunner(client, "operator")
+        self._runner = ScriptRunner(client, "operator")
 
     async def discover(self, most: float = math.inf) -> Discovery:
-        """Find what there is; of breakers, and of workers, so many at the most.
+        """Scan for breakers and workers, for at most `most` of each.
 
         Raises:
             RedisError: Redis cannot be used.
         """
         breakers: set[str] = set()
         async for key in self._keys(Keys.every_state(self._prefix)):
-            name = Keys.name_in_state(key, self._prefix) if len(key) <= _LONGEST_KEY else ""
+            name = Keys.name_in_state(key, self._prefix) if len(key) <= _MAX_KEY else ""
             if name.isprintable() and 0 < len(name) <= LONGEST_TEXT:
                 breakers.add(name)
             if len(breakers) >= most:
@@ -135,90 +136,92 @@ class ClusterView:
         earlier: Mapping[str, Description] | None = None,
         seconds: float = math.inf,
     ) -> Overview:
-        """Gather what there is, or how what was found lately is now.
+        """Fetch the present state of all that was found.
 
-        It is asked for in slices, between which the event loop goes on. Those that were never
-        asked for, and those that were not closed, come first; when the time is over, the others
-        are as they were earlier, and are the first to be asked for the next time.
+        Breakers are fetched in slices, so that the event loop is not blocked: first those that
+        are new, then those that are not closed. When the time is over, the others keep their
+        earlier description, and come first the next time.
 
         Args:
-            found: What there is to look at; None searches for it.
-            earlier: The breakers of the last look.
-            seconds: How long it goes on asking, at least for one slice.
+            found: What to fetch; None scans for it.
+            earlier: The breakers of the previous fetch.
+            seconds: The time for fetching; one slice is always fetched.
 
         Raises:
             RedisError: Redis cannot be used.
-            WireError: What stands there is not ours.
+            WireError: An answer is malformed.
         """
         if found is None:
             found = await self.discover()
         until = time.monotonic() + seconds
         workers: list[Presence] = []
         for keys in _slices(found.workers):
-            workers += await self._store.presences(keys)
+            workers += await self._runner.presences(keys)
         workers.sort(key=lambda worker: (worker.host, worker.pid))
         overrides: dict[str, Override] = {}
-        with suppress(WireError):  # workers ignore what is not ours, too
+        with suppress(WireError):  # workers ignore malformed overrides, too
             overrides = (await self.overrides()).valid
-        there = set(found.breakers)
-        breakers = {name: it for name, it in (earlier or {}).items() if name in there}
-        for names in _slices(_in_turn(found.breakers, breakers)):
-            described = await self._store.descriptions([self._subject(name) for name in names])
+        names_found = set(found.breakers)
+        breakers = {name: it for name, it in (earlier or {}).items() if name in names_found}
+        for names in _slices(_by_urgency(found.breakers, breakers)):
+            described = await self._runner.descriptions([self._ref(name) for name in names])
             for name, it in zip(names, described, strict=True):
                 breakers.pop(name, None)
                 if it is not None:
-                    breakers[name] = it  # behind those that were asked for earlier
+                    breakers[name] = (
+                        it  # last: dicts keep order, and the longest unfetched comes first
+                    )
             if time.monotonic() >= until:
                 break
         return Overview(breakers, workers, overrides)
 
     async def overrides(self) -> StoredOverrides:
-        """The variables that have other values in all workers.
+        """The settings that are overridden in all workers.
 
         Raises:
             RedisError: Redis cannot be used.
-            WireError: What stands there is not ours.
+            WireError: The hash of overrides is malformed.
         """
-        return await self._store.overrides(self._prefix)
+        return await self._runner.overrides(self._prefix)
 
     async def override(self, variable: str, override: Override | None) -> None:
-        """Give a variable another value in all workers, or None its own again.
+        """Override a variable in all workers; None removes the override.
 
         Raises:
             RedisError: Redis cannot be used.
         """
-        await self._store.override(self._prefix, variable, override)
+        await self._runner.override(self._prefix, variable, override)
 
     async def force_state(
         self, name: str, state: State, reason: str, *, open_for: float | None = None
     ) -> Description:
-        """Change the state of a breaker in all workers, and say how it stands then.
+        """Force the state of a breaker in all workers, and describe it afterwards.
 
         Args:
             name: The breaker.
             state: Its new state.
-            reason: Why, for those who wonder.
-            open_for: Seconds; None opens it for as long as its policy says.
+            reason: Shown to operators.
+            open_for: Seconds; None for as long as the policy says.
 
         Raises:
             RedisError: Redis cannot be used.
         """
         seconds = self._policy_of(name).open_for if open_for is None else open_for
-        subject = self._subject(name)
-        await self._store.force_state(subject, state, reason, open_for=seconds)
-        return await self._store.describe(subject)
+        ref = self._ref(name)
+        await self._runner.force_state(ref, state, reason, open_for=seconds)
+        return await self._runner.describe(ref)
 
     def _keys(self, pattern: str) -> AsyncIterator[bytes]:
-        keys: AsyncIterator[bytes] = self._client.scan_iter(match=pattern, count=_A_PAGE)
+        keys: AsyncIterator[bytes] = self._client.scan_iter(match=pattern, count=_KEYS_A_SCAN)
         return keys
 
-    def _subject(self, name: str) -> BreakerRef:
+    def _ref(self, name: str) -> BreakerRef:
         policy = policy_as_json(self._policy_of(name))
         return BreakerRef(self._prefix, name, policy)
 
 
-def _in_turn(names: Iterable[str], known: Mapping[str, Description]) -> list[str]:
-    """Breakers that were never asked for, then those not well, then the longest not asked for."""
+def _by_urgency(names: Iterable[str], known: Mapping[str, Description]) -> list[str]:
+    """New breakers, then those not well, then the others, the longest unfetched first."""
     new = [name for name in names if name not in known]
     ill = [name for name, it in known.items() if not it.is_well]
     return [*new, *ill, *(name for name, it in known.items() if it.is_well)]
@@ -229,7 +232,7 @@ def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def to_json(seen: Overview) -> dict[str, Any]:
-    """The cluster for a program; times in seconds."""
+    """The cluster as JSON for programs; times in seconds."""
     health = seen.health
     return {
         "breakers": [
@@ -253,7 +256,7 @@ def to_json(seen: Overview) -> dict[str, Any]:
             for name, it in seen.breakers.items()
         ],
         "workers": [
-            {"host": worker.host, "pid": worker.pid, "diverged": list(worker.alone)}
+            {"host": worker.host, "pid": worker.pid, "diverged": list(worker.diverged)}
             for worker in seen.workers
         ],
         "overrides": {

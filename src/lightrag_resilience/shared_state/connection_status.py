@@ -1,4 +1,4 @@
-"""Whether Redis is there, and what the log says of it: a word at an outage's begin and end."""
+"""Whether Redis is available; logs the begin and the end of each outage, once."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["ConnectionStatus", "SharedObjects"]
 
 _log = logging.getLogger("lightrag_resilience")
 
-_SETTLED = 1.0  # seconds after which a return of Redis is told
-_MOST_COMPLAINTS = 20  # told in one outage
+_STABLE_FOR = 1.0  # seconds that Redis must be up before the log says so
+_MAX_LOGGED = 20  # different errors in one outage
 
 
 @dataclass(frozen=True, slots=True)
 class SharedObjects:
-    """What is shared, by name; others may add to it at any time.
+    """All shared objects of this process, by name. Other threads may add to it at any time.
 
     Attributes:
         breakers: The breakers.
-        limits: The limits.
-        overrides: Variables that have other values in all workers.
+        limits: The rate limiters.
+        overrides: Settings that operators changed for all workers.
     """
 
     breakers: dict[str, SharedBreaker]
@@ -37,50 +37,50 @@ class SharedObjects:
 
 
 class ConnectionStatus:
-    """What others may know of the connection to Redis.
+    """The state of the connection to Redis. The sync thread writes it, all threads read it.
 
     Args:
         clock: Monotonic seconds.
-        places: Where Redis is, for the log.
+        address: Host and port of Redis, for the log.
 
     Attributes:
-        is_up: Whether Redis takes what is sent.
-        round_trip: Seconds to it and back.
-        workers: How many there were when Redis was there last, this one included.
+        is_up: Whether Redis accepts commands.
+        round_trip: Seconds.
+        workers: The last known number of workers, this one included.
     """
 
-    __slots__ = ("_clock", "_complaints", "_places", "_up_since", "is_up", "round_trip", "workers")
+    __slots__ = ("_address", "_clock", "_logged", "_up_since", "is_up", "round_trip", "workers")
 
-    def __init__(self, clock: Callable[[], float], places: str = "") -> None:
+    def __init__(self, clock: Callable[[], float], address: str = "") -> None:
         self.is_up = False
         self.round_trip = 0.0
         self.workers = 1
         self._clock = clock
-        self._places = places
-        self._complaints: set[str] = set()
-        """What was told in this outage: parts that fail in turns, each in its way, tell it once."""
+        self._address = address
+        self._logged: set[str] = set()
+        """Errors logged in this outage: several tasks fail in turn, with different errors."""
         self._up_since = math.inf
 
     def mark_up(self) -> None:
-        """Redis takes what is sent."""
+        """Redis accepts commands."""
         self.is_up = True
         self._up_since = self._clock()
 
     def tick(self) -> None:
-        """It still does. Its return is told once it lasts: old connections may still break."""
-        if self._complaints and self._clock() >= self._up_since + _SETTLED:
-            self._complaints.clear()
-            _log.warning("Redis is there again: breakers are shared")
+        """Redis still accepts commands. Logs its return once that is stable."""
+        if self._logged and self._clock() >= self._up_since + _STABLE_FOR:
+            self._logged.clear()
+            _log.warning("Redis is available again: breakers are shared")
 
     def mark_down(self, error: BaseException) -> bool:
-        """Redis cannot be used. True if this outage has not shown it in this way before."""
+        """Redis cannot be used. True if the error is new in this outage."""
         self.is_up = False
-        complaint = describe_redis_error(error, self._places)
-        if complaint in self._complaints or len(self._complaints) >= _MOST_COMPLAINTS:
+        description = describe_redis_error(error, self._address)
+        if description in self._logged or len(self._logged) >= _MAX_LOGGED:
             return False
-        # One warning for one outage, whatever its many errors are.
-        level = logging.INFO if self._complaints else logging.WARNING
-        text = "Redis cannot be used, so breakers go on in each process alone: %s"
-        _log.log(level, text, complaint)
-        self._complaints.add(complaint)
+        # One warning an outage; its further errors are only for a closer reading.
+        level = logging.INFO if self._logged else logging.WARNING
+        text = "Redis cannot be used, so each process goes on with its own breakers: %s"
+        _log.log(level, text, description)
+        self._logged.add(description)
         return True

@@ -1,4 +1,10 @@
-"""Work that one worker of a cluster does at a time: a lease in Redis, with a holder and an end."""
+"""A lease in Redis for work that one worker of a cluster does at a time.
+
+redis-py's ``Lock`` does not fit. Its public API answers only yes or no, but a rejected worker waits
+for just the time left; a separate PTTL needs a further right, and its answer may be about the next
+holder. And ``Lock.extend`` raises if Redis lost the key, while a holder here acquires the lease
+again unless another worker has it.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +23,20 @@ from lightrag_resilience.runtime.tasks import cancel_until_done
 __all__ = ["SECONDS", "Lease"]
 
 SECONDS = 10.0
-"""How long a worker that was killed, or is suspended, keeps a lease from the others."""
+"""How long a worker that was killed, or is suspended, holds_probe a lease from the others."""
 _RENEWALS = 4  # in that time
-_LONGEST = 60.0  # seconds; the script knows no longer lease
-_TRIES = 2  # a connection that broke while the process was suspended says nothing of Redis
-_CANCELLATIONS, _CANCEL_AGAIN = 5, 1.0  # seconds between two; LightRAG swallows one now and then
+_MAX_SECONDS = 60.0  # the script removes longer leases
+_ATTEMPTS = 2  # the first may meet a connection that broke while the process was suspended
+_CANCELLATIONS, _CANCEL_AGAIN = 5, 1.0  # seconds; LightRAG may swallow a cancellation
 
 
 class Lease:
     """The right to do one piece of work, such as the recovery of a workspace.
 
     Args:
-        url: Where Redis is.
+        url: Of Redis.
         prefix: Of the key.
-        work: Its name.
+        work: The name of the work.
         seconds: How long the lease lasts unless it is renewed; at most 60.
     """
 
@@ -41,14 +47,14 @@ class Lease:
         self._worker = secrets.token_hex(8)
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, object]]) -> float:
-        """Do the work as the holder of the lease, which is renewed meanwhile.
+        """Do the work while holding the lease, and renew the lease meanwhile.
 
-        Where Redis is away it is as if there were no other worker: nothing may depend on Redis.
+        The work runs in a task of its own, so that it can be cancelled where another worker took
+        over while this one was suspended. Without Redis the work is done, as by a single worker.
 
         Returns:
-            0.0 where the work was done. Else another worker holds the lease, and has perhaps taken
-            it over while this one was suspended, so that the work was cancelled: seconds until that
-            one's lease ends, unless it is renewed.
+            0.0 if the work was done. Else the seconds until another worker's lease ends, unless
+            that one renews it.
         """
         client = make_client(self._url)
         try:
@@ -63,24 +69,26 @@ class Lease:
                 await task
             finally:
                 await cancel_until_done([task], every=_CANCEL_AGAIN, attempts=_CANCELLATIONS)
-                if task.done():  # else the lease ends by itself
+                if task.done():  # else it may still work, and the lease must end by itself
                     await self._acquire(client, 0)
             return 0.0
         finally:
             await client.aclose()
 
     async def _acquire(self, client: RedisClient, seconds: float) -> float:
-        """Hold it for so long: 0.0, or seconds until another worker's ends."""
-        words = (1, self._key, self._worker, str(int(seconds * 1000)))
-        for _ in range(_TRIES):
+        """Acquire or renew, or release with 0. Returns 0.0, or the seconds until another's ends."""
+        arguments = (1, self._key, self._worker, str(int(seconds * 1000)))
+        for _ in range(_ATTEMPTS):
             try:
                 with lost_connections():
                     try:
-                        answer = await client.evalsha(scripts.digest("lease"), *words)
+                        answer = await client.evalsha(scripts.digest("lease"), *arguments)
                     except NoScriptError:
                         await client.script_load(scripts.source("lease"))
-                        answer = await client.evalsha(scripts.digest("lease"), *words)
+                        answer = await client.evalsha(scripts.digest("lease"), *arguments)
             except (RedisError, OSError):
                 continue
-            return min(answer / 1000, _LONGEST) if isinstance(answer, int) and answer > 0 else 0.0
+            return (
+                min(answer / 1000, _MAX_SECONDS) if isinstance(answer, int) and answer > 0 else 0.0
+            )
         return 0.0

@@ -1,4 +1,4 @@
-"""What goes to Redis and what comes back, as plain data. Nothing that comes back is trusted."""
+"""Data that is sent to Redis and read from it. All that is read is checked: anyone may write it."""
 
 from __future__ import annotations
 
@@ -33,29 +33,28 @@ __all__ = [
 _STATES = {"C": State.CLOSED, "O": State.OPEN, "H": State.HALF_OPEN}
 LETTERS = {state: letter for letter, state in _STATES.items()}
 _FOUND = frozenset({"held", "missing", "corrupt", "behind"})
-_LARGEST = 16_384  # bytes of anything that is parsed
-_LARGEST_TEXT = 4 * LONGEST_TEXT  # bytes of a text of which the beginning suffices
-_DIGITS = 16  # of the largest whole number
+_MAX_BYTES = 16_384  # of anything that is parsed
+_MAX_TEXT_BYTES = 4 * LONGEST_TEXT  # UTF-8 takes up to four bytes a character
+_MAX_DIGITS = 16  # of `_MAX_WHOLE`
 _VARIABLE = re.compile(r"RESILIENCE_[A-Z0-9_]{1,189}")
-_LONGEST_CAUSE = 120  # characters
-_MOST_CAUSES = 4 * (MOST_CAUSES + 1)  # of slices in which others were frequent
-_MOST_ALONE = 20  # breakers
-_LONGEST_COOLING = 86_400  # seconds
-_MOST_OVERRIDES = 1000
-_MOST_BREAKS = 1_000_000  # in a row
-_MOST = 2**53
+_MAX_CAUSE = 120  # characters
+_MAX_CAUSES = 4 * (MOST_CAUSES + 1)  # the slices of a window may have different ones
+_MAX_DIVERGED = 20  # names
+_MAX_COOLDOWN = 86_400  # seconds
+_MAX_OVERRIDES = 1000
+_MAX_OPENS = 1_000_000
+_MAX_WHOLE = 2**53  # Lua's numbers are exact below it
 _CENTURY = 100 * 365 * 86_400_000
-"""Milliseconds by which clocks may differ, of a version that is announced: it begins as the time,
-and grows by changes, which come more slowly than milliseconds. A state in Redis may have twice
-that, so that what was announced has room to grow."""
+"""Milliseconds that a published version may be ahead of this clock: a version begins as the time
+and grows more slowly. The scripts accept twice that, so that an accepted version can still grow."""
 
 
 class WireError(ValueError):
-    """A reply or a message that this library cannot have sent."""
+    """A malformed reply, message or value: this library cannot have written it."""
 
 
 class Keys:
-    """The names under which one breaker is kept; the braces keep both in one cluster slot."""
+    """The keys of one breaker. The braces keep both in one cluster slot, as a script needs."""
 
     __slots__ = ("name", "prefix")
 
@@ -70,70 +69,70 @@ class Keys:
 
     @property
     def window(self) -> str:
-        """The hash of the outcomes, leases and batch numbers."""
+        """The hash of outcomes, probe leases and batch numbers."""
         return f"{self.prefix}cb:{{{quote(self.name)}}}:w"
 
     @property
     def channel(self) -> str:
-        """Where changes of state are published."""
+        """The channel on which changes of state are published."""
         return f"{self.prefix}cb:ev:{quote(self.name)}"
 
     @staticmethod
     def every_state(prefix: str) -> str:
-        """The pattern of all state hashes."""
+        """The pattern of the state keys of all breakers."""
         return f"{prefix}cb:{{*}}:s"
 
     @staticmethod
     def name_in_state(key: bytes, prefix: str) -> str:
-        """Whose state a hash is."""
+        """The name of the breaker that a state key belongs to."""
         name = key.decode("utf-8", "replace").removeprefix(f"{prefix}cb:{{").removesuffix("}:s")
         return unquote(name)
 
     @staticmethod
     def name_in_channel(channel: bytes, prefix: str) -> str:
-        """Whose changes a channel announces."""
+        """The name of the breaker that a channel belongs to."""
         return unquote(channel.decode("utf-8", "replace").removeprefix(f"{prefix}cb:ev:"))
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """A worker, as it shows itself to people.
+    """A worker as its heartbeat describes it.
 
     Attributes:
-        host: Its machine's name.
+        host: The name of its machine.
         pid: Its process id there.
-        alone: Breakers that it holds open by itself.
+        diverged: Breakers that it holds open or half-open by its own decision.
     """
 
     host: str
     pid: int
-    alone: tuple[str, ...] = ()
+    diverged: tuple[str, ...] = ()
 
     @staticmethod
     def key(prefix: str, worker: str) -> str:
-        """Where a worker's presence is kept; ``*`` for the pattern of all."""
+        """The key of a worker; with ``*`` the pattern of all."""
         return f"{prefix}worker:{worker}"
 
     def as_json(self) -> str:
-        """As it is kept."""
-        return json.dumps([self.host, self.pid, *self.alone[:_MOST_ALONE]])
+        """The stored form."""
+        return json.dumps([self.host, self.pid, *self.diverged[:_MAX_DIVERGED]])
 
     @classmethod
-    def parse(cls, kept: object) -> Presence:
-        """Read what is kept.
+    def parse(cls, stored: object) -> Presence:
+        """Parse the stored form.
 
         Raises:
-            WireError: It is not ours.
+            WireError: It is malformed.
         """
         try:
-            host, pid, *alone = json.loads(_text(kept))
+            host, pid, *diverged = json.loads(_text(stored))
         except (ValueError, TypeError, RecursionError):
-            raise WireError("a worker of another shape") from None
-        if type(pid) is not int or not 0 <= pid < _MOST:
-            raise WireError("a worker with a process that cannot be")
-        if not all(isinstance(text, str) for text in (host, *alone)):
-            raise WireError("a worker of another shape")
-        names = tuple(_shown(name) for name in alone[:_MOST_ALONE])
+            raise WireError("a malformed worker") from None
+        if type(pid) is not int or not 0 <= pid < _MAX_WHOLE:
+            raise WireError("a worker with an impossible process id")
+        if not all(isinstance(text, str) for text in (host, *diverged)):
+            raise WireError("a malformed worker")
+        names = tuple(_shown(name) for name in diverged[:_MAX_DIVERGED])
         return cls(_shown(host), pid, names)
 
 
@@ -142,15 +141,15 @@ class Report:
     """Outcomes since the last report.
 
     Attributes:
-        batch: Its number; a number that came already is not counted again.
+        batch: Its number; the script counts each number once.
         calls: Calls with a verdict.
         failed: How many failed.
         slow: How many were slow.
         tripped: Why the worker opened by itself; empty if it did not.
-        verdicts: Probes' tokens, and for each ``ok``; or ``met``, milliseconds until the next is
-            due, and what it met where it was answered and not served; or why it was no recovery.
-        causes: What all failures looked like, also those without a verdict, and how many did.
-        last: What the last of them looked like.
+        verdicts: For each probe its token and ``ok``; or ``met``, milliseconds until the next
+            probe and the answer, if it was answered but not served; or why it failed.
+        causes: Failures by cause, also those without a verdict.
+        last: The last failure.
     """
 
     batch: int
@@ -162,8 +161,8 @@ class Report:
     causes: dict[str, int] = field(default_factory=dict)
     last: str = ""
 
-    def note(self, symptom: str) -> None:
-        """A call failed so."""
+    def record_failure(self, symptom: str) -> None:
+        """Count a failure by its cause."""
         cause = short(symptom)
         if cause not in self.causes and len(self.causes) >= MOST_CAUSES:
             cause = OTHER
@@ -173,14 +172,14 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A state of the cluster.
+    """The state of a breaker in the cluster.
 
     Attributes:
-        state: Where the breaker stands.
+        state: Closed, open or half-open.
         version: Grows with each change.
-        remaining: Seconds until an open breaker may be tried.
-        opens: Breaks in a row with no recovery between.
-        reason: Why it came to this, as a clause.
+        remaining: Seconds until an open breaker may be probed.
+        opens: Breaks in a row without a recovery.
+        reason: Why it changed to this state, as a clause.
     """
 
     state: State
@@ -191,29 +190,30 @@ class Announcement:
 
     @classmethod
     def parse(cls, message: object) -> Announcement:
-        """Read a published message.
+        """Parse a published message.
 
         Raises:
-            WireError: It is not ours.
+            WireError: It is malformed.
         """
         if not isinstance(message, bytes):
             raise WireError("a message that is no text")
         parts = message.split(b" ", 4)
         if len(parts) != 5:  # noqa: PLR2004
-            raise WireError("a message of another shape")
-        there = _announcement(*parts)
-        if there.version > time.time() * 1000 + _CENTURY:
-            raise WireError("a version that no clock makes")
-        return there
+            raise WireError("a malformed message")
+        announcement = _announcement(*parts)
+        # Accepted, it would make this worker ignore all real changes.
+        if announcement.version > time.time() * 1000 + _CENTURY:
+            raise WireError("a version far ahead of the clock")
+        return announcement
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Another value for a variable, in all workers.
+    """A variable's value that replaces that of the environment in all workers.
 
     Attributes:
-        value: As it would stand in the environment.
-        reason: Who gave it, and why.
+        value: As in the environment.
+        reason: The author and the reason.
     """
 
     value: str
@@ -221,53 +221,53 @@ class Override:
 
     @staticmethod
     def key(prefix: str) -> str:
-        """The hash of all of them, by variable."""
+        """The key of the hash of all overrides, by variable."""
         return f"{prefix}overrides"
 
     def as_json(self) -> str:
-        """As it is kept."""
+        """The stored form."""
         return json.dumps([self.value, self.reason])
 
     @classmethod
-    def parse(cls, kept: object) -> Override:
-        """Read what is kept.
+    def parse(cls, stored: object) -> Override:
+        """Parse the stored form.
 
         Raises:
-            WireError: It is not ours.
+            WireError: It is malformed.
         """
         try:
-            value, reason = json.loads(_text(kept))
+            value, reason = json.loads(_text(stored))
         except (ValueError, TypeError, RecursionError):
-            raise WireError("an override of another shape") from None
+            raise WireError("a malformed override") from None
         if not isinstance(value, str) or not isinstance(reason, str):
-            raise WireError("an override of another shape")
+            raise WireError("a malformed override")
         return cls(_shown(value), _shown(reason))
 
 
 @dataclass(frozen=True, slots=True)
 class StoredOverrides:
-    """What the hash of all overrides holds.
+    """The content of the hash of overrides.
 
     Attributes:
         valid: By variable.
-        odd: Names of further fields, which `set` did not write; printable, and cut.
+        odd: Names of malformed fields, printable and cut.
     """
 
     valid: dict[str, Override]
     odd: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, kept: object) -> StoredOverrides:
-        """Read the hash: a field that `set` cannot have written hides no other.
+    def parse(cls, stored: object) -> StoredOverrides:
+        """Parse the hash; a malformed field does not hide the others.
 
         Raises:
-            WireError: It is no hash, or larger than 1000 variables.
+            WireError: It is no hash, or has more than 1000 fields.
         """
-        if not isinstance(kept, dict) or len(kept) > _MOST_OVERRIDES:
-            raise WireError("overrides of another shape")
+        if not isinstance(stored, dict) or len(stored) > _MAX_OVERRIDES:
+            raise WireError("malformed overrides")
         valid, odd = {}, []
-        for variable, value in sorted(kept.items()):
-            name = _beginning_of(variable)
+        for variable, value in sorted(stored.items()):
+            name = _clipped_text(variable)
             is_variable = len(name) == len(variable) and _VARIABLE.fullmatch(name)
             override = _override(value) if is_variable else None
             if override is None:
@@ -277,47 +277,47 @@ class StoredOverrides:
         return cls(valid, tuple(odd))
 
 
-def _override(kept: object) -> Override | None:
+def _override(stored: object) -> Override | None:
     try:
-        return Override.parse(kept)
+        return Override.parse(stored)
     except WireError:
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class CooldownMessage:
-    """A provider asked one worker to wait, and so all of them: for so many seconds."""
+    """A cool-down in seconds that a provider asked one worker for, and that all workers keep."""
 
     seconds: float
 
     def as_text(self) -> str:
-        """As it is published."""
+        """The published form."""
         return f"wait {round(self.seconds * 1000)}"
 
     @classmethod
     def parse(cls, message: object) -> CooldownMessage | None:
-        """Read a published message; None where it is of another kind.
+        """Parse a published message; None if it is of another kind.
 
         Raises:
-            WireError: It is not ours.
+            WireError: It is malformed.
         """
         if not isinstance(message, bytes) or not message.startswith(b"wait "):
             return None
         seconds = _whole(message[5:]) / 1000.0
-        if seconds > _LONGEST_COOLING:
-            raise WireError("a wait of days")
+        if seconds > _MAX_COOLDOWN:
+            raise WireError("a cool-down of days")
         return cls(seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a script answers.
+    """The reply of a breaker script.
 
     Attributes:
-        now: The state of the cluster.
-        found: How the state was found: ``held``, ``missing``, ``corrupt``, or ``behind`` what the
-            worker knows.
-        extra: Milliseconds of a granted lease, or a script's own code.
+        now: The state in the cluster.
+        found: How the script found the state: ``held``, ``missing``, ``corrupt``, or ``behind`` the
+            version that the worker knows.
+        extra: Milliseconds of a probe's lease; negative if it was rejected.
     """
 
     now: Announcement
@@ -326,34 +326,34 @@ class Reply:
 
     @classmethod
     def parse(cls, answer: object) -> Reply:
-        """Read a script's answer.
+        """Parse a script's answer.
 
         Raises:
-            WireError: It is none that our scripts give.
+            WireError: It is malformed.
         """
         if not isinstance(answer, list) or len(answer) != 7:  # noqa: PLR2004
-            raise WireError("an answer of another shape")
+            raise WireError("a malformed answer")
         *state, found, extra = answer
-        how = _text(found)
-        if how not in _FOUND:
-            raise WireError("an answer of another kind")
-        return cls(_announcement(*state), how, _signed(extra))
+        marker = _text(found)
+        if marker not in _FOUND:
+            raise WireError("an answer with an unknown marker")
+        return cls(_announcement(*state), marker, _signed(extra))
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A breaker of the cluster, for people.
+    """A breaker of the cluster, for operators.
 
     Attributes:
-        now: The state of the cluster.
+        now: The state in the cluster.
         found: As in `Reply`.
         calls: Calls in the cluster's window.
         failed: How many failed.
         slow: How many were slow.
-        workers: Workers that reported them.
+        workers: Workers that reported in the window.
         probes: Probes under way.
-        since: Seconds since it broke, or was well again; None where that is unknown.
-        tally: How all calls of all workers ended in that window.
+        since: Seconds since the outage began or ended; None if unknown.
+        tally: The outcomes of all calls of all workers in that window.
     """
 
     now: Announcement
@@ -368,18 +368,18 @@ class Description:
 
     @property
     def is_well(self) -> bool:
-        """Whether it is closed, and calls do not fail besides."""
+        """Whether it is closed and its calls succeed."""
         return self.now.state is State.CLOSED and self.tally.condition == "healthy"
 
     @classmethod
     def parse(cls, answer: object) -> Description:
-        """Read the answer of the script.
+        """Parse the script's answer.
 
         Raises:
-            WireError: It is none that our script gives.
+            WireError: It is malformed.
         """
         if not isinstance(answer, list) or len(answer) != 16:  # noqa: PLR2004
-            raise WireError("an answer of another shape")
+            raise WireError("a malformed answer")
         reply = Reply.parse(answer[:7])
         since = None if answer[12] == b"" else _whole(answer[12]) / 1000.0
         calls, failed, slow, workers, probes = map(_whole, answer[7:12])
@@ -390,33 +390,33 @@ class Description:
 def _announcement(state: Any, ver: Any, remaining: Any, opens: Any, why: Any) -> Announcement:
     letter = _text(state)
     if letter not in _STATES:
-        raise WireError("a state that does not exist")
+        raise WireError("an unknown state")
     left = min(_whole(remaining) / 1000.0, LONGEST_OPEN)
-    breaks = min(_whole(opens), _MOST_BREAKS)  # there is room to count on
-    return Announcement(_STATES[letter], _whole(ver), left, breaks, _beginning_of(why))
+    breaks = min(_whole(opens), _MAX_OPENS)  # leaves room to count on
+    return Announcement(_STATES[letter], _whole(ver), left, breaks, _clipped_text(why))
 
 
 def _tally(calls: int, failed: int, causes: object, run: object, last: object) -> OutcomeCounts:
-    """How all calls ended: those with a verdict, and besides them those that no breaker counts."""
-    if not isinstance(causes, list) or len(causes) > 2 * _MOST_CAUSES or len(causes) % 2:
-        raise WireError("failures of another shape")
-    names, numbers = map(_beginning_of, causes[::2]), map(_whole, causes[1::2])
-    seen = {name[:_LONGEST_CAUSE]: number for name, number in zip(names, numbers, strict=True)}
+    """The outcomes of all calls: those that the breaker counts, and failures that it does not."""
+    if not isinstance(causes, list) or len(causes) > 2 * _MAX_CAUSES or len(causes) % 2:
+        raise WireError("malformed failures")
+    names, numbers = map(_clipped_text, causes[::2]), map(_whole, causes[1::2])
+    seen = {name[:_MAX_CAUSE]: number for name, number in zip(names, numbers, strict=True)}
     all_failed = max(sum(seen.values()), failed)
     uncounted = all_failed - failed
-    shown = _beginning_of(last)[:_LONGEST_CAUSE]
+    shown = _clipped_text(last)[:_MAX_CAUSE]
     return OutcomeCounts(calls + uncounted, all_failed, seen, _whole(run), shown, uncounted)
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, bytes) or len(value) > _LARGEST:
-        raise WireError("something that is no text, or too long a one")
+    if not isinstance(value, bytes) or len(value) > _MAX_BYTES:
+        raise WireError("something that is no text, or too long")
     return printable(value.decode("utf-8", "replace"))
 
 
-def _beginning_of(value: object) -> str:
-    """Of a name or a reason, however long it is."""
-    return _shown(_text(value[:_LARGEST_TEXT] if isinstance(value, bytes) else value))
+def _clipped_text(value: object) -> str:
+    """The beginning of a name or a reason of any length."""
+    return _shown(_text(value[:_MAX_TEXT_BYTES] if isinstance(value, bytes) else value))
 
 
 def _shown(text: str) -> str:
@@ -424,9 +424,9 @@ def _shown(text: str) -> str:
 
 
 def _whole(value: object) -> int:
-    if not isinstance(value, bytes) or not value.isdigit() or len(value) > _DIGITS:
+    if not isinstance(value, bytes) or not value.isdigit() or len(value) > _MAX_DIGITS:
         raise WireError("something that is no whole number")
-    if (number := int(value)) >= _MOST:
+    if (number := int(value)) >= _MAX_WHOLE:
         raise WireError("a whole number that is too large")
     return number
 
@@ -439,7 +439,7 @@ def _signed(value: object) -> int:
 
 @lru_cache(maxsize=64)
 def policy_as_json(policy: BreakerPolicy) -> str:
-    """What the scripts need of a policy; times in milliseconds."""
+    """The part of a policy that the scripts need; times in milliseconds."""
     return json.dumps(
         {
             "failure_rate": policy.failure_rate,

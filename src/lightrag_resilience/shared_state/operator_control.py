@@ -1,4 +1,4 @@
-"""What operators do to breakers of the cluster, however they ask for it."""
+"""Changes that an operator makes to breakers, for the command line and the status page."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = [
 ]
 
 REDIS_FAILURES = (RedisError, OSError, WireError)
-"""What talking to Redis may raise."""
-_LONGEST_REASON = 120  # characters
+"""The errors of a command to Redis."""
+_MAX_REASON = 120  # characters
 
 
 class UnknownBreakerError(LookupError):
-    """No worker has reported a breaker of this name lately; `known` are those that were."""
+    """No worker has reported a breaker of this name lately; `known` has the reported names."""
 
     def __init__(self, name: str, known: list[str]) -> None:
         super().__init__(name)
@@ -42,7 +42,7 @@ class UnknownBreakerError(LookupError):
 
 
 def trouble_with_redis(settings: Settings, error: BaseException) -> str:
-    """What is wrong with the Redis of the settings, and where that is, as a clause for people."""
+    """A clause that says what is wrong with the configured Redis, and its address."""
     address = settings.redis_url
     return describe_redis_error(
         error, "" if address is None else redis_location(address.get_secret_value())
@@ -53,13 +53,13 @@ def trouble_with_redis(settings: Settings, error: BaseException) -> str:
 async def open_cluster(
     settings: Settings, policy_of: Callable[[str], BreakerPolicy] | None = None
 ) -> AsyncIterator[ClusterView]:
-    """The breakers of all workers, over a connection that lasts as long as the block.
+    """The breakers of all workers, over a connection that is closed after the block.
 
     Args:
-        settings: With the address of Redis.
-        policy_of: The policy of a breaker, where code says more than the settings.
+        settings: With a Redis URL.
+        policy_of: The policy of a breaker, if code sets more than the settings do.
     """
-    assert settings.redis_url is not None  # noqa: S101 - who calls this has looked
+    assert settings.redis_url is not None  # noqa: S101 - callers check it
     client = make_client(settings.redis_url.get_secret_value())
     policy = policy_of or (lambda name: settings.policy_for(name).effective_breaker)
     try:
@@ -77,18 +77,18 @@ async def force_known_breaker(  # noqa: PLR0913 - two of them by name
     open_for: float | None = None,
     new: bool = False,
 ) -> Description:
-    """Change the state of a breaker in all workers, so that a slip of the pen changes nothing.
+    """Force the state of a breaker in all workers; a mistyped name is an error.
 
     Args:
-        cluster: The workers.
+        cluster: All workers.
         name: The breaker.
         state: Its new state.
-        reason: Why, for those who wonder; see `with_author`.
-        open_for: Seconds; None opens it for as long as its policy says.
-        new: Whether it may be one that no worker has reported.
+        reason: Shown to operators; see `with_author`.
+        open_for: Seconds; None for as long as the policy says.
+        new: Whether the breaker may be one that no worker has reported.
 
     Raises:
-        UnknownBreakerError: No worker has reported it.
+        UnknownBreakerError: No worker has reported it, and not `new`.
         RedisError: Redis cannot be used.
     """
     if not new and name not in (known := (await cluster.discover()).breakers):
@@ -96,13 +96,13 @@ async def force_known_breaker(  # noqa: PLR0913 - two of them by name
     return await cluster.force_state(name, state, reason, open_for=open_for)
 
 
-def with_author(reason: str, who: str, *, isolates: bool = False) -> str:
-    """The reason of a change by hand as all workers show it, with who made it.
+def with_author(reason: str, author: str, *, isolates: bool = False) -> str:
+    """The reason of a forced state, with its author, as all workers show it.
 
     Args:
-        reason: Why, for those who wonder.
-        who: The person or the page.
-        isolates: Whether nothing probes it for a time; see `health.is_isolation`.
+        reason: In the operator's words; may be empty.
+        author: The person or the page.
+        isolates: Whether probes are stopped for a time; see `health.is_isolation`.
     """
-    clean, who = printable(reason), who + ISOLATED * isolates
-    return f"by {who}: {clean[:_LONGEST_REASON]}" if clean.strip() else f"by {who}"
+    clean, author = printable(reason), author + ISOLATED * isolates
+    return f"by {author}: {clean[:_MAX_REASON]}" if clean.strip() else f"by {author}"

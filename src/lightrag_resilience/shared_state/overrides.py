@@ -1,4 +1,4 @@
-"""What operators changed for all workers, as one worker finds it in Redis again and again."""
+"""Polls the settings that operators changed for all workers, and applies each change."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ __all__ = ["Overrides"]
 
 _log = logging.getLogger("lightrag_resilience")
 
-_SHOWN = 5  # names in a line of the log
+_MAX_NAMES = 5  # in one line of the log
 
 
 class Overrides:
-    """Hands changes on, each once; outlives the threads that look, since what it applied does.
+    """Applies each change once. It outlives the sync threads, as the applied changes do.
 
     Args:
-        prefix: Of their key.
-        apply: Told which variables have other values in all workers, at each change.
+        prefix: Of the key.
+        apply: Called on each change with all variables that are overridden.
     """
 
     def __init__(self, prefix: str, apply: Callable[[Mapping[str, Override]], None]) -> None:
         self._prefix = prefix
         self._apply = apply
         self._known: Mapping[str, Override] = {}
-        self._complaint = ""
+        self._logged = ""
 
-    async def poll(self, store: ScriptRunner) -> None:
-        """Read them. Whatever stands there, it is applied, or ignored and told once.
+    async def poll(self, runner: ScriptRunner) -> None:
+        """Read the overrides and apply them; log malformed ones once, and ignore them.
 
         Raises:
             RedisError: Redis cannot be used.
         """
         try:
-            found = await store.overrides(self._prefix)
+            found = await runner.overrides(self._prefix)
         except WireError as error:
-            self._complain(str(error))
+            self._log_once(str(error))
             return
-        self._complain(_about_odd(found))
+        self._log_once(_describe_malformed(found))
         if found.valid == self._known:
             return
         try:
             self._apply(found.valid)
-        except Exception as error:  # noqa: BLE001 - it would end the looks of all workers
+        except Exception as error:  # noqa: BLE001 - it would end the polling of all workers
             name = type(error).__name__
             _log.error("Overrides in Redis are ignored: applying them fails with %s", name)
-        self._known = found.valid  # after it: a child forked in between applies them itself
+        self._known = found.valid  # last: a child forked while they are applied applies them itself
 
-    def _complain(self, complaint: str) -> None:
-        if complaint and complaint != self._complaint:
-            _log.error("What stands in Redis as overrides is ignored: %s", complaint)
-        self._complaint = complaint
+    def _log_once(self, problem: str) -> None:
+        if problem and problem != self._logged:
+            _log.error("Overrides in Redis are ignored: %s", problem)
+        self._logged = problem
 
 
-def _about_odd(found: StoredOverrides) -> str:
+def _describe_malformed(found: StoredOverrides) -> str:
     if not found.odd:
         return ""
-    shown = ", ".join(map(repr, found.odd[:_SHOWN]))
-    more = f" and {len(found.odd) - _SHOWN} more" if len(found.odd) > _SHOWN else ""
+    shown = ", ".join(map(repr, found.odd[:_MAX_NAMES]))
+    more = f" and {len(found.odd) - _MAX_NAMES} more" if len(found.odd) > _MAX_NAMES else ""
     return f"{shown}{more}, which `lightrag-resilience set` did not write and `unset` removes"

@@ -1,7 +1,7 @@
-"""Turns booked in Redis for one worker: what it asks for, what it gets, and what it holds of them.
+"""Turns reserved in Redis for one worker: the request, the answer, and the turns held.
 
-A turn is one request, or one token. They are leased in small lots, so that not every call needs a
-round trip; each has its own time from which it may be used.
+A turn is one request or one token, and may be used from its own time on. Turns are reserved in
+small lots, so that most calls need no round trip.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from .messages import WireError
 
 __all__ = ["Reservation", "ReservationRequest", "ReservedTurns"]
 
-_IDLE = 0.25  # seconds that a turn may be used later than booked; then it is given back
+_IDLE = 0.25  # seconds after its time that a turn is kept; then it is given back
 _DECIMAL = re.compile(rb"-?[0-9]{1,15}(?:\.[0-9]{1,6})?")
 
 
 @dataclass(frozen=True, slots=True)
 class ReservationRequest:
-    """What to ask for.
+    """Arguments of the script ``reserve_turns``. Pairs are for requests and tokens.
 
     Attributes:
-        callers: How many callers wait for it.
-        needed: Requests and tokens without which none of them can go.
-        wanted: Requests and tokens with those for the next callers.
-        given_back: Requests and tokens that were booked and not used; negative if more were used.
-        owed: Seconds until the requests and the tokens of all workers are paid for, as far as this
-            one knows: what Redis, back again, may have missed or forgotten.
-        waiting: Requests and tokens, counted in `given_back`, of those who wait to go alone.
-        returns: How often Redis had come back when this was asked for.
+        callers: Callers that wait for the turns.
+        needed: Turns that these callers need.
+        wanted: Turns with those for the next callers.
+        given_back: Turns that were reserved but not used; negative if more were used.
+        owed: Seconds until all workers' turns are paid for, as far as this worker knows; Redis may
+            have lost it in an outage.
+        waiting: Turns, contained in `given_back`, of callers that wait in a local limiter.
+        recoveries: Outages of Redis that had ended when this was made.
     """
 
     callers: int
@@ -39,19 +39,19 @@ class ReservationRequest:
     given_back: tuple[int, int]
     owed: tuple[float, float] = (0.0, 0.0)
     waiting: tuple[int, int] = (0, 0)
-    returns: int = 0
+    recoveries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What the script answers.
+    """The answer of the script. Pairs are for requests and tokens.
 
     Attributes:
-        found: ``held``, or ``corrupt`` where what was there was not ours.
-        wait: Seconds until what is needed would have its turn.
-        workers: Workers that booked in the last minute.
-        starts: For requests and tokens, seconds until the turn before the first.
-        taken: How many of each were booked.
+        found: ``held``, or ``corrupt`` if the key was malformed and is replaced.
+        wait: Seconds until the needed turns are due.
+        workers: Workers that reserved in the last minute.
+        starts: Seconds until the turn before the first; may be negative.
+        taken: Reserved turns; 0 if they are due too late.
     """
 
     found: str
@@ -62,20 +62,20 @@ class Reservation:
 
     @classmethod
     def parse(cls, answer: object) -> Reservation:
-        """Read the script's answer.
+        """Parse the script's answer.
 
         Raises:
-            WireError: It is none that our script gives.
+            WireError: It is malformed.
         """
         if not isinstance(answer, list) or len(answer) != 7:  # noqa: PLR2004
-            raise WireError("a booking of another shape")
-        found, away, workers, *lines = answer
+            raise WireError("a malformed reservation")
+        found, wait, workers, *turns = answer
         if found not in {b"held", b"corrupt"} or not isinstance(workers, int) or workers < 1:
-            raise WireError("a booking of another kind")
-        start, taken, token_start, tokens_taken = (_decimal(value) for value in lines)
+            raise WireError("a reservation with an unknown marker")
+        start, taken, token_start, tokens_taken = (_decimal(value) for value in turns)
         return cls(
             found.decode(),
-            _decimal(away) / 1000,
+            _decimal(wait) / 1000,
             workers,
             (start / 1000, token_start / 1000),
             (int(taken), int(tokens_taken)),
@@ -89,7 +89,7 @@ def _decimal(value: object) -> float:
 
 
 class _Lot:
-    """Turns in a row: turn n may be used from `start` + n * `each`, never before `floor`."""
+    """Consecutive turns: turn n may be used from `start` + n * `each` on, not before `floor`."""
 
     __slots__ = ("each", "floor", "left", "start")
 
@@ -110,10 +110,10 @@ class _Lot:
 
 
 class ReservedTurns:
-    """Turns of one kind that this worker holds, the first to be used first. Times are monotonic.
+    """Turns of one kind that this worker holds, in the order of use. Times are monotonic.
 
     Attributes:
-        total: How many.
+        total: Their number.
     """
 
     __slots__ = ("_lots", "total")
@@ -123,19 +123,19 @@ class ReservedTurns:
         self.total = 0
 
     def add(self, start: float, each: float, turns: int, now: float) -> None:
-        """Turns that follow `start`, `each` seconds apart."""
+        """Add turns that follow `start`, `each` seconds apart."""
         if turns > 0:
             self._lots.append(_Lot(start, each, turns, now))
             self.total += turns
 
     def put_back(self, ready: float, turns: int) -> None:
-        """Turns that were taken and not used."""
+        """Put back turns that were taken but not used."""
         if turns > 0:
             self._lots.appendleft(_Lot(ready, 0.0, turns, ready))
             self.total += turns
 
     def take(self, turns: int, now: float) -> float:
-        """Take so many, which must be there; seconds at which the last may be used."""
+        """Take so many, at most `total`; the time from which the last may be used."""
         ready = now
         self.total -= turns
         while turns > 0:
@@ -148,7 +148,7 @@ class ReservedTurns:
         return ready
 
     def expire(self, now: float) -> int:
-        """Give up what should have been used by now; how many that are."""
+        """Drop lots whose last turn was due `_IDLE` ago; the number of turns."""
         dropped = 0
         while self._lots and self._lots[0].ready(self._lots[0].left) < now - _IDLE:
             dropped += self._lots.popleft().left

@@ -1,4 +1,4 @@
-"""Runs the scripts: one method for each, and nothing that remembers."""
+"""Runs the Lua scripts and the few plain commands: a method each, without state."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from .shared_rate_limiter import SharedRateLimiter
 __all__ = ["BreakerRef", "ScriptRunner"]
 
 T = TypeVar("T")
-_AT_ONCE = 6  # commands under way, fewer than the client has connections
-_NEWEST = 0.2  # weight of the newest round trip in their average
+_MAX_IN_FLIGHT = 6  # commands: fewer than the client has connections, or redis-py raises
+_NEWEST_WEIGHT = 0.2  # weight of the newest round trip in their average
 
 
 class BreakerRef(Keys):
-    """What the scripts must know of one breaker to run for it."""
+    """A breaker as the scripts need it: its keys, its policy, the version known here."""
 
     __slots__ = ("policy", "version")
 
@@ -51,8 +51,8 @@ class BreakerRef(Keys):
 
 
 @contextlib.contextmanager
-def _of_our_types() -> Iterator[None]:
-    """Around a command: a key of another type is not ours, and Redis itself is well."""
+def _malformed_keys() -> Iterator[None]:
+    """Around a command: a key of another type is malformed data, not an outage of Redis."""
     try:
         yield
     except ResponseError as error:
@@ -62,7 +62,7 @@ def _of_our_types() -> Iterator[None]:
 
 
 def _parsed(parse: Callable[[object], T], answer: object) -> T | None:
-    """What an answer says; None where it has just ended, or is not ours."""
+    """The parsed answer; None if the key has just expired or is malformed."""
     try:
         return parse(answer)
     except WireError:
@@ -70,12 +70,12 @@ def _parsed(parse: Callable[[object], T], answer: object) -> T | None:
 
 
 class ScriptRunner:
-    """Scripts on one client. Every method is one round trip, unless the scripts must be loaded.
+    """Runs scripts on one client. A method is one round trip, unless scripts must be loaded.
 
     Args:
-        client: A client of redis-py's asyncio side.
-        worker: Names this process; no two may have the same.
-        now_ms: Instead of the server's clock, for tests: milliseconds.
+        client: A client of `redis.asyncio`.
+        worker: Unique id of this process.
+        now_ms: Milliseconds, in place of the server's clock; for tests.
     """
 
     def __init__(self, client: Any, worker: str, now_ms: str = "") -> None:
@@ -83,170 +83,163 @@ class ScriptRunner:
         self.worker = worker
         self.now_ms = now_ms
         self.round_trip = 0.0
-        """Seconds that a script takes, on the average of the last."""
-        self._at_once = asyncio.Semaphore(_AT_ONCE)
+        """Seconds for one script, as a moving average."""
+        self._in_flight = asyncio.Semaphore(_MAX_IN_FLIGHT)
 
-    async def report(self, subject: BreakerRef, report: Report) -> Reply:
-        """Send outcomes."""
-        return await self._report(subject, report, left=0, opens=0)
+    async def report(self, ref: BreakerRef, report: Report) -> Reply:
+        """Report outcomes."""
+        return await self._report(ref, report, left=0, opens=0)
 
-    async def restore(self, subject: BreakerRef, left: float, opens: int, reason: str) -> Reply:
-        """Send a break with seconds left, which Redis did not hear of or has lost."""
+    async def restore(self, ref: BreakerRef, left: float, opens: int, reason: str) -> Reply:
+        """Write an open state with `left` seconds to go that Redis missed or lost."""
         report = Report(0, tripped=reason)
-        return await self._report(subject, report, left=math.ceil(left * 1000), opens=opens)
+        return await self._report(ref, report, left=math.ceil(left * 1000), opens=opens)
 
-    async def _report(self, subject: BreakerRef, report: Report, *, left: int, opens: int) -> Reply:
-        verdicts = [word for pair in report.verdicts for word in pair]
+    async def _report(self, ref: BreakerRef, report: Report, *, left: int, opens: int) -> Reply:
+        verdicts = [text for pair in report.verdicts for text in pair]
         counts = (report.calls, report.failed, report.slow)
         seen = (json.dumps(report.causes), report.last)
         arguments = (left, opens, report.batch, *counts, report.tripped, *seen, *verdicts)
-        return Reply.parse(await self._run("record_outcomes", subject, arguments))
+        return Reply.parse(await self._run("record_outcomes", ref, arguments))
 
-    async def acquire_probe(self, subject: BreakerRef, token: str) -> Reply:
-        """Ask for a probe's place."""
-        return Reply.parse(await self._run("acquire_probe", subject, (token,)))
+    async def acquire_probe(self, ref: BreakerRef, token: str) -> Reply:
+        """Acquire the permit for a probe."""
+        return Reply.parse(await self._run("acquire_probe", ref, (token,)))
 
-    async def release_probe(self, subject: BreakerRef, token: str) -> None:
-        """Give a probe's place back."""
-        await self._run("release_probe", subject, (token,))
+    async def release_probe(self, ref: BreakerRef, token: str) -> None:
+        """Release the permit of a probe."""
+        await self._run("release_probe", ref, (token,))
 
-    async def renew_probe(self, subject: BreakerRef, token: str) -> None:
-        """Keep a probe's place, whose call goes on."""
-        await self._run("renew_probe", subject, (token,))
+    async def renew_probe(self, ref: BreakerRef, token: str) -> None:
+        """Renew the lease of a probe whose call still runs."""
+        await self._run("renew_probe", ref, (token,))
 
-    async def read_state(self, subject: BreakerRef) -> Reply:
-        """Look."""
-        return Reply.parse(await self._run("read_state", subject, ()))
+    async def read_state(self, ref: BreakerRef) -> Reply:
+        """Read the state."""
+        return Reply.parse(await self._run("read_state", ref, ()))
 
-    async def read_states(self, subjects: Sequence[BreakerRef]) -> list[Reply]:
-        """Look at many at once; in one round trip, but in a cluster."""
-        return [Reply.parse(answer) for answer in await self._run_for_all("read_state", subjects)]
+    async def read_states(self, refs: Sequence[BreakerRef]) -> list[Reply]:
+        """Read many states, in one round trip unless Redis is a cluster."""
+        return [Reply.parse(answer) for answer in await self._run_for_all("read_state", refs)]
 
-    async def describe(self, subject: BreakerRef) -> Description:
-        """Look closely, for people."""
-        return Description.parse(await self._run("describe", subject, ()))
+    async def describe(self, ref: BreakerRef) -> Description:
+        """Read the state and the window, for operators."""
+        return Description.parse(await self._run("describe", ref, ()))
 
-    async def descriptions(self, subjects: Sequence[BreakerRef]) -> list[Description | None]:
-        """Look closely at many, as `read_states` does; None for what is not ours."""
-        answers = await self._run_for_all("describe", subjects)
+    async def descriptions(self, refs: Sequence[BreakerRef]) -> list[Description | None]:
+        """Describe many; None for each that is malformed."""
+        answers = await self._run_for_all("describe", refs)
         return [_parsed(Description.parse, answer) for answer in answers]
 
     async def force_state(
-        self, subject: BreakerRef, state: State, reason: str, *, open_for: float = 0.0
+        self, ref: BreakerRef, state: State, reason: str, *, open_for: float = 0.0
     ) -> Reply:
-        """Change the state for the whole cluster, by hand."""
+        """Force the state in all workers."""
         arguments = (LETTERS[state], round(open_for * 1000), reason)
-        return Reply.parse(await self._run("force_state", subject, arguments))
+        return Reply.parse(await self._run("force_state", ref, arguments))
 
-    async def reserve(self, limit: SharedRateLimiter, demand: ReservationRequest) -> Reservation:
-        """Book turns of requests and tokens."""
+    async def reserve(self, limit: SharedRateLimiter, request: ReservationRequest) -> Reservation:
+        """Reserve turns of requests and tokens."""
         policy = limit.policy
         limits = (policy.rpm or 0, policy.request_burst, policy.tpm or 0, policy.tokens_at_once)
-        pairs = zip(demand.needed, demand.wanted, strict=True)
+        pairs = zip(request.needed, request.wanted, strict=True)
         turns = (number for pair in pairs for number in pair)
-        owed = (round(seconds * 1000) for seconds in demand.owed)
-        arguments = (*limits, round(policy.max_wait * 1000), *turns, *demand.given_back, *owed)
-        words = (
-            scripts.digest("reserve_turns"),
-            1,
-            limit.key,
-            self.now_ms,
-            self.worker,
-            *arguments,
-        )
-        return Reservation.parse(await self._evaluate(words))
+        owed = (round(seconds * 1000) for seconds in request.owed)
+        arguments = (*limits, round(policy.max_wait * 1000), *turns, *request.given_back, *owed)
+        common = (scripts.digest("reserve_turns"), 1, limit.key, self.now_ms, self.worker)
+        return Reservation.parse(await self._evaluate((*common, *arguments)))
 
     async def publish(self, channel: str, cooling: Callable[[], CooldownMessage]) -> None:
-        """Tell all workers that a provider asked to wait: for how long is asked when it is sent."""
-        async with self._turn():
+        """Publish a cool-down; `cooling` is called when the message is sent, as time goes on."""
+        async with self._command_slot():
             await publish(self.client, channel, cooling().as_text())
 
     async def heartbeat(self, prefix: str, presence: Presence, seconds: float) -> None:
-        """Be seen for so many seconds. A Redis that takes this takes reports, too."""
+        """Store this worker's presence for so many seconds; also shows that Redis takes writes."""
         key = Presence.key(prefix, self.worker)
-        async with self._turn():
+        async with self._command_slot():
             await self.client.set(key, presence.as_json(), px=round(seconds * 1000))
 
     async def presences(self, keys: Sequence[bytes]) -> list[Presence]:
-        """Workers that showed themselves there; in one round trip, but in a cluster."""
+        """The workers stored under these keys, in one round trip unless Redis is a cluster."""
         if isinstance(self.client, RedisCluster):
-            kept = await asyncio.gather(*map(self._kept, keys))
+            kept = await asyncio.gather(*map(self._get, keys))
         else:
-            async with self._turn(), self.client.pipeline(transaction=False) as pipeline:
+            async with self._command_slot(), self.client.pipeline(transaction=False) as pipeline:
                 for key in keys:
                     pipeline.get(key)
                 kept = await pipeline.execute(raise_on_error=False)
         found = (_parsed(Presence.parse, each) for each in kept)
         return [presence for presence in found if presence is not None]
 
-    async def _kept(self, key: bytes) -> object:
-        async with self._turn():
+    async def _get(self, key: bytes) -> object:
+        async with self._command_slot():
             try:
                 return await self.client.get(key)
             except ResponseError as error:  # a key of another type
                 return error
 
     async def overrides(self, prefix: str) -> StoredOverrides:
-        """The variables that have other values in all workers."""
-        async with self._turn():
-            with _of_our_types():
+        """The settings that are overridden in all workers."""
+        async with self._command_slot():
+            with _malformed_keys():
                 return StoredOverrides.parse(await self.client.hgetall(Override.key(prefix)))
 
     async def override(self, prefix: str, variable: str, override: Override | None) -> None:
-        """Give a variable another value in all workers, or None its own again."""
+        """Override a variable in all workers; None removes the override."""
         key = Override.key(prefix)
-        async with self._turn():
+        async with self._command_slot():
             if override is None:
                 await self.client.hdel(key, variable)
             else:
                 await self.client.hset(key, variable, override.as_json())
 
     async def count_workers(self, prefix: str, seconds: float) -> int:
-        """Be counted for so many seconds; how many workers are."""
+        """Register this worker for so many seconds, and count all workers."""
         details = (self.worker, round(seconds * 1000))
-        words = (scripts.digest("heartbeat"), 1, f"{prefix}workers", *details)
-        workers = await self._evaluate(words)
+        arguments = (scripts.digest("heartbeat"), 1, f"{prefix}workers", *details)
+        workers = await self._evaluate(arguments)
         if not isinstance(workers, int) or workers < 1:
-            raise WireError("a number of workers that cannot be")
+            raise WireError("an impossible number of workers")
         return workers
 
-    async def _run(self, name: str, subject: BreakerRef, arguments: Iterable[Any]) -> Any:
-        return await self._evaluate(self._words(name, subject, arguments))
+    async def _run(self, name: str, ref: BreakerRef, arguments: Iterable[Any]) -> Any:
+        return await self._evaluate(self._arguments(name, ref, arguments))
 
-    async def _run_for_all(self, name: str, subjects: Sequence[BreakerRef]) -> list[Any]:
-        if len(subjects) < 2 or isinstance(self.client, RedisCluster):  # noqa: PLR2004
-            return list(await asyncio.gather(*(self._run(name, it, ()) for it in subjects)))
-        async with self._turn(), self.client.pipeline(transaction=False) as pipeline:
-            for subject in subjects:
-                pipeline.evalsha(*self._words(name, subject, ()))
+    async def _run_for_all(self, name: str, refs: Sequence[BreakerRef]) -> list[Any]:
+        if len(refs) < 2 or isinstance(self.client, RedisCluster):  # noqa: PLR2004
+            return list(await asyncio.gather(*(self._run(name, it, ()) for it in refs)))
+        async with self._command_slot(), self.client.pipeline(transaction=False) as pipeline:
+            for ref in refs:
+                pipeline.evalsha(*self._arguments(name, ref, ()))
             try:
                 return list(await pipeline.execute())
             except NoScriptError:
                 await self._load()
-                for subject in subjects:
-                    pipeline.evalsha(*self._words(name, subject, ()))
+                for ref in refs:
+                    pipeline.evalsha(*self._arguments(name, ref, ()))
                 return list(await pipeline.execute())
 
-    async def _evaluate(self, words: tuple[Any, ...]) -> Any:
-        async with self._turn():
+    async def _evaluate(self, arguments: tuple[Any, ...]) -> Any:
+        async with self._command_slot():
             began = time.perf_counter()
             try:
-                answer = await self.client.evalsha(*words)
+                answer = await self.client.evalsha(*arguments)
             except NoScriptError:
                 await self._load()
-                return await self.client.evalsha(*words)
-            self.round_trip += (time.perf_counter() - began - self.round_trip) * _NEWEST
+                return await self.client.evalsha(*arguments)
+            self.round_trip += (time.perf_counter() - began - self.round_trip) * _NEWEST_WEIGHT
         return answer
 
     @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        async with self._at_once:
+    async def _command_slot(self) -> AsyncIterator[None]:
+        async with self._in_flight:
             with lost_connections():
                 yield
 
-    def _words(self, name: str, subject: BreakerRef, arguments: Iterable[Any]) -> tuple[Any, ...]:
-        keys = (subject.state, subject.window)
-        common = (subject.channel, self.now_ms, subject.policy, self.worker, subject.version)
+    def _arguments(self, name: str, ref: BreakerRef, arguments: Iterable[Any]) -> tuple[Any, ...]:
+        keys = (ref.state, ref.window)
+        common = (ref.channel, self.now_ms, ref.policy, self.worker, ref.version)
         return (scripts.digest(name), len(keys), *keys, *common, *arguments)
 
     async def _load(self) -> None:

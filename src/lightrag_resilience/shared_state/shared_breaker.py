@@ -1,8 +1,8 @@
-"""A breaker whose state all workers share. No call waits for Redis, save one for a moment.
+"""A breaker whose state all workers share. Only a call that may be a probe waits for Redis.
 
-Closed, it admits, and open, it refuses, by what this worker knows; outcomes are added up and sent
-by the `Synchronizer`, and what the cluster decides comes back through `learn`. Where Redis is away
-the breaker goes on by itself, as one that is not shared.
+Each worker has a replica of the state. It admits or rejects by that replica, and sends batches of
+outcomes through the `Synchronizer`; `apply_remote_state` takes over what the cluster decides.
+Without Redis the breaker decides by itself: then it is diverged.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from .script_runner import BreakerRef
 
 __all__ = ["FlushPriority", "OpenState", "SharedBreaker"]
 
-_SHORTEST_MOMENT, _LONGEST_MOMENT = 0.001, 0.05  # seconds to wait for a probe's place
-_ROUND_TRIPS = 3  # in one moment, where Redis is far away
-_NO_ANSWER = 1.0  # seconds after which a question is given up
-_ASK_AGAIN = 0.25  # seconds at the most until a refused worker asks for a probe's place again
+_MIN_PROBE_WAIT, _MAX_PROBE_WAIT = 0.001, 0.05  # seconds that a call waits for a probe's permit
+_ROUND_TRIPS = 3  # that it waits, within these bounds
+_REQUEST_TIMEOUT = 1.0  # seconds after which an unanswered request no longer blocks the next
+_MAX_RETRY_WAIT = 0.25  # seconds until a rejected worker requests a probe again
 
 
 class FlushPriority(enum.Enum):
-    """How soon a report is to be sent: with others, in the next small batch, or by itself now."""
+    """When a report is sent: in the next batch, with a batch within milliseconds, or now."""
 
-    SOON = "soon"
+    BATCHED = "batched"
     NEXT = "next"
-    NOW = "now"
+    IMMEDIATE = "immediate"
 
 
 class _Synchronizer(Protocol):
-    """The side that talks to Redis, in a thread of its own. No method waits."""
+    """Talks to Redis from a thread of its own. No method waits."""
 
     @property
     def connected(self) -> bool: ...
@@ -65,7 +65,7 @@ def _finish(answer: asyncio.Future[None]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OpenState:
-    """A break that a worker knows of: seconds left, its number in a row, and why."""
+    """An open state: seconds left, breaks in a row, and the reason."""
 
     left: float
     opens: int
@@ -73,7 +73,7 @@ class OpenState:
 
 
 class _Probe(Admission):
-    """A probe that the cluster admitted."""
+    """A probe whose permit the cluster granted."""
 
     __slots__ = ("token",)
 
@@ -83,19 +83,19 @@ class _Probe(Admission):
 
 
 class SharedBreaker(Breaker):
-    """Admits calls by what the cluster decided, and tells it how they end; from any thread.
+    """Admits calls by the state of the cluster and reports how they end. Thread-safe.
 
     Args:
         name: The dependency.
-        policy: When to open, and for how long; the same in all workers.
+        policy: When to open and for how long; the same in all workers.
         prefix: Of the keys in Redis.
         sync: Talks to Redis.
-        events: Where changes of state are announced.
+        events: Receives changes of state.
         clock: Monotonic seconds.
     """
 
     __slots__ = (
-        "_awaits_answer",
+        "_awaits_decision",
         "_is_diverged",
         "_is_due",
         "_lease",
@@ -103,10 +103,10 @@ class SharedBreaker(Breaker):
         "_request_after",
         "_requested_until",
         "_sync",
-        "subject",
+        "ref",
     )
 
-    _counts_all: ClassVar[bool] = True  # for its reports
+    _counts_all: ClassVar[bool] = True  # the cluster's window needs all successes
 
     def __init__(  # noqa: PLR0913 - two of them by name
         self,
@@ -119,34 +119,34 @@ class SharedBreaker(Breaker):
         clock: Callable[[], float],
     ) -> None:
         super().__init__(name, policy, events=events, clock=clock)
-        self.subject = BreakerRef(prefix, name, policy_as_json(policy))
+        self.ref = BreakerRef(prefix, name, policy_as_json(policy))
         self._sync = sync
         self._report = Report(0)
         self._is_due = False
         self._is_diverged = False
-        self._awaits_answer = False
-        """Whether it tripped, and the cluster has not said yet what it makes of that."""
+        self._awaits_decision = False
+        """Whether it tripped and the cluster has not yet decided on that report."""
         self._lease: tuple[str, float] | None = None
         self._request_after = self._requested_until = -math.inf
 
     def begin(self) -> None:
-        """Calls will come from a new event loop, perhaps in a new process."""
+        """A new event loop, perhaps in a new process, is about to make calls."""
         self._sync.begin()
 
     # ------------------------------------------------------------------ before a call
 
     async def acquire_async(self) -> Admission:
-        """Leave for one call; a probe's place is asked of the cluster, by one caller at a time.
+        """Admit one call. One caller at a time requests a probe's permit of the cluster.
 
         Raises:
-            CircuitOpenError: The circuit is open, or its probes are under way.
+            CircuitOpenError: The circuit is open, or half-open and all permits are held.
         """
         if self._request_probe():
             await self._await_probe()
         return self.acquire()
 
     def acquire(self) -> Admission:
-        """As `acquire_async`, with what is known now."""
+        """Admit one call by what is known now, without a request to the cluster."""
         with self._lock:
             now = self._clock()
             admission = self._admission(now)
@@ -160,10 +160,11 @@ class SharedBreaker(Breaker):
 
     def _admission(self, now: float) -> Admission | None:
         circuit = self.circuit
-        if circuit.shared_admission is not None or not self._is_ruled_by_cluster():
+        if circuit.shared_admission is not None or not self._follows_cluster():
             admission = circuit.acquire(now)
             self._is_diverged |= admission is not None and admission is not circuit.shared_admission
             return admission
+        # The permit is this worker's: the first caller uses it, not only the one that requested it.
         if self._lease is None or circuit.state is not State.HALF_OPEN:
             return None
         (token, until), self._lease = self._lease, None
@@ -174,32 +175,33 @@ class SharedBreaker(Breaker):
         return probe
 
     def _request_probe(self) -> bool:
-        """Whether this caller asks."""
+        """Whether this caller is the one to request a probe's permit."""
         with self._lock:
             now, circuit = self._clock(), self.circuit
-            if circuit.shared_admission is not None or not self._is_ruled_by_cluster():
+            if circuit.shared_admission is not None or not self._follows_cluster():
                 return False
             earliest = max(circuit.open_until, self._request_after, self._requested_until)
             if self._lease is not None or now < earliest:
                 return False
-            self._requested_until = now + _NO_ANSWER
+            self._requested_until = now + _REQUEST_TIMEOUT
             return True
 
     async def _await_probe(self) -> None:
-        """Until the answer is here, but not for long: a slow Redis costs no call its time."""
+        """Wait for the answer, but only for a moment: a slow Redis must not slow calls down."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[None] = loop.create_future()
 
-        def answered() -> None:
+        def on_answer() -> None:  # in the sync thread
             self._requested_until = -math.inf
-            with contextlib.suppress(RuntimeError):  # the asker's loop is closed by now
+            with contextlib.suppress(RuntimeError):  # the caller's loop is closed
                 loop.call_soon_threadsafe(_finish, answer)
 
-        self._sync.request_probe(self, answered)
-        moment = min(max(_SHORTEST_MOMENT, _ROUND_TRIPS * self._sync.round_trip), _LONGEST_MOMENT)
-        await asyncio.wait({answer}, timeout=moment)
+        self._sync.request_probe(self, on_answer)
+        timeout = min(max(_MIN_PROBE_WAIT, _ROUND_TRIPS * self._sync.round_trip), _MAX_PROBE_WAIT)
+        # An answer that comes later serves the next caller: see `on_probe_answer`.
+        await asyncio.wait({answer}, timeout=timeout)
 
-    def _is_ruled_by_cluster(self) -> bool:
+    def _follows_cluster(self) -> bool:
         return self._sync.connected and not self._is_diverged and self.circuit.mode == "enforce"
 
     # ------------------------------------------------------------------ after a call
@@ -207,52 +209,55 @@ class SharedBreaker(Breaker):
     def on_success(self, admission: Admission, duration: float) -> None:
         """A call succeeded after `duration` seconds."""
         if isinstance(admission, _Probe):
-            self._judge(admission, duration, failed=False)
+            self._on_probe_result(admission, duration, failed=False)
             return
         if admission is self.circuit.shared_admission:
-            # Without the lock: a lost success does no harm.
+            # Hot path, so without the lock: a success lost to a race does no harm.
             self._report.calls += 1
             if duration >= self.circuit.slow_after:
                 self._report.slow += 1
             if not self._is_due:
-                self._publish(FlushPriority.SOON)
+                self._schedule_report(FlushPriority.BATCHED)
         super().on_success(admission, duration)
 
     def on_failure(self, admission: Admission, duration: float, symptom: str = "") -> None:
-        """A call failed after `duration` seconds, and the dependency is to blame."""
+        """A call failed after `duration` seconds through the dependency's fault."""
         if isinstance(admission, _Probe):
-            self._judge(admission, duration, failed=True, symptom=symptom)
+            self._on_probe_result(admission, duration, failed=True, symptom=symptom)
             return
         with self._lock:
             circuit = self.circuit
+            # An admission of an earlier state, or of this worker's own probe, is not reported.
             counts = admission is circuit.shared_admission
             if counts:
                 self._report.calls += 1
                 self._report.failed += 1
                 self._report.slow += duration >= circuit.slow_after
-                self._report.note(symptom)
+                self._report.record_failure(symptom)
             circuit.on_failure(admission, duration, self._clock(), symptom)
             if counts and circuit.state is State.OPEN:
-                self._is_diverged = self._awaits_answer = True
+                self._is_diverged = self._awaits_decision = True
                 self._report.tripped = circuit.reason
             self._queue_health()
             self._queue_transition()
         self._publish_transitions()
-        self._publish(FlushPriority.NOW if self._awaits_answer else FlushPriority.NEXT)
+        self._schedule_report(
+            FlushPriority.IMMEDIATE if self._awaits_decision else FlushPriority.NEXT
+        )
 
     def on_uncounted_failure(self, admission: Admission, symptom: str, pause: float = 0.0) -> None:
-        """A call was answered and not served: no outage, and seen all the same by all workers."""
+        """A call was answered but not served, as with 401: no outage, but all workers see it."""
         if isinstance(admission, _Probe):
-            self._deny(admission, symptom, pause)
+            self._on_probe_denied(admission, symptom, pause)
             return
         if admission is self.circuit.shared_admission:
             with self._lock:
-                self._report.note(symptom)
+                self._report.record_failure(symptom)
             if not self._is_due:
-                self._publish(FlushPriority.SOON)
+                self._schedule_report(FlushPriority.BATCHED)
         super().on_uncounted_failure(admission, symptom, pause)
 
-    def _deny(self, probe: _Probe, symptom: str, pause: float) -> None:
+    def _on_probe_denied(self, probe: _Probe, symptom: str, pause: float) -> None:
         with self._lock:
             if self._sync.connected:
                 self.circuit.release(probe)
@@ -264,16 +269,18 @@ class SharedBreaker(Breaker):
                 self.circuit.on_uncounted_failure(probe, self._clock(), symptom, pause=pause)
             self._queue_transition()
         self._publish_transitions()
-        self._publish(FlushPriority.NOW)
+        self._schedule_report(FlushPriority.IMMEDIATE)
 
     def release(self, admission: Admission) -> None:
-        """A call ended with no verdict; a probe's place is free again at once."""
+        """A call ended without a verdict; a probe's permit is released at once."""
         super().release(admission)
         if isinstance(admission, _Probe):
             self._sync.return_probe(self, admission.token)
 
-    def _judge(self, probe: _Probe, duration: float, *, failed: bool, symptom: str = "") -> None:
-        """Tell the cluster how a probe ended; where it cannot be told, decide here."""
+    def _on_probe_result(
+        self, probe: _Probe, duration: float, *, failed: bool, symptom: str = ""
+    ) -> None:
+        """Report how a probe ended; without Redis, decide here."""
         slow = duration >= self.circuit.slow_after
         with self._lock:
             if self._sync.connected:
@@ -291,39 +298,39 @@ class SharedBreaker(Breaker):
                     self.circuit.on_success(probe, duration, self._clock())
             self._queue_transition()
         self._publish_transitions()
-        self._publish(FlushPriority.NOW)
+        self._schedule_report(FlushPriority.IMMEDIATE)
 
-    def _publish(self, when: FlushPriority) -> None:
+    def _schedule_report(self, when: FlushPriority) -> None:
         self._is_due = True
         self._sync.schedule_report(self, when)
 
     # ------------------------------------------------------------------ by hand
 
     def open(self, reason: str = "by hand", *, open_for: float | None = None) -> None:
-        """Open the circuit of all workers, for `open_for` seconds or as long as the policy says."""
+        """Force all workers' circuits open, for `open_for` seconds or as the policy says."""
         super().open(reason, open_for=open_for)
         seconds = self.circuit.policy.open_for if open_for is None else open_for
         self._sync.force_state(self, State.OPEN, reason, open_for=seconds)
 
     def half_open(self, reason: str = "by hand") -> None:
-        """Let probes of all workers through now."""
+        """Force all workers' circuits half-open, so that probes start now."""
         super().half_open(reason)
         self._sync.force_state(self, State.HALF_OPEN, reason)
 
     def close(self, reason: str = "by hand") -> None:
-        """Close the circuit of all workers."""
+        """Force all workers' circuits closed."""
         super().close(reason)
         self._sync.force_state(self, State.CLOSED, reason)
 
     def update_policy(self, policy: BreakerPolicy, reason: str = "by hand") -> None:
-        """Go on by another policy, which the other workers must be given too."""
-        self.subject.policy = policy_as_json(policy)
+        """Replace the policy in this process. All workers must be given the same one."""
+        self.ref.policy = policy_as_json(policy)
         super().update_policy(policy, reason)
 
-    # ------------------------------------------------------------------ the synchronizer's side
+    # ------------------------------------------------------------------ from the sync thread
 
     def take_report(self) -> Report | None:
-        """What is to be sent, once; None if there is nothing."""
+        """The outcomes since the last report, to be sent once; None if there are none."""
         with self._lock:
             self._is_due = False
             report = self._report
@@ -333,10 +340,10 @@ class SharedBreaker(Breaker):
             return report if self.circuit.mode == "enforce" else None
 
     def on_report_lost(self, report: Report) -> None:
-        """Redis is away: what probes showed is decided here."""
+        """A report did not reach Redis: apply the verdicts of its probes here."""
         with self._lock:
             now, circuit = self._clock(), self.circuit
-            self._awaits_answer = False
+            self._awaits_decision = False
             for _, verdict in report.verdicts:
                 if circuit.state is State.HALF_OPEN:
                     self._is_diverged = True
@@ -353,71 +360,76 @@ class SharedBreaker(Breaker):
 
     def apply_remote_state(
         self,
-        there: Announcement,
+        remote: Announcement,
         *,
         announced: bool = False,
         rejoined: bool = False,
         answers: Report | None = None,
     ) -> None:
-        """Take over what the cluster decided, unless it is old news.
+        """Take over the state of the cluster if it is newer than the replica.
 
         Args:
-            there: The state of the cluster.
-            announced: It has come to this state just now.
-            rejoined: Redis was away; whatever this worker decided meanwhile, the cluster wins.
+            remote: The state of the cluster.
+            announced: Whether it was published, so that the state has just changed.
+            rejoined: Whether Redis was unavailable; then the cluster wins over this worker.
             answers: The report to which this is the answer.
         """
         with self._lock:
-            circuit, subject = self.circuit, self.subject
-            is_new = there.version > subject.version
-            is_new |= announced and self._is_diverged and there.version == subject.version
+            circuit, ref = self.circuit, self.ref
+            # The version of a published state may be known from a reply that was not taken over.
+            is_new = remote.version > ref.version
+            is_new |= announced and self._is_diverged and remote.version == ref.version
             if rejoined or (answers is not None and answers.tripped):
-                self._awaits_answer = False
+                self._awaits_decision = False
             if not (is_new or rejoined):
                 return
-            subject.version = there.version
+            ref.version = remote.version
+            # With a quorum one worker's trip is its own until the cluster decides.
             is_decided = (
                 announced or rejoined or circuit.policy.quorum == 1 or not self._is_diverged
             )
-            is_closed = there.state is State.CLOSED
-            if circuit.mode != "enforce" or (is_closed and (self._awaits_answer or not is_decided)):
+            is_closed = remote.state is State.CLOSED
+            if circuit.mode != "enforce" or (
+                is_closed and (self._awaits_decision or not is_decided)
+            ):
                 return
-            self._is_diverged = self._awaits_answer = False
+            self._is_diverged = self._awaits_decision = False
             if is_closed and circuit.shared_admission is not None:
                 return
+            # Outcomes and permits of the previous state count no more.
             self._lease = None
             self._report.calls = self._report.failed = self._report.slow = 0
             self._report.causes = {}
             circuit.restore(
-                there.state,
+                remote.state,
                 self._clock(),
-                there.reason,
-                remaining=there.remaining,
-                opens=there.opens,
+                remote.reason,
+                remaining=remote.remaining,
+                opens=remote.opens,
             )
             self._queue_transition()
         self._publish_transitions()
 
-    def on_probe_answer(self, there: Announcement, token: str, lease: float | None) -> None:
-        """What the cluster said to a request for a probe's place; `lease` in seconds if granted."""
-        self.apply_remote_state(there)
+    def on_probe_answer(self, remote: Announcement, token: str, lease: float | None) -> None:
+        """The answer to a request for a probe's permit; `lease` in seconds if granted."""
+        self.apply_remote_state(remote)
         with self._lock:
             now = self._clock()
             if lease is not None and self.circuit.state is State.HALF_OPEN:
                 self._lease = (token, now + lease)
-            elif there.state is State.HALF_OPEN:
-                self._request_after = now + min(max(there.remaining, 0.01), _ASK_AGAIN)
+            elif remote.state is State.HALF_OPEN:
+                self._request_after = now + min(max(remote.remaining, 0.01), _MAX_RETRY_WAIT)
 
-    def give_up_unused(self, token: str) -> bool:
-        """Whether a granted place was not used; it is then no longer this worker's."""
+    def abandon_unused_probe(self, token: str) -> bool:
+        """Drop a granted permit that no call has used; whether there was one."""
         with self._lock:
             is_unused = self._lease is not None and self._lease[0] == token
             if is_unused:
                 self._lease = None
             return is_unused
 
-    def keeps(self, token: str) -> bool:
-        """Whether the call of a granted place goes on, or is yet to come."""
+    def holds_probe(self, token: str) -> bool:
+        """Whether a granted permit is still unused, or its call still runs."""
         with self._lock:
             if self._lease is not None and self._lease[0] == token:
                 return True
@@ -425,17 +437,17 @@ class SharedBreaker(Breaker):
             return any(isinstance(probe, _Probe) and probe.token == token for probe in probes)
 
     def open_state_to_restore(self) -> OpenState | None:
-        """What to plant in a Redis that lost its state, or did not hear of this break."""
+        """The open state to write to a Redis that lost or missed it; None if there is none."""
         with self._lock:
             circuit = self.circuit
             left = circuit.open_until - self._clock()
-            by_itself = self._is_diverged and circuit.policy.quorum > 1
-            if circuit.mode != "enforce" or not 0 < left < math.inf or by_itself:
+            is_own = self._is_diverged and circuit.policy.quorum > 1
+            if circuit.mode != "enforce" or not 0 < left < math.inf or is_own:
                 return None
             return OpenState(left, circuit.opens, circuit.reason)
 
     def reset_after_fork(self) -> None:
-        """In a child process: no lock, report or lease of the parent's is ours."""
+        """In a child process: drop the lock, the report and the lease, which are the parent's."""
         self.take_lock(threading.RLock())
         self._is_due = False
         self._report = Report(0)
@@ -444,5 +456,5 @@ class SharedBreaker(Breaker):
 
     @property
     def is_diverged(self) -> bool:
-        """Whether this worker opened or tries by itself, and not by what the cluster decided."""
+        """Whether this worker is not closed by its own decision, not by the cluster's."""
         return self._is_diverged and self.circuit.shared_admission is None

@@ -1,7 +1,7 @@
-"""Requests and tokens a minute of all workers together: turns are booked in Redis, in small lots.
+"""Rate limits over all workers: turns are reserved in Redis, in small lots.
 
-Where Redis is away, or slow, each worker goes on with its share: the limit, divided by the workers
-last seen.
+While Redis is unavailable or slow, each worker goes on with its share: the limit divided by the
+last known number of workers.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .reservations import Reservation, ReservationRequest, ReservedTurns
 
 __all__ = ["SharedRateLimiter"]
 
-_PATIENCE = 0.3  # seconds for one booking; then this worker goes on alone
-_SLOW = 1.0  # seconds for which it does so, before the next caller tries
-_LOTS = 4  # in what may go at once
-_LARGEST_LOT = 64  # requests
-_FRESH = 1.0  # seconds in which turns can be given back
+_ANSWER_TIMEOUT = 0.3  # seconds for one reservation; then the local limiter takes over
+_SLOW_FOR = 1.0  # seconds for which it does, before Redis is tried again
+_LOTS_PER_BURST = 4
+_MAX_LOT = 64  # requests
+_RETURNABLE_FOR = 1.0  # seconds after a lot in which unused turns are given back
 _WHY = "by all workers together"
 
 
 class _Synchronizer(Protocol):
-    """The side that talks to Redis, in a thread of its own. No method waits."""
+    """Talks to Redis from a thread of its own. No method waits."""
 
     @property
     def connected(self) -> bool: ...
@@ -42,7 +42,7 @@ class _Synchronizer(Protocol):
 
 
 class _Caller:
-    """A caller that waits for a booking."""
+    """A caller that waits for a reservation."""
 
     __slots__ = ("loop", "ready", "tokens")
 
@@ -52,8 +52,8 @@ class _Caller:
         self.ready: asyncio.Future[float | None] = self.loop.create_future()
 
     def notify(self, ready: float | None = None, error: Exception | None = None) -> None:
-        """From the synchronizer's thread."""
-        with contextlib.suppress(RuntimeError):  # the caller's loop is closed by now
+        """Answer the caller; from the sync thread. `ready` None sends it to the local limiter."""
+        with contextlib.suppress(RuntimeError):  # the caller's loop is closed
             self.loop.call_soon_threadsafe(self._notify, ready, error)
 
     def _notify(self, ready: float | None, error: Exception | None) -> None:
@@ -66,7 +66,7 @@ class _Caller:
 
 
 class SharedRateLimiter:
-    """The limits of one dependency over all workers; for calls from any thread and event loop.
+    """The rate limits of one dependency over all workers. Thread-safe, for any event loop.
 
     Args:
         name: The dependency.
@@ -88,7 +88,7 @@ class SharedRateLimiter:
         self.name = name
         self.policy = policy
         self.on_cooldown: Callable[[float], None] | None = None
-        """Told, in the synchronizer's thread, for how many seconds the provider asked to wait."""
+        """Called in the sync thread with the seconds of a cool-down of another worker."""
         self._prefix = prefix
         self._sync = sync
         self._clock = clock
@@ -98,13 +98,13 @@ class SharedRateLimiter:
         self._requests, self._tokens = ReservedTurns(), ReservedTurns()
         self._unused_requests = self._unused_tokens = 0
         self._sleeping = 0
-        self._paid = (-math.inf, -math.inf)
-        """When the requests and the tokens of all workers are paid for, as far as is known here."""
-        self._returns = 0
-        """How often Redis has come back. A demand tells it what is owed until one is answered that
-        was made since the last return: an earlier one says nothing of what was lost after it."""
-        self._returns_told = 0
-        self._lot_came = 0.0
+        self._paid_until = (-math.inf, -math.inf)
+        """When all workers' requests and tokens are paid for, as far as this worker knows."""
+        self._recoveries = 0
+        """Ended outages of Redis. Requests carry `owed` until one that was made after the last
+        outage is answered: an earlier one does not cover what Redis lost since."""
+        self._recoveries_reported = 0
+        self._lot_received_at = 0.0
         self._workers = 1
         self._slow_until = -math.inf
         self._local_limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, LocalRateLimiter] = (
@@ -113,7 +113,7 @@ class SharedRateLimiter:
 
     @property
     def key(self) -> str:
-        """Where it is kept."""
+        """The key in Redis."""
         return f"{self._prefix}rl:{quote(self.name)}"
 
     @property
@@ -123,18 +123,18 @@ class SharedRateLimiter:
         return (60.0 / policy.rpm if policy.rpm else 0.0, 60.0 / policy.tpm if policy.tpm else 0.0)
 
     def receive_cooldown(self, seconds: float) -> None:
-        """Another worker was asked to wait."""
+        """Another worker published a cool-down."""
         if self.on_cooldown is not None:
             self.on_cooldown(seconds)
 
     def cool_down(self, seconds: float) -> None:
-        """The provider asked to wait: all workers shall."""
+        """Publish a cool-down that the provider asked for to all workers."""
         self._sync.cool_down(self.name, seconds)
 
     # ------------------------------------------------------------------ for calls
 
     def try_acquire(self, tokens: int) -> bool:
-        """Take a turn of so many tokens if one is held that has come."""
+        """Take a turn of so many tokens if this worker holds one that is due now."""
         tokens = min(tokens, int(self.policy.tpm or 0))
         with self._lock:
             if self._waiters or not self._can_reserve:
@@ -151,7 +151,7 @@ class SharedRateLimiter:
         """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.
 
         Raises:
-            RateLimitedError: The turn would come later than that, or than the policy allows.
+            RateLimitedError: The turn is due later than that, or than the policy allows.
         """
         tokens = min(tokens, int(self.policy.tpm or 0))  # or a large call could never pass
         ready = await self._reserve(tokens) if self._can_reserve else None
@@ -173,50 +173,52 @@ class SharedRateLimiter:
             self._sleeping -= 1
         return True
 
-    def settle(self, booked: int, used: int) -> None:
-        """A call for which tokens were booked has used so many."""
+    def settle(self, reserved: int, used: int) -> None:
+        """Correct the reserved tokens of a call by those it used."""
         if not self.policy.tpm:
             return
-        most = int(self.policy.tpm)  # more than that was not booked either
-        booked, used = min(booked, most), min(used, most)
+        most = int(self.policy.tpm)  # no more was reserved either
+        reserved, used = min(reserved, most), min(used, most)
         if not self._sync.connected and (local := self._local_limiter()) is not None:
-            local.settle(booked, used)
+            local.settle(reserved, used)
             return
         with self._lock:
-            spare = min(booked - used, self._lot[1] - self._tokens.total)
-            if spare > 0 and not self._waiters and self._sleeping <= 0:  # nobody is overtaken
+            spare = min(reserved - used, self._lot[1] - self._tokens.total)
+            # Keep the spare tokens here for the next call, if it overtakes no other.
+            if spare > 0 and not self._waiters and self._sleeping <= 0:
                 self._tokens.put_back(self._clock(), spare)
                 used += spare
-            self._unused_tokens += booked - used
+            self._unused_tokens += reserved - used
 
     @property
     def _can_reserve(self) -> bool:
-        """Whether Redis is there, and not too slow to be waited for."""
+        """Whether Redis is available, and was not too slow lately."""
         return self._sync.connected and self._clock() >= self._slow_until
 
     async def _reserve(self, tokens: int) -> float | None:
-        """When the call may go; None where Redis does not say."""
+        """The time from which the call may go; None if Redis does not answer in time."""
         with self._lock:
             if not self._waiters and (ready := self._take(tokens)) is not None:
                 return ready
             caller = _Caller(tokens)
             self._waiters.append(caller)
-            begins, self._is_reserving = not self._is_reserving, True
-        if begins:
+            is_first, self._is_reserving = not self._is_reserving, True
+        if is_first:
             self._sync.reserve(self)
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_ANSWER_TIMEOUT):
                 return await caller.ready
         except TimeoutError:
-            self._leave(caller)
-            self._slow_until = self._clock() + _SLOW
-            self._is_reserving = False  # what became of it is not known: the next caller asks anew
+            self._abandon(caller)
+            self._slow_until = self._clock() + _SLOW_FOR
+            self._is_reserving = False  # the pending one may never be answered
             return None
         except asyncio.CancelledError:
-            self._leave(caller)
+            self._abandon(caller)
             raise
 
-    def _leave(self, caller: _Caller) -> None:
+    def _abandon(self, caller: _Caller) -> None:
+        """Remove a caller that gave up, and put back the turn it may just have been given."""
         with self._lock, contextlib.suppress(ValueError):
             self._waiters.remove(caller)
         answer = caller.ready
@@ -226,7 +228,7 @@ class SharedRateLimiter:
             self._put_back(ready, caller.tokens)
 
     def _take(self, tokens: int) -> float | None:
-        """A turn out of what is held, or None."""
+        """Take a turn out of those held: the time from which it may be used, or None."""
         now = self._clock()
         self._unused_requests += self._requests.expire(now)
         self._unused_tokens += self._tokens.expire(now)
@@ -244,9 +246,9 @@ class SharedRateLimiter:
 
     @property
     def _owed(self) -> tuple[float, float]:
-        """Seconds until the requests and the tokens of all workers are paid for."""
+        """Seconds until all workers' requests and tokens are paid for."""
         now = self._clock()
-        return max(self._paid[0] - now, 0.0), max(self._paid[1] - now, 0.0)
+        return max(self._paid_until[0] - now, 0.0), max(self._paid_until[1] - now, 0.0)
 
     async def _acquire_locally(self, tokens: int, longest: float) -> bool:
         loop = asyncio.get_running_loop()
@@ -257,37 +259,40 @@ class SharedRateLimiter:
         waited = await local.acquire(tokens, longest)
         with self._lock:
             if self._local_limiters.get(loop) is local:
-                self._pay(local.owed)
-                # Redis hears of each, unless it is away: then, of what is left to be paid for.
+                self._extend_paid_until(local.owed)
+                # A slow Redis is charged for each; after an outage it gets `owed` instead.
                 if self._sync.connected:
                     self._unused_requests -= 1
                     self._unused_tokens -= tokens
         return waited
 
     def _local_limiter(self) -> LocalRateLimiter | None:
-        """That of the loop that runs here, where calls go alone on it."""
-        loop = asyncio._get_running_loop()  # noqa: SLF001 - the other one raises
+        """The local limiter of the running loop, if it is in use."""
+        loop = asyncio._get_running_loop()  # noqa: SLF001 - get_running_loop raises
         return None if loop is None else self._local_limiters.get(loop)
 
-    def _pay(self, owed: tuple[float, float]) -> None:
-        """Remember until when is paid for: no outage, and no return, begins with a new burst."""
+    def _extend_paid_until(self, owed: tuple[float, float]) -> None:
+        """Record what is owed, so that neither an outage nor its end begins with a new burst."""
         now = self._clock()
-        self._paid = max(self._paid[0], now + owed[0]), max(self._paid[1], now + owed[1])
+        self._paid_until = (
+            max(self._paid_until[0], now + owed[0]),
+            max(self._paid_until[1], now + owed[1]),
+        )
 
-    # ------------------------------------------------------------------ the synchronizer's side
+    # ------------------------------------------------------------------ from the sync thread
 
     def on_redis_back(self) -> None:
-        """Redis is, and may have missed what was sent, or forgotten what was booked."""
-        self._returns += 1
+        """An outage ended. Redis may have missed messages, or lost reservations."""
+        self._recoveries += 1
 
     @property
     def _lot(self) -> tuple[int, int]:
-        """Requests and tokens to book at once."""
-        requests = min(max(int(self.policy.request_burst / _LOTS), 1), _LARGEST_LOT)
-        return requests, max(int(self.policy.tokens_at_once / _LOTS), 1)
+        """The size of a lot, in requests and tokens."""
+        requests = min(max(int(self.policy.request_burst / _LOTS_PER_BURST), 1), _MAX_LOT)
+        return requests, max(int(self.policy.tokens_at_once / _LOTS_PER_BURST), 1)
 
     def next_request(self) -> ReservationRequest | None:
-        """What to book for those who wait; None where nobody does."""
+        """The turns to reserve for the waiting callers; None if there are none."""
         with self._lock:
             if not self._waiters:
                 self._is_reserving = False
@@ -306,25 +311,28 @@ class SharedRateLimiter:
             wanted = (max(needed[0], lot if needed[0] else 0), needed[1])
             if self.policy.tpm and needed[1]:
                 wanted = (wanted[0], max(needed[1], token_lot))
-            if self._clock() > self._lot_came + _FRESH:
-                # By now there is room again without them, and they would be there twice.
+            if self._clock() > self._lot_received_at + _RETURNABLE_FOR:
+                # The rate has made room for them by now; given back as well they would count twice.
                 self._unused_requests = min(self._unused_requests, 0)
                 self._unused_tokens = min(self._unused_tokens, 0)
-            owed = self._owed if self._returns != self._returns_told else (0.0, 0.0)
+            owed = self._owed if self._recoveries != self._recoveries_reported else (0.0, 0.0)
             waiting = self._end_local_limiters()
             given_back = (self._unused_requests - waiting[0], self._unused_tokens - waiting[1])
             self._unused_requests = self._unused_tokens = 0
             return ReservationRequest(
-                callers, needed, wanted, given_back, owed, waiting, self._returns
+                callers, needed, wanted, given_back, owed, waiting, self._recoveries
             )
 
     def _end_local_limiters(self) -> tuple[int, int]:
-        """Requests and tokens of those who wait alone: they go on, and others go after them."""
+        """Drop the local limiters; the requests and tokens of callers that still wait in them.
+
+        Those callers keep their turns, and what they take is paid for before the next.
+        """
         waiting = [local.waiting for local in self._local_limiters.values()]
         self._local_limiters.clear()
         requests, tokens = sum(each[0] for each in waiting), sum(each[1] for each in waiting)
         (request, token), owed = self.per_turn, self._owed
-        self._pay(
+        self._extend_paid_until(
             (
                 owed[0] + requests * request * self._workers,
                 owed[1] + tokens * token * self._workers,
@@ -332,60 +340,63 @@ class SharedRateLimiter:
         )
         return requests, tokens
 
-    def on_reserved(self, demand: ReservationRequest, booking: Reservation) -> None:
-        """What came of a demand."""
+    def on_reserved(self, request: ReservationRequest, reservation: Reservation) -> None:
+        """Hand the reserved turns to the waiting callers."""
         now = self._clock()
         with self._lock:
-            self._workers = booking.workers
-            self._lot_came = now
-            self._returns_told = demand.returns
-            if now < self._slow_until:  # those for whom it was have gone
-                self._unused_requests += booking.taken[0]
-                self._unused_tokens += booking.taken[1]
+            self._workers = reservation.workers
+            self._lot_received_at = now
+            self._recoveries_reported = request.recoveries
+            if now < self._slow_until:  # too late: its callers went to the local limiter
+                self._unused_requests += reservation.taken[0]
+                self._unused_tokens += reservation.taken[1]
                 return
-            stocks = (self._requests, self._tokens)
-            for stock, start, each, taken in zip(
-                stocks, booking.starts, self.per_turn, booking.taken, strict=True
+            held = (self._requests, self._tokens)
+            for turns, start, each, taken in zip(
+                held, reservation.starts, self.per_turn, reservation.taken, strict=True
             ):
-                stock.add(now + start, each, taken, now)
+                turns.add(now + start, each, taken, now)
             bursts = (self.policy.request_burst, self.policy.tokens_at_once)
             requests, tokens = (
                 now + start + each * (burst + taken)
                 for start, each, burst, taken in zip(
-                    booking.starts, self.per_turn, bursts, booking.taken, strict=True
+                    reservation.starts, self.per_turn, bursts, reservation.taken, strict=True
                 )
             )
-            if demand.returns != self._returns:  # meanwhile calls have gone alone
-                requests, tokens = max(requests, self._paid[0]), max(tokens, self._paid[1])
-            self._paid = (requests, tokens)
+            if request.recoveries != self._recoveries:  # calls went through local limiters since
+                requests, tokens = (
+                    max(requests, self._paid_until[0]),
+                    max(tokens, self._paid_until[1]),
+                )
+            self._paid_until = (requests, tokens)
             served = 0
             while self._waiters and (ready := self._take(self._waiters[0].tokens)) is not None:
                 self._waiters.popleft().notify(ready)
                 served += 1
-            if served or any(booking.taken):
+            if served or any(reservation.taken):
                 return
-            for _ in range(min(demand.callers, len(self._waiters))):
-                error = RateLimitedError(self.name, booking.wait, _WHY)
+            for _ in range(min(request.callers, len(self._waiters))):
+                error = RateLimitedError(self.name, reservation.wait, _WHY)
                 self._waiters.popleft().notify(error=error)
 
-    def on_reservation_lost(self, demand: ReservationRequest) -> None:
-        """Redis is away: those who wait go on alone."""
+    def on_reservation_lost(self, request: ReservationRequest) -> None:
+        """The reservation failed: send the waiting callers to the local limiter."""
         with self._lock:
-            # It may have taken back what was given back, and only its answer be lost.
-            self._unused_requests += min(demand.given_back[0] + demand.waiting[0], 0)
-            self._unused_tokens += min(demand.given_back[1] + demand.waiting[1], 0)
+            # Only the answer may be lost: what was given back must not be given back again.
+            self._unused_requests += min(request.given_back[0] + request.waiting[0], 0)
+            self._unused_tokens += min(request.given_back[1] + request.waiting[1], 0)
             self._is_reserving = False
             while self._waiters:
                 self._waiters.popleft().notify()
 
     def reset_after_fork(self) -> None:
-        """In a child process: no lock and no turn of the parent's is ours."""
+        """In a child process: drop the lock and the turns, which are the parent's."""
         self._lock = threading.Lock()
         self._waiters.clear()
         self._is_reserving = False
         self._requests, self._tokens = ReservedTurns(), ReservedTurns()
         self._unused_requests = self._unused_tokens = 0
         self._slow_until = -math.inf
-        self._paid = (-math.inf, -math.inf)
-        self._returns_told = self._returns
+        self._paid_until = (-math.inf, -math.inf)
+        self._recoveries_reported = self._recoveries
         self._local_limiters.clear()

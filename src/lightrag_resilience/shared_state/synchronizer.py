@@ -1,6 +1,6 @@
-"""Shares breakers and limits through Redis, from a thread that begins with the first call.
+"""Shares breakers and limits through Redis, from a thread that starts with the first call.
 
-Whatever goes wrong there, no call notices. A forked child begins anew, with a thread of its own.
+No error in the thread reaches a call. A forked child starts a thread of its own.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = ["Synchronizer"]
 
 _log = logging.getLogger("lightrag_resilience")
 
-_START_AGAIN = 1.0  # seconds between two starts of the thread, where the first ends or fails
+_RESTART_AFTER = 1.0  # seconds between two starts of a thread that fails or ends
 
 
 class Synchronizer:
-    """What shared breakers talk to. No method waits, but `close`.
+    """The side of the sync thread that breakers and limits use. Only `close` waits.
 
     Args:
-        url: Where Redis is.
-        prefix: Of its keys and channels.
-        override: Told, in the thread, which variables have other values in all workers.
+        url: Of Redis.
+        prefix: Of keys and channels.
+        override: Called in the thread with all overrides whenever they change.
         clock: Monotonic seconds.
     """
 
@@ -56,8 +56,8 @@ class Synchronizer:
         self.link = ConnectionStatus(clock, redis_location(url))
         self._url = url
         self._clock = clock
-        self._members = SharedObjects({}, {}, Overrides(prefix, override))
-        # Reentrant: the garbage collector may end an abandoned call while the lock is held.
+        self._shared = SharedObjects({}, {}, Overrides(prefix, override))
+        # Reentrant: garbage collection under the lock may end an abandoned call, which locks.
         self._lock = threading.RLock()
         self._worker: SyncThread | None = None
         self._start_at = -math.inf
@@ -65,40 +65,40 @@ class Synchronizer:
 
     @property
     def connected(self) -> bool:
-        """Whether Redis takes what is sent."""
+        """Whether Redis accepts commands."""
         return self.link.is_up
 
     def workers(self) -> int:
-        """How many there were when Redis was there last, this one included."""
+        """The last known number of workers, this one included."""
         return self.link.workers
 
     @property
     def round_trip(self) -> float:
-        """Seconds to Redis and back."""
+        """Seconds for a command to Redis."""
         return self.link.round_trip
 
     def breaker(self, name: str, policy: BreakerPolicy, events: Events) -> SharedBreaker:
-        """A new breaker of this process that shares its state."""
+        """Make a breaker that shares its state."""
         made = SharedBreaker(name, policy, self.prefix, self, events=events, clock=self._clock)
-        self._members.breakers[name] = made
+        self._shared.breakers[name] = made
         if self._worker is not None:
             self._run(SyncThread.add, made)
         elif _is_in_loop():
-            self.begin()  # it is in use, and no longer only imported by what may fork
+            self.begin()  # in a running loop: no import in a master process that forks later
         return made
 
     def limit(self, name: str, policy: LimitPolicy) -> SharedRateLimiter:
-        """New limits of this process that share what all workers may send."""
+        """Make rate limits that all workers share."""
         made = SharedRateLimiter(name, policy, self.prefix, self, clock=self._clock)
-        self._members.limits[name] = made
+        self._shared.limits[name] = made
         return made
 
     def begin(self) -> None:
-        """Calls are about to be made: in this process, this is the time for a thread."""
+        """Calls are about to be made, so this process may have a thread: start it."""
         self._running()
 
     def close(self) -> None:
-        """Send what is due, and end the thread and its connections; later use begins anew."""
+        """Send what is due, and end the thread and its connections; a later use starts another."""
         with self._lock:
             worker, self._worker = self._worker, None
             self._start_at = -math.inf
@@ -108,31 +108,31 @@ class Synchronizer:
     # ------------------------------------------------------------------ for breakers
 
     def schedule_report(self, breaker: SharedBreaker, when: FlushPriority) -> None:
-        """A breaker has something to report."""
+        """Send a breaker's report, as soon as `when` says."""
         self._run(SyncThread.schedule_report, breaker, when)
 
     def request_probe(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
-        """Ask for a probe's place; `answered` is called, in the thread, when the breaker knows."""
+        """Request a probe's permit; `answered` is called in the thread after the answer."""
         self._run(SyncThread.request_probe, breaker, answered)
 
     def return_probe(self, breaker: SharedBreaker, token: str) -> None:
-        """A probe ended without a verdict."""
+        """Release a probe's permit."""
         self._run(SyncThread.return_probe, breaker, token)
 
     def force_state(
         self, breaker: SharedBreaker, state: State, reason: str, *, open_for: float = 0.0
     ) -> None:
-        """A change by hand, for the whole cluster."""
+        """Force a breaker's state in all workers."""
         self._run(SyncThread.force_state, breaker, state, reason, open_for)
 
     # ------------------------------------------------------------------ for limits
 
     def reserve(self, limit: SharedRateLimiter) -> None:
-        """Callers wait for turns."""
+        """Reserve turns for the waiting callers."""
         self._run(SyncThread.reserve, limit)
 
     def cool_down(self, name: str, seconds: float) -> None:
-        """A provider asked to wait."""
+        """Publish a cool-down to all workers."""
         self._run(SyncThread.cool_down, name, seconds)
 
     # ------------------------------------------------------------------ the thread
@@ -140,11 +140,11 @@ class Synchronizer:
     def _run(self, method: Callable[..., None], *arguments: Any) -> None:
         worker = self._running()
         if worker is not None:
-            with contextlib.suppress(RuntimeError):  # its loop was closed this moment
+            with contextlib.suppress(RuntimeError):  # its loop has just been closed
                 worker.loop.call_soon_threadsafe(method, worker, *arguments)
 
     def _running(self) -> SyncThread | None:
-        """The thread's side; None while the system has no thread or no file for one."""
+        """The running thread; None while the system cannot start one."""
         worker = self._worker
         if worker is not None and worker.is_alive:
             return worker
@@ -157,11 +157,11 @@ class Synchronizer:
     def _start(self) -> None:
         if self._clock() < self._start_at:
             return
-        self._start_at = self._clock() + _START_AGAIN
+        self._start_at = self._clock() + _RESTART_AFTER
         if self._worker is not None:
-            _log.error("The thread that shares breakers through Redis ended; it begins again")
+            _log.error("The thread that shares breakers through Redis ended; it starts again")
         try:
-            worker = SyncThread(self._url, self.prefix, self._members, self.link)
+            worker = SyncThread(self._url, self.prefix, self._shared, self.link)
             worker.start()
         except (OSError, RuntimeError) as error:
             self.link.mark_down(error)
@@ -169,14 +169,14 @@ class Synchronizer:
             self._worker = worker
 
     def reset_after_fork(self) -> None:
-        """In a child process: the thread, its locks and its connections are the parent's."""
+        """In a child process: drop the thread with its locks and connections, the parent's."""
         self._lock = threading.RLock()
         self._worker = None
         self._start_at = -math.inf
         self.link.is_up = False
-        for breaker in self._members.breakers.values():
+        for breaker in self._shared.breakers.values():
             breaker.reset_after_fork()
-        for limit in self._members.limits.values():
+        for limit in self._shared.limits.values():
             limit.reset_after_fork()
 
 

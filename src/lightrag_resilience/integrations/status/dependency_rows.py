@@ -44,7 +44,7 @@ async def dependency_rows(
     own = {guard.name: guard for guard in registry}
     shared = {} if cluster is None else cluster.breakers
     workers = [] if cluster is None else cluster.workers
-    diverged = Counter(name for worker in workers for name in worker.alone)
+    diverged = Counter(name for worker in workers for name in worker.diverged)
     is_subscribed = registry.link is not None and registry.link.is_up
     calls = in_flight(registry)
     made = []

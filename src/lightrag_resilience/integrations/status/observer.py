@@ -153,7 +153,7 @@ class StatusObserver:
     def _workers(self) -> list[dict[str, Any]]:
         workers = self._cluster.workers if self._cluster is not None else []
         return [
-            {"host": worker.host, "pid": worker.pid, "diverged": list(worker.alone)}
+            {"host": worker.host, "pid": worker.pid, "diverged": list(worker.diverged)}
             for worker in workers[:_MOST]
         ]
 
