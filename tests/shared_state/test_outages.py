@@ -226,7 +226,7 @@ def test_malformed_data_is_logged_and_ignored(
         two[0].ask("call", times=5)
         agree(two, "open")
         logs = [line for answer in two.each("look") for line in answer["log"]]
-        complaints = [line for line in logs if "not ours" in line or "is ignored" in line]
+        complaints = [line for line in logs if "Malformed" in line]
         assert complaints
         assert not any("nonsense" in line for line in logs)
 
