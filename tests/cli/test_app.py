@@ -93,7 +93,7 @@ def test_an_env_file_that_is_a_pipe_does_not_block(
     for path in ("/dev/zero", str(tmp_path)):
         ran = run("--env-file", path, "config")
         assert (ran.exit_code, "cannot be read" in ran.stderr) == (2, True)
-    monkeypatch.setattr(process_environment, "_PATIENCE", 0.0)
+    monkeypatch.setattr(process_environment, "_PIPE_TIMEOUT", 0.0)
     holder = os.open(pipe, os.O_RDWR)
     try:
         assert "Its writer does not write" in run("--env-file", str(pipe), "config").stderr

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from lightrag_resilience.cli.app import app
 from lightrag_resilience.demo import run
 from lightrag_resilience.demo.report import workers_table
-from lightrag_resilience.demo.worker import Worker
+from lightrag_resilience.demo.worker import DemoWorker
 from lightrag_resilience.demo.workers import compare_workers, measure
 from lightrag_resilience.testing import Fault, Simulator
 
@@ -64,7 +64,7 @@ async def test_a_worker_calls_until_rejected_and_reports_it(
 ) -> None:
     monkeypatch.setenv("RESILIENCE_LLM__RETRY__ATTEMPTS", "1")
     monkeypatch.setenv("RESILIENCE_LLM__BREAKER__OPEN_FOR", "0.05")
-    worker = Worker()
+    worker = DemoWorker()
     async with Simulator(latency=0) as provider:
         await worker.ask_steadily(provider.base_url, pause=0.001)
         while provider.count() < 3:  # noqa: ASYNC110 - the provider is what is waited for
@@ -83,7 +83,7 @@ async def test_a_worker_calls_until_rejected_and_reports_it(
 
 @pytest.mark.anyio
 async def test_an_idle_worker_reports_nothing() -> None:
-    assert (await Worker().end())["calls"] == []
+    assert (await DemoWorker().end())["calls"] == []
 
 
 @pytest.mark.processes

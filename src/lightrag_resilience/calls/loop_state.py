@@ -15,7 +15,7 @@ from lightrag_resilience.timeouts.loop_timers import LoopTimers, LoopTimersRegis
 
 __all__ = ["LoopState", "LoopStates"]
 
-_NEVER = -math.inf
+_LONG_AGO = -math.inf
 
 
 class LoopState:
@@ -111,7 +111,7 @@ class LoopStates:
         self._loop_timers = loop_timers
         self._clock = clock
         self._shared = shared
-        self._cooldown_until = _NEVER
+        self._cooldown_until = _LONG_AGO
         self._states: list[LoopState] = []  # loops are few
         self._previous_controllers: dict[LoopTimers, AdmissionController] = {}
         if shared is not None:

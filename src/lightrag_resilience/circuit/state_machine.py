@@ -18,7 +18,7 @@ from .sliding_window import make_window
 
 __all__ = ["Admission", "Circuit", "Snapshot", "State"]
 
-_NEVER = -math.inf
+_LONG_AGO = -math.inf
 _LATER = 1.0  # seconds to wait while probes are under way: their verdict is near
 
 
@@ -139,7 +139,7 @@ class Circuit:
         self.opens = 0
         self.shared_admission: Admission | None = None
         """The admission that any caller may take without `acquire`; None unless closed."""
-        self.open_until = _NEVER
+        self.open_until = _LONG_AGO
         """When the next probe is due; every call before that is rejected."""
         self._leases = _NO_LEASES
         self.set_mode(policy.mode, now, "since the start")
@@ -395,7 +395,7 @@ class Circuit:
         self._entered = now
         self.state = state
         self.reason = reason
-        self.open_until = _NEVER
+        self.open_until = _LONG_AGO
         self.generation += 1
         self.window = make_window(self.policy, now)
         self.outcomes = None

@@ -21,7 +21,7 @@ from .policy_checks import Finding, Level
 __all__ = ["CodeError", "examine_code", "examine_module"]
 
 _IMPORT_TIMEOUT = 60.0  # seconds
-_DEEPEST = 20  # decorators around one function
+_MOST_DECORATORS = 20  # decorators around one function
 _SDKS = ("openai", "anthropic")
 
 
@@ -122,7 +122,7 @@ def _own(layer: Any, below: Any, name: str) -> Any:
 
 def _layers(member: Any) -> Iterator[Any]:
     """A function and those it wraps, from the outside in."""
-    for _ in range(_DEEPEST):
+    for _ in range(_MOST_DECORATORS):
         if not callable(member) or not hasattr(member, "__dict__") or isinstance(member, type):
             return
         yield member

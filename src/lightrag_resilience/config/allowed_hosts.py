@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 
 __all__ = ["hosts_in", "is_allowed_host", "is_host_pattern"]
 
-_LONGEST = 253  # characters, by RFC 1035
+_LONGEST_HOST = 253  # characters, by RFC 1035
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?", re.ASCII | re.IGNORECASE)
 # Public DNS has no names below these (RFC 6761, RFC 6762, ICANN's .internal), so none can rebind.
@@ -34,7 +34,7 @@ def is_allowed_host(host: str, allowed: Collection[str] = ()) -> bool:
     """
     if "*" in allowed or _is_address(host):
         return True
-    if len(host) > _LONGEST or not _NAME.fullmatch(host):
+    if len(host) > _LONGEST_HOST or not _NAME.fullmatch(host):
         return False
     host = host.rstrip(".")
     _, dot, top = host.rpartition(".")
@@ -49,7 +49,7 @@ def is_allowed_host(host: str, allowed: Collection[str] = ()) -> bool:
 def is_host_pattern(text: str) -> bool:
     """Whether a text is a host name, ``*.example.com``, or ``*``."""
     name = text.removeprefix("*.")
-    return text == "*" or (len(text) <= _LONGEST and _NAME.fullmatch(name) is not None)
+    return text == "*" or (len(text) <= _LONGEST_HOST and _NAME.fullmatch(name) is not None)
 
 
 def _is_address(host: str) -> bool:

@@ -12,7 +12,7 @@ from .policies import FAMILIES
 
 __all__ = ["check_name", "nearly"]
 
-_LONGEST = 200  # characters
+_LONGEST_NAME = 200  # characters
 _SHOWN = 60
 _NOT_MISSPELT = frozenset({"vllm"})  # close to "llm", but the name of a server
 _CUTOFF = 0.85  # difflib's ratio from which a spelling mistake is likely
@@ -30,8 +30,8 @@ def check_name(name: object) -> None:
             f"A dependency's name is a text such as 'llm.openai', not a {type(name).__name__}"
         )
     shown = repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")
-    if len(name) > _LONGEST:
-        problem = f"has {len(name)} characters: take at most {_LONGEST}"
+    if len(name) > _LONGEST_NAME:
+        problem = f"has {len(name)} characters: take at most {_LONGEST_NAME}"
     elif name != printable(name):
         problem = f"has characters that cannot be printed: {printable(name)!r} has none"
     elif any(part != part.strip() or not part for part in name.split(".")):

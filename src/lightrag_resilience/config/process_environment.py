@@ -31,7 +31,7 @@ __all__ = [
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _LARGEST = 1024 * 1024  # bytes of a file of variables
-_PATIENCE = 5.0  # seconds for a pipe to be written
+_PIPE_TIMEOUT = 5.0  # seconds for a pipe to be written
 _GRACEFUL = 30.0  # seconds: Gunicorn's own default, and the grace period of Kubernetes
 _LIGHTRAG_TIMEOUTS = {
     "llm": ("LLM_TIMEOUT", 240.0),
@@ -122,7 +122,7 @@ def _bytes_of(file: Path) -> bytes:
         kind = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISFIFO(kind):
             raise OSError(errno.EINVAL, "It is no file of variables")
-        data, ends = b"", time.monotonic() + _PATIENCE
+        data, ends = b"", time.monotonic() + _PIPE_TIMEOUT
         while len(data) <= _LARGEST:
             try:
                 part = os.read(descriptor, _LARGEST)

@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["PRELOAD", "is_download_error", "is_missing_from"]
 
 _URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
-_DEEPEST = 8  # causes
+_MOST_CAUSES = 8  # of one error
 
 PRELOAD = (
     "Without internet, run lightrag-download-cache --cache-dir tiktoken on a machine that has it, "
@@ -33,7 +33,7 @@ def is_missing_from(folder: Path | None) -> bool:
 def is_download_error(error: BaseException) -> bool:
     """Whether tiktoken raised this error, or one of its causes, while it downloaded a table."""
     cause: BaseException | None = error
-    for _ in range(_DEEPEST):
+    for _ in range(_MOST_CAUSES):
         if cause is None:
             return False
         trace = cause.__traceback__

@@ -16,7 +16,7 @@ from .rig import Rig, build_rig
 
 __all__ = ["EXPERIMENTS", "FULL", "QUICK", "Experiment", "Progress", "Scale"]
 
-_LONGEST = 75.0  # seconds for an ingest: documents not done then count with their status
+_INGEST_TIMEOUT = 75.0  # seconds for an ingest: documents not done then count with their status
 _QUERY_EVERY = 1.0  # seconds
 
 
@@ -78,7 +78,7 @@ async def _flaky(rig: Rig, progress: Progress, scale: Scale) -> Measured:
     del progress
     rig.provider.set_faults([Fault.status(500, share=0.3)])
     _begin(rig)
-    await _within(_LONGEST, _ingest(rig, facts(scale.documents)))
+    await _within(_INGEST_TIMEOUT, _ingest(rig, facts(scale.documents)))
     measured = Measured(documents=await rig.documents_by_status())
     measured.take_calls(rig.provider.calls)
     return measured
@@ -102,7 +102,7 @@ async def _outage(rig: Rig, progress: Progress, scale: Scale) -> Measured:
     asking = asyncio.create_task(_ask_steadily(rig, queries, known, until=end + scale.afterwards))
     try:
         await asyncio.sleep(start - 1)
-        await _within(_LONGEST, _ingest(rig, rest))
+        await _within(_INGEST_TIMEOUT, _ingest(rig, rest))
         await asking
     finally:
         asking.cancel()

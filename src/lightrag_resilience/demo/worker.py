@@ -17,10 +17,10 @@ from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.testing.command_process import obey
 
 NAME = "llm.simulated"
-_LONGEST = 15.0  # seconds to wait for a state
+_STATE_TIMEOUT = 15.0  # seconds to wait for a state
 
 
-class Worker:
+class DemoWorker:
     """What `lightrag_resilience.demo.workers` commands; times are the machine's monotonic clock."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Worker:
     async def wait_for(self, state: str) -> None:
         """Wait until the breaker is in this state, at most 15 s."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LONGEST):
+            async with asyncio.timeout(_STATE_TIMEOUT):
                 while self._guard.breaker.state.value != state:  # noqa: ASYNC110 - lapses in silence
                     await asyncio.sleep(0.001)
 
@@ -85,4 +85,4 @@ class Worker:
 if __name__ == "__main__":
     logging.disable()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(obey(Worker()))
+        asyncio.run(obey(DemoWorker()))

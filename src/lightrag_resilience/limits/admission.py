@@ -26,7 +26,7 @@ def is_limited(policy: Policy) -> bool:
     return bool(limit.rpm or limit.tpm or concurrency.max_concurrent)
 
 
-class _Caller(Protocol):
+class _AdmittedCall(Protocol):
     tokens: tuple[int, int]
     """Those reserved for it, and those of them that its arguments have."""
     started: float
@@ -90,7 +90,7 @@ class AdmissionController:
         """Whether there is anything to wait for."""
         return self._is_limited or self.cooldown.is_on
 
-    def try_acquire(self, call: _Caller, arguments: _Arguments) -> bool:
+    def try_acquire(self, call: _AdmittedCall, arguments: _Arguments) -> bool:
         """Admit a call that need not wait; False if it has to `acquire`.
 
         Raises:
@@ -110,7 +110,7 @@ class AdmissionController:
         return True
 
     async def acquire(
-        self, call: _Caller, arguments: _Arguments, remaining: Callable[[], float]
+        self, call: _AdmittedCall, arguments: _Arguments, remaining: Callable[[], float]
     ) -> bool:
         """Wait until the call may be sent; `remaining` are the seconds it has. True if it waited.
 
@@ -141,17 +141,17 @@ class AdmissionController:
             raise
         return waited
 
-    async def _wait_for_cooldown(self, call: _Caller, remaining: Callable[[], float]) -> bool:
+    async def _wait_for_cooldown(self, call: _AdmittedCall, remaining: Callable[[], float]) -> bool:
         if self.cooldown.may_proceed(call):
             return False
         return await self.cooldown.wait(call, min(self._policy.max_wait, remaining()))
 
-    def abandon(self, call: _Caller) -> None:
+    def abandon(self, call: _AdmittedCall) -> None:
         """An admitted call is not sent after all."""
         self._settle(call, 0)
         self.release_cancelled(call)
 
-    def release_cancelled(self, call: _Caller) -> None:
+    def release_cancelled(self, call: _AdmittedCall) -> None:
         """A call was cancelled by its caller."""
         if self._bulkhead is not None:
             self._bulkhead.release()
@@ -162,14 +162,14 @@ class AdmissionController:
         """The use of the bulkhead now."""
         return Occupancy() if self._bulkhead is None else self._bulkhead.occupancy
 
-    def first_item_received(self, call: _Caller) -> None:
+    def first_item_received(self, call: _AdmittedCall) -> None:
         """A call's stream has its first item: whatever follows, it was not throttled."""
         if self.cooldown.is_on:
             self.cooldown.on_result(call, None)
 
     def release(
         self,
-        call: _Caller,
+        call: _AdmittedCall,
         failure: Failure | None,
         duration: float,
         answer: object = None,
@@ -193,7 +193,7 @@ class AdmissionController:
         self._settle(call, used)
         return used
 
-    def _settle(self, call: _Caller, used: int) -> None:
+    def _settle(self, call: _AdmittedCall, used: int) -> None:
         if self._limit is not None and call.tokens[0]:
             self._limit.settle(call.tokens[0], used)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lightrag_resilience.shared_state.messages import Override
     from lightrag_resilience.shared_state.synchronizer import Synchronizer
 
-__all__ = ["Guards", "Tracing", "guard", "guards", "resolve_guards"]
+__all__ = ["Guards", "QueryTracing", "guard", "guards", "resolve_guards"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -49,7 +49,7 @@ class Query(Protocol):
         """End the query."""
 
 
-class Tracing(Protocol):
+class QueryTracing(Protocol):
     """Traces the queries of a LightRAG that these guards protect."""
 
     def begin_query(self, workspace: str) -> Query:
@@ -76,7 +76,7 @@ class Guards:
         self.events = Events()
         self.gate = DrainGate()
         self.loop_timers = LoopTimersRegistry(clock)
-        self.tracing: Tracing | None = None
+        self.tracing: QueryTracing | None = None
         self.coordinators: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self.threads = BackgroundLoop()
         self._settings = settings
@@ -248,7 +248,7 @@ class Guards:
                 _log.error("Overrides of %r are ignored: %s", name, "; ".join(error.problems))
         return self.settings.policy_for(name, base)
 
-    def trace(self, tracing: Tracing | None, guard_class: type[Guard]) -> None:
+    def trace(self, tracing: QueryTracing | None, guard_class: type[Guard]) -> None:
         """Change the class of all guards, present and new; `Guard` says what that means.
 
         Args:

@@ -140,7 +140,7 @@ class Simulator:
     # ------------------------------------------------------------------ one call
 
     def _guarded(
-        self, answer: Callable[[Any], _Answer]
+        self, answer: Callable[[Any], _SimulatedAnswer]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
             arrived = time.monotonic()
@@ -158,7 +158,7 @@ class Simulator:
         return handle
 
     async def _respond(
-        self, request: web.Request, answer: Callable[[Any], _Answer], seen: SeenCall
+        self, request: web.Request, answer: Callable[[Any], _SimulatedAnswer], seen: SeenCall
     ) -> web.StreamResponse:
         body = await request.read()
         fault = self._script.fault_for(request.path, body, seen.at)
@@ -220,25 +220,25 @@ class Simulator:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _SimulatedAnswer:
     """A JSON body, or the events of a stream."""
 
     body: Any = None
     events: tuple[str, ...] = ()
 
 
-def _chat(asked: Any) -> _Answer:
+def _chat(asked: Any) -> _SimulatedAnswer:
     as_json = (asked.get("response_format") or {}).get("type") in {"json_object", "json_schema"}
     text = complete(asked["messages"], as_json=as_json)
     frame = {"id": "chatcmpl-simulated", "created": 0, "model": str(asked.get("model", ""))}
     usage = _usage(json.dumps(asked["messages"]), text)
     if asked.get("stream"):
         with_usage = (asked.get("stream_options") or {}).get("include_usage")
-        return _Answer(events=tuple(_events(frame, text, usage if with_usage else None)))
+        return _SimulatedAnswer(events=tuple(_events(frame, text, usage if with_usage else None)))
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     frame |= {"object": "chat.completion", "choices": [choice], "usage": usage}
-    return _Answer(frame)
+    return _SimulatedAnswer(frame)
 
 
 def _events(frame: Any, text: str, usage: Any) -> list[str]:
@@ -256,7 +256,7 @@ def _events(frame: Any, text: str, usage: Any) -> list[str]:
     return [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
 
 
-def _embeddings(asked: Any) -> _Answer:
+def _embeddings(asked: Any) -> _SimulatedAnswer:
     texts = [asked["input"]] if isinstance(asked["input"], str) else list(asked["input"])
     vectors = [embed(text, int(asked.get("dimensions") or _DIMENSIONS)) for text in texts]
     as_bytes = asked.get("encoding_format") == "base64"
@@ -265,7 +265,9 @@ def _embeddings(asked: Any) -> _Answer:
         for index, v in enumerate(vectors)
     ]
     usage = _usage("".join(texts), "")
-    return _Answer({"object": "list", "data": data, "model": asked.get("model"), "usage": usage})
+    return _SimulatedAnswer(
+        {"object": "list", "data": data, "model": asked.get("model"), "usage": usage}
+    )
 
 
 def _packed(vector: list[float]) -> str:
@@ -275,15 +277,15 @@ def _packed(vector: list[float]) -> str:
     return base64.b64encode(numbers.tobytes()).decode()
 
 
-def _rerank(asked: Any) -> _Answer:
+def _rerank(asked: Any) -> _SimulatedAnswer:
     scores = [relevance(asked["query"], document) for document in asked["documents"]]
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     best = order[: asked.get("top_n") or len(order)]
-    return _Answer({"results": [{"index": i, "relevance_score": scores[i]} for i in best]})
+    return _SimulatedAnswer({"results": [{"index": i, "relevance_score": scores[i]} for i in best]})
 
 
-def _models(_: Any) -> _Answer:
-    return _Answer({"object": "list", "data": [{"id": "simulated", "object": "model"}]})
+def _models(_: Any) -> _SimulatedAnswer:
+    return _SimulatedAnswer({"object": "list", "data": [{"id": "simulated", "object": "model"}]})
 
 
 def _usage(asked: str, answered: str) -> dict[str, int]:
@@ -297,7 +299,7 @@ def _usage(asked: str, answered: str) -> dict[str, int]:
 
 
 async def _send(
-    request: web.Request, answer: _Answer, seen: SeenCall, fault: Fault | None
+    request: web.Request, answer: _SimulatedAnswer, seen: SeenCall, fault: Fault | None
 ) -> web.StreamResponse:
     """Send an answer, or as much of it as comes before its fault."""
     if not answer.events and fault is None:
