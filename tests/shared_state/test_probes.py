@@ -119,4 +119,5 @@ def test_a_probe_longer_than_its_lease_keeps_its_permit_and_closes_the_circuit(
         two[1].ask("go_on", callers=3, pause=0.01)
         assert two[1].ask("until", state="closed")["at"]
         assert two[1].ask("halt")["probes"] == 0
+        assert two[0].ask("until", state="closed")["at"]  # perhaps later than the other
         assert two[0].ask("look")["reason"] == "after its probes succeeded"
