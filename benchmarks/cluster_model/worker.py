@@ -22,7 +22,7 @@ class _Worker:
 
     def __init__(self, url: str, policy: Policy) -> None:
         self.guards = Guards(settings=load_settings({"RESILIENCE_REDIS_URL": url}))
-        self.guards.events.listen(self._heard)
+        self.guards.events.subscribe(self._heard)
         self.guard: Guard = self.guards.get(NAME, policy)
         self.since: dict[str, float] = {}
         self.probes = 0

@@ -24,7 +24,7 @@ class Worker:
     def __init__(self) -> None:
         self._guards = Guards()
         self._guard = self._guards.get(NAME)
-        self._guards.events.listen(self._heard, StateChanged)
+        self._guards.events.subscribe(self._heard, StateChanged)
         self._states: dict[str, float] = {}
         self._probes = self._made = self._refused = self._wrong = 0
         self._durations = array("d")

@@ -282,7 +282,7 @@ class ServerProcess(abc.ABC):
             time.sleep(_POLL)
 
     def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(RuntimeError):  # it does not run any more
+        with contextlib.suppress(OSError, RuntimeError):  # it ended, or never began
             send_signal(self.pid, number)
 
     def _wait_for_end(self) -> None:

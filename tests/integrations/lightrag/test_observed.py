@@ -42,7 +42,9 @@ VARIABLES = {
 }
 NOISE = {"LightragSlow", "LightragServerDown"}
 """Alerts that a busy machine may bring near: they would have to last for minutes."""
-EMPTY = {"What was given up?": "published when a drain has ended, and this one waits to be scraped"}
+EMPTY = {
+    "What was abandoned?": "published when a drain has ended, and this one waits to be scraped"
+}
 """Panels that may show nothing, and why."""
 
 

@@ -39,6 +39,10 @@ def guarded(storage: Any) -> Any:
     return storage
 
 
+# Of documents that share a path or a hash, Redis returns the one that SCAN meets first.
+ANY_OF_SEVERAL = {"get_doc_by_file_path", "get_doc_by_file_basename", "get_doc_by_content_hash"}
+
+
 @dataclass
 class Pair:
     """Two LightRAGs over one set of storages, and the loop that they live on."""
@@ -63,7 +67,8 @@ class Pair:
         prepared = prepare(other)
         for call in calls:
             expected, given = await call.of(one), await call.of(prepared)
-            if expected != given:
+            is_any = call.method in ANY_OF_SEVERAL and expected and type(expected) is type(given)
+            if expected != given and not is_any:
                 return f"{call}: {expected} or {given}"
         return ""
 
