@@ -100,9 +100,12 @@ def test_status_of_an_open_breaker_says_why_and_until_when_and_ends_with_1(
 def test_status_json_lists_breakers_and_workers(server: RedisServer, two: Workers) -> None:
     two[0].ask("behave", fails=1)
     two[0].ask("call", times=1)
-    time.sleep(0.15)
-    seen: dict[str, Any] = json.loads(run(server, "status", "--json").output)
-    (breaker,) = seen["breakers"]
+    deadline = time.monotonic() + 15
+    while True:
+        seen: dict[str, Any] = json.loads(run(server, "status", "--json").output)
+        (breaker,) = seen["breakers"]
+        if breaker["failed"] or time.monotonic() > deadline:
+            break
     assert (breaker["name"], breaker["state"], breaker["failed"]) == (NAME, "closed", 1)
     assert breaker["calls"] >= 21
     assert [worker["diverged"] for worker in seen["workers"]] == [[], []]
