@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+COVERAGE := --cov --cov-report=term
 SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help check unit demo test test-all test-lightrag test-redis lint types format docs clean
@@ -21,7 +22,7 @@ demo: $(INSTALLED) ## A real LightRAG lives through an outage, beside an unprote
 	$(BIN)/lightrag-resilience demo
 
 test: $(INSTALLED) ## Run all tests, with branch coverage, some files at a time
-	$(BIN)/python -m pytest --cov --cov-report=term $(SIDE_BY_SIDE) $(ARGS)
+	$(BIN)/python -m pytest $(COVERAGE) $(SIDE_BY_SIDE) $(ARGS)
 
 test-all: ## Run all tests that Python matters to on each one from 3.12 that is here
 	@scripts/test-other-pythons $(ARGS)
