@@ -87,7 +87,7 @@ def _measured(console: Console, options: argparse.Namespace) -> dict[str, Any]:
         if options.page:
             page.renew(data)  # part by part: what is measured is not lost
         console.print(f"[dim]{name}: done after {time.monotonic() - began:.0f} s")
-        console.file.flush()  # who reads along in a file wants to see it now
+        console.file.flush()  # a reader of the file sees each row at once
     return data
 
 

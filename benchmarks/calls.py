@@ -29,7 +29,7 @@ async def hang(number: int) -> int:
 
 
 class Hiccup:
-    """A function that fails once when it is told to, and is well again."""
+    """A function that fails once on command, and works again."""
 
     def __init__(self) -> None:
         self.is_due = False

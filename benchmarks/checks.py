@@ -44,8 +44,8 @@ async def check(stack: Stack) -> None:
         await _refuses_when_open(stack)
     if stack.timeout is not None:
         await _ends_what_hangs(stack)
-    if stack.limits_places:
-        await _limits_places(stack)
+    if stack.has_bulkhead:
+        await _has_bulkhead(stack)
 
 
 def _require(stack: Stack, holds: object, promise: str) -> None:
@@ -87,12 +87,12 @@ async def _ends_what_hangs(stack: Stack) -> None:
     _require(stack, type(ended) is stack.timeout, f"ends what hangs, not with {ended!r}")
 
 
-async def _limits_places(stack: Stack) -> None:
+async def _has_bulkhead(stack: Stack) -> None:
     async def brief(number: int) -> int:
         await asyncio.sleep(0.005)
         return number
 
     counted = _Counted(brief)
-    call = stack.protect(counted.as_function(), Setup(places=1))
+    call = stack.protect(counted.as_function(), Setup(max_concurrent=1))
     await asyncio.gather(*(outcome(call) for _ in range(3)))
     _require(stack, counted.most == 1, "limits how many calls are under way")

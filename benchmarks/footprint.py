@@ -105,7 +105,7 @@ def import_times(stacks: Sequence[Stack], rounds: int) -> Samples:
     """Seconds of an import in a fresh interpreter; of asyncio, which all of them import.
 
     As where OpenTelemetry is not installed: redis-py, which pybreaker imports, else loads its SDK,
-    which takes longer than all the rest. One more row tells how long ours takes then.
+    which takes longer than all the rest. One more row shows how long ours takes then.
     """
     codes = {stack.name: _HIDDEN + _timed(stack.imports) for stack in stacks if stack.imports}
     codes[BESIDE_OTEL] = _timed("lightrag_resilience")
@@ -156,6 +156,6 @@ def commands_of_clients(client: Any) -> int:
     Overrides are read by the one command that both send, whenever workers are counted.
     """
     stats = client.info("commandstats")
-    counts = {name.removeprefix("cmdstat_"): told["calls"] for name, told in stats.items()}
+    counts = {name.removeprefix("cmdstat_"): one["calls"] for name, one in stats.items()}
     sent: int = sum(number for name, number in counts.items() if name not in _NOT_OF_CLIENTS)
     return sent + int(counts.get("zcard", 0))

@@ -1,7 +1,7 @@
 """The goals of this project's design, beside what was measured, ours and the peers'.
 
 A cost is judged by its lower quartile: a quarter of the samples were below. The machine is shared
-with others, and noise only adds. The design tells what pyresilience took where its goals were set.
+with others, and noise only adds. The design has what pyresilience took where its goals were set.
 Where it takes longer the machine is slower, and what counts is how many times less ours costs in
 the same rounds.
 """
@@ -72,17 +72,17 @@ def _of_calls(cases: Data, at_once: int) -> Iterator[Goal]:
     ):
         if stack in case:
             cost = case[stack]["low"]
-            told = f"{cost:.2f} µs (median {case[stack]['median']:.2f})"
+            measured = f"{cost:.2f} µs (median {case[stack]['median']:.2f})"
             goal, is_met = f"≤ {limit} µs", cost <= limit
             if _PEER in case and case[_PEER]["low"] > yardstick:
                 asked, times = yardstick / limit, case[_PEER]["ratio"] / case[stack]["ratio"]
                 goal += f", here {_PEER} ÷ {asked:.1f}"
-                told += f", {_PEER} ÷ {times:.1f}"
+                measured += f", {_PEER} ÷ {times:.1f}"
                 is_met = times >= asked
-            yield Goal(what, goal, told, is_met, _peers(case, _in_microseconds))
+            yield Goal(what, goal, measured, is_met, _peers(case, _in_microseconds))
     if EVERYTHING in happy:
-        told = _in_microseconds(happy[EVERYTHING])
-        yield Goal("happy path, everything on and shared through Redis", "", f"{told} µs", None)
+        measured = _in_microseconds(happy[EVERYTHING])
+        yield Goal("happy path, everything on and shared through Redis", "", f"{measured} µs", None)
     rates = cases["throughput"]
     share = rates[OURS]["high"] / rates[BARE]["high"]
     at_best = f"{rates[OURS]['high']:,.0f} calls/s, {share:.0%} of the bare"
@@ -96,7 +96,7 @@ def _of_sharing(data: Data) -> Iterator[Goal]:
         return
     closed, refused = shared["closed calls"], shared["open calls"]
     beyond = max(closed["scripts"] - closed["batches"], 0)
-    beyond += max(refused["scripts"] - refused["looks"], 0)
+    beyond += max(refused["scripts"] - refused["polls"], 0)
     each = [f"{_PEERS[name]} {n:.1f}" for name, n in data["commands"].items() if name in _PEERS]
     what = "Redis commands a closed or open call waits for"
     yield Goal(what, "0", str(beyond), beyond == 0, ", ".join(each))
@@ -107,12 +107,12 @@ def _of_sharing(data: Data) -> Iterator[Goal]:
     ]
     yield Goal(what, "≤ 30", f"{trips:.0f}", trips <= 30, ", ".join(thousands))
     late = shared["propagation"]
-    told = f"p50 {late['p50'] * _MILLI:.1f}, p99 {late['p99'] * _MILLI:.1f} ms"
-    yield Goal("trip seen in another process", "p99 ≤ 5 ms", told, late["p99"] <= 0.005)
+    measured = f"p50 {late['p50'] * _MILLI:.1f}, p99 {late['p99'] * _MILLI:.1f} ms"
+    yield Goal("trip seen in another process", "p99 ≤ 5 ms", measured, late["p99"] <= 0.005)
     probes = shared["probes"]
-    told = f"{min(probes)} to {max(probes)} of 3"
+    measured = f"{min(probes)} to {max(probes)} of 3"
     exact = set(probes) == {3}
-    yield Goal("probes half-open, over all processes", "exactly the quota", told, exact)
+    yield Goal("probes half-open, over all processes", "exactly the quota", measured, exact)
 
 
 def _of_footprint(data: Data) -> Iterator[Goal]:
@@ -120,18 +120,20 @@ def _of_footprint(data: Data) -> Iterator[Goal]:
         yield _of_memory(memory)
     imports = data["cases"]["imports"]
     took, loaded = imports[OURS]["low"] * _MILLI, data["extras"]
-    told = f"{took:.0f} ms, " + (f"loads {', '.join(loaded)}" if loaded else "no extra loaded")
+    measured = f"{took:.0f} ms, " + (f"loads {', '.join(loaded)}" if loaded else "no extra loaded")
     if BESIDE_OTEL in imports:
-        told += f" ({imports[BESIDE_OTEL]['low'] * _MILLI:.0f} where redis-py finds OpenTelemetry)"
+        measured += (
+            f" ({imports[BESIDE_OTEL]['low'] * _MILLI:.0f} where redis-py finds OpenTelemetry)"
+        )
     is_met = took <= 150 and not loaded
-    yield Goal("import", "≤ 150 ms, no extra", told, is_met, _peers(imports, _milliseconds))
+    yield Goal("import", "≤ 150 ms, no extra", measured, is_met, _peers(imports, _milliseconds))
 
 
 def _of_memory(memory: Data) -> Goal:
     size = memory[OURS]["median"]
-    told = f"{size:,.0f} bytes ({size + memory[BARE]['median']:,.0f} with the wrapper)"
+    measured = f"{size:,.0f} bytes ({size + memory[BARE]['median']:,.0f} with the wrapper)"
     what = "memory per dependency, window of 100 included, above a bare wrapper"
-    return Goal(what, "≤ 1024 bytes", told, size <= 1024, _peers(memory, _bytes))
+    return Goal(what, "≤ 1024 bytes", measured, size <= 1024, _peers(memory, _bytes))
 
 
 def _peers(case: Data, show: Callable[[Data], str]) -> str:

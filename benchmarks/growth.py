@@ -76,7 +76,7 @@ async def all_curves(largest: int) -> list[Curve]:
         for what, measure in (
             ("calls, one after the other", _calls),
             ("calls under way at once", _under_way),
-            ("callers waiting for one place", _waiting_for_a_place),
+            ("callers waiting for one permit", _waiting_for_a_permit),
             ("callers waiting for a rate", _waiting_for_a_rate),
         )
     ]
@@ -146,10 +146,10 @@ async def _under_way(number: int) -> float:
     return process_time() - began
 
 
-async def _waiting_for_a_place(number: int) -> float:
+async def _waiting_for_a_permit(number: int) -> float:
     """One goes at a time; each of them is done at once when its turn comes."""
-    places = ConcurrencyPolicy(max_concurrent=1, max_queue=_WAITERS, max_wait=3600.0)
-    return await _all_wait(make_registry(), Policy.llm(concurrency=places), number)
+    bulkhead = ConcurrencyPolicy(max_concurrent=1, max_queue=_WAITERS, max_wait=3600.0)
+    return await _all_wait(make_registry(), Policy.llm(concurrency=bulkhead), number)
 
 
 async def _waiting_for_a_rate(number: int) -> float:
@@ -174,7 +174,7 @@ async def _all_wait(registry: Guards, policy: Policy, number: int) -> float:
 async def _bytes_of_dependencies(sizes: Sequence[int]) -> Curve:
     costs = []
     for size in sizes:
-        if size > 10_000:  # a trace of them would take a minute, and tell nothing new
+        if size > 10_000:  # a trace of them would take a minute, and show nothing new
             break
         registry, policy = make_registry(), Policy.llm()
         await registry.get("llm.growth", policy).call(answer, 1)

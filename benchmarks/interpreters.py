@@ -44,11 +44,11 @@ def measure(pythons: Sequence[str], rounds: int) -> dict[str, Any]:
     pairs = list(product(pythons or [sys.executable], LOOPS))
     for _ in range(rounds):
         for python, loop in random.sample(pairs, len(pairs)):
-            told = _sample_of(python, loop)
-            if told is None:
+            measured = _sample_of(python, loop)
+            if measured is None:
                 pairs.remove((python, loop))
                 continue
-            samples.setdefault(f"{told['python']}, {loop}", []).append(told["cases"])
+            samples.setdefault(f"{measured['python']}, {loop}", []).append(measured["cases"])
     return {name: merged(samples[name]) for name in sorted(samples)}
 
 
@@ -63,8 +63,8 @@ def _sample_of(python: str, loop: str) -> dict[str, Any] | None:
         return None
     if done.returncode:
         raise RuntimeError(f"A sample on {python} failed:\n{done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    measured: dict[str, Any] = json.loads(done.stdout)
+    return measured
 
 
 def merged(samples: Sequence[Sample]) -> Sample:
@@ -87,14 +87,14 @@ async def sample(stacks: Sequence[Stack], rounds: int, calls: int, at_once: int)
         "failing": costs(await loops.failing(stacks, rounds, calls)),
     }
     rates = await loops.throughput(stacks, 1, at_once)
-    told: Sample = {
+    measured: Sample = {
         case: {stack: asdict(figure) for stack, figure in figures.items()}
         for case, figures in cases.items()
     }
-    told["throughput"] = {
+    measured["throughput"] = {
         stack: {"median": median(values), "least": min(values)} for stack, values in rates.items()
     }
-    return told
+    return measured
 
 
 def _runner(loop: str) -> Callable[[Any], Any]:

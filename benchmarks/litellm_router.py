@@ -38,7 +38,7 @@ ROUTER = "litellm Router"
 _MODEL = "gpt-4o-mini"
 _MESSAGES = [{"role": "user", "content": "hello"}]
 _CALLS = 50
-_AWAY = 3600.0  # seconds of a cool-down, or a break
+_COOLDOWN = 3600.0  # seconds of a cool-down, or a break
 
 Ask = Callable[[], Awaitable[Any]]
 
@@ -69,7 +69,7 @@ async def _refusing() -> dict[str, Ask]:
     """Both refuse: ours by hand, the Router after failures."""
     router = _router()
     registry = make_registry()
-    registry.get("llm.litellm").breaker.open("by hand", open_for=_AWAY)
+    registry.get("llm.litellm").breaker.open("by hand", open_for=_COOLDOWN)
     guarded = resilient("llm.litellm", registry=registry)(_bare)
 
     async def routed() -> Any:
@@ -97,7 +97,7 @@ def _router() -> Router:
         {"model_name": _MODEL, "litellm_params": {**parameters, "api_base": f"http://{name}"}}
         for name in ("one.invalid", "two.invalid")
     ]
-    return Router(model_list=deployments, num_retries=3, allowed_fails=0, cooldown_time=_AWAY)
+    return Router(model_list=deployments, num_retries=3, allowed_fails=0, cooldown_time=_COOLDOWN)
 
 
 async def _in_rounds(ready: dict[str, Ask], rounds: int) -> Samples:
@@ -124,16 +124,16 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     litellm.suppress_debug_info = True
     figures = asyncio.run(measure(options.rounds))
-    told = rounded(
+    figures = rounded(
         {case: {name: asdict(one) for name, one in of.items()} for case, of in figures.items()}
     )
-    print(json.dumps(told, indent=1))
+    print(json.dumps(figures, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if options.page:
         from benchmarks import page  # noqa: PLC0415 - it needs what the report needs
 
-        page.add("litellm", told)
+        page.add("litellm", figures)
 
 
 if __name__ == "__main__":

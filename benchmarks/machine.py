@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["describe", "describe_in_words"]
 
-_TOLD = (
+_SHOWN = (
     "aiobreaker",
     "aiolimiter",
     "baldur-framework",
@@ -40,7 +40,7 @@ def describe() -> dict[str, Any]:
         "implementation": platform.python_implementation(),
         "load": [round(load, 1) for load in os.getloadavg()],
         "revision": _revision(),
-        "versions": {name: found for name in _TOLD if (found := _version(name))},
+        "versions": {name: found for name in _SHOWN if (found := _version(name))},
     }
 
 

@@ -35,14 +35,14 @@ def renew(data: Data, folder: Path = DOCS) -> None:
     """As `write`; figures of parts that were not measured this time, as a soak's, are kept."""
     kept = folder / FIGURES
     before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    told = {part: figures for part, figures in data.items() if figures != {}}
-    if before and "cases" not in told:  # the page tells of the machine that the calls were made on
-        told = {part: told[part] for part in told if part not in {"machine", "scale"}}
-    write({**before, **told}, folder)
+    measured = {part: figures for part, figures in data.items() if figures != {}}
+    if before and "cases" not in measured:  # the page names the machine that the calls were made on
+        measured = {part: measured[part] for part in measured if part not in {"machine", "scale"}}
+    write({**before, **measured}, folder)
 
 
 def add(part: str, figures: Any, folder: Path = DOCS) -> None:
-    """Put figures of another run beside those that are kept, and write the page anew."""
+    """Put figures of another run beside those that are kept, and write the page again."""
     kept = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
     write({**kept, part: figures}, folder)
 

@@ -19,12 +19,12 @@ class Setup:
 
     Attributes:
         timeout: Seconds an attempt may take; `Policy.llm` gives as many.
-        places: Calls at once, where a stack limits them.
+        max_concurrent: Calls at once, where a stack limits them.
         open_for: Seconds an open breaker refuses: longer than any measurement.
     """
 
     timeout: float = 120.0
-    places: int = 100_000
+    max_concurrent: int = 100_000
     open_for: float = 3600.0
 
 
@@ -39,7 +39,7 @@ class Stack:
         timeout: What a call raises in the end when its attempts take too long; None where it
             bounds no attempt.
         retries: Whether it calls again after a transient error.
-        limits_places: Whether it limits how many calls are under way.
+        has_bulkhead: Whether it limits how many calls are under way.
         counts_all_errors: Whether its breaker counts a ValueError, too: it has no exception path
             that could be compared.
         imports: What it imports, as after the word ``import``; empty where another row says it.
@@ -53,7 +53,7 @@ class Stack:
     refusal: type[Exception] | None
     timeout: type[Exception] | None
     retries: bool = True
-    limits_places: bool = False
+    has_bulkhead: bool = False
     counts_all_errors: bool = False
     imports: str = ""
     window: int = 1

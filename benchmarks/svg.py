@@ -19,11 +19,11 @@ _CELL_WIDTH, _CELL_HEIGHT, _PAD = 380, 150, 40
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A row: what it is called, how long it is, what stands at its end, and whether it is ours."""
+    """A row: its label, its length, the caption at its end, and whether it is ours."""
 
     label: str
     value: float
-    told: str
+    caption: str
     is_ours: bool
 
 
@@ -41,28 +41,28 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
     least = 10 ** math.floor(math.log10(min(row.value for row in rows)))
     most = 10 ** math.ceil(math.log10(max(row.value for row in rows)))
     room = _WIDTH - _LABELS - _FIGURES
-    place = _scale(least, most, _LABELS, _LABELS + room)
+    scale = _scale(least, most, _LABELS, _LABELS + room)
     height = _TOP + _STEP * len(rows) + 26
-    return _picture(_WIDTH, height, title, _bars(rows, least, most, place, height))
+    return _picture(_WIDTH, height, title, _bars(rows, least, most, scale, height))
 
 
 def _bars(
-    rows: Sequence[Bar], least: float, most: float, place: Callable[[float], float], height: int
+    rows: Sequence[Bar], least: float, most: float, scale: Callable[[float], float], height: int
 ) -> Iterator[str]:
     for power in range(round(math.log10(least)), round(math.log10(most)) + 1):
-        x = place(10.0**power)
+        x = scale(10.0**power)
         yield _rule(x, _TOP - 6, x, height - 22)
         yield _text(x, height - 8, f"{10.0**power:g}", "middle")
     for number, row in enumerate(rows):
         y = _TOP + number * _STEP
         colour = _OURS if row.is_ours else _THEIRS
-        width = max(place(row.value) - _LABELS, 2)
+        width = max(scale(row.value) - _LABELS, 2)
         yield _text(_LABELS - 8, y + 11, row.label, "end", bold=row.is_ours)
         yield (
             f'<rect x="{_LABELS}" y="{y}" width="{width:.1f}" height="{_BAR}" rx="2" '
             f'fill="{colour}"/>'
         )
-        yield _text(_LABELS + width + 6, y + 11, row.told, "start", bold=row.is_ours)
+        yield _text(_LABELS + width + 6, y + 11, row.caption, "start", bold=row.is_ours)
 
 
 def small_multiples(title: str, lines: Sequence[Line], columns: int = 2) -> str:

@@ -53,10 +53,10 @@ def _head(data: Data, pictures: Sequence[str]) -> Iterator[str]:
     yield "# What protection costs"
     yield "<!-- Written by the tool: make bench-page. Do not edit by hand. -->"
     yield (
-        f"Measured in one run on a {describe_in_words(machine)}, which others used at the same "
-        "time (load {load}): costs are lower quartiles of interleaved rounds, with the median in "
-        "brackets. Bytes are weighed apart, as they do not depend on who else is there. `make "
-        "bench` measures it all again, here or on your machine.".format(load=machine["load"][0])
+        f"Measured in one run on a {describe_in_words(machine)}, which other programs used at the "
+        "same time (load {load}). A cost is the lower quartile of interleaved rounds, with the "
+        "median in brackets. Bytes are measured apart, as other programs do not change them. "
+        "`make bench` repeats the run on your machine.".format(load=machine["load"][0])
     )
     rows = (
         (row.what, row.goal, f"**{row.ours}**", _MET[row.is_met], row.peers) for row in goals(data)
@@ -69,15 +69,15 @@ def _calls(data: Data) -> Iterator[str]:
     cases = {**data["cases"], "memory": data["memory"]}
     yield "## A call"
     yield (
-        "Above the bare call; `bare` is the call itself, and of memory a wrapper by "
-        "`functools.wraps` that does nothing, which every stack has around a function. Every row "
-        "of ours has breaker, retry with its budget, the timeout of an attempt, the deadline of "
-        "the call, and the register that a drain looks into. *Everything* adds limits of requests "
-        "and of tokens and a breaker, all shared through a real Redis, and places for calls at "
-        "once: its calls, one right after the other, wait at every 64th for the next lot of turns "
-        "from Redis, and the wait is in the figure. Peers do what they can of that; each is first "
-        "checked to do what it says. pybreaker and aiobreaker ask Redis with a blocking client. "
-        "baldur's breaker counts every error, so it has no exception path."
+        "Costs are above the bare call. `bare` is the call itself; its memory is that of an empty "
+        "wrapper by `functools.wraps`, which every stack has around a function. Every row of ours "
+        "has breaker, retry with its budget, the timeout of an attempt, the deadline of the call, "
+        "and the register of calls in flight for a drain. *Everything* adds limits of requests "
+        "and tokens and a breaker, all shared through a real Redis, and a bulkhead: at every 64th "
+        "call it waits for the next reservation from Redis, and the figure includes that wait. "
+        "Each peer does as much of this as it can, and a check proves first that it does. "
+        "pybreaker and aiobreaker query Redis with a blocking client. baldur's breaker counts "
+        "every error, so it has no exception path."
     )
     rows = (
         (
@@ -100,10 +100,10 @@ def _profile(data: Data) -> Iterator[str]:
     whole, steps = found["whole"], found["steps"]
     yield "## Where the time of a call goes"
     yield (
-        "Instructions of a call that succeeds, by callgrind: noise does not reach them. These "
-        "steps, measured each by itself, are what no guard of this kind can do without; the rest "
-        "is the bytecode that asks breaker, gate and budget. `python -m benchmarks.profile --page` "
-        "measures them again."
+        "Instructions of a call that succeeds, counted by callgrind, which noise does not change. "
+        "Each of these steps is measured by itself, and every guard of this kind needs them; the "
+        "rest is the bytecode that checks breaker, gate and budget. `python -m benchmarks.profile "
+        "--page` repeats the measurement."
     )
     rows = [(what, f"{count:,}", f"{count / whole:.0%}") for what, count in steps.items()]
     rest = whole - sum(steps.values())
@@ -121,12 +121,12 @@ def _litellm(data: Data) -> Iterator[str]:
     happy, refused = found["happy"], found["refused"]
     yield "## litellm's Router"
     yield (
-        "It protects calls of litellm alone, so it is measured around one that litellm answers by "
-        f"itself, in an environment of its own: `litellm.acompletion` takes "
+        "The Router protects only calls of litellm, so it is measured around a call that litellm "
+        f"answers without a network, in a separate environment: `litellm.acompletion` takes "
         f"{happy['bare']['low']:,.0f} µs, guarded by ours {happy['ours']['low']:,.0f}, through the "
         f"Router {happy['litellm Router']['low']:,.0f}. While all its deployments cool down it "
-        f"refuses in {refused['litellm Router']['low']:,.0f} µs, ours in "
-        f"{refused['ours']['low']:.1f}. `scripts/bench-litellm --page` measures it again."
+        f"rejects a call in {refused['litellm Router']['low']:,.0f} µs, ours in "
+        f"{refused['ours']['low']:.1f}. `scripts/bench-litellm --page` repeats the measurement."
     )
 
 
@@ -148,8 +148,8 @@ def _streams(cases: Data) -> Iterator[str]:
 def _growth(data: Data, pictures: Sequence[str]) -> Iterator[str]:
     yield "## How cost grows"
     yield (
-        "Processor time of each, when there are more of them; a flat curve is a linear cost. The "
-        f"exponent is of all together: 1 is linear, and {LINEAR} would be worse."
+        "Processor time of each, while their number grows; a flat curve is a linear cost. The "
+        f"exponent is that of the total: 1 is linear, and more than {LINEAR} fails the check."
     )
     yield f"![Curves: the cost of each while their number grows]({pictures[-1]})"
     curves = data["growth"]
@@ -174,7 +174,7 @@ def _interpreters(data: Data) -> Iterator[str]:
     if not found:
         return
     yield "## Versions of Python, and event loops"
-    yield "Each sample is a process of its own, all in turns; µs above the bare call, quartile."
+    yield "Each sample is a separate process, in turns; lower quartile of µs above the bare call."
     rows = [
         (
             name,
@@ -210,21 +210,21 @@ def _cluster(data: Data) -> Iterator[str]:
     if not figures:
         return
     costs = {name: seconds * 1e6 for name, seconds in figures["costs"].items()}
-    idle = costs["look"] + costs["show"] / 3
+    idle = costs["poll"] + costs["heartbeat"] / 3
     busy = idle + BATCHES * costs["report"]
     yield "## A large cluster"
     yield (
-        "The real synchronizers, several of them in each of four processes, against a real server. "
-        "All of these share two cores, so most of a trip's time is workers that wake at once."
+        "Real synchronizers, several in each of four processes, with a real server. All share two "
+        "cores, so most of a trip's time passes while all workers wake at the same moment."
     )
     yield _table(tables.MEASURED, tables.measured_rows(figures))
     yield tables.costs_in_words(figures)
     yield (
-        "A worker looks at each breaker once a second, give or take a fifth, so that workers do "
-        "not march in step, shows itself every third time, and reports at most ten times a second "
-        "for each breaker that has calls. With one breaker that is\n\n"
+        "A worker polls each breaker once a second, with a jitter of a fifth, sends a heartbeat "
+        "with every third poll, and reports at most ten times a second for each breaker that has "
+        "calls. With one breaker that is\n\n"
         "```text\n"
-        f"idle      1 x {costs['look']:.1f} + 1/3 x {costs['show']:.1f}"
+        f"idle      1 x {costs['poll']:.1f} + 1/3 x {costs['heartbeat']:.1f}"
         f"             = {idle:6.0f} µs a second    2 commands\n"
         f"calling   {idle:.0f} + {BATCHES:.0f} x {costs['report']:.1f}"
         f"                    = {busy:6.0f} µs a second   12 commands\n"
@@ -232,28 +232,29 @@ def _cluster(data: Data) -> Iterator[str]:
         f"               = {(costs['report'] + 10_000 * costs['delivery']) / 1e3:6.1f} ms for "
         "10,000 workers\n"
         "```\n\n"
-        f"of one core of the server. By {FULL:.0%} of it one Redis serves:"
+        f"of one core of the server. With {FULL:.0%} of that core one Redis serves:"
     )
     yield _table(
-        ("breakers that each shares", "workers, idle", "workers, all calling all of them"),
+        ("shared breakers", "workers, idle", "workers, all calling all of them"),
         (
             (str(one["breakers"]), f"{one['idle']:,}", f"{one['busy']:,}")
             for one in figures["capacity"]
         ),
     )
-    yield "The same event by event, one breaker, one Redis, a trip amid it all:"
+    yield "A simulation of single events: one breaker, one Redis, one trip:"
     yield _table(tables.SIMULATED, tables.simulated_rows(figures))
     last = figures["simulated"][-1]
     yield (
         f"Ten thousand workers that all call need {last['load']:.1f} cores for one breaker. Redis "
         "Cluster spreads breakers, not workers: both keys of a breaker have its name in braces, so "
         "they are in one slot, on one node, and its scripts stay atomic. N nodes serve N times as "
-        "many breakers; one breaker has the core of its node and no more, and what a trip tells "
-        "goes to every node, each of which hands it to the workers that listen there. Until a "
-        "worker reports less often where there are many, the workers that call one breaker end at "
-        f"{figures['capacity'][0]['busy']:,} on such a core: give parts of a larger fleet prefixes "
-        "of their own (`RESILIENCE_REDIS_PREFIX`), or names of their own. Where Redis cannot keep "
-        "up no call waits: a worker that is not answered in 1 s goes on by itself."
+        "many breakers; one breaker has the core of its node and no more, and the message of a "
+        "trip goes to every node, each of which sends it to the workers that subscribed there. "
+        "Workers do not yet report less often where there are many, so at most "
+        f"{figures['capacity'][0]['busy']:,} workers can call one breaker on such a core: give "
+        "parts of a larger fleet separate prefixes (`RESILIENCE_REDIS_PREFIX`) or separate names. "
+        "Where Redis cannot keep up, no call waits: a worker without an answer for 1 s decides "
+        "locally."
     )
 
 
@@ -264,7 +265,7 @@ def _soak(data: Data) -> Iterator[str]:
     yield "## A soak"
     yield (
         f"{soak['minutes']:g} minutes of calls of every kind ({soak['calls']:,} in all: good, "
-        "failing, retried, refused, cancelled, streamed, cut off, waiting in line) with Redis and "
+        "failing, retried, refused, cancelled, streamed, cut off, queued) with Redis and "
         f"Prometheus: after a first quarter to warm up, traced memory went from "
         f"{soak['traced'][0] / 1e6:.2f} to {soak['traced'][1] / 1e6:.2f} MB and the process from "
         f"{soak['rss'][0] / 1e6:.1f} to {soak['rss'][1] / 1e6:.1f} MB."
@@ -275,10 +276,10 @@ def _tail(data: Data) -> Iterator[str]:
     versions = ", ".join(f"{name} {one}" for name, one in data["machine"]["versions"].items())
     yield "## How it was measured"
     yield (
-        "Rounds of all stacks in a new order each, in one process, with no garbage collection "
-        "during a sample; the bare call of the same round is taken off. `python -m "
-        "benchmarks.page` makes this page of [the figures](performance.json), and a test sees to "
-        "it that it has. Measured with " + versions + "."
+        "Each round runs all stacks in a new order, in one process, without garbage collection "
+        "during a sample; the cost of the bare call in the same round is subtracted. `python -m "
+        "benchmarks.page` writes this page from [the figures](performance.json), and a test "
+        "compares them. Measured with " + versions + "."
     )
 
 

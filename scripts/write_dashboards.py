@@ -24,14 +24,14 @@ PHASES = {
 }
 
 
-def per_second(metric: str, by: str, chosen: str = "", lately: str = "$__rate_interval") -> str:
+def per_second(metric: str, by: str, chosen: str = "", window: str = "$__rate_interval") -> str:
     """PromQL: events a second, by labels."""
-    return f"sum by ({by}) (rate({P}{metric}{{{chosen}}}[{lately}]))"
+    return f"sum by ({by}) (rate({P}{metric}{{{chosen}}}[{window}]))"
 
 
-def seconds(share: float, metric: str, chosen: str, lately: str = "$__rate_interval") -> str:
+def seconds(share: float, metric: str, chosen: str, window: str = "$__rate_interval") -> str:
     """PromQL: seconds within which this share of a histogram's events lies."""
-    return f"histogram_quantile({share}, {per_second(metric + '_bucket', 'le', chosen, lately)})"
+    return f"histogram_quantile({share}, {per_second(metric + '_bucket', 'le', chosen, window)})"
 
 
 ONE = 'dependency=~"$dependency"'

@@ -1,7 +1,7 @@
-"""What the server's one thread takes for each thing that workers ask, while it has enough to do.
+"""What the server's one thread takes for each request of workers, while it is busy.
 
 A server that is nearly idle spends more on waking up than on its commands; what counts for a large
-cluster is one that never sleeps. The workers' own code asks it, over many connections.
+cluster is one that never sleeps. The workers' own code sends the requests, over many connections.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["Costs", "measure_costs"]
 
 _CONNECTIONS = 40
 _PREFIX = "lr:"
-_SHOWN = 10.0  # seconds
+_TTL = 10.0  # seconds
 
-_Ask = Callable[[ScriptRunner, BreakerRef, int], Awaitable[Any]]
+_Request = Callable[[ScriptRunner, BreakerRef, int], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ class Costs:
     """Seconds of the server's processor.
 
     Attributes:
-        look: A look at one breaker.
-        show: A worker shows that it is there, counts the others and reads the overrides.
+        poll: A read of one breaker's state.
+        heartbeat: A worker's heartbeat, with the count of workers and the overrides.
         report: A report of calls that succeeded.
-        delivery: Handing one message to one subscriber.
+        delivery: One message to one subscriber.
     """
 
-    look: float
-    show: float
+    poll: float
+    heartbeat: float
     report: float
     delivery: float
 
@@ -56,19 +56,19 @@ async def _measure(url: str, each: int) -> Costs:
     subject = BreakerRef(_PREFIX, "llm.model", policy_as_json(BreakerPolicy()))
     with redis.Redis.from_url(url) as client:
 
-        async def cost(ask: _Ask) -> float:
-            async def ask_on(store: ScriptRunner, number: int) -> None:
+        async def cost(request: _Request) -> float:
+            async def repeat(store: ScriptRunner, number: int) -> None:
                 for batch in range(number):
-                    await ask(store, subject, batch)
+                    await request(store, subject, batch)
 
-            await asyncio.gather(*(ask_on(store, 1) for store in stores))  # scripts are loaded
+            await asyncio.gather(*(repeat(store, 1) for store in stores))  # scripts are loaded
             before = _cpu(client)
-            await asyncio.gather(*(ask_on(store, each) for store in stores))
+            await asyncio.gather(*(repeat(store, each) for store in stores))
             return (_cpu(client) - before) / each / len(stores)
 
         costs = Costs(
-            look=await cost(_look),
-            show=await cost(_show),
+            poll=await cost(_poll),
+            heartbeat=await cost(_heartbeat),
             report=await cost(_report),
             delivery=await _delivery(client, stores, each),
         )
@@ -77,13 +77,13 @@ async def _measure(url: str, each: int) -> Costs:
     return costs
 
 
-async def _look(store: ScriptRunner, subject: BreakerRef, _: int) -> None:
+async def _poll(store: ScriptRunner, subject: BreakerRef, _: int) -> None:
     await store.read_state(subject)
 
 
-async def _show(store: ScriptRunner, _: BreakerRef, __: int) -> None:
-    await store.heartbeat(_PREFIX, Presence("host", 1), _SHOWN)
-    await store.count_workers(_PREFIX, _SHOWN)
+async def _heartbeat(store: ScriptRunner, _: BreakerRef, __: int) -> None:
+    await store.heartbeat(_PREFIX, Presence("host", 1), _TTL)
+    await store.count_workers(_PREFIX, _TTL)
     await store.overrides(_PREFIX)
 
 
@@ -92,7 +92,7 @@ async def _report(store: ScriptRunner, subject: BreakerRef, batch: int) -> None:
 
 
 async def _delivery(client: Any, stores: list[ScriptRunner], messages: int) -> float:
-    """What a message costs that goes to all, above one that goes to nobody."""
+    """The cost of a message to all, above that of a message without subscribers."""
     listeners = [store.client.pubsub() for store in stores]
     for listener in listeners:
         await listener.subscribe("news")
@@ -103,13 +103,13 @@ async def _delivery(client: Any, stores: list[ScriptRunner], messages: int) -> f
             client.publish(channel, "{}")
         return _cpu(client) - before
 
-    nobody = await cost("nobody")
-    everybody = await cost("news")
+    without = await cost("unused")
+    to_all = await cost("news")
     for listener in listeners:
         await listener.aclose()
-    return max(everybody - nobody, 0.0) / messages / len(listeners)
+    return max(to_all - without, 0.0) / messages / len(listeners)
 
 
 def _cpu(client: Any) -> float:
-    told = client.info("cpu")
-    return float(told["used_cpu_sys"] + told["used_cpu_user"])
+    usage = client.info("cpu")
+    return float(usage["used_cpu_sys"] + usage["used_cpu_user"])

@@ -1,7 +1,7 @@
 """The arithmetic: from what was measured to what a cluster of any size asks of one Redis.
 
-A worker looks at each breaker once a second, give or take a fifth, and shows itself at every third
-look; it reports at most ten times a second for each breaker that has calls.
+A worker polls each breaker once a second, with a jitter of a fifth, and sends a heartbeat with
+every third poll; it reports at most ten times a second for each breaker that has calls.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from .costs import Costs
 
-__all__ = ["BATCHES", "FULL", "LOOKS", "SHOWS", "Capacity", "capacity", "load_of_a_worker"]
+__all__ = ["BATCHES", "FULL", "HEARTBEATS", "POLLS", "Capacity", "capacity", "load_of_a_worker"]
 
-LOOKS = 1.0  # a second, for each breaker
-SHOWS = 1 / 3  # a second
+POLLS = 1.0  # a second, for each breaker
+HEARTBEATS = 1 / 3  # a second
 BATCHES = 10.0  # a second at the most, for each breaker that has calls
 FULL = 0.7  # of one core: above it queues grow
-_AT_A_LOOK = 256  # breakers
-_COMMANDS_OF_A_SHOW = 3  # of itself, of the number of workers, of overrides
+_BREAKERS_OF_A_POLL = 256  # breakers
+_COMMANDS_OF_A_HEARTBEAT = 3  # of itself, of the number of workers, of overrides
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class Capacity:
 
 def load_of_a_worker(costs: Costs, breakers: int, *, busy: bool) -> tuple[float, float]:
     """Commands a second, and seconds of the server for them, each second."""
-    looks = min(breakers, _AT_A_LOOK) * LOOKS
+    polls = min(breakers, _BREAKERS_OF_A_POLL) * POLLS
     reports = breakers * BATCHES * busy
-    commands = looks + SHOWS * _COMMANDS_OF_A_SHOW + reports
-    return commands, looks * costs.look + SHOWS * costs.show + reports * costs.report
+    commands = polls + HEARTBEATS * _COMMANDS_OF_A_HEARTBEAT + reports
+    return commands, polls * costs.poll + HEARTBEATS * costs.heartbeat + reports * costs.report
 
 
 def capacity(costs: Costs, breakers: int) -> Capacity:

@@ -12,7 +12,7 @@ import redis
 
 from benchmarks.footprint import commands_of_clients
 from benchmarks.sharing.speed import Spread, spread
-from lightrag_resilience.testing.command_process import CommandedProcess, together
+from lightrag_resilience.testing.command_process import CommandedProcess, request_all
 from lightrag_resilience.testing.redis_server import RedisServer
 
 __all__ = ["Load", "Measured", "measure_real"]
@@ -63,7 +63,7 @@ class _Cluster:
         self.workers = workers
 
     def all(self, do: str, **details: Any) -> list[Any]:
-        return together(self.processes, do, **details)
+        return request_all(self.processes, do, **details)
 
     def load(self, seconds: float) -> Load:
         sent, busy = commands_of_clients(self.client), sum(self.all("busy"))
@@ -75,7 +75,7 @@ class _Cluster:
 
 
 def measure_real(workers: int, seconds: float) -> Measured:
-    """Start so many, and look at them for so many seconds at a time."""
+    """Start so many workers, and measure each condition for so many seconds."""
     with _cluster(workers) as cluster:
         idle = cluster.load(seconds)
         cluster.all("call_on", every=_EVERY)
@@ -91,8 +91,8 @@ def measure_real(workers: int, seconds: float) -> Measured:
 
 def _trip(cluster: _Cluster, turn: int) -> tuple[list[float], int]:
     """Seconds until each of the others has a trip, and the probes of the recovery from it."""
-    tripped = cluster.processes[turn].ask("trip")
-    since = [at for told in cluster.all("all_in", state="open") for at in told]
+    tripped = cluster.processes[turn].request("trip")
+    since = [at for times in cluster.all("all_in", state="open") for at in times]
     cluster.all("call_on", every=_EVERY)
     cluster.all("all_in", state="closed")
     probes = sum(cluster.all("end"))
@@ -111,7 +111,7 @@ def _cluster(workers: int) -> Iterator[_Cluster]:
         client = stack.enter_context(redis.Redis.from_url(server.url))
         details = {"url": server.url, "open_for": _OPEN_FOR, "probes": _PROBES}
         for turn, process in enumerate(processes):
-            process.tell("begin", number=(workers + turn) // number, **details)
+            process.send("begin", number=(workers + turn) // number, **details)
         for process in processes:
-            process.answer()
+            process.receive()
         yield _Cluster(processes, client, workers)

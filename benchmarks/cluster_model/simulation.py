@@ -1,8 +1,8 @@
 """A cluster that is too large for this machine, event by event: one server's queue, many workers.
 
-The server does one thing at a time, each for as long as it was measured to take. Workers look once
-a second, give or take a fifth, and busy ones report ten times a second. In the middle of it all one
-worker trips: its report waits its turn, and then the news go to all, one after the other.
+The server does one thing at a time, each for as long as it was measured to take. Workers poll once
+a second, with a jitter of a fifth, and busy ones report ten times a second. In the middle one
+worker trips: its report waits its turn, and then the message goes to all, one after the other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 
 from .costs import Costs
-from .model import BATCHES, LOOKS, SHOWS, load_of_a_worker
+from .model import BATCHES, HEARTBEATS, POLLS, load_of_a_worker
 
 __all__ = ["Simulated", "simulate"]
 
@@ -46,12 +46,12 @@ class Simulated:
 
 
 def simulate(workers: int, costs: Costs, own_part: float, *, busy: bool) -> Simulated:
-    """Four seconds of so many workers; `own_part` are a worker's seconds to send and to hear."""
+    """Four seconds of so many workers; `own_part` are a worker's seconds to send and to receive."""
     chance = random.Random(_SEED)
     arrivals = [(_TRIP_AT, costs.report + workers * costs.delivery, _NEVER_AGAIN)]
     for _ in range(workers):
-        look = costs.look + SHOWS * costs.show
-        arrivals.append((chance.random() / LOOKS, look, 1 / LOOKS))
+        poll = costs.poll + HEARTBEATS * costs.heartbeat
+        arrivals.append((chance.random() / POLLS, poll, 1 / POLLS))
         if busy:
             arrivals.append((chance.random() / BATCHES, costs.report, 1 / BATCHES))
     heapq.heapify(arrivals)
@@ -65,13 +65,13 @@ def simulate(workers: int, costs: Costs, own_part: float, *, busy: bool) -> Simu
         else:
             heapq.heappush(arrivals, (now + every * chance.uniform(0.8, 1.2), takes, every))
     commands, load = load_of_a_worker(costs, 1, busy=busy)
-    until_told = waited + costs.report + own_part
+    until_sent = waited + costs.report + own_part
     return Simulated(
         workers=workers,
         busy=busy,
         commands=workers * commands,
         load=workers * load,
         waited=waited,
-        p50=until_told + costs.delivery * workers / 2,
-        last=until_told + costs.delivery * workers,
+        p50=until_sent + costs.delivery * workers / 2,
+        last=until_sent + costs.delivery * workers,
     )

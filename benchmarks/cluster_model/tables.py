@@ -63,9 +63,9 @@ def costs_in_words(figures: dict[str, Any]) -> str:
     """What the server takes for each thing."""
     costs = {name: f"{seconds * 1e6:.1f} µs" for name, seconds in figures["costs"].items()}
     return (
-        f"One core of the server takes {costs['look']} for a look at a breaker, {costs['show']} to "
-        f"show a worker, {costs['report']} for a report, {costs['delivery']} to hand one message "
-        "to one worker."
+        f"One core of the server takes {costs['poll']} for a poll of a breaker, "
+        f"{costs['heartbeat']} for a heartbeat, {costs['report']} for a report, "
+        f"{costs['delivery']} for one message to one worker."
     )
 
 

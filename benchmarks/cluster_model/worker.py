@@ -11,7 +11,7 @@ from collections.abc import Callable
 from lightrag_resilience import BreakerPolicy, CallRejected, Guard, Guards, Policy
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import Event, StateChanged
-from lightrag_resilience.testing.command_process import obey
+from lightrag_resilience.testing.command_process import run_commands
 
 NAME = "llm.model"
 _LONGEST = 30.0  # seconds until all have found Redis, or changed their state
@@ -22,12 +22,12 @@ class _Worker:
 
     def __init__(self, url: str, policy: Policy) -> None:
         self.guards = Guards(settings=load_settings({"RESILIENCE_REDIS_URL": url}))
-        self.guards.events.subscribe(self._heard)
+        self.guards.events.subscribe(self._on_event)
         self.guard: Guard = self.guards.get(NAME, policy)
         self.since: dict[str, float] = {}
         self.probes = 0
 
-    def _heard(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, StateChanged):
             self.since[event.new] = time.monotonic()
 
@@ -112,11 +112,11 @@ def _is_connected(worker: _Worker) -> bool:
 
 async def _until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(_LONGEST):
-        while not holds():  # noqa: ASYNC110 - some changes announce themselves to nobody
+        while not holds():  # noqa: ASYNC110 - some changes publish no event
             await asyncio.sleep(0.002)
 
 
 if __name__ == "__main__":
     logging.disable()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(obey(Process()))
+        asyncio.run(run_commands(Process()))

@@ -112,7 +112,7 @@ async def load(
     limits = httpx.Limits(max_keepalive_connections=CLIENTS if kept else 0)
     base = f"http://127.0.0.1:{port}"
     async with httpx.AsyncClient(base_url=base, limits=limits, timeout=60) as client:
-        await client.get("/")  # which waits until somebody serves
+        await client.get("/")  # which waits until a worker serves
         began = time.monotonic()
         restarting = asyncio.create_task(restart(master, figures))
         await asyncio.gather(*(ask(client, left, figures) for _ in range(CLIENTS)))

@@ -74,7 +74,7 @@ async def run(scenario: Scenario, seed: int, *, protected: bool, scale: float) -
 
 async def happen(rig: Rig, scenario: Scenario, lasts: float | None) -> float:
     """Let the provider fail; the monotonic time at which it is well again."""
-    while len(rig.provider.calls) < scenario.after:  # noqa: ASYNC110 - the provider tells nobody
+    while len(rig.provider.calls) < scenario.after:  # noqa: ASYNC110 - the provider publishes no event
         await asyncio.sleep(0.005)
     rig.provider.set_faults([Fault.status(500, share=scenario.share)])
     await asyncio.sleep(LONGEST if lasts is None else lasts)
@@ -83,7 +83,7 @@ async def happen(rig: Rig, scenario: Scenario, lasts: float | None) -> float:
 
 
 async def until_all_are_processed(rig: Rig) -> None:
-    """Wait as long as documents are taken up by themselves."""
+    """Wait as long as documents are resumed by themselves."""
     end = time.monotonic() + 60.0
     while time.monotonic() < end:
         if await rig.documents_by_status() == {"processed": COUNT}:
@@ -91,7 +91,7 @@ async def until_all_are_processed(rig: Rig) -> None:
         await asyncio.sleep(0.1)
 
 
-def told(results: Sequence[Result]) -> list[str]:
+def cells(results: Sequence[Result]) -> list[str]:
     if not results:
         return ["-", "-", "-"]
     lost = [COUNT - result.processed for result in results]
@@ -120,7 +120,7 @@ def main() -> None:
                 asyncio.run(run(scenario, seed, protected=protected, scale=scale))
                 for seed in range(1, count + 1)
             ]
-            table.add_row(scenario.name, "protected" if protected else "bare", *told(results))
+            table.add_row(scenario.name, "protected" if protected else "bare", *cells(results))
     Console(width=120).print(table)
 
 

@@ -44,13 +44,13 @@ def main() -> None:
 def measure_all(scale: Scale) -> dict[str, Any]:
     """Every figure as JSON has it; durations are seconds, costs of calls microseconds."""
     sent, batches = speed.sent_for_closed_calls(scale.calls)
-    asked, looks = speed.sent_for_open_calls(scale.calls)
+    asked, polls = speed.sent_for_open_calls(scale.calls)
     round_trips, calls = speed.round_trips(scale.seconds)
     results = {
         "propagation": speed.propagation(scale.trips),
         "probes": speed.probes(scale.rounds),
         "closed calls": {"calls": scale.calls, "scripts": sent, "batches": batches},
-        "open calls": {"calls": scale.calls, "scripts": asked, "looks": looks},
+        "open calls": {"calls": scale.calls, "scripts": asked, "polls": polls},
         "round trips": {"per 1000 calls": round_trips, "calls": calls},
         "limits": {
             "requests": limits.request_accuracy(scale.seconds),
@@ -83,19 +83,19 @@ def sharing_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     beyond = max(closed["scripts"] - closed["batches"], 0)
     yield f"scripts for {closed['calls']:,} calls, beyond the batches", str(beyond), "0"
     refused = results["open calls"]
-    beyond = max(refused["scripts"] - refused["looks"], 0)
-    yield f"scripts for {refused['calls']:,} refusals, beyond the looks", str(beyond), "0"
+    beyond = max(refused["scripts"] - refused["polls"], 0)
+    yield f"scripts for {refused['calls']:,} refusals, beyond the polls", str(beyond), "0"
     round_trips = results["round trips"]["per 1000 calls"]
     yield "commands for 1000 calls of 50 ms", f"{round_trips:.1f}", "≤ 30"
-    for what, told in (
+    for what, row in (
         ("requests", "200 requests a window of 2 s"),
         ("tokens", "100,000 tokens a second, lognormal use"),
     ):
-        yield from _limit_rows(told, results["limits"][what])
-    away = results["outages"]
-    yield "an instant call while Redis is well", _ms(away["well"]), ""
+        yield from _limit_rows(row, results["limits"][what])
+    during = results["outages"]
+    yield "an instant call while Redis is well", _ms(during["well"]), ""
     for kind in ("killed", "hung"):
-        outage = away[kind]
+        outage = during[kind]
         yield f"… while Redis is {kind}", _ms(outage["calls"]), "≤ 1 ms more"
         wrong = f"{outage['wrong']} failed, {outage['leaked']} passed an open breaker"
         yield f"… of {outage['calls']['samples']:,} calls", wrong, "0"
@@ -114,9 +114,9 @@ def sharing_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield f"a call above the bare one, {case}", text, ""
 
 
-def _limit_rows(told: str, accuracy: dict[str, float]) -> Iterator[tuple[str, str, str]]:
+def _limit_rows(row: str, accuracy: dict[str, float]) -> Iterator[tuple[str, str, str]]:
     # How many round trips are good depends on what may go at once: a lot is a fifth of that.
-    yield f"{told}: worst window", f"{accuracy['worst']:.3f} of the limit", "≤ 1.10"
+    yield f"{row}: worst window", f"{accuracy['worst']:.3f} of the limit", "≤ 1.10"
     yield "… used of what might have been", f"{accuracy['used']:.1%}", "≥ 95 %"
     yield "… round trips for 1000 admitted", f"{accuracy['round_trips']:.0f}", ""
 

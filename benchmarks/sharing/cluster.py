@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from lightrag_resilience.testing.command_process import CommandedProcess, together
+from lightrag_resilience.testing.command_process import CommandedProcess, request_all
 from lightrag_resilience.testing.redis_server import RedisServer
 
 __all__ = ["Cluster", "cluster"]
@@ -24,13 +24,13 @@ class Cluster:
 
     def all(self, do: str, **details: Any) -> list[Any]:
         """Command all of them at the same time."""
-        return together(self.workers, do, **details)
+        return request_all(self.workers, do, **details)
 
     def sent(self) -> dict[str, int]:
         """How many commands of each kind the server has run."""
         with redis.Redis.from_url(self.server.url) as client:
             stats: Any = client.info("commandstats")
-        return {name.removeprefix("cmdstat_"): told["calls"] for name, told in stats.items()}
+        return {name.removeprefix("cmdstat_"): one["calls"] for name, one in stats.items()}
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def cluster(number: int = 4, *, shared: bool = True, **policy: str) -> Iterator[
         ]
         made = Cluster(server, workers)
         if shared:
-            made.all("steer", how="begin")
+            made.all("control", how="begin")
             if not all(made.all("is_connected")):
                 raise RuntimeError("A worker did not find Redis")
         yield made

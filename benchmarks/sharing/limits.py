@@ -70,15 +70,15 @@ def _measure(four: Cluster, seconds: float, allowed: int) -> Accuracy:
     time.sleep(seconds)
     ran = four.sent()["evalsha"] - before
     took = time.monotonic() - began
-    told = four.all("end")
-    spent = sorted((at, cost) for one in told for at, cost in one["spent"])
+    answers = four.all("end")
+    spent = sorted((at, cost) for one in answers for at, cost in one["spent"])
     counted = [(at, cost) for at, cost in spent if began <= at < began + took]
     return Accuracy(
         calls=len(counted),
         worst=_worst_window(spent) / allowed,
         used=sum(cost for _, cost in counted) / (allowed * took / _WINDOW),
         round_trips=ran / len(counted) * 1000,
-        refused=sum(one["refused"] for one in told),
+        refused=sum(one["refused"] for one in answers),
     )
 
 

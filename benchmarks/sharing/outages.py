@@ -16,7 +16,7 @@ _CALLERS, _PAUSE = 20, 0.02
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """Four processes while Redis was away.
+    """Four processes while Redis was down.
 
     Attributes:
         calls: Seconds of each call of an instant function.
@@ -47,15 +47,15 @@ def _outage(
 ) -> Outage:
     begin()
     calls, wrong = _calls(four, seconds)
-    four.workers[0].ask("trip")  # alone: nobody else hears of it
+    four.workers[0].request("trip")  # its breaker diverges: no other can receive the trip
     end()
     back = time.monotonic()
-    agreed = max(worker.ask("is_in", state="open") for worker in four.workers[1:]) - back
+    agreed = max(worker.request("is_in", state="open") for worker in four.workers[1:]) - back
     begin()
     four.all("take")
     four.all("begin", callers=_CALLERS, pause=_PAUSE)
     time.sleep(seconds)
-    leaked = sum(told["made"] for told in four.all("end"))
+    leaked = sum(one["made"] for one in four.all("end"))
     end()
     return Outage(calls, wrong, leaked, agreed)
 
@@ -64,9 +64,9 @@ def _calls(four: Cluster, seconds: float) -> tuple[Spread, int]:
     four.all("take")
     four.all("begin", callers=_CALLERS, pause=_PAUSE)
     time.sleep(seconds)
-    told = four.all("end")
-    durations = [duration for one in told for duration in one["durations"]]
-    return spread(durations), sum(one["wrong"] for one in told)
+    answers = four.all("end")
+    durations = [duration for one in answers for duration in one["durations"]]
+    return spread(durations), sum(one["wrong"] for one in answers)
 
 
 def loop_lag(seconds: float) -> dict[str, Spread]:
@@ -83,7 +83,7 @@ def loop_lag(seconds: float) -> dict[str, Spread]:
         ):
             four.all("behave", takes=0.05)
             four.all("begin", callers=50, guarded=guarded)
-            told = four.all("lag", seconds=seconds)
-            lags[name] = spread([lag for one in told for lag in one])
+            answers = four.all("lag", seconds=seconds)
+            lags[name] = spread([lag for one in answers for lag in one])
             four.all("end")
     return lags

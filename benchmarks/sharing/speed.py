@@ -24,7 +24,7 @@ _QUOTA = 3
 _CALLERS = 100
 _PROBE = 0.02  # seconds
 _ONE_BATCH = 0.1  # seconds
-_ONE_LOOK = 0.8  # seconds: as often as they come
+_ONE_POLL = 0.8  # seconds: as often as they come
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,10 @@ def propagation(trips: int) -> Spread:
     late = []
     with cluster(OPEN_FOR="60", OPEN_MAX="60") as four:
         for trip in range(trips):
-            tripped = four.workers[trip % 4].ask("trip")
+            tripped = four.workers[trip % 4].request("trip")
             others = four.workers[: trip % 4] + four.workers[trip % 4 + 1 :]
-            late += [worker.ask("refuses_since") - tripped for worker in others]
-            four.workers[trip % 4].ask("steer", how="close")
+            late += [worker.request("refuses_since") - tripped for worker in others]
+            four.workers[trip % 4].request("control", how="close")
             four.all("is_in", state="closed")
     return spread(late)
 
@@ -63,11 +63,11 @@ def probes(rounds: int) -> list[int]:
     with cluster(PROBES=str(_QUOTA)) as four:
         four.all("behave", takes=_PROBE)
         for _ in range(rounds):
-            four.workers[0].ask("steer", how="open", open_for=0.2)
+            four.workers[0].request("control", how="open", open_for=0.2)
             four.all("is_in", state="open")
             four.all("begin", callers=_CALLERS, pause=0.01)
             four.all("is_in", state="closed")
-            counted.append(sum(told["probes"] for told in four.all("end")))
+            counted.append(sum(one["probes"] for one in four.all("end")))
     return counted
 
 
@@ -75,21 +75,21 @@ def sent_for_closed_calls(calls: int) -> tuple[int, int]:
     """Scripts that Redis ran for calls in a closed circuit, and batches that may have been due."""
     with cluster(1) as one:
         before = one.sent().get("evalsha", 0)
-        took = one.workers[0].ask("calls", number=calls)
+        took = one.workers[0].request("calls", number=calls)
         ran = one.sent().get("evalsha", 0) - before
     return ran, int(took / _ONE_BATCH) + 1
 
 
 def sent_for_open_calls(calls: int) -> tuple[int, int]:
-    """Scripts that Redis ran while an open circuit refused calls, and looks that may be due."""
+    """Scripts that Redis ran while an open circuit refused calls, and polls that may be due."""
     with cluster(1, OPEN_FOR="120", OPEN_MAX="120") as one:
-        one.workers[0].ask("trip")
-        one.all("steer", how="open", open_for=120)
+        one.workers[0].request("trip")
+        one.all("control", how="open", open_for=120)
         time.sleep(_ONE_BATCH)
         before = one.sent().get("evalsha", 0)
-        took = one.workers[0].ask("refusals", number=calls)
+        took = one.workers[0].request("refusals", number=calls)
         ran = one.sent().get("evalsha", 0) - before
-    return ran, 2 * (int(took / _ONE_LOOK) + 1)  # and it is shown that it is there
+    return ran, 2 * (int(took / _ONE_POLL) + 1)  # and it is shown that it is there
 
 
 def round_trips(seconds: float) -> tuple[float, int]:
@@ -105,5 +105,5 @@ def round_trips(seconds: float) -> tuple[float, int]:
         before = commands_of_clients(client)
         time.sleep(seconds)
         sent = commands_of_clients(client) - before
-        calls = sum(told["made"] for told in four.all("take"))
+        calls = sum(one["made"] for one in four.all("take"))
     return sent / calls * 1000, calls

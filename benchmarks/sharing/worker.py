@@ -13,7 +13,7 @@ from typing import Any
 
 from lightrag_resilience import CallRejected, Guards
 from lightrag_resilience.events import Event, StateChanged
-from lightrag_resilience.testing.command_process import obey
+from lightrag_resilience.testing.command_process import run_commands
 
 NAME = "llm.benchmark"
 _LONGEST = 10.0  # seconds to wait for a state
@@ -24,7 +24,7 @@ class Worker:
     def __init__(self) -> None:
         self._guards = Guards()
         self._guard = self._guards.get(NAME)
-        self._guards.events.subscribe(self._heard, StateChanged)
+        self._guards.events.subscribe(self._on_event, StateChanged)
         self._states: dict[str, float] = {}
         self._probes = self._made = self._refused = self._wrong = 0
         self._durations = array("d")
@@ -34,7 +34,7 @@ class Worker:
         self._booked = 0
         self._callers: list[asyncio.Task[None]] = []
 
-    def _heard(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if isinstance(event, StateChanged):
             self._states[event.new] = time.monotonic()
 
@@ -59,7 +59,7 @@ class Worker:
             self._refused += 1
         except ConnectionRefusedError:
             pass
-        except Exception:  # noqa: BLE001 - none is expected, each is told
+        except Exception:  # noqa: BLE001 - none is expected, each is counted
             self._wrong += 1
 
     # ------------------------------------------------------------------ commands
@@ -103,7 +103,7 @@ class Worker:
                 return True
         return False
 
-    async def steer(self, how: str, **details: Any) -> float:
+    async def control(self, how: str, **details: Any) -> float:
         """Open or close the breaker by hand; when that was."""
         getattr(self._guard.breaker, how)(**details)
         return time.monotonic()
@@ -136,7 +136,7 @@ class Worker:
 
     async def take(self) -> dict[str, Any]:
         """What was counted since last time; durations of calls in seconds."""
-        told = {
+        report = {
             "made": self._made,
             "probes": self._probes,
             "refused": self._refused,
@@ -147,7 +147,7 @@ class Worker:
         self._made = self._probes = self._refused = self._wrong = 0
         self._durations = array("d")
         self._spent = []
-        return told
+        return report
 
     async def end(self) -> dict[str, Any]:
         """End what `begin` began."""
@@ -183,4 +183,4 @@ class Worker:
 if __name__ == "__main__":
     logging.disable()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(obey(Worker()))
+        asyncio.run(run_commands(Worker()))

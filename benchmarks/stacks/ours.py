@@ -3,7 +3,7 @@
 Every one of them has breaker, retry and its budget, the timeout of an attempt and the deadline of
 the call, and a drain finds its calls. "With everything" adds what `protect` and a few variables
 give a user: the breaker and the limits of requests and of tokens shared through a real Redis, and
-places for calls at once.
+a bulkhead.
 
 Only the waits between attempts are left out, so that the checks are quick, and a break lasts
 longer than a measurement; neither is on the path that is measured.
@@ -73,7 +73,7 @@ def _policy(setup: Setup) -> Policy:
 def _limited_policy(setup: Setup) -> Policy:
     return _policy(setup).with_changes(
         limit=LimitPolicy(rpm=10_000_000, burst=100_000),
-        concurrency=ConcurrencyPolicy(max_concurrent=setup.places),
+        concurrency=ConcurrencyPolicy(max_concurrent=setup.max_concurrent),
     )
 
 
@@ -125,7 +125,7 @@ stack = functools.partial(
 STACKS = [
     stack(name="ours", protect=decorator(_silent), imports="lightrag_resilience"),
     stack(name="ours, with a listener", protect=decorator(_announcing)),
-    stack(name="ours, with limits", protect=limited, limits_places=True),
+    stack(name="ours, with limits", protect=limited, has_bulkhead=True),
     stack(name="ours, async with guard(…)", protect=_as_block, retries=False),
     stack(name="ours, guard.call", protect=_as_call),
 ]

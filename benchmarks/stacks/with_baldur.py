@@ -1,6 +1,6 @@
 """baldur-framework: its decorator for coroutine functions, with all that it composes but its DLQ.
 
-Its timeout bounds the attempts together, it limits no places, and its breaker counts every error.
+Its timeout bounds the attempts together, it has no bulkhead, and its breaker counts every error.
 It wants no server: state is in memory, and in a file, which would else be in the working directory.
 """
 

@@ -18,13 +18,13 @@ STACKS = [
     stack(
         name="ours, everything, Redis",
         protect=everything(_shared),
-        limits_places=True,
+        has_bulkhead=True,
         close=_shared.close,
     ),
     stack(
         name="ours, everything, Redis and Prometheus",
         protect=everything(_observed),
-        limits_places=True,
+        has_bulkhead=True,
         close=_observed.close,
     ),
 ]

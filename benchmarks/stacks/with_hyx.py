@@ -18,7 +18,7 @@ _FAILURES = (*TRANSIENT, MaxDurationExceeded)
 def protect(function: Call, setup: Setup) -> Call:
     @retry(on=_FAILURES, attempts=4, backoff=0)
     @consecutive_breaker(_FAILURES, failure_threshold=5, recovery_time_secs=setup.open_for)
-    @bulkhead(max_concurrency=setup.places, max_capacity=setup.places)
+    @bulkhead(max_concurrency=setup.max_concurrent, max_capacity=setup.max_concurrent)
     @timeout(setup.timeout)
     async def call(number: int) -> int:
         return await function(number)
@@ -32,7 +32,7 @@ STACKS = [
         protect=protect,
         refusal=BreakerFailing,
         timeout=MaxAttemptsExceeded,
-        limits_places=True,
+        has_bulkhead=True,
         imports="hyx.retry, hyx.timeout, hyx.circuitbreaker, hyx.bulkhead",
     )
 ]

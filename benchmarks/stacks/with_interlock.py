@@ -40,7 +40,7 @@ def pipeline_around(function: Call, setup: Setup, storage: AsyncStorage | None =
         Pipeline.builder()
         .retry(attempts=4, retry=retry_unless_open(*_FAILURES), wait=wait_none())
         .circuit_breaker(breaker)
-        .bulkhead(setup.places)
+        .bulkhead(setup.max_concurrent)
         .timeout(setup.timeout)
         .build()
     )
@@ -53,7 +53,7 @@ STACKS = [
         protect=protect,
         refusal=CircuitOpenError,
         timeout=CallTimeoutError,
-        limits_places=True,
+        has_bulkhead=True,
         imports="interlock, interlock.integrations.tenacity",
         window=Config().window_size,
     )

@@ -22,7 +22,7 @@ def protect(function: Call, setup: Setup) -> Call:
         circuit_breaker=CircuitBreakerConfig(
             recovery_timeout=setup.open_for, error_types=TRANSIENT
         ),
-        bulkhead=BulkheadConfig(max_concurrent=setup.places),
+        bulkhead=BulkheadConfig(max_concurrent=setup.max_concurrent),
     )
     return decorate(function)
 
@@ -33,7 +33,7 @@ STACKS = [
         protect=protect,
         refusal=CircuitOpenError,
         timeout=ResilienceTimeoutError,
-        limits_places=True,
+        has_bulkhead=True,
         imports="pyresilience",
     )
 ]

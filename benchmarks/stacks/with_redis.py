@@ -66,7 +66,7 @@ STACKS = [
         protect=_interlock,
         refusal=CircuitOpenError,
         timeout=CallTimeoutError,
-        limits_places=True,
+        has_bulkhead=True,
         is_weighed=False,
     ),
 ]

@@ -24,7 +24,7 @@ from support.paths import ROOT
 
 pytestmark = pytest.mark.once
 SIZES = [1, 10, 100, 1000, 10_000]
-COSTS = Costs(look=10e-6, show=30e-6, report=70e-6, delivery=1e-6)
+COSTS = Costs(poll=10e-6, heartbeat=30e-6, report=70e-6, delivery=1e-6)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])

@@ -64,9 +64,9 @@ def row_of(shown: Result, name: str = NAME) -> list[str]:
 
 
 def trip(two: Workers) -> None:
-    two[0].ask("behave", fails=5)
-    two[0].ask("call", times=5)
-    assert two[1].ask("until", state="open")["at"]
+    two[0].request("behave", fails=5)
+    two[0].request("call", times=5)
+    assert two[1].request("until", state="open")["at"]
 
 
 def test_status_of_a_healthy_cluster_ends_with_0(server: RedisServer) -> None:
@@ -98,8 +98,8 @@ def test_status_of_an_open_breaker_says_why_and_until_when_and_ends_with_1(
 
 
 def test_status_json_lists_breakers_and_workers(server: RedisServer, two: Workers) -> None:
-    two[0].ask("behave", fails=1)
-    two[0].ask("call", times=1)
+    two[0].request("behave", fails=1)
+    two[0].request("call", times=1)
     deadline = time.monotonic() + 15
     while True:
         seen: dict[str, Any] = json.loads(run(server, "status", "--json").output)
@@ -115,8 +115,8 @@ def test_status_json_lists_breakers_and_workers(server: RedisServer, two: Worker
 def test_status_names_a_worker_with_an_open_breaker_of_its_own() -> None:
     with RedisServer() as server, workers(server.url, number=2, QUORUM="2") as two:
         assert all(answer["at"] for answer in two.each("until", connected=True))
-        two[0].ask("behave", fails=5)
-        two[0].ask("call", times=5)
+        two[0].request("behave", fails=5)
+        two[0].request("call", times=5)
         deadline = time.monotonic() + 15
         while "rejects on its own" not in (shown := run(server, "status")).output:
             assert time.monotonic() < deadline
@@ -136,7 +136,7 @@ def test_an_isolation_applies_to_all_workers_with_author_and_reason(
     )
     for answer in two.each("until", state="open"):
         assert answer["retry_after"] > 590
-    assert two[1].ask("call", times=5)["refused"] == 5
+    assert two[1].request("call", times=5)["refused"] == 5
     assert "they migrate [red]" in row_of(run(server, "status"))[2]
     assert row_of(run(server, "status"))[7] in {"ends in 10 m", "ends in 9 m 59 s"}
     assert run(server, "close", NAME).output.startswith(f"{NAME} is closed in all workers: by ")
@@ -160,7 +160,7 @@ def test_a_reset_says_what_it_would_do_and_then_does_it(server: RedisServer, two
         2,
         "This closes 1 breaker in all workers; add --yes to do it\n",
     )
-    assert two[0].ask("look")["state"] == "open"
+    assert two[0].request("snapshot")["state"] == "open"
     assert run(server, "reset", "--yes").output == f"Closed in all workers: {NAME}\n"
     assert all(answer["at"] for answer in two.each("until", state="closed"))
 
@@ -331,7 +331,7 @@ def test_a_variable_is_set_in_all_workers_without_a_restart(
 def test_a_later_worker_applies_the_overrides(server: RedisServer) -> None:
     assert run(server, "set", f"{RPM}=90").exit_code == 0
     with workers(server.url, number=1) as late:
-        assert late[0].ask("until_policy", **limit_of(90.0))["ok"]
+        assert late[0].request("until_policy", **limit_of(90.0))["ok"]
 
 
 @pytest.mark.usefixtures("_as_before")
@@ -398,7 +398,7 @@ def test_malformed_overrides_are_reported_and_change_nothing(
     for answer in two.each("until_log", text="Overrides in Redis are ignored"):
         assert answer["ok"]
     assert all(answer["ok"] for answer in two.each("until_policy", **limit_of(None)))
-    assert two[0].ask("call", times=3)["fine"] == 3
+    assert two[0].request("call", times=3)["fine"] == 3
 
 
 def test_a_narrow_terminal_gives_its_width_to_the_reason() -> None:

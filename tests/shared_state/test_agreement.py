@@ -17,13 +17,13 @@ FAILING = 1e9
 
 
 def trip(all_workers: Workers, by: int = 0) -> dict[str, Any]:
-    all_workers[by].ask("behave", fails=5)
-    answer: dict[str, Any] = all_workers[by].ask("call", times=5)
+    all_workers[by].request("behave", fails=5)
+    answer: dict[str, Any] = all_workers[by].request("call", times=5)
     return answer
 
 
 def states(all_workers: Workers) -> set[str]:
-    return {answer["state"] for answer in all_workers.each("look")}
+    return {answer["state"] for answer in all_workers.each("snapshot")}
 
 
 def ready(all_workers: Workers) -> None:
@@ -42,11 +42,11 @@ def test_a_trip_of_one_worker_opens_all_workers(server: RedisServer) -> None:
 def test_a_forced_state_holds_in_all_workers(server: RedisServer) -> None:
     with workers(server.url) as four:
         ready(four)
-        four[1].ask("steer", how="open", reason="by Ada: maintenance", open_for=600)
+        four[1].request("control", how="open", reason="by Ada: maintenance", open_for=600)
         for answer in four.each("until", state="open"):
             assert answer["reason"] == "by Ada: maintenance"
             assert 590 < answer["retry_after"] <= 600
-        four[2].ask("steer", how="close")
+        four[2].request("control", how="close")
         four.each("until", state="closed")
         assert [counts["fine"] for counts in four.each("call", times=10)] == [10] * 4
 
@@ -68,11 +68,11 @@ def test_a_quorum_keeps_one_worker_from_opening_the_cluster(server: RedisServer)
     with workers(server.url, QUORUM="2") as four:
         ready(four)
         trip(four)
-        assert four[0].ask("look")["state"] == "open"
+        assert four[0].request("snapshot")["state"] == "open"
         time.sleep(0.3)  # as long as the news would take many times over
-        assert [answer["state"] for answer in four.each("look")] == ["open", *["closed"] * 3]
-        assert four[0].ask("look")["alone"]
-        four[0].ask("behave", fails=FAILING)
+        assert [answer["state"] for answer in four.each("snapshot")] == ["open", *["closed"] * 3]
+        assert four[0].request("snapshot")["is_diverged"]
+        four[0].request("behave", fails=FAILING)
         trip(four, by=1)
         assert [answer["state"] for answer in four.each("until", state="open")] == ["open"] * 4
 
@@ -90,11 +90,11 @@ def test_breaks_in_a_row_grow_longer_in_all_workers(server: RedisServer) -> None
     with workers(server.url, number=2, OPEN_FOR="0.2", OPEN_GROWTH="2", OPEN_MAX="60") as two:
         ready(two)
         trip(two)
-        two[1].ask("until", state="open")
-        two[1].ask("behave", fails=FAILING)
-        two[1].ask("go_on", callers=1, pause=0.005)
+        two[1].request("until", state="open")
+        two[1].request("behave", fails=FAILING)
+        two[1].request("go_on", callers=1, pause=0.005)
         for _ in range(2000):
-            answer = two[0].ask("look")
+            answer = two[0].request("snapshot")
             if answer["opens"] == 3:
                 break
             time.sleep(0.005)
@@ -108,16 +108,16 @@ def test_a_worker_that_starts_later_finds_the_breaker_open(server: RedisServer) 
         ready(first)
         trip(first)
         with workers(server.url, number=1) as second:
-            assert second[0].ask("until", state="open")["at"]
+            assert second[0].request("until", state="open")["at"]
 
 
 def test_a_closed_breaker_sends_redis_only_batches(server: RedisServer) -> None:
     with workers(server.url, number=1) as one, redis.Redis.from_url(server.url) as client:
         ready(one)
-        one[0].ask("call", times=100, at_once=100)
+        one[0].request("call", times=100, at_once=100)
         before: Any = client.info("stats")
         began = time.monotonic()
-        assert one[0].ask("call", times=10_000, at_once=100)["fine"] == 10_000
+        assert one[0].request("call", times=10_000, at_once=100)["fine"] == 10_000
         took = time.monotonic() - began
         after: Any = client.info("stats")
         commands = after["total_commands_processed"] - before["total_commands_processed"]
@@ -132,7 +132,7 @@ def test_an_open_breaker_rejects_without_a_command_to_redis(server: RedisServer)
         time.sleep(0.3)  # for the report
         before: Any = client.info("commandstats")
         began = time.monotonic()
-        assert one[0].ask("call", times=10_000, at_once=100)["refused"] == 10_000
+        assert one[0].request("call", times=10_000, at_once=100)["refused"] == 10_000
         took = time.monotonic() - began
         after: Any = client.info("commandstats")
         scripts = after["cmdstat_evalsha"]["calls"] - before["cmdstat_evalsha"]["calls"]

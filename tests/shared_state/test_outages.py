@@ -83,7 +83,7 @@ def agree(all_workers: Workers, state: str) -> list[dict[str, Any]]:
     """All workers have this state in the same version, soon."""
     deadline = time.monotonic() + AGREE_WITHIN
     while True:
-        answers = all_workers.each("look")
+        answers = all_workers.each("snapshot")
         seen = {(answer["state"], answer["version"]) for answer in answers}
         is_shared = all(answer["connected"] for answer in answers)
         if is_shared and len(seen) == 1 and answers[0]["state"] == state:
@@ -96,7 +96,7 @@ def told_of_redis(worker: WorkerProcess) -> list[str]:
     """The log lines about Redis, once they say that it is available again."""
     deadline = time.monotonic() + 10
     while True:
-        lines = [line for line in worker.ask("look")["log"] if "Redis" in line]
+        lines = [line for line in worker.request("snapshot")["log"] if "Redis" in line]
         if lines and "available again" in lines[-1]:
             return lines
         assert time.monotonic() < deadline, lines
@@ -132,10 +132,14 @@ def test_an_outage_fails_no_call_and_all_workers_agree_afterwards(
             assert counts["slowest"] < WAITED_FOR_REDIS
 
         # A breaker goes on by itself,
-        three[0].ask("behave", fails=5)
-        counts = three[0].ask("call", times=100)
+        three[0].request("behave", fails=5)
+        counts = three[0].request("call", times=100)
         assert (counts["failed"], counts["refused"]) == (5, 95)
-        assert [answer["state"] for answer in three.each("look")] == ["open", "closed", "closed"]
+        assert [answer["state"] for answer in three.each("snapshot")] == [
+            "open",
+            "closed",
+            "closed",
+        ]
         assert counts["slowest"] < WAITED_FOR_REDIS
 
         # and what it found out alone reaches all.
@@ -160,7 +164,7 @@ def test_an_outage_fails_no_call_and_all_workers_agree_afterwards(
 def test_an_open_breaker_survives_a_loss_of_all_data(server: RedisServer) -> None:
     with workers(server.url) as four, redis.Redis.from_url(server.url) as client:
         ready(four)
-        four[0].ask("steer", how="open", reason="by Ada", open_for=50)
+        four[0].request("control", how="open", reason="by Ada", open_for=50)
         before = agree(four, "open")[0]
         client.flushall()
         time.sleep(1.3)  # until all have looked
@@ -175,10 +179,10 @@ def test_lost_scripts_are_loaded_again(server: RedisServer) -> None:
     with workers(server.url) as four, redis.Redis.from_url(server.url) as client:
         ready(four)
         client.script_flush()
-        four[0].ask("behave", fails=5)
-        four[0].ask("call", times=5)
+        four[0].request("behave", fails=5)
+        four[0].request("call", times=5)
         agree(four, "open")
-        assert not any(answer["log"][1:] for answer in four.each("look"))
+        assert not any(answer["log"][1:] for answer in four.each("snapshot"))
 
 
 def test_a_partitioned_worker_takes_over_the_state_of_the_others(server: RedisServer) -> None:
@@ -189,14 +193,14 @@ def test_a_partitioned_worker_takes_over_the_state_of_the_others(server: RedisSe
     ):
         ready(apart)
         ready(others)
-        apart[0].ask("call", times=10)
+        apart[0].request("call", times=10)
         switch("stall")
         ready(apart, connected=False)
-        others[0].ask("behave", fails=5)
-        others[0].ask("call", times=5)
+        others[0].request("behave", fails=5)
+        others[0].request("call", times=5)
         agree(others, "open")
-        assert apart[0].ask("call", times=10)["fine"] == 10
-        others[0].ask("steer", how="open", reason="by Ada", open_for=40)
+        assert apart[0].request("call", times=10)["fine"] == 10
+        others[0].request("control", how="open", reason="by Ada", open_for=40)
         switch("pass_on")
         assert agree(Workers([*apart, *others]), "open")[0]["reason"] == "by Ada"
 
@@ -222,10 +226,10 @@ def test_malformed_data_is_logged_and_ignored(
         time.sleep(0.15)  # for the report
         corrupt(client)
         two.each("call", times=20)
-        two[0].ask("behave", fails=5)
-        two[0].ask("call", times=5)
+        two[0].request("behave", fails=5)
+        two[0].request("call", times=5)
         agree(two, "open")
-        logs = [line for answer in two.each("look") for line in answer["log"]]
+        logs = [line for answer in two.each("snapshot") for line in answer["log"]]
         complaints = [line for line in logs if "Malformed" in line]
         assert complaints
         assert not any("nonsense" in line for line in logs)
@@ -244,12 +248,12 @@ def test_a_wrong_address_is_one_warning_and_calls_go_on(url: str, clause: str) -
         RedisServer("--requirepass", "right-password") as server,
         workers(url.format(port=server.port), number=1) as one,
     ):
-        one[0].ask("call", times=10)
-        one[0].ask("behave", fails=5)
+        one[0].request("call", times=10)
+        one[0].request("behave", fails=5)
         time.sleep(1.2)  # for several tries
-        counts = one[0].ask("call", times=20)
+        counts = one[0].request("call", times=20)
         assert (counts["failed"], counts["refused"]) == (5, 15)
-        warnings = [line for line in one[0].ask("look")["log"] if "Redis" in line]
+        warnings = [line for line in one[0].request("snapshot")["log"] if "Redis" in line]
         assert len(warnings) == 1
         assert warnings[0].startswith("Redis cannot be used, so each process goes on")
         assert clause in warnings[0]

@@ -16,16 +16,16 @@ def ready(all_workers: Workers) -> None:
 
 
 def open_for(seconds: float, all_workers: Workers) -> None:
-    all_workers[0].ask("steer", how="open", open_for=seconds)
+    all_workers[0].request("control", how="open", open_for=seconds)
     assert all(answer["at"] for answer in all_workers.each("until", state="open"))
 
 
 def wait_for_probe(all_workers: Workers) -> None:
     """Until the first worker probes and the others know."""
     for worker in all_workers:
-        assert worker.ask("until", state="half-open")["at"]
+        assert worker.request("until", state="half-open")["at"]
     deadline = time.monotonic() + 10
-    while not all_workers[0].ask("look")["probes"]:
+    while not all_workers[0].request("snapshot")["probes"]:
         assert time.monotonic() < deadline
 
 
@@ -53,7 +53,7 @@ def test_a_failed_probe_reopens_all_workers_and_no_second_is_sent(server: RedisS
         open_for(0.1, four)
         four.each("go_on", callers=10, pause=0.01)
         for _ in range(500):
-            answers = four.each("look")
+            answers = four.each("snapshot")
             if {answer["reason"] for answer in answers} == {"after a probe failed"}:
                 break
             time.sleep(0.01)
@@ -64,15 +64,15 @@ def test_a_failed_probe_reopens_all_workers_and_no_second_is_sent(server: RedisS
 def test_the_permit_of_a_killed_prober_is_free_after_its_lease(server: RedisServer) -> None:
     with workers(server.url, number=2, PROBE_LEASE="1") as two:
         ready(two)
-        two[0].ask("behave", fails=0, takes=60)
+        two[0].request("behave", fails=0, takes=60)
         open_for(0.1, two)
         began = time.monotonic()
-        two[0].ask("go_on", callers=3, pause=0.01)
+        two[0].request("go_on", callers=3, pause=0.01)
         wait_for_probe(two)
         two[0].kill()
-        two[1].ask("go_on", callers=3, pause=0.01)
-        ended = two[1].ask("until", state="closed")["at"]
-        counts = two[1].ask("halt")
+        two[1].request("go_on", callers=3, pause=0.01)
+        ended = two[1].request("until", state="closed")["at"]
+        counts = two[1].request("halt")
         assert counts["probes"] == 1
         assert ended - began >= 1.0
 
@@ -80,15 +80,15 @@ def test_the_permit_of_a_killed_prober_is_free_after_its_lease(server: RedisServ
 def test_the_permit_of_a_cancelled_probe_is_free_at_once(server: RedisServer) -> None:
     with workers(server.url, number=2, PROBE_LEASE="600") as two:
         ready(two)
-        two[0].ask("behave", fails=0, takes=60)
+        two[0].request("behave", fails=0, takes=60)
         open_for(0.1, two)
-        two[0].ask("go_on", callers=1, pause=0.01)
+        two[0].request("go_on", callers=1, pause=0.01)
         wait_for_probe(two)
-        assert two[1].ask("call", times=5)["refused"] == 5
-        assert two[0].ask("halt")["cancelled"] == 1
-        two[1].ask("go_on", callers=1, pause=0.01)
-        assert two[1].ask("until", state="closed")["at"]
-        assert two[1].ask("halt")["probes"] == 1
+        assert two[1].request("call", times=5)["refused"] == 5
+        assert two[0].request("halt")["cancelled"] == 1
+        two[1].request("go_on", callers=1, pause=0.01)
+        assert two[1].request("until", state="closed")["at"]
+        assert two[1].request("halt")["probes"] == 1
 
 
 def test_a_stopping_worker_releases_its_unused_permit(
@@ -100,11 +100,11 @@ def test_a_stopping_worker_releases_its_unused_permit(
         time.sleep(0.15)
         # The answer comes after its caller gave up, so no call uses the permit.
         server.pause()
-        two[0].ask("call", times=1)
+        two[0].request("call", times=1)
         server.resume()
-        two[0].ask("close")
-        two[1].ask("go_on", callers=1, pause=0.01)
-        assert two[1].ask("until", state="closed")["at"]
+        two[0].request("close")
+        two[1].request("go_on", callers=1, pause=0.01)
+        assert two[1].request("until", state="closed")["at"]
 
 
 def test_a_probe_longer_than_its_lease_keeps_its_permit_and_closes_the_circuit(
@@ -112,12 +112,12 @@ def test_a_probe_longer_than_its_lease_keeps_its_permit_and_closes_the_circuit(
 ) -> None:
     with workers(server.url, number=2, PROBE_LEASE="1") as two:
         ready(two)
-        two[0].ask("behave", fails=0, takes=3)
+        two[0].request("behave", fails=0, takes=3)
         open_for(0.1, two)
-        two[0].ask("go_on", callers=1, pause=0.01)
+        two[0].request("go_on", callers=1, pause=0.01)
         wait_for_probe(two)
-        two[1].ask("go_on", callers=3, pause=0.01)
-        assert two[1].ask("until", state="closed")["at"]
-        assert two[1].ask("halt")["probes"] == 0
-        assert two[0].ask("until", state="closed")["at"]  # perhaps later than the other
-        assert two[0].ask("look")["reason"] == "after its probes succeeded"
+        two[1].request("go_on", callers=3, pause=0.01)
+        assert two[1].request("until", state="closed")["at"]
+        assert two[1].request("halt")["probes"] == 0
+        assert two[0].request("until", state="closed")["at"]  # perhaps later than the other
+        assert two[0].request("snapshot")["reason"] == "after its probes succeeded"

@@ -92,8 +92,8 @@ def test_a_turn_due_too_late_is_rejected_with_retry_after(
 ) -> None:
     variables: Any = {"LIMIT__RPM": "60", "LIMIT__BURST": "1", "LIMIT__MAX_WAIT": "2"}
     with workers(server.url, number=1, **variables) as one:
-        assert one[0].ask("until", connected=True)["at"]
-        counts = one[0].ask("call", times=20, at_once=20)
+        assert one[0].request("until", connected=True)["at"]
+        counts = one[0].request("call", times=20, at_once=20)
         assert (counts["fine"], counts["refused"]) == (3, 17)
         assert counts["last_refusal"].startswith(
             "Rate limit of 'llm.made-up' is used up by all workers together; try again in"
@@ -103,11 +103,11 @@ def test_a_turn_due_too_late_is_rejected_with_retry_after(
 def test_a_cancelled_caller_leaves_its_turn_to_others(server: RedisServer) -> None:
     variables: Any = {"LIMIT__RPM": "600", "LIMIT__BURST": "1", **PATIENT}
     with workers(server.url, number=1, **variables) as one:
-        assert one[0].ask("until", connected=True)["at"]
-        one[0].ask("go_on", callers=30, pause=0.0)
-        assert one[0].ask("halt")["cancelled"] <= 30
+        assert one[0].request("until", connected=True)["at"]
+        one[0].request("go_on", callers=30, pause=0.0)
+        assert one[0].request("halt")["cancelled"] <= 30
         began = time.monotonic()
-        assert one[0].ask("call", times=5)["fine"] == 5
+        assert one[0].request("call", times=5)["fine"] == 5
         assert time.monotonic() - began < 2.0
 
 
@@ -115,7 +115,7 @@ def test_one_429_cools_down_all_workers(server: RedisServer) -> None:
     with workers(server.url, **PATIENT) as four:
         begin(four, callers=5)
         time.sleep(0.3)
-        answer: Any = four[0].ask("be_throttled", seconds=2.0)
+        answer: Any = four[0].request("be_throttled", seconds=2.0)
         time.sleep(0.1)  # for the news, and for what is under way
         four.each("sent")
         time.sleep(1.5)
@@ -136,7 +136,7 @@ def test_a_period_of_429s_costs_few_calls_and_fails_no_caller(server: RedisServe
         four.each("throttle", until=end, seconds=1.0)
         four.each("go_on", callers=10, pause=0.01)
         time.sleep(8.5)
-        states = {answer["state"] for answer in four.each("look")}
+        states = {answer["state"] for answer in four.each("snapshot")}
         counts = four.each("halt")
         times = sent_by(four)
         assert states == {"closed"}
@@ -164,5 +164,5 @@ def test_all_workers_share_one_retry_budget_in_an_outage(server: RedisServer) ->
 def test_a_worker_forked_with_waiting_callers_starts_with_none(server: RedisServer) -> None:
     with workers(server.url, number=1, **REQUESTS) as one:
         begin(one, callers=5)
-        assert one[0].ask("call_in_a_child", times=20) == {"ok": True}
-        assert one[0].ask("halt")["failed"] == 0
+        assert one[0].request("call_in_a_child", times=20) == {"ok": True}
+        assert one[0].request("halt")["failed"] == 0

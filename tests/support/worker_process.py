@@ -16,7 +16,7 @@ from typing import Any
 from lightrag_resilience import CallRejected, guards
 from lightrag_resilience.events import Event, StateChanged
 from lightrag_resilience.failures.classifier import Failure, FailureKind
-from lightrag_resilience.testing.command_process import obey
+from lightrag_resilience.testing.command_process import run_commands
 
 NAME = "llm.made-up"
 
@@ -165,7 +165,7 @@ class Worker:
         _, status = await asyncio.to_thread(os.waitpid, child, 0)
         return {"ok": status == 0}
 
-    async def look(self) -> dict[str, Any]:
+    async def snapshot(self) -> dict[str, Any]:
         breaker = self.guard.breaker
         snapshot = breaker.snapshot()
         return {
@@ -175,7 +175,7 @@ class Worker:
             "retry_after": snapshot.retry_after,
             "version": breaker.ref.version,
             "connected": breaker._sync.connected,
-            "alone": breaker.is_diverged,
+            "is_diverged": breaker.is_diverged,
             "changes": self.changes,
             "probes": self.probes,
             "log": self.log,
@@ -190,9 +190,9 @@ class Worker:
             is_there = not state or breaker.state.value == state
             is_there = is_there and breaker.ref.version >= version
             if is_there and connected in {None, breaker._sync.connected}:
-                return {"at": time.monotonic(), **await self.look()}
+                return {"at": time.monotonic(), **await self.snapshot()}
             await asyncio.sleep(0.001)
-        return {"at": None, **await self.look()}
+        return {"at": None, **await self.snapshot()}
 
     async def until_workers(self, number: int) -> dict[str, Any]:
         """Wait until so many are known, 10 s at the most."""
@@ -218,7 +218,7 @@ class Worker:
             await asyncio.sleep(0.001)
         return {"ok": False, "log": self.log}
 
-    async def steer(self, how: str, **rest: Any) -> dict[str, Any]:
+    async def control(self, how: str, **rest: Any) -> dict[str, Any]:
         getattr(self.guard.breaker, how)(**rest)
         return {"at": time.monotonic()}
 
@@ -229,4 +229,4 @@ class Worker:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(obey(Worker()))
+        asyncio.run(run_commands(Worker()))

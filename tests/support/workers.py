@@ -1,4 +1,4 @@
-"""Several worker processes on one Redis, told what to do."""
+"""Several worker processes on one Redis, controlled by commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightrag_resilience.testing.command_process import CommandedProcess, together
+from lightrag_resilience.testing.command_process import CommandedProcess, request_all
 
 SCRIPT = Path(__file__).with_name("worker_process.py")
 SETTINGS = {
@@ -21,7 +21,7 @@ SETTINGS = {
 class WorkerProcess(CommandedProcess):
     def __init__(self, url: str, settings: dict[str, str]) -> None:
         super().__init__([str(SCRIPT)], {**SETTINGS, "RESILIENCE_REDIS_URL": url, **settings})
-        self.tell("begin")
+        self.send("begin")
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
@@ -30,8 +30,8 @@ class WorkerProcess(CommandedProcess):
 
 class Workers(list[WorkerProcess]):
     def each(self, do: str, **details: Any) -> list[dict[str, Any]]:
-        """Give all the same command, then gather their answers."""
-        return together(self, do, **details)
+        """Send all workers the same command, then gather their answers."""
+        return request_all(self, do, **details)
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def workers(url: str, *, number: int = 4, **settings: str) -> Iterator[Workers]:
         for _ in range(number):
             made.append(WorkerProcess(url, variables))
         for worker in made:
-            worker.answer()
+            worker.receive()
         yield made
     finally:
         for worker in made:

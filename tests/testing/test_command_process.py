@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from lightrag_resilience.testing.command_process import CommandedProcess, together
+from lightrag_resilience.testing.command_process import CommandedProcess, request_all
 
 SCRIPT = """
 import asyncio
-from lightrag_resilience.testing.command_process import obey
+from lightrag_resilience.testing.command_process import run_commands
 
 class Worker:
     async def add(self, a, b=1):
         return a + b
 
-asyncio.run(obey(Worker()))
+asyncio.run(run_commands(Worker()))
 """
 
 
@@ -24,8 +24,8 @@ def commanded(script: str = SCRIPT) -> CommandedProcess:
 
 def test_it_answers_each_command() -> None:
     with commanded() as process:
-        assert process.ask("add", a=2) == 3
-        assert process.ask("add", a=2, b=5) == 7
+        assert process.request("add", a=2) == 3
+        assert process.request("add", a=2, b=5) == 7
 
 
 def test_it_ends_when_nobody_commands_it_any_more() -> None:
@@ -37,15 +37,15 @@ def test_it_ends_when_nobody_commands_it_any_more() -> None:
 
 def test_several_work_at_the_same_time() -> None:
     with commanded() as one, commanded() as other:
-        assert together([one, other], "add", a=1) == [2, 2]
+        assert request_all([one, other], "add", a=1) == [2, 2]
 
 
 def test_an_end_is_told_instead_of_waited_for() -> None:
     with commanded("raise SystemExit(3)") as process, pytest.raises(RuntimeError, match="code 3"):
-        process.answer()
+        process.receive()
 
 
 def test_ending_leaves_no_process() -> None:
     with commanded() as process:
-        process.ask("add", a=1)
+        process.request("add", a=1)
     assert process.process.poll() is not None

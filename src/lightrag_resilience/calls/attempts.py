@@ -248,7 +248,7 @@ class Attempts:
             budget.earn()
         controller, succeeded = call.loop_state.controller, self.events.succeeded
         if controller is None and succeeded is None and self._circuit.ignores_successes:
-            return  # before the clock is read: no one uses the duration
+            return  # before the clock is read: nothing uses the duration
         tokens = 0
         if duration is None:
             duration = self.clock() - call.started

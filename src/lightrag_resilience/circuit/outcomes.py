@@ -26,7 +26,7 @@ _CHANCE = math.log(0.001)  # probability below which a run of successes is no ac
 
 @dataclass(frozen=True, slots=True)
 class OutcomeCounts:
-    """How attempts ended lately.
+    """How recent attempts ended.
 
     Attributes:
         calls: Number of attempts.

@@ -64,7 +64,7 @@ class Snapshot:
         retry_after: Seconds to the next probe, None while closed.
         probes: Probes under way.
         since: Seconds since the last change of state.
-        tally: How all attempts ended lately, including failures that are not counted here; None
+        tally: How all recent attempts ended, including failures that are not counted here; None
             where none failed since the last change of state.
     """
 

@@ -14,7 +14,7 @@ from lightrag_resilience.errors import CallRejected
 from lightrag_resilience.events import Event, StateChanged
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards
-from lightrag_resilience.testing.command_process import obey
+from lightrag_resilience.testing.command_process import run_commands
 
 NAME = "llm.simulated"
 _STATE_TIMEOUT = 15.0  # seconds to wait for a state
@@ -85,4 +85,4 @@ class DemoWorker:
 if __name__ == "__main__":
     logging.disable()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(obey(DemoWorker()))
+        asyncio.run(run_commands(DemoWorker()))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightrag_resilience.testing import Fault, Simulator
-from lightrag_resilience.testing.command_process import CommandedProcess, together
+from lightrag_resilience.testing.command_process import CommandedProcess, request_all
 from lightrag_resilience.testing.redis_server import RedisServer
 
 __all__ = ["Cluster", "compare_workers", "measure"]
@@ -78,18 +78,18 @@ async def _outage(workers: Sequence[CommandedProcess]) -> Cluster:
         for number, worker in enumerate(workers):
             pause = _QUIET if number else _BUSY
             await asyncio.to_thread(
-                worker.ask, "ask_steadily", base_url=provider.base_url, pause=pause
+                worker.request, "ask_steadily", base_url=provider.base_url, pause=pause
             )
         await asyncio.sleep(_BEFORE)
         provider.set_faults([Fault.status(503)])
         down = loop.time()
         # On a busy machine the workers that call rarely trip later: the outage waits for them.
-        all_tripped = asyncio.to_thread(together, workers, "wait_for", state="open")
+        all_tripped = asyncio.to_thread(request_all, workers, "wait_for", state="open")
         await asyncio.gather(asyncio.sleep(_DOWN), all_tripped)
         provider.set_faults([])
         back = loop.time()
-        await asyncio.to_thread(together, workers, "wait_for", state="closed")
-        reports = await asyncio.to_thread(together, workers, "end")
+        await asyncio.to_thread(request_all, workers, "wait_for", state="closed")
+        reports = await asyncio.to_thread(request_all, workers, "end")
     return measure(reports, down, back)
 
 

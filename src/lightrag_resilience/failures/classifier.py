@@ -22,7 +22,7 @@ from lightrag_resilience.errors import AllFailedError, UnsupportedCallError
 from lightrag_resilience.runtime.fork_safety import ProcessLock
 
 from .database_errors import DATABASES
-from .http_errors import STATUS_NAMES, by_status, may_tell_status, status_of
+from .http_errors import STATUS_NAMES, by_status, may_have_status, status_of
 from .kinds import (
     FATAL,
     LOCAL,
@@ -146,7 +146,7 @@ def _answer(exc: Exception) -> Failure | tuple[Exception, ...]:
             if verdict is not None:
                 return verdict
         if known.may_be_http and (
-            known.may_tell_status
+            known.may_have_status
             or ((attributes := exc.__dict__) and not STATUS_NAMES.isdisjoint(attributes))
         ):
             status = status_of(exc)
@@ -279,7 +279,7 @@ class _Known(NamedTuple):
         exhausted: Whether an exception is of an exhausted resource; None if it never is.
         counts: Whether a breaker counts one without an inner error.
         may_be_http: Whether it may have an HTTP status.
-        may_tell_status: Whether it may have one with nothing in its ``__dict__``.
+        may_have_status: Whether it may have one with nothing in its ``__dict__``.
         registered: The verdict given to `classify_as`.
     """
 
@@ -289,7 +289,7 @@ class _Known(NamedTuple):
     exhausted: Callable[[Any], bool] | None
     counts: bool
     may_be_http: bool
-    may_tell_status: bool
+    may_have_status: bool
     registered: _Verdict | _Registered | None
 
 
@@ -359,7 +359,7 @@ def _find(verdicts: Mapping[int, _Verdict | _Registered], cls: type[BaseExceptio
         exhausted=exhausted,
         counts=alone is not None and alone.counts,
         may_be_http=package not in DATABASES,
-        may_tell_status=may_tell_status(cls),
+        may_have_status=may_have_status(cls),
         registered=registered,
     )
 

@@ -16,7 +16,7 @@ __all__ = [
     "by_body",
     "by_status",
     "by_words",
-    "may_tell_status",
+    "may_have_status",
     "names_a_spent_quota",
     "of_status",
     "status_of",
@@ -83,7 +83,7 @@ def _headers_of(exc: BaseException) -> Any:
     return next((headers for headers in held if headers is not None), None)
 
 
-def may_tell_status(cls: type[BaseException]) -> bool:
+def may_have_status(cls: type[BaseException]) -> bool:
     """Whether an object of the class may have an HTTP status outside of its ``__dict__``."""
     looks_up = hasattr(cls, "__getattr__") or (
         cls.__getattribute__ is not BaseException.__getattribute__

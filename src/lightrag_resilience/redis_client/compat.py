@@ -1,7 +1,7 @@
 """All that differs between redis-py 5.0.1 and below 9, or is private or undocumented in it.
 
-No other module touches such parts. A contract test for each fails on the version that takes it
-away; `make test-redis` runs them on every major version.
+No other module touches such parts. A contract test for each fails on the version that removes
+it; `make test-redis` runs them on every major version.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _MAX_REASON = 120  # characters
 
 
 class UnknownBreakerError(LookupError):
-    """No worker has reported a breaker of this name lately; `known` has the reported names."""
+    """No worker has recently reported a breaker of this name; `known` has the reported names."""
 
     def __init__(self, name: str, known: list[str]) -> None:
         super().__init__(name)

@@ -192,7 +192,7 @@ class SharedRateLimiter:
 
     @property
     def _can_reserve(self) -> bool:
-        """Whether Redis is available, and was not too slow lately."""
+        """Whether Redis is available, and was not too slow recently."""
         return self._sync.connected and self._clock() >= self._slow_until
 
     async def _reserve(self, tokens: int) -> float | None:

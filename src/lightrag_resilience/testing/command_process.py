@@ -1,4 +1,4 @@
-"""Processes that do what they are told: a command, and its answer, is a line of JSON."""
+"""Processes that run commands: a command on standard input, and its answer, is a line of JSON."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-__all__ = ["CommandedProcess", "obey", "together"]
+__all__ = ["CommandedProcess", "request_all", "run_commands"]
 
 _END = 5.0  # seconds after SIGKILL
 
 
 class CommandedProcess:
-    """An interpreter that runs `obey`, from the side that commands it.
+    """A Python process that runs `run_commands`, from the side that sends the commands.
 
     Args:
-        arguments: What the interpreter runs, such as ``["-m", "package.module"]``.
-        variables: RESILIENCE_* variables, or others, beside those of this process that are not
-            RESILIENCE_*.
+        arguments: Arguments of the interpreter, such as ``["-m", "package.module"]``.
+        variables: Environment variables, added to those of this process except RESILIENCE_*.
     """
 
     def __init__(self, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
-        theirs = {key: value for key, value in os.environ.items() if "RESILIENCE_" not in key}
+        inherited = {key: value for key, value in os.environ.items() if "RESILIENCE_" not in key}
         self.process = subprocess.Popen(  # noqa: S603 - our own interpreter
             [sys.executable, *arguments],
-            env={**theirs, **variables},
+            env={**inherited, **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -42,13 +41,13 @@ class CommandedProcess:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def tell(self, do: str, **details: Any) -> None:
-        """Give a command; `answer` waits for what comes of it."""
+    def send(self, do: str, **details: Any) -> None:
+        """Send a command; `receive` returns its answer."""
         assert self.process.stdin is not None  # noqa: S101 - it is a pipe
         self.process.stdin.write(json.dumps({"do": do, **details}) + "\n")
         self.process.stdin.flush()
 
-    def answer(self) -> Any:
+    def receive(self) -> Any:
         """Wait for the next answer.
 
         Raises:
@@ -60,10 +59,10 @@ class CommandedProcess:
             raise RuntimeError(f"A commanded process ended with code {self.process.wait(_END)}")
         return json.loads(line)
 
-    def ask(self, do: str, **details: Any) -> Any:
-        """Give a command, and wait for the answer."""
-        self.tell(do, **details)
-        return self.answer()
+    def request(self, do: str, **details: Any) -> Any:
+        """Send a command, and wait for the answer."""
+        self.send(do, **details)
+        return self.receive()
 
     def end(self) -> None:
         """End it with SIGKILL."""
@@ -75,15 +74,15 @@ class CommandedProcess:
                     pipe.close()
 
 
-def together(processes: Sequence[CommandedProcess], do: str, **details: Any) -> list[Any]:
-    """Give all the same command, then gather their answers."""
+def request_all(processes: Sequence[CommandedProcess], do: str, **details: Any) -> list[Any]:
+    """Send all processes the same command, then gather their answers."""
     for process in processes:
-        process.tell(do, **details)
-    return [process.answer() for process in processes]
+        process.send(do, **details)
+    return [process.receive() for process in processes]
 
 
-async def obey(worker: object) -> None:
-    """Do what standard input says, with the methods of `worker`, until it ends."""
+async def run_commands(worker: object) -> None:
+    """Run each command from standard input as a method of `worker`, until the input ends."""
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         command: dict[str, Any] = json.loads(line)

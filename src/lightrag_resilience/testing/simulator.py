@@ -1,4 +1,4 @@
-"""A provider of the OpenAI kind, on a real socket, that fails as it is told.
+"""A provider of the OpenAI kind, on a real socket, that fails on command.
 
 ``python -m lightrag_resilience.testing.simulator --help`` runs it by itself.
 """
@@ -62,7 +62,7 @@ class Simulator:
         latency: Seconds before any answer.
         faults: What goes wrong, from the beginning.
         port: Where to listen; 0 takes a free one.
-        control_token: Turns on control over HTTP (``/_sim/…``) for who sends it as a bearer token.
+        control_token: Turns on control over HTTP (``/_sim/…``) with this bearer token.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A network between a client and a server that fails as it is told."""
+"""A network between a client and a server that fails on command."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["VirtualTimeLoop"]
 
-_STANDSTILL = 100  # rounds
+_MAX_IDLE_ROUNDS = 100  # rounds of the loop in a row that take no time
 _NANOSECOND = 1e-9
 
 
@@ -45,7 +45,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 class _JumpingSelector(selectors.DefaultSelector):
     """Never sleeps. A round of the loop takes no time at all, unless it has had many in a row.
 
-    Code that arms a timer for a wait too short to change the time would else spin for ever.
+    Code that arms a timer for a wait too short to change the time would otherwise spin forever.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         if timeout > 0 and not ready:
             self.now += timeout
             self._rounds = 0
-        elif self._rounds < _STANDSTILL:
+        elif self._rounds < _MAX_IDLE_ROUNDS:
             self._rounds += 1
         else:
             self.now = max(self.now + _NANOSECOND, math.nextafter(self.now, math.inf))

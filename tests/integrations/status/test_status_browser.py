@@ -318,12 +318,12 @@ def test_the_page_shows_and_changes_breakers_of_other_processes(browser: Chrome)
         workers(redis.url, number=2) as two,
         status_app(REDIS_URL=redis.url) as app,
     ):
-        two[0].ask("call", times=3)
+        two[0].request("call", times=3)
         page = Page(browser, app)
         page.until(lambda: "Working" in page.row("llm.made-up"))
         page.until(lambda: "2 workers on 1 machine" in page.text("#sharing"))
-        two[0].ask("behave", fails=5)
-        two[0].ask("call", times=5)
+        two[0].request("behave", fails=5)
+        two[0].request("call", times=5)
         began = time.monotonic()
         page.until(lambda: "llm.made-up has been down since" in page.text("#sentence"))
         print(f"of another process: {(time.monotonic() - began) * 1000:.0f} ms")  # noqa: T201

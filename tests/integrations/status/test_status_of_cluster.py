@@ -39,11 +39,11 @@ async def test_breakers_of_other_processes_are_shown_and_changed(redis: RedisSer
     made_up = "llm.made-up"
     with workers(redis.url, number=2) as two:
         assert all(answer["at"] for answer in two.each("until", connected=True))
-        two[0].ask("call", times=3)
+        two[0].request("call", times=3)
         async with watching(app) as (watcher, _):
             await watcher.until(lambda data: of(data, made_up)["state"] == "closed")
-            two[0].ask("behave", fails=5)
-            two[0].ask("call", times=5)
+            two[0].request("behave", fails=5)
+            two[0].request("call", times=5)
             data = await watcher.until(lambda data: of(data, made_up)["state"] == "open")
             row = of(data, made_up)
             assert (row["condition"], row["first_reason"]) == (

@@ -129,7 +129,7 @@ class _Exchange:
         return response
 
     async def _read_error(self, response: Any) -> Exception:
-        """The failure for an error status; a 429 has its parsed body, which tells of quotas."""
+        """The failure for an error status; a 429 has its parsed body, which names quotas."""
         library = self._library
         if response.is_closed:
             read = response.content

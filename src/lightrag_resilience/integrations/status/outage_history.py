@@ -1,4 +1,4 @@
-"""Recent changes of breakers, for readers who open the status page afterwards."""
+"""Recent changes of breakers, so that a status page opened later shows them."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class _Change:
     @property
     def kind(self) -> tuple[str, str]:
         about = vars(self.record)
-        return str(about.get("state", "told")), str(about["dependency"])
+        return str(about.get("state", "recovered")), str(about["dependency"])
 
     @property
     def is_never_summed(self) -> bool:
@@ -301,7 +301,7 @@ class RepeatedErrorFilter(logging.Filter):
         return stage is Stage.QUEUED or not record.name.startswith("lightrag") or _is_in_a_request()
 
     def _is_known(self, record: logging.LogRecord, error: Exception) -> bool:
-        """Whether an error inside a call counts against a breaker, or was shown lately."""
+        """Whether an error inside a call counts against a breaker, or was shown recently."""
         if classify(error).kind is not FailureKind.FATAL:
             return True
         line, now = (record.pathname, record.lineno, type(error).__name__), time.monotonic()

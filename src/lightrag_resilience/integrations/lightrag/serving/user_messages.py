@@ -36,7 +36,7 @@ _THROTTLED = dict(_SENTENCES)[RateLimitedError]
 _LATE = dict(_SENTENCES)[AttemptTimeoutError]
 _CUT_OFF = dict(_SENTENCES)[TruncatedStreamError]
 _UNAVAILABLE = "{what} is not available."
-_FATAL = "{what} refused the request. Asking again does not help: tell your administrator."
+_FATAL = "{what} refused the request. Asking again does not help: inform your administrator."
 
 
 def sentence_for(
