@@ -18,11 +18,8 @@ from lightrag_resilience.cli import code_checks as _diagnosis_code
 from lightrag_resilience.cli.app import app
 from lightrag_resilience.cli.policy_checks import Finding, Level, examine
 from lightrag_resilience.cli.process_checks import examine_process
-from lightrag_resilience.config.policies import FAMILIES
-from lightrag_resilience.config.process_environment import (
-    lightrag_timeouts,
-    read_process_environment,
-)
+from lightrag_resilience.config.policies import FAMILIES, LIGHTRAG_TIMEOUTS
+from lightrag_resilience.config.process_environment import read_process_environment
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.testing.redis_server import RedisServer
 
@@ -39,14 +36,14 @@ def found_in(name: str = "x", **parts: Any) -> list[Finding]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_preset_has_no_findings(family: str) -> None:
-    assert examine(family, Policy.for_name(family), lightrag_timeouts({})) == []
+    assert examine(family, Policy.for_name(family), LIGHTRAG_TIMEOUTS) == []
 
 
 @pytest.mark.parametrize(
     ("parts", "level", "word"),
     [
         ({"timeout": TimeoutPolicy(attempt=70, total=60)}, Level.ERROR, "TIMEOUT__TOTAL above"),
-        ({"timeout": TimeoutPolicy(attempt=31, total=60)}, Level.WARNING, "twice"),
+        ({"timeout": TimeoutPolicy(attempt=40, total=60)}, Level.WARNING, "twice"),
         ({"retry": RetryPolicy(initial_backoff=60, max_backoff=90)}, Level.WARNING, "INITIAL"),
         ({"timeout": TimeoutPolicy(gap=10, stream_total=5)}, Level.WARNING, "GAP"),
         ({"breaker": BreakerPolicy(probe_lease=5)}, Level.WARNING, "PROBE_LEASE"),
@@ -86,13 +83,22 @@ def test_a_call_must_end_before_lightrags_queue_ends_it(total: float | None, cou
     assert found_in("storage.orders", timeout=timeout) == []
 
 
-def test_lightrags_timeouts_are_read_as_it_reads_them() -> None:
-    assert lightrag_timeouts({"LLM_TIMEOUT": "100"})["llm"] == 100
-    assert lightrag_timeouts({"LLM_TIMEOUT": "soon"})["llm"] == 240
+@pytest.mark.parametrize("seconds", ["1", "15", "100", "600", "86400"])
+def test_inherited_timeouts_have_no_findings(seconds: str) -> None:
+    names = ("LLM_TIMEOUT", "EMBEDDING_TIMEOUT", "RERANK_TIMEOUT")
+    ran = run("doctor", "--json", "--strict", **dict.fromkeys(names, seconds))
+    assert json.loads(ran.output) == {"findings": []}
+
+
+def test_a_total_of_ones_own_has_no_findings_of_the_inherited_attempt() -> None:
+    total = {"RESILIENCE_LLM__TIMEOUT__TOTAL": "100", "RESILIENCE_LLM__RETRY__ATTEMPTS": "1"}
+    ran = run("doctor", "llm", "--json", "--strict", LLM_TIMEOUT="600", **total)
+    assert json.loads(ran.output) == {"findings": []}
 
 
 def test_doctor_json_lists_the_findings() -> None:
-    ran = run("doctor", "llm.openai", "--json", LLM_TIMEOUT="100")
+    own = {"RESILIENCE_LLM__TIMEOUT__TOTAL": "300"}
+    ran = run("doctor", "llm.openai", "--json", LLM_TIMEOUT="100", **own)
     assert ran.exit_code == 1
     (finding,) = json.loads(ran.output)["findings"]
     assert finding["subject"] == "llm.openai"
@@ -357,8 +363,22 @@ def test_each_value_has_its_source() -> None:
     )
     assert value_in(ran, "retry.attempts") == ("7", "RESILIENCE_LLM__RETRY__ATTEMPTS")
     assert value_in(ran, "retry.budget") == ("9", "RESILIENCE_LLM_OPENAI__RETRY__BUDGET")
-    assert value_in(ran, "timeout.attempt") == ("120.0", "default")
+    assert value_in(ran, "timeout.attempt") == ("240.0", "default")
     assert value_in(ran, "degrade") == ("False", "default")
+
+
+def test_a_value_that_follows_from_lightrags_timeout_has_its_variable_as_source() -> None:
+    ran = run(
+        "config",
+        "llm.openai",
+        "--json",
+        LLM_TIMEOUT="600",
+        EMBEDDING_TIMEOUT="90",
+        RESILIENCE_LLM__TIMEOUT__ATTEMPT="200",
+    )
+    assert value_in(ran, "timeout.attempt") == ("200.0", "RESILIENCE_LLM__TIMEOUT__ATTEMPT")
+    assert value_in(ran, "timeout.total") == ("1195.0", "LLM_TIMEOUT")
+    assert value_in(ran, "timeout.gap") == ("60.0", "default")
 
 
 def test_process_settings_have_sources() -> None:

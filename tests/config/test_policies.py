@@ -49,15 +49,15 @@ def accepts(part: Any, name: str, value: object) -> bool:
 
 def test_each_family_has_its_defaults() -> None:
     assert Policy.llm() == Policy(
-        timeout=TimeoutPolicy(attempt=120.0, total=300.0, gap=60.0),
+        timeout=TimeoutPolicy(attempt=240.0, total=475.0, gap=60.0),
         retry=RetryPolicy(attempts=4, idempotent=True),
     )
     assert Policy.embedding() == Policy(
-        timeout=TimeoutPolicy(attempt=20.0, total=50.0),
+        timeout=TimeoutPolicy(attempt=30.0, total=57.0),
         retry=RetryPolicy(attempts=4, max_backoff=10.0, idempotent=True),
     )
     assert Policy.rerank() == Policy(
-        timeout=TimeoutPolicy(attempt=15.0, total=30.0),
+        timeout=TimeoutPolicy(attempt=30.0, total=57.0),
         retry=RetryPolicy(attempts=3, max_backoff=5.0, idempotent=True),
     )
     assert Policy.storage() == Policy(
@@ -68,14 +68,39 @@ def test_each_family_has_its_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("attempt", "own", "lease"),
-    [(120.0, None, 130.0), (None, None, 60.0), (120.0, 7.0, 7.0), (DAY, None, DAY)],
+    [
+        (30.0, None, 40.0),
+        (240.0, None, 60.0),
+        (600.0, None, 122.0),
+        (None, None, 60.0),
+        (120.0, 7.0, 7.0),
+    ],
 )
-def test_a_probe_keeps_its_place_until_its_attempt_must_be_over(
+def test_a_probes_lease_lasts_no_longer_than_its_renewals_need_to_cover_the_attempt(
     attempt: float | None, own: float | None, lease: float
 ) -> None:
     policy = Policy(breaker=BreakerPolicy(probe_lease=own), timeout=TimeoutPolicy(attempt=attempt))
     assert policy.effective_breaker.lease == lease
     assert Guard("x", policy).breaker.circuit.policy == policy.effective_breaker
+    assert own or policy.effective_breaker.longest_probe > (attempt or 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "attempt", "total"),
+    [
+        (240.0, 240.0, 475.0),
+        (600.0, 600.0, 1195.0),
+        (30.0, 30.0, 57.0),
+        (1.0, 1.0, 1.9),
+        (DAY, DAY, DAY),
+        (math.inf, None, None),
+    ],
+)
+def test_an_attempt_may_take_what_lightrag_gives_and_the_call_ends_before_its_queue_ends_it(
+    given: float, attempt: float | None, total: float | None
+) -> None:
+    times = TimeoutPolicy(gap=60.0).inheriting(given)
+    assert times == TimeoutPolicy(attempt=attempt, total=total, gap=60.0)
 
 
 def test_the_plain_defaults_are_those_the_documentation_names() -> None:

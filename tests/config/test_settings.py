@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience import Policy, SettingsError
+from lightrag_resilience import Policy, SettingsError, TimeoutPolicy
 from lightrag_resilience.config.policies import FAMILIES, PARTS
 from lightrag_resilience.config.process_environment import (
     lightrag_timeouts,
@@ -46,6 +46,28 @@ def test_no_variables_leave_the_presets() -> None:
 def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ATTEMPTS, "7")
     assert load_settings().policy_for("llm").retry.attempts == 7
+
+
+def test_times_follow_from_what_lightrag_was_given() -> None:
+    settings = load_settings({"LLM_TIMEOUT": "600", "RERANK_TIMEOUT": "5"})
+    assert settings.policy_for("llm.openai").timeout == Policy.llm().timeout.inheriting(600.0)
+    assert settings.policy_for("rerank").timeout == TimeoutPolicy(attempt=5.0, total=9.5)
+    assert settings.policy_for("embedding") == Policy.embedding()
+    assert settings.policy_for("llmx") == Policy()
+
+
+def test_more_exact_sources_of_a_timeout_win() -> None:
+    section = "RESILIENCE_LLM__TIMEOUT__"
+    settings = load_settings({"LLM_TIMEOUT": "600", f"{section}ATTEMPT": "200"})
+    assert settings.policy_for("llm").timeout == TimeoutPolicy(
+        attempt=200.0, total=1195.0, gap=60.0
+    )
+    settings = load_settings({"LLM_TIMEOUT": "600", f"{section}TOTAL": "100"})
+    assert settings.policy_for("llm").timeout == TimeoutPolicy(attempt=100.0, total=100.0, gap=60.0)
+    code = Policy.llm(attempt_timeout=7.0)
+    assert load_settings({"LLM_TIMEOUT": "600"}).policy_for("llm", code) == code
+    rag = load_settings({"LLM_TIMEOUT": "600"}).policy_for("llm", given=50.0)
+    assert rag.timeout == TimeoutPolicy(attempt=50.0, total=95.0, gap=60.0)
 
 
 @pytest.mark.parametrize("name", ["llm", "llm.openai", "llm.openai.gpt"])
@@ -298,8 +320,8 @@ def test_variables_of_services_are_told_once_at_debug(caplog: pytest.LogCaptureF
 )
 def test_others_numbers_are_read_as_far_as_they_are_numbers(text: str, workers: int) -> None:
     assert read_process_environment({"WORKERS": text}).workers == workers
-    timeout = lightrag_timeouts({"LLM_TIMEOUT": text})["llm"]
-    assert timeout == (240.0 if workers == 1 else workers)
+    timeouts = lightrag_timeouts({"LLM_TIMEOUT": text, "EMBEDDING_TIMEOUT": ""})
+    assert timeouts == ({} if workers == 1 else {"llm": workers})
     odd = read_process_environment(
         {"GUNICORN_CMD_ARGS": f"--graceful-timeout={text}"}
     ).graceful_timeout

@@ -11,11 +11,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lightrag_resilience.config.policies import FAMILIES, PARTS, Policy
-from lightrag_resilience.config.process_environment import (
-    lightrag_timeouts,
-    read_process_environment,
-)
+from lightrag_resilience.config.policies import FAMILIES, LIGHTRAG_TIMEOUTS, PARTS, Policy
+from lightrag_resilience.config.process_environment import read_process_environment
 from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.config.tokenizer_cache import PRELOAD, is_missing_from
 from lightrag_resilience.draining.journal import Journal
@@ -58,7 +55,7 @@ def doctor(
     settings = settings_or_exit()
     chosen = names or list(FAMILIES)
     check_names(chosen)
-    timeouts = lightrag_timeouts()
+    timeouts = {**LIGHTRAG_TIMEOUTS, **settings.given_timeouts}
     found = [
         finding for name in chosen for finding in examine(name, settings.policy_for(name), timeouts)
     ]

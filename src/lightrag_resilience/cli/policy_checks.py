@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lightrag_resilience.config.policies import Policy
+from lightrag_resilience.config.policies import Policy, TimeoutPolicy
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -72,7 +73,7 @@ def _timeouts(policy: Policy) -> _Found:
             f"an attempt may take {attempt:g} s, and all attempts together only {total:g} s",
             "set TIMEOUT__TOTAL above TIMEOUT__ATTEMPT",
         )
-    elif attempt is not None and retry.attempts > 1 and 2 * attempt > total:
+    elif attempt is not None and retry.attempts > 1 and _for_two(attempt) > total:
         yield (
             Level.WARNING,
             (
@@ -100,6 +101,11 @@ def _timeouts(policy: Policy) -> _Found:
         )
 
 
+def _for_two(attempt: float) -> float:
+    """Seconds that leave a second attempt about as long as the first, within LightRAG's queue."""
+    return TimeoutPolicy().inheriting(attempt).total or math.inf
+
+
 def _queue(policy: Policy, timeout: float | None) -> _Found:
     if timeout is None:
         return
@@ -113,7 +119,7 @@ def _queue(policy: Policy, timeout: float | None) -> _Found:
                 f"a call may take {lasts}, and LightRAG's queue ends it after {allowed:g} s "
                 f"({_TIMES} times its timeout of {timeout:g} s), with an error that is not ours"
             ),
-            "lower TIMEOUT__TOTAL, or raise LightRAG's own timeout (LLM_TIMEOUT and the like)",
+            "leave TIMEOUT__TOTAL out, or raise LightRAG's own timeout (LLM_TIMEOUT and the like)",
         )
 
 

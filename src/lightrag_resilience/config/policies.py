@@ -7,6 +7,7 @@ and ``reference.py`` writes the page of variables, ``.env.example`` and the JSON
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpack
@@ -19,6 +20,7 @@ from .validation import field_hints, problem_with, setting, shown
 
 __all__ = [
     "FAMILIES",
+    "LIGHTRAG_TIMEOUTS",
     "RENEWALS",
     "BreakerPolicy",
     "ConcurrencyPolicy",
@@ -45,6 +47,10 @@ RENEWALS = 4
 """How often the lease of a probe is renewed while its call runs."""
 _LEASE = 60.0  # seconds, for a probe whose attempt has no timeout
 _MARGIN = 10.0  # seconds from the end of a probe's attempt, for its report to arrive
+_QUEUE_MARGIN = 5.0  # seconds for the error of a call to come before LightRAG's queue ends it
+
+LIGHTRAG_TIMEOUTS = {"llm": 240.0, "embedding": 30.0, "rerank": 30.0}
+"""Seconds of LightRAG's own timeouts by default, as its `constants` have them."""
 
 
 class _ByName:
@@ -133,7 +139,8 @@ class BreakerPolicy(_Checked):
     probe_lease: Seconds | None = setting(
         None,
         "Seconds for which a probe keeps its permit without a renewal. A running call renews it "
-        "up to 4 times. `none`: the attempt timeout plus 10, or 60 without an attempt timeout.",
+        "up to 4 times. `none`: the attempt timeout plus 10, but 60 at the most, or as much as "
+        "its renewals need to cover the attempt.",
     )
     quorum: Count = setting(
         1, "Workers that must have recorded failures before all workers open, with Redis."
@@ -257,6 +264,10 @@ class LimitPolicy(_Checked):
 class TimeoutPolicy(_Checked):
     """How long an attempt, a call as a whole, and the gaps of a stream may take.
 
+    Models, embeddings and reranking inherit what LightRAG was given: an attempt may take its
+    `LLM_TIMEOUT`, `EMBEDDING_TIMEOUT` or `RERANK_TIMEOUT`, and a call a little less than the double
+    of that, at which LightRAG's queue ends it.
+
     A stream has three times of its own, since a good one may be long: until its first item, between
     two items, and in total. 60 s between the items of a model is the idle timeout of nginx and of
     AWS's load balancers; a model that thinks silently for longer needs more. A gap is the wait for
@@ -282,6 +293,17 @@ class TimeoutPolicy(_Checked):
     stream_total: Seconds | None = setting(
         None, "Seconds from sending to a stream's last item. `none` sets no limit."
     )
+
+    def inheriting(self, given: float) -> Self:
+        """These times, for calls that LightRAG gives so many seconds; infinity sets no limit.
+
+        An attempt may take all of them. LightRAG's queue ends a call after twice as many, so the
+        total is 5 s less than that, or a tenth of an attempt where that is shorter.
+        """
+        if given == math.inf:
+            return replace(self, attempt=None, total=None)
+        total = 2 * given - min(_QUEUE_MARGIN, given / 10)
+        return replace(self, attempt=min(given, _DAY), total=min(total, _DAY))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -394,25 +416,25 @@ class Policy(_ByName):
 
     @classmethod
     def llm(cls, **changes: Unpack[Changes]) -> Policy:
-        """Completions. The total is below the 480 s after which LightRAG's queue gives up."""
-        timeout = TimeoutPolicy(attempt=120.0, total=300.0, gap=60.0)
-        return cls(timeout=timeout, retry=RetryPolicy(attempts=4, idempotent=True)).with_changes(
-            **changes
-        )
+        """Completions, for as long as LightRAG waits by default: 240 s an attempt, 475 s in all."""
+        return cls(
+            timeout=TimeoutPolicy(gap=60.0).inheriting(LIGHTRAG_TIMEOUTS["llm"]),
+            retry=RetryPolicy(attempts=4, idempotent=True),
+        ).with_changes(**changes)
 
     @classmethod
     def embedding(cls, **changes: Unpack[Changes]) -> Policy:
-        """Embeddings. The total is below the 60 s after which LightRAG's queue gives up."""
+        """Embeddings, for as long as LightRAG waits by default: 30 s an attempt, 57 s in all."""
         return cls(
-            timeout=TimeoutPolicy(attempt=20.0, total=50.0),
+            timeout=TimeoutPolicy().inheriting(LIGHTRAG_TIMEOUTS["embedding"]),
             retry=RetryPolicy(attempts=4, max_backoff=10.0, idempotent=True),
         ).with_changes(**changes)
 
     @classmethod
     def rerank(cls, **changes: Unpack[Changes]) -> Policy:
-        """Reranking. It gives up sooner, since LightRAG can answer without it."""
+        """Reranking, as long as embeddings. Fewer retries, as LightRAG can answer without it."""
         return cls(
-            timeout=TimeoutPolicy(attempt=15.0, total=30.0),
+            timeout=TimeoutPolicy().inheriting(LIGHTRAG_TIMEOUTS["rerank"]),
             retry=RetryPolicy(attempts=3, max_backoff=5.0, idempotent=True),
         ).with_changes(**changes)
 
@@ -434,11 +456,15 @@ class Policy(_ByName):
 
     @property
     def effective_breaker(self) -> BreakerPolicy:
-        """The breaker's part, with a lease that is longer than an attempt of its probe."""
+        """The breaker's part, with a lease that its renewals make longer than a probe's attempt.
+
+        A killed worker's lease keeps others from probing: it is no longer than that requires.
+        """
         attempt = self.timeout.attempt
         if self.breaker.probe_lease is not None or attempt is None:
             return self.breaker
-        return _with_lease(self.breaker, min(attempt + _MARGIN, _DAY))
+        needed = attempt + _MARGIN
+        return _with_lease(self.breaker, max(min(needed, _LEASE), needed / (1 + RENEWALS)))
 
     def with_changes(self, **changes: Unpack[Changes]) -> Self:
         """A copy where whole parts, or single fields by their shorthands, are changed.

@@ -21,23 +21,23 @@ from dotenv import load_dotenv
 from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.text import as_count
 
+from .policies import LIGHTRAG_TIMEOUTS
+
 __all__ = [
     "ProcessEnvironment",
     "lightrag_timeouts",
     "load_env_file",
     "read_process_environment",
     "share_metrics",
+    "timeout_variable",
 ]
 
+_TIMED = tuple(LIGHTRAG_TIMEOUTS)
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _LARGEST = 1024 * 1024  # bytes of a file of variables
 _PIPE_TIMEOUT = 5.0  # seconds for a pipe to be written
 _GRACEFUL = 30.0  # seconds: Gunicorn's own default, and the grace period of Kubernetes
-_LIGHTRAG_TIMEOUTS = {
-    "llm": ("LLM_TIMEOUT", 240.0),
-    "embedding": ("EMBEDDING_TIMEOUT", 30.0),
-    "rerank": ("RERANK_TIMEOUT", 30.0),
-}
+_LONGEST = 86_400  # seconds of a timeout that can be meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,15 @@ def read_process_environment(environ: Mapping[str, str] | None = None) -> Proces
 
 
 def lightrag_timeouts(environ: Mapping[str, str] | None = None) -> dict[str, float]:
-    """Seconds of LightRAG's own timeout for each family that has one, read as LightRAG does."""
+    """Seconds of each of LightRAG's own timeouts that a variable sets, by family."""
     source = os.environ if environ is None else environ
-    timeouts = {}
-    for family, (name, default) in _LIGHTRAG_TIMEOUTS.items():
-        seconds = as_count(source.get(name, ""))
-        timeouts[family] = default if seconds is None else float(seconds)
-    return timeouts
+    found = {family: as_count(source.get(timeout_variable(family), "")) for family in _TIMED}
+    return {family: float(it) for family, it in found.items() if it and it <= _LONGEST}
+
+
+def timeout_variable(family: str) -> str:
+    """The variable of LightRAG's that sets the timeout of a family: ``LLM_TIMEOUT``."""
+    return f"{family.upper()}_TIMEOUT"
 
 
 def _tokenizer_folder(source: Mapping[str, str]) -> Path | None:

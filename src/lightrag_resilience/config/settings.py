@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from lightrag_resilience.errors import PolicyError, SettingsError
 
 from .env_parsing import SECTIONS, Problem, parse_overrides, parse_variables
 from .policies import FAMILIES, PARTS, Policy
+from .process_environment import lightrag_timeouts, timeout_variable
 from .process_settings import ProcessSettings
 from .variables import DEFAULT, PREFIX, is_of_a_service, section_of, variable
 
@@ -31,30 +33,51 @@ class Settings(ProcessSettings):
     Attributes:
         overrides_by_section: For each dependency or family that variables name, what they set.
         explicitly_set: Names of the settings of the process that variables set.
+        given_timeouts: Seconds of LightRAG's own timeouts that variables set, by family.
     """
 
     overrides_by_section: Mapping[str, Section] = field(default_factory=dict)
     explicitly_set: frozenset[str] = frozenset()
+    given_timeouts: Mapping[str, float] = field(default_factory=dict)
     _policies: dict[Policy, Policy] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     """Equal policies are one object, so that ten thousand dependencies need no copy each."""
 
-    def policy_for(self, name: str, base: Policy | None = None) -> Policy:
+    def policy_for(
+        self, name: str, base: Policy | None = None, *, given: float | None = None
+    ) -> Policy:
         """The policy of a dependency: `base`, or its family's preset, changed by the variables.
+
+        Args:
+            name: The dependency.
+            base: The policy given in code.
+            given: Seconds that LightRAG gives its calls, which the preset's times follow; None
+                takes them from LightRAG's variables.
 
         Raises:
             SettingsError: The variables, each right, contradict each other or `base`.
         """
         problems: list[str] = []
-        policy = self._overlay(base or Policy.for_name(name), _sections_for(name), problems)
+        base = base or self._preset(name, given)
+        policy = self._overlay(base, _sections_for(name), problems)
         if problems:
             raise SettingsError(*problems)
         return self._policies.setdefault(policy, policy)
 
+    def _preset(self, name: str, given: float | None) -> Policy:
+        preset = Policy.for_name(name)
+        if given is None:
+            given = self.given_timeouts.get(name.partition(".")[0])
+        if given is None:
+            return preset
+        return replace(preset, timeout=preset.timeout.inheriting(given))
+
     def sources_for(self, name: str) -> dict[tuple[str, str], str]:
         """For each part and field of a dependency's policy that a variable sets, the variable."""
-        return {
+        family = name.partition(".")[0]
+        times = ("attempt", "total") if family in self.given_timeouts else ()
+        return {("timeout", key): timeout_variable(family) for key in times} | {
             (part, key): variable(section, part, key)
             for section in _sections_for(name)
             for part, values in self.overrides_by_section.get(section, {}).items()
@@ -129,6 +152,10 @@ class Settings(ProcessSettings):
                 for key, value in self.overrides_by_section.get(section, {}).get(part, {}).items():
                     changes[key] = value
                     origin[key] = variable(section, part, key)
+            if part == "timeout" and (policy.timeout.attempt or 0) > (
+                changes.get("total") or math.inf
+            ):
+                changes.setdefault("attempt", changes["total"])  # it is one of the call's attempts
             try:
                 changed: Any = replace(getattr(policy, part), **changes)
             except PolicyError as error:
@@ -160,7 +187,11 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     values, problems = parse_variables({name: found[name] for name in found.keys() - foreign})
     if problems:
         raise _error_of(problems)
-    settings = Settings(**values, explicitly_set=frozenset(values.keys() - {SECTIONS}))
+    settings = Settings(
+        **values,
+        explicitly_set=frozenset(values.keys() - {SECTIONS}),
+        given_timeouts=lightrag_timeouts(source),
+    )
     settings.check()
     return settings
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from lightrag_resilience.breakers import Breaker
 from lightrag_resilience.config.dependency_names import check_name
-from lightrag_resilience.config.policies import Policy, check_policy
+from lightrag_resilience.config.policies import Policy, TimeoutPolicy, check_policy
 from lightrag_resilience.draining.gate import DrainGate
 from lightrag_resilience.errors import PolicyError, SettingsError, UnsupportedCallError
 from lightrag_resilience.events import Events
@@ -84,6 +85,8 @@ class Guards:
         self._clock = clock
         self._sleep = sleep
         self._guards: dict[str, Guard] = {}
+        self._given: dict[str, float] = {}
+        """Seconds that LightRAG gives the calls of a dependency; the most of those it was told."""
         self._lock = threading.RLock()
         self._breakers_lock = threading.RLock()
         self._sync: Synchronizer | None = None
@@ -125,6 +128,32 @@ class Guards:
                     "where the guard is used first"
                 )
             return guard
+
+    def get_given(self, name: str, seconds: float) -> Guard:
+        """The guard of `name`, for calls that LightRAG gives so many seconds.
+
+        Its times follow from the most that callers give. Nothing changes where a policy was given
+        in code; variables decide in any case.
+
+        Raises:
+            PolicyError: The name is invalid.
+            SettingsError: A ``RESILIENCE_*`` variable is wrong.
+        """
+        with self._lock:
+            known = self._given.get(name)
+            if known is None and (guard := self._guards.get(name)) is not None:
+                known = guard.policy.timeout.attempt or math.inf  # others use it already
+            self._given[name] = seconds if known is None else max(seconds, known)
+            guard = self.get(name)
+            if (policy := self._policy_for(name, guard.base)) != guard.policy:
+                guard.update_policy(policy, "for a caller with more time")
+            return guard
+
+    def times_for(self, guard: Guard, seconds: float) -> TimeoutPolicy:
+        """The times of a guard's calls that LightRAG gives so many seconds."""
+        if guard.base is not None or seconds >= self._given[guard.name]:
+            return guard.policy.timeout
+        return self.effective.policy_for(guard.name, given=seconds).timeout
 
     @property
     def effective(self) -> Settings:
@@ -201,7 +230,10 @@ class Guards:
         """
         changed = self.settings.with_overrides(variables)
         with self._lock:
-            policies = {it.name: changed.policy_for(it.name, it.base) for it in self}
+            policies = {
+                it.name: changed.policy_for(it.name, it.base, given=self._given.get(it.name))
+                for it in self
+            }
             self._apply(changed, policies, reason)
 
     def _override(self, overrides: Mapping[str, Override]) -> None:
@@ -216,7 +248,8 @@ class Guards:
             policies = {}
             for guard in self:
                 try:
-                    policies[guard.name] = changed.policy_for(guard.name, guard.base)
+                    given = self._given.get(guard.name)
+                    policies[guard.name] = changed.policy_for(guard.name, guard.base, given=given)
                 except SettingsError as error:
                     policies[guard.name] = guard.policy
                     problems += error.problems
@@ -241,12 +274,13 @@ class Guards:
         Raises:
             SettingsError: The environment's variables contradict it.
         """
+        given = self._given.get(name)
         if self._effective is not None:
             try:
-                return self._effective.policy_for(name, base)
+                return self._effective.policy_for(name, base, given=given)
             except SettingsError as error:
                 _log.error("Overrides of %r are ignored: %s", name, "; ".join(error.problems))
-        return self.settings.policy_for(name, base)
+        return self.settings.policy_for(name, base, given=given)
 
     def trace(self, tracing: QueryTracing | None, guard_class: type[Guard]) -> None:
         """Change the class of all guards, present and new; `Guard` says what that means.

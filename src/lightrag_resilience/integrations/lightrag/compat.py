@@ -17,6 +17,8 @@ from lightrag.base import DocStatus, StoragesStatus
 from lightrag.prompt import PROMPTS
 from lightrag.utils import priority_limit_async_func_call
 
+from lightrag_resilience.config.policies import LIGHTRAG_TIMEOUTS
+
 try:
     from lightrag import utils_pipeline
 except ImportError:  # LightRAG 1.4
@@ -200,6 +202,11 @@ class FunctionSlot:
     name: str
     new_queue: Callable[[Any, Callable[..., Any]], Callable[..., Any]]
     put: Callable[[Any, Callable[..., Any]], None]
+
+    def timeout(self, rag: Any) -> float | None:
+        """Seconds that LightRAG gives its calls; None without a limit."""
+        default = LIGHTRAG_TIMEOUTS[self.name]  # LightRAG 1.4 has none for reranking
+        return cast("float | None", getattr(rag, f"default_{self.name}_timeout", default))
 
 
 def _queue(

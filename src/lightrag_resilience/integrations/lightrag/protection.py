@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import math
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any
 
+from lightrag_resilience.config.policies import TimeoutPolicy
 from lightrag_resilience.draining.gate import allow_during_drain, is_allowed_during_drain
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
 from lightrag_resilience.integrations.lightrag.degradation.levels import QueryComponent
@@ -45,6 +47,7 @@ from .compat import (
     without_queue,
 )
 from .inner_retries import make_inner_retries_yield, restore_inner_retries
+from .shorter_times import run_within
 from .storages import guard_storage, release_storage
 
 __all__ = ["PROVIDER", "Protection"]
@@ -243,16 +246,19 @@ class Protection:
         model_kwargs: dict[str, Any],
     ) -> Callable[..., Any]:
         metadata = role_metadata(self._rag, role)
-        guard = self._guard_of("llm", function, metadata.get("binding"))
-        called = _guarded(function, guard, self._ingest.park_if_late, metadata.get("model"))
+        guard = self._guard_of("llm", function, timeout, metadata.get("binding"))
+        times = self._times(guard, timeout)
+        called = _guarded(function, guard, times, self._ingest.park_if_late, metadata.get("model"))
         queued = self._build_role(role, called, max_async, timeout, model_kwargs)
         return self._guard_queue(role, queued, guard)
 
     async def _replace(self, slot: FunctionSlot, old: Any) -> None:
         original = without_queue(old)
-        guard = self._guard_of(slot.name, original)
+        timeout = slot.timeout(self._rag)
+        guard = self._guard_of(slot.name, original, timeout)
         before = self._ingest.park_if_late if slot is MODEL else None
-        queued = slot.new_queue(self._rag, _guarded(original, guard, before))
+        called = _guarded(original, guard, self._times(guard, timeout), before)
+        queued = slot.new_queue(self._rag, called)
         slot.put(self._rag, self._guard_queue(slot.name, queued, guard))
         self._undo.push_async_callback(self._restore, slot, original)
         await retire(old)
@@ -264,15 +270,24 @@ class Protection:
         await retire(replaced)
 
     def _guard_of(
-        self, family: str, function: Callable[..., Any], binding: str | None = None
+        self,
+        family: str,
+        function: Callable[..., Any],
+        timeout: float | None,
+        binding: str | None = None,
     ) -> Guard:
         # A chain has its first function's name and module, but must not share its guard.
         is_chain = hasattr(_inner(function), "__resilience_chain__")
         provider = None if is_chain else binding or _provider(function)
-        guard = self._registry.get(f"{family}.{provider}" if provider else family)
+        name = f"{family}.{provider}" if provider else family
+        guard = self._registry.get_given(name, _given(timeout))
         if family != RERANK.name:
             self._ingest_dependencies.add(guard.name)
         return guard
+
+    def _times(self, guard: Guard, timeout: float | None) -> Callable[[], TimeoutPolicy]:
+        """What tells the times of calls that get so many seconds, as they are when it is asked."""
+        return lambda: self._registry.times_for(guard, _given(timeout))
 
     def _guard_queue(
         self, name: str, queued: Callable[..., Any], guard: Guard
@@ -303,6 +318,7 @@ def _storages(rag: Any) -> Iterator[tuple[str, Any]]:
 def _guarded(
     function: Callable[..., Any],
     guard: Guard,
+    times: Callable[[], TimeoutPolicy],
     before: Callable[[], Awaitable[None]] | None = None,
     model: str | None = None,
 ) -> Callable[..., Any]:
@@ -311,6 +327,7 @@ def _guarded(
     Args:
         function: What calls the provider.
         guard: Its guard.
+        times: Tells how long its calls may take.
         before: Awaited first, outside the guard's deadline.
         model: The name of the model, for traces.
     """
@@ -330,7 +347,7 @@ def _guarded(
             if before is not None:
                 await before()
             with priority(level):
-                return await guard.run(call, args, kwargs)
+                return await run_within(times(), guard, call, args, kwargs)
         except Exception as error:
             reached(error, Stage.QUEUED)
             raise
@@ -339,6 +356,11 @@ def _guarded(
             current_run.reset(tokens[1])
 
     return guarded
+
+
+def _given(timeout: float | None) -> float:
+    """Seconds that LightRAG gives an attempt; without a timeout its queue ends none."""
+    return timeout if timeout is not None and timeout > 0 else math.inf
 
 
 def _imported_sdks() -> list[ModuleType]:

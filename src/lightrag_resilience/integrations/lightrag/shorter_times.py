@@ -1,0 +1,55 @@
+"""Calls of a role of LightRAG that has less time than other roles that call the same endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from lightrag_resilience.config.policies import TimeoutPolicy
+from lightrag_resilience.errors import AttemptTimeoutError, DeadlineExceededError
+from lightrag_resilience.pipeline.guard import Guard
+
+__all__ = ["run_within"]
+
+
+async def run_within(
+    times: TimeoutPolicy,
+    guard: Guard,
+    function: Callable[..., Coroutine[Any, Any, Any]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """As `guard.run`, within `times` where they are shorter than the guard's.
+
+    Raises:
+        AttemptTimeoutError: The last attempt took too long.
+        DeadlineExceededError: All attempts together took too long.
+        Exception: What `guard.run` raises.
+    """
+    if times == guard.policy.timeout:
+        return await guard.run(function, args, kwargs)
+
+    async def attempt(*args: Any, **kwargs: Any) -> Any:
+        async with _at_most(times.attempt, AttemptTimeoutError, guard):
+            return await function(*args, **kwargs)
+
+    vars(attempt).update(vars(function))  # the name of the model, for traces
+    async with _at_most(times.total, DeadlineExceededError, guard):
+        return await guard.run(attempt, args, kwargs)
+
+
+@contextlib.asynccontextmanager
+async def _at_most(
+    seconds: float | None,
+    error: type[AttemptTimeoutError | DeadlineExceededError],
+    guard: Guard,
+) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds) as timer:
+            yield
+    except TimeoutError as cause:
+        if timer.expired():
+            raise error(guard.name, None, f"after {seconds:g} s") from cause
+        raise
