@@ -7,10 +7,10 @@ COVERAGE := --cov --cov-report=term
 SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help check unit demo test test-all test-lightrag test-redis lint types format docs clean
-.PHONY: bench bench-draining bench-quick bench-page bench-soak bench-installed
+.PHONY: bench bench-draining bench-quick bench-page bench-soak bench-installed bench-never-worse
 
 help: ## Show what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 check: $(INSTALLED) ## Lint, types and unit tests at the same time, in about a minute
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint types unit
@@ -63,6 +63,9 @@ bench-installed: $(INSTALLED)
 
 bench-draining: $(INSTALLED) ## Requests that fail while Gunicorn replaces its workers: none
 	$(BIN)/python -m benchmarks.draining $(ARGS)
+
+bench-never-worse: $(INSTALLED) ## LightRAG alone beside a protected one, through outages: must be no worse
+	$(BIN)/python -m benchmarks.never_worse $(ARGS)
 
 docs: $(INSTALLED) ## Write variables.md, .env.example, the schema, rules and dashboards anew
 	$(BIN)/python -m lightrag_resilience.config.reference > docs/variables.md

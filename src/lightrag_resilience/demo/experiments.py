@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lightrag_resilience.testing import Fault
 
-from .corpus import Fact, document, facts
+from .corpus import Fact, facts
 from .measurements import ANSWERED, Asked, Measured, Queries
 from .rig import Rig, build_rig
 
-__all__ = ["EXPERIMENTS", "FULL", "QUICK", "Experiment", "Progress", "Scale"]
+__all__ = ["EXPERIMENTS", "FULL", "QUICK", "Experiment", "Progress", "Scale", "ask", "ask_steadily"]
 
 _INGEST_TIMEOUT = 75.0  # seconds for an ingest: documents not done then count with their status
 _QUERY_EVERY = 1.0  # seconds
@@ -78,7 +79,7 @@ async def _flaky(rig: Rig, progress: Progress, scale: Scale) -> Measured:
     del progress
     rig.provider.set_faults([Fault.status(500, share=0.3)])
     _begin(rig)
-    await _within(_INGEST_TIMEOUT, _ingest(rig, facts(scale.documents)))
+    await _within(_INGEST_TIMEOUT, rig.ingest(facts(scale.documents)))
     measured = Measured(documents=await rig.documents_by_status())
     measured.take_calls(rig.provider.calls)
     return measured
@@ -88,7 +89,7 @@ async def _outage(rig: Rig, progress: Progress, scale: Scale) -> Measured:
     """Ingest and answer queries while the provider goes down and returns."""
     queries = progress.queries
     known, rest = facts(scale.documents)[: scale.known], facts(scale.documents)[scale.known :]
-    await _ingest(rig, known)
+    await rig.ingest(known)
     start, end = scale.outage
     rig.provider.set_faults(
         [
@@ -99,10 +100,12 @@ async def _outage(rig: Rig, progress: Progress, scale: Scale) -> Measured:
     )
     _begin(rig)
     queries.begin()
-    asking = asyncio.create_task(_ask_steadily(rig, queries, known, until=end + scale.afterwards))
+    asking = asyncio.create_task(
+        ask_steadily(rig, queries, known, every=_QUERY_EVERY, until=end + scale.afterwards)
+    )
     try:
         await asyncio.sleep(start - 1)
-        await _within(_INGEST_TIMEOUT, _ingest(rig, rest))
+        await _within(_INGEST_TIMEOUT, rig.ingest(rest))
         await asking
     finally:
         asking.cancel()
@@ -118,17 +121,17 @@ async def _dead(rig: Rig, progress: Progress, scale: Scale) -> Measured:
     """Queries at once while every call fails, then one more."""
     queries = progress.queries
     known = facts(scale.known)
-    await _ingest(rig, known)
+    await rig.ingest(known)
     rig.provider.set_faults([Fault.status(500)])
     _begin(rig)
     queries.begin()
     await asyncio.gather(
-        *(_ask(rig, queries, known[number % scale.known], number) for number in range(scale.burst))
+        *(ask(rig, queries, known[number % scale.known], number) for number in range(scale.burst))
     )
     measured = Measured(documents=await rig.documents_by_status())
     measured.take_queries(queries)
     measured.take_calls(rig.provider.calls)
-    refused = await _ask(rig, queries, known[0], scale.burst)
+    refused = await ask(rig, queries, known[0], scale.burst)
     measured.refusal, measured.refusal_retry_after = refused.took, refused.retry_after
     return measured
 
@@ -145,28 +148,29 @@ def _begin(rig: Rig) -> None:
     rig.provider.begin()
 
 
-async def _ingest(rig: Rig, chosen: list[Fact]) -> None:
-    """Insert documents as an application does; LightRAG records which of them fail."""
-    await rig.rag.ainsert(
-        [document(fact) for fact in chosen], file_paths=[f"{fact.town}.txt" for fact in chosen]
-    )
-
-
-async def _ask(rig: Rig, queries: Queries, fact: Fact, number: int) -> Asked:
+async def ask(rig: Rig, queries: Queries, fact: Fact, number: int) -> Asked:
+    """Ask one question of its own about a town."""
     return await queries.ask(lambda: rig.ask(fact.question(number)), fact.founder)
 
 
-async def _ask_steadily(rig: Rig, queries: Queries, known: list[Fact], until: float) -> None:
-    """One query a second, each in a task of its own, as users ask."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
+async def ask_steadily(
+    rig: Rig, queries: Queries, known: Sequence[Fact], *, every: float, until: float
+) -> None:
+    """One query every so many seconds, each in a task of its own, as users ask.
+
+    Args:
+        rig: What to ask.
+        queries: Notes how each query ends.
+        known: What to ask about, in turns.
+        every: Seconds from one query to the next.
+        until: Seconds after which no more are asked; those under way end first.
+    """
+    now = asyncio.get_running_loop().time
+    began = now()
     async with asyncio.TaskGroup() as group:
-        number = 0
-        while loop.time() - began < until:
-            fact = known[number % len(known)]
-            group.create_task(_ask(rig, queries, fact, number))
-            number += 1
-            await asyncio.sleep(_QUERY_EVERY)
+        for number in itertools.takewhile(lambda number: number * every < until, itertools.count()):
+            await asyncio.sleep(began + number * every - now())
+            group.create_task(ask(rig, queries, known[number % len(known)], number))
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:

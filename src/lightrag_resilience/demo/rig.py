@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import itertools
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lightrag import LightRAG, QueryParam
 from lightrag.llm.openai import openai_complete_if_cache, openai_embed
+from lightrag.llm_roles import ROLE_NAMES, RoleLLMConfig
 from lightrag.rerank import jina_rerank
 from lightrag.utils import EmbeddingFunc, Tokenizer
 
@@ -20,9 +21,12 @@ from lightrag_resilience.integrations.lightrag import protect, unprotect
 from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.testing import Simulator
 
+from .corpus import Fact, document
+
 __all__ = ["Rig", "build_rig"]
 
 _DIMENSIONS = 64
+_MODEL = "simulated"
 _KEY = "not-a-secret"
 _names = itertools.count()
 
@@ -45,9 +49,16 @@ class Rig:
     provider: Simulator
     guards: Guards | None
 
-    async def ask(self, question: str) -> str | None:
-        """A real query, by knowledge graph and vectors."""
-        answer: str | None = await self.rag.aquery(question, QueryParam(mode="mix"))
+    async def ingest(self, chosen: Sequence[Fact]) -> None:
+        """Insert documents as an application does; LightRAG records which of them fail."""
+        await self.rag.ainsert(
+            [document(fact) for fact in chosen],
+            file_paths=[f"{fact.town}.txt" for fact in chosen],
+        )
+
+    async def ask(self, question: str, mode: Literal["mix", "naive"] = "mix") -> str | None:
+        """A real query: ``mix`` by knowledge graph and vectors, ``naive`` by vectors alone."""
+        answer: str | None = await self.rag.aquery(question, QueryParam(mode=mode))
         return answer
 
     async def documents_by_status(self) -> dict[str, int]:
@@ -58,7 +69,13 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def build_rig(
-    *, protected: bool, seed: int, latency: float = 0.02, guards: Guards | None = None
+    *,
+    protected: bool,
+    seed: int,
+    latency: float = 0.02,
+    guards: Guards | None = None,
+    hosts: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Rig]:
     """A fresh LightRAG on a fresh provider, ended in full afterwards.
 
@@ -67,10 +84,15 @@ async def build_rig(
         seed: For the provider's faults.
         latency: Seconds the provider takes to answer.
         guards: What it is protected with; guards of its own by default.
+        hosts: Base URLs of the roles that call another provider, by role. With it, every role
+            names its binding, host and model, as in LightRAG's server.
+        options: Further arguments of `LightRAG`.
     """
     async with Simulator(seed=seed, latency=latency) as provider:
         with tempfile.TemporaryDirectory(prefix="lightrag-resilience-") as folder:
-            rag = _make_rag(provider.base_url, folder)
+            if hosts is not None:
+                options["role_llm_configs"] = _roles(provider.base_url, hosts)
+            rag = _make_rag(provider.base_url, folder, options)
             await rag.initialize_storages()
             registry = (guards or Guards()) if protected else None
             if registry is not None:
@@ -82,7 +104,17 @@ async def build_rig(
                 await _end(rag)
 
 
-def _make_rag(base_url: str, folder: str) -> Any:
+def _roles(base_url: str, hosts: Mapping[str, str]) -> dict[str, RoleLLMConfig]:
+    urls = {**dict.fromkeys(ROLE_NAMES, base_url), **hosts}
+    return {
+        role: RoleLLMConfig(
+            func=_completion(url), metadata={"binding": "openai", "host": url, "model": _MODEL}
+        )
+        for role, url in urls.items()
+    }
+
+
+def _completion(base_url: str) -> Callable[..., Any]:
     async def complete(
         prompt: str,
         system_prompt: str | None = None,
@@ -90,7 +122,7 @@ def _make_rag(base_url: str, folder: str) -> Any:
         **options: Any,
     ) -> Any:
         return await openai_complete_if_cache(
-            "simulated",
+            _MODEL,
             prompt,
             system_prompt=system_prompt,
             history_messages=history_messages or [],
@@ -99,9 +131,13 @@ def _make_rag(base_url: str, folder: str) -> Any:
             **options,
         )
 
+    return complete
+
+
+def _make_rag(base_url: str, folder: str, options: Mapping[str, Any]) -> Any:
     async def embed(texts: list[str]) -> np.ndarray[Any, Any]:
         vectors: np.ndarray[Any, Any] = await openai_embed.func(
-            texts, model="simulated", base_url=base_url, api_key=_KEY, embedding_dim=_DIMENSIONS
+            texts, model=_MODEL, base_url=base_url, api_key=_KEY, embedding_dim=_DIMENSIONS
         )
         return vectors
 
@@ -113,11 +149,12 @@ def _make_rag(base_url: str, folder: str) -> Any:
     return LightRAG(
         working_dir=folder,
         workspace=f"demo{next(_names)}",
-        llm_model_func=complete,
+        llm_model_func=_completion(base_url),
         embedding_func=EmbeddingFunc(embedding_dim=_DIMENSIONS, func=embed),
         rerank_model_func=rerank,
         tokenizer=Tokenizer("characters", _Characters()),
         entity_extract_max_gleaning=0,
+        **options,
     )
 
 
