@@ -263,15 +263,15 @@ def test_threads_together_lose_no_count() -> None:
 
 
 def test_each_change_is_published_once_and_in_order(caplog: pytest.LogCaptureFixture) -> None:
-    clock, events, heard = Clock(), Events(), list[Event]()
-    events.subscribe(heard.append)
+    clock, events, published = Clock(), Events(), list[Event]()
+    events.subscribe(published.append)
     made = breaker(clock, events)
     with caplog.at_level(logging.INFO, "lightrag_resilience"):
         trip(made)
         clock.now += 5.0
         probe = made.acquire()
         made.on_success(probe, 0.1)
-    changes = [(e.old, e.new, e.generation) for e in heard if isinstance(e, StateChanged)]
+    changes = [(e.old, e.new, e.generation) for e in published if isinstance(e, StateChanged)]
     first = changes[0][2]
     assert changes == [
         ("closed", "open", first),
@@ -286,28 +286,28 @@ def test_each_change_is_published_once_and_in_order(caplog: pytest.LogCaptureFix
 
 
 def test_a_listener_may_force_the_state_of_its_breaker() -> None:
-    events, heard = Events(), list[str]()
+    events, published = Events(), list[str]()
     made = breaker(events=events)
 
     def reopen(event: Event) -> None:
         if isinstance(event, StateChanged):
-            heard.append(event.new)
+            published.append(event.new)
             if event.new == "closed":
                 made.open("by a listener")
 
     events.subscribe(reopen)
     made.open()
     made.close()
-    assert heard == ["open", "closed", "open"]
+    assert published == ["open", "closed", "open"]
     assert made.pybreaker.current_state == "open"
 
 
 def test_a_change_of_mode_is_published() -> None:
-    events, heard = Events(), list[Event]()
-    events.subscribe(heard.append)
+    events, published = Events(), list[Event]()
+    events.subscribe(published.append)
     made = breaker(events=events)
     made.set_mode("forced-open", "for maintenance")
-    (change,) = heard
+    (change,) = published
     assert isinstance(change, StateChanged)
     assert change.reason == "for maintenance"
     assert made.snapshot().mode == "forced-open"
@@ -317,52 +317,52 @@ def test_a_change_of_mode_is_published() -> None:
     ("way", "state"), [("open", "open"), ("half_open", "half-open"), ("close", "closed")]
 )
 def test_a_change_by_hand_is_published_with_its_reason(way: str, state: str) -> None:
-    events, heard = Events(), list[Event]()
+    events, published = Events(), list[Event]()
     old, mode = ("closed", "enforce") if way == "open" else ("open", "forced-open")
     made = breaker(events=events, mode=mode)
-    events.subscribe(heard.append)
+    events.subscribe(published.append)
     getattr(made, way)("for maintenance")
-    (change,) = heard
+    (change,) = published
     assert isinstance(change, StateChanged)
     assert (change.old, change.new, change.reason) == (old, state, "for maintenance")
     assert made.snapshot().reason == "for maintenance"
 
 
 def test_half_open_is_published_before_its_outcome() -> None:
-    clock, events, heard = Clock(), Events(), list[Event]()
+    clock, events, published = Clock(), Events(), list[Event]()
     made = breaker(clock, events)
     trip(made)
-    events.subscribe(heard.append)
+    events.subscribe(published.append)
     clock.now += 5.0
     made.acquire()
-    assert [event.new for event in heard if isinstance(event, StateChanged)] == ["half-open"]
+    assert [event.new for event in published if isinstance(event, StateChanged)] == ["half-open"]
 
 
 def test_a_listener_that_raises_is_dropped_and_the_call_goes_on() -> None:
-    events, heard = Events(), list[Event]()
+    events, published = Events(), list[Event]()
 
     def broken(event: Event) -> None:
         raise ZeroDivisionError
 
     events.subscribe(broken)
-    events.subscribe(heard.append)
+    events.subscribe(published.append)
     made = breaker(events=events)
     trip(made)
     made.close()
     assert made.acquire() is made.circuit.shared_admission
-    assert len(heard) == 2
+    assert len(published) == 2
     assert broken not in events.subscribers
 
 
 def test_no_thread_waits_for_a_listener_of_another_threads_change() -> None:
-    events, heard = Events(), list[str]()
+    events, published = Events(), list[str]()
     listening, done = threading.Event(), threading.Event()
 
     def lingering(event: Event) -> None:
         listening.set()
         assert done.wait(10)
         assert isinstance(event, StateChanged)
-        heard.append(event.new)
+        published.append(event.new)
 
     events.subscribe(lingering)
     made = breaker(events=events)
@@ -372,17 +372,17 @@ def test_no_thread_waits_for_a_listener_of_another_threads_change() -> None:
         made.half_open()
         made.close()
         assert made.snapshot().state is State.CLOSED
-        assert not heard
+        assert not published
         done.set()
         opening.result(10)
-    assert heard == ["open", "half-open", "closed"]
+    assert published == ["open", "half-open", "closed"]
 
 
 def test_listeners_are_called_without_the_lock() -> None:
-    clock, events, heard = Clock(), Events(), list[State]()
+    clock, events, published = Clock(), Events(), list[State]()
     made = breaker(clock, events)
     with ThreadPoolExecutor(1) as pool:
-        events.subscribe(lambda _: heard.append(pool.submit(made.snapshot).result(10).state))
+        events.subscribe(lambda _: published.append(pool.submit(made.snapshot).result(10).state))
         trip(made)
         clock.now += 5.0
         made.on_success(made.acquire(), 0.1)
@@ -391,16 +391,16 @@ def test_listeners_are_called_without_the_lock() -> None:
         made.close()
         made.set_mode("forced-open")
     opened, tried, closed = State.OPEN, State.HALF_OPEN, State.CLOSED
-    assert heard == [opened, tried, closed, opened, tried, closed, opened]
+    assert published == [opened, tried, closed, opened, tried, closed, opened]
 
 
 def test_changes_left_by_an_interrupted_publication_are_published_next() -> None:
-    events, heard = Events(), list[str]()
+    events, published = Events(), list[str]()
     made = breaker(events=events)
 
     def interrupted(event: Event) -> None:
         assert isinstance(event, StateChanged)
-        heard.append(event.new)
+        published.append(event.new)
         if event.new == "open":
             made.half_open()
             raise KeyboardInterrupt
@@ -409,7 +409,7 @@ def test_changes_left_by_an_interrupted_publication_are_published_next() -> None
     with pytest.raises(KeyboardInterrupt):
         made.open()
     made.close()
-    assert heard == ["open", "half-open", "closed"]
+    assert published == ["open", "half-open", "closed"]
 
 
 @pytest.mark.parametrize("mode", ["metrics-only", "disabled"])
@@ -425,16 +425,16 @@ def test_a_mode_that_never_rejects_admits_calls_of_an_open_circuit(mode: Any) ->
 
 
 def test_outcomes_that_change_no_state_publish_nothing() -> None:
-    events, heard = Events(), list[Event]()
+    events, published = Events(), list[Event]()
     made = breaker(events=events)
-    events.subscribe(heard.append)
+    events.subscribe(published.append)
     made.close()
     made.set_mode("metrics-only")
     made.set_mode("enforce")
-    assert heard == []
+    assert published == []
     made.open()
     made.open()
-    assert len(heard) == 1
+    assert len(published) == 1
 
 
 def test_a_mode_that_does_not_exist_is_refused() -> None:

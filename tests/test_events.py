@@ -1,4 +1,4 @@
-"""Events: who hears them, for how long, and how little they carry."""
+"""Events: which listeners receive them, for how long, and how little they carry."""
 
 from __future__ import annotations
 
@@ -53,45 +53,45 @@ def test_listeners_are_called_in_order_of_subscription(events: Events) -> None:
 
 
 def test_a_listener_gets_events_only_while_subscribed(events: Events) -> None:
-    heard: list[Event] = []
+    published: list[Event] = []
     events.publish(EVENT)
-    unsubscribe = events.subscribe(heard.append)
+    unsubscribe = events.subscribe(published.append)
     events.publish(OTHER)
     unsubscribe()
     events.publish(EVENT)
-    assert heard == [OTHER]
+    assert published == [OTHER]
     assert events.subscribers == ()
 
 
 def test_unsubscribing_leaves_the_others_and_may_be_repeated(events: Events) -> None:
-    heard: list[Event] = []
+    published: list[Event] = []
     unsubscribe = events.subscribe(lambda _: None)
-    events.subscribe(heard.append)
+    events.subscribe(published.append)
     unsubscribe()
     unsubscribe()
     events.publish(EVENT)
-    assert heard == [EVENT]
+    assert published == [EVENT]
 
 
 def test_a_listener_that_raises_is_dropped_and_reported_once(
     events: Events, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls: list[str] = []
-    heard: list[Event] = []
+    published: list[Event] = []
     also: list[Event] = []
 
     def broken(_: Event) -> None:
         calls.append("broken")
         raise ZeroDivisionError("a bug in a listener")
 
-    events.subscribe(heard.append)
+    events.subscribe(published.append)
     events.subscribe(broken)
     events.subscribe(also.append)
     with caplog.at_level(logging.DEBUG):
         events.publish(EVENT)
         events.publish(OTHER)
     assert calls == ["broken"]
-    assert heard == also == [EVENT, OTHER]
+    assert published == also == [EVENT, OTHER]
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("lightrag_resilience", "ERROR")
     assert record.getMessage() == "A listener of lightrag_resilience failed and is dropped"
@@ -110,7 +110,7 @@ def test_an_interruption_inside_a_listener_is_not_swallowed(events: Events) -> N
 
 
 def test_a_listener_may_unsubscribe_itself_during_an_event(events: Events) -> None:
-    heard: list[Event] = []
+    published: list[Event] = []
     calls: list[Event] = []
 
     def once(event: Event) -> None:
@@ -118,10 +118,10 @@ def test_a_listener_may_unsubscribe_itself_during_an_event(events: Events) -> No
         unsubscribe()
 
     unsubscribe = events.subscribe(once)
-    events.subscribe(heard.append)
+    events.subscribe(published.append)
     events.publish(EVENT)
     events.publish(OTHER)
-    assert (calls, heard) == ([EVENT], [EVENT, OTHER])
+    assert (calls, published) == ([EVENT], [EVENT, OTHER])
 
 
 @pytest.mark.parametrize("event", typing.get_args(Event))
@@ -138,8 +138,8 @@ def test_an_event_is_frozen_and_holds_names_and_numbers_only(event: type) -> Non
 
 @pytest.mark.anyio
 async def test_no_event_of_a_guard_holds_arguments_or_results(events: Events) -> None:
-    heard: list[Event] = []
-    events.subscribe(heard.append)
+    published: list[Event] = []
+    events.subscribe(published.append)
     policy = Policy(
         retry=RetryPolicy(attempts=2, jitter="none"),
         breaker=BreakerPolicy(consecutive_failures=2),
@@ -157,34 +157,34 @@ async def test_no_event_of_a_guard_holds_arguments_or_results(events: Events) ->
         await guard.call(fail, "secret prompt")
     with pytest.raises(Exception, match="is open"):
         await guard.call(answer, "secret prompt")
-    assert [type(event) for event in heard] == [
+    assert [type(event) for event in published] == [
         CallSucceeded,
         AttemptFailed,
         RetryScheduled,
         *(StateChanged, AttemptFailed),
         *(CallFailed, AttemptRejected),
     ]
-    assert "secret" not in repr(heard)
+    assert "secret" not in repr(published)
 
 
 def test_a_listener_subscribed_twice_is_called_once(events: Events) -> None:
-    heard: list[Event] = []
-    first, second = events.subscribe(heard.append), events.subscribe(heard.append)
+    published: list[Event] = []
+    first, second = events.subscribe(published.append), events.subscribe(published.append)
     events.publish(CallSucceeded("llm", 1.0))
-    assert len(heard) == 1
+    assert len(published) == 1
     first()
     second()
     assert events.subscribers == ()
 
 
 def test_a_listener_for_some_kinds_gets_no_other(events: Events) -> None:
-    heard: list[Event] = []
-    stop = events.subscribe(heard.append, AttemptRejected)
+    published: list[Event] = []
+    stop = events.subscribe(published.append, AttemptRejected)
     assert events.succeeded is None
     assert events.subscribed == {AttemptRejected}
     events.publish(EVENT)
     events.publish(OTHER)
-    assert heard == [OTHER]
+    assert published == [OTHER]
     stop()
     assert events.subscribed == set()
     assert events.subscribers == ()
@@ -194,16 +194,16 @@ def test_a_counter_gets_successes_only_with_a_listener_and_without(
     events: Events,
 ) -> None:
     counted: list[tuple[str, float, int]] = []
-    heard: list[Event] = []
+    published: list[Event] = []
     stop_counting = events.count(lambda *fields: counted.append(fields))
     events.publish(OTHER)
     assert events.succeeded is not None
     events.succeeded("llm", 1.0, 2)
-    stop = events.subscribe(heard.append)
+    stop = events.subscribe(published.append)
     events.succeeded("llm", 3.0, 4)
     events.publish(CallSucceeded("llm", 5.0, 6))
     assert counted == [("llm", 1.0, 2), ("llm", 3.0, 4), ("llm", 5.0, 6)]
-    assert heard == [CallSucceeded("llm", 3.0, 4), CallSucceeded("llm", 5.0, 6)]
+    assert published == [CallSucceeded("llm", 3.0, 4), CallSucceeded("llm", 5.0, 6)]
     stop()
     stop_counting()
     assert events.succeeded is None

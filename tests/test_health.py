@@ -32,26 +32,26 @@ def outcomes(*symptoms: str | None, seconds: float = 60.0) -> Outcomes:
     return made
 
 
-def told(*symptoms: str | None) -> Health:
+def health_after(*symptoms: str | None) -> Health:
     return health_of("llm.openai", tally=outcomes(*symptoms).tally())
 
 
 def test_three_failures_of_three_calls_are_failing_and_one_of_one_is_not() -> None:
-    assert told(*[KEY] * 3).condition == "failing"
-    assert told(*[KEY] * 2).condition == "healthy"
-    assert told(KEY, *[None] * 20).condition == "healthy"
+    assert health_after(*[KEY] * 3).condition == "failing"
+    assert health_after(*[KEY] * 2).condition == "healthy"
+    assert health_after(KEY, *[None] * 20).condition == "healthy"
 
 
 def test_a_sentence_has_the_status_the_numbers_and_advice() -> None:
-    health = told(*[KEY] * 55)
+    health = health_after(*[KEY] * 55)
     assert str(health) == "llm.openai answers 401 to 55 of 55 calls: check its key"
-    health = told(*[KEY] * 5, None, *["ConnectError"] * 2, None, None)
+    health = health_after(*[KEY] * 5, None, *["ConnectError"] * 2, None, None)
     assert health.sentence == "llm.openai answers 401 to 5 of 10 calls, and 2 more failed"
-    health = told(*["ConnectError"] * 5)
+    health = health_after(*["ConnectError"] * 5)
     assert str(health) == (
         "llm.openai fails in 5 of 5 calls with ConnectError: check its address and the network"
     )
-    health = told(*["ReadTimeout", "Odd", "ReadTimeout"] * 2)
+    health = health_after(*["ReadTimeout", "Odd", "ReadTimeout"] * 2)
     assert health.sentence == "llm.openai fails in 6 of 6 calls, most with ReadTimeout"
 
 
@@ -75,7 +75,9 @@ def test_a_sentence_has_the_status_the_numbers_and_advice() -> None:
 def test_advice_by_symptom(symptom: str, advice: str) -> None:
     assert advice in advice_for(symptom)
     if not advice:
-        assert str(told(*[symptom] * 3)) == f"llm.openai fails in 3 of 3 calls with {symptom}"
+        assert (
+            str(health_after(*[symptom] * 3)) == f"llm.openai fails in 3 of 3 calls with {symptom}"
+        )
 
 
 def test_a_share_of_one_in_ten_is_uneasy_and_of_one_in_two_failing() -> None:

@@ -1,4 +1,4 @@
-"""What is written wrongly is told at once, in one error of ours that says what to write instead."""
+"""Wrong usage raises one error of ours at once, and it says what to write instead."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-def told(write: Callable[[], Any], said: str) -> None:
+def assert_rejected(write: Callable[[], Any], said: str) -> None:
     with pytest.raises(ResilienceError) as error:
         write()
     assert said in str(error.value)
@@ -236,7 +236,7 @@ def told(write: Callable[[], Any], said: str) -> None:
 @pytest.mark.parametrize("usage", WRONG)
 @pytest.mark.filterwarnings("error")
 def test_wrong_usage_is_an_error_at_once(usage: str) -> None:
-    told(*WRONG[usage])
+    assert_rejected(*WRONG[usage])
 
 
 @pytest.mark.parametrize("usage", NAMES)
@@ -244,9 +244,9 @@ def test_an_invalid_or_misspelt_name_is_an_error_at_once(usage: str) -> None:
     name, said = NAMES[usage]
     before = len(list(guards()))
     for write in (guard, resilient, Guards().get):
-        told(functools.partial(write, name), said)
+        assert_rejected(functools.partial(write, name), said)
     if name is not None:
-        told(lambda: ResilientTransport(httpx.MockTransport(ask), name=name), said)  # type: ignore[arg-type]
+        assert_rejected(lambda: ResilientTransport(httpx.MockTransport(ask), name=name), said)  # type: ignore[arg-type]
     assert len(list(guards())) == before
 
 
@@ -256,7 +256,7 @@ def test_an_object_that_is_no_policy_is_an_error_at_once(usage: str) -> None:
     owner = Guards()
     owner.get("llm.there")
     for write in (guard, resilient, owner.get):
-        told(lambda write=write: write("llm.there", policy), said)  # type: ignore[misc]
+        assert_rejected(lambda write=write: write("llm.there", policy), said)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_quadratic_cost_is_worse_than_linear_and_a_flat_one_is_not() -> None:
     assert flat.exponent < LINEAR < growing.exponent
 
 
-def test_an_idle_worker_looks_once_a_second_and_shows_itself_every_third_time() -> None:
+def test_an_idle_worker_polls_once_a_second_and_sends_a_heartbeat_every_third_time() -> None:
     commands, load = load_of_a_worker(COSTS, 1, busy=False)
 
     assert commands == pytest.approx(2.0)
@@ -66,7 +66,7 @@ def test_capacity_is_seventy_percent_of_a_core() -> None:
     assert found.busy == pytest.approx(0.7 / 720e-6, abs=1)
 
 
-def test_in_a_simulation_the_news_of_a_trip_take_longer_the_more_hear_them() -> None:
+def test_in_a_simulation_a_trip_takes_longer_to_reach_more_workers() -> None:
     few, many = (simulate(number, COSTS, 1e-3, busy=False) for number in (100, 1000))
 
     assert few.last == pytest.approx(few.waited + 70e-6 + 1e-3 + 100e-6)
@@ -98,12 +98,12 @@ def test_real_workers_on_a_real_server_are_measured() -> None:
 async def test_a_sample_of_one_interpreter_has_every_case() -> None:
     stacks, _ = find_stacks("plain")
 
-    told = await interpreters.sample(stacks, 2, 20, 20)
+    sample = await interpreters.sample(stacks, 2, 20, 20)
 
-    assert set(told) == {"happy", "refused", "failing", "throughput"}
-    merged = interpreters.merged([told, told])
-    assert merged["happy"]["ours"]["least"] == told["happy"]["ours"]["least"]
-    assert merged["throughput"]["ours"]["median"] == told["throughput"]["ours"]["median"]
+    assert set(sample) == {"happy", "refused", "failing", "throughput"}
+    merged = interpreters.merged([sample, sample])
+    assert merged["happy"]["ours"]["least"] == sample["happy"]["ours"]["least"]
+    assert merged["throughput"]["ours"]["median"] == sample["throughput"]["ours"]["median"]
 
 
 def test_a_soak_of_some_seconds_loses_no_task_and_meets_every_kind_of_end() -> None:
@@ -111,11 +111,13 @@ def test_a_soak_of_some_seconds_loses_no_task_and_meets_every_kind_of_end() -> N
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
 
     assert not done.stderr
-    told = json.loads(done.stdout.rpartition("\n}")[0] + "}")
-    assert told["pending"] == 0
-    assert told["outcomes"]["ok"] > 0
-    assert told["outcomes"]["CircuitOpenError"] > 0
-    assert told["traced"][1] - told["traced"][0] < 5_000_000  # what is slower takes minutes to see
+    result = json.loads(done.stdout.rpartition("\n}")[0] + "}")
+    assert result["pending"] == 0
+    assert result["outcomes"]["ok"] > 0
+    assert result["outcomes"]["CircuitOpenError"] > 0
+    assert (
+        result["traced"][1] - result["traced"][0] < 5_000_000
+    )  # what is slower takes minutes to see
 
 
 @pytest.mark.parametrize(

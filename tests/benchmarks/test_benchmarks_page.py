@@ -152,7 +152,7 @@ def test_figures_that_are_kept_have_four_digits() -> None:
     }
 
 
-def test_a_run_of_some_parts_tells_of_the_machine_that_the_calls_were_made_on(
+def test_a_run_of_some_parts_keeps_the_machine_of_the_calls(
     kept: dict[str, Any], tmp_path: Path
 ) -> None:
     page.write(kept, tmp_path)

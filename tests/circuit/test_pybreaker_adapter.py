@@ -15,7 +15,7 @@ from lightrag_resilience import (
 from support.breakers import Clock, breaker, refusal_of, trip
 
 
-class Heard(pybreaker.CircuitBreakerListener):
+class Recorder(pybreaker.CircuitBreakerListener):
     def __init__(self) -> None:
         self.changes: list[tuple[str, str]] = []
 
@@ -27,12 +27,12 @@ class Heard(pybreaker.CircuitBreakerListener):
 
 
 def test_pybreaker_listeners_are_notified_of_each_change() -> None:
-    made, heard = breaker(), Heard()
-    made.pybreaker.add_listener(heard)
+    made, listener = breaker(), Recorder()
+    made.pybreaker.add_listener(listener)
     trip(made)
     made.half_open()
     made.close()
-    assert heard.changes == [("closed", "open"), ("open", "half-open"), ("half-open", "closed")]
+    assert listener.changes == [("closed", "open"), ("open", "half-open"), ("half-open", "closed")]
 
 
 def test_a_pybreaker_listener_that_raises_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
@@ -40,26 +40,30 @@ def test_a_pybreaker_listener_that_raises_is_dropped(caplog: pytest.LogCaptureFi
         def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
             raise ZeroDivisionError
 
-    made, heard = breaker(), Heard()
-    made.pybreaker.add_listeners(Broken(), heard)
+    made, listener = breaker(), Recorder()
+    made.pybreaker.add_listeners(Broken(), listener)
     trip(made)
     made.close()
-    assert len(heard.changes) == 2
+    assert len(listener.changes) == 2
     assert caplog.text.count("is dropped") == 1
 
 
 def test_a_pybreaker_listener_may_open_the_circuit_again() -> None:
-    class Reopening(Heard):
+    class Reopening(Recorder):
         def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
             super().state_change(cb, old_state, new_state)
             if new_state.name == "closed":
                 cb.open()
 
-    made, heard = breaker(), Reopening()
-    made.pybreaker.add_listener(heard)
+    made, listener = breaker(), Reopening()
+    made.pybreaker.add_listener(listener)
     made.half_open()
     made.close()
-    assert heard.changes == [("closed", "half-open"), ("half-open", "closed"), ("closed", "open")]
+    assert listener.changes == [
+        ("closed", "half-open"),
+        ("half-open", "closed"),
+        ("closed", "open"),
+    ]
     assert refusal_of(made).reason == "through pybreaker"
 
 

@@ -22,7 +22,7 @@ def admitted(circuit: Circuit, now: float = 0.0) -> Admission:
     return admission
 
 
-def stands(circuit: Circuit) -> State:
+def state_of(circuit: Circuit) -> State:
     return circuit.state
 
 
@@ -44,7 +44,7 @@ def opened(now: float = 0.0, **changes: Any) -> Circuit:
 
 def test_a_new_circuit_admits_all_calls_with_one_admission() -> None:
     made = circuit()
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
     assert made.acquire(0.0) is made.acquire(0.0) is made.shared_admission
     assert made.retry_after(0.0) is None
 
@@ -64,45 +64,45 @@ def test_a_new_circuit_admits_all_calls_with_one_admission() -> None:
 def test_a_failure_rate_over_enough_calls_opens_the_circuit(results: str, state: State) -> None:
     made = circuit()
     record(made, results)
-    assert stands(made) is state
+    assert state_of(made) is state
 
 
 def test_successes_between_do_not_hide_that_most_calls_fail() -> None:
     made = circuit(failure_rate=0.7, min_calls=8, window_calls=20)
     record(made, "FFFSFFFS")
-    assert stands(made) is State.OPEN
+    assert state_of(made) is State.OPEN
     assert made.reason == "after 6 of 8 calls failed"
 
 
 def test_consecutive_failures_open_the_circuit_before_min_calls() -> None:
     made = circuit(consecutive_failures=3, min_calls=10)
     record(made, "FFSFF")
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
     record(made, "F")
-    assert stands(made) is State.OPEN
+    assert state_of(made) is State.OPEN
     assert made.reason == "after 3 failures in a row"
 
 
 def test_without_that_setting_consecutive_failures_open_nothing() -> None:
     made = circuit(min_calls=10)
     record(made, "F" * 9)
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
 
 
 def test_slow_calls_open_the_circuit() -> None:
     made = circuit(slow_call=2.0, slow_rate=0.5)
     record(made, "SS", duration=1.9)
     record(made, "S", duration=2.0)
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
     record(made, "S", duration=9.0)
-    assert stands(made) is State.OPEN
+    assert state_of(made) is State.OPEN
     assert made.reason == "after 2 of 4 calls were slow"
 
 
 def test_only_measuring_opens_nothing_for_slow_calls_either() -> None:
     made = circuit(mode="metrics-only", slow_call=1.0, slow_rate=0.1)
     record(made, "S" * 20, duration=5.0)
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
     assert made.snapshot(0.0).slow == 10
 
 
@@ -118,16 +118,16 @@ def test_what_has_no_verdict_changes_nothing() -> None:
     for _ in range(100):
         made.release(admitted(made))
     assert made.window.calls == 0
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
 
 
 def test_a_time_window_trips_on_what_is_recent() -> None:
     made = circuit(window="time", window_seconds=10.0)
     record(made, "FF", now=1.0)
     record(made, "FF", now=15.0)
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
     record(made, "FF", now=16.0)
-    assert stands(made) is State.OPEN
+    assert state_of(made) is State.OPEN
 
 
 # ---------------------------------------------------------------------- open
@@ -138,7 +138,7 @@ def test_an_open_circuit_rejects_calls_until_its_break_is_over() -> None:
     assert made.acquire(4.999) is None
     assert made.retry_after(1.0) == 4.0
     assert made.acquire(5.0) is not None
-    assert stands(made) is State.HALF_OPEN
+    assert state_of(made) is State.HALF_OPEN
 
 
 def test_breaks_grow_up_to_a_cap_and_begin_anew_after_a_recovery() -> None:
@@ -152,7 +152,7 @@ def test_breaks_grow_up_to_a_cap_and_begin_anew_after_a_recovery() -> None:
     assert breaks == [2.0, 4.0, 8.0, 10.0, 10.0]
     now = made.open_until
     made.on_success(admitted(made, now), 0.0, now)
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
     made.open(now, "again")
     assert made.open_until - now == 2.0
 
@@ -173,7 +173,7 @@ def test_a_recovered_circuit_forgets_the_failures_that_opened_it() -> None:
     record(made, "SFFF")
     made.on_success(admitted(made, 5.0), 0.0, 5.0)
     record(made, "FF", now=5.0)
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
     assert made.snapshot(5.0).calls == made.streak == 2
 
 
@@ -207,10 +207,10 @@ def test_all_probes_must_succeed() -> None:
     made = opened(probes=2)
     first, second = admitted(made, 9.0), admitted(made, 9.0)
     made.on_success(first, 0.0, 9.0)
-    assert stands(made) is State.HALF_OPEN
+    assert state_of(made) is State.HALF_OPEN
     assert made.acquire(9.0) is None  # proven ones count against the quota
     made.on_success(second, 0.0, 9.0)
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
     assert made.window.calls == 0
 
 
@@ -219,17 +219,17 @@ def test_one_failed_probe_reopens_the_circuit_and_voids_the_others() -> None:
     probes = [admitted(made, 9.0) for _ in range(3)]
     made.on_success(probes[0], 0.0, 9.0)
     made.on_failure(probes[1], 0.0, 9.0)
-    assert stands(made) is State.OPEN
+    assert state_of(made) is State.OPEN
     assert made.reason == "after a probe failed"
     made.on_success(probes[2], 0.0, 9.0)
-    assert stands(made) is State.OPEN
+    assert state_of(made) is State.OPEN
     assert made.opens == 2
 
 
 def test_a_slow_probe_is_no_recovery() -> None:
     made = opened(slow_call=1.0)
     made.on_success(admitted(made, 9.0), 1.0, 9.0)
-    assert stands(made) is State.OPEN
+    assert state_of(made) is State.OPEN
 
 
 def test_a_released_probe_frees_its_slot_at_once() -> None:
@@ -247,7 +247,7 @@ def test_a_released_probe_takes_nothing_from_the_proven_ones() -> None:
     made.on_success(first, 0.0, 9.0)
     made.release(second)
     made.on_success(admitted(made, 9.0), 0.0, 9.0)
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
 
 
 def test_each_probe_has_a_lease_of_its_own() -> None:
@@ -287,7 +287,7 @@ def test_a_hung_probe_loses_its_lease_and_its_verdict() -> None:
     admitted(made, 69.0)
     made.on_success(hung, 0.0, 70.0)
     made.on_failure(hung, 0.0, 70.0)
-    assert stands(made) is State.HALF_OPEN
+    assert state_of(made) is State.HALF_OPEN
 
 
 @pytest.mark.parametrize("verdict", ["on_success", "on_failure"])
@@ -323,7 +323,7 @@ def test_a_probe_has_one_say() -> None:
     made.on_success(probe, 0.0, 9.0)
     made.on_success(probe, 0.0, 9.0)
     made.on_failure(probe, 0.0, 9.0)
-    assert stands(made) is State.HALF_OPEN
+    assert state_of(made) is State.HALF_OPEN
     assert made.probe_successes == 1
 
 
@@ -335,10 +335,10 @@ def test_a_late_success_closes_nothing() -> None:
     early = admitted(made)
     made.open(0.0, "meanwhile")
     made.on_success(early, 0.0, 1.0)
-    assert stands(made) is State.OPEN
+    assert state_of(made) is State.OPEN
     admitted(made, 5.0)
     made.on_success(early, 0.0, 5.0)
-    assert stands(made) is State.HALF_OPEN
+    assert state_of(made) is State.HALF_OPEN
 
 
 def test_a_probe_of_an_earlier_trial_has_no_say_in_the_next() -> None:
@@ -413,7 +413,7 @@ def test_lifting_the_force_brings_the_policys_mode_back() -> None:
 def test_modes_that_never_refuse(mode: Any, remembered: int) -> None:
     made = circuit(mode=mode, consecutive_failures=1)
     record(made, "F" * 20)
-    assert stands(made) is State.CLOSED
+    assert state_of(made) is State.CLOSED
     assert made.window.calls == remembered
 
 
@@ -423,7 +423,7 @@ def test_a_mode_can_change_and_change_back() -> None:
     assert made.acquire(2.0) is None
     made.set_mode("enforce", 3.0, "over")
     record(made, "FFFF", now=3.0)
-    assert stands(made) is State.OPEN
+    assert state_of(made) is State.OPEN
 
 
 def test_a_snapshot_says_what_an_operator_wants_to_know() -> None:

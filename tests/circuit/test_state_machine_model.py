@@ -60,7 +60,7 @@ class CircuitMachine(RuleBasedStateMachine):
         return replace(self.circuit.snapshot(self.now), since=0.0, retry_after=None)
 
     def remember(self, mode: str, *, failed: bool, slow: bool) -> None:
-        """What a closed circuit with a count window does with one more outcome, told plainly."""
+        """What a closed circuit with a count window does with one more outcome, in plain code."""
         self.past.append((failed, slow))
         policy, calls = self.policy, self.past[-self.policy.window_calls :]
         row = self.past[-(policy.consecutive_failures or 1) :]
@@ -168,7 +168,7 @@ class CircuitMachine(RuleBasedStateMachine):
         assert self.shown() == replace(before, probes=before.probes - is_probe)
 
     @rule(way=st.sampled_from(["open", "half_open", "close"]))
-    def steer(self, way: str) -> None:
+    def force(self, way: str) -> None:
         getattr(self.circuit, way)(self.now, "by hand")
 
     @rule(mode=st.sampled_from(["enforce", "metrics-only", "disabled", "forced-open"]))

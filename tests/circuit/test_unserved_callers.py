@@ -24,8 +24,8 @@ class Unserved:
     def __init__(self, **policy: Any) -> None:
         self.now = 100.0
         self.events = Events()
-        self.heard: list[Any] = []
-        self.events.subscribe(self.heard.append, HealthChanged, StateChanged)
+        self.published: list[Any] = []
+        self.events.subscribe(self.published.append, HealthChanged, StateChanged)
         policy_ = BreakerPolicy(**policy)
         self.breaker = Breaker("llm", policy_, events=self.events, clock=lambda: self.now)
 
@@ -60,7 +60,7 @@ def test_401_to_every_call_logs_one_warning_and_its_end_one_info(
         ("WARNING", "llm answers 401 to 3 of 3 calls: check its key"),
         ("INFO", "llm serves its callers again"),
     ]
-    assert [change.condition for change in rig.heard] == ["failing", "healthy"]
+    assert [change.condition for change in rig.published] == ["failing", "healthy"]
     assert rig.breaker.circuit.ignores_successes
 
 
@@ -162,4 +162,4 @@ def test_a_disabled_breaker_remembers_no_failure() -> None:
     rig = Unserved(mode="disabled")
     rig.deny(9)
     assert rig.breaker.snapshot().tally is None
-    assert not rig.heard
+    assert not rig.published

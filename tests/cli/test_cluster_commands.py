@@ -1,4 +1,4 @@
-"""What who is on call sees and does, with real workers and a real server."""
+"""What an operator on call sees and does, with real workers and a real server."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def owner() -> Iterator[Guards]:
 
 
 @pytest.fixture
-def heard(owner: Guards) -> list[Event]:
+def published(owner: Guards) -> list[Event]:
     events: list[Event] = []
     owner.events.subscribe(events.append)
     return events

@@ -28,7 +28,7 @@ from lightrag_resilience import (
 from lightrag_resilience.calls.call_context import current_call
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import CallSucceeded
-from support.guards import down, guard_on_loop, heard_by, now
+from support.guards import down, guard_on_loop, now, published_by
 
 pytestmark = pytest.mark.anyio
 
@@ -81,10 +81,10 @@ def verdict(guard: Guard) -> tuple[int, int]:
 
 async def test_a_collected_stream_is_one_successful_call_with_all_items() -> None:
     guard, source = guarded(), Source(WHOLE)
-    heard = heard_by(guard)
+    published = published_by(guard)
     assert await guard.call(collected(source.__call__), "prompt", stream=True) == WHOLE
     assert verdict(guard) == (1, 0)
-    assert [type(event) for event in heard] == [CallSucceeded]
+    assert [type(event) for event in published] == [CallSucceeded]
     assert source.open == 0
 
 

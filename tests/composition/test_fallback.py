@@ -1,4 +1,4 @@
-"""A chain of functions: who is called, what is told of it, and no answer that nobody gave."""
+"""A chain of functions: which is called, which events it publishes, and no invented answer."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ pytestmark = pytest.mark.anyio
 WAIT = 10.0  # seconds, a bound that is never reached
 
 
-# ---------------------------------------------------------------------- who is called
+# ---------------------------------------------------------------------- which function is called
 
 
 async def test_the_first_success_is_the_answer_and_no_other_function_is_called(
-    chain: Any, heard: list[Event]
+    chain: Any, published: list[Event]
 ) -> None:
     one, two = named("one", "first"), named("two", "second")
     assert await chain(one, two)() == "first"
-    assert (two.script.calls, heard) == (0, [])
+    assert (two.script.calls, published) == (0, [])
 
 
 async def test_each_failure_calls_the_next_function_with_the_same_arguments(chain: Any) -> None:
@@ -73,18 +73,18 @@ async def test_each_failure_calls_the_next_function_with_the_same_arguments(chai
 
 
 async def test_fallback_events_name_both_functions_and_the_error(
-    chain: Any, heard: list[Event]
+    chain: Any, published: list[Event]
 ) -> None:
     functions = named("one", down()), named("two", TimeoutError("secret")), named("three", "x")
     await chain(*functions)("secret")
-    assert heard == [
+    assert published == [
         FallbackUsed("one", "two", "ConnectionRefusedError"),
         FallbackUsed("two", "three", "TimeoutError"),
     ]
 
 
 async def test_a_guarded_function_is_known_by_its_guard_and_others_by_their_own_names(
-    chain: Any, owner: Guards, heard: list[Event]
+    chain: Any, owner: Guards, published: list[Event]
 ) -> None:
     class Model:
         async def __call__(self) -> None:
@@ -98,7 +98,7 @@ async def test_a_guarded_function_is_known_by_its_guard_and_others_by_their_own_
         named("three", "answer"),
     )
     await chain(*functions)()
-    fell = [(event.dependency, event.to) for event in heard if isinstance(event, FallbackUsed)]
+    fell = [(event.dependency, event.to) for event in published if isinstance(event, FallbackUsed)]
     names = ["llm.openai", "two", "Model", "two (2)", "three"]
     assert fell == list(itertools.pairwise(names))
 
@@ -259,14 +259,14 @@ async def test_no_reference_cycle_keeps_the_arguments_of_a_call(last: bool, chai
 # ---------------------------------------------------------------------- time and cancellation
 
 
-async def test_a_cancellation_ends_the_chain(chain: Any, heard: list[Event]) -> None:
+async def test_a_cancellation_ends_the_chain(chain: Any, published: list[Event]) -> None:
     two = named("two", "second")
     task = asyncio.create_task(chain(named("one", 60.0), two, total=100)())
     await asyncio.sleep(1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (two.script.calls, heard) == (0, [])
+    assert (two.script.calls, published) == (0, [])
 
 
 async def test_a_callers_timeout_is_raised_unchanged(chain: Any) -> None:

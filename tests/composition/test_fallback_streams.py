@@ -33,7 +33,7 @@ async def test_a_stream_that_fails_before_its_first_item_falls_back(
     guarded: bool,  # noqa: FBT001
     chain: Any,
     owner: Guards,
-    heard: list[Event],
+    published: list[Event],
 ) -> None:
     one, two = Source(down(), "never"), Source("a", "b")
     first, second = getattr(one, kind), getattr(two, kind)
@@ -43,7 +43,7 @@ async def test_a_stream_that_fails_before_its_first_item_falls_back(
         second = resilient("llm.b", plain, registry=owner)(second)
     assert await received(chain(first, second)) == ["a", "b"]
     assert (one.begun, one.closed, two.closed) == (1, 1, 1)
-    assert [type(event) for event in heard].count(FallbackUsed) == 1
+    assert [type(event) for event in published].count(FallbackUsed) == 1
 
 
 @KINDS_OF_STREAM

@@ -62,13 +62,13 @@ async def test_the_first_of_two_answers_counts_and_the_other_call_is_cancelled()
 
     script = Scripted(slow, lambda: after(0.1, "second"))
     registry, ask = asking(script)
-    heard: list[Any] = []
-    registry.events.subscribe(heard.append)
+    published: list[Any] = []
+    registry.events.subscribe(published.append)
     assert await ask() == "second"
     assert now() == pytest.approx(0.3)
     await asyncio.sleep(0.01)
     assert ended == ["slow"]
-    assert HedgeSent("storage") in heard
+    assert HedgeSent("storage") in published
     assert registry.get("storage").breaker.snapshot().calls == 1
 
 

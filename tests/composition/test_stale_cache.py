@@ -43,19 +43,19 @@ def cache(clock: Clock) -> StaleCache:
 
 
 async def test_call_chain_returns_a_stale_answer_with_its_age(
-    chain: Any, cache: StaleCache, clock: Clock, heard: list[Event]
+    chain: Any, cache: StaleCache, clock: Clock, published: list[Event]
 ) -> None:
     functions = named("one", down()), named("two", "answer", TimeoutError())
     complete = chain(*functions, stale=cache)
     fresh = await call_chain(complete, "prompt")
     assert (fresh.is_stale, fresh.stale_for) == (False, None)
     clock.now += 10
-    heard.clear()
+    published.clear()
     old = await call_chain(complete, "prompt")
     reasons = ("one: ConnectionRefusedError", "two: TimeoutError")
     assert old == ChainAnswer("answer", "two", 10.0, reasons)
     assert old.is_stale
-    assert heard[-1] == StaleAnswerServed("one", "two", 10.0)
+    assert published[-1] == StaleAnswerServed("one", "two", 10.0)
 
 
 async def test_calling_the_chain_itself_returns_no_stale_answer(

@@ -80,14 +80,14 @@ def test_a_usable_address_has_no_problem(url: str) -> None:
         ("redis+cluster://host?db=1", "an option db that is not known"),
     ],
 )
-def test_an_unusable_address_is_told_in_a_clause_that_shows_no_secret(
+def test_an_unusable_address_is_described_in_a_clause_that_shows_no_secret(
     url: str, clause: str
 ) -> None:
-    told = problem_with_address(url)
-    assert told is not None
-    assert clause in told
-    assert "secret" not in told
-    assert len(told) <= 150
+    clause_shown = problem_with_address(url)
+    assert clause_shown is not None
+    assert clause in clause_shown
+    assert "secret" not in clause_shown
+    assert len(clause_shown) <= 150
     with pytest.raises(ValueError, match=r"^(must begin|has) "):
         make_client(url)
 

@@ -201,7 +201,7 @@ def test_words_are_listed() -> None:
     assert "must be one of enforce, metrics-only" in problem(LLM__BREAKER__MODE="on")
 
 
-def test_all_problems_are_told_at_once_in_order() -> None:
+def test_all_problems_are_reported_at_once_in_order() -> None:
     found = problems(
         LLM__RETRY__ATTEMPTS="0", INGEST_PATIENCE="x", EMBEDDING__TIMEOUT__TOTAL="-", FOO="1"
     )
@@ -225,18 +225,18 @@ def test_all_problems_are_told_at_once_in_order() -> None:
         ("INGEST_PATIENT", "INGEST_PATIENCE"),
     ],
 )
-def test_an_unknown_name_is_told_with_the_nearest_right_one(unknown: str, meant: str) -> None:
+def test_an_unknown_name_is_reported_with_the_nearest_right_one(unknown: str, meant: str) -> None:
     assert problem(**{unknown: "1"}) == (
         f"RESILIENCE_{unknown} is not known; did you mean RESILIENCE_{meant}?"
     )
 
 
 @pytest.mark.parametrize("unknown", ["FOO", "SECTIONS", "A__B__C__D", "LLM", "_", "LLM__RETRY"])
-def test_an_unknown_name_with_nothing_near_is_told_too(unknown: str) -> None:
+def test_an_unknown_name_with_nothing_near_is_reported_too(unknown: str) -> None:
     assert problem(**{unknown: "1"}).startswith(f"RESILIENCE_{unknown} is not known")
 
 
-def test_an_unknown_part_is_told_for_each_of_its_variables() -> None:
+def test_an_unknown_part_is_reported_for_each_of_its_variables() -> None:
     assert len(problems(LLM__RETRI__ATTEMPTS="1", LLM__RETRI__BUDGET="1")) == 2
 
 
@@ -246,16 +246,16 @@ def test_any_dependency_may_be_named(name: str) -> None:
 
 
 def test_a_wrong_redis_address_is_not_shown() -> None:
-    told = problem(REDIS_URL="http://:secret@host")
-    assert "secret" not in told
-    assert told.startswith("RESILIENCE_REDIS_URL must begin with redis://, ")
+    message = problem(REDIS_URL="http://:secret@host")
+    assert "secret" not in message
+    assert message.startswith("RESILIENCE_REDIS_URL must begin with redis://, ")
 
 
 @pytest.mark.parametrize("prefix", ["two words", "{tag}", "x" * 65, "schlüssel:"])
-def test_a_wrong_prefix_is_told(prefix: str) -> None:
-    told = problem(REDIS_PREFIX=prefix)
-    assert told.startswith("RESILIENCE_REDIS_PREFIX is ")
-    assert "letters, digits" in told
+def test_a_wrong_prefix_is_reported(prefix: str) -> None:
+    message = problem(REDIS_PREFIX=prefix)
+    assert message.startswith("RESILIENCE_REDIS_PREFIX is ")
+    assert "letters, digits" in message
 
 
 def test_a_long_value_is_cut() -> None:
@@ -301,11 +301,11 @@ def test_what_is_set_for_a_service_of_kubernetes_is_not_ours() -> None:
         ("REDIS_PORT_6379_TCP_PROTO", "6379"),
     ],
 )
-def test_what_only_looks_like_it_is_told(name: str, value: str) -> None:
+def test_what_only_looks_like_it_is_reported(name: str, value: str) -> None:
     assert problem(**{name: value}).startswith(f"RESILIENCE_{name} is not known")
 
 
-def test_variables_of_services_are_told_once_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+def test_variables_of_services_are_reported_once_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "lightrag_resilience")
     for _ in range(3):
         load_settings({"RESILIENCE_ONCE_SERVICE_HOST": "10.96.0.14"})
@@ -331,17 +331,17 @@ def test_others_numbers_are_read_as_far_as_they_are_numbers(text: str, workers: 
 # ---------------------------------------------------------------------- contradictions
 
 
-def test_variables_that_contradict_a_default_are_told_at_the_start() -> None:
-    told = problem(LLM__BREAKER__MIN_CALLS="101")
-    assert told.startswith("RESILIENCE_LLM__BREAKER__MIN_CALLS: BreakerPolicy.min_calls")
+def test_variables_that_contradict_a_default_are_reported_at_the_start() -> None:
+    message = problem(LLM__BREAKER__MIN_CALLS="101")
+    assert message.startswith("RESILIENCE_LLM__BREAKER__MIN_CALLS: BreakerPolicy.min_calls")
 
 
 def test_two_variables_that_contradict_each_other_are_both_named() -> None:
-    told = problem(LLM__BREAKER__MIN_CALLS="30", DEFAULT__BREAKER__WINDOW_CALLS="20")
-    assert "RESILIENCE_DEFAULT__BREAKER__WINDOW_CALLS and RESILIENCE_LLM__BREAKER__MIN" in told
+    message = problem(LLM__BREAKER__MIN_CALLS="30", DEFAULT__BREAKER__WINDOW_CALLS="20")
+    assert "RESILIENCE_DEFAULT__BREAKER__WINDOW_CALLS and RESILIENCE_LLM__BREAKER__MIN" in message
 
 
-def test_a_contradiction_with_a_policy_from_code_is_told_when_it_is_met() -> None:
+def test_a_contradiction_with_a_policy_from_code_is_reported_when_it_is_met() -> None:
     settings = load_settings({"RESILIENCE_LLM__BREAKER__OPEN_FOR": "20"})
     base = Policy.llm().with_changes(open_for=2.0)
     narrow = base.with_changes(breaker=type(base.breaker)(open_for=2.0, open_max=5.0))

@@ -1,4 +1,4 @@
-"""The demo's workers: what one of them does, and what is made of what they tell."""
+"""The demo's workers: what one of them does, and how their reports are combined."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from lightrag_resilience.demo.workers import compare_workers, measure
 from lightrag_resilience.testing import Fault, Simulator
 
 
-def told(*, calls: list[float], changes: list[tuple[str, float]], probes: int = 0) -> Any:
+def report(*, calls: list[float], changes: list[tuple[str, float]], probes: int = 0) -> Any:
     return {"calls": calls, "changes": changes, "probes": probes, "failed": 5, "refused": 7}
 
 
-BUSY = told(
+BUSY = report(
     calls=[9.0, 10.0, 10.1, 11.9, 12.1],
     changes=[("open", 10.2), ("half-open", 12.0), ("closed", 12.3)],
     probes=3,
 )
-QUIET = told(calls=[9.5, 10.5], changes=[("open", 10.7), ("closed", 12.5)])
+QUIET = report(calls=[9.5, 10.5], changes=[("open", 10.7), ("closed", 12.5)])
 
 
 def test_a_run_is_measured_from_the_workers_reports() -> None:
@@ -48,7 +48,7 @@ def test_a_run_is_measured_from_the_workers_reports() -> None:
 
 
 def test_events_that_never_happened_are_none() -> None:
-    idle = told(calls=[], changes=[])
+    idle = report(calls=[], changes=[])
     measured = measure([BUSY, idle], down=10.0, back=12.0)
     assert (measured.all_refuse, measured.recovery) == (None, None)
     assert measure([idle], down=10.0, back=12.0).noticed is None

@@ -43,7 +43,7 @@ def every(count: int, share: int) -> Callable[[], bool]:
     return is_meant
 
 
-def away(since: float, until: float, seconds: float = 0.8) -> Answers:
+def outage(since: float, until: float, seconds: float = 0.8) -> Answers:
     def answers(minute: float) -> float:
         if since <= minute < until:
             raise ConnectionRefusedError("down")
@@ -52,7 +52,7 @@ def away(since: float, until: float, seconds: float = 0.8) -> Answers:
     return answers
 
 
-def test_hours_under_load_with_a_hiccup_now_and_then_wake_nobody(tmp_path: Path) -> None:
+def test_hours_under_load_with_a_hiccup_now_and_then_page_no_person(tmp_path: Path) -> None:
     hiccup = every(97, 1)
 
     def answers(_: float) -> float:
@@ -66,7 +66,7 @@ def test_hours_under_load_with_a_hiccup_now_and_then_wake_nobody(tmp_path: Path)
 
 
 def test_an_outage_of_twenty_minutes_pages_in_five_and_again_after_fifteen(tmp_path: Path) -> None:
-    recording = record(200, away(120, 140))
+    recording = record(200, outage(120, 140))
     check(
         recording,
         {
@@ -76,21 +76,21 @@ def test_an_outage_of_twenty_minutes_pages_in_five_and_again_after_fifteen(tmp_p
             134: {FAST, SLOWLY},
             137: {FAST, SLOWLY, NOT_RECOVERED},
             141: {FAST, SLOWLY},  # the circuit is closed again
-            175: {SLOWLY},  # nobody is woken for what is over
+            175: {SLOWLY},  # no page for what is over
         },
         tmp_path,
     )
 
 
-def test_an_outage_of_twenty_seconds_wakes_nobody(tmp_path: Path) -> None:
-    recording = record(150, away(120, 120.33))
+def test_an_outage_of_twenty_seconds_pages_no_person(tmp_path: Path) -> None:
+    recording = record(150, outage(120, 120.33))
     check(recording, {minute: set() for minute in (119, 121, 123, 126, 140, 149)}, tmp_path)
 
 
 def test_where_nothing_asks_a_lightrag_the_calls_of_a_dependency_are_looked_at(
     tmp_path: Path,
 ) -> None:
-    recording = record(130, away(120, 130), queries=False)
+    recording = record(130, outage(120, 130), queries=False)
     expected = {"LightragBudgetBurnsFast", "LightragBudgetBurnsSlowly"}
     check(recording, {119: set(), 125: expected, 129: expected}, tmp_path)
 
@@ -100,7 +100,7 @@ def test_one_in_a_hundred_that_fails_for_good_is_a_ticket(tmp_path: Path) -> Non
 
     def answers(_: float) -> float:
         if hundredth():
-            raise ValueError("an answer that nobody can read")
+            raise ValueError("an unreadable answer")
         return 0.8
 
     recording = record(60, answers)

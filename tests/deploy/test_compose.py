@@ -85,14 +85,14 @@ def test_each_service_is_looked_for_where_it_listens() -> None:
     listens = {"lightrag": int(SERVER["environment"]["PORT"]), "redis": 6379}
     for name in ("prometheus", "alertmanager"):
         listens[name] = int(SERVICES[name]["ports"][0].rpartition(":")[2])
-    for place in (
+    for url in (
         job["static_configs"][0]["targets"][0],
         alertmanager["static_configs"][0]["targets"][0],
         source["url"],
         SERVER["environment"]["RESILIENCE_REDIS_URL"],
     ):
-        host, port = address(place)
-        assert listens[host] == port, place
+        host, port = address(url)
+        assert listens[host] == port, url
     assert f"EXPOSE {listens['lightrag']}" in (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 
 
@@ -127,7 +127,7 @@ def test_the_rules_find_the_job_and_grafana_its_dashboards() -> None:
     assert (DEPLOY / mounts["/usr/share/grafana/public/lightrag"] / "runbooks.md").is_file()
 
 
-def test_who_is_told_knows_the_alerts_and_their_severities() -> None:
+def test_alertmanager_routes_know_the_alerts_and_their_severities() -> None:
     groups = loaded("prometheus", "rules.yml")["groups"]
     alerts = [rule for group in groups for rule in group["rules"] if "alert" in rule]
     manager = loaded("alertmanager", "alertmanager.yml")

@@ -90,14 +90,14 @@ def test_no_two_panels_of_a_dashboard_lie_on_each_other() -> None:
         taken: set[tuple[int, int]] = set()
         for panel in json.loads(dashboard.read_text(encoding="utf-8"))["panels"]:
             at = panel["gridPos"]
-            place = {
+            cells = {
                 (x, y)
                 for x in range(at["x"], at["x"] + at["w"])
                 for y in range(at["y"], at["y"] + at["h"])
             }
-            assert max(x for x, _ in place) < 24
-            assert not place & taken
-            taken |= place
+            assert max(x for x, _ in cells) < 24
+            assert not cells & taken
+            taken |= cells
 
 
 def test_every_alert_has_a_runbook_and_a_test_of_when_it_comes_and_when_not() -> None:

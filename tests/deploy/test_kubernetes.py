@@ -36,7 +36,7 @@ VARIABLES: dict[str, str] = OBJECTS["ConfigMap", "lightrag"]["data"]
 
 
 def everything() -> Iterator[Any]:
-    """All objects that ``kubectl apply -k deploy`` makes, config maps aside."""
+    """All objects that ``kubectl apply -k deploy`` makes, except config maps."""
     made = yaml.safe_load((DEPLOY / "kustomization.yml").read_text())
     for name in made["resources"]:
         yield from yaml.safe_load_all((DEPLOY / name).read_text())

@@ -102,7 +102,7 @@ def test_every_command_on_a_page_runs(page: Path, cluster: dict[str, str]) -> No
         if not words or words[0].startswith("RESILIENCE_") or words[0] in RUN_ELSEWHERE:
             continue
         assert words.pop(0) == PROGRAM, line
-        if words[0] == "--env-file":  # of somebody else's machine, as the journal below
+        if words[0] == "--env-file":  # of another machine, as the journal below
             words[:2] = []
         if words[0] in RUN_ELSEWHERE:
             continue

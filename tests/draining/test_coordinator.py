@@ -307,25 +307,25 @@ async def test_a_joined_coordinator_shares_stopping_and_grace() -> None:
 
 async def test_progress_and_result_of_a_drain_are_published() -> None:
     guards = registry()
-    heard: list[Event] = []
-    guards.events.subscribe(heard.append, DrainProgress, DrainEnded, WorkAbandoned)
+    published: list[Event] = []
+    guards.events.subscribe(published.append, DrainProgress, DrainEnded, WorkAbandoned)
     async with coordinator(guards, timeout=1.0, cancel_grace=0.2, close_timeout=0.2) as made:
         ends = made.track(asyncio.create_task(work(0.1)))
         made.track(asyncio.create_task(work(60.0)))
         report = await made.drain()
     assert ends.result() == "done"
-    assert heard[0] == DrainProgress("draining", 2)
-    assert DrainProgress("cancelling", 1) in heard
-    assert heard[-2:] == [WorkAbandoned("task"), DrainEnded(1, 1, 0, report.seconds)]
+    assert published[0] == DrainProgress("draining", 2)
+    assert DrainProgress("cancelling", 1) in published
+    assert published[-2:] == [WorkAbandoned("task"), DrainEnded(1, 1, 0, report.seconds)]
 
 
 async def test_a_drain_with_nothing_in_flight_goes_straight_to_closing() -> None:
     guards = registry()
-    heard: list[Event] = []
-    guards.events.subscribe(heard.append, DrainProgress)
+    published: list[Event] = []
+    guards.events.subscribe(published.append, DrainProgress)
     async with coordinator(guards):
         pass
-    assert heard == [DrainProgress("closing", 0)]
+    assert published == [DrainProgress("closing", 0)]
 
 
 async def test_a_name_of_work_cannot_forge_a_line_of_the_log_or_the_journal(

@@ -14,7 +14,7 @@ from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.gate import allow_during_drain
 from lightrag_resilience.events import AttemptRejected
 from lightrag_resilience.testing import VirtualTimeLoop
-from support.guards import heard_by
+from support.guards import published_by
 
 pytestmark = pytest.mark.anyio
 
@@ -41,13 +41,13 @@ async def test_a_closed_gate_rejects_new_calls_and_lets_calls_in_flight_end() ->
     await asyncio.sleep(0.5)
     assert [call.name for call in guards.gate.running] == ["llm"]
     guards.gate.close()
-    heard = heard_by(guard)
+    published = published_by(guard)
     with pytest.raises(ShuttingDownError, match="'llm' is not called any more"):
         await guard.call(work)
     with pytest.raises(ShuttingDownError):
         async with guard:
             raise AssertionError
-    assert heard == [AttemptRejected("llm", "ShuttingDownError")] * 2
+    assert published == [AttemptRejected("llm", "ShuttingDownError")] * 2
     assert await under_way == "done"
     assert not guards.gate.running
     guards.gate.open()

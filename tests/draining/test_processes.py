@@ -1,4 +1,4 @@
-"""Real processes that are told to stop by real signals."""
+"""Real processes that are stopped by real signals."""
 
 from __future__ import annotations
 

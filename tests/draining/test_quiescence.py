@@ -127,7 +127,7 @@ async def test_the_record_of_a_call_has_its_attempt() -> None:
 
     call = asyncio.create_task(guards.get("llm").call(fails_first))
     async with asyncio.timeout(30):
-        while len(attempts) < 3:  # noqa: ASYNC110 - nobody is told
+        while len(attempts) < 3:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.01)
     (running,) = guards.gate.running
     assert records_of(running, "SIGTERM")[0].attempt == 3

@@ -1,4 +1,4 @@
-"""Signals are heard beside whoever hears them already."""
+"""The coordinator receives signals beside the handlers that were there before."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_the_servers_handler_is_called_too_and_restored_afterwards() -> None:
     signal.signal(SIGNAL, handler)
     ours: list[str] = []
     clock = Clock()
-    with SignalListener([SIGNAL], ours.append, clock) as hears:
-        assert hears
+    with SignalListener([SIGNAL], ours.append, clock) as is_listening:
+        assert is_listening
         signal.raise_signal(SIGNAL)
         clock.now += ONE_REQUEST
         signal.raise_signal(SIGNAL)
@@ -127,16 +127,16 @@ def test_asyncios_ctrl_c_interrupts_only_the_second_time() -> None:
 
 
 def test_outside_the_main_thread_no_handler_is_installed() -> None:
-    heard: list[bool] = []
+    listening: list[bool] = []
 
     def elsewhere() -> None:
-        with SignalListener([SIGNAL], lambda _: None) as hears:
-            heard.append(hears)
+        with SignalListener([SIGNAL], lambda _: None) as is_listening:
+            listening.append(is_listening)
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert heard == [False]
+    assert listening == [False]
 
 
 def test_the_stop_signals_are_handled() -> None:

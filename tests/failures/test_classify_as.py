@@ -1,4 +1,4 @@
-"""Verdicts on a person's own exceptions, told by `classify_as`."""
+"""Verdicts that `classify_as` registers for a user's own exceptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightrag_resilience import Failure, FailureKind, classify_as
 from lightrag_resilience.failures.classifier import _rules, classify, root_cause
 from support.verdicts import FATAL, THROTTLED, TRANSIENT, UNKNOWN
 
-Tell = Callable[..., Callable[[], None]]
+Register = Callable[..., Callable[[], None]]
 
 
 class BusyError(Exception):
@@ -27,43 +27,43 @@ class VeryBusyError(BusyError): ...
 
 
 @pytest.fixture
-def tell() -> Iterator[Tell]:
+def register() -> Iterator[Register]:
     """`classify_as`, taken back at the end of the test."""
     undo: list[Callable[[], None]] = []
 
-    def told(cls: Any, verdict: Any) -> Callable[[], None]:
+    def registered(cls: Any, verdict: Any) -> Callable[[], None]:
         undo.append(classify_as(cls, verdict))
         return undo[-1]
 
-    yield told
+    yield registered
     for take_back in undo:
         take_back()
     assert classify(BusyError()) == UNKNOWN
 
 
-def test_a_class_is_given_a_kind_or_a_failure(tell: Tell) -> None:
-    tell(BusyError, FailureKind.FATAL)
+def test_a_class_is_given_a_kind_or_a_failure(register: Register) -> None:
+    register(BusyError, FailureKind.FATAL)
     assert classify(BusyError()) == FATAL
-    tell(BusyError, Failure(FailureKind.THROTTLED, 2.0))
+    register(BusyError, Failure(FailureKind.THROTTLED, 2.0))
     assert classify(BusyError()) == Failure(FailureKind.THROTTLED, 2.0)
 
 
-def test_a_registered_verdict_holds_for_subclasses_seen_before(tell: Tell) -> None:
+def test_a_registered_verdict_holds_for_subclasses_seen_before(register: Register) -> None:
     assert classify(VeryBusyError()) == UNKNOWN
-    tell(BusyError, FailureKind.TRANSIENT)
+    register(BusyError, FailureKind.TRANSIENT)
     assert classify(VeryBusyError()) == TRANSIENT
-    tell(VeryBusyError, FailureKind.FATAL)
+    register(VeryBusyError, FailureKind.FATAL)
     assert classify(VeryBusyError()) == FATAL
     assert classify(BusyError()) == TRANSIENT
 
 
-def test_a_registered_function_reads_the_exception(tell: Tell) -> None:
+def test_a_registered_function_reads_the_exception(register: Register) -> None:
     def read(error: BusyError) -> Failure | FailureKind | None:
         if error.wait is None:
             return FailureKind.FATAL
         return Failure(FailureKind.THROTTLED, error.wait) if error.wait else None
 
-    tell(BusyError, read)
+    register(BusyError, read)
     error = BusyError()
     assert classify(error) == Failure(FailureKind.THROTTLED, 4.0)
     error.wait = None
@@ -72,7 +72,7 @@ def test_a_registered_function_reads_the_exception(tell: Tell) -> None:
     assert classify(error) == UNKNOWN
 
 
-def test_a_registered_verdict_overrides_tables_and_status(tell: Tell) -> None:
+def test_a_registered_verdict_overrides_tables_and_status(register: Register) -> None:
     class ModelError(ValueError): ...
 
     class GatewayError(httpx.HTTPStatusError):
@@ -82,29 +82,29 @@ def test_a_registered_verdict_overrides_tables_and_status(tell: Tell) -> None:
 
     assert classify(ModelError()) == FATAL
     assert classify(GatewayError(400)) == FATAL
-    tell(ModelError, FailureKind.TRANSIENT)
-    tell(GatewayError, lambda error: FailureKind.TRANSIENT if "m" in str(error) else None)
+    register(ModelError, FailureKind.TRANSIENT)
+    register(GatewayError, lambda error: FailureKind.TRANSIENT if "m" in str(error) else None)
     assert classify(ModelError()) == TRANSIENT
     assert classify(GatewayError(400)) == TRANSIENT
-    tell(GatewayError, lambda _: None)
+    register(GatewayError, lambda _: None)
     assert classify(GatewayError(400)) == FATAL
 
 
-def test_an_errors_own_verdict_overrides_a_registered_one(tell: Tell) -> None:
-    tell(BusyError, FailureKind.FATAL)
+def test_an_errors_own_verdict_overrides_a_registered_one(register: Register) -> None:
+    register(BusyError, FailureKind.FATAL)
     error = BusyError()
     error.__resilience_failure__ = THROTTLED  # type: ignore[attr-defined]
     assert classify(error) == THROTTLED
 
 
-def test_a_registered_verdict_holds_in_a_group(tell: Tell) -> None:
-    tell(BusyError, FailureKind.FATAL)
+def test_a_registered_verdict_holds_in_a_group(register: Register) -> None:
+    register(BusyError, FailureKind.FATAL)
     assert classify(ExceptionGroup("m", [OSError(), BusyError()])) == FATAL
 
 
-def test_the_later_registration_holds_until_it_is_removed(tell: Tell) -> None:
-    first = tell(BusyError, FailureKind.FATAL)
-    second = tell(BusyError, FailureKind.THROTTLED)
+def test_the_later_registration_holds_until_it_is_removed(register: Register) -> None:
+    first = register(BusyError, FailureKind.FATAL)
+    second = register(BusyError, FailureKind.THROTTLED)
     assert classify(BusyError()) == THROTTLED
     second()
     second()
@@ -113,8 +113,8 @@ def test_the_later_registration_holds_until_it_is_removed(tell: Tell) -> None:
     assert classify(BusyError()) == UNKNOWN
 
 
-def test_a_verdict_registered_twice_is_removed_twice(tell: Tell) -> None:
-    first, second = tell(BusyError, FailureKind.FATAL), tell(BusyError, FailureKind.FATAL)
+def test_a_verdict_registered_twice_is_removed_twice(register: Register) -> None:
+    first, second = register(BusyError, FailureKind.FATAL), register(BusyError, FailureKind.FATAL)
     first()
     assert classify(BusyError()) == FATAL
     second()
@@ -122,14 +122,14 @@ def test_a_verdict_registered_twice_is_removed_twice(tell: Tell) -> None:
 
 
 def test_a_function_that_fails_is_reported_and_the_tables_decide(
-    tell: Tell, caplog: pytest.LogCaptureFixture
+    register: Register, caplog: pytest.LogCaptureFixture
 ) -> None:
     class OddError(ValueError): ...
 
     def read(error: OddError) -> FailureKind:
         raise KeyError(str(error))
 
-    tell(OddError, read)
+    register(OddError, read)
     with caplog.at_level(logging.ERROR, "lightrag_resilience"):
         assert classify(OddError("a secret prompt")) == FATAL
     (record,) = caplog.records
@@ -141,9 +141,9 @@ def test_a_function_that_fails_is_reported_and_the_tables_decide(
 
 @pytest.mark.parametrize("verdict", ["transient", True, 5.0, FailureKind])
 def test_a_function_that_returns_no_verdict_is_reported_and_the_tables_decide(
-    tell: Tell, caplog: pytest.LogCaptureFixture, verdict: object
+    register: Register, caplog: pytest.LogCaptureFixture, verdict: object
 ) -> None:
-    tell(BusyError, lambda _: verdict)
+    register(BusyError, lambda _: verdict)
     with caplog.at_level(logging.ERROR, "lightrag_resilience"):
         assert classify(BusyError()) == UNKNOWN
     (record,) = caplog.records
@@ -170,7 +170,7 @@ def test_threads_never_see_a_stale_verdict() -> None:
     kinds = (FailureKind.FATAL, FailureKind.THROTTLED, FailureKind.TRANSIENT)
     started = threading.Barrier(4)
 
-    def tell_and_ask(number: int) -> bool:
+    def register_and_classify(number: int) -> bool:
         own = type(f"Own{number}Error", (BusyError,), {})
         started.wait()
         right = []
@@ -183,7 +183,7 @@ def test_threads_never_see_a_stale_verdict() -> None:
         return all(right)
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(tell_and_ask, range(4)))
+        assert all(pool.map(register_and_classify, range(4)))
 
 
 class Comparing(type):  # noqa: PLW1641 - it is about just that
@@ -205,12 +205,12 @@ class WithFieldsError(Exception):
 
 
 @pytest.mark.parametrize("error", [OddError(), WithFieldsError(1)])
-def test_an_unhashable_error_is_classified(tell: Tell, error: Exception) -> None:
+def test_an_unhashable_error_is_classified(register: Register, error: Exception) -> None:
     group = ExceptionGroup("both", [error, ValueError()])
     assert classify(error) == UNKNOWN
     assert classify(group).kind is FailureKind.FATAL
     assert root_cause(error) is error
-    tell(type(error), FailureKind.FATAL)
+    register(type(error), FailureKind.FATAL)
     assert classify(error).kind is FailureKind.FATAL
 
 

@@ -212,10 +212,10 @@ def test_a_response_handling_error_of_qdrant_is_classified_by_its_source(
 
 
 @pytest.mark.parametrize("kind", kinds("qdrant_client"))
-@pytest.mark.parametrize(("told", "seconds"), [(7, 7.0), (0, 0.0), (-1, None), (10**30, None)])
-def test_the_wait_of_a_throttled_qdrant_call(kind: str, told: int, seconds: float | None) -> None:
+@pytest.mark.parametrize(("header", "seconds"), [(7, 7.0), (0, 0.0), (-1, None), (10**30, None)])
+def test_the_wait_of_a_throttled_qdrant_call(kind: str, header: int, seconds: float | None) -> None:
     module = errors(kind, "qdrant_client.common.client_exceptions")
-    error = module.ResourceExhaustedResponse("m", told)
+    error = module.ResourceExhaustedResponse("m", header)
     assert classify(error) == Failure(FailureKind.THROTTLED, seconds)
 
 

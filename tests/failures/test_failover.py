@@ -58,7 +58,7 @@ def in_stream(**body: str) -> Exception:
         AttemptTimeoutError("llm"),
         ConnectionRefusedError(),
         TimeoutError(),
-        RuntimeError("nobody knows it"),
+        RuntimeError("unknown"),
         *map(status, (401, 402, 403, 404, 408, 409, 413, 429, 500, 503, 529)),
         status(503, response=httpx.Response(503, headers={"x-should-retry": "false"})),
         status(429, code="insufficient_quota"),

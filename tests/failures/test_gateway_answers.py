@@ -63,7 +63,7 @@ def test_an_sdk_that_fails_on_an_unexpected_answer_is_of_unknown_outcome(code: s
     for module in (*modules, *bindings):
         assert classify(raised_in(module, code)) == UNKNOWN
     for module in ("application", "openaix", "lightrag.operate", "lightrag.utils", "__main__"):
-        # A text that is looked into as if it were an answer was one, whoever looks.
+        # A text that code reads as if it were an answer was one, whichever code reads it.
         assert classify(raised_in(module, code)) == (UNKNOWN if code == STUMBLES[0] else FATAL)
 
 

@@ -345,8 +345,8 @@ def test_a_pool_that_is_too_small_opens_no_breaker(library: str) -> None:
 
 def test_a_probe_with_a_local_failure_proves_nothing() -> None:
     """Neither that the provider is well again, nor that it is not."""
-    told = LOCAL.counts, LOCAL.retry_after, LOCAL.pause
-    assert told == (False, None, 1.0)
+    verdict = LOCAL.counts, LOCAL.retry_after, LOCAL.pause
+    assert verdict == (False, None, 1.0)
 
 
 async def semaphore(wait: asyncio.Semaphore) -> None:

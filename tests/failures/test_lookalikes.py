@@ -1,4 +1,4 @@
-"""The classes that stand for SDKs in the tests have the names and bases of the real ones."""
+"""The classes that replace those of SDKs in the tests have the names and bases of the real ones."""
 
 from __future__ import annotations
 

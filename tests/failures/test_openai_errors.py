@@ -135,7 +135,7 @@ def test_openai_connection_errors_without_a_cause_have_a_default() -> None:
         (said("502"), TRANSIENT),
         (said(1006), TRANSIENT),
         (said(18), TRANSIENT),
-        (said("never_heard_of"), TRANSIENT),
+        (said("an_unknown_code"), TRANSIENT),
         ("a text", TRANSIENT),
     ],
 )

@@ -130,8 +130,8 @@ def test_now_is_the_date_of_the_answer(off: int) -> None:
     reset = {"anthropic-ratelimit-requests-reset": (theirs + timedelta(seconds=3)).isoformat()}
     reset["date"] = dated["Date"]
     assert retry_after(reset, now_wall=NOW, resets=True) == 3.0
-    told = rate_states({**reset, "anthropic-ratelimit-requests-limit": "5"}, now_wall=NOW)
-    assert told.requests == RateState(limit=5, reset_after=3.0)
+    states = rate_states({**reset, "anthropic-ratelimit-requests-limit": "5"}, now_wall=NOW)
+    assert states.requests == RateState(limit=5, reset_after=3.0)
 
 
 def test_a_date_header_alone_is_no_rate_limit() -> None:

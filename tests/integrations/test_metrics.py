@@ -204,7 +204,7 @@ def test_any_gunicorn_worker_answers_for_all(tmp_path: Path) -> None:
     with gunicorn(tmp_path, metrics) as http:
         seen: dict[str, int] = {}
         deadline = time.monotonic() + WITHIN
-        while len(seen) < 2:  # the kernel says who answers
+        while len(seen) < 2:  # the kernel chooses the worker
             assert time.monotonic() < deadline, seen
             pid = http.get("/").text
             seen[pid] = seen.get(pid, 0) + 1

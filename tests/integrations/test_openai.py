@@ -31,7 +31,7 @@ def guard(**changes: Any) -> Guard:
     return Guard("llm.openai", Policy.llm(**({"retry": QUICK} | changes)))
 
 
-def kinds_heard(guard: Guard) -> list[str]:
+def kinds_published(guard: Guard) -> list[str]:
     kinds: list[str] = []
     guard.events.subscribe(lambda e: kinds.append(e.kind) if isinstance(e, AttemptFailed) else None)
     return kinds
@@ -55,7 +55,7 @@ async def test_a_provider_that_says_when_is_asked_then(
 ) -> None:
     provider.set_faults([Fault.throttle(retry_after=1, end=0.5)])
     made = guard()
-    kinds = kinds_heard(made)
+    kinds = kinds_published(made)
     await made.call(create(client), **CHAT)
     first, second = provider.calls
     assert second.at - first.at >= 1.0
@@ -87,7 +87,7 @@ async def test_each_failure_is_what_it_is(
 ) -> None:
     provider.set_faults([fault])
     made = guard()
-    kinds = kinds_heard(made)
+    kinds = kinds_published(made)
     with pytest.raises(openai.APIError):
         await made.call(create(client), **CHAT)
     assert kinds == [kind] * (1 if kind == "fatal" else 4)

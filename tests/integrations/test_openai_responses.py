@@ -144,7 +144,7 @@ def chunk(reason: str | None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("reason", ["insufficient_system_resource", "network_error", "error"])
-async def test_a_function_that_makes_text_of_chunks_tells_that_its_server_gave_up(
+async def test_a_function_that_makes_text_of_chunks_raises_where_its_server_gave_up(
     served: Any, reason: str
 ) -> None:
     provider, client = served

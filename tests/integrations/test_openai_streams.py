@@ -63,7 +63,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 def has_left(provider: Simulator) -> bool:
-    """Whether the server has seen that its only caller went away."""
+    """Whether the server has seen that its only caller disconnected."""
     (call,) = provider.calls
     return call.duration > 0
 
@@ -292,7 +292,7 @@ async def test_lightrags_text_stream_fails_where_its_connection_does(
 
 
 @pytest.mark.lightrag
-async def test_lightrags_text_does_not_tell_that_it_was_cut_off_by_itself(
+async def test_lightrags_text_hides_that_it_was_cut_off_by_itself(
     provider: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Instances protected in other tests may still be there.

@@ -1,4 +1,4 @@
-"""Streams of SDKs that end too early: told within a guarded call, and as ever elsewhere."""
+"""Streams of SDKs that end too early: an error inside a guarded call, and unchanged elsewhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHAT: Any = {"model": "m", "messages": [{"role": "user", "content": "Say somethi
 
 
 @pytest.fixture(autouse=True)
-def _nobody_else_wants_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_other_detection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instances protected in other tests may still be there."""
     for sdk in (openai, anthropic):
         original = inspect.unwrap(sdk.AsyncStream.__stream__)
@@ -46,7 +46,7 @@ def _nobody_else_wants_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def _told(_nobody_else_wants_to_be_told: None) -> Iterator[None]:
+def _detection(_no_other_detection: None) -> Iterator[None]:
     take_back = detect_truncated_streams(openai, anthropic)
     yield
     take_back()
@@ -79,11 +79,11 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.usefixtures("_told")
+@pytest.mark.usefixtures("_detection")
 @pytest.mark.parametrize(
     ("pieces", "why"), [(0, "before its first item"), (4, "before its finish marker")]
 )
-async def test_lightrags_text_tells_that_it_was_cut_off(
+async def test_lightrags_text_raises_where_it_was_cut_off(
     provider: Simulator, pieces: int, why: str
 ) -> None:
     provider.set_faults([Fault.end_early(pieces=pieces)])
@@ -94,20 +94,20 @@ async def test_lightrags_text_tells_that_it_was_cut_off(
     assert (shown.calls, shown.failed) == (1, 1)
 
 
-@pytest.mark.usefixtures("_told")
+@pytest.mark.usefixtures("_detection")
 async def test_a_whole_stream_is_as_ever(provider: Simulator) -> None:
     made = guard()
     assert await words_of(await made.call(lightrags(provider)))
     assert made.breaker.snapshot().failed == 0
 
 
-@pytest.mark.usefixtures("_told")
+@pytest.mark.usefixtures("_detection")
 async def test_outside_of_a_guard_an_sdk_ends_as_it_always_did(provider: Simulator) -> None:
     provider.set_faults([Fault.end_early(pieces=4)])
     assert await words_of(await lightrags(provider)())
 
 
-@pytest.mark.usefixtures("_told")
+@pytest.mark.usefixtures("_detection")
 @pytest.mark.parametrize("pieces", [0, 4])
 async def test_a_policy_may_do_without_finish_markers(provider: Simulator, pieces: int) -> None:
     provider.set_faults([Fault.end_early(pieces=pieces)])
@@ -139,7 +139,7 @@ async def test_an_empty_stream_of_the_sdk_itself_is_cut_off(
     assert provider.count() == (2 if marker else 1)
 
 
-@pytest.mark.usefixtures("_told")
+@pytest.mark.usefixtures("_detection")
 async def test_a_stream_that_is_left_or_dropped_closes_its_connection(
     client: openai.AsyncOpenAI, provider: Simulator
 ) -> None:
@@ -180,8 +180,10 @@ async def test_closing_an_sdks_stream_closes_it_here_and_now() -> None:
     take_back()
 
 
-@pytest.mark.usefixtures("_told")
-async def test_a_task_that_outlives_an_inner_call_tells_the_outer_one(provider: Simulator) -> None:
+@pytest.mark.usefixtures("_detection")
+async def test_a_task_that_outlives_an_inner_call_affects_the_outer_one(
+    provider: Simulator,
+) -> None:
     provider.set_faults([Fault.end_early(pieces=4)])
     ended = asyncio.Event()
 
@@ -201,7 +203,7 @@ async def test_a_task_that_outlives_an_inner_call_tells_the_outer_one(provider: 
         await guard().call(outer)
 
 
-async def test_a_protected_lightrag_is_told_until_it_is_unprotected() -> None:
+async def test_a_protected_lightrag_detects_cut_streams_until_it_is_unprotected() -> None:
     assert not is_changed()
     async with lightrag_on(Provider()) as rag:
         await protect(rag, registry=Guards(settings=load_settings({})))

@@ -1,4 +1,4 @@
-"""The line before a dependency's places: who is next, who has to go."""
+"""The queue before a bulkhead: which waiter is next, and which is evicted."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Line(RuleBasedStateMachine):
         self.lines[level].remove(name)
 
     @invariant()
-    def nobody_is_lost(self) -> None:
+    def no_waiter_is_lost(self) -> None:
         assert len(self.waiters) == sum(map(len, self.lines.values())) <= self.most
         assert self.waiters.position_of(INTERACTIVE) == len(self.lines[INTERACTIVE])
         assert self.waiters.position_of(BACKGROUND) == len(self.waiters)

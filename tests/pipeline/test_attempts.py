@@ -14,7 +14,7 @@ import pytest
 
 from lightrag_resilience import ConcurrencyPolicy, LimitPolicy, RateLimitedError, RetryPolicy
 from lightrag_resilience.calls.call_context import Call, current_call
-from support.guards import down, guard_on_loop, heard_by, now
+from support.guards import down, guard_on_loop, now, published_by
 
 pytestmark = pytest.mark.anyio
 
@@ -100,7 +100,7 @@ class Attempt:
         if self.is_probe:
             self.guard.breaker.half_open("by the test")
         self.before = self.guard.breaker.snapshot()
-        self.events = heard_by(self.guard)
+        self.events = published_by(self.guard)
 
     async def __call__(self) -> Any:
         call, guard = current_call.get(), self.guard

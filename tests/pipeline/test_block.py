@@ -1,4 +1,4 @@
-"""A block of an async generator: it ends with its generator, whoever reads that, and where."""
+"""A block of an async generator ends with its generator, in any task and on any loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.guards import down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio
 
-ONE_PLACE = ConcurrencyPolicy(max_concurrent=1, max_wait=0.0)
+ONE_PERMIT = ConcurrencyPolicy(max_concurrent=1, max_wait=0.0)
 
 
 async def words(guard: Guard, number: int = 3) -> AsyncGenerator[int, None]:
@@ -107,7 +107,7 @@ async def test_generators_that_are_read_in_turns_end_their_own_blocks(
 async def test_a_generator_that_is_closed_or_fails_releases_its_permit(
     way: Words, step: Any
 ) -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
     generator = way(guard)
     await step(anext(generator))
     await step(generator.aclose())
@@ -122,7 +122,7 @@ async def test_a_generator_that_is_closed_or_fails_releases_its_permit(
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_generator_that_is_dropped_releases_its_permit(way: Words) -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
     generator = way(guard)
     await anext(generator)
     del generator
@@ -134,7 +134,7 @@ async def test_a_generator_that_is_dropped_releases_its_permit(way: Words) -> No
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("way", WAYS)
 async def test_what_the_reader_calls_between_two_items_is_guarded(way: Words, step: Any) -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
     generator = way(guard)
     await step(anext(generator))
     assert not inside_guarded_call()
@@ -147,7 +147,7 @@ async def test_what_the_reader_calls_between_two_items_is_guarded(way: Words, st
 
 
 async def test_what_the_generator_calls_itself_passes_straight_through() -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
 
     async def answers() -> AsyncIterator[str]:
         async with guard:
@@ -164,7 +164,7 @@ async def test_what_the_generator_calls_itself_passes_straight_through() -> None
 
 
 async def test_the_body_of_a_context_manager_is_inside_its_block() -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
     async with session(guard):
         assert inside_guarded_call()
         assert await guard.call(ask) == "answer"
@@ -173,7 +173,7 @@ async def test_the_body_of_a_context_manager_is_inside_its_block() -> None:
 
 
 async def test_a_context_manager_may_end_in_another_task() -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
     manager = session(guard)
     await asyncio.create_task(manager.__aenter__())
     await asyncio.create_task(manager.__aexit__(None, None, None))
@@ -251,7 +251,7 @@ async def test_a_cancellation_of_another_task_is_no_timeout() -> None:
 
 
 async def test_a_rejected_block_leaves_nothing_behind() -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
     generator = words(guard)
     await anext(generator)
     with pytest.raises(BulkheadFullError):

@@ -1,4 +1,4 @@
-"""A caller who leaves: in every phase it is passed on unchanged, and nobody is blamed."""
+"""A cancelled caller: the cancellation passes unchanged in every phase, and is no failure."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ async def in_a_block(guard: Guard) -> None:
         await asyncio.sleep(HANGING)
 
 
-async def in_line_for_the_rate(guard: Guard) -> None:
+async def queued_for_the_rate(guard: Guard) -> None:
     await guard.call(Scripted("uses up the minute"))
     await guard.call(Scripted(None))
 
 
-async def in_line_for_a_place(guard: Guard) -> None:
+async def queued_for_a_permit(guard: Guard) -> None:
     neighbour = asyncio.create_task(guard.call(Scripted(40.0)))
     await asyncio.sleep(0)
     try:
@@ -64,8 +64,8 @@ async def between_items(guard: Guard) -> None:
 PHASES: dict[Phase, dict[str, Any]] = {
     in_the_function: {},
     in_a_block: {},
-    in_line_for_the_rate: {"limit": LimitPolicy(rpm=1.0, burst=1, max_wait=600.0)},
-    in_line_for_a_place: {"concurrency": ConcurrencyPolicy(max_concurrent=1, max_wait=600.0)},
+    queued_for_the_rate: {"limit": LimitPolicy(rpm=1.0, burst=1, max_wait=600.0)},
+    queued_for_a_permit: {"concurrency": ConcurrencyPolicy(max_concurrent=1, max_wait=600.0)},
     between_attempts: {"retry": RetryPolicy(jitter="none", initial_backoff=60.0, max_backoff=60.0)},
     before_the_first_item: {},
     between_items: {},

@@ -24,7 +24,7 @@ from lightrag_resilience import (
     resilient,
 )
 from lightrag_resilience.calls.call_context import inside_guarded_call
-from support.decorated import POLICY, WAIT, Flaky, in_thread, who
+from support.decorated import POLICY, WAIT, Flaky, in_thread, role
 from support.guards import down
 
 
@@ -49,26 +49,26 @@ def test_a_failed_sync_function_is_retried(owner: Guards) -> None:
 
 def test_a_sync_function_runs_beside_its_caller_and_not_on_the_loop(owner: Guards) -> None:
     @resilient("llm.sync", registry=owner)
-    def place() -> tuple[int, str]:
+    def thread_and_role() -> tuple[int, str]:
         with pytest.raises(RuntimeError):
             asyncio.get_running_loop()
         return threading.get_ident(), threading.current_thread().name
 
-    ident, name = place()
+    ident, name = thread_and_role()
     assert ident != threading.get_ident()
     assert name != "lightrag-resilience"
-    assert in_thread(place)
+    assert in_thread(thread_and_role)
 
 
 def test_context_variables_pass_into_a_sync_function(owner: Guards) -> None:
     @resilient("llm.sync", registry=owner)
     def seen() -> str:
-        return who.get()
+        return role.get()
 
-    token = who.set("caller")
+    token = role.set("caller")
     assert seen() == "caller"
-    who.reset(token)
-    assert seen() == "nobody"
+    role.reset(token)
+    assert seen() == "none"
 
 
 def test_a_sync_function_that_returns_an_awaitable_is_awaited(owner: Guards) -> None:

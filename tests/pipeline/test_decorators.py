@@ -26,7 +26,7 @@ from lightrag_resilience import (
 )
 from lightrag_resilience.calls.call_context import inside_guarded_call
 from lightrag_resilience.config.settings import Settings, load_settings
-from support.decorated import POLICY, Flaky, drain, in_thread, no_sleep, who
+from support.decorated import POLICY, Flaky, drain, in_thread, no_sleep, role
 from support.scripts import output_of
 
 
@@ -179,13 +179,13 @@ async def test_a_guarded_function_runs_inside_its_call(owner: Guards) -> None:
 async def test_context_variables_pass_into_a_coroutine_function_and_out(owner: Guards) -> None:
     @resilient("llm.context", registry=owner)
     async def complete() -> str:
-        seen = who.get()
-        who.set("callee")
+        seen = role.get()
+        role.set("callee")
         return seen
 
-    token = who.set("caller")
-    assert (await complete(), who.get()) == ("caller", "callee")
-    who.reset(token)
+    token = role.set("caller")
+    assert (await complete(), role.get()) == ("caller", "callee")
+    role.reset(token)
 
 
 # ---------------------------------------------------------------------- methods

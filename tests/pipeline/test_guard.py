@@ -32,11 +32,11 @@ from lightrag_resilience.events import (
     CallSucceeded,
     StateChanged,
 )
-from support.guards import Scripted, down, guard_on_loop, heard_by, now, outcomes, patient
+from support.guards import Scripted, down, guard_on_loop, now, outcomes, patient, published_by
 
 pytestmark = pytest.mark.anyio
 
-ONE_PLACE = ConcurrencyPolicy(max_concurrent=1)
+ONE_PERMIT = ConcurrencyPolicy(max_concurrent=1)
 SMALL = BreakerPolicy(window_calls=4, min_calls=4, consecutive_failures=None)
 
 
@@ -52,7 +52,7 @@ async def as_call(guard: Guard, function: Callable[[], Any]) -> Any:
 both_ways = pytest.mark.parametrize("run", [as_call, as_block])
 
 
-def free_places(guard: Guard) -> int:
+def free_permits(guard: Guard) -> int:
     occupancy = guard.occupancy
     assert occupancy.limit is not None
     return occupancy.limit - occupancy.in_use
@@ -64,21 +64,21 @@ def free_places(guard: Guard) -> int:
 @both_ways
 async def test_a_success_is_passed_on_and_remembered(run: Any) -> None:
     guard = guard_on_loop()
-    heard = heard_by(guard)
+    published = published_by(guard)
     assert await run(guard, Scripted(2.0)) == 2.0
     assert guard.breaker.snapshot().calls == 1
-    assert heard == [CallSucceeded("llm", 2.0)]
+    assert published == [CallSucceeded("llm", 2.0)]
 
 
 @both_ways
 async def test_a_failure_is_passed_on_and_remembered(run: Any) -> None:
     guard, error = guard_on_loop(), down()
-    heard = heard_by(guard)
+    published = published_by(guard)
     with pytest.raises(ConnectionRefusedError) as raised:
         await run(guard, Scripted(error))
     assert raised.value is error
     assert guard.breaker.snapshot().failed == 1
-    assert heard == [
+    assert published == [
         AttemptFailed("llm", "transient", "ConnectionRefusedError", 0.0),
         CallFailed("llm", "transient", 0.0),
     ]
@@ -94,13 +94,13 @@ async def test_the_callers_own_mistake_is_no_failure_of_the_dependency(run: Any)
 
 @both_ways
 async def test_an_open_circuit_rejects_before_anything_else(run: Any) -> None:
-    guard = guard_on_loop(rpm=1.0, concurrency=ONE_PLACE)
+    guard = guard_on_loop(rpm=1.0, concurrency=ONE_PERMIT)
     guard.breaker.open("for a test")
-    heard, function = heard_by(guard), Scripted(None)
+    published, function = published_by(guard), Scripted(None)
     with pytest.raises(CircuitOpenError, match="for a test; next probe in"):
         await run(guard, function)
     assert function.calls == 0
-    assert heard == [AttemptRejected("llm", "CircuitOpenError")]
+    assert published == [AttemptRejected("llm", "CircuitOpenError")]
 
 
 @both_ways
@@ -109,10 +109,10 @@ async def test_calls_trip_the_breaker_and_a_probe_closes_it(run: Any) -> None:
     for _ in range(2):
         with pytest.raises(ConnectionRefusedError):
             await run(guard, Scripted(down()))
-    heard = heard_by(guard)
+    published = published_by(guard)
     await asyncio.sleep(5.0)
     await run(guard, Scripted("fine"))
-    states = [event.new for event in heard if isinstance(event, StateChanged)]
+    states = [event.new for event in published if isinstance(event, StateChanged)]
     assert states == ["half-open", "closed"]
 
 
@@ -183,13 +183,13 @@ async def test_a_last_attempt_cut_short_by_the_deadline_does_not_blame_the_depen
 
 
 async def test_time_in_the_queue_is_not_part_of_an_attempt() -> None:
-    guard = guard_on_loop(attempt_timeout=2.0, concurrency=ONE_PLACE)
+    guard = guard_on_loop(attempt_timeout=2.0, concurrency=ONE_PERMIT)
     assert await outcomes(guard.call(Scripted(1.5)) for _ in range(4)) == [1.5] * 4
     assert guard.breaker.snapshot().failed == 0
 
 
 async def test_a_call_that_waited_long_has_less_time_left() -> None:
-    guard = guard_on_loop(total_timeout=10.0, concurrency=ONE_PLACE)
+    guard = guard_on_loop(total_timeout=10.0, concurrency=ONE_PERMIT)
     first, second = await outcomes(guard.call(Scripted(8.0)) for _ in range(2))
     assert first == 8.0
     assert isinstance(second, DeadlineExceededError)
@@ -201,14 +201,14 @@ async def test_a_call_that_waited_long_has_less_time_left() -> None:
 
 @both_ways
 async def test_permits_are_released_however_a_call_ends(run: Any) -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE, attempt_timeout=5.0)
+    guard = guard_on_loop(concurrency=ONE_PERMIT, attempt_timeout=5.0)
     for step in ("fine", down(), ValueError("mine"), 60.0, asyncio.CancelledError()):
         await outcomes([run(guard, Scripted(step))])
-        assert free_places(guard) == 1
+        assert free_permits(guard) == 1
 
 
 async def test_permits_are_released_when_the_breaker_opens_meanwhile() -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
     first = asyncio.create_task(guard.call(Scripted(2.0)))
     await asyncio.sleep(1.0)
     second = asyncio.create_task(guard.call(function := Scripted(None)))
@@ -217,7 +217,7 @@ async def test_permits_are_released_when_the_breaker_opens_meanwhile() -> None:
     await asyncio.wait([first, second])
     assert isinstance(second.exception(), CircuitOpenError)
     assert function.calls == 0
-    assert free_places(guard) == 1
+    assert free_permits(guard) == 1
 
 
 async def test_the_breaker_decides_again_after_a_wait_for_the_rate_limit() -> None:
@@ -247,11 +247,11 @@ async def test_a_wait_that_ends_in_the_same_closed_state_goes_on() -> None:
 @both_ways
 async def test_rejections_by_limits_are_not_counted(run: Any, part: Any, error: type) -> None:
     guard = guard_on_loop(**part)
-    heard = heard_by(guard)
+    published = published_by(guard)
     results = await outcomes(run(guard, Scripted(1.0)) for _ in range(3))
     assert [type(result) for result in results] == [float, error, error]
     assert guard.breaker.snapshot().calls == 1
-    assert heard.count(AttemptRejected("llm", error.__name__)) == 2
+    assert published.count(AttemptRejected("llm", error.__name__)) == 2
 
 
 async def test_a_probe_rejected_by_a_limit_frees_its_slot() -> None:
@@ -267,7 +267,7 @@ async def test_a_probe_rejected_by_a_limit_frees_its_slot() -> None:
 
 
 async def test_a_call_inside_a_call_of_the_same_guard_passes_straight_through() -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
 
     async def outer() -> str:
         async with guard:
@@ -381,7 +381,7 @@ async def test_a_subscriber_gets_a_success_that_changes_nothing(run: Any) -> Non
     for _ in range(4):
         await run(guard, Scripted("fine"))
     assert guard.breaker.circuit.ignores_successes
-    events = heard_by(guard)
+    events = published_by(guard)
     await run(guard, Scripted(2.5))
     assert events == [CallSucceeded("llm", 2.5, 0)]
 
@@ -405,7 +405,7 @@ async def test_a_metrics_only_breaker_records_and_never_refuses() -> None:
 
 
 def test_each_loop_has_its_own_limits_and_all_share_the_breaker() -> None:
-    guard = Guard("llm", patient(concurrency=ONE_PLACE))
+    guard = Guard("llm", patient(concurrency=ONE_PERMIT))
 
     async def fail() -> None:
         raise down()

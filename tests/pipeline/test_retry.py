@@ -21,7 +21,7 @@ from lightrag_resilience import (
 )
 from lightrag_resilience.calls.call_context import current_call
 from lightrag_resilience.events import RetryScheduled
-from support.guards import Scripted, down, guard_on_loop, heard_by, now, outcomes
+from support.guards import Scripted, down, guard_on_loop, now, outcomes, published_by
 
 pytestmark = pytest.mark.anyio
 
@@ -322,9 +322,9 @@ async def test_the_last_timeout_is_raised_as_an_attempt_timeout() -> None:
 
 async def test_each_retry_is_published_with_its_wait() -> None:
     guard = retrying()
-    heard = heard_by(guard)
+    published = published_by(guard)
     await failing(guard, Scripted(down()))
-    assert [e for e in heard if isinstance(e, RetryScheduled)] == [
+    assert [e for e in published if isinstance(e, RetryScheduled)] == [
         RetryScheduled("llm", 2, 1.0),
         RetryScheduled("llm", 3, 2.0),
     ]

@@ -45,8 +45,8 @@ steps = st.lists(
         *[st.tuples(st.just("admit"), workers)] * 4,
         *[st.tuples(st.just("pass"), st.sampled_from([1, 900, 4999, 5000, 10_000, 61_000]))] * 3,
         st.tuples(st.just("release"), st.integers(0, 3)),
-        st.tuples(st.just("steer"), st.sampled_from(["C", "O", "H"])),
-        st.tuples(st.just("look"), workers),
+        st.tuples(st.just("force"), st.sampled_from(["C", "O", "H"])),
+        st.tuples(st.just("poll"), workers),
         st.tuples(st.just("forget")),
     ),
     max_size=40,
@@ -161,13 +161,13 @@ class Run:
             await self.runners["one"].release_probe(self.refs["one"], token)
             self.model.release(token)
 
-    async def steer(self, letter: str) -> None:
+    async def force(self, letter: str) -> None:
         ref = self.refs["one"]
         state = next(state for state, code in LETTERS.items() if code == letter)
         await self.runners["one"].force_state(ref, state, "by hand", open_for=7.0)
-        self.model.steer(letter, open_for=7000, known=ref.version, now=self.now)
+        self.model.force(letter, open_for=7000, known=ref.version, now=self.now)
 
-    async def look(self, worker: str) -> None:
+    async def poll(self, worker: str) -> None:
         reply = await self.runners[worker].read_state(self.refs[worker])
         self.refs[worker].version = reply.now.version
 
@@ -184,7 +184,7 @@ class Run:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@example(policy=policy_of(), steps=[TRIP, *FAILED_PROBE, *FAILED_PROBE, ("look", "one")])
+@example(policy=policy_of(), steps=[TRIP, *FAILED_PROBE, *FAILED_PROBE, ("poll", "one")])
 @example(policy=policy_of(), steps=[TRIP, *DENIED_PROBE, ASK, ("pass", 1000), ASK])
 @example(policy=policy_of(), steps=[failures(3), failures(3, which="repeated")])
 @example(policy=policy_of(probes=2), steps=[TRIP, *GOOD_PROBE, ASK, ASK])

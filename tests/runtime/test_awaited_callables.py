@@ -38,7 +38,7 @@ from support.callables import (
 from support.names import without_address
 
 pytestmark = pytest.mark.anyio
-who = ContextVar("who", default="nobody")
+role = ContextVar("role", default="none")
 
 
 vars(marked)["_is_coroutine"] = vars(asyncio.coroutines)["_is_coroutine"]
@@ -98,12 +98,12 @@ async def test_the_result_of_a_wrapper_is_what_it_made_of_its_awaitable() -> Non
 
 
 async def test_a_sync_function_runs_in_a_thread_of_its_own_with_the_callers_context() -> None:
-    token = who.set("caller")
+    token = role.set("caller")
     try:
-        place, seen = await as_coroutine_function(lambda: (threading.get_ident(), who.get()))()
+        thread, seen = await as_coroutine_function(lambda: (threading.get_ident(), role.get()))()
     finally:
-        who.reset(token)
-    assert (place != threading.get_ident(), seen) == (True, "caller")
+        role.reset(token)
+    assert (thread != threading.get_ident(), seen) == (True, "caller")
 
 
 async def test_a_stream_is_made_on_the_event_loop() -> None:

@@ -1,4 +1,4 @@
-"""The background loop: begun when needed, shared by threads, ended when told, new after a fork."""
+"""The background loop: begun when needed, shared by threads, ended on request, new after a fork."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.scripts import output_of
 WAIT = 10.0  # seconds, a bound that is never reached
 THREADS = 16
 NAME = "lightrag-resilience"
-who = ContextVar("who", default="nobody")
+role = ContextVar("role", default="none")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def loop() -> Iterator[BackgroundLoop]:
     made.close()
 
 
-async def place() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+async def loop_and_thread() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
     return asyncio.get_running_loop(), threading.current_thread()
 
 
@@ -38,13 +38,13 @@ def ours() -> set[threading.Thread]:
 def test_no_thread_starts_before_the_first_use(loop: BackgroundLoop) -> None:
     before = ours()
     assert (loop._loop, loop._thread) == (None, None)
-    _, thread = loop.run(place())
+    _, thread = loop.run(loop_and_thread())
     assert ours() - before == {thread}
 
 
 def test_all_uses_share_one_loop_in_one_daemon_thread(loop: BackgroundLoop) -> None:
-    first, thread = loop.run(place())
-    assert loop.run(place()) == (first, thread)
+    first, thread = loop.run(loop_and_thread())
+    assert loop.run(loop_and_thread()) == (first, thread)
     assert (thread.daemon, thread.name) == (True, NAME)
     assert thread is not threading.current_thread()
 
@@ -52,22 +52,22 @@ def test_all_uses_share_one_loop_in_one_daemon_thread(loop: BackgroundLoop) -> N
 def test_two_background_loops_have_two_threads(loop: BackgroundLoop) -> None:
     other = BackgroundLoop()
     try:
-        assert other.run(place())[0] is not loop.run(place())[0]
+        assert other.run(loop_and_thread())[0] is not loop.run(loop_and_thread())[0]
     finally:
         other.close()
 
 
 def test_a_coroutine_sees_the_context_of_its_caller(loop: BackgroundLoop) -> None:
     async def seen() -> str:
-        before = who.get()
-        who.set("callee")
+        before = role.get()
+        role.set("callee")
         return before
 
-    token = who.set("caller")
+    token = role.set("caller")
     try:
-        assert (loop.run(seen()), who.get()) == ("caller", "caller")
+        assert (loop.run(seen()), role.get()) == ("caller", "caller")
     finally:
-        who.reset(token)
+        role.reset(token)
 
 
 def test_an_error_of_a_coroutine_is_raised(loop: BackgroundLoop) -> None:
@@ -79,7 +79,7 @@ def test_an_error_of_a_coroutine_is_raised(loop: BackgroundLoop) -> None:
     with pytest.raises(LookupError) as caught:
         loop.run(fail())
     assert caught.value is original
-    assert loop.run(place())
+    assert loop.run(loop_and_thread())
 
 
 def test_threads_that_start_it_at_once_share_one_loop(loop: BackgroundLoop) -> None:
@@ -105,7 +105,7 @@ def test_threads_that_start_it_at_once_share_one_loop(loop: BackgroundLoop) -> N
 
 
 def test_closing_ends_the_thread_and_the_loop(loop: BackgroundLoop) -> None:
-    running, thread = loop.run(place())
+    running, thread = loop.run(loop_and_thread())
     loop.close()
     assert not thread.is_alive()
     assert running.is_closed()
@@ -113,18 +113,18 @@ def test_closing_ends_the_thread_and_the_loop(loop: BackgroundLoop) -> None:
 
 def test_closing_twice_or_before_any_use_does_nothing(loop: BackgroundLoop) -> None:
     loop.close()
-    loop.run(place())
+    loop.run(loop_and_thread())
     loop.close()
     loop.close()
 
 
 def test_a_closed_loop_starts_again(loop: BackgroundLoop) -> None:
-    first, thread = loop.run(place())
+    first, thread = loop.run(loop_and_thread())
     loop.close()
-    second, other_thread = loop.run(place())
+    second, other_thread = loop.run(loop_and_thread())
     assert second is not first
     assert other_thread is not thread
-    assert loop.run(place()) == (second, other_thread)
+    assert loop.run(loop_and_thread()) == (second, other_thread)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -205,21 +205,21 @@ from lightrag_resilience import UnsupportedCallError, resilient, with_fallbacks
 def ask(word: str) -> str:
     return word
 
-def told() -> None:
+def report() -> None:
     for function in (ask, with_fallbacks(ask), ask):
         try:
             print(function("a"))
         except UnsupportedCallError as error:
             print(str(error).partition(",")[0])
 
-told()
-gevent.spawn(told).join()
+report()
+gevent.spawn(report).join()
 """
 
 
 @pytest.mark.parametrize("arguments", ["", "thread=False"])
 def test_greenlets_in_place_of_threads_are_refused_by_name(arguments: str) -> None:
     pytest.importorskip("gevent")
-    told, errors = output_of(GREEN.format(arguments=arguments))
+    output, errors = output_of(GREEN.format(arguments=arguments))
     sentence = "gevent has replaced threads and sockets in this process"
-    assert (told.splitlines(), errors) == ([sentence] * 6, "")
+    assert (output.splitlines(), errors) == ([sentence] * 6, "")

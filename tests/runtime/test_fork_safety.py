@@ -42,7 +42,7 @@ holder.start()
 assert inside.wait(60)
 pid = os.fork()
 if pid == 0:
-    signal.alarm(50)  # who waits for a lock that nobody gives back
+    signal.alarm(50)  # ends a wait for a lock that is never released
     try:
         guard.breaker.open("in the child")
         assert guard.breaker.state.value == "open"
@@ -82,9 +82,9 @@ from lightrag_resilience import RetryPolicy, TimeoutPolicy
 from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.config.settings import load_settings
 
-places = ConcurrencyPolicy(max_concurrent=2)
+bulkhead = ConcurrencyPolicy(max_concurrent=2)
 times, once = TimeoutPolicy(attempt=0.05), RetryPolicy(attempts=1)
-policy = Policy(timeout=times, retry=once, concurrency=places)
+policy = Policy(timeout=times, retry=once, concurrency=bulkhead)
 guard = GUARD
 
 async def answer():
@@ -162,7 +162,7 @@ holder.start()
 assert held.wait(60)
 pid = os.fork()
 if pid == 0:
-    signal.alarm(50)  # who waits for a lock that nobody gives back
+    signal.alarm(50)  # ends a wait for a lock that is never released
     cache.clear()
     tally.observe(0.5)
     assert tally.read()[1] == 0.5

@@ -92,7 +92,7 @@ def agree(all_workers: Workers, state: str) -> list[dict[str, Any]]:
         time.sleep(0.02)
 
 
-def told_of_redis(worker: WorkerProcess) -> list[str]:
+def lines_about_redis(worker: WorkerProcess) -> list[str]:
     """The log lines about Redis, once they say that it is available again."""
     deadline = time.monotonic() + 10
     while True:
@@ -155,7 +155,7 @@ def test_an_outage_fails_no_call_and_all_workers_agree_afterwards(
             assert answer["reason"] == "after 5 failures in a row, the last ConnectionRefusedError"
             assert 15 < answer["retry_after"] <= 30
         for worker in three:
-            lines = told_of_redis(worker)
+            lines = lines_about_redis(worker)
             assert len(lines) in {2, 4}
             assert all("cannot be used" in line for line in lines[::2])
             assert all("available again" in line for line in lines[1::2])

@@ -96,10 +96,10 @@ MORE, STOP, USAGE = openai((0, None)), openai((0, "stop")), openai()
         ((STOP,), WHOLE),
         ((MORE,), CUT),
         ((MORE, MORE, USAGE), CUT),
-        ((USAGE, MORE, STOP), WHOLE),  # Azure's first chunk tells of its filter only
+        ((USAGE, MORE, STOP), WHOLE),  # Azure's first chunk holds only its filter
         ((USAGE, MORE), CUT),
         ((USAGE,), NOT_JUDGED),
-        ((MORE, STOP, MORE), WHOLE),  # and its filter may tell more after the end
+        ((MORE, STOP, MORE), WHOLE),  # and its filter may follow the end
         ((MORE, openai((1, None)), STOP, openai((1, "stop"))), WHOLE),
         ((MORE, openai((1, None)), STOP), CUT),
         ((openai((0, None), (1, None)), openai((0, "stop"), (1, "stop"))), WHOLE),

@@ -58,7 +58,7 @@ class Session:
     async def begin(self) -> AsyncGenerator[Any, Any]:
         self.steps.append("begin")
         try:
-            self.steps.append(f"told {(yield 'connection')}")
+            self.steps.append(f"received {(yield 'connection')}")
         except KeyError:
             self.steps.append("forgive")
         except ValueError as error:
@@ -124,7 +124,7 @@ async def test_a_body_that_ends_well_lets_the_generator_go_on(way: Any, owner: G
     session = Session()
     async with asynccontextmanager(way(session.begin, owner))() as connection:
         assert connection == "connection"
-    assert session.steps == ["begin", "told None", "commit", "close"]
+    assert session.steps == ["begin", "received None", "commit", "close"]
     assert verdict(owner) == (1, 0)
 
 
@@ -156,12 +156,12 @@ async def test_closing_reaches_the_generator(way: Any, owner: Guards) -> None:
 
 
 async def echo() -> AsyncGenerator[Any, Any]:
-    told: Any = "ready"
-    while told != "end":
+    received: Any = "ready"
+    while received != "end":
         try:
-            told = yield told
+            received = yield received
         except LookupError:
-            told = "forgiven"
+            received = "forgiven"
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -25,19 +25,19 @@ from lightrag_resilience import (
 from lightrag_resilience.calls.call_context import inside_guarded_call
 from lightrag_resilience.streams.guarded_stream import GuardedStream
 from support.guards import down, guard_on_loop, now, outcomes
-from support.streams import ONE_PLACE, Source, collected, free_places, verdict
+from support.streams import ONE_PERMIT, Source, collected, free_permits, verdict
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_all_items_are_passed_on_and_success_is_published_at_the_end() -> None:
-    guard, source = guard_on_loop(concurrency=ONE_PLACE), Source("one", 1.0, "two", "three")
+    guard, source = guard_on_loop(concurrency=ONE_PERMIT), Source("one", 1.0, "two", "three")
     stream = await guard.call(source.words)
     assert isinstance(stream, GuardedStream)
     assert await anext(stream) == "one"
-    assert (verdict(guard), free_places(guard)) == ((0, 0), 0)
+    assert (verdict(guard), free_permits(guard)) == ((0, 0), 0)
     assert await collected(stream) == ["two", "three"]
-    assert (verdict(guard), free_places(guard)) == ((1, 0), 1)
+    assert (verdict(guard), free_permits(guard)) == ((1, 0), 1)
     assert await collected(stream) == []
 
 
@@ -65,14 +65,14 @@ async def test_a_stream_that_cannot_begin_is_begun_again() -> None:
 
 
 async def test_a_stream_that_breaks_later_is_not_begun_again() -> None:
-    guard, error = guard_on_loop(retry=RetryPolicy(attempts=3), concurrency=ONE_PLACE), down()
+    guard, error = guard_on_loop(retry=RetryPolicy(attempts=3), concurrency=ONE_PERMIT), down()
     source = Source("one", error)
     stream = await guard.call(source.words)
     assert await anext(stream) == "one"
     with pytest.raises(ConnectionRefusedError) as raised:
         await anext(stream)
     assert raised.value is error
-    assert (source.begun, source.closed, verdict(guard), free_places(guard)) == (1, 1, (1, 1), 1)
+    assert (source.begun, source.closed, verdict(guard), free_permits(guard)) == (1, 1, (1, 1), 1)
     assert await collected(stream) == []
 
 
@@ -96,7 +96,7 @@ async def test_a_stream_that_another_task_closes_is_settled_once() -> None:
         await asyncio.sleep(0)
         return Source()
 
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
     stream: Any = await guard.call(begin)
     await anext(stream)
     await asyncio.sleep(1.0)
@@ -105,7 +105,7 @@ async def test_a_stream_that_another_task_closes_is_settled_once() -> None:
     await stream.aclose()
     with pytest.raises(ConnectionRefusedError):
         await reading
-    assert (verdict(guard), free_places(guard)) == ((0, 0), 1)
+    assert (verdict(guard), free_permits(guard)) == ((0, 0), 1)
 
 
 async def test_a_stream_that_another_task_closes_ends_with_the_item_under_way() -> None:
@@ -120,7 +120,7 @@ async def test_a_stream_that_another_task_closes_ends_with_the_item_under_way() 
     async def begin() -> Endless:
         return Endless()
 
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
     stream: Any = await guard.call(begin)
     assert await anext(stream) == 2.0
     reading = asyncio.ensure_future(anext(stream))
@@ -128,7 +128,7 @@ async def test_a_stream_that_another_task_closes_ends_with_the_item_under_way() 
     await stream.aclose()
     assert await reading == 4.0
     assert await collected(stream) == []
-    assert (verdict(guard), free_places(guard)) == ((0, 0), 1)
+    assert (verdict(guard), free_permits(guard)) == ((0, 0), 1)
 
 
 async def test_items_that_were_read_are_not_kept() -> None:
@@ -406,8 +406,8 @@ async def test_an_empty_sdk_stream_is_retried_and_releases_its_permit_once() -> 
         return AsyncStream()
 
     retry = RetryPolicy(attempts=3, jitter="none")
-    places = ConcurrencyPolicy(max_concurrent=1, max_queue=0)
-    guard = guard_on_loop(retry=retry, concurrency=places, consecutive_failures=None)
+    bulkhead = ConcurrencyPolicy(max_concurrent=1, max_queue=0)
+    guard = guard_on_loop(retry=retry, concurrency=bulkhead, consecutive_failures=None)
     with pytest.raises(TruncatedStreamError, match="before its first item"):
         await guard.call(begin)
     assert (guard.breaker.snapshot().failed, now()) == (3, 1.5)

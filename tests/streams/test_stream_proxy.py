@@ -90,8 +90,8 @@ async def test_what_is_public_on_the_source_is_there(face: Any) -> None:
     stream = await face(source)
     assert stream.response == "the response"
     assert stream.steps is source.steps
-    with pytest.raises(AttributeError, match="'Source' object has no attribute 'unheard_of'"):
-        _ = stream.unheard_of
+    with pytest.raises(AttributeError, match="'Source' object has no attribute 'unknown_name'"):
+        _ = stream.unknown_name
 
 
 @FACES

@@ -1,4 +1,4 @@
-"""Who may read a guarded stream: other tasks, loops and threads, and readers that stop."""
+"""Readers of a guarded stream: other tasks, loops and threads, and readers that stop."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from lightrag_resilience import (
     UnsupportedCallError,
 )
 from support.guards import guard_on_loop
-from support.streams import ONE_PLACE, Source, collected, free_places, verdict
+from support.streams import ONE_PERMIT, Source, collected, free_permits, verdict
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("read", [0, 1])
 async def test_closing_early_is_no_verdict_and_closes_the_source(read: int) -> None:
-    guard, source = guard_on_loop(concurrency=ONE_PLACE), Source("one", "two", "three")
+    guard, source = guard_on_loop(concurrency=ONE_PERMIT), Source("one", "two", "three")
     stream = await guard.call(source.words)
     for _ in range(read):
         await anext(stream)
     await stream.aclose()
     await stream.aclose()
-    assert (source.closed, verdict(guard), free_places(guard)) == (1, (0, 0), 1)
+    assert (source.closed, verdict(guard), free_permits(guard)) == (1, (0, 0), 1)
     assert await collected(stream) == []
 
 
 async def test_a_stream_that_is_dropped_releases_its_permit() -> None:
-    guard = guard_on_loop(concurrency=ONE_PLACE)
+    guard = guard_on_loop(concurrency=ONE_PERMIT)
     stream = await guard.call(Source("one", "two").words)
     await anext(stream)
     del stream
     gc.collect()
     await asyncio.sleep(0)
-    assert (verdict(guard), free_places(guard)) == ((0, 0), 1)
+    assert (verdict(guard), free_permits(guard)) == ((0, 0), 1)
 
 
 @pytest.mark.parametrize("times", [{}, {"attempt": 30.0}, {"gap": 30.0}])
@@ -51,7 +51,7 @@ async def test_a_stream_that_a_task_returned_is_gone_once_it_is_dropped(
     is_read: bool,  # noqa: FBT001 - a test's case
 ) -> None:
     timeout = TimeoutPolicy(**{"attempt": None, "total": None} | times)
-    guard = guard_on_loop(concurrency=ONE_PLACE, timeout=timeout)
+    guard = guard_on_loop(concurrency=ONE_PERMIT, timeout=timeout)
 
     async def begin() -> AsyncIterator[str]:
         stream: AsyncIterator[str] = await guard.call(Source("one", 1.0, "two", "three").words)
@@ -64,9 +64,9 @@ async def test_a_stream_that_a_task_returned_is_gone_once_it_is_dropped(
     try:
         stream = await asyncio.create_task(begin())
         await asyncio.sleep(0)  # the loop has the task until then
-        assert (len(guard.gate.running), free_places(guard)) == (1, 0)
+        assert (len(guard.gate.running), free_permits(guard)) == (1, 0)
         del stream
-        assert (len(guard.gate.running), free_places(guard)) == (0, 1)
+        assert (len(guard.gate.running), free_permits(guard)) == (0, 1)
     finally:
         gc.enable()
 
@@ -107,7 +107,7 @@ def test_reading_on_another_loop_raises_and_releases_the_permit(
         async def aclose(self) -> None:
             self.closed_on.append(asyncio.get_running_loop())
 
-    guard, source = Guard("llm", Policy(concurrency=ONE_PLACE)), Endless()
+    guard, source = Guard("llm", Policy(concurrency=ONE_PERMIT)), Endless()
 
     async def connect() -> Endless:
         return source
@@ -119,12 +119,12 @@ def test_reading_on_another_loop_raises_and_releases_the_permit(
 
     loop = asyncio.new_event_loop()
     stream = loop.run_until_complete(begin())
-    assert (len(guard.gate.running), free_places(guard)) == (1, 0)
+    assert (len(guard.gate.running), free_permits(guard)) == (1, 0)
     if is_shut_down:
         loop.run_until_complete(loop.shutdown_asyncgens())
     with pytest.raises(UnsupportedCallError, match="on the event loop that began it"):
         asyncio.run(collected(stream))
-    assert (verdict(guard), len(guard.gate.running), free_places(guard)) == ((0, 0), 0, 1)
+    assert (verdict(guard), len(guard.gate.running), free_permits(guard)) == ((0, 0), 0, 1)
     loop.run_until_complete(asyncio.sleep(0.01))
     assert source.closed_on == [loop]
     loop.close()
@@ -137,7 +137,7 @@ def test_reading_in_another_thread_beside_a_busy_loop_raises(*, has_loop: bool) 
             yield word
 
     guard = Guard("llm", Policy())
-    told: list[BaseException] = []
+    logged: list[BaseException] = []
 
     def read(stream: AsyncIterator[str]) -> None:
         try:
@@ -146,7 +146,7 @@ def test_reading_in_another_thread_beside_a_busy_loop_raises(*, has_loop: bool) 
             else:
                 anext(stream).__await__().send(None)
         except (UnsupportedCallError, StopIteration) as error:
-            told.append(error)
+            logged.append(error)
 
     async def be_busy(stream: AsyncIterator[str]) -> None:
         other = Thread(target=read, args=(stream,))
@@ -159,7 +159,7 @@ def test_reading_in_another_thread_beside_a_busy_loop_raises(*, has_loop: bool) 
         await asyncio.create_task(be_busy(stream))
 
     asyncio.run(begin())
-    assert [str(error) for error in told] == [
+    assert [str(error) for error in logged] == [
         "A stream must be read on the event loop that began it"
     ]
     assert (verdict(guard), len(guard.gate.running)) == ((0, 0), 0)

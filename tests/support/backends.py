@@ -88,7 +88,7 @@ def skip_without_packages(backend: Backend) -> None:
 
 
 @dataclass
-class Place:
+class StorageSet:
     """Where a set of storages is kept; `server` is None where that is in files."""
 
     backend: Backend
@@ -102,8 +102,8 @@ class Place:
 
 
 @contextlib.contextmanager
-def place_of(backend: Backend, **variables: str) -> Iterator[Place]:
-    """Start what a set of storages needs, and tell LightRAG by its environment.
+def storage_set_of(backend: Backend, **variables: str) -> Iterator[StorageSet]:
+    """Start what a set of storages needs, and configure LightRAG by its environment.
 
     Args:
         backend: The set of storages.
@@ -126,7 +126,7 @@ def place_of(backend: Backend, **variables: str) -> Iterator[Place]:
             stack.callback(forget_the_pool)
         for name, value in variables.items():
             patch.setenv(name, value)
-        yield Place(backend, server)
+        yield StorageSet(backend, server)
 
 
 def forget_the_pool() -> None:

@@ -153,7 +153,7 @@ class Model:
     def release(self, token: str) -> None:
         self.leases.pop(token, None)
 
-    def steer(self, st: str, *, open_for: int, known: int, now: int) -> None:
+    def force(self, st: str, *, open_for: int, known: int, now: int) -> None:
         held, _ = self._current(known=known, now=now)
         if st == "O":
             held.opens += held.st != "O"

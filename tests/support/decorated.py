@@ -13,7 +13,7 @@ from lightrag_resilience import (
 
 WAIT = 10.0  # seconds, a bound that is never reached
 POLICY = Policy.llm(attempts=3)
-who = ContextVar("who", default="nobody")
+role = ContextVar("role", default="none")
 
 
 async def no_sleep(seconds: float) -> None:

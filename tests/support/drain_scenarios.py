@@ -63,25 +63,25 @@ async def fits_not(master: Master, seen: dict[str, Any]) -> None:
 
 
 async def untracked(master: Master, seen: dict[str, Any]) -> None:
-    """A task that nobody waits for."""
+    """A task without an owner."""
     del seen
     await asyncio.gather(*await master.begin("untracked", LONG))
     await master.stop(signal.SIGTERM)
 
 
-def told(*signals: signal.Signals) -> Callable[[Master, dict[str, Any]], Awaitable[None]]:
-    async def tell(master: Master, seen: dict[str, Any]) -> None:
-        """The master is told to stop at once; there would be time."""
+def signalled(*signals: signal.Signals) -> Callable[[Master, dict[str, Any]], Awaitable[None]]:
+    async def send(master: Master, seen: dict[str, Any]) -> None:
+        """The master gets a signal for a fast stop, although there is time."""
         await asyncio.gather(*await master.begin("task", LONG))
         requests = await master.begin("request", LONG, 4)
         await master.stop(*signals)
         seen["request"] = await results(requests)
 
-    return tell
+    return send
 
 
 async def twice(master: Master, seen: dict[str, Any]) -> None:
-    """Workers themselves are told twice."""
+    """The workers themselves get the signal twice."""
     await asyncio.gather(*await master.begin("task", 2.0))
     requests = await master.begin("request", 2.0, 4)
     workers = master.pids
@@ -95,7 +95,7 @@ async def twice(master: Master, seen: dict[str, Any]) -> None:
 
 
 async def fewer(master: Master, seen: dict[str, Any]) -> None:
-    """There is one worker too many, which its master tells to stop every second."""
+    """There is one worker too many, which its master signals every second."""
     await asyncio.gather(*await master.begin("task", 3.5, 10))
     requests = await master.begin("request", 3.5, 10)
     master.process.send_signal(signal.SIGTTOU)
@@ -141,7 +141,7 @@ async def killed(master: Master, seen: dict[str, Any]) -> None:
 
 
 async def blocked(master: Master, seen: dict[str, Any]) -> None:
-    """A loop stands still, so that Gunicorn hears nothing and kills."""
+    """A blocked loop sends no heartbeat, so Gunicorn kills the worker."""
     async with master.client(keeps=1) as same:
         await asyncio.gather(*await master.begin("task", LONG, http=same))
         requests = await master.begin("blocked", LONG, http=same)
@@ -153,7 +153,7 @@ async def blocked(master: Master, seen: dict[str, Any]) -> None:
 
 
 async def blocked_at_the_end(master: Master, seen: dict[str, Any]) -> None:
-    """A loop stands still when all is told to stop, so that the last is SIGKILL."""
+    """A blocked loop ignores every signal, so that SIGKILL ends it."""
     async with master.client(keeps=1) as same:
         await asyncio.gather(*await master.begin("task", LONG, http=same))
         requests = await master.begin("blocked", LONG, http=same)
@@ -168,9 +168,9 @@ SCENARIOS: dict[str, tuple[Scenario, dict[str, Any]]] = {
     "fits": (fits, AMPLE),
     "fits not": (fits_not, SHORT),
     "untracked": (untracked, SHORT),
-    "SIGQUIT": (told(signal.SIGQUIT), AMPLE),
-    "SIGINT": (told(signal.SIGINT), AMPLE),
-    "SIGTERM, then SIGQUIT": (told(signal.SIGTERM, signal.SIGQUIT), AMPLE),
+    "SIGQUIT": (signalled(signal.SIGQUIT), AMPLE),
+    "SIGINT": (signalled(signal.SIGINT), AMPLE),
+    "SIGTERM, then SIGQUIT": (signalled(signal.SIGTERM, signal.SIGQUIT), AMPLE),
     "SIGTERM twice": (twice, AMPLE),
     "SIGTTOU": (fewer, AMPLE),
     "SIGHUP": (reload, AMPLE),

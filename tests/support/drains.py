@@ -1,4 +1,4 @@
-"""LightRAG's server is told to stop, or is killed, amid an ingest; and what became of it.
+"""LightRAG's server is stopped or killed during an ingest, and the results.
 
 By hand: ``python tests/support/drains.py sigterm 10 [--gunicorn --workers 2]``, ``… kill 50``, and
 ``… kill 2x60`` for two rounds in each of sixty fresh folders.
@@ -100,7 +100,7 @@ def document(number: int, sentences: int) -> str:
 
 @dataclass
 class Ended:
-    """What became of an ingest whose server was told to stop.
+    """The result of an ingest whose server was stopped.
 
     Attributes:
         seconds: From the signal to the end of the process; of Gunicorn, of its workers.
@@ -123,7 +123,7 @@ class Ended:
     journal: list[str] = field(default_factory=list)
 
 
-async def told_to_stop(
+async def stopped_during_ingest(
     folder: Path, *options: str, sentences: int = 2, budget: float = 12.0
 ) -> Ended:
     """SIGTERM amid an ingest of eight documents and a stream.
@@ -158,8 +158,8 @@ async def told_to_stop(
         repeated = sum(provider.calls_of(prompt) > before[prompt] for prompt in answered)
     if "--gunicorn" in options:
         seconds = seconds_between(log, "Draining, requested by", "Shutting down: Master")
-    told = [f"{each.kind} {each.name} {each.state}" for each in Journal(journal).read()]
-    return Ended(seconds, code, last, len(answered), repeated, resumed, log, told)
+    abandoned = [f"{each.kind} {each.name} {each.state}" for each in Journal(journal).read()]
+    return Ended(seconds, code, last, len(answered), repeated, resumed, log, abandoned)
 
 
 def seconds_between(log: str, first: str, last: str) -> float:
@@ -298,7 +298,7 @@ async def main(kind: str, times: str, options: list[str]) -> None:
     for number in range(int(rounds)):
         for sentences in (2, 20):
             with tempfile.TemporaryDirectory() as folder:
-                ended = await told_to_stop(Path(folder), *options, sentences=sentences)
+                ended = await stopped_during_ingest(Path(folder), *options, sentences=sentences)
                 print(number, sentences, ended, flush=True)  # noqa: T201
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightrag_resilience import Guard, Policy
 from lightrag_resilience.events import Event
 
-__all__ = ["Scripted", "down", "guard_on_loop", "heard_by", "now", "patient"]
+__all__ = ["Scripted", "down", "guard_on_loop", "now", "patient", "published_by"]
 
 
 def now() -> float:
@@ -30,7 +30,7 @@ def guard_on_loop(policy: Policy | None = None, **changes: Any) -> Guard:
     return Guard("llm", policy or patient(**changes), clock=asyncio.get_running_loop().time)
 
 
-def heard_by(guard: Guard) -> list[Event]:
+def published_by(guard: Guard) -> list[Event]:
     """The events of a guard from now on."""
     events: list[Event] = []
     guard.events.subscribe(events.append)

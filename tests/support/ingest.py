@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import md5
 from typing import Any
 
-from support.backends import Place, Reader
+from support.backends import Reader, StorageSet
 from support.storage_operations import plain
 
 PATIENCE = 120.0  # seconds for an ingest, with all waits for its storages
@@ -56,7 +56,7 @@ class Fault:
 
 
 async def ingest(
-    place: Place,
+    storage_set: StorageSet,
     count: int,
     fault: Fault | None = None,
     prepare: Callable[[Any], Awaitable[Any]] | None = None,
@@ -76,7 +76,7 @@ async def ingest(
     reader.fail = watch
     began = time.monotonic()
     error = ""
-    async with place.lightrag(reader) as rag:
+    async with storage_set.lightrag(reader) as rag:
         if prepare is not None:
             await prepare(rag)
         try:

@@ -61,7 +61,7 @@ class Round:
         accepted: Documents whose upload was answered.
         lost: The states of those of them that are not processed at the end.
         end: Documents by their state at the end.
-        standstill: Longest seconds without progress after the last start.
+        longest_stall: Longest seconds without progress after the last start.
         resumed: Seconds from the last start until all were processed.
         lines: How often the log has each line about resuming.
     """
@@ -71,7 +71,7 @@ class Round:
     accepted: int = 0
     lost: list[str] = field(default_factory=list)
     end: dict[str, int] = field(default_factory=dict)
-    standstill: float = 0.0
+    longest_stall: float = 0.0
     resumed: float = 0.0
     lines: Counter[str] = field(default_factory=Counter, repr=False)
 
@@ -117,7 +117,7 @@ async def killed_at_random(
         async with launched(folder, provider, *options, **variables) as server:
             await until_it_answers(server.http, server.process, server.log)
             began = time.monotonic()
-            result.standstill = await _settled(server, is_unprotected="--bare" in options)
+            result.longest_stall = await _settled(server, is_unprotected="--bare" in options)
             result.resumed = time.monotonic() - began
             result.end = await server.statuses()
             result.lost = await lost(server, tracks)
@@ -200,7 +200,7 @@ async def workers_killed(folder: Path, seed: int, *options: str, **variables: st
         kill_workers(server)
         await until_it_answers(server.http, server.process, server.log)
         began = time.monotonic()
-        result.standstill = await _settled(server, is_unprotected="--bare" in options)
+        result.longest_stall = await _settled(server, is_unprotected="--bare" in options)
         result.resumed = time.monotonic() - began
         result.end = await server.statuses()
         result.lost = await lost(server, tracks)
@@ -264,7 +264,7 @@ async def main(seeds: str, options: list[str]) -> None:
         f"{sum(each.accepted for each in rounds)} documents accepted, "
         f"{sum(len(each.lost) for each in rounds)} not processed, "
         f"{sum(not each.is_whole for each in rounds)} rounds not whole, "
-        f"longest standstill {max(each.standstill for each in rounds):.1f} s"
+        f"longest longest_stall {max(each.longest_stall for each in rounds):.1f} s"
     )
 
 

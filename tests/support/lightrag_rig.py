@@ -84,7 +84,7 @@ class Provider:
 
 @contextlib.asynccontextmanager
 async def lightrag_on(provider: Provider, **changes: Any) -> AsyncIterator[Any]:
-    """A LightRAG with embedded storages, in a fresh folder of its own unless told otherwise."""
+    """A LightRAG with embedded storages, by default in a new folder."""
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {
             "working_dir": folder,

@@ -59,7 +59,7 @@ class Client:
 
     @property
     def is_binding(self) -> bool:
-        """Whether LightRAG stands between, which retries by itself and makes text of chunks."""
+        """Whether LightRAG is between, which retries by itself and makes text of chunks."""
         return self.name.startswith("lightrag")
 
 

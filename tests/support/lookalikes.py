@@ -1,6 +1,6 @@
 """Errors of SDKs that are not installed for tests: the same names, bases, constructors, attributes.
 
-Each namespace stands for one module. `tests/test_failures_lookalikes.py` holds them against the
+Each namespace replaces one module. `tests/test_failures_lookalikes.py` holds them against the
 real classes wherever those are installed.
 """
 
@@ -222,16 +222,16 @@ class grpc_aio__call:
             self, code: Any, initial_metadata: Any, trailing_metadata: Any, details: Any = None
         ) -> None:
             super().__init__()
-            self._told = (code, details, trailing_metadata)
+            self._parts = (code, details, trailing_metadata)
 
         def code(self) -> Any:
-            return self._told[0]
+            return self._parts[0]
 
         def details(self) -> Any:
-            return self._told[1]
+            return self._parts[1]
 
         def trailing_metadata(self) -> Any:
-            return self._told[2]
+            return self._parts[2]
 
 
 class qdrant_client_http_exceptions:
@@ -436,7 +436,7 @@ LOOKALIKES: dict[str, Any] = {
 
 
 def classes_of(module: str) -> dict[str, type]:
-    """The exceptions that stand for those of a module, by name."""
+    """The exceptions that replace those of a module, by name."""
     return {
         name: cls
         for name, cls in vars(LOOKALIKES[module]).items()

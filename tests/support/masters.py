@@ -174,7 +174,7 @@ class Master:
         return {record.name.rpartition("/")[2]: record for record in self.journal.read()}
 
     def lost(self) -> set[str]:
-        """What neither came to its end nor stands in the journal."""
+        """Work that neither ended nor is in the journal."""
         return set(self.begun) - set(self.done) - set(self.records())
 
 

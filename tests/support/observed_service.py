@@ -37,7 +37,7 @@ async def main(port: int, folder: Path) -> None:
         coordinator.on_close(lambda: until_seen(folder), timeout=LONGEST)
         load = [asyncio.create_task(work(rig, folder)) for work in (ask, hiccups, provide)]
         await coordinator.stopping.wait()
-        await coordinator.drain("told to")
+        await coordinator.drain("on request")
         for task in load:
             task.cancel()
         await asyncio.wait(load)

@@ -29,7 +29,7 @@ def children() -> set[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether it runs; what nobody has waited for yet does not."""
+    """Whether it runs; a process that ended and is not reaped does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -71,7 +71,7 @@ def series(name: str, labels: Mapping[str, str]) -> str:
 def record(
     minutes: float, answers: Answers, documents: Documents | None = None, *, queries: bool = True
 ) -> Recording:
-    """Live through so many minutes; without `queries` the calls are nobody's."""
+    """Live through so many minutes; without `queries` the calls belong to no query."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(_live(minutes, answers, documents, queries))
 

@@ -97,7 +97,7 @@ async def act(
 
 
 class Watcher(Answer):
-    """Who reads the stream."""
+    """The reader of the stream."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -225,7 +225,7 @@ CALLS: dict[str, list[Any]] = {
 }
 
 
-AT_THE_END = {  # what tells all that was written
+AT_THE_END = {  # reads that show all that was written
     "kv": [Call("get_by_ids", (NAMES,))],
     "vector": [Call("get_by_ids", (ENTITIES,))],
     "relations": [Call("get_by_ids", (NAMES,))],

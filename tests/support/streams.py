@@ -12,7 +12,7 @@ from lightrag_resilience import (
 )
 from lightrag_resilience.calls.call_context import inside_guarded_call
 
-ONE_PLACE = ConcurrencyPolicy(max_concurrent=1)
+ONE_PERMIT = ConcurrencyPolicy(max_concurrent=1)
 
 
 class Source:
@@ -48,7 +48,7 @@ def verdict(guard: Guard) -> tuple[int, int]:
     return shown.calls, shown.failed
 
 
-def free_places(guard: Guard) -> int:
+def free_permits(guard: Guard) -> int:
     occupancy = guard.occupancy
     assert occupancy.limit is not None
     return occupancy.limit - occupancy.in_use

@@ -29,7 +29,7 @@ def verdict(guard: Guard) -> tuple[int, int]:
     return shown.calls, shown.failed
 
 
-def free_places(guard: Guard) -> int:
+def free_permits(guard: Guard) -> int:
     occupancy = guard.occupancy
     assert occupancy.limit is not None
     return occupancy.limit - occupancy.in_use
@@ -40,7 +40,7 @@ def the_guard(registry: Guards) -> Guard:
     return guard
 
 
-def kinds_heard(registry: Guards) -> list[str]:
+def kinds_published(registry: Guards) -> list[str]:
     kinds: list[str] = []
 
     def listen(event: Event) -> None:

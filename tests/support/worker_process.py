@@ -44,10 +44,10 @@ class Worker:
         handler.emit = lambda record: self.log.append(record.getMessage())  # type: ignore[method-assign]
         logging.getLogger("lightrag_resilience").addHandler(handler)
         self.guard = guards().get(NAME)
-        guards().events.subscribe(self.heard)
+        guards().events.subscribe(self.on_event)
         return {"pid": os.getpid()}
 
-    def heard(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         if isinstance(event, StateChanged):
             self.changes.append((event.new, time.monotonic()))
 
@@ -113,18 +113,20 @@ class Worker:
         return self.take()
 
     def take(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"ran": self.ran, "probes": self.probes, "slowest": self.slowest}
-        told["last_refusal"] = self.last_refusal
-        told.update({key: self.counts[key] for key in ("fine", "failed", "refused", "cancelled")})
+        counted: dict[str, Any] = {"ran": self.ran, "probes": self.probes, "slowest": self.slowest}
+        counted["last_refusal"] = self.last_refusal
+        counted.update(
+            {key: self.counts[key] for key in ("fine", "failed", "refused", "cancelled")}
+        )
         self.ran = self.probes = 0
         self.slowest = 0.0
         self.counts.clear()
-        return told
+        return counted
 
     async def sent(self) -> dict[str, Any]:
-        """When calls were sent, since it was asked last."""
-        told, self.sent_at = self.sent_at, []
-        return {"sent": told}
+        """When calls were sent, since the last request."""
+        sent, self.sent_at = self.sent_at, []
+        return {"sent": sent}
 
     async def use_tokens(self, booked: int, used: int) -> dict[str, Any]:
         """Each call books so many tokens, and uses so many."""

@@ -144,7 +144,7 @@ async def test_closed_instrumentation_reports_no_gauges(
 # ---------------------------------------------------------------------- bounds
 
 
-def tell_of_many(guards: Guards) -> None:
+def publish_many(guards: Guards) -> None:
     for number in range(MANY):
         name = f"http.{number}"
         guards.events.publish(CallSucceeded(name, 0.1, 5))
@@ -160,7 +160,7 @@ def tell_of_many(guards: Guards) -> None:
 def test_ten_thousand_names_make_few_prometheus_series(guards: Guards) -> None:
     registry = CollectorRegistry()
     observation = observe(guards, registry=registry, most=MOST)
-    tell_of_many(guards)
+    publish_many(guards)
     text = generate_latest(registry).decode()
     assert text.count("lightrag_resilience_call_failures_total{") == MOST + 1
     assert text.count("lightrag_resilience_documents{") == MOST + 1
@@ -180,7 +180,7 @@ def test_ten_thousand_names_make_few_prometheus_series(guards: Guards) -> None:
 async def test_ten_thousand_names_and_models_make_few_opentelemetry_series(
     guards: Guards, reader: InMemoryMetricReader, instrumentation: Instrumentation
 ) -> None:
-    tell_of_many(guards)
+    publish_many(guards)
     guard = guards.get(NAME)
     for number in range(MANY):
         await guard.call(answer, model=f"model-{number}")

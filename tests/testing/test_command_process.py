@@ -1,4 +1,4 @@
-"""Processes that do what they are told."""
+"""Processes that run commands."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def commanded(script: str = SCRIPT) -> CommandedProcess:
     return CommandedProcess(["-c", script], {})
 
 
-def test_it_answers_each_command() -> None:
+def test_a_process_answers_each_command() -> None:
     with commanded() as process:
         assert process.request("add", a=2) == 3
         assert process.request("add", a=2, b=5) == 7
 
 
-def test_it_ends_when_nobody_commands_it_any_more() -> None:
+def test_a_process_ends_when_its_input_is_closed() -> None:
     with commanded() as process:
         assert process.process.stdin is not None
         process.process.stdin.close()
         assert process.process.wait(10) == 0
 
 
-def test_several_work_at_the_same_time() -> None:
+def test_several_processes_work_at_the_same_time() -> None:
     with commanded() as one, commanded() as other:
         assert request_all([one, other], "add", a=1) == [2, 2]
 
 
-def test_an_end_is_told_instead_of_waited_for() -> None:
+def test_an_ended_process_raises_instead_of_waiting() -> None:
     with commanded("raise SystemExit(3)") as process, pytest.raises(RuntimeError, match="code 3"):
         process.receive()
 

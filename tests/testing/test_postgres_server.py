@@ -231,7 +231,7 @@ def test_what_does_not_run_has_no_process_id() -> None:
 
 
 def test_a_taken_port_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = random.choice(SERVER_PORTS[:-1])  # the system gives none of these away
+    port = random.choice(SERVER_PORTS[:-1])  # the system assigns none of these
     with socket.create_server(("127.0.0.1", port)):
         monkeypatch.setattr(server_process, "SERVER_PORTS", range(port, port + 2))
         monkeypatch.setattr(server_process, "_PORT_ATTEMPTS", 2)

@@ -274,7 +274,7 @@ def test_a_port_that_only_the_server_finds_taken_is_passed_over(
             assert server.port == ports[1]
 
 
-def test_a_fixed_port_that_is_taken_is_told(server: RedisServer) -> None:
+def test_a_fixed_port_that_is_taken_raises(server: RedisServer) -> None:
     other = RedisServer(port=server.port)
     with pytest.raises(RuntimeError, match=f"{server.port}: Address already in use"):
         other.start()
@@ -283,7 +283,7 @@ def test_a_fixed_port_that_is_taken_is_told(server: RedisServer) -> None:
 
 
 def test_another_server_is_not_taken_for_our_own() -> None:
-    """It keeps who it is to itself, as it wants a password first."""
+    """It hides its identity, as it requires a password first."""
     with RedisServer("--requirepass", "x") as server:
         for _ in range(3):
             with pytest.raises(RuntimeError, match="Address already in use"):

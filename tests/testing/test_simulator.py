@@ -157,7 +157,7 @@ async def test_a_truncated_stream_gives_its_first_pieces(
 
 
 @pytest.mark.parametrize("action", ["end_early", "error_event", "stall", "truncate"])
-async def test_a_fault_behind_the_last_piece_hits_nobody(
+async def test_a_fault_behind_the_last_piece_hits_no_call(
     client: openai.AsyncOpenAI, provider: Simulator, action: str
 ) -> None:
     provider.set_faults(Fault.from_json(f'[{{"action": "{action}", "pieces": 1000}}]'))

@@ -1,4 +1,4 @@
-"""The network that fails as it is told, with both its ends in hand."""
+"""The network that fails on command, with both ends in the test."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class End:
     def says(self, words: bytes) -> None:
         self.writer.write(words)
 
-    async def hears(self, words: bytes) -> None:
+    async def receives(self, words: bytes) -> None:
         async with asyncio.timeout(PATIENCE):
             assert await self.reader.readexactly(len(words)) == words
 
-    async def hears_the_end(self) -> None:
+    async def receives_the_end(self) -> None:
         async with asyncio.timeout(PATIENCE):
             assert await self.reader.read() == b""
 
-    async def hears_nothing(self) -> None:
+    async def receives_nothing(self) -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(SILENCE):
                 await self.reader.read(1)
@@ -103,7 +103,7 @@ class Line:
         near.says(b"hello")
         async with asyncio.timeout(PATIENCE):
             far = await self.arrived.get()
-        await far.hears(b"hello")
+        await far.receives(b"hello")
         return near, far
 
 
@@ -125,9 +125,9 @@ async def proxy(line: Line) -> AsyncIterator[TcpProxy]:
 async def test_bytes_pass_both_ways(line: Line, proxy: TcpProxy) -> None:
     near, far = await line.connect(proxy)
     near.says(b"question")
-    await far.hears(b"question")
+    await far.receives(b"question")
     far.says(b"answer")
-    await near.hears(b"answer")
+    await near.receives(b"answer")
 
 
 async def test_many_bytes_pass_both_ways_at_once(line: Line, proxy: TcpProxy) -> None:
@@ -135,7 +135,7 @@ async def test_many_bytes_pass_both_ways_at_once(line: Line, proxy: TcpProxy) ->
     question, answer = os.urandom(9 * MIB), os.urandom(9 * MIB)
     near.says(question)
     far.says(answer)
-    await asyncio.gather(far.hears(question), near.hears(answer))
+    await asyncio.gather(far.receives(question), near.receives(answer))
 
 
 async def test_connections_are_apart(line: Line, proxy: TcpProxy) -> None:
@@ -143,27 +143,27 @@ async def test_connections_are_apart(line: Line, proxy: TcpProxy) -> None:
     for number, (near, _) in enumerate(pairs):
         near.says(b"%d" % number)
     for number, (_, far) in enumerate(pairs):
-        await far.hears(b"%d" % number)
+        await far.receives(b"%d" % number)
 
 
-async def test_an_end_that_says_no_more_still_hears(line: Line, proxy: TcpProxy) -> None:
+async def test_a_half_closed_end_still_receives(line: Line, proxy: TcpProxy) -> None:
     for first, second in [(0, 1), (1, 0)]:
         ends = await line.connect(proxy)
         ends[first].says(b"question")
         ends[first].writer.write_eof()
-        await ends[second].hears(b"question")
-        await ends[second].hears_the_end()
+        await ends[second].receives(b"question")
+        await ends[second].receives_the_end()
         ends[second].says(b"answer")
-        await ends[first].hears(b"answer")
+        await ends[first].receives(b"answer")
         ends[second].writer.close()
-        await ends[first].hears_the_end()
+        await ends[first].receives_the_end()
 
 
-async def test_an_end_that_goes_away_is_missed_at_the_other(line: Line, proxy: TcpProxy) -> None:
+async def test_the_loss_of_one_end_reaches_the_other(line: Line, proxy: TcpProxy) -> None:
     for first, second in [(0, 1), (1, 0)]:
         ends = await line.connect(proxy)
         ends[first].writer.close()
-        await ends[second].hears_the_end()
+        await ends[second].receives_the_end()
         ends = await line.connect(proxy)
         ends[first].resets()
         await ends[second].is_reset()
@@ -191,7 +191,7 @@ async def test_a_sender_has_to_wait_for_the_other_end(
     sent = await sent_until_it_has_to_wait(near)
     assert sent <= 64 * MIB
     proxy.pass_on()
-    await far.hears(bytes(sent))
+    await far.receives(bytes(sent))
 
 
 async def sent_until_it_has_to_wait(end: End) -> int:
@@ -216,22 +216,22 @@ async def test_a_stall_holds_what_open_connections_say(line: Line, proxy: TcpPro
     proxy.stall()
     near.says(b"question")
     far.says(b"answer")
-    await far.hears_nothing()
-    await near.hears_nothing()
+    await far.receives_nothing()
+    await near.receives_nothing()
     proxy.pass_on()
-    await far.hears(b"question")
-    await near.hears(b"answer")
+    await far.receives(b"question")
+    await near.receives(b"answer")
 
 
 async def test_a_stall_holds_new_connections(line: Line, proxy: TcpProxy) -> None:
     proxy.stall()
     near = await line.dial(proxy)
     near.says(b"question")
-    await near.hears_nothing()
+    await near.receives_nothing()
     assert line.arrived.empty()
     proxy.delay(0.0)
     far = await line.arrived.get()
-    await far.hears(b"question")
+    await far.receives(b"question")
 
 
 @pytest.mark.parametrize("end", [0, 1])
@@ -240,10 +240,10 @@ async def test_a_stall_holds_an_end_and_a_reset_too(line: Line, proxy: TcpProxy,
     proxy.stall()
     closing[end].writer.close()
     cut[end].resets()
-    await closing[1 - end].hears_nothing()
-    await cut[1 - end].hears_nothing()
+    await closing[1 - end].receives_nothing()
+    await cut[1 - end].receives_nothing()
     proxy.pass_on()
-    await closing[1 - end].hears_the_end()
+    await closing[1 - end].receives_the_end()
     await cut[1 - end].is_reset()
 
 
@@ -256,11 +256,11 @@ async def test_a_delay_holds_every_chunk_as_long_and_keeps_the_order(
         said = time.monotonic()
         near.says(words)
         await asyncio.sleep(0.02)
-    await far.hears(b"onetwothree")
+    await far.receives(b"onetwothree")
     assert time.monotonic() - said >= 0.1
     said = time.monotonic()
     far.says(b"answer")
-    await near.hears(b"answer")
+    await near.receives(b"answer")
     assert time.monotonic() - said >= 0.1
 
 
@@ -271,7 +271,7 @@ async def test_delays_run_at_the_same_time(line: Line, proxy: TcpProxy) -> None:
     for _ in range(40):
         near.says(b"word")
         await asyncio.sleep(0.005)
-    await far.hears(b"word" * 40)
+    await far.receives(b"word" * 40)
     assert time.monotonic() - began < 40 * 0.5
 
 
@@ -279,12 +279,12 @@ async def test_a_switch_holds_for_what_is_held(line: Line, proxy: TcpProxy) -> N
     near, far = await line.connect(proxy)
     proxy.delay(LONG)
     near.says(b"one")
-    await far.hears_nothing()
+    await far.receives_nothing()
     proxy.stall()
     near.says(b"two")
-    await far.hears_nothing()
+    await far.receives_nothing()
     proxy.delay(0.01)
-    await far.hears(b"onetwo")
+    await far.receives(b"onetwo")
 
 
 async def test_a_drop_resets_both_ends(line: Line, proxy: TcpProxy) -> None:
@@ -304,7 +304,7 @@ async def test_a_drop_resets_connections_on_their_way(
         proxy.stall()
         near = await line.dial(proxy)
         near.says(b"question")
-        await near.hears_nothing()
+        await near.receives_nothing()
         proxy.drop()
     else:
         proxy.drop()
@@ -317,7 +317,7 @@ async def test_what_was_held_is_lost_with_a_drop(line: Line, proxy: TcpProxy) ->
     near, far = await line.connect(proxy)
     proxy.stall()
     near.says(b"question")
-    await far.hears_nothing()
+    await far.receives_nothing()
     proxy.drop()
     await far.is_reset()
 
@@ -329,7 +329,7 @@ async def test_new_connections_pass_after_a_drop(line: Line, proxy: TcpProxy) ->
     await near.is_reset()
     near, far = await line.connect(proxy)
     near.says(b"question")
-    await far.hears(b"question")
+    await far.receives(b"question")
 
 
 # ---------------------------------------------------------------------- begin and end
@@ -354,7 +354,7 @@ async def test_a_proxy_begins_again_on_its_port(line: Line) -> None:
         assert proxy.port == port
         near, far = await line.connect(proxy)
         near.says(b"question")
-        await far.hears(b"question")
+        await far.receives(b"question")
 
 
 async def test_a_switch_outlasts_the_end(line: Line) -> None:
@@ -378,12 +378,12 @@ def test_nothing_is_left_open() -> None:
                 closed, half = await line.connect(proxy), await line.connect(proxy)
                 closed[0].writer.close()
                 half[0].writer.write_eof()
-                await half[1].hears_the_end()
+                await half[1].receives_the_end()
                 near, _ = await line.connect(proxy)
                 proxy.delay(LONG)
                 near.says(bytes(MIB))
                 proxy.stall()
-                await (await line.dial(proxy)).hears_nothing()
+                await (await line.dial(proxy)).receives_nothing()
                 late = [asyncio.create_task(line.dial(proxy)) for _ in range(3)]
                 await asyncio.sleep(0)
             assert not [

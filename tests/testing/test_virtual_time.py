@@ -118,7 +118,7 @@ async def test_a_wait_too_short_to_change_the_time_ends_all_the_same() -> None:
 
 
 def selecting_at(seconds: float) -> float:
-    """How much time a standstill of many rounds takes that long after the start."""
+    """How much time many idle rounds take that long after the start."""
     selector = _JumpingSelector()
     try:
         selector.now = seconds
@@ -129,12 +129,12 @@ def selecting_at(seconds: float) -> float:
         selector.close()
 
 
-def test_a_standstill_moves_the_time_on_a_little() -> None:
+def test_many_idle_rounds_move_the_time_on_a_little() -> None:
     assert 0.0 < selecting_at(0.0) < 1e-5
     assert 0.0 < selecting_at(1e6) < 1e-5
 
 
-def test_a_standstill_moves_the_time_on_however_late_it_is() -> None:
+def test_many_idle_rounds_move_the_time_on_at_any_time() -> None:
     assert selecting_at(1e8) > 0.0
 
 

@@ -201,8 +201,8 @@ def test_the_timer_cancels_what_a_timer_for_each_wait_would_cancel(
 ) -> None:
     async def seldom_armed() -> list[tuple[bool, float]]:
         idle_timer, seen = gap_timer(until=until), list[tuple[bool, float]]()
-        for away, wait in steps:
-            await asyncio.sleep(away)
+        for elsewhere, wait in steps:
+            await asyncio.sleep(elsewhere)
             if now() >= until:
                 break
             seen.append((await waited(idle_timer, wait), now()))
@@ -213,8 +213,8 @@ def test_the_timer_cancels_what_a_timer_for_each_wait_would_cancel(
 
     async def armed_for_each() -> list[tuple[bool, float]]:
         seen = list[tuple[bool, float]]()
-        for away, wait in steps:
-            await asyncio.sleep(away)
+        for elsewhere, wait in steps:
+            await asyncio.sleep(elsewhere)
             if now() >= until:
                 break
             try:

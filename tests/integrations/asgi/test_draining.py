@@ -1,4 +1,4 @@
-"""DrainMiddleware behind a real server: uvicorn, told to stop by real signals."""
+"""DrainMiddleware behind a real server: uvicorn, stopped by real signals."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Hypercorn(Master):
 
     def words(self, descriptor: int, port: int) -> list[str]:
         del port
-        # Its worker hears of no signal, only of the end that this brings.
+        # Its worker gets no signal, only the end of its connections.
         patience = "45" if self.budget[0] > 10 else "2"
         return ["-m", "hypercorn", "-b", f"fd://{descriptor}", "--graceful-timeout", patience]
 

@@ -194,8 +194,8 @@ def test_a_thread_that_never_ends_does_not_keep_the_process(
     left: list[int] = []
     monkeypatch.setattr("os._exit", left.append)
     monkeypatch.setattr("logging.shutdown", lambda: None)
-    told: list[Any] = []
-    served.worker.log.error = lambda text, names: told.append(names)
+    logged: list[Any] = []
+    served.worker.log.error = lambda text, names: logged.append(names)
     goes_on = threading.Event()
     stuck = threading.Thread(target=goes_on.wait, name="stuck")
     stuck.start()
@@ -206,5 +206,5 @@ def test_a_thread_that_never_ends_does_not_keep_the_process(
     goes_on.set()
     stuck.join()
     assert left == [1]
-    assert "stuck" in told[0]
+    assert "stuck" in logged[0]
     served.listener.close()

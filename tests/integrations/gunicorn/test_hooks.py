@@ -157,7 +157,7 @@ def test_workers_killed_at_exit_are_awaited_and_recorded(server: Any, journal: J
     with pytest.raises(ChildProcessError):
         os.waitpid(child, 0)
     server.WORKERS = {child: worker(server, child)}
-    hooks.on_exit(server)  # somebody else has waited for it
+    hooks.on_exit(server)  # another has reaped it
 
 
 def test_a_dead_worker_is_recorded_by_worker_exit_in_the_master(

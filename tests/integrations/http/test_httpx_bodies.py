@@ -12,7 +12,7 @@ from lightrag_resilience import (
     AttemptTimeoutError,
 )
 from lightrag_resilience.testing import VirtualTimeLoop
-from support.transports import free_places, kinds_heard, now, policy, the_guard, verdict
+from support.transports import free_permits, kinds_published, now, policy, the_guard, verdict
 from support.wires import URL, Answer, answers, new_guards, wire
 
 pytestmark = pytest.mark.anyio
@@ -24,23 +24,23 @@ pytestmark = pytest.mark.anyio
 async def test_the_outcome_is_recorded_at_the_end_of_the_body(library: Any) -> None:
     registry = new_guards()
     options: Any = {"policy": policy(max_concurrent=1), "registry": registry}
-    told = Answer(200, b"one", 3.0, b"two")
+    answer = Answer(200, b"one", 3.0, b"two")
     async with (
-        wire(library, answers(library, told), **options) as client,
+        wire(library, answers(library, answer), **options) as client,
         client.stream("GET", URL) as response,
     ):
         guard = the_guard(registry)
-        assert (verdict(guard), free_places(guard)) == ((0, 0), 0)
+        assert (verdict(guard), free_permits(guard)) == ((0, 0), 0)
         assert await response.aread() == b"onetwo"
-        assert (verdict(guard), free_places(guard)) == ((1, 0), 1)
-    assert told.closed == 1
+        assert (verdict(guard), free_permits(guard)) == ((1, 0), 1)
+    assert answer.closed == 1
 
 
 async def test_a_body_that_fails_before_its_first_chunk_is_retried(library: Any) -> None:
-    told = [Answer(200, library.ReadError("cut")), Answer(200, b"fine")]
-    async with wire(library, answers(library, *told), policy=policy()) as client:
+    sent = [Answer(200, library.ReadError("cut")), Answer(200, b"fine")]
+    async with wire(library, answers(library, *sent), policy=policy()) as client:
         assert (await client.get(URL)).content == b"fine"
-    assert told[0].closed == 1
+    assert sent[0].closed == 1
 
 
 async def test_a_truncated_body_is_a_failure_and_not_retried(library: Any) -> None:
@@ -52,30 +52,30 @@ async def test_a_truncated_body_is_a_failure_and_not_retried(library: Any) -> No
         with pytest.raises(library.RemoteProtocolError):
             await client.get(URL)
     guard = the_guard(registry)
-    assert (len(transport.at), verdict(guard), free_places(guard)) == (1, (1, 1), 1)
+    assert (len(transport.at), verdict(guard), free_permits(guard)) == (1, (1, 1), 1)
 
 
 async def test_a_truncated_error_body_is_a_failure_of_unknown_outcome(
     library: Any,
 ) -> None:
     registry = new_guards()
-    kinds = kinds_heard(registry)
-    told = Answer(500, b"one", library.ReadError("cut"))
-    async with wire(library, answers(library, told), registry=registry) as client:
+    kinds = kinds_published(registry)
+    answer = Answer(500, b"one", library.ReadError("cut"))
+    async with wire(library, answers(library, answer), registry=registry) as client:
         with pytest.raises(library.ReadError):
             await client.get(URL)
-    assert (kinds, told.closed) == (["unknown"] * 3, 3)
+    assert (kinds, answer.closed) == (["unknown"] * 3, 3)
 
 
 async def test_a_body_that_stalls_ends_as_a_timeout_of_the_library(library: Any) -> None:
     registry = new_guards()
-    told = Answer(200, b"one", 60.0, b"two")
+    answer = Answer(200, b"one", 60.0, b"two")
     options: Any = {"policy": policy(attempt_timeout=5.0), "registry": registry}
-    async with wire(library, answers(library, told), **options) as client:
+    async with wire(library, answers(library, answer), **options) as client:
         with pytest.raises(library.ReadTimeout) as raised:
             await client.get(URL)
     assert isinstance(raised.value.__cause__, AttemptTimeoutError)
-    assert (now(), told.closed, verdict(the_guard(registry))) == (5.0, 1, (1, 1))
+    assert (now(), answer.closed, verdict(the_guard(registry))) == (5.0, 1, (1, 1))
 
 
 @pytest.mark.parametrize(
@@ -92,27 +92,27 @@ async def test_a_stream_closed_early_records_an_outcome_only_after_its_end_marke
 ) -> None:
     registry = new_guards()
     options: Any = {"policy": policy(max_concurrent=1), "registry": registry}
-    told = Answer(200, *chunks, content_type=kind)
+    answer = Answer(200, *chunks, content_type=kind)
     async with (
-        wire(library, answers(library, told), **options) as client,
+        wire(library, answers(library, answer), **options) as client,
         client.stream("POST", URL) as response,
     ):
         body = response.aiter_raw()
         for _ in chunks[:3]:
             await anext(body)
         await response.stream.aclose()
-        assert (told.read, told.ended) == (min(len(chunks), 3), 1)
+        assert (answer.read, answer.ended) == (min(len(chunks), 3), 1)
     guard = the_guard(registry)
-    assert (verdict(guard), free_places(guard), told.closed) == ((calls, 0), 1, 1)
+    assert (verdict(guard), free_permits(guard), answer.closed) == ((calls, 0), 1, 1)
 
 
 async def test_a_stream_complete_in_its_first_chunk_is_a_success_unread(
     library: Any,
 ) -> None:
     registry = new_guards()
-    told = Answer(200, b"data: [DONE]\n\n", content_type="text/event-stream")
+    answer = Answer(200, b"data: [DONE]\n\n", content_type="text/event-stream")
     async with (
-        wire(library, answers(library, told), registry=registry) as client,
+        wire(library, answers(library, answer), registry=registry) as client,
         client.stream("POST", URL),
     ):
         pass
@@ -121,9 +121,9 @@ async def test_a_stream_complete_in_its_first_chunk_is_a_success_unread(
 
 async def test_a_second_reader_continues_where_the_first_stopped(library: Any) -> None:
     registry = new_guards()
-    told = Answer(200, b"one", b"two", b"three")
+    answer = Answer(200, b"one", b"two", b"three")
     async with (
-        wire(library, answers(library, told), registry=registry) as client,
+        wire(library, answers(library, answer), registry=registry) as client,
         client.stream("GET", URL) as response,
     ):
         assert await anext(response.aiter_raw()) == b"one"
@@ -135,9 +135,9 @@ async def test_a_response_closed_by_another_task_is_settled_once(library: Any) -
     registry = new_guards()
     gone = library.ReadError("closed")
     options: Any = {"policy": policy(max_concurrent=1), "registry": registry}
-    told = Answer(200, b"one", 5.0, gone)
+    answer = Answer(200, b"one", 5.0, gone)
     async with (
-        wire(library, answers(library, told), **options) as client,
+        wire(library, answers(library, answer), **options) as client,
         client.stream("GET", URL) as response,
     ):
         reading = asyncio.ensure_future(response.aread())
@@ -146,7 +146,7 @@ async def test_a_response_closed_by_another_task_is_settled_once(library: Any) -
         with pytest.raises(library.ReadError):
             await reading
     guard = the_guard(registry)
-    assert (verdict(guard), free_places(guard), told.closed) == ((0, 0), 1, 1)
+    assert (verdict(guard), free_permits(guard), answer.closed) == ((0, 0), 1, 1)
 
 
 END_OF_EVENTS = b"data: [DONE]\n\n"
@@ -157,16 +157,16 @@ async def test_a_response_can_be_closed_while_another_task_waits_for_its_last_by
 ) -> None:
     registry = new_guards()
     options: Any = {"policy": policy(max_concurrent=1), "registry": registry}
-    told = Answer(200, b"data: 1\n\n", END_OF_EVENTS, 60.0, content_type="text/event-stream")
+    answer = Answer(200, b"data: 1\n\n", END_OF_EVENTS, 60.0, content_type="text/event-stream")
     async with (
-        wire(library, answers(library, told), **options) as client,
+        wire(library, answers(library, answer), **options) as client,
         client.stream("GET", URL) as response,
     ):
         reading = asyncio.ensure_future(response.aread())
         await asyncio.sleep(1.0)
         await response.stream.aclose()
         guard = the_guard(registry)
-        assert (verdict(guard), free_places(guard), told.closed) == ((1, 0), 1, 1)
+        assert (verdict(guard), free_permits(guard), answer.closed) == ((1, 0), 1, 1)
         reading.cancel()
         await asyncio.wait([reading])
 
@@ -175,13 +175,13 @@ async def test_a_response_can_be_closed_while_another_task_waits_for_its_last_by
 def test_a_response_left_open_at_its_end_marker_is_a_success_when_the_loop_ends(
     library: Any, attempt: int
 ) -> None:
-    told = Answer(200, b"data: 1\n\n", END_OF_EVENTS, 60.0, content_type="text/event-stream")
+    answer = Answer(200, b"data: 1\n\n", END_OF_EVENTS, 60.0, content_type="text/event-stream")
     left, guards = [], []
     del attempt
 
     async def leave() -> None:
         registry = new_guards()
-        client = wire(library, answers(library, told), registry=registry)
+        client = wire(library, answers(library, answer), registry=registry)
 
         async def pieces() -> AsyncIterator[bytes]:
             async with client.stream("GET", URL) as response:
@@ -195,7 +195,7 @@ def test_a_response_left_open_at_its_end_marker_is_a_success_when_the_loop_ends(
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         runner.run(leave())
-    assert (verdict(guards[0]), told.closed) == ((1, 0), 1)
+    assert (verdict(guards[0]), answer.closed) == ((1, 0), 1)
 
 
 async def test_closing_twice_closes_once_for_any_iterator_of_chunks(library: Any) -> None:

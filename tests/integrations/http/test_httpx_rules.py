@@ -17,7 +17,7 @@ from lightrag_resilience import (
     LimitPolicy,
     RateLimitedError,
 )
-from support.transports import free_places, kinds_heard, policy, the_guard, verdict
+from support.transports import free_permits, kinds_published, policy, the_guard, verdict
 from support.wires import URL, Answer, answers, new_guards, wire
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 )
 async def test_a_transient_failure_is_retried(library: Any, first: Answer, kind: str) -> None:
     registry = new_guards()
-    kinds = kinds_heard(registry)
+    kinds = kinds_published(registry)
     transport = answers(library, first, Answer(200, b"fine"))
     async with wire(library, transport, policy=policy(), registry=registry) as client:
         key = {"Idempotency-Key": "7"}
@@ -88,8 +88,8 @@ async def test_a_response_without_an_error_is_a_success(library: Any, status: in
 
 async def test_the_last_response_is_returned_when_the_attempts_are_used_up(library: Any) -> None:
     registry = new_guards()
-    told = [Answer(503, b"first"), Answer(502, b"second"), Answer(500, b"last", x_request_id="7")]
-    transport = answers(library, *told)
+    sent = [Answer(503, b"first"), Answer(502, b"second"), Answer(500, b"last", x_request_id="7")]
+    transport = answers(library, *sent)
     async with wire(library, transport, policy=policy(), registry=registry) as client:
         response = await client.get(URL)
         again = await client.get(URL)
@@ -98,7 +98,7 @@ async def test_the_last_response_is_returned_when_the_attempts_are_used_up(libra
     assert response.request.url == URL
     assert (again.status_code, verdict(the_guard(registry))) == (500, (6, 6))
     assert transport.at == [0.0, 1.0, 3.0, 3.0, 4.0, 6.0]
-    assert all(answer.closed for answer in told)
+    assert all(answer.closed for answer in sent)
 
 
 async def test_a_response_whose_retry_after_is_too_long_is_returned_at_once(library: Any) -> None:
@@ -159,16 +159,16 @@ async def test_a_long_error_body_is_complete_and_its_connection_returned(
     library: Any,
 ) -> None:
     parts = [bytes([number]) * 50_000 for number in range(6)]
-    told = [Answer(500, *parts) for _ in range(3)]
-    transport = answers(library, *told)
+    sent = [Answer(500, *parts) for _ in range(3)]
+    transport = answers(library, *sent)
     async with (
         wire(library, transport, policy=policy()) as client,
         client.stream("GET", URL) as response,
     ):
-        assert [answer.read for answer in told] == [2, 2, 2]
-        assert [answer.closed for answer in told] == [1, 1, 0]
+        assert [answer.read for answer in sent] == [2, 2, 2]
+        assert [answer.closed for answer in sent] == [1, 1, 0]
         assert await response.aread() == b"".join(parts)
-    assert [answer.closed for answer in told] == [1, 1, 1]
+    assert [answer.closed for answer in sent] == [1, 1, 1]
 
 
 async def test_responses_made_in_memory_record_an_outcome(library: Any) -> None:
@@ -180,16 +180,16 @@ async def test_responses_made_in_memory_record_an_outcome(library: Any) -> None:
         assert (await client.get(URL)).text == "fine"
         assert (await client.get(URL)).json()["error"]
     guard = the_guard(registry)
-    assert (verdict(guard), free_places(guard)) == ((2, 1), 1)
+    assert (verdict(guard), free_permits(guard)) == ((2, 1), 1)
 
 
 async def test_an_error_body_that_the_inner_transport_has_read_is_not_read_again(
     library: Any,
 ) -> None:
-    told = Answer(429, gzip.compress(SPENT), content_encoding="gzip")
+    answer = Answer(429, gzip.compress(SPENT), content_encoding="gzip")
 
     async def read(_: Any) -> Any:
-        response = transport.respond(told)
+        response = transport.respond(answer)
         await response.aread()
         return response
 
@@ -340,15 +340,15 @@ async def test_without_a_policy_the_method_decides_idempotency(
 
 
 async def test_inside_a_call_of_the_same_guard_it_passes_straight_through(library: Any) -> None:
-    registry, told = new_guards(), Answer(503)
+    registry, answer = new_guards(), Answer(503)
     guard = registry.get("llm.openai", policy(attempt_timeout=5.0))
-    transport = answers(library, told)
+    transport = answers(library, answer)
     async with (
         wire(library, transport, name="llm.openai", registry=registry) as client,
         guard,
         client.stream("GET", URL) as response,
     ):
-        assert (response.status_code, told.read) == (503, 0)
+        assert (response.status_code, answer.read) == (503, 0)
     assert (len(transport.at), verdict(guard)) == (1, (1, 0))
     assert set(transport.limits[0].values()) == {10.0}
 

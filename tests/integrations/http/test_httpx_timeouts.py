@@ -12,7 +12,7 @@ from lightrag_resilience import (
     AttemptTimeoutError,
     DeadlineExceededError,
 )
-from support.transports import free_places, now, policy, the_guard, verdict
+from support.transports import free_permits, now, policy, the_guard, verdict
 from support.wires import URL, Answer, answers, new_guards, wire
 
 pytestmark = pytest.mark.anyio
@@ -116,7 +116,7 @@ async def test_a_cancelled_request_records_no_outcome_and_holds_nothing(
         with pytest.raises(asyncio.CancelledError):
             await task
     guard = the_guard(registry)
-    assert (verdict(guard), free_places(guard), failed.closed) == ((1, 1), 1, 1)
+    assert (verdict(guard), free_permits(guard), failed.closed) == ((1, 1), 1, 1)
 
 
 async def test_a_close_that_fails_does_not_hide_a_cancellation(library: Any) -> None:

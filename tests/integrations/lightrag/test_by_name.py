@@ -14,7 +14,7 @@ from lightrag.kg.json_kv_impl import JsonKVStorage
 from lightrag_resilience import CircuitOpenError, Guards, guard
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import by_name, protect, unprotect
-from support.backends import POSTGRES, place_of
+from support.backends import POSTGRES, storage_set_of
 from support.lightrag_rig import Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
@@ -68,7 +68,7 @@ async def test_storages_see_plain_names_in_their_configuration() -> None:
 
 @pytest.mark.usefixtures("_registered")
 async def test_postgres_opens_its_pool_for_vectors_guarded_by_name() -> None:
-    with place_of(POSTGRES):
+    with storage_set_of(POSTGRES):
         names = {"kv_storage": "GuardedPGKVStorage", "vector_storage": "GuardedPGVectorStorage"}
         async with lightrag_on(Provider(), **names) as rag:
             await rag.ainsert("Ada founded Alderwick beside the river.")

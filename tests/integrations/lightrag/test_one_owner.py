@@ -48,7 +48,7 @@ class Provider:
 
 
 @pytest.fixture(autouse=True)
-def _nobody_else_asks_sdks_to_yield(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_other_code_disables_sdk_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instances protected in other tests may still be there."""
     for sdk in (openai, anthropic):
         options = sdk._models.FinalRequestOptions

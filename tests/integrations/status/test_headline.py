@@ -115,8 +115,8 @@ def test_the_headline_says_what_is_wrong_since_when_and_what_is_done(
 
 
 def test_the_headline_has_at_most_three_reasons() -> None:
-    told = headline([row(str(number), "open") for number in range(9)])
-    assert told["reasons"] == [
+    shown = headline([row(str(number), "open") for number in range(9)])
+    assert shown["reasons"] == [
         {"name": str(number), "reason": "after 5 failures in a row"} for number in range(3)
     ]
 
@@ -200,7 +200,7 @@ def test_an_outage_counts_from_its_earliest_reported_start() -> None:
     record = OutageHistory(Clock())
     assert record.outage("llm", NOON - 60, "open", "after 5 failures in a row").since == NOON - 60
     assert record.to_json()[0]["at"] == NOON - 60
-    # Others tell it with small differences, or know of an earlier begin.
+    # Other workers report it with small differences, or with an earlier begin.
     assert record.outage("llm", NOON - 61, "open", "").since == NOON - 60
     assert record.outage("llm", NOON - 90, "open", "").since == NOON - 90
     assert record.outage("llm", NOON, "half-open", "").reason == "after 5 failures in a row"

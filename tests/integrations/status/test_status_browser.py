@@ -103,7 +103,7 @@ class Page:
         return bool(self.run(f"document.activeElement === document.querySelector('{selector}')"))
 
     def complaints(self) -> list[str]:
-        """Errors on the browser's console, such as a violation of the policy; the network aside."""
+        """Errors on the browser's console, such as a violation of the policy; not its network's."""
         log: Any = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
         return [entry["message"] for entry in log if entry["source"] != "network"]
 
@@ -124,7 +124,7 @@ def test_the_page_shows_a_change_without_reloading(
     seen.until(lambda: "has been down since" in seen.text("#sentence"))
     took = seen.run("window.changedAt") / 1000 - began
     record_property("seconds until it was seen", round(took, 3))
-    print(f"seen after {took * 1000:.0f} ms")  # noqa: T201 - for who measures it
+    print(f"seen after {took * 1000:.0f} ms")  # noqa: T201 - a measurement
     assert took < PATIENCE
     row = seen.row("llm.openai")
     assert "Down" in row

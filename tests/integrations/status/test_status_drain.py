@@ -1,4 +1,4 @@
-"""The status page of a real server that is told to stop."""
+"""The status page of a real server that shuts down."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_a_viewer_sees_the_drain_and_does_not_prolong_it() -> None:
     with served() as (process, url):
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as http:
             drains: list[Any] = []
-            is_told = False
+            is_stopped = False
             request = asyncio.create_task(http.get("/query"))
             async with http.stream("GET", "/resilience/events") as stream:
                 async for line in stream.aiter_lines():
@@ -79,9 +79,9 @@ async def test_a_viewer_sees_the_drain_and_does_not_prolong_it() -> None:
                         continue
                     data = json.loads(line.removeprefix("data: "))
                     rows = [row["in_flight"] for row in data["dependencies"]]
-                    if rows == [{"calls": 1}] and not is_told:
+                    if rows == [{"calls": 1}] and not is_stopped:
                         process.send_signal(signal.SIGTERM)
-                        is_told = True
+                        is_stopped = True
                     if data["drain"]:
                         drains.append(data["drain"])
             ended = time.monotonic()

@@ -1,4 +1,4 @@
-"""The page, `status`, `doctor`, the log and the metrics tell one truth: what a caller would say.
+"""The page, `status`, `doctor`, the log and the metrics agree with what a caller sees.
 
 A provider over HTTP that is up and serves no call, with a real Redis and without one.
 """

@@ -181,7 +181,7 @@ async def test_an_empty_partial_answer_raises_the_first_error(rag: Any, failing:
     failing.errors["embedding"] = DOWN
     with pytest.raises(ResilienceError):
         await rag.aquery_llm(
-            "What is unheard of?", QueryParam(mode="mix", ll_keywords=["zzz"], hl_keywords=["yyy"])
+            "What is unknown?", QueryParam(mode="mix", ll_keywords=["zzz"], hl_keywords=["yyy"])
         )
 
 

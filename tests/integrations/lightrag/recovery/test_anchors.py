@@ -24,7 +24,7 @@ from lightrag_resilience.integrations.lightrag import protect, unprotect
 from lightrag_resilience.integrations.lightrag.recovery.anchors import RecoveryAnchors
 from lightrag_resilience.integrations.lightrag.recovery.failed_documents import is_refused
 from support import lightrag_rig
-from support.backends import BACKENDS, Backend, place_of
+from support.backends import BACKENDS, Backend, storage_set_of
 from support.lightrag_rig import EXTRACTED, Provider, lightrag_on
 
 pytestmark = [
@@ -140,7 +140,7 @@ async def interrupted(rag: Any, document: str) -> None:
 
 async def until_processed(rag: Any, count: int = 1) -> None:
     async with asyncio.timeout(30):
-        while (await rag.doc_status.get_status_counts()).get("processed") != count:  # noqa: ASYNC110 - LightRAG tells nobody
+        while (await rag.doc_status.get_status_counts()).get("processed") != count:  # noqa: ASYNC110 - LightRAG publishes no event
             await asyncio.sleep(0.02)
 
 
@@ -199,8 +199,8 @@ async def test_a_document_interrupted_by_an_outage_needs_no_rebuilt_anchors() ->
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
 async def test_the_contributions_of_documents_are_found_in_the_graph(backend: Backend) -> None:
-    with place_of(backend) as place:
-        async with place.lightrag(Provider()) as rag:
+    with storage_set_of(backend) as storage_set:
+        async with storage_set.lightrag(Provider()) as rag:
             await check_contributions(rag)
 
 

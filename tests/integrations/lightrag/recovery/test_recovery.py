@@ -62,7 +62,7 @@ async def statuses(rag: Any) -> dict[str, int]:
 
 async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - LightRAG tells nobody
+        while not await condition():  # noqa: ASYNC110 - LightRAG publishes no event
             await asyncio.sleep(0.02)
 
 

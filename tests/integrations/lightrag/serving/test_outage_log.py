@@ -246,7 +246,7 @@ def test_states_forced_by_hand_are_never_summed_up(written: list[logging.LogReco
     in_virtual_time(live)
     by_hand = [line for line in lines(written) if "is closed by jo on vm" in line]
     assert len(by_hand) == 20
-    # Each has told first what came before it.
+    # Each has first written what came before it.
     assert "is open after 5 failures" in lines(written)[lines(written).index(by_hand[-1]) - 1]
 
 
@@ -317,17 +317,17 @@ def test_after_a_quiet_minute_requests_have_their_own_lines_again(
 def test_a_request_that_succeeds_in_an_outage_keeps_its_lines_and_their_order(
     written: list[logging.LogRecord],
 ) -> None:
-    away = True
+    is_down = True
 
     async def step() -> None:
-        if away:
+        if is_down:
             raise ConnectionRefusedError
 
     async def live(server: Server, _: VirtualTimeLoop) -> None:
-        nonlocal away
+        nonlocal is_down
         await server.ask("r-1")
         server.guard.breaker.close()
-        away = False
+        is_down = False
         written.clear()
         await server.ask("r-2")
         assert server.answered == [503, 200]

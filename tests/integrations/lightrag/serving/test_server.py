@@ -36,9 +36,12 @@ def test_the_start_logs_whether_breakers_are_shared_yet(
     for own.link.is_up in (True, False):
         server_module._log_start()
     own.close()
-    shared, away = (text for text in caplog.messages if PROTECTED in text)
+    shared, unavailable = (text for text in caplog.messages if PROTECTED in text)
     assert "; breakers are shared through Redis at 127.0.0.1:1; " in shared
-    assert "; breakers are shared through Redis at 127.0.0.1:1 as soon as it can be used; " in away
+    assert (
+        "; breakers are shared through Redis at 127.0.0.1:1 as soon as it can be used; "
+        in unavailable
+    )
 
 
 @pytest.mark.parametrize("options", [(), ("--gunicorn", "--workers", "2")], ids=["one", "gunicorn"])

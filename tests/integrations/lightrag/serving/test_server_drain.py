@@ -11,7 +11,7 @@ pytest.importorskip("fastapi", reason="LightRAG's server comes with lightrag-hku
 pytest.importorskip("jwt", reason="LightRAG's server comes with lightrag-hku[api]")
 
 from lightrag_resilience.testing.redis_server import RedisServer
-from support.drains import killed, told_to_stop
+from support.drains import killed, stopped_during_ingest
 from support.kills import killed_at_random, workers_killed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
@@ -20,7 +20,7 @@ WORKERS = 2
 
 
 async def test_a_server_stopped_by_sigterm_loses_no_document(tmp_path: Path) -> None:
-    ended = await told_to_stop(tmp_path, sentences=20)
+    ended = await stopped_during_ingest(tmp_path, sentences=20)
     assert '"response"' in ended.stream or '"error"' in ended.stream, ended
     assert ended.repeated <= 1
     assert ended.log.count("Successfully finalized 12 storages") == 1
@@ -28,7 +28,7 @@ async def test_a_server_stopped_by_sigterm_loses_no_document(tmp_path: Path) -> 
 
 async def test_workers_of_gunicorn_stopped_by_sigterm_lose_no_document(tmp_path: Path) -> None:
     options = ("--gunicorn", "--workers", str(WORKERS))
-    ended = await told_to_stop(tmp_path, *options, budget=40.0)
+    ended = await stopped_during_ingest(tmp_path, *options, budget=40.0)
     assert '"response"' in ended.stream or '"error"' in ended.stream, ended
     assert ended.repeated <= 1
     assert ended.log.count("Successfully finalized 12 storages") == WORKERS

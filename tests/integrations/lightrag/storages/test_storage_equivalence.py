@@ -17,7 +17,7 @@ pytest.importorskip("lightrag.kg.factory", reason="LightRAG 1.5")
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag.storages import guard_storage
-from support.backends import BACKENDS, EMBEDDED, Backend, Reader, place_of
+from support.backends import BACKENDS, EMBEDDED, Backend, Reader, storage_set_of
 from support.storage_operations import CALLS, KINDS, LIFE, Call, methods_of, sequences
 
 # Most of the time LightRAG and Hypothesis work: measured, it would double.
@@ -91,12 +91,12 @@ def embedded() -> Iterator[Pair]:
 
 def made(backend: Backend) -> Iterator[Pair]:
     with ExitStack() as stack:
-        place = stack.enter_context(place_of(backend))
+        storage_set = stack.enter_context(storage_set_of(backend))
         runner = stack.enter_context(asyncio.Runner())
         rags = AsyncExitStack()
         try:
-            one = runner.run(rags.enter_async_context(place.lightrag(Reader())))
-            other = runner.run(rags.enter_async_context(place.lightrag(Reader())))
+            one = runner.run(rags.enter_async_context(storage_set.lightrag(Reader())))
+            other = runner.run(rags.enter_async_context(storage_set.lightrag(Reader())))
             yield Pair(runner, one, other)
         finally:
             runner.run(rags.aclose())

@@ -12,7 +12,7 @@ pytest.importorskip("lightrag.kg.factory", reason="LightRAG 1.5")
 
 from lightrag_resilience import Guards, protect
 from lightrag_resilience.config.settings import load_settings
-from support.backends import POSTGRES, REDIS, Backend, Place, Reader, place_of
+from support.backends import POSTGRES, REDIS, Backend, Reader, StorageSet, storage_set_of
 from support.ingest import Fault, Outcome, ingest
 
 # Most of the time LightRAG works: measured, it would double.
@@ -23,45 +23,45 @@ IMPATIENT = {"POSTGRES_CONNECTION_RETRIES": "1", "POSTGRES_CONNECTION_RETRY_BACK
 
 
 @pytest.fixture(params=[POSTGRES, REDIS], ids=str)
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def storage_set(request: pytest.FixtureRequest) -> Iterator[StorageSet]:
     backend: Backend = request.param
-    with place_of(backend, **IMPATIENT) as place:
-        yield place
+    with storage_set_of(backend, **IMPATIENT) as storage_set:
+        yield storage_set
 
 
-def killed(place: Place) -> Fault:
-    assert place.server is not None
-    return Fault(place.server.kill, place.server.start, OUTAGE)
+def killed(storage_set: StorageSet) -> Fault:
+    assert storage_set.server is not None
+    return Fault(storage_set.server.kill, storage_set.server.start, OUTAGE)
 
 
-def hung(place: Place) -> Fault:
-    assert place.server is not None
-    return Fault(place.server.pause, place.server.resume, OUTAGE)
+def hung(storage_set: StorageSet) -> Fault:
+    assert storage_set.server is not None
+    return Fault(storage_set.server.pause, storage_set.server.resume, OUTAGE)
 
 
 def run(
-    place: Place,
+    storage_set: StorageSet,
     fault: Fault | None = None,
     prepare: Callable[[Any], Awaitable[Any]] | None = None,
 ) -> Outcome:
-    return asyncio.run(ingest(place, DOCUMENTS, fault, prepare))
+    return asyncio.run(ingest(storage_set, DOCUMENTS, fault, prepare))
 
 
-def test_two_ingests_without_a_fault_store_the_same(place: Place) -> None:
-    one, other = run(place), run(place)
+def test_two_ingests_without_a_fault_store_the_same(storage_set: StorageSet) -> None:
+    one, other = run(storage_set), run(storage_set)
     assert one.content == other.content
     assert one.statuses == {"processed": DOCUMENTS}
     assert all(one.vectors.values())
 
 
-def test_an_unprotected_ingest_fails_when_its_server_is_killed(place: Place) -> None:
+def test_an_unprotected_ingest_fails_when_its_server_is_killed(storage_set: StorageSet) -> None:
     """Why there is a guard: if this fails one day, LightRAG got better."""
-    outcome = run(place, killed(place))
+    outcome = run(storage_set, killed(storage_set))
     assert outcome.statuses["processed"] < DOCUMENTS
 
 
-def test_an_unprotected_ingest_survives_a_short_hang(place: Place) -> None:
-    assert run(place, hung(place)).content == run(place).content
+def test_an_unprotected_ingest_survives_a_short_hang(storage_set: StorageSet) -> None:
+    assert run(storage_set, hung(storage_set)).content == run(storage_set).content
 
 
 async def protected(rag: Any) -> None:
@@ -70,29 +70,29 @@ async def protected(rag: Any) -> None:
 
 @pytest.mark.parametrize("fault", [killed, hung])
 def test_a_protected_ingest_stores_the_same_as_without_a_fault(
-    place: Place, fault: Callable[[Place], Fault]
+    storage_set: StorageSet, fault: Callable[[StorageSet], Fault]
 ) -> None:
-    assert run(place, fault(place), protected).content == run(place).content
+    assert run(storage_set, fault(storage_set), protected).content == run(storage_set).content
 
 
 # ---------------------------------------------------------------------- PostgreSQL's own retries
 
 
-async def read_while_down(place: Place, attempts: int | None) -> tuple[bool, bool, bool]:
+async def read_while_down(storage_set: StorageSet, attempts: int | None) -> tuple[bool, bool, bool]:
     """Read while the server is down for more than a backoff, and again when it is back.
 
     Returns:
         Whether the first read ended, and with an error, and whether the second was answered.
     """
-    assert place.server is not None
-    async with place.lightrag(Reader()) as rag:
+    assert storage_set.server is not None
+    async with storage_set.lightrag(Reader()) as rag:
         await rag.full_docs.upsert({"a": {"content": "text", "file_path": "a.txt"}})
         if attempts is not None:
             rag.full_docs.db.connection_retry_attempts = attempts
-        await asyncio.to_thread(place.server.kill)
+        await asyncio.to_thread(storage_set.server.kill)
         first = asyncio.ensure_future(rag.full_docs.get_by_id("a"))
         await asyncio.wait([first], timeout=2.0)
-        await asyncio.to_thread(place.server.start)
+        await asyncio.to_thread(storage_set.server.start)
         done, _ = await asyncio.wait([first], timeout=3.0)
         failed = bool(done) and first.exception() is not None
         second = asyncio.ensure_future(rag.full_docs.get_by_id("a"))
@@ -105,11 +105,11 @@ async def read_while_down(place: Place, attempts: int | None) -> tuple[bool, boo
 
 def test_unprotected_postgres_hangs_after_an_outage_longer_than_its_backoff() -> None:
     """Its retry of opening the pool needs the lock that the first try holds: a deadlock."""
-    with place_of(POSTGRES, POSTGRES_CONNECTION_RETRY_BACKOFF="0.1") as place:
-        assert asyncio.run(read_while_down(place, None)) == (False, False, False)
+    with storage_set_of(POSTGRES, POSTGRES_CONNECTION_RETRY_BACKOFF="0.1") as storage_set:
+        assert asyncio.run(read_while_down(storage_set, None)) == (False, False, False)
 
 
 def test_postgres_with_one_attempt_fails_at_once_and_recovers_with_its_server() -> None:
     """The client reads the attribute for each call, so a guard can own the retries."""
-    with place_of(POSTGRES) as place:
-        assert asyncio.run(read_while_down(place, 1)) == (True, True, True)
+    with storage_set_of(POSTGRES) as storage_set:
+        assert asyncio.run(read_while_down(storage_set, 1)) == (True, True, True)

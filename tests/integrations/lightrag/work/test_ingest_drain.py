@@ -109,7 +109,7 @@ async def begun(provider: Any, work: asyncio.Task[Any]) -> None:
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - LightRAG tells nobody
+        while not await condition():  # noqa: ASYNC110 - LightRAG publishes no event
             await asyncio.sleep(0.02)
 
 
@@ -282,19 +282,19 @@ def test_a_resumable_run_is_journaled_as_idempotent() -> None:
 
 async def test_a_document_between_two_stages_keeps_its_status_unless_a_user_cancelled() -> None:
     guards = registry()
-    ingest, run, heard = Ingest(object(), guards), IngestRun("ingest", ""), list[Any]()
+    ingest, run, published = Ingest(object(), guards), IngestRun("ingest", ""), list[Any]()
 
     async def mark(**given: Any) -> None:
-        heard.append(given)
+        published.append(given)
 
     await ingest._mark_cancelled(mark, pipeline_status={})
     guards.gate.close()
     await ingest._mark_cancelled(mark, pipeline_status={"cancellation_requested": True})
-    assert len(heard) == 2
+    assert len(published) == 2
     with _as_current(run):
         await ingest._mark_cancelled(mark, pipeline_status={})
     await ingest._mark_cancelled(mark, pipeline_status={})
-    assert (len(heard), run.skipped) == (2, 1)
+    assert (len(published), run.skipped) == (2, 1)
 
 
 async def test_a_failed_flush_of_model_answers_does_not_stop_the_other_flushes(
