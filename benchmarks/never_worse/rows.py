@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.never_worse import goals, scripts
+from benchmarks.never_worse import endpoints, goals, ingests, outages
+from benchmarks.never_worse.parts import Figures
+from benchmarks.never_worse.slowness import one_query, timeouts
 from lightrag_resilience.testing import Fault
 
 
@@ -25,7 +27,7 @@ class Row:
 
     name: str
     title: str
-    run: Callable[..., Coroutine[Any, Any, scripts.Figures]]
+    run: Callable[..., Coroutine[Any, Any, Figures]]
     judge: goals.Judge
     load: int = 1
 
@@ -33,30 +35,35 @@ class Row:
         return not names or self.name in names or self.name.partition("-")[0] in names
 
 
-_SHORT_TIMEOUTS = {
-    "default_llm_timeout": 4,
-    "llm_model_kwargs": {"timeout": 4},  # as LightRAG's server passes it to the client
-    "default_embedding_timeout": 4,
-    "default_rerank_timeout": 4,
-}
-
-
 def _dead(name: str, title: str, make: Callable[..., Fault] | None, **options: Any) -> Row:
-    return Row(f"dead-{name}", title, partial(scripts.dead, make, **options), goals.dead)
+    return Row(f"dead-{name}", title, partial(outages.dead, make, **options), goals.dead)
+
+
+_PATHS = {"llm": "chat", "embedding": "embeddings", "rerank": "rerank"}
+
+
+def _slow(kind: str, title: str, seconds: float, timeout: int) -> Row:
+    fault = Fault.slow(seconds, path=_PATHS[kind])
+    return Row(f"slow-{kind}", title, partial(one_query, fault, timeout), goals.slow)
+
+
+def _hang(kind: str, title: str) -> Row:
+    fault = Fault.hang(path=_PATHS[kind])
+    return Row(f"hang-{kind}", title, partial(one_query, fault, 4), goals.hang)
 
 
 ROWS = (
     Row(
         "brownout-500",
         "60 % of calls answer 500 for 20 s, a query every 1.5 s",
-        partial(scripts.brownout, [Fault.status(500, share=0.6, end=20.0)]),
+        partial(outages.brownout, [Fault.status(500, share=0.6, end=20.0)]),
         goals.brownout,
     ),
     Row(
         "brownout-mixed",
         "30 % of calls answer 503 and 30 % are reset for 20 s, a query every 1.5 s",
         partial(
-            scripts.brownout,
+            outages.brownout,
             [Fault.status(503, share=0.3, end=20.0), Fault.reset(share=0.3 / 0.7, end=20.0)],
         ),
         goals.brownout,
@@ -68,6 +75,32 @@ ROWS = (
         "hang",
         "each call hangs for 20 s, all timeouts are 4 s",
         Fault.hang,
-        **_SHORT_TIMEOUTS,
+        **timeouts(4),
+    ),
+    Row(
+        "old-outage",
+        "each call answers 503, for more than a minute",
+        outages.old_outage,
+        goals.old_outage,
+    ),
+    Row("burst", "20 queries at once to a dead provider", outages.burst, goals.burst),
+    Row(
+        "ingest",
+        "30 % of calls answer 500 while 20 documents are ingested",
+        ingests.flaky,
+        goals.ingest,
+        load=2,
+    ),
+    _slow("llm", "a model takes 130 s, LLM_TIMEOUT=600", 130.0, 600),
+    _slow("embedding", "an embedding takes 25 s, EMBEDDING_TIMEOUT=60", 25.0, 60),
+    _slow("rerank", "a rerank takes 18 s, RERANK_TIMEOUT=60", 18.0, 60),
+    _hang("llm", "a model hangs, LLM_TIMEOUT=4"),
+    _hang("embedding", "an embedding hangs, EMBEDDING_TIMEOUT=4"),
+    _hang("rerank", "a rerank hangs, RERANK_TIMEOUT=4"),
+    Row(
+        "two-hosts",
+        "extractions have a host of their own, which is dead for 20 s",
+        endpoints.two_hosts,
+        goals.two_hosts,
     ),
 )

@@ -9,8 +9,8 @@ import sys
 import traceback
 from typing import Any
 
+from benchmarks.never_worse.parts import Start
 from benchmarks.never_worse.rows import ROWS
-from benchmarks.never_worse.scripts import Start
 from lightrag_resilience.testing.command_process import run_commands
 
 

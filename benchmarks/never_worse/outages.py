@@ -1,4 +1,4 @@
-"""What happens to a LightRAG, protected or not: each script runs once for each seed.
+"""Queries while a provider fails or is gone. Each script runs once for each seed.
 
 A script returns its figures, as JSON has them. Durations are seconds.
 """
@@ -6,36 +6,29 @@ A script returns its figures, as JSON has them. Durations are seconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from lightrag_resilience.demo.corpus import facts
-from lightrag_resilience.demo.experiments import ask_steadily
-from lightrag_resilience.demo.measurements import ANSWERED, EMPTY, REFUSED, Queries, percentile
+from benchmarks.never_worse.parts import (
+    EVERY,
+    KNOWN,
+    LONGEST,
+    Figures,
+    Start,
+    at_most,
+    begin,
+    told,
+)
+from lightrag_resilience.demo.experiments import ask, ask_steadily
+from lightrag_resilience.demo.measurements import ANSWERED, Queries
 from lightrag_resilience.demo.rig import Rig, build_rig
 from lightrag_resilience.testing import Fault
 
-EVERY = 1.5  # seconds from one query to the next
-LONGEST = 120.0  # seconds; queries that take longer are ended, and count as that long
 BEFORE, DEAD = 3.0, 20.0  # seconds until a provider dies, and for which it is dead
 AFTERWARDS = 13.5  # seconds for which queries go on then
-KNOWN = facts(4)
-
-Figures = dict[str, Any]
-
-
-class Start:
-    """The moment from which a script counts, which both processes share."""
-
-    def __init__(self) -> None:
-        self.prepared = asyncio.Event()
-        self.go = asyncio.Event()
-
-    async def wait(self) -> None:
-        """All is prepared: wait until those that shall run at the same time are, too."""
-        self.prepared.set()
-        await self.go.wait()
+OLD = 66.0  # seconds after which an outage is older than a minute, whoever counts from when
+BURST = 20  # queries at once
 
 
 async def brownout(faults: Sequence[Fault], *, protected: bool, seed: int, start: Start) -> Figures:
@@ -85,46 +78,20 @@ async def refuse_connections(rig: Rig, dies: float) -> None:
     await rig.provider.__aenter__()
 
 
-# ---------------------------------------------------------------------- parts of scripts
+async def old_outage(*, protected: bool, seed: int, start: Start) -> Figures:
+    """Five queries to a provider that was dead for more than a minute, and was asked meanwhile."""
+    async with build_rig(protected=protected, seed=seed) as rig:
+        await begin(rig, [Fault.status(503)], start)
+        await ask_steadily(rig, Queries(), KNOWN, every=3.0, until=OLD)
+        queries = Queries()
+        await ask_steadily(rig, queries, KNOWN, every=0.5, until=2.5)
+        slowest = max(one.took for one in queries.asked)
+        return told(queries, asked=5) | {"slowest": slowest, "calls": rig.provider.count()}
 
 
-async def begin(rig: Rig, faults: Sequence[Fault], start: Start) -> Queries:
-    """Ingest what is asked about, then count time, calls and faults from now on."""
-    await rig.ingest(KNOWN)
-    await start.wait()
-    queries = Queries()
-    rig.provider.reset_calls()
-    rig.provider.set_faults(faults)
-    rig.provider.begin()
-    queries.begin()
-    return queries
-
-
-def told(queries: Queries, *, asked: int) -> Figures:
-    """How many queries were answered, and how long all of them took."""
-    unfinished = asked - len(queries.asked)
-    took = [one.took for one in queries.asked] + [LONGEST] * unfinished
-    answered = [one.took for one in queries.asked if one.outcome == ANSWERED]
-    return {
-        "asked": asked,
-        "answered": queries.count(ANSWERED),
-        "empty": queries.count(EMPTY),
-        "refused": queries.count(REFUSED),
-        "unfinished": unfinished,
-        "p50": percentile(took, 0.5),
-        "p95": percentile(took, 0.95),
-        "answered_p95": percentile(answered, 0.95),
-        "queries": [
-            [round(one.at, 2), round(one.took, 2), one.outcome]
-            for one in sorted(queries.asked, key=lambda one: one.at)
-        ],
-    }
-
-
-async def at_most(seconds: float, work: Awaitable[None]) -> None:
-    """Run work for at most so many seconds; then cancel it without an error."""
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except TimeoutError:
-        return
+async def burst(*, protected: bool, seed: int, start: Start) -> Figures:
+    """20 queries at once to a dead provider."""
+    async with build_rig(protected=protected, seed=seed) as rig:
+        queries = await begin(rig, [Fault.status(503)], start)
+        await asyncio.gather(*(ask(rig, queries, KNOWN[n % len(KNOWN)], n) for n in range(BURST)))
+        return told(queries, asked=BURST) | {"calls": rig.provider.count()}
