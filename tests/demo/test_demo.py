@@ -74,7 +74,7 @@ def test_the_demo_shows_what_protection_does(tmp_path: Path) -> None:
     assert unprotected["empty"] == QUICK.burst
     assert dead["refusal"] < unprotected["refusal"] / 10
     assert report["workers"]["number"] == 2
-    assert report["workers"]["sharing"]["all_refuse"] < report["workers"]["alone"]["all_refuse"]
+    assert report["workers"]["shared"]["all_reject"] < report["workers"]["local"]["all_reject"]
     assert ET.parse(output / "demo.svg").getroot().tag == f"{SVG}svg"  # noqa: S314
 
 

@@ -23,7 +23,7 @@ from lightrag_resilience.testing import Fault, Simulator
 
 
 def report(*, calls: list[float], changes: list[tuple[str, float]], probes: int = 0) -> Any:
-    return {"calls": calls, "changes": changes, "probes": probes, "failed": 5, "refused": 7}
+    return {"calls": calls, "changes": changes, "probes": probes, "failed": 5, "rejected": 7}
 
 
 BUSY = report(
@@ -38,10 +38,10 @@ def test_a_run_is_measured_from_the_workers_reports() -> None:
     measured = asdict(measure([BUSY, QUIET], down=10.0, back=12.0))
     assert measured == {
         "noticed": pytest.approx(0.2),
-        "all_refuse": pytest.approx(0.5),
+        "all_reject": pytest.approx(0.5),
         "calls": 4,
         "failed": 10,
-        "refused": 14,
+        "rejected": 14,
         "probes": 3,
         "recovery": pytest.approx(0.5),
     }
@@ -50,7 +50,7 @@ def test_a_run_is_measured_from_the_workers_reports() -> None:
 def test_events_that_never_happened_are_none() -> None:
     idle = report(calls=[], changes=[])
     measured = measure([BUSY, idle], down=10.0, back=12.0)
-    assert (measured.all_refuse, measured.recovery) == (None, None)
+    assert (measured.all_reject, measured.recovery) == (None, None)
     assert measure([idle], down=10.0, back=12.0).noticed is None
     console = Console(file=StringIO(), width=100)
     console.print(workers_table(2, measured, measured))
@@ -77,7 +77,7 @@ async def test_a_worker_calls_until_rejected_and_reports_it(
         assert len(ended["calls"]) - provider.count() in {0, 1}  # the last is cut off
     assert [state for state, _ in ended["changes"]][-1] == "closed"
     assert ended["failed"] >= 1
-    assert ended["refused"] >= 1
+    assert ended["rejected"] >= 1
     assert ended["probes"] >= 1
 
 
@@ -88,13 +88,13 @@ async def test_an_idle_worker_reports_nothing() -> None:
 
 @pytest.mark.processes
 def test_workers_that_share_reject_together() -> None:
-    alone, sharing = asyncio.run(compare_workers(3))
-    assert alone.recovery is not None
-    assert sharing.recovery is not None
-    assert alone.all_refuse is not None
-    assert sharing.all_refuse is not None
-    assert sharing.all_refuse < alone.all_refuse
-    assert 0 < sharing.calls < alone.calls
+    local, shared = asyncio.run(compare_workers(3))
+    assert local.recovery is not None
+    assert shared.recovery is not None
+    assert local.all_reject is not None
+    assert shared.all_reject is not None
+    assert shared.all_reject < local.all_reject
+    assert 0 < shared.calls < local.calls
 
 
 def test_the_demo_skips_workers_without_a_redis_server(

@@ -68,28 +68,28 @@ def _rows(measured: Measured) -> list[tuple[str, str]]:
         ("query p50", _seconds(measured.query_p50)),
         ("query p95", _seconds(measured.query_p95)),
         ("recovery to first answer", _seconds(measured.recovery)),
-        ("one more query comes back after", _seconds(measured.refusal)),
-        ("  and says when to come back", _seconds(measured.refusal_retry_after)),
+        ("one more query fails after", _seconds(measured.refusal)),
+        ("  with retry_after", _seconds(measured.refusal_retry_after)),
         ("the whole took", _seconds(measured.took)),
     ]
 
 
-def workers_table(number: int, alone: Cluster, sharing: Cluster) -> Table:
+def workers_table(number: int, local: Cluster, shared: Cluster) -> Table:
     """Workers with breakers of their own, and with a shared one, side by side."""
     table = Table(title=f"{number} workers while the provider is down", title_justify="left")
     table.add_column("")
     table.add_column("own breakers", justify="right")
     table.add_column("shared through Redis", justify="right")
     for label, show in _CLUSTER_ROWS:
-        table.add_row(label, show(alone), show(sharing))
+        table.add_row(label, show(local), show(shared))
     return table
 
 
 _CLUSTER_ROWS: tuple[tuple[str, Callable[[Cluster], str]], ...] = (
     ("the first worker rejects after", lambda run: _seconds(run.noticed) or "-"),
-    ("all others reject later by", lambda run: _seconds(run.all_refuse) or "-"),
+    ("all others reject later by", lambda run: _seconds(run.all_reject) or "-"),
     ("HTTP calls to the dead provider", lambda run: str(run.calls)),
-    ("calls rejected at once", lambda run: str(run.refused)),
+    ("calls rejected at once", lambda run: str(run.rejected)),
     ("probes until recovery", lambda run: str(run.probes)),
     ("recovery of the last worker", lambda run: _seconds(run.recovery) or "-"),
 )

@@ -50,8 +50,8 @@ def run_demo(  # noqa: PLR0913 - each is an option of the command
     clusters = compare(workers, quiet=quiet, console=console) if workers else None
     report = as_json(result, seed=seed, scale=scale, took=time.monotonic() - started)
     if clusters:
-        alone, sharing = map(asdict, clusters)
-        report["workers"] = {"number": workers, "alone": alone, "sharing": sharing}
+        local, shared = map(asdict, clusters)
+        report["workers"] = {"number": workers, "local": local, "shared": shared}
     (output / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
     (output / "demo.svg").write_text(draw(*result["outage"], scale.outage))
     if not quiet:

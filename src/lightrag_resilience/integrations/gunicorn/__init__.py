@@ -15,29 +15,12 @@ from typing import Any
 
 from lightrag_resilience.runtime.extras import install
 
-from .hooks import (
-    child_exit,
-    on_exit,
-    on_reload,
-    on_starting,
-    post_fork,
-    post_worker_init,
-    pre_fork,
-    worker_exit,
-)
+from . import hooks
+from .hooks import *  # noqa: F403 - their list says which
 from .time_budget import check_budget
 
-__all__ = [
-    "check_budget",
-    "child_exit",
-    "on_exit",
-    "on_reload",
-    "on_starting",
-    "post_fork",
-    "post_worker_init",
-    "pre_fork",
-    "worker_exit",
-]
+__all__ = ["check_budget"]
+__all__ += hooks.__all__
 
 
 def __getattr__(name: str) -> Any:

@@ -129,22 +129,24 @@ def _name_providers(options: Any, functions: Mapping[str, Any]) -> None:
 
 
 def _log_start() -> None:
-    """Log in one line what is protected, where breakers are shared, and which pages there are."""
+    """Log in one line what is protected, where breakers are shared, and which pages there are.
+
+    Without Redis the registry has already logged that breakers are not shared.
+    """
     registry = guards()
     settings = registry.settings
-    if settings.redis_url is None:
-        shared = "breakers are this process's own, as RESILIENCE_REDIS_URL is not set"
-    else:
+    facts = [", ".join(guard.name for guard in registry)]
+    if settings.redis_url is not None:
         location = read_address(settings.redis_url.get_secret_value()).location
         is_up = registry.link is not None and registry.link.is_up
         shared = f"breakers are shared through Redis at {location}"
-        shared = shared if is_up else f"{shared} as soon as it can be used"
+        facts.append(shared if is_up else f"{shared} as soon as it can be used")
     page = "/resilience" if settings.status else "none, as RESILIENCE_STATUS is not true"
     metrics = "/metrics" if settings.metrics else "none, as RESILIENCE_METRICS is not true"
-    names = ", ".join(guard.name for guard in registry)
+    facts += [f"status page: {page}", f"metrics: {metrics}"]
     _log.info(
-        "Process %d is protected by lightrag_resilience %s: %s; %s; status page: %s; metrics: %s",
-        *(os.getpid(), __version__, names, shared, page, metrics),
+        "Process %d is protected by lightrag_resilience %s: %s",
+        *(os.getpid(), __version__, "; ".join(facts)),
     )
 
 

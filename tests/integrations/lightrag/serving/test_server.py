@@ -58,7 +58,8 @@ async def test_an_outage_is_answered_with_retry_after(
         before_it = len(server.log.read_text())
         starts = [line for line in server.log.read_text().splitlines() if PROTECTED in line]
         assert len(starts) == (2 if options else 1)
-        for fact in ("embedding.openai, llm.openai, storage.", "this process's own", "/metrics"):
+        assert server.log.read_text().count("Breakers are this process's own") == len(starts)
+        for fact in ("embedding.openai, llm.openai, storage.", "status page: ", "/metrics"):
             assert fact in starts[0]
         assert starts[0].startswith("20")  # the year
         assert "status page: /resilience;" in starts[0]
