@@ -209,7 +209,7 @@ class _Chain:
             async with time:
                 return await self._first_success(args, kwargs, failed, time)
         except TimeoutError:
-            if not time.expired():
+            if not time.expired():  # a function's own timeout, which `when` denied
                 raise
         late = f"after {self.total:g} s for all"
         failed.append(DeadlineExceededError(self.names[len(failed)], None, late))
@@ -275,6 +275,7 @@ def _sync(chain: _Chain, owner: Guards) -> Callable[..., Any]:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
+            # A new loop for each call would leave the clients' connections on a closed one.
             return owner.threads.run(chain.answer(args, kwargs)).value
         refuse_green_threads()
         raise UnsupportedCallError(

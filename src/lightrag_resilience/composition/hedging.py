@@ -75,11 +75,13 @@ def hedged(
         async def call_hedged(*args: P.args, **kwargs: P.kwargs) -> R:
             tasks: list[asyncio.Task[R]] = [asyncio.create_task(function(*args, **kwargs))]
             try:
+                # Not `wait_for`: this timeout must not cancel the first call.
                 done, _ = await asyncio.wait(tasks, timeout=after)
                 if not done and _may_hedge(owner.get(name)):
                     tasks.append(asyncio.create_task(function(*args, **kwargs)))
                 answer = await _first_answer(tasks)
             except BaseException:
+                # Neither call may outlive an error or a cancellation that its caller sees.
                 await asyncio.gather(*map(_cancel, tasks), return_exceptions=True)
                 raise
             for task in tasks:
@@ -92,6 +94,7 @@ def hedged(
 
 
 def _may_hedge(guard: Guard) -> bool:
+    # The circuit first: a hedge that an open circuit forbids must not cost the budget.
     if guard.breaker.state is not State.CLOSED or not guard.budget.spend(RETRY_COST):
         return False
     guard.events.publish(HedgeSent(guard.name))
@@ -106,6 +109,7 @@ async def _first_answer(tasks: list[asyncio.Task[R]]) -> R:
         for task in tasks:
             if task in done and not task.cancelled() and task.exception() is None:
                 return task.result()
+    # The hedge may have failed for a reason of its own, such as a full queue.
     return tasks[0].result()
 
 

@@ -125,6 +125,7 @@ class StaleCache:
                 del self._entries[key]
                 return None
             self._entries.move_to_end(key)
+        # Outside the lock: copying a large answer must not delay other threads.
         return OldAnswer(copy.deepcopy(value), source, age)
 
 

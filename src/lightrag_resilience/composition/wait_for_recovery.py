@@ -46,6 +46,7 @@ async def retry_until_available(
     end = guard.clock() + patience
     while True:
         try:
+            # Before `call`, which may queue or compute before it reaches the guard.
             guard.refuse_if_open()
             return await call()
         except Exception as error:
@@ -69,4 +70,5 @@ def _wait_before_retry(error: Exception, guard: Guard, idempotent: bool | None) 
             return None
         hint = failure.retry_after
     wait = guard.policy.retry.max_backoff / 4 if hint is None else hint
+    # Many documents wait for one dependency: the jitter keeps them from returning together.
     return max(wait, _SHORTEST_WAIT) + random.uniform(0.0, _JITTER)  # noqa: S311

@@ -64,6 +64,7 @@ def _call_succeeded(event: CallSucceeded) -> Iterable[Measure]:
 
 def _attempt_failed(event: AttemptFailed) -> Iterable[Measure]:
     yield "attempt_duration_seconds", (event.dependency, event.kind), event.duration
+    # Never the error's text: it may quote a prompt, and would make a series of its own.
     cause = f"HTTP {event.status}" if event.status else event.error
     yield "attempt_failures", (event.dependency, cause), 1
 
@@ -150,6 +151,7 @@ GAUGES = frozenset(
 def collect_gauges(guards: Guards, names: LabelLimiter) -> Iterable[Measure]:
     """Yield the present value of each of `GAUGES`; guards shown as ``other`` are merged."""
     found: dict[tuple[str, str], float] = {}
+    # Calls of the gate may still wait; a running timer, or a stream, shows that one was sent.
     timed = Counter(call.name for call in guards.loop_timers.running())
     timed += Counter(call.name for call in list(guards.gate.running) if call.is_streaming)
     for guard in guards:

@@ -69,6 +69,7 @@ class FastHistogram:
         if not self._flushing.acquire(wait=wait):
             return
         try:
+            # Copy, then delete as many: what another thread appends in between stays.
             taken = self.pending[:]
             del self.pending[: len(taken)]
             taken.sort()

@@ -31,6 +31,8 @@ class JsonFormatter(logging.Formatter):
         fields |= {
             name: value for name in _EXTRAS if (value := getattr(record, name, None)) is not None
         }
+        # A record may be formatted in another thread, where the context has no id: the
+        # filter's attribute comes first.
         if identity := getattr(record, "correlation_id", None) or correlation_id():
             fields["correlation_id"] = identity
         if record.exc_info:

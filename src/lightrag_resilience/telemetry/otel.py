@@ -104,6 +104,7 @@ class Instrumentation:
             guards.events.count(self._on_success),
             guards.events.subscribe(self._on_event, *_OTHERS),
         )
+        # A class for each instrumentation: guards of two registries may be traced apart.
         traced = type("TracedGuard", (TracedGuard,), {"tracing": self._tracing, "__slots__": ()})
         guards.trace(self._tracing, traced)
 
@@ -144,7 +145,7 @@ class Instrumentation:
 
     def _callback_for(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            if self._is_closed:
+            if self._is_closed:  # the SDK calls this as long as its provider lives
                 return
             for metric, labels, value in collect_gauges(self._guards, self._bounded["dependency"]):
                 if metric == name:

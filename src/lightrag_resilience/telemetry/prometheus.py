@@ -155,6 +155,7 @@ class Observation:
         observe = self._successes.get(dependency)
         if observe is None or tokens or self._exemplar is not None:
             self._on_event(CallSucceeded(dependency, duration, tokens))
+            # Cached only under its own name: the cache must not grow beyond the labels' bound.
             if self._names.label_for(dependency) == dependency:
                 child = self._child("attempt_duration_seconds", dependency, "success")
                 self._successes[dependency] = child.observe

@@ -65,6 +65,7 @@ class Tracing:
     ) -> Operation:
         """Start the span of a call or a block."""
         known = attributes_of(dependency, function, kwargs)
+        # Names only: a span leaves the process, and a prompt must not.
         attributes = {**known, _OURS + "dependency": dependency}
         span = self._start(span_name(dependency, known), SpanKind.CLIENT, attributes)
         return Operation(self, span, known)
@@ -87,7 +88,7 @@ class Tracing:
         operation.end_attempt(error)
         if call.is_streaming:
             operation.end(error)
-        elif not isinstance(error, GeneratorExit):
+        elif not isinstance(error, GeneratorExit):  # that one comes from a foreign context
             operation.detach_attempt()
 
     def close(self) -> None:
@@ -243,6 +244,7 @@ class TracedGuard(Guard):
     ) -> R:
         """As `Guard.run`, in a span."""
         tracing = _tracing_of(self)
+        # A call inside a call of the same guard is part of it: a second span would count it twice.
         if tracing is None or _is_inside(self):
             return await Guard.run(self, function, args, kwargs, once=once, idempotent=idempotent)
         operation = tracing.begin(self.name, function, kwargs)
@@ -289,6 +291,7 @@ class TracedGuard(Guard):
             _detach(token)
             operation.end(error)
             raise
+        # Such a block shares its context with the reader, whose spans do not belong below it.
         if isinstance(call := current_call.get(), BlockBetweenItems):
             _detach(token)
             token = None
