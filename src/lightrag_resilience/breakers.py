@@ -114,13 +114,33 @@ class Breaker:
         circuit = self.circuit
         with self._lock:
             now = self._clock()
-            admission = circuit.acquire(now)
+            admission = self._admission(now)
             wait, reason, state = circuit.retry_after(now), circuit.reason, circuit.state
             self._queue_transition()
         self._publish_transitions()
         if admission is None:
             raise CircuitOpenError(self.name, wait, reason, state.value)
         return admission
+
+    def _admission(self, now: float, *, in_background: bool = False) -> Admission | None:
+        return self.circuit.acquire(now, in_background=in_background)
+
+    async def acquire_in_background(self, lease: float) -> Admission | None:
+        """The permit of a background probe; None where it is not due, or another probe runs.
+
+        Args:
+            lease: Seconds for which the cluster keeps the permit of a worker that died.
+        """
+        del lease  # a process that died has no permit of its own breaker
+        with self._lock:
+            admission = self._admission(self._clock(), in_background=True)
+            self._queue_transition()
+        self._publish_transitions()
+        return None if admission is self.circuit.shared_admission else admission
+
+    def expect_background_probe(self, *, is_expected: bool) -> None:
+        """Note whether a background probe can look for the recovery: breaks are short then."""
+        self.circuit.is_probed = is_expected
 
     def take_lock(self, lock: AbstractContextManager[object]) -> None:
         """Replace the lock in a child process: a thread of the parent may hold the old one."""
@@ -356,7 +376,7 @@ class _PyBreaker(CircuitBreaker):
         super().__init__(
             name=breaker.name,
             fail_max=policy.consecutive_failures or policy.min_calls,
-            reset_timeout=policy.open_for,
+            reset_timeout=breaker.circuit.breaks.first,
             success_threshold=policy.probes,
             state_storage=_Storage(breaker),
         )

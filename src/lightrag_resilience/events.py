@@ -16,6 +16,7 @@ from .errors import UnsupportedCallError
 __all__ = [
     "AttemptFailed",
     "AttemptRejected",
+    "BackgroundProbeEnded",
     "CallAdmitted",
     "CallFailed",
     "CallSucceeded",
@@ -130,9 +131,24 @@ class HealthChanged:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSent:
-    """A half-open circuit admitted a call as a probe."""
+    """A half-open circuit admitted a call as a probe, or a request `in_background`."""
 
     dependency: str
+    in_background: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundProbeEnded:
+    """A probe in the background ended after `duration` seconds.
+
+    `outcome` is ``success``; ``failure`` or ``timeout``, which prolong the outage; ``unserved`` for
+    an answer such as 401 or 429; ``unsuitable`` for one that refuses this very request, such as
+    400; ``rejected`` where a limit had no room for it.
+    """
+
+    dependency: str
+    outcome: str
+    duration: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +257,7 @@ Event = (
     | StaleAnswerServed
     | RecoveryCompleted
     | ProbeSent
+    | BackgroundProbeEnded
     | DocumentsCounted
     | QueryCompleted
     | DrainProgress

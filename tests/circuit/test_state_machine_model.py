@@ -198,7 +198,7 @@ class CircuitMachine(RuleBasedStateMachine):
             assert circuit.state is State.OPEN
             assert circuit.open_until == math.inf
         elif circuit.state is State.OPEN:
-            assert circuit.open_until - self.now <= self.policy.max_open_for
+            assert circuit.open_until - self.now <= self.policy.breaks().longest
         else:
             assert circuit.open_until == -math.inf
         if circuit.outcomes is not None:

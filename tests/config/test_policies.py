@@ -108,7 +108,9 @@ def test_the_plain_defaults_are_those_the_documentation_names() -> None:
     assert (breaker.failure_rate, breaker.slow_rate, breaker.slow_call) == (0.5, 1.0, None)
     assert (breaker.window, breaker.window_calls, breaker.min_calls) == ("count", 100, 10)
     assert (breaker.window_seconds, breaker.consecutive_failures) == (60.0, 5)
-    assert (breaker.open_for, breaker.open_growth, breaker.max_open_for) == (5.0, 1.5, 10.0)
+    assert breaker.breaks() == (5.0, 5.0, 1.5, 10.0)
+    assert breaker.breaks(is_probed=True) == (0.5, 1.5, 1.005, 5.0)
+    assert breaker.background_probe
     assert (breaker.mode, breaker.probes, breaker.probe_lease) == ("enforce", 1, None)
     assert (retry.attempts, retry.initial_backoff, retry.backoff_growth) == (3, 0.5, 2.0)
     assert (retry.max_backoff, retry.jitter, retry.max_retry_after) == (30.0, "growing", 60.0)
@@ -350,8 +352,8 @@ def test_fields_that_contradict_each_other_are_refused(fields: Any, message: str
 
 def test_fields_that_just_agree_are_accepted() -> None:
     assert BreakerPolicy(min_calls=100).min_calls == 100
-    assert BreakerPolicy(open_for=30.0).max_open_for == 60.0
-    assert BreakerPolicy(open_for=30.0, open_max=30.0).max_open_for == 30.0
+    assert BreakerPolicy(open_for=30.0).breaks().longest == 60.0
+    assert BreakerPolicy(open_for=30.0, open_max=30.0).breaks().longest == 30.0
     assert BreakerPolicy(min_calls=500, window="time").window_calls == 100
 
 

@@ -123,7 +123,7 @@ def use(sync: Synchronizer, breakers: list[SharedBreaker]) -> None:
             breaker.on_failure(breaker.acquire(), 0.1)
             breaker.on_success(breaker.acquire(), 0.1)
     sync.cool_down(NAMES[0], 0.5)
-    sync.request_probe(breakers[1], lambda: None)
+    sync.request_probe(breakers[1], 60.0, lambda: None)
 
 
 def shares_again(sync: Synchronizer, breakers: list[SharedBreaker], url: str, what: object) -> None:

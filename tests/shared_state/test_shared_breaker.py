@@ -40,7 +40,10 @@ class Sync:
     def schedule_report(self, breaker: SharedBreaker, when: FlushPriority) -> None:
         self.wanted.append(when)
 
-    def request_probe(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
+    def request_probe(
+        self, breaker: SharedBreaker, lease: float, answered: Callable[[], None]
+    ) -> None:
+        del lease
         self.wanted.append("ask")
         self.on_request(breaker)
         self.on_await(answered)

@@ -44,8 +44,7 @@ class Model:
     def _open(self, *, known: int, now: int) -> None:
         assert self.held is not None
         self.held.opens += 1
-        growth = self.policy.open_growth ** min(self.held.opens - 1, 64)
-        length = min(round(self.policy.open_for * 1000) * growth, self.policy.max_open_for * 1000)
+        length = self.policy.breaks().length(self.held.opens) * 1000
         self._enter("O", now + math.floor(length), known=known, now=now)
 
     def _current(self, *, known: int, now: int) -> tuple[Held, bool]:
@@ -125,7 +124,7 @@ class Model:
     def _conclude(self, verdict: str, *, known: int, now: int) -> None:
         assert self.held is not None
         if verdict.startswith("met "):
-            pause = min(int(verdict.split(" ")[1]), round(self.policy.max_open_for * 1000))
+            pause = min(int(verdict.split(" ")[1]), round(self.policy.breaks().longest * 1000))
             self._enter("O", now + pause, known=known, now=now)
         elif verdict != "ok":
             self._open(known=known, now=now)

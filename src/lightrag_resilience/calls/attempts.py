@@ -20,11 +20,12 @@ from lightrag_resilience.events import Events
 from lightrag_resilience.failures.classifier import FailureKind, classify, root_cause
 from lightrag_resilience.failures.kinds import symptom
 from lightrag_resilience.limits.admission import AdmissionController
+from lightrag_resilience.limits.bulkhead import Occupancy
 from lightrag_resilience.limits.provider_limits import GrantedLimits, on_throttled
 from lightrag_resilience.retry import RetryBudget
 from lightrag_resilience.timeouts.attempt_timer import Clock, Timer
 
-from .call_context import Call
+from .call_context import Call, current_call
 from .loop_state import LoopState, LoopStates
 from .publishing import (
     publish_attempt_failed,
@@ -101,6 +102,19 @@ class Attempts:
     def cool_down(self, seconds: float) -> None:
         """Let no worker send a call for so long, as the provider asked."""
         self._loop_states.cool_down(seconds)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """Permits in use and calls in the queue, in this process."""
+        return self._loop_states.occupancy
+
+    @property
+    def loop_in_use(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop of the last call; None where it is unknown or cannot run here."""
+        loop_state = self._loop_state
+        if loop_state is None or loop_state.loop_timers.thread is None:
+            return None
+        return None if loop_state.loop.is_closed() else loop_state.loop
 
     # ------------------------------------------------------------------ before an attempt
 
@@ -195,6 +209,58 @@ class Attempts:
             except BaseException:
                 controller.abandon(call)
                 raise
+
+    async def send_probe(
+        self,
+        probe: Callable[[], Awaitable[object]],
+        admission: Admission,
+        seconds: float,
+    ) -> Exception | None:
+        """Make one attempt that is no user's call, with a permit of its own.
+
+        It goes through limits, timer, verdict and events as any attempt does.
+
+        Args:
+            probe: Makes the request.
+            admission: The breaker's permit; it is used or released.
+            seconds: After which it is cancelled.
+
+        Returns:
+            The error by which it failed; None where it succeeded.
+
+        Raises:
+            CallRejected: It was not sent, as a limit has no room for it.
+        """
+        call = Call()
+        call.begin(self, None, self.clock())
+        call.admission = admission
+        token = current_call.set(call)
+        try:
+            loop_state = self.prepare(call)
+            if loop_state.controller is not None:
+                await self._wait_for_capacity(call, loop_state.controller, ((), {}))
+            call.started = now = self.clock()
+            call.timer = timer = Timer(seconds, loop_state.loop, self.clock)
+            timer.start(call, now)
+            publish_probe_sent(self, in_background=True)
+            try:
+                result = await probe()
+            except BaseException as error:
+                self._settle_raised(call, error, timer)
+                raise
+            timer.stop(call)
+            self.settle_success(call, None, result)
+        except CallRejected:
+            raise
+        except Exception as error:
+            if call.failure is None:
+                raise
+            return error
+        else:
+            return None
+        finally:
+            call.guard = None
+            current_call.reset(token)
 
     async def pause(self, seconds: float) -> None:
         """Wait before another attempt; a drain ends it with a `ShuttingDownError`."""

@@ -11,7 +11,7 @@ import enum
 import math
 from dataclasses import dataclass
 
-from lightrag_resilience.config.policies import BreakerPolicy, Mode
+from lightrag_resilience.config.policies import BreakerPolicy, Breaks, Mode
 
 from .outcomes import OutcomeCounts, Outcomes
 from .sliding_window import make_window
@@ -100,6 +100,7 @@ class Circuit:
         "_renewals",
         "generation",
         "ignores_successes",
+        "is_probed",
         "is_spotless",
         "last",
         "mode",
@@ -108,6 +109,7 @@ class Circuit:
         "outcomes",
         "policy",
         "probe_successes",
+        "probed_until",
         "reason",
         "shared_admission",
         "slow_after",
@@ -141,15 +143,24 @@ class Circuit:
         """The admission that any caller may take without `acquire`; None unless closed."""
         self.open_until = _LONG_AGO
         """When the next probe is due; every call before that is rejected."""
+        self.is_probed = False
+        """Whether a background probe can look for the recovery: breaks are short then."""
+        self.probed_until = _LONG_AGO
+        """Until then the calls of users are no probes: a background probe is expected to be sent.
+
+        Whoever sends it moves this on, so that calls probe again soon after it has died.
+        """
         self._leases = _NO_LEASES
         self.set_mode(policy.mode, now, "since the start")
 
     # ------------------------------------------------------------------ before a call
 
-    def acquire(self, now: float) -> Admission | None:
-        """Admit one call; None where it is rejected."""
+    def acquire(self, now: float, *, in_background: bool = False) -> Admission | None:
+        """Admit one call, or a background probe; None where it is rejected."""
         if self.shared_admission is not None:
             return self.shared_admission
+        if now < self.probed_until and not in_background:
+            return None
         if self.state is State.OPEN:
             if now < self.open_until:
                 return None
@@ -180,7 +191,10 @@ class Circuit:
         """Seconds until a call may be admitted again; None where that is unknown."""
         if self.shared_admission is not None or self.open_until == math.inf:
             return None
-        return max(self.open_until - now, 0.0) if self.state is State.OPEN else _LATER
+        left = max(self.open_until - now, 0.0)
+        if self.state is State.OPEN and (left or now >= self.probed_until):
+            return left
+        return _LATER
 
     # ------------------------------------------------------------------ after a call
 
@@ -311,20 +325,16 @@ class Circuit:
 
     def open(self, now: float, reason: str) -> None:
         """Reject calls: for longer with each break in a row, up to the policy's cap."""
-        policy = self.policy
         if self.state is not State.OPEN:
             self.opens += 1
-        growth = policy.open_growth ** min(max(self.opens - 1, 0), 64)  # or a float overflows
         self._enter(State.OPEN, now, reason)
         forced = self.mode == "forced-open"
-        self.open_until = (
-            math.inf if forced else now + min(policy.open_for * growth, policy.max_open_for)
-        )
+        self.open_until = math.inf if forced else now + self.breaks.length(self.opens)
 
     def reopen(self, now: float, reason: str, pause: float) -> None:
         """Reject calls for `pause` seconds more, in the same break: its probe decided nothing."""
         self._enter(State.OPEN, now, reason)
-        self.open_until = now + min(max(pause, 0.0), self.policy.max_open_for)
+        self.open_until = now + min(max(pause, 0.0), self.breaks.longest)
 
     def half_open(self, now: float, reason: str) -> None:
         """Admit probes. Lifts the mode forced-open; does nothing if half-open already."""
@@ -351,6 +361,11 @@ class Circuit:
     def track_probe(self, probe: Admission, now: float, lease: float) -> None:
         """Count a probe until its lease is over; it may have been admitted by Redis."""
         self._leases[probe] = now + lease * (1 + self._renewals)
+
+    @property
+    def breaks(self) -> Breaks:
+        """How long it is open each time."""
+        return self.policy.breaks(is_probed=self.is_probed)
 
     @property
     def probes(self) -> list[Admission]:

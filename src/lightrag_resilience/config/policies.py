@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
 from annotated_types import Ge, Gt, Le
 
@@ -23,6 +23,7 @@ __all__ = [
     "LIGHTRAG_TIMEOUTS",
     "RENEWALS",
     "BreakerPolicy",
+    "Breaks",
     "ConcurrencyPolicy",
     "LimitPolicy",
     "Policy",
@@ -89,6 +90,34 @@ class _Checked(_ByName):
             raise PolicyError("; ".join(problems))
 
 
+class Breaks(NamedTuple):
+    """How long a circuit is open.
+
+    Attributes:
+        first: Seconds of the first break of an outage.
+        base: Seconds from which further breaks grow.
+        growth: Their factor.
+        longest: Seconds of the longest: a recovery is noticed this late at the most.
+    """
+
+    first: float
+    base: float
+    growth: float
+    longest: float
+
+    def length(self, opens: int) -> float:
+        """Seconds of break number `opens` in a row."""
+        if opens <= 1:
+            return self.first
+        growth = self.growth ** min(opens - 1, _MOST_GROWN)
+        return min(self.base * growth, self.longest)
+
+
+_MOST_GROWN = 256  # breaks; of more, the power overflows a float
+_CLASSICAL = Breaks(5.0, 5.0, 1.5, 10.0)
+_PROBED = Breaks(0.5, 1.5, 1.005, 5.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerPolicy(_Checked):
     """When a circuit opens, for how long, and how it probes for recovery.
@@ -126,12 +155,24 @@ class BreakerPolicy(_Checked):
     consecutive_failures: Count | None = setting(
         5, "Failures in a row that open the circuit. `none` turns this off."
     )
-    open_for: Seconds = setting(5.0, "Seconds for which the circuit is open the first time.")
-    open_growth: Growth = setting(
-        1.5, "Factor for each further time open, until the dependency recovers."
+    open_for: Seconds | None = setting(
+        None,
+        "Seconds for which the circuit is open the first time. `none`: 5; where a background probe "
+        "looks for the recovery, 0.5 and then 1.5.",
+    )
+    open_growth: Growth | None = setting(
+        None,
+        "Factor for each further time open, until the dependency recovers. `none`: 1.5, or 1.005 "
+        "with a background probe.",
     )
     open_max: Seconds | None = setting(
-        None, "Longest time open, in seconds. `none`: twice `open_for`."
+        None,
+        "Longest time open, in seconds. `none`: twice `open_for`, or 5 with a background probe.",
+    )
+    background_probe: bool = setting(
+        True,
+        "Whether one worker probes an open circuit in the background with a small request of its "
+        "own, where one is known, so that no user's call is the probe.",
     )
     probes: Count = setting(
         1, "Calls admitted while half-open. All must succeed to close the circuit."
@@ -154,7 +195,7 @@ class BreakerPolicy(_Checked):
                 f"BreakerPolicy.min_calls is {self.min_calls}, more than window_calls "
                 f"({self.window_calls}) can ever hold"
             )
-        if self.open_max is not None and self.open_max < self.open_for:
+        if self.open_max is not None and self.open_max < (self.open_for or 0.0):
             problems.append(
                 f"BreakerPolicy.open_max is {self.open_max:g} s, less than open_for "
                 f"({self.open_for:g} s)"
@@ -162,10 +203,23 @@ class BreakerPolicy(_Checked):
         if problems:
             raise PolicyError("; ".join(problems))
 
-    @property
-    def max_open_for(self) -> float:
-        """Longest time open, in seconds: a recovery is noticed this late at the most."""
-        return 2.0 * self.open_for if self.open_max is None else self.open_max
+    def breaks(self, *, is_probed: bool = False) -> Breaks:
+        """How long the circuit is open each time.
+
+        Args:
+            is_probed: Whether a background probe looks for the recovery. Its request is small and
+                no user's, so it may come soon and often, unless `open_for` is set.
+        """
+        is_probed = is_probed and self.background_probe and self.open_for is None
+        first, base, growth, longest = _PROBED if is_probed else _CLASSICAL
+        if self.open_for is not None:
+            first = base = self.open_for
+            longest = 2.0 * self.open_for
+        if self.open_max is not None:
+            longest = self.open_max
+        if self.open_growth is not None:
+            growth = self.open_growth
+        return Breaks(min(first, longest), base, growth, longest)
 
     @property
     def longest_probe(self) -> float:

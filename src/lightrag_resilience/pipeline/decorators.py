@@ -21,6 +21,7 @@ from lightrag_resilience.runtime.callables import (
 from lightrag_resilience.streams.guarded_stream import generator_function
 
 from .guard import Guard
+from .recovery_probe import Probe
 from .registry import Guards, resolve_guards
 
 __all__ = ["resilient"]
@@ -30,7 +31,11 @@ R = TypeVar("R")
 
 
 def resilient(
-    name: str, policy: Policy | None = None, *, registry: Guards | None = None
+    name: str,
+    policy: Policy | None = None,
+    *,
+    probe: Probe | None = None,
+    registry: Guards | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Call a function through the guard of a dependency.
 
@@ -42,6 +47,7 @@ def resilient(
     Args:
         name: The dependency; the same name is the same guard.
         policy: What to do, where the family's defaults do not fit.
+        probe: Sent in the background while the circuit is open; see `Guard.set_probe`.
         registry: The registry of guards; that of the process by default.
 
     Raises:
@@ -66,7 +72,10 @@ def resilient(
     owner = resolve_guards(registry)
 
     def find() -> Guard:
-        return owner.get(name, policy)
+        guard = owner.get(name, policy)
+        if probe is not None:
+            guard.set_probe(probe)
+        return guard
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         must_be_function(

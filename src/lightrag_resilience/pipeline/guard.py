@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from threading import get_ident  # not the module: each attribute costs every call
@@ -27,7 +28,6 @@ from lightrag_resilience.draining.gate import DrainGate
 from lightrag_resilience.errors import UnsupportedCallError
 from lightrag_resilience.events import Events
 from lightrag_resilience.failures.classifier import FailureKind
-from lightrag_resilience.limits.bulkhead import Occupancy
 from lightrag_resilience.limits.rate_limiter import SharedLimiter
 from lightrag_resilience.retry import RetryBudget, RetryLoop, is_retryable, single_worker
 from lightrag_resilience.runtime.callables import as_coroutine_function, is_stream
@@ -37,6 +37,7 @@ from lightrag_resilience.timeouts.attempt_timer import Clock, Timer
 from lightrag_resilience.timeouts.loop_timers import LoopTimersRegistry
 
 from .block import begin_block, end_block
+from .recovery_probe import Probe, RecoveryProbe
 
 __all__ = ["Guard"]
 
@@ -71,7 +72,7 @@ class Guard(Attempts):
         loop_timers: The timers shared with other guards on each event loop.
     """
 
-    __slots__ = ("__weakref__", "base")
+    __slots__ = ("__weakref__", "_recovery_probe", "base")
 
     def __init__(  # noqa: PLR0913 - all but two by name
         self,
@@ -99,6 +100,7 @@ class Guard(Attempts):
         self.clock: Clock = clock
         self.sleep = sleep
         self.gate = gate or DrainGate()
+        self._recovery_probe: RecoveryProbe | None = None
 
     def __repr__(self) -> str:
         return f"<Guard {self.name!r}: {self.breaker.state.value}>"
@@ -128,19 +130,47 @@ class Guard(Attempts):
         """
         return await self.run(as_coroutine_function(function), args, kwargs)
 
-    @property
-    def occupancy(self) -> Occupancy:
-        """Permits in use and calls in the queue, in this process."""
-        return self._loop_states.occupancy
-
     def refuse_if_open(self) -> None:
         """Reject now what a call would be rejected with at once.
 
         Raises:
-            CircuitOpenError: The circuit is open and its next probe is not due.
+            CircuitOpenError: The circuit is open, and no call of a user may probe it now.
         """
-        if (wait := self._circuit.open_until - self.clock()) > 0:
-            raise self._rejection(wait)
+        circuit, now = self._circuit, self.clock()
+        if circuit.shared_admission is None and now < max(circuit.open_until, circuit.probed_until):
+            wait = circuit.retry_after(now)
+            raise self._rejection(math.inf if wait is None else wait)
+
+    def set_probe(
+        self,
+        probe: Probe,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> Callable[[], None]:
+        """Look for the recovery with a request of its own, while the circuit is open.
+
+        One worker at a time sends it in the background, so that no user's call is the probe. The
+        last one set holds.
+
+        Args:
+            probe: Makes the smallest request that shows whether the dependency serves its callers:
+                an async function without arguments.
+            loop: The only event loop on which it may run, which its client belongs to; None for
+                whichever the guard is used on.
+
+        Returns:
+            A function that ends it, from any thread.
+
+        Raises:
+            UnsupportedCallError: It is no function.
+        """
+        before = self._recovery_probe
+        if before is not None and before.is_of(probe, loop):
+            return before.close
+        if before is not None:
+            before.close()
+        self._recovery_probe = made = RecoveryProbe(self, probe, loop)
+        return made.close
 
     # ------------------------------------------------------------------ the way of one call
 

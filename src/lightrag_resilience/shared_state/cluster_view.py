@@ -206,7 +206,7 @@ class ClusterView:
         Raises:
             RedisError: Redis cannot be used.
         """
-        seconds = self._policy_of(name).open_for if open_for is None else open_for
+        seconds = self._policy_of(name).breaks().first if open_for is None else open_for
         ref = self._ref(name)
         await self._runner.force_state(ref, state, reason, open_for=seconds)
         return await self._runner.describe(ref)

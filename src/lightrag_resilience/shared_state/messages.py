@@ -438,17 +438,19 @@ def _signed(value: object) -> int:
 
 
 @lru_cache(maxsize=64)
-def policy_as_json(policy: BreakerPolicy) -> str:
+def policy_as_json(policy: BreakerPolicy, *, is_probed: bool = False) -> str:
     """The part of a policy that the scripts need; times in milliseconds."""
+    breaks = policy.breaks(is_probed=is_probed)
     return json.dumps(
         {
             "failure_rate": policy.failure_rate,
             "slow_rate": policy.slow_rate,
             "min_calls": policy.min_calls,
             "window_ms": round(policy.window_seconds * 1000),
-            "open_ms": round(policy.open_for * 1000),
-            "growth": policy.open_growth,
-            "max_ms": round(policy.max_open_for * 1000),
+            "first_ms": round(breaks.first * 1000),
+            "open_ms": round(breaks.base * 1000),
+            "growth": breaks.growth,
+            "max_ms": round(breaks.longest * 1000),
             "probes": policy.probes,
             "lease_ms": round(policy.lease * 1000),
             "quorum": policy.quorum,

@@ -36,6 +36,7 @@ __all__ = ["BreakerRef", "ScriptRunner"]
 
 T = TypeVar("T")
 _MAX_IN_FLIGHT = 6  # commands: fewer than the client has connections, or redis-py raises
+_AS_THE_POLICY_SAYS = 86_400.0  # seconds: no policy has a longer lease
 _NEWEST_WEIGHT = 0.2  # weight of the newest round trip in their average
 
 
@@ -102,17 +103,21 @@ class ScriptRunner:
         arguments = (left, opens, report.batch, *counts, report.tripped, *seen, *verdicts)
         return Reply.parse(await self._run("record_outcomes", ref, arguments))
 
-    async def acquire_probe(self, ref: BreakerRef, token: str) -> Reply:
-        """Acquire the permit for a probe."""
-        return Reply.parse(await self._run("acquire_probe", ref, (token,)))
+    async def acquire_probe(
+        self, ref: BreakerRef, token: str, lease: float = _AS_THE_POLICY_SAYS
+    ) -> Reply:
+        """Acquire the permit for a probe, held for at most `lease` seconds without a renewal."""
+        return Reply.parse(await self._run("acquire_probe", ref, (token, round(lease * 1000))))
 
     async def release_probe(self, ref: BreakerRef, token: str) -> None:
         """Release the permit of a probe."""
         await self._run("release_probe", ref, (token,))
 
-    async def renew_probe(self, ref: BreakerRef, token: str) -> None:
-        """Renew the lease of a probe whose call still runs."""
-        await self._run("renew_probe", ref, (token,))
+    async def renew_probe(
+        self, ref: BreakerRef, token: str, lease: float = _AS_THE_POLICY_SAYS
+    ) -> None:
+        """Renew the lease of a probe whose call still runs, for at most `lease` seconds."""
+        await self._run("renew_probe", ref, (token, round(lease * 1000)))
 
     async def read_state(self, ref: BreakerRef) -> Reply:
         """Read the state."""

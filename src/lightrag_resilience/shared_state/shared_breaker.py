@@ -19,7 +19,6 @@ from typing import ClassVar, Protocol
 from lightrag_resilience.breakers import Breaker
 from lightrag_resilience.circuit.state_machine import Admission, State
 from lightrag_resilience.config.policies import BreakerPolicy
-from lightrag_resilience.errors import CircuitOpenError
 from lightrag_resilience.events import Events
 
 from .messages import Announcement, Report, policy_as_json
@@ -51,7 +50,9 @@ class _Synchronizer(Protocol):
 
     def begin(self) -> None: ...
     def schedule_report(self, breaker: SharedBreaker, when: FlushPriority) -> None: ...
-    def request_probe(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None: ...
+    def request_probe(
+        self, breaker: SharedBreaker, lease: float, answered: Callable[[], None]
+    ) -> None: ...
     def return_probe(self, breaker: SharedBreaker, token: str) -> None: ...
     def force_state(
         self, breaker: SharedBreaker, state: State, reason: str, *, open_for: float = 0.0
@@ -141,52 +142,54 @@ class SharedBreaker(Breaker):
         Raises:
             CircuitOpenError: The circuit is open, or half-open and all permits are held.
         """
-        if self._request_probe():
-            await self._await_probe()
+        if self._request_probe(self.circuit.probed_until):
+            timeout = max(_MIN_PROBE_WAIT, _ROUND_TRIPS * self._sync.round_trip)
+            await self._await_probe(self.circuit.policy.lease, min(timeout, _MAX_PROBE_WAIT))
         return self.acquire()
 
-    def acquire(self) -> Admission:
-        """Admit one call by what is known now, without a request to the cluster."""
-        with self._lock:
-            now = self._clock()
-            admission = self._admission(now)
-            circuit = self.circuit
-            wait, reason, state = circuit.retry_after(now), circuit.reason, circuit.state
-            self._queue_transition()
-        self._publish_transitions()
-        if admission is None:
-            raise CircuitOpenError(self.name, wait, reason, state.value)
-        return admission
+    async def acquire_in_background(self, lease: float) -> Admission | None:
+        """The permit of a background probe; None where it is not due, or another probe runs."""
+        if self._request_probe():
+            await self._await_probe(min(lease, self.circuit.policy.lease), _REQUEST_TIMEOUT)
+        return await super().acquire_in_background(lease)
 
-    def _admission(self, now: float) -> Admission | None:
+    def expect_background_probe(self, *, is_expected: bool) -> None:
+        """As `Breaker` does; the cluster is told with the next command."""
+        super().expect_background_probe(is_expected=is_expected)
+        self.ref.policy = policy_as_json(self.circuit.policy, is_probed=is_expected)
+
+    def _admission(self, now: float, *, in_background: bool = False) -> Admission | None:
         circuit = self.circuit
         if circuit.shared_admission is not None or not self._follows_cluster():
-            admission = circuit.acquire(now)
+            admission = circuit.acquire(now, in_background=in_background)
             self._is_diverged |= admission is not None and admission is not circuit.shared_admission
             return admission
         # The permit is this worker's: the first caller uses it, not only the one that requested it.
-        if self._lease is None or circuit.state is not State.HALF_OPEN:
+        # One that a background probe requested is left to it.
+        is_left = not in_background and now < circuit.probed_until
+        if self._lease is None or is_left or circuit.state is not State.HALF_OPEN:
             return None
         (token, until), self._lease = self._lease, None
         if until <= now:
             return None
         probe = _Probe(circuit.generation, token)
-        circuit.track_probe(probe, now, until - now)
+        # Of this process it is known whether the call goes on, however short the cluster's lease.
+        circuit.track_probe(probe, now, circuit.policy.lease)
         return probe
 
-    def _request_probe(self) -> bool:
+    def _request_probe(self, earliest: float = -math.inf) -> bool:
         """Whether this caller is the one to request a probe's permit."""
         with self._lock:
             now, circuit = self._clock(), self.circuit
             if circuit.shared_admission is not None or not self._follows_cluster():
                 return False
-            earliest = max(circuit.open_until, self._request_after, self._requested_until)
-            if self._lease is not None or now < earliest:
+            known = (circuit.open_until, self._request_after, self._requested_until)
+            if self._lease is not None or now < max(earliest, *known):
                 return False
             self._requested_until = now + _REQUEST_TIMEOUT
             return True
 
-    async def _await_probe(self) -> None:
+    async def _await_probe(self, lease: float, timeout: float) -> None:  # noqa: ASYNC109 - no error
         """Wait for the answer, but only for a moment: a slow Redis must not slow calls down."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[None] = loop.create_future()
@@ -196,8 +199,7 @@ class SharedBreaker(Breaker):
             with contextlib.suppress(RuntimeError):  # the caller's loop is closed
                 loop.call_soon_threadsafe(_finish, answer)
 
-        self._sync.request_probe(self, on_answer)
-        timeout = min(max(_MIN_PROBE_WAIT, _ROUND_TRIPS * self._sync.round_trip), _MAX_PROBE_WAIT)
+        self._sync.request_probe(self, lease, on_answer)
         # An answer that comes later serves the next caller: see `on_probe_answer`.
         await asyncio.wait({answer}, timeout=timeout)
 
@@ -262,7 +264,7 @@ class SharedBreaker(Breaker):
             if self._sync.connected:
                 self.circuit.release(probe)
                 self.circuit.last = symptom
-                milliseconds = round(min(pause, self.circuit.policy.max_open_for) * 1000)
+                milliseconds = round(min(pause, self.circuit.breaks.longest) * 1000)
                 self._report.verdicts += ((probe.token, f"met {milliseconds} {symptom}"),)
             else:
                 self._is_diverged = True
@@ -309,7 +311,7 @@ class SharedBreaker(Breaker):
     def open(self, reason: str = "by hand", *, open_for: float | None = None) -> None:
         """Force all workers' circuits open, for `open_for` seconds or as the policy says."""
         super().open(reason, open_for=open_for)
-        seconds = self.circuit.policy.open_for if open_for is None else open_for
+        seconds = self.circuit.breaks.first if open_for is None else open_for
         self._sync.force_state(self, State.OPEN, reason, open_for=seconds)
 
     def half_open(self, reason: str = "by hand") -> None:
@@ -324,7 +326,7 @@ class SharedBreaker(Breaker):
 
     def update_policy(self, policy: BreakerPolicy, reason: str = "by hand") -> None:
         """Replace the policy in this process. All workers must be given the same one."""
-        self.ref.policy = policy_as_json(policy)
+        self.ref.policy = policy_as_json(policy, is_probed=self.circuit.is_probed)
         super().update_policy(policy, reason)
 
     # ------------------------------------------------------------------ from the sync thread

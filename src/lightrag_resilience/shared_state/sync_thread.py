@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import os
 import random
 import socket
@@ -44,6 +45,7 @@ _BREAKERS_A_POLL = 256
 _PRESENCE_TTL = 10.0  # seconds after its last heartbeat that a worker is listed
 _POLLS_A_HEARTBEAT = 3
 _RENEWALS_A_LEASE = 3
+_SHORTEST_LEASE = 0.01  # seconds by which its renewals are timed
 _UNUSED_AFTER = 1.0  # seconds after which a probe's permit that no call used is released
 _FLUSH_TIMEOUT = 0.5  # seconds for the last reports, and as many to close the connections
 _STOP_TIMEOUT = 5.0  # seconds that `stop` waits for the thread
@@ -184,9 +186,12 @@ class SyncThread:
         if when is FlushPriority.NEXT:
             self._urgent.set()
 
-    def request_probe(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
+    def request_probe(
+        self, breaker: SharedBreaker, lease: float, answered: Callable[[], None]
+    ) -> None:
         """Request a probe's permit; `answered` is called when the breaker has the answer."""
-        self._spawn(self._request_probe(breaker)).add_done_callback(lambda _: answered())
+        task = self._spawn(self._request_probe(breaker, lease))
+        task.add_done_callback(lambda _: answered())
 
     def return_probe(self, breaker: SharedBreaker, token: str) -> None:
         """Release a probe's permit."""
@@ -240,27 +245,28 @@ class SyncThread:
                 _log.error(_CORRUPT, "limit", limit.name)
             limit.on_reserved(request, reservation)
 
-    async def _request_probe(self, breaker: SharedBreaker) -> None:
+    async def _request_probe(self, breaker: SharedBreaker, lease: float) -> None:
         token = f"{self._worker_id}:{next(self._tokens)}"
-        reply = await self._runner.acquire_probe(breaker.ref, token)
+        reply = await self._runner.acquire_probe(breaker.ref, token, lease)
         granted = reply.extra >= 0
         breaker.on_probe_answer(reply.now, token, reply.extra / 1000.0 if granted else None)
         if granted:
             self._unused_probes[token] = breaker
             self.loop.call_later(_UNUSED_AFTER, self._return_unused_probes, token)
-            interval = reply.extra / 1000.0 / _RENEWALS_A_LEASE
-            self._renew_later(breaker, token, interval, RENEWALS * _RENEWALS_A_LEASE)
+            lease = max(reply.extra / 1000.0, _SHORTEST_LEASE)
+            longest = RENEWALS * breaker.circuit.policy.lease
+            self._renew_later(breaker, token, lease, math.ceil(longest * _RENEWALS_A_LEASE / lease))
 
-    def _renew_later(self, breaker: SharedBreaker, token: str, interval: float, times: int) -> None:
+    def _renew_later(self, breaker: SharedBreaker, token: str, lease: float, times: int) -> None:
         """Renew a probe's lease while its call runs; the lease of a process that died just ends."""
 
         def renew() -> None:
             if breaker.holds_probe(token):
-                self._spawn(self._runner.renew_probe(breaker.ref, token))
-                self._renew_later(breaker, token, interval, times - 1)
+                self._spawn(self._runner.renew_probe(breaker.ref, token, lease))
+                self._renew_later(breaker, token, lease, times - 1)
 
         if times > 0:
-            self.loop.call_later(interval, renew)
+            self.loop.call_later(lease / _RENEWALS_A_LEASE, renew)
 
     def _return_unused_probes(self, token: str) -> None:
         breaker = self._unused_probes.pop(token, None)

@@ -111,9 +111,11 @@ class Synchronizer:
         """Send a breaker's report, as soon as `when` says."""
         self._run(SyncThread.schedule_report, breaker, when)
 
-    def request_probe(self, breaker: SharedBreaker, answered: Callable[[], None]) -> None:
+    def request_probe(
+        self, breaker: SharedBreaker, lease: float, answered: Callable[[], None]
+    ) -> None:
         """Request a probe's permit; `answered` is called in the thread after the answer."""
-        self._run(SyncThread.request_probe, breaker, answered)
+        self._run(SyncThread.request_probe, breaker, lease, answered)
 
     def return_probe(self, breaker: SharedBreaker, token: str) -> None:
         """Release a probe's permit."""

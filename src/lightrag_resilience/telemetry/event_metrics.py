@@ -11,6 +11,7 @@ from lightrag_resilience.draining.phases import Phase
 from lightrag_resilience.events import (
     AttemptFailed,
     AttemptRejected,
+    BackgroundProbeEnded,
     CallAdmitted,
     CallFailed,
     CallSucceeded,
@@ -121,6 +122,9 @@ _OF: dict[type, Callable[[Any], Iterable[Measure]]] = {
     FallbackUsed: _once("fallbacks"),
     HedgeSent: _once("hedges"),
     ProbeSent: _once("probes"),
+    BackgroundProbeEnded: lambda event: (
+        ("background_probes", (event.dependency, event.outcome), 1),
+    ),
     QueryCompleted: lambda event: (("query_duration_seconds", (event.outcome,), event.duration),),
     RecoveryCompleted: _recovered,
     RetryScheduled: _retried,

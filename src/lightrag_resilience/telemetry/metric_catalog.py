@@ -120,6 +120,14 @@ METRICS = (
     Metric("breaker_probes", "gauge", (_D,), "Probes of a half-open circuit in flight."),
     Metric("probes", "counter", (_D,), "Probes that half-open circuits let through."),
     Metric(
+        "background_probes",
+        "counter",
+        (_D, "outcome"),
+        "Probes sent in the background while a circuit was open, by outcome: success, failure, "
+        "timeout, unserved (such as 401 or 429), unsuitable (this very request is refused), "
+        "rejected (a limit had no room).",
+    ),
+    Metric(
         "breaker_failure_ratio",
         "gauge",
         (_D,),

@@ -234,7 +234,7 @@ async def test_an_outage_that_turns_into_401_shows_it_and_the_next_probe(
             (row,) = seen["dependencies"]
             return "after a probe met HTTP 401 (AuthenticationError)" in row["reason"]
 
-        async with asyncio.timeout(policy.effective_breaker.open_for + PATIENCE):
+        async with asyncio.timeout(policy.effective_breaker.breaks().first + PATIENCE):
             while not met(seen := await it.data()):
                 with contextlib.suppress(Exception):
                     await it.call(1)

@@ -1,7 +1,7 @@
 -- Acquire the permit for one probe, held as a lease.
 --
 -- KEYS, ARGV 1-5 and the reply: see common.lua.
--- ARGV  6 token of the probe
+-- ARGV  6 token of the probe, 7 ms of its lease
 -- Reply's own number: ms for which the lease is held; -1 rejected; -2 the circuit is closed. While
 --       all permits are held, ms left is until the first lease ends.
 -- Why   one script: of all workers together no more probes run than the policy allows.
@@ -26,6 +26,7 @@ if held + state.probe_successes >= policy.probes then
   state.open_until = first_ends or now -- for the reply only, it is not saved
   return reply(state, found, -1)
 end
-redis.call('HSET', WINDOW, 'p' .. ARGV[6], string.format('%.0f', now + policy.lease_ms))
+local lease = math.min(tonumber(ARGV[7]), policy.lease_ms)
+redis.call('HSET', WINDOW, 'p' .. ARGV[6], string.format('%.0f', now + lease))
 redis.call('PEXPIRE', WINDOW, string.format('%.0f', 2 * math.max(policy.lease_ms, policy.window_ms)))
-return reply(state, found, policy.lease_ms)
+return reply(state, found, lease)

@@ -113,8 +113,9 @@ end
 
 local function open(state, reason)
   state.opens = state.opens + 1
-  local growth = policy.growth ^ math.min(state.opens - 1, 64) -- no infinity
+  local growth = policy.growth ^ math.min(state.opens - 1, 256) -- no infinity
   local length = math.min(policy.open_ms * growth, policy.max_ms)
+  if state.opens <= 1 then length = policy.first_ms end
   enter(state, 'O', now + math.floor(length), reason)
 end
 

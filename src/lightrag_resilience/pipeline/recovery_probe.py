@@ -1,0 +1,310 @@
+"""Looks for the recovery of a dependency while its circuit is open, so that no user's call has to.
+
+One worker of the cluster at a time sends the smallest request of its kind. All workers wait for the
+same moment, which the breaker's state names, and the breaker grants one of them the permit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+
+from lightrag_resilience.calls.attempts import Attempts
+from lightrag_resilience.circuit.state_machine import Circuit, State
+from lightrag_resilience.errors import (
+    AttemptTimeoutError,
+    CallRejected,
+    ShuttingDownError,
+    UnsupportedCallError,
+)
+from lightrag_resilience.events import BackgroundProbeEnded, Event, StateChanged
+from lightrag_resilience.failures.classifier import Failure, FailureKind, classify
+from lightrag_resilience.runtime.fork_safety import reset_in_children
+from lightrag_resilience.text import MET, is_by_hand
+
+__all__ = ["Probe", "RecoveryProbe"]
+
+Probe = Callable[[], Awaitable[object]]
+"""Makes the smallest request that shows whether a dependency serves its callers."""
+
+_log = logging.getLogger("lightrag_resilience")
+
+_GRACE = 2.0  # seconds after which a probe that was not sent is left to the calls of users
+_JITTER = 0.2  # seconds: workers do not all ask for the permit at once
+_LEASE = 3.0  # seconds after which another worker takes over from one that died
+_POLL = 1.0  # seconds between two requests for the permit that another worker holds
+_SETTLING = 0.1  # seconds for a verdict to become the cluster's state
+_SHARE_OF_TIMEOUT = 12  # a probe is small: it gets this part of an attempt's time
+_SHORTEST_TIMEOUT, _TIMEOUT_WITHOUT = 5.0, 60.0  # seconds; the latter where attempts have none
+_MOST_DEATHS = 3  # of the task in one outage
+_RESTART_AFTER = 1.0  # seconds
+_REFUSED = frozenset({400, 404, 422})
+"""Answers that may refuse this very request: they prove neither an outage nor a recovery."""
+_LONG_AGO = -math.inf
+
+
+class RecoveryProbe:
+    """Probes one dependency in the background, in one task on the event loop that uses it.
+
+    The task begins when the circuit opens and ends when it closes, when a drain begins, when an
+    operator opens the circuit, and at the end of its loop. `Circuit.probed_until` keeps users'
+    calls from probing; it is always moved on by no more than the next step takes, and so a task
+    that has died keeps them off no longer than two seconds.
+
+    Args:
+        guard: The dependency's guard.
+        probe: Makes the request.
+        loop: The only event loop on which it may run; None for whichever the guard is used on.
+
+    Raises:
+        UnsupportedCallError: The probe is no function.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_deaths",
+        "_due",
+        "_function",
+        "_generation",
+        "_guard",
+        "_is_closed",
+        "_is_ended",
+        "_loop",
+        "_only_on",
+        "_opens",
+        "_task",
+        "_timeouts",
+        "_unsubscribe",
+        "_wake",
+    )
+
+    def __init__(
+        self,
+        guard: Attempts,
+        probe: Probe,
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
+        if not callable(probe):
+            raise UnsupportedCallError(
+                f"The probe of {guard.name!r} must be an async function without arguments, not a "
+                f"{type(probe).__name__}"
+            )
+        self._guard = guard
+        self._function = probe
+        self._only_on = loop
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._is_closed = False
+        self._is_ended = False
+        self._deaths = 0
+        self._generation = -1
+        self._opens = 0  # breaks of this outage, also those that do not count for the breaker
+        self._timeouts = 0  # probes in a row that were cut off
+        self._due = _LONG_AGO
+        self._unsubscribe = guard.events.subscribe(self._on_change, StateChanged)
+        reset_in_children(self)
+        guard.breaker.expect_background_probe(is_expected=True)
+        self._notify()
+
+    def is_of(self, probe: Probe, loop: asyncio.AbstractEventLoop | None) -> bool:
+        """Whether it probes by this function."""
+        return self._function == probe and self._only_on is loop and not self._is_closed
+
+    def close(self) -> None:
+        """End it for good; users' calls probe from now on. From any thread."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._end()
+            self._unsubscribe()
+            self._cancel(self._task)
+
+    def reset_after_fork(self) -> None:
+        """In a child process: the task and its loop are the parent's."""
+        self._task = self._loop = None
+        self._circuit.probed_until = _LONG_AGO
+        if self._only_on is not None:
+            self._end()
+
+    @property
+    def _circuit(self) -> Circuit:
+        return self._guard.breaker.circuit
+
+    def _end(self) -> None:
+        self._is_ended = True
+        self._guard.breaker.expect_background_probe(is_expected=False)
+
+    # ------------------------------------------------------------------ the task
+
+    def _on_change(self, change: Event) -> None:
+        if isinstance(change, StateChanged) and change.dependency == self._guard.name:
+            if change.new == State.CLOSED.value:
+                self._deaths = self._opens = self._timeouts = 0
+            self._notify()
+
+    def _notify(self) -> None:
+        """Begin, wake or end the task on its loop; from any thread."""
+        self._loop = loop = self._only_on or self._guard.loop_in_use or self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed
+                # In an empty context: the probe belongs to no call, query or trace.
+                loop.call_soon_threadsafe(self._attend, context=Context())
+
+    def _attend(self) -> None:
+        loop, task = asyncio.get_running_loop(), self._task
+        if task is not None and not task.done():
+            if task.get_loop() is loop:
+                self._wake.set()
+                return
+            self._cancel(task)  # calls come from another loop now
+        if self._is_wanted and self._deaths <= _MOST_DEATHS:
+            self._wake = asyncio.Event()
+            self._task = loop.create_task(self._run(), name=f"recovery probe {self._guard.name}")
+
+    def _cancel(self, task: asyncio.Task[None] | None) -> None:
+        if task is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                task.get_loop().call_soon_threadsafe(task.cancel)
+
+    async def _run(self) -> None:
+        guard = self._guard
+        try:
+            async with guard.gate.interruptible(guard.name):
+                await self._probe_while_open()
+        except ShuttingDownError:
+            pass  # a drain needs no recovery
+        except Exception:  # noqa: BLE001 - logged; calls of users probe meanwhile
+            self._deaths += 1
+            _log.exception("The recovery probe of %r failed", guard.name)
+            loop = asyncio.get_running_loop()
+            loop.call_later(_RESTART_AFTER, self._attend, context=Context())
+        finally:
+            self._circuit.probed_until = _LONG_AGO
+
+    @property
+    def _is_wanted(self) -> bool:
+        circuit = self._circuit
+        is_isolated = circuit.state is State.OPEN and is_by_hand(circuit.reason)
+        return (
+            circuit.shared_admission is None
+            and circuit.mode == "enforce"
+            and circuit.policy.background_probe
+            and not is_isolated
+            and not self._is_ended
+            and not self._guard.gate.is_closed
+        )
+
+    async def _probe_while_open(self) -> None:
+        circuit, guard = self._circuit, self._guard
+        while self._is_wanted:
+            self._wake.clear()
+            self._see_state()
+            wait = self._due - guard.clock()
+            if wait <= 0:
+                await self._probe_once()
+                continue
+            # After a probe that was cut off a user's call may show whether it only took too long.
+            is_left_to_users = self._timeouts and circuit.state is State.OPEN
+            circuit.probed_until = _LONG_AGO if is_left_to_users else self._due + _GRACE
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+
+    def _see_state(self) -> None:
+        """Set the time of the next probe by the state of the circuit."""
+        circuit, now = self._circuit, self._guard.clock()
+        if circuit.generation != self._generation:
+            self._generation = circuit.generation
+            self._due = now + _jitter()
+            if circuit.state is State.HALF_OPEN:
+                self._due += _LEASE  # the probe of another worker is under way
+            else:
+                self._see_break(circuit, now)
+        cooldown = self._guard.occupancy.cooldown_remaining
+        self._due = max(self._due, circuit.open_until, now + cooldown)
+
+    def _see_break(self, circuit: Circuit, now: float) -> None:
+        self._opens = max(self._opens + 1, circuit.opens)
+        is_cut_off = circuit.reason.startswith("after a probe") and (
+            AttemptTimeoutError.__name__ in circuit.reason
+        )
+        self._timeouts = self._timeouts + 1 if is_cut_off else 0
+        self._due = circuit.open_until + _jitter()
+        if circuit.reason.startswith(MET):  # the breaker's pause is the same each time
+            self._due = max(self._due, now + circuit.breaks.length(self._opens))
+        if is_cut_off:
+            self._due += _GRACE
+
+    @property
+    def _timeout(self) -> float:
+        """Seconds for the next probe: longer after each one that was cut off."""
+        attempt = self._guard.policy.timeout.attempt or _TIMEOUT_WITHOUT
+        shortest = max(attempt / _SHARE_OF_TIMEOUT, _SHORTEST_TIMEOUT)
+        return min(shortest * 2.0 ** min(self._timeouts, 16), attempt)
+
+    async def _probe_once(self) -> None:
+        circuit, guard, seconds = self._circuit, self._guard, self._timeout
+        admission = await guard.breaker.acquire_in_background(_LEASE)
+        began = guard.clock()
+        if admission is None:
+            self._due = began + _POLL + _jitter()
+            return
+        self._generation = circuit.generation
+        circuit.probed_until = began + seconds + _GRACE
+        try:
+            error = await guard.send_probe(self._function, admission, seconds)
+        except CallRejected:
+            self._publish("rejected", began)
+            self._due = guard.clock() + circuit.breaks.length(self._opens) + _jitter()
+            return
+        except Exception:
+            guard.breaker.release(admission)
+            raise
+        self._due = guard.clock() + _SETTLING
+        self._publish(_outcome(error), began)
+        if error is not None:
+            self._follow(classify(error))
+
+    def _follow(self, failure: Failure) -> None:
+        """Give up a request that is refused, and wait as long as the dependency asks."""
+        guard = self._guard
+        if _is_unsuitable(failure):
+            self._end()
+            _log.warning(
+                "The recovery probe of %r is refused with %s, which shows neither an outage nor a "
+                "recovery: calls of users probe this dependency from now on",
+                guard.name,
+                self._circuit.last or "an error of its own",
+            )
+        elif failure.counts and failure.retry_after:
+            guard.cool_down(min(failure.retry_after, guard.policy.retry.max_retry_after))
+
+    def _publish(self, outcome: str, began: float) -> None:
+        events = self._guard.events
+        if BackgroundProbeEnded in events.subscribed:
+            duration = self._guard.clock() - began
+            events.publish(BackgroundProbeEnded(self._guard.name, outcome, duration))
+
+
+def _outcome(error: Exception | None) -> str:
+    if error is None:
+        return "success"
+    failure = classify(error)
+    if failure.counts:
+        return "timeout" if isinstance(error, AttemptTimeoutError) else "failure"
+    return "unsuitable" if _is_unsuitable(failure) else "unserved"
+
+
+def _is_unsuitable(failure: Failure) -> bool:
+    """Whether the request itself is wrong, or failed before it was sent."""
+    is_refused = failure.status in _REFUSED if failure.status else failure.pause == 0.0
+    return failure.kind is FailureKind.FATAL and is_refused
+
+
+def _jitter() -> float:
+    return random.uniform(0.0, _JITTER)  # noqa: S311
