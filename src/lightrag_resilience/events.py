@@ -131,10 +131,10 @@ class HealthChanged:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSent:
-    """A half-open circuit admitted a call as a probe, or a request `in_background`."""
+    """A half-open circuit admitted a probe; its `origin` is a ``call`` or the ``background``."""
 
     dependency: str
-    in_background: bool = False
+    origin: str = "call"
 
 
 @dataclass(frozen=True, slots=True)

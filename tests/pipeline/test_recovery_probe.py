@@ -20,7 +20,7 @@ from lightrag_resilience import (
 from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import BackgroundProbeEnded, Event, ProbeSent
-from support.guards import Scripted, down, guard_on_loop, heard_by, now
+from support.guards import Scripted, down, guard_on_loop, now, published_by
 
 pytestmark = pytest.mark.anyio
 
@@ -56,8 +56,8 @@ def its_tasks() -> list[asyncio.Task[Any]]:
     return [task for task in asyncio.all_tasks() if task.get_name().startswith("recovery probe")]
 
 
-def outcomes(heard: list[Event]) -> list[str]:
-    return [event.outcome for event in heard if isinstance(event, BackgroundProbeEnded)]
+def outcomes(published: list[Event]) -> list[str]:
+    return [event.outcome for event in published if isinstance(event, BackgroundProbeEnded)]
 
 
 async def test_the_first_probe_comes_soon_and_closes_the_circuit() -> None:
@@ -127,11 +127,11 @@ async def test_users_probe_again_two_seconds_after_a_probe_that_does_not_come() 
 
 async def test_a_probe_that_is_cut_off_gets_twice_the_time_up_to_an_attempts() -> None:
     guard, probe = await opened(10_000.0, attempt_timeout=100.0)
-    heard = heard_by(guard)
+    published = published_by(guard)
     await asyncio.sleep(600)
-    ended = [event.duration for event in heard if isinstance(event, BackgroundProbeEnded)]
+    ended = [event.duration for event in published if isinstance(event, BackgroundProbeEnded)]
     assert [round(seconds, 1) for seconds in ended[:6]] == [8.3, 16.7, 33.3, 66.7, 100.0, 100.0]
-    assert set(outcomes(heard)) == {"timeout"}
+    assert set(outcomes(published)) == {"timeout"}
     assert probe.calls >= 6
 
 
@@ -152,10 +152,11 @@ async def test_a_users_call_may_probe_after_a_probe_that_was_cut_off() -> None:
 
 async def test_a_probe_is_an_attempt_that_is_counted_as_a_probe() -> None:
     guard, _ = await opened(down(), "ok")
-    heard = heard_by(guard)
+    published = published_by(guard)
     await asyncio.sleep(3)
-    assert [event.in_background for event in heard if isinstance(event, ProbeSent)] == [True, True]
-    assert outcomes(heard) == ["failure", "success"]
+    sent = [event.origin for event in published if isinstance(event, ProbeSent)]
+    assert sent == ["background", "background"]
+    assert outcomes(published) == ["failure", "success"]
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])
@@ -163,11 +164,11 @@ async def test_a_request_that_is_refused_leaves_probing_to_users(
     status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     guard, probe = await opened(AnswerError(status))
-    heard = heard_by(guard)
+    published = published_by(guard)
     with caplog.at_level(logging.WARNING):
         await asyncio.sleep(60)
     assert probe.calls == 1
-    assert outcomes(heard) == ["unsuitable"]
+    assert outcomes(published) == ["unsuitable"]
     (logged,) = [one for one in caplog.messages if "recovery probe" in one]
     assert f"HTTP {status} (AnswerError)" in logged
     assert await is_admitted(guard)
@@ -182,9 +183,9 @@ async def test_an_answer_that_serves_no_caller_is_probed_again_ever_more_rarely(
     status: int,
 ) -> None:
     guard, probe = await opened(AnswerError(status))
-    heard = heard_by(guard)
+    published = published_by(guard)
     await asyncio.sleep(3600)
-    assert set(outcomes(heard)) == {"unserved"}
+    assert set(outcomes(published)) == {"unserved"}
     assert guard.breaker.circuit.reason.startswith("after a probe met HTTP")
     assert 1.5 <= probe.gaps()[1] <= 1.8
     assert 5.0 <= probe.gaps()[-1] <= 5.3

@@ -242,7 +242,7 @@ class Attempts:
             call.started = now = self.clock()
             call.timer = timer = Timer(seconds, loop_state.loop, self.clock)
             timer.start(call, now)
-            publish_probe_sent(self, in_background=True)
+            publish_probe_sent(self, "background")
             try:
                 result = await probe()
             except BaseException as error:

@@ -60,10 +60,10 @@ def publish_attempt_rejected(guard: _Publisher, rejection: type[CallRejected]) -
         guard.events.publish(AttemptRejected(guard.name, rejection.__name__))
 
 
-def publish_probe_sent(guard: _Publisher, *, in_background: bool = False) -> None:
+def publish_probe_sent(guard: _Publisher, origin: str = "call") -> None:
     """Publish that a half-open circuit admitted a probe."""
     if ProbeSent in guard.events.subscribed:
-        guard.events.publish(ProbeSent(guard.name, in_background))
+        guard.events.publish(ProbeSent(guard.name, origin))
 
 
 def publish_retry_scheduled(guard: _Publisher, call: Call, attempt: int, wait: float) -> None:

@@ -148,7 +148,7 @@ class Circuit:
         self.probed_until = _LONG_AGO
         """Until then the calls of users are no probes: a background probe is expected to be sent.
 
-        Whoever sends it moves this on, so that calls probe again soon after it has died.
+        Its sender moves this on with each step, so that calls probe again soon after it has died.
         """
         self._leases = _NO_LEASES
         self.set_mode(policy.mode, now, "since the start")

@@ -154,7 +154,7 @@ class SharedBreaker(Breaker):
         return await super().acquire_in_background(lease)
 
     def expect_background_probe(self, *, is_expected: bool) -> None:
-        """As `Breaker` does; the cluster is told with the next command."""
+        """As `Breaker` does; the next command carries it to the cluster."""
         super().expect_background_probe(is_expected=is_expected)
         self.ref.policy = policy_as_json(self.circuit.policy, is_probed=is_expected)
 
