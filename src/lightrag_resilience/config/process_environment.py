@@ -25,6 +25,7 @@ from .policies import LIGHTRAG_TIMEOUTS
 
 __all__ = [
     "ProcessEnvironment",
+    "address_of_binding",
     "lightrag_timeouts",
     "load_env_file",
     "read_process_environment",
@@ -38,6 +39,14 @@ _LARGEST = 1024 * 1024  # bytes of a file of variables
 _PIPE_TIMEOUT = 5.0  # seconds for a pipe to be written
 _GRACEFUL = 30.0  # seconds: Gunicorn's own default, and the grace period of Kubernetes
 _LONGEST = 86_400  # seconds of a timeout that can be meant
+
+
+_ADDRESSES = {
+    "azure_openai": (("AZURE_OPENAI_ENDPOINT", "LLM_BINDING_HOST"), ""),
+    "ollama": (("OLLAMA_HOST",), "http://localhost:11434"),
+    "openai": (("OPENAI_API_BASE",), "https://api.openai.com/v1"),
+}
+"""The variables in which bindings of LightRAG look for their address, and their default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,12 @@ def lightrag_timeouts(environ: Mapping[str, str] | None = None) -> dict[str, flo
 def timeout_variable(family: str) -> str:
     """The variable of LightRAG's that sets the timeout of a family: ``LLM_TIMEOUT``."""
     return f"{family.upper()}_TIMEOUT"
+
+
+def address_of_binding(binding: str) -> str:
+    """Where functions of a binding of LightRAG call if no argument says it; "" if unknown."""
+    names, default = _ADDRESSES.get(binding, ((), ""))
+    return next(filter(None, map(os.environ.get, names)), default)
 
 
 def _tokenizer_folder(source: Mapping[str, str]) -> Path | None:

@@ -7,13 +7,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from lightrag_resilience.breakers import Breaker
 from lightrag_resilience.config.dependency_names import check_name
+from lightrag_resilience.config.endpoint_names import Endpoint, EndpointNames
 from lightrag_resilience.config.policies import Policy, TimeoutPolicy, check_policy
 from lightrag_resilience.draining.gate import DrainGate
 from lightrag_resilience.errors import PolicyError, SettingsError, UnsupportedCallError
@@ -85,6 +86,7 @@ class Guards:
         self._clock = clock
         self._sleep = sleep
         self._guards: dict[str, Guard] = {}
+        self._endpoints = EndpointNames()
         self._given: dict[str, float] = {}
         """Seconds that LightRAG gives the calls of a dependency; the most of those it was told."""
         self._lock = threading.RLock()
@@ -129,17 +131,25 @@ class Guards:
                 )
             return guard
 
-    def get_given(self, name: str, seconds: float) -> Guard:
-        """The guard of `name`, for calls that LightRAG gives so many seconds.
+    def get_endpoint(
+        self, endpoint: Endpoint, seconds: float, beside: Iterable[Endpoint] = ()
+    ) -> Guard:
+        """The guard of an endpoint, for calls that LightRAG gives so many seconds.
 
         Its times follow from the most that callers give. Nothing changes where a policy was given
         in code; variables decide in any case.
 
+        Args:
+            endpoint: What is called.
+            seconds: The time that LightRAG gives an attempt; infinity for no limit.
+            beside: Endpoints from which its name must differ, this one among them or not.
+
         Raises:
-            PolicyError: The name is invalid.
             SettingsError: A ``RESILIENCE_*`` variable is wrong.
         """
         with self._lock:
+            self._endpoints.add(*beside, endpoint)
+            name = self._endpoints.name_of(endpoint)
             known = self._given.get(name)
             if known is None and (guard := self._guards.get(name)) is not None:
                 known = guard.policy.timeout.attempt or math.inf  # others use it already

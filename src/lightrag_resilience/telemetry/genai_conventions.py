@@ -35,7 +35,7 @@ def attributes_of(
 
     The model is the argument of that name, or what the function's ``__resilience_model__`` says.
     """
-    family, _, provider = dependency.partition(".")
+    family, provider, *_ = [*dependency.split("."), ""]  # a host or a model may follow
     if (operation := _OPERATIONS.get(family)) is None:
         return {}
     found = {"gen_ai.operation.name": operation}

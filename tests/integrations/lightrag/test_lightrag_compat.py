@@ -58,7 +58,8 @@ def test_a_role_is_built_from_five_arguments() -> None:
 async def test_a_role_has_metadata_and_storages_have_a_status() -> None:
     async with lightrag_on(Provider()) as rag:
         for role in rag.role_llm_funcs:
-            assert isinstance(compat.role_metadata(rag, role), dict)
+            assert isinstance(compat.roles_of(rag)[role].metadata, dict)
+            assert callable(compat.roles_of(rag)[role].function)
         assert compat.are_storages_initialized(rag)
     assert not compat.are_storages_initialized(rag)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from typing import Annotated, Any
 from weakref import WeakKeyDictionary
@@ -11,6 +10,7 @@ from weakref import WeakKeyDictionary
 from annotated_types import Ge, Le
 
 from lightrag_resilience.config.dependency_names import check_name
+from lightrag_resilience.config.endpoint_names import host_part
 from lightrag_resilience.config.policies import Policy, check_policy
 from lightrag_resilience.config.validation import problem_with
 from lightrag_resilience.errors import PolicyError
@@ -22,7 +22,6 @@ __all__ = ["OTHER", "HostGuards", "guard_name_for"]
 OTHER = "http.other"
 _Hosts = Annotated[int, Ge(0), Le(100_000)]
 _log = logging.getLogger("lightrag_resilience")
-_NOT_IN_NAMES = re.compile(r"[^a-z0-9.]+")
 
 # All transports of a registry share one bound, since a crawler makes a client for each site.
 _names_by_registry: WeakKeyDictionary[Guards, set[str]] = WeakKeyDictionary()
@@ -30,9 +29,7 @@ _names_by_registry: WeakKeyDictionary[Guards, set[str]] = WeakKeyDictionary()
 
 def guard_name_for(url: Any) -> str:
     """``http.api.openai.com``; with the port if it is not the scheme's own."""
-    host = _NOT_IN_NAMES.sub("-", url.raw_host.decode("ascii", "replace")).strip(".-")
-    port = "" if url.port is None else f"-{url.port}"
-    return f"http.{host or 'unknown'}{port}"
+    return f"http.{host_part(url.raw_host.decode('ascii', 'replace'), url.port)}"
 
 
 class HostGuards:

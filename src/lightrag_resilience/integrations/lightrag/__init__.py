@@ -34,8 +34,10 @@ _ATTRIBUTE = "_lightrag_resilience"
 async def protect(rag: Any, *, registry: Guards | None = None) -> None:
     """Put guards around all dependencies of a LightRAG. A second call changes nothing.
 
-    Guards are named after the provider where LightRAG's own bindings are used (``llm.openai``,
-    ``embedding.ollama``), else after the family (``llm``, ``embedding``, ``rerank``).
+    Guards are named after the provider where one of LightRAG's own functions is used, or called by
+    yours (``llm.openai``, ``embedding.ollama``), else after the family (``llm``, ``embedding``,
+    ``rerank``). With several hosts or models of one provider each has a guard of its own
+    (``llm.openai.gpu1``). An attempt may take as long as LightRAG was given.
 
     Args:
         rag: A LightRAG 1.4.16 or later, before or after `initialize_storages`.

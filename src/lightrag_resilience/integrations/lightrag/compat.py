@@ -62,7 +62,7 @@ __all__ = [
     "is_fail_response",
     "pending_update",
     "retire",
-    "role_metadata",
+    "roles_of",
     "without_queue",
     "worker_class",
 ]
@@ -140,9 +140,27 @@ WRAP_ROLE = "_wrap_llm_role_func"
 """Builds the queue of one role (extract, keyword, query, vlm) around its function."""
 
 
-def role_metadata(rag: Any, role: str) -> Mapping[str, Any]:
-    """What LightRAG's server says of a role: its ``binding``, ``model`` and so on."""
-    return cast("Mapping[str, Any]", rag._role_llm_states[role].metadata)  # noqa: SLF001
+@dataclass(frozen=True)
+class Role:
+    """One role of a LightRAG's models.
+
+    Attributes:
+        function: What calls the model.
+        metadata: What LightRAG's server says of it: its ``binding``, ``host``, ``model`` and so on.
+        arguments: What LightRAG adds to each call.
+    """
+
+    function: Callable[..., Any]
+    metadata: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+
+
+def roles_of(rag: Any) -> dict[str, Role]:
+    """The roles of a LightRAG, by name."""
+    return {
+        name: Role(state.raw_func, state.metadata, rag._get_effective_role_llm_kwargs(name))  # noqa: SLF001
+        for name, state in rag._role_llm_states.items()  # noqa: SLF001
+    }
 
 
 def is_fail_response(text: object) -> bool:

@@ -7,11 +7,12 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any
 
+from lightrag_resilience.config.endpoint_names import Endpoint
 from lightrag_resilience.config.policies import TimeoutPolicy
 from lightrag_resilience.draining.gate import allow_during_drain, is_allowed_during_drain
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
@@ -41,19 +42,16 @@ from .compat import (
     FunctionSlot,
     abandon,
     are_storages_initialized,
-    binding_of,
     retire,
-    role_metadata,
+    roles_of,
     without_queue,
 )
+from .endpoints import endpoint_of
 from .inner_retries import make_inner_retries_yield, restore_inner_retries
 from .shorter_times import run_within
 from .storages import guard_storage, release_storage
 
-__all__ = ["PROVIDER", "Protection"]
-
-PROVIDER = "__resilience_provider__"
-"""An attribute of a function: the provider that it calls, by the name of LightRAG's binding."""
+__all__ = ["Protection"]
 
 _CARRIED = "_resilience_carried"
 """An argument that carries a call's context through a queue, whose workers have contexts of their
@@ -245,17 +243,22 @@ class Protection:
         timeout: int,
         model_kwargs: dict[str, Any],
     ) -> Callable[..., Any]:
-        metadata = role_metadata(self._rag, role)
-        guard = self._guard_of("llm", function, timeout, metadata.get("binding"))
-        times = self._times(guard, timeout)
-        called = _guarded(function, guard, times, self._ingest.park_if_late, metadata.get("model"))
+        roles = roles_of(self._rag)
+        endpoints = {
+            name: endpoint_of("llm", it.function, it.metadata, it.arguments)
+            for name, it in roles.items()
+        }
+        guard = self._guard_of(endpoints[role], timeout, endpoints.values())
+        times, model = self._times(guard, timeout), roles[role].metadata.get("model")
+        called = _guarded(function, guard, times, self._ingest.park_if_late, model)
         queued = self._build_role(role, called, max_async, timeout, model_kwargs)
         return self._guard_queue(role, queued, guard)
 
     async def _replace(self, slot: FunctionSlot, old: Any) -> None:
         original = without_queue(old)
         timeout = slot.timeout(self._rag)
-        guard = self._guard_of(slot.name, original, timeout)
+        arguments = self._rag.llm_model_kwargs if slot is MODEL else None
+        guard = self._guard_of(endpoint_of(slot.name, original, None, arguments), timeout)
         before = self._ingest.park_if_late if slot is MODEL else None
         called = _guarded(original, guard, self._times(guard, timeout), before)
         queued = slot.new_queue(self._rag, called)
@@ -270,18 +273,10 @@ class Protection:
         await retire(replaced)
 
     def _guard_of(
-        self,
-        family: str,
-        function: Callable[..., Any],
-        timeout: float | None,
-        binding: str | None = None,
+        self, endpoint: Endpoint, timeout: float | None, beside: Iterable[Endpoint] = ()
     ) -> Guard:
-        # A chain has its first function's name and module, but must not share its guard.
-        is_chain = hasattr(_inner(function), "__resilience_chain__")
-        provider = None if is_chain else binding or _provider(function)
-        name = f"{family}.{provider}" if provider else family
-        guard = self._registry.get_given(name, _given(timeout))
-        if family != RERANK.name:
+        guard = self._registry.get_endpoint(endpoint, _given(timeout), beside)
+        if endpoint.family != RERANK.name:
             self._ingest_dependencies.add(guard.name)
         return guard
 
@@ -366,17 +361,3 @@ def _given(timeout: float | None) -> float:
 def _imported_sdks() -> list[ModuleType]:
     """The SDKs whose own retries would multiply the guard's."""
     return [sys.modules[name] for name in ("openai", "anthropic") if name in sys.modules]
-
-
-def _provider(function: Any) -> str | None:
-    """The provider that a function calls, by its binding's name; None for a user's function."""
-    inner = _inner(function)
-    provider = getattr(inner, PROVIDER, None)
-    return binding_of(inner) if provider is None else str(provider)
-
-
-def _inner(function: Any) -> Any:
-    """The function inside of partials."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function

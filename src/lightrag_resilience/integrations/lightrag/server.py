@@ -35,7 +35,7 @@ from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 
 from . import protect
 from .compat import GUNICORN_CONFIG, GUNICORN_MAIN, SERVER, SHARED_STORAGE
-from .protection import PROVIDER
+from .endpoints import PROVIDER
 
 __all__ = ["protect_on_start", "protect_server", "serve"]
 

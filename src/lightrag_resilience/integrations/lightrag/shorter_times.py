@@ -46,8 +46,9 @@ async def _at_most(
     error: type[AttemptTimeoutError | DeadlineExceededError],
     guard: Guard,
 ) -> AsyncIterator[None]:
+    timer = asyncio.timeout(seconds)
     try:
-        async with asyncio.timeout(seconds) as timer:
+        async with timer:
             yield
     except TimeoutError as cause:
         if timer.expired():
