@@ -22,21 +22,17 @@ _WORDS = (
     "lest|whence|thereof|naught|lately",
 )
 _PHRASES = (
-    "tak(e|es|en|ing)|took) (up(?! to)",  # resume
-    "stand|stands|stood) (still",
-    "in) (a hurry",
-    "none) (of ours",  # malformed
-    "in|lined?|join(s|ed)? the|leaves? the) (line|up",  # queue
-    "free|limited|spare|limits and|for a|for one) (places?",  # permit
-    "places?) (taken|held|granted|released",
+    ("tak(e|es|en|ing)|took", "up(?! to)"),  # resume
+    ("stand|stands|stood", "still"),
+    ("in", "a hurry"),
+    ("none", "of ours"),  # malformed
+    ("in|join(s|ed)? the|leaves? the", "line"),  # queue
+    ("lined?", "up"),
+    ("free|limited|spare|limits and|for a|for one", "places?"),  # permit
+    ("places?", "taken|held|granted|released"),
 )
-FORBIDDEN = re.compile(
-    "|".join(
-        rf"(?<![a-z])({each})(?![a-z])"
-        for each in (*_WORDS, *(phrase.replace(") (", f"){_GAP}(") for phrase in _PHRASES))
-    ),
-    re.IGNORECASE,
-)
+_ALL = "|".join((*_WORDS, *(f"({first}){_GAP}({second})" for first, second in _PHRASES)))
+FORBIDDEN = re.compile(f"(?<![a-z])({_ALL})(?![a-z])", re.IGNORECASE)
 NAMES_OF_OTHERS = (
     '"nobody"',  # a user of the operating system, by which PostgreSQL runs
     "`nobody`",

@@ -88,7 +88,7 @@ class Guards:
         self._guards: dict[str, Guard] = {}
         self._endpoints = EndpointNames()
         self._given: dict[str, float] = {}
-        """Seconds that LightRAG gives the calls of a dependency; the most of those it was told."""
+        """Seconds that LightRAG gives the calls of a dependency; the most if there are several."""
         self._lock = threading.RLock()
         self._breakers_lock = threading.RLock()
         self._sync: Synchronizer | None = None

@@ -281,7 +281,7 @@ class Protection:
         return guard
 
     def _times(self, guard: Guard, timeout: float | None) -> Callable[[], TimeoutPolicy]:
-        """What tells the times of calls that get so many seconds, as they are when it is asked."""
+        """A function that returns the present times of calls that get so many seconds."""
         return lambda: self._registry.times_for(guard, _given(timeout))
 
     def _guard_queue(
@@ -322,7 +322,7 @@ def _guarded(
     Args:
         function: What calls the provider.
         guard: Its guard.
-        times: Tells how long its calls may take.
+        times: Returns how long its calls may take.
         before: Awaited first, outside the guard's deadline.
         model: The name of the model, for traces.
     """
