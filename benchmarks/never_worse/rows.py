@@ -52,7 +52,14 @@ def _hang(kind: str, title: str) -> Row:
     return Row(f"hang-{kind}", title, partial(one_query, fault, 4), goals.hang)
 
 
-ROWS = (
+ROWS = (  # the longest first, so that others run beside them
+    _slow("llm", "a model takes 130 s, LLM_TIMEOUT=600", 130.0, 600),
+    Row(
+        "old-outage",
+        "each call answers 503, for more than a minute",
+        outages.old_outage,
+        goals.old_outage,
+    ),
     Row(
         "brownout-500",
         "60 % of calls answer 500 for 20 s, a query every 1.5 s",
@@ -77,12 +84,6 @@ ROWS = (
         Fault.hang,
         **timeouts(4),
     ),
-    Row(
-        "old-outage",
-        "each call answers 503, for more than a minute",
-        outages.old_outage,
-        goals.old_outage,
-    ),
     Row("burst", "20 queries at once to a dead provider", outages.burst, goals.burst),
     Row(
         "ingest",
@@ -91,7 +92,6 @@ ROWS = (
         goals.ingest,
         load=2,
     ),
-    _slow("llm", "a model takes 130 s, LLM_TIMEOUT=600", 130.0, 600),
     _slow("embedding", "an embedding takes 25 s, EMBEDDING_TIMEOUT=60", 25.0, 60),
     _slow("rerank", "a rerank takes 18 s, RERANK_TIMEOUT=60", 18.0, 60),
     _hang("llm", "a model hangs, LLM_TIMEOUT=4"),

@@ -7,11 +7,14 @@ import contextlib
 import logging
 import sys
 import traceback
+from collections.abc import Coroutine
 from typing import Any
 
-from benchmarks.never_worse.parts import Start
+from benchmarks.never_worse.parts import Figures, Start
 from benchmarks.never_worse.rows import ROWS
 from lightrag_resilience.testing.command_process import run_commands
+
+_WATCH = 0.05  # seconds
 
 
 class Worker:
@@ -21,13 +24,13 @@ class Worker:
         self._protected = protected
         self._rows = {row.name: row for row in ROWS}
         self._ready: list[Start] = []
-        self._runs: dict[tuple[str, int], asyncio.Task[dict[str, Any]]] = {}
+        self._runs: dict[tuple[str, int], asyncio.Task[Figures]] = {}
 
     async def prepare(self, row: str, seed: int) -> None:
         """Make a script ready: its LightRAG knows what it will be asked."""
         start = Start()
         script = self._rows[row].run(protected=self._protected, seed=seed, start=start)
-        run = self._runs[row, seed] = asyncio.create_task(script)
+        run = self._runs[row, seed] = asyncio.create_task(_with_lag(script, start))
         run.add_done_callback(lambda _: start.prepared.set())  # it may fail before
         await start.prepared.wait()
         self._ready.append(start)
@@ -37,13 +40,33 @@ class Worker:
         while self._ready:
             self._ready.pop().go.set()
 
-    async def finished(self) -> list[tuple[str, int, dict[str, Any]]]:
+    async def finished(self) -> list[tuple[str, int, Figures]]:
         """The figures of scripts that have ended and were not told yet."""
         done = [key for key, run in self._runs.items() if run.done()]
         return [(*key, _figures(self._runs.pop(key))) for key in done]
 
 
-def _figures(run: asyncio.Task[dict[str, Any]]) -> dict[str, Any]:
+async def _with_lag(script: Coroutine[Any, Any, Figures], start: Start) -> Figures:
+    """Add how late the event loop was at the worst: a busy machine shows here."""
+    lag = 0.0
+
+    async def watch() -> None:
+        nonlocal lag
+        now = asyncio.get_running_loop().time
+        await start.go.wait()
+        while True:
+            due = now() + _WATCH
+            await asyncio.sleep(_WATCH)
+            lag = max(lag, now() - due)
+
+    watching = asyncio.create_task(watch())
+    try:
+        return await script | {"loop_lag": round(lag, 2)}
+    finally:
+        watching.cancel()
+
+
+def _figures(run: asyncio.Task[Figures]) -> Figures:
     try:
         return run.result()
     except Exception:  # noqa: BLE001 - told to the process that prints
