@@ -19,7 +19,7 @@ from lightrag.llm.openai import openai_complete_if_cache, openai_embed
 from lightrag.rerank import cohere_rerank
 from lightrag.utils import EmbeddingFunc
 
-from lightrag_resilience import Guards, State
+from lightrag_resilience import DeadlineExceededError, Guards, State
 from lightrag_resilience.config.endpoint_names import Endpoint
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import CallSucceeded
@@ -220,3 +220,21 @@ async def test_a_dead_host_costs_the_calls_of_another_nothing() -> None:
             assert alive.count() == 5
             about = {type(it) for it in events if getattr(it, "dependency", "") == of_alive}
             assert about <= {CallSucceeded}
+
+
+async def test_a_slow_model_answers_its_only_call_and_a_hanging_one_fails_before_the_queue() -> (
+    None
+):
+    async with Simulator() as provider:
+        model = functools.partial(
+            openai_complete_if_cache, "m", base_url=provider.base_url, api_key="none"
+        )
+        async with lightrag_on(Provider(), llm_model_func=model, default_llm_timeout=2) as rag:
+            await protect(rag, registry=Guards(settings=load_settings({})))
+            asked = QueryParam(mode="bypass")
+            provider.set_faults([Fault.slow(1.5)])
+            assert await rag.aquery("Who founded Alderwick?", asked)
+            assert provider.count() == 1
+            provider.set_faults([Fault.hang()])
+            with pytest.raises(DeadlineExceededError):  # not LightRAG's "Worker timeout"
+                await rag.aquery("Who rules Alderwick?", asked)
