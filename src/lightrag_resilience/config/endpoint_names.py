@@ -1,4 +1,4 @@
-"""Names of dependencies that are endpoints: as short as tells them apart, and never changed."""
+"""Names of dependencies that are endpoints: as short as is distinct, and never changed."""
 
 from __future__ import annotations
 
