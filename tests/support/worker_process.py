@@ -38,6 +38,7 @@ class Worker:
         self.throttled_for = 0.0
         self.last_refusal = ""
         self.guard: Any = None
+        self.background: list[tuple[float, float]] = []
 
     async def begin(self) -> dict[str, Any]:
         handler = logging.Handler()
@@ -153,6 +154,23 @@ class Worker:
         error = ConnectionRefusedError("429")
         error.__resilience_failure__ = Failure(FailureKind.THROTTLED, self.throttled_for)  # type: ignore[attr-defined]
         return error
+
+    async def set_probe(self) -> dict[str, Any]:
+        """Probe in the background, by a request that behaves as a call does."""
+
+        async def probe() -> None:
+            began = time.monotonic()
+            try:
+                await self.dependency()
+            finally:
+                self.background.append((began, time.monotonic()))
+
+        self.guard.set_probe(probe)
+        return {}
+
+    async def background_probes(self) -> dict[str, Any]:
+        """When each began and ended."""
+        return {"spans": self.background}
 
     async def call_in_a_child(self, times: int) -> dict[str, Any]:
         """Fork, and make calls there."""

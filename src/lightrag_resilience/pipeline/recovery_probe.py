@@ -98,6 +98,8 @@ class RecoveryProbe:
         self._function = probe
         self._only_on = loop
         self._loop: asyncio.AbstractEventLoop | None = None
+        with contextlib.suppress(RuntimeError):  # until the first call this one is the best guess
+            self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._is_closed = False
@@ -149,6 +151,9 @@ class RecoveryProbe:
 
     def _notify(self) -> None:
         """Begin, wake or end the task on its loop; from any thread."""
+        if self._only_on is not None and self._only_on.is_closed():
+            self._end()
+            return
         self._loop = loop = self._only_on or self._guard.loop_in_use or self._loop
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # it is closed

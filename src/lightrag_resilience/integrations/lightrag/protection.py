@@ -32,6 +32,7 @@ from lightrag_resilience.integrations.lightrag.work.query_events import with_que
 from lightrag_resilience.integrations.sdks import detect_truncated_streams, disable_sdk_retries
 from lightrag_resilience.limits.priority import Priority, current_priority, priority
 from lightrag_resilience.pipeline.guard import Guard
+from lightrag_resilience.pipeline.recovery_probe import Probe
 from lightrag_resilience.pipeline.registry import Guards
 
 from .compat import (
@@ -48,8 +49,9 @@ from .compat import (
 )
 from .endpoints import endpoint_of
 from .inner_retries import make_inner_retries_yield, restore_inner_retries
+from .probes import probe_of, storage_probe
 from .shorter_times import run_within
-from .storages import guard_storage, release_storage
+from .storages import guard_storage, guarding, is_embedded, release_storage
 
 __all__ = ["Protection"]
 
@@ -107,6 +109,7 @@ class Protection:
             stale_for = registry.settings.stale_answers
             self._degradation = Degradation(rag, self._components_of, stale_for)
         self._background: list[Recovery | DocumentCounts] = []
+        self._probes: dict[str, Callable[[], None]] = {}  # what ends each, by its guard
         self._lost_with: dict[str, frozenset[QueryComponent]] = {}
         self._ingest_dependencies: set[str] = set()
         self._build_role: Any = getattr(rag, WRAP_ROLE, None)  # LightRAG 1.5
@@ -114,6 +117,8 @@ class Protection:
     async def apply(self) -> None:
         """Replace functions, queries and methods of the pipeline, and guard the storages."""
         rag = self._rag
+        self._loop = asyncio.get_running_loop()
+        self._undo.callback(self._end_probes)
         self._undo.callback(restore_inner_retries, make_inner_retries_yield())
         self._undo.callback(disable_sdk_retries(*_imported_sdks()))
         self._undo.callback(detect_truncated_streams(*_imported_sdks()))
@@ -190,8 +195,20 @@ class Protection:
             self._background.append(Recovery(self._rag, self._registry, self._ingest_dependencies))
         for each in self._background:
             each.begin()
+        for _, storage in _storages(self._rag):
+            guard = guarding(storage)
+            if guard is not None and not is_embedded(storage):
+                self._set_probe(guard, storage_probe(storage))
+
+    def _set_probe(self, guard: Guard, probe: Probe) -> None:
+        self._probes[guard.name] = guard.set_probe(probe, loop=self._loop)
+
+    def _end_probes(self, family: str = "") -> None:
+        for name in [name for name in self._probes if name.startswith(family)]:
+            self._probes.pop(name)()
 
     async def _end_background(self) -> None:
+        self._end_probes("storage")  # a closed client must not connect again
         background, self._background = self._background, []
         for each in background:
             await each.end()
@@ -252,6 +269,8 @@ class Protection:
         times, model = self._times(guard, timeout), roles[role].metadata.get("model")
         called = _guarded(function, guard, times, self._ingest.park_if_late, model)
         queued = self._build_role(role, called, max_async, timeout, model_kwargs)
+        cache = self._rag.llm_response_cache
+        self._set_probe(guard, probe_of(MODEL.name, function, hashing_kv=cache, **model_kwargs))
         return self._guard_queue(role, queued, guard)
 
     async def _replace(self, slot: FunctionSlot, old: Any) -> None:
@@ -263,6 +282,7 @@ class Protection:
         called = _guarded(original, guard, self._times(guard, timeout), before)
         queued = slot.new_queue(self._rag, called)
         slot.put(self._rag, self._guard_queue(slot.name, queued, guard))
+        self._set_probe(guard, probe_of(slot.name, original))
         self._undo.push_async_callback(self._restore, slot, original)
         await retire(old)
 

@@ -20,7 +20,14 @@ from lightrag_resilience.runtime.fork_safety import ProcessLock
 from .compat import STORAGE_KINDS, STORAGE_SERVERS
 from .storage_methods import Effect, methods_to_guard
 
-__all__ = ["dependency_of", "guard_storage", "guarded_class", "guarding", "release_storage"]
+__all__ = [
+    "dependency_of",
+    "guard_storage",
+    "guarded_class",
+    "guarding",
+    "is_embedded",
+    "release_storage",
+]
 
 _GUARD = "_resilience_guard"
 _ORIGINAL_CLASS = "_resilience_class"
@@ -77,6 +84,11 @@ def guarding(storage: Any) -> Guard | None:
     return guard
 
 
+def is_embedded(storage: Any) -> bool:
+    """Whether a storage of LightRAG's runs in this process, with no server."""
+    return _is_embedded(type(storage))
+
+
 def guarded_class(cls: type) -> type:
     """The subclass of a storage's class whose instances are guarded.
 
@@ -112,13 +124,17 @@ def _kind_of(cls: type) -> str | None:
 
 def _guard_for(cls: type, registry: Guards) -> Guard:
     name = dependency_of(cls)
-    is_embedded = name.rpartition(".")[2] in STORAGE_KINDS.values() and _is_lightrags(cls)
-    if not is_embedded:
+    if not _is_embedded(cls):
         return registry.get(name)
     try:
         return registry.get(name, Policy.storage(attempt_timeout=None, total_timeout=None))
     except PolicyError:  # its user has made it already, with a policy of its own
         return registry.get(name)
+
+
+def _is_embedded(cls: type) -> bool:
+    kind = dependency_of(cls).rpartition(".")[2]
+    return kind in STORAGE_KINDS.values() and _is_lightrags(cls)
 
 
 def _is_lightrags(cls: type) -> bool:

@@ -1,0 +1,52 @@
+"""The smallest request of each kind, which a background probe sends while a circuit is open.
+
+It takes the way of a real one, since a provider may list its models while completions fail, but not
+through LightRAG's queues and caches. It has no options that some provider would refuse.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from lightrag_resilience.pipeline.recovery_probe import Probe
+
+from .compat import EMBEDDING, MODEL, RERANK
+
+__all__ = ["probe_of", "storage_probe"]
+
+_NO_ID = "lightrag-resilience-probe"
+_REQUESTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    MODEL.name: (("Reply with OK.",), {}),
+    EMBEDDING.name: ((["probe"],), {}),
+    RERANK.name: ((), {"query": "probe", "documents": ["probe", "other"], "top_n": 1}),
+}
+"""The arguments of a probe, by the name of LightRAG's slot."""
+
+
+def probe_of(slot: str, function: Callable[..., Any], **options: Any) -> Probe:
+    """A probe of a model, an embedding function or a reranker.
+
+    Args:
+        slot: The name of its slot.
+        function: What calls the provider.
+        options: That LightRAG passes to it with each call.
+    """
+    arguments, more = _REQUESTS[slot]
+
+    async def probe() -> Any:
+        result = function(*arguments, **more, **options)
+        return await result if inspect.isawaitable(result) else result
+
+    return probe
+
+
+def storage_probe(storage: Any) -> Probe:
+    """A probe of a storage: the smallest read through the client that it uses."""
+    read = storage.has_node if hasattr(storage, "has_node") else storage.get_by_id
+
+    async def probe() -> Any:
+        return await read(_NO_ID)
+
+    return probe
