@@ -6,6 +6,9 @@ INSTALLED := $(VENV)/.installed
 COVERAGE := --cov --cov-report=term
 SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 
+# Compile each module once, not in each of the thousands of processes that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help check unit demo test test-all test-lightrag test-redis lint types format docs clean
 .PHONY: bench bench-draining bench-quick bench-page bench-soak bench-installed bench-never-worse
 

@@ -166,6 +166,7 @@ async def _at_once(call: Call, calls: int) -> float:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Collect what is left over now; what then is there is never looked at again in this block."""
+    frozen_before = gc.get_freeze_count()
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -173,4 +174,5 @@ def quietly() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-        gc.unfreeze()
+        if not frozen_before:
+            gc.unfreeze()

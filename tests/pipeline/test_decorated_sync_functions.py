@@ -82,6 +82,7 @@ def test_a_sync_function_that_returns_an_awaitable_is_awaited(owner: Guards) -> 
     assert complete() == "awaited"
 
 
+@pytest.mark.processes  # openai's first request of a process asks `uname` about the machine
 @pytest.mark.anyio
 async def test_what_passes_a_coroutine_on_is_guarded_on_the_event_loop(owner: Guards) -> None:
     client = openai.AsyncOpenAI(api_key="a", base_url="http://127.0.0.1:1")
