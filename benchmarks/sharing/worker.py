@@ -13,6 +13,7 @@ from typing import Any
 
 from lightrag_resilience import CallRejected, Guards
 from lightrag_resilience.events import Event, StateChanged
+from lightrag_resilience.shared_state.shared_breaker import SharedBreaker
 from lightrag_resilience.testing.command_process import run_commands
 
 NAME = "llm.benchmark"
@@ -96,9 +97,12 @@ class Worker:
 
     async def is_connected(self) -> bool:
         """Wait for Redis."""
+        breaker = self._guard.breaker
+        if not isinstance(breaker, SharedBreaker):
+            return False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LONGEST):
-                while not self._guard.breaker._sync.connected:  # noqa: ASYNC110, SLF001
+                while not breaker._sync.connected:  # noqa: ASYNC110, SLF001
                     await asyncio.sleep(0.001)
                 return True
         return False
