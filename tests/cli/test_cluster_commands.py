@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
@@ -24,6 +23,7 @@ from lightrag_resilience.cli.rendering import as_page
 from lightrag_resilience.shared_state.cluster_view import Overview
 from lightrag_resilience.shared_state.messages import Announcement, Description
 from lightrag_resilience.testing.redis_server import RedisServer
+from support.processes import until
 from support.workers import Workers, workers
 
 NAME = "llm.made-up"
@@ -48,7 +48,7 @@ def _closed(two: Workers, server: RedisServer) -> None:
     run(server, "reset", "--yes")
     assert all(answer["at"] for answer in two.each("until", state="closed"))
     two.each("call", times=10)
-    time.sleep(0.15)  # for the report
+    until(lambda: breaker_in_json(server)["calls"] >= 20)
 
 
 def run(server: RedisServer | None, *arguments: str, **variables: str) -> Result:
@@ -56,6 +56,11 @@ def run(server: RedisServer | None, *arguments: str, **variables: str) -> Result
     if server is not None:
         environ["RESILIENCE_REDIS_URL"] = server.url
     return CliRunner().invoke(app, arguments, env={"COLUMNS": "160", **environ})
+
+
+def breaker_in_json(server: RedisServer) -> dict[str, Any]:
+    (breaker,) = json.loads(run(server, "status", "--json").output)["breakers"]
+    return dict(breaker)
 
 
 def row_of(shown: Result, name: str = NAME) -> list[str]:
@@ -100,12 +105,9 @@ def test_status_of_an_open_breaker_says_why_and_until_when_and_ends_with_1(
 def test_status_json_lists_breakers_and_workers(server: RedisServer, two: Workers) -> None:
     two[0].request("behave", fails=1)
     two[0].request("call", times=1)
-    deadline = time.monotonic() + 15
-    while True:
-        seen: dict[str, Any] = json.loads(run(server, "status", "--json").output)
-        (breaker,) = seen["breakers"]
-        if breaker["failed"] or time.monotonic() > deadline:
-            break
+    until(lambda: breaker_in_json(server)["failed"])
+    seen: dict[str, Any] = json.loads(run(server, "status", "--json").output)
+    (breaker,) = seen["breakers"]
     assert (breaker["name"], breaker["state"], breaker["failed"]) == (NAME, "closed", 1)
     assert breaker["calls"] >= 21
     assert [worker["diverged"] for worker in seen["workers"]] == [[], []]
@@ -117,10 +119,8 @@ def test_status_names_a_worker_with_an_open_breaker_of_its_own() -> None:
         assert all(answer["at"] for answer in two.each("until", connected=True))
         two[0].request("behave", fails=5)
         two[0].request("call", times=5)
-        deadline = time.monotonic() + 15
-        while "rejects on its own" not in (shown := run(server, "status")).output:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: "rejects on its own" in run(server, "status").output)
+        shown = run(server, "status")
         assert shown.exit_code == 1
         pid = two[0].process.pid
         assert re.search(rf"Process {pid} on .+ rejects on its own: {NAME}", shown.output)

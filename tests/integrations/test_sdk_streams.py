@@ -31,6 +31,7 @@ from lightrag_resilience.integrations.lightrag import unprotect  # noqa: E402
 from lightrag_resilience.integrations.sdks import detect_truncated_streams  # noqa: E402
 from lightrag_resilience.testing import Fault, Simulator  # noqa: E402
 from support.lightrag_rig import Provider, lightrag_on  # noqa: E402
+from support.waiting import until  # noqa: E402
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 
@@ -71,12 +72,6 @@ def is_changed() -> bool:
 
 async def words_of(stream: Any) -> str:
     return "".join([word async for word in stream])
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not true():  # noqa: ASYNC110 - what is waited for happens in a server
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.usefixtures("_detection")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,42 +12,15 @@ import pytest
 import redis
 
 from lightrag_resilience import BreakerPolicy, Guards, LimitPolicy, RateLimitedError
-from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import Events
 from lightrag_resilience.failures.classifier import Failure, FailureKind
 from lightrag_resilience.shared_state import shared_rate_limiter as module
 from lightrag_resilience.shared_state.synchronizer import Synchronizer
 from lightrag_resilience.testing.redis_server import RedisServer
 from lightrag_resilience.testing.tcp_proxy import TcpProxy
+from support.waiting import until
 
 NAME = "llm.made-up"
-PATIENCE = 10.0  # seconds
-
-
-@pytest.fixture
-def make(server: RedisServer) -> Iterator[Callable[..., Guards]]:
-    made: list[Guards] = []
-
-    def registry(**variables: Any) -> Guards:
-        environ = {
-            "RESILIENCE_REDIS_URL": server.url,
-            "RESILIENCE_LLM__RETRY__ATTEMPTS": "1",
-            "RESILIENCE_LLM__LIMIT__MAX_WAIT": "60",
-            **{f"RESILIENCE_LLM__LIMIT__{key}": str(value) for key, value in variables.items()},
-        }
-        made.append(Guards(settings=load_settings(environ)))
-        return made[-1]
-
-    yield registry
-    for guards in made:
-        guards.close()
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.002)
 
 
 def link_of(guards: Guards) -> Any:
@@ -82,7 +54,7 @@ async def times_of(guards: Guards, calls: int, **options: Any) -> list[float]:
 
 @pytest.mark.anyio
 async def test_two_workers_have_one_burst_and_one_rate(make: Any) -> None:
-    one, two = make(RPM=1200, BURST=5), make(RPM=1200, BURST=5)
+    one, two = make(LIMIT__RPM=1200, LIMIT__BURST=5), make(LIMIT__RPM=1200, LIMIT__BURST=5)
     await connected(one, two)
     times = await asyncio.gather(times_of(one, 10), times_of(two, 10))
     together = sorted(times[0] + times[1])
@@ -92,7 +64,7 @@ async def test_two_workers_have_one_burst_and_one_rate(make: Any) -> None:
 
 @pytest.mark.anyio
 async def test_tokens_are_shared_too(make: Any) -> None:
-    one = make(TPM=60_000, TOKEN_BURST=1000)
+    one = make(LIMIT__TPM=60_000, LIMIT__TOKEN_BURST=1000)
     await connected(one)
     assert (await times_of(one, 2, max_tokens=500))[-1] < 0.2
     assert (await times_of(one, 1, max_tokens=500))[0] < 0.2  # used: nothing
@@ -103,7 +75,7 @@ async def test_tokens_are_shared_too(make: Any) -> None:
 
 @pytest.mark.anyio
 async def test_the_script_rejects_a_turn_beyond_the_longest_wait(make: Any) -> None:
-    one = make(RPM=60, BURST=1, MAX_WAIT=1.5)
+    one = make(LIMIT__RPM=60, LIMIT__BURST=1, LIMIT__MAX_WAIT=1.5)
     await connected(one)
     outcomes = await asyncio.gather(
         *(one.get(NAME).call(fine) for _ in range(5)), return_exceptions=True
@@ -115,7 +87,7 @@ async def test_the_script_rejects_a_turn_beyond_the_longest_wait(make: Any) -> N
 
 @pytest.mark.anyio
 async def test_a_turn_beyond_the_deadline_is_rejected_and_put_back(make: Any) -> None:
-    one = make(RPM=60, BURST=1)
+    one = make(LIMIT__RPM=60, LIMIT__BURST=1)
     await connected(one)
     limit = limit_of(one)
     assert not await limit.acquire(0, 10.0)
@@ -128,7 +100,7 @@ async def test_a_turn_beyond_the_deadline_is_rejected_and_put_back(make: Any) ->
 
 @pytest.mark.anyio
 async def test_a_held_turn_is_taken_only_once_it_is_due(make: Any) -> None:
-    one = make(RPM=120, BURST=4)  # two turns a second, a lot of one
+    one = make(LIMIT__RPM=120, LIMIT__BURST=4)  # two turns a second, a lot of one
     await connected(one)
     limit = limit_of(one)
     assert not limit.try_acquire(0)  # none is held yet
@@ -147,7 +119,7 @@ async def test_a_held_turn_is_taken_only_once_it_is_due(make: Any) -> None:
 
 @pytest.mark.anyio
 async def test_a_caller_cancelled_while_sleeping_puts_its_turn_back(make: Any) -> None:
-    one = make(RPM=120, BURST=1)
+    one = make(LIMIT__RPM=120, LIMIT__BURST=1)
     await connected(one)
     limit = limit_of(one)
     await limit.acquire(0, 10.0)
@@ -165,7 +137,7 @@ async def test_a_caller_cancelled_while_sleeping_puts_its_turn_back(make: Any) -
 async def test_a_caller_cancelled_before_its_reservation_leaves_the_queue(
     make: Any, server: RedisServer
 ) -> None:
-    one = make(RPM=120, BURST=1)
+    one = make(LIMIT__RPM=120, LIMIT__BURST=1)
     await connected(one)
     limit = limit_of(one)
     server.pause()
@@ -183,7 +155,7 @@ async def test_a_caller_cancelled_before_its_reservation_leaves_the_queue(
 async def test_turns_of_a_late_reservation_are_given_back(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = make(RPM=60_000, BURST=10)
+    one = make(LIMIT__RPM=60_000, LIMIT__BURST=10)
     await connected(one)
     limit = limit_of(one)
     monkeypatch.setattr(module, "_ANSWER_TIMEOUT", 0.0)
@@ -198,7 +170,7 @@ async def test_turns_of_a_late_reservation_are_given_back(
 async def test_without_redis_a_worker_uses_its_local_limiter(
     make: Any, server: RedisServer, kind: str
 ) -> None:
-    one = make(RPM=6000, BURST=10, TPM=600_000)
+    one = make(LIMIT__RPM=6000, LIMIT__BURST=10, LIMIT__TPM=600_000)
     await connected(one)
     await times_of(one, 3, max_tokens=10)
     getattr(server, kind)()
@@ -209,7 +181,7 @@ async def test_without_redis_a_worker_uses_its_local_limiter(
     assert (await times_of(one, 20, max_tokens=10))[-1] > 0.05
     {"kill": server.start, "pause": server.resume}[kind]()
     await connected(one)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(10):
         while limit_of(one)._local_limiters:
             await times_of(one, 30, max_tokens=10)
 
@@ -218,7 +190,7 @@ async def test_without_redis_a_worker_uses_its_local_limiter(
 async def test_callers_still_in_a_local_limiter_are_reserved_when_redis_is_back(
     make: Any, server: RedisServer
 ) -> None:
-    one = make(RPM=600, BURST=1)
+    one = make(LIMIT__RPM=600, LIMIT__BURST=1)
     await connected(one)
     server.kill()
     await until(lambda: not link_of(one).connected)
@@ -236,7 +208,7 @@ async def test_callers_still_in_a_local_limiter_are_reserved_when_redis_is_back(
 async def test_a_redis_that_loses_its_data_again_and_again_grants_no_burst_each_time(
     make: Any, server: RedisServer
 ) -> None:
-    one = make(RPM=60, BURST=6, MAX_WAIT=1)
+    one = make(LIMIT__RPM=60, LIMIT__BURST=6, LIMIT__MAX_WAIT=1)
     await connected(one)
     began = time.monotonic()
     went = 0
@@ -351,7 +323,7 @@ def test_malformed_data_of_a_limit_is_logged(
     make: Any, server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> None:
-        one = make(RPM=600)
+        one = make(LIMIT__RPM=600)
         await connected(one)
         with redis.Redis.from_url(server.url) as client:
             client.set(limit_of(one).key, "nonsense")
@@ -362,7 +334,7 @@ def test_malformed_data_of_a_limit_is_logged(
 
 
 def test_callers_of_two_loops_may_wait(make: Any) -> None:
-    one = make(RPM=600, BURST=1)
+    one = make(LIMIT__RPM=600, LIMIT__BURST=1)
 
     async def run() -> None:
         await connected(one)
@@ -373,7 +345,7 @@ def test_callers_of_two_loops_may_wait(make: Any) -> None:
 
 
 def test_a_waiting_caller_of_a_closed_loop_is_dropped(make: Any) -> None:
-    one = make(RPM=600, BURST=1)
+    one = make(LIMIT__RPM=600, LIMIT__BURST=1)
     asyncio.run(connected(one))
 
     async def start_waiting() -> None:
@@ -388,7 +360,7 @@ def test_a_waiting_caller_of_a_closed_loop_is_dropped(make: Any) -> None:
 
 
 def test_a_child_process_inherits_no_turns(make: Any) -> None:
-    one = make(RPM=600, BURST=50)
+    one = make(LIMIT__RPM=600, LIMIT__BURST=50)
 
     async def run() -> None:
         await connected(one)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -21,34 +21,10 @@ from lightrag_resilience.shared_state import sync_thread as worker
 from lightrag_resilience.shared_state.connection_status import ConnectionStatus
 from lightrag_resilience.shared_state.messages import Keys
 from lightrag_resilience.testing.redis_server import RedisServer
+from support.waiting import until
 
 NAME = "llm.made-up"
 PATIENCE = 10.0  # seconds
-
-
-@pytest.fixture
-def make(server: RedisServer) -> Iterator[Callable[..., Guards]]:
-    made: list[Guards] = []
-
-    def registry(**variables: str) -> Guards:
-        environ = {
-            "RESILIENCE_REDIS_URL": server.url,
-            "RESILIENCE_LLM__RETRY__ATTEMPTS": "1",
-            **{f"RESILIENCE_LLM__BREAKER__{key}": value for key, value in variables.items()},
-        }
-        made.append(Guards(settings=load_settings(environ)))
-        return made[-1]
-
-    yield registry
-    for guards in made:
-        guards.close()
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.002)
 
 
 async def connected(*registries: Guards) -> None:
@@ -122,7 +98,7 @@ def test_a_foreign_pybreaker_forces_all_workers_through_the_storage(make: Any) -
 
 def test_a_break_a_probe_and_a_recovery(make: Any) -> None:
     async def run() -> None:
-        one, two = make(OPEN_FOR="0.2"), make(OPEN_FOR="0.2")
+        one, two = make(BREAKER__OPEN_FOR=0.2), make(BREAKER__OPEN_FOR=0.2)
         await connected(one, two)
         await calls(one, fail, 5)
         await until(lambda: state_of(two) is State.OPEN)

@@ -37,7 +37,7 @@ def alive(pid: int) -> bool:
     return stat.rpartition(") ")[2][0] not in "ZX"
 
 
-def until(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
+def until(true: Callable[[], object], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "It did not happen"

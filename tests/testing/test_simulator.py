@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from lightrag_resilience.testing import Fault, Simulator
+from support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -33,12 +34,6 @@ async def provider() -> AsyncIterator[Simulator]:
 async def http(provider: Simulator) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=provider.base_url.removesuffix("v1")) as http:
         yield http
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not true():  # noqa: ASYNC110 - what is waited for happens in a server
-            await asyncio.sleep(0.01)
 
 
 # ---------------------------------------------------------------------- what it answers
