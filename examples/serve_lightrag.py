@@ -67,7 +67,7 @@ async def served(app: Any) -> AsyncIterator[str]:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_config=None))
         task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:  # noqa: ASYNC110 - uvicorn tells nobody
+        while not server.started:  # noqa: ASYNC110 - uvicorn publishes no event
             await asyncio.sleep(0.05)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
