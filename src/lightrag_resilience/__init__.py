@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .breakers import State
+from .calls.deadline import deadline
 from .composition.collect import collected
 from .composition.fallback import ChainAnswer, call_chain, with_fallbacks
 from .composition.hedging import hedged
@@ -83,6 +84,7 @@ __all__ = [
     "call_chain",
     "classify_as",
     "collected",
+    "deadline",
     "guard",
     "guards",
     "hedged",

@@ -6,7 +6,9 @@ through it. It never runs a call: it has no neutral outcome and no limit on prob
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +24,8 @@ from .config.validation import problem_with
 from .errors import CircuitOpenError, PolicyError, UnsupportedCallError
 from .events import Events, HealthChanged, StateChanged
 from .health import advice_for, health_of
-from .text import MET, printable, symptom_of
+from .runtime.tasks import finish_from_any_thread
+from .text import MET, is_isolation, printable, symptom_of
 
 __all__ = ["Admission", "Breaker", "Snapshot", "State"]
 
@@ -51,6 +54,7 @@ class Breaker:
         "_published",
         "_pybreaker",
         "_queued_transitions",
+        "_waiting",
         "circuit",
         "name",
     )
@@ -77,6 +81,7 @@ class Breaker:
         self._changes: tuple[StateChanged | HealthChanged, ...] = ()
         self._is_publishing = False
         self._published: tuple[str, ...] = ()  # the last changes of this outage
+        self._waiting: set[asyncio.Future[None]] | None = None  # few breakers need it
         self._is_unhealthy = False
         """Whether it was published that calls fail which the circuit admits."""
 
@@ -102,6 +107,32 @@ class Breaker:
         """The circuit at this moment, for people."""
         with self._lock:
             return self.circuit.snapshot(self._clock())
+
+    @property
+    def outage(self) -> float | None:
+        """Seconds for which the circuit has not been closed; None while it is.
+
+        Infinity if an operator isolated it: no recovery of the dependency closes it.
+        """
+        circuit = self.circuit
+        if (began := circuit.outage_began) is None:
+            return None
+        is_isolated = circuit.open_until == math.inf or is_isolation(circuit.reason)
+        return math.inf if is_isolated else self._clock() - began
+
+    async def wait_until_closed(self, seconds: float) -> None:
+        """Wait at most `seconds` until the circuit closes, whichever thread closes it."""
+        closed = asyncio.get_running_loop().create_future()
+        with self._lock:
+            if self.circuit.shared_admission is not None:
+                return
+            waiting = self._waiting = self._waiting or set()
+            waiting.add(closed)
+        try:
+            await asyncio.wait({closed}, timeout=seconds)
+        finally:
+            with self._lock:
+                waiting.discard(closed)
 
     # ------------------------------------------------------------------ before and after a call
 
@@ -146,6 +177,7 @@ class Breaker:
         """Replace the lock in a child process: a thread of the parent may hold the old one."""
         self._lock = lock
         self._is_publishing = False
+        self._waiting = None
         self.circuit.lose_probes()
 
     def begin(self) -> None:
@@ -262,6 +294,9 @@ class Breaker:
                 self.name, old.value, new.value, circuit.reason, circuit.generation
             )
             self._changes += (change,)
+            if new is State.CLOSED and self._waiting:
+                for closed in self._waiting:
+                    finish_from_any_thread(closed)
 
     def _queue_health(self) -> None:
         """Queue a change of health where admitted calls begin or cease to fail.

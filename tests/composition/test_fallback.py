@@ -36,7 +36,7 @@ from lightrag_resilience import (
     with_fallbacks,
 )
 from lightrag_resilience.calls.call_context import inside_guarded_call
-from lightrag_resilience.composition.wait_for_recovery import retry_until_available
+from lightrag_resilience.composition.wait_for_recovery import Patience, retry_until_available
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import Event, FallbackUsed
 from lightrag_resilience.failures.classifier import classify
@@ -219,7 +219,10 @@ async def test_ingest_waits_for_a_chain_with_a_rejected_call(chain: Any, owner: 
     refused = CircuitOpenError("llm.a", 8.0)
     inner = chain(named("one", refused, "answer"))
     complete = chain(inner, named("two", AllFailedError("x", None, "", (refused,)), "no"))
-    assert await retry_until_available(guard, lambda: guard.call(complete), patience=60) == "answer"
+    assert (
+        await retry_until_available(guard, lambda: guard.call(complete), patience=Patience(60))
+        == "answer"
+    )
     assert 8.0 <= now() <= 8.5
 
 
@@ -227,7 +230,7 @@ async def test_ingest_does_not_wait_for_a_chain_that_waiting_cannot_mend(chain: 
     guard = guard_on_loop()
     complete = chain(named("one", ValueError()), when=lambda _: True)
     with pytest.raises(AllFailedError):
-        await retry_until_available(guard, lambda: guard.call(complete), patience=60)
+        await retry_until_available(guard, lambda: guard.call(complete), patience=Patience(60))
     assert now() == 0
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import Counter
 from typing import Any
 
 import httpx
 import pytest
 
-from lightrag_resilience import BreakerPolicy, CircuitOpenError, Guard, RetryPolicy
-from lightrag_resilience.composition.wait_for_recovery import retry_until_available
-from support.guards import Scripted, down, guard_on_loop, now
+from lightrag_resilience import (
+    AttemptTimeoutError,
+    BreakerPolicy,
+    CircuitOpenError,
+    Guard,
+    RateLimitedError,
+    RetryPolicy,
+    deadline,
+)
+from lightrag_resilience.composition.wait_for_recovery import Patience, retry_until_available
+from support.guards import Scripted, down, guard_on_loop, now, outcomes
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +33,7 @@ async def test_an_open_circuit_is_waited_for() -> None:
     guard = quick()
     guard.breaker.open()
     answer = await retry_until_available(
-        guard, lambda: guard.call(Scripted("answer")), patience=600
+        guard, lambda: guard.call(Scripted("answer")), patience=Patience(600)
     )
     assert answer == "answer"
     assert 5.0 <= now() <= 5.5
@@ -37,7 +47,7 @@ async def test_no_call_is_made_while_the_circuit_is_open() -> None:
         begun.append(now())
         return str(await guard.call(Scripted("answer")))
 
-    await retry_until_available(guard, begin, patience=600)
+    await retry_until_available(guard, begin, patience=Patience(600))
     assert len(begun) == 1
 
 
@@ -45,7 +55,8 @@ async def test_an_outage_is_outlasted_with_few_calls() -> None:
     guard = quick(consecutive_failures=3)
     function = Scripted(*[down()] * 8, "answer")
     assert (
-        await retry_until_available(guard, lambda: guard.call(function), patience=3600) == "answer"
+        await retry_until_available(guard, lambda: guard.call(function), patience=Patience(3600))
+        == "answer"
     )
     assert function.calls == 9
 
@@ -54,7 +65,7 @@ async def test_many_waiting_calls_send_one_probe_at_a_time() -> None:
     guard = quick(consecutive_failures=1)
     function = Scripted(*[down()] * 30, "answer")
     calls = (
-        retry_until_available(guard, lambda: guard.call(function), patience=36_000)
+        retry_until_available(guard, lambda: guard.call(function), patience=Patience(36_000))
         for _ in range(20)
     )
     assert await asyncio.gather(*calls) == ["answer"] * 20
@@ -65,23 +76,135 @@ async def test_the_last_error_is_raised_when_patience_ends() -> None:
     guard = quick(breaker=BreakerPolicy(mode="metrics-only"))
     error = down()
     with pytest.raises(ConnectionRefusedError) as raised:
-        await retry_until_available(guard, lambda: guard.call(Scripted(error)), patience=30.0)
+        await retry_until_available(
+            guard, lambda: guard.call(Scripted(error)), patience=Patience(30.0)
+        )
     assert raised.value is error
     assert 25.0 < now() <= 30.0
 
 
 async def test_a_retry_after_beyond_the_patience_is_not_waited_for() -> None:
     guard = quick()
-    guard.breaker.open()
-    with pytest.raises(CircuitOpenError):
-        await retry_until_available(guard, lambda: guard.call(Scripted(None)), patience=3.0)
+    guard.cool_down(40.0)
+    with pytest.raises(RateLimitedError):
+        await retry_until_available(
+            guard, lambda: guard.call(Scripted(None)), patience=Patience(3.0)
+        )
     assert now() == 0.0
+
+
+async def test_a_circuit_that_closes_ends_the_wait_at_once() -> None:
+    guard = quick()
+    guard.breaker.open(open_for=300.0)
+    asyncio.get_running_loop().call_later(2.0, guard.breaker.close)
+    calls = (
+        retry_until_available(guard, lambda: guard.call(Scripted("answer")), patience=Patience(8))
+        for _ in range(3)
+    )
+    assert await asyncio.gather(*calls) == ["answer"] * 3
+    assert now() == 2.0
+
+
+async def test_another_thread_may_close_the_circuit() -> None:
+    guard = quick()
+    guard.breaker.open(open_for=300.0)
+    loop = asyncio.get_running_loop()
+    loop.call_later(2.0, lambda: threading.Thread(target=guard.breaker.close).start())
+    waiting = retry_until_available(
+        guard, lambda: guard.call(Scripted("answer")), patience=Patience(8)
+    )
+    assert await waiting == "answer"
+
+
+async def test_a_circuit_that_stays_open_is_waited_for_as_long_as_the_patience_lasts() -> None:
+    guard, function = quick(), Scripted("answer")
+    guard.breaker.open(open_for=300.0)
+    with pytest.raises(CircuitOpenError) as raised:
+        await retry_until_available(guard, lambda: guard.call(function), patience=Patience(8))
+    assert (now(), function.calls) == (8.0, 0)
+    assert raised.value.retry_after == pytest.approx(292.0)
+
+
+async def test_calls_that_share_a_patience_end_their_waits_together() -> None:
+    guard, other, patience = quick(), quick(), Patience(8)
+    for each in (guard, other):
+        each.breaker.open(open_for=300.0)
+
+    async def ask(asked: Guard, at: float) -> float:
+        await asyncio.sleep(at)
+        with pytest.raises(CircuitOpenError):
+            await retry_until_available(
+                asked, lambda: asked.call(Scripted("answer")), patience=patience
+            )
+        return now()
+
+    ends = await asyncio.gather(ask(guard, 0.0), ask(other, 5.0), ask(guard, 9.0))
+    assert list(ends) == [8.0, 8.0, 9.0]
+
+
+async def test_an_old_outage_is_not_waited_for() -> None:
+    guard, patience = quick(), Patience(8, max_outage=60)
+    guard.breaker.open(open_for=30.0)
+    await asyncio.sleep(40.0)
+    guard.breaker.open(open_for=300.0)  # a probe failed: the outage is the same one
+    await asyncio.sleep(21.0)
+    with pytest.raises(CircuitOpenError):
+        await retry_until_available(
+            guard, lambda: guard.call(Scripted("answer")), patience=patience
+        )
+    assert now() == 61.0
+
+
+async def test_an_isolated_dependency_is_not_waited_for_by_a_query() -> None:
+    guard = quick()
+    guard.breaker.set_mode("forced-open")
+    with pytest.raises(CircuitOpenError):
+        await retry_until_available(
+            guard, lambda: guard.call(Scripted(None)), patience=Patience(8, max_outage=60)
+        )
+    assert now() == 0.0
+
+
+async def test_no_more_calls_wait_than_may() -> None:
+    guard, waiting = quick(), Counter[str]()
+    guard.breaker.open(open_for=300.0)
+    asyncio.get_running_loop().call_later(2.0, guard.breaker.close)
+
+    async def ask() -> float:
+        patience = Patience(8, waiting=waiting, most_waiting=3)
+        await retry_until_available(
+            guard, lambda: guard.call(Scripted("answer")), patience=patience
+        )
+        return now()
+
+    found = await outcomes(ask() for _ in range(5))
+    assert found[:3] == [2.0] * 3
+    assert all(isinstance(each, CircuitOpenError) for each in found[3:])
+    assert not +waiting
+
+
+async def test_a_call_that_hung_longer_than_the_patience_is_not_repeated() -> None:
+    guard = quick(attempt_timeout=20.0)
+    hangs = Scripted(3600.0)
+    with pytest.raises(AttemptTimeoutError):
+        await retry_until_available(guard, lambda: guard.call(hangs), patience=Patience(8))
+    assert (hangs.calls, now()) == (1, 20.0)
+
+
+async def test_a_deadline_ends_the_patience() -> None:
+    guard = quick()
+    guard.breaker.open(open_for=300.0)
+    with pytest.raises(CircuitOpenError), deadline(2.0, clock=now):
+        await retry_until_available(
+            guard, lambda: guard.call(Scripted("answer")), patience=Patience(8)
+        )
+    assert now() == 2.0
 
 
 async def test_a_fatal_failure_is_raised_at_once() -> None:
     guard, function = quick(), Scripted(ValueError("a bug"))
     with pytest.raises(ValueError, match="a bug"):
-        await retry_until_available(guard, lambda: guard.call(function), patience=600)
+        await retry_until_available(guard, lambda: guard.call(function), patience=Patience(600))
     assert (function.calls, now()) == (1, 0.0)
 
 
@@ -90,7 +213,7 @@ async def test_the_wait_follows_the_providers_retry_after() -> None:
     response = httpx.Response(429, headers={"Retry-After": "20"}, request=request)
     error = httpx.HTTPStatusError("busy", request=request, response=response)
     guard, function = quick(), Scripted(error, "answer")
-    await retry_until_available(guard, lambda: guard.call(function), patience=600)
+    await retry_until_available(guard, lambda: guard.call(function), patience=Patience(600))
     assert 20.0 <= function.at[1] <= 20.5
 
 
@@ -98,7 +221,7 @@ async def test_cancelling_the_caller_ends_the_wait() -> None:
     guard = quick()
     guard.breaker.open()
     task = asyncio.create_task(
-        retry_until_available(guard, lambda: guard.call(Scripted(None)), patience=600)
+        retry_until_available(guard, lambda: guard.call(Scripted(None)), patience=Patience(600))
     )
     await asyncio.sleep(1.0)
     task.cancel()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightrag_resilience import Guards, Policy, ShuttingDownError
-from lightrag_resilience.composition.wait_for_recovery import retry_until_available
+from lightrag_resilience.composition.wait_for_recovery import Patience, retry_until_available
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.gate import allow_during_drain
 from lightrag_resilience.events import AttemptRejected
@@ -153,14 +153,14 @@ async def test_a_drain_interrupts_a_wait_for_recovery() -> None:
     guard = guards.get("llm")
     guard.breaker.open()
     waiting = asyncio.create_task(
-        retry_until_available(guard, lambda: guard.call(work), patience=600.0)
+        retry_until_available(guard, lambda: guard.call(work), patience=Patience(600.0))
     )
     await asyncio.sleep(1.0)
     guards.gate.close()
     with pytest.raises(ShuttingDownError):
         await waiting
     with pytest.raises(ShuttingDownError):
-        await retry_until_available(guard, lambda: guard.call(work), patience=600.0)
+        await retry_until_available(guard, lambda: guard.call(work), patience=Patience(600.0))
 
 
 async def test_the_callers_own_cancellation_wins_over_the_interruption() -> None:

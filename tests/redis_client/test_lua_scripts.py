@@ -279,7 +279,10 @@ def test_an_outage_lasts_from_its_first_break_through_failed_probes(
 
             async def since(now: int) -> float | None:
                 runner.now_ms = str(now)
-                return (await runner.describe(ref)).since
+                found = await runner.describe(ref)
+                is_down = found.now.state is not State.CLOSED
+                assert found.now.outage == (found.since if is_down else 0.0)
+                return found.since
 
             assert await since(1_000_000) is None
             await runner.report(ref, Report(0, 5, 0, 0))

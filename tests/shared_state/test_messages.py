@@ -23,7 +23,16 @@ from lightrag_resilience.shared_state.messages import (
 )
 from lightrag_resilience.text import as_duration
 
-GOOD = [b"O", b"1795440408113", b"2500", b"2", b"after 5 failures in a row", b"held", b"-1"]
+GOOD = [
+    b"O",
+    b"1795440408113",
+    b"2500",
+    b"2",
+    b"after 5 failures in a row",
+    b"held",
+    b"-1",
+    b"3500",
+]
 COUNTS: list[Any] = [b"12", b"5", b"0", b"3", b"1", b"2500"]
 SEEN: list[Any] = [[b"HTTP 503", b"5", b"HTTP 401", b"2"], b"0", b"HTTP 401 (Odd)"]
 words = st.one_of(
@@ -78,7 +87,7 @@ def test_any_message_is_parsed_or_malformed(message: Any) -> None:
     assert is_sane(read)
 
 
-@given(st.one_of(anything, st.lists(anything, min_size=7, max_size=7)))
+@given(st.one_of(anything, st.lists(anything, min_size=8, max_size=8)))
 def test_any_answer_is_parsed_or_malformed(answer: Any) -> None:
     try:
         read = Reply.parse(answer)
@@ -87,7 +96,7 @@ def test_any_answer_is_parsed_or_malformed(answer: Any) -> None:
     assert is_sane(read.now)
 
 
-@pytest.mark.parametrize("part", range(7))
+@pytest.mark.parametrize("part", range(8))
 @pytest.mark.parametrize(
     "wrong", [None, 7, "text", b"\xff\xff", b"-", b"1.5", b"9" * 16, b"9" * 17, b"9" * 5000]
 )
@@ -99,6 +108,10 @@ def test_each_part_of_an_answer_is_checked(part: int, wrong: Any) -> None:
     else:
         with pytest.raises(WireError):
             Reply.parse(answer)
+
+
+def test_a_reply_has_the_age_of_the_outage() -> None:
+    assert Reply.parse(GOOD).now.outage == 3.5
 
 
 def test_a_reason_is_printable_and_cut() -> None:

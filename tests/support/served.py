@@ -111,6 +111,7 @@ async def launched(
         "MAX_GLEANING": "0",
         "RESILIENCE_DEFAULT__RETRY__INITIAL_BACKOFF": "0.01",
         "RESILIENCE_DEFAULT__BREAKER__OPEN_FOR": "30",
+        "RESILIENCE_QUERY__PATIENCE": "0",
     }
     log = folder / "output.txt"
     with log.open("ab") as output:

@@ -23,7 +23,7 @@ from lightrag_resilience.limits.admission import AdmissionController
 from lightrag_resilience.limits.bulkhead import Occupancy
 from lightrag_resilience.limits.provider_limits import GrantedLimits, on_throttled
 from lightrag_resilience.retry import RetryBudget
-from lightrag_resilience.timeouts.attempt_timer import Clock, Timer
+from lightrag_resilience.timeouts.attempt_timer import Clock, DeadlineTimer, Timer
 
 from .call_context import Call, current_call
 from .loop_state import LoopState, LoopStates
@@ -142,7 +142,10 @@ class Attempts:
 
         Raises:
             CallRejected: The call may not be sent, or not in time.
+            DeadlineExceededError: The deadline of its caller has passed already.
         """
+        if (deadline := call.caller_deadline) is not None and deadline.left <= 0:
+            raise DeadlineExceededError(self.name, None, deadline.reason)
         call.admission = self._circuit.shared_admission or await self._acquire_admission()
         if loop_state.controller is not None:
             await self._wait_for_capacity(call, loop_state.controller, (args, kwargs))
@@ -152,7 +155,12 @@ class Attempts:
         """Start the timer of an attempt."""
         call.started = now = self.clock()
         timer = loop_state.timer
-        if timer is not None:
+        if (deadline := call.caller_deadline) is not None:
+            left = max(self.remaining(call), 0.0)
+            seconds = left if timer is None else min(timer.seconds, left)
+            timer = DeadlineTimer(seconds, now + deadline.left, loop_state.loop, self.clock)
+            timer.start(call, now)
+        elif timer is not None:
             if loop_state.controller is not None or call.deadline is not None:
                 left = max(self.remaining(call), 0.0)
                 if left < timer.seconds:
@@ -163,9 +171,16 @@ class Attempts:
         return timer
 
     def remaining(self, call: Call) -> float:
-        """Seconds to the deadline of a call."""
+        """Seconds to the deadline of a call: its policy's or its caller's, whichever is first."""
         total = call.loop_state.policy.timeout.total
-        return math.inf if total is None else call.began + total - self.clock()
+        left = math.inf if total is None else call.began + total - self.clock()
+        deadline = call.caller_deadline
+        return left if deadline is None else min(left, deadline.left)
+
+    def ends_at(self, call: Call) -> float | None:
+        """Monotonic seconds of that deadline; None without one."""
+        left = self.remaining(call)
+        return None if left == math.inf else self.clock() + left
 
     async def _acquire_admission(self) -> Admission:
         breaker = self.breaker
@@ -267,6 +282,18 @@ class Attempts:
         async with self.gate.interruptible(self.name):
             await self.sleep(seconds)
 
+    async def wait_for_recovery(self, seconds: float) -> None:
+        """Wait before another call, of an open circuit at most until it closes.
+
+        Raises:
+            ShuttingDownError: A drain begins.
+        """
+        async with self.gate.interruptible(self.name):
+            if self.breaker.outage is None:
+                await self.sleep(seconds)
+            else:
+                await self.breaker.wait_until_closed(seconds)
+
     # ------------------------------------------------------------------ after an attempt
 
     def timeout_error(self, call: Call, cause: BaseException, reason: str = "") -> Exception:
@@ -277,7 +304,10 @@ class Attempts:
         """
         total = call.loop_state.policy.timeout.total
         error: Exception
-        if total is not None and self.remaining(call) <= 0:
+        deadline = call.caller_deadline
+        if deadline is not None and deadline.left <= 0:
+            error = DeadlineExceededError(self.name, None, deadline.reason)
+        elif total is not None and self.remaining(call) <= 0:
             error = DeadlineExceededError(self.name, None, f"after {total:g} s")
         else:
             if not reason and call.timer is not None:
@@ -358,8 +388,6 @@ class Attempts:
 
 
 def _is_cut_short(call: Call, error: Exception, duration: float) -> bool:
-    """Whether the deadline left an attempt less time than the policy gives attempts."""
+    """Whether a deadline left an attempt less time than the policy gives attempts."""
     timer = call.loop_state.timer
-    return isinstance(error, DeadlineExceededError) and (
-        timer is not None and duration < timer.seconds
-    )
+    return isinstance(error, DeadlineExceededError) and (timer is None or duration < timer.seconds)

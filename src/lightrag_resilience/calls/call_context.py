@@ -16,7 +16,16 @@ from lightrag_resilience.timeouts.idle_timer import IdleTimer
 
 from .loop_state import LoopState
 
-__all__ = ["Call", "Stage", "current_call", "inside_guarded_call"]
+__all__ = [
+    "Call",
+    "CallUnderDeadline",
+    "Deadline",
+    "Stage",
+    "current_call",
+    "current_deadline",
+    "deadline_of",
+    "inside_guarded_call",
+]
 
 Stage = Literal["not_sent", "queued", "in_flight"]
 """How far a call is, in the words of the drain's journal: before the breaker has admitted it,
@@ -68,6 +77,8 @@ class Call(Timed):
         "tokens",
     )
 
+    caller_deadline: Deadline | None = None
+    """The deadline that its caller has set, in those that have the slot for one."""
     _attempt_number: int
     _nested_error: Exception
     guard: Any
@@ -187,6 +198,66 @@ class Call(Timed):
         return False
 
 
+class CallUnderDeadline(Call):
+    """A call whose caller has set a deadline. It keeps that when the caller's block has ended."""
+
+    __slots__ = ("caller_deadline",)
+
+
+class Deadline(Call):
+    """A deadline, in the place of a guarded call around the calls that it is for.
+
+    So a guard finds it where it looks for such a call anyway, and a call without one costs nothing.
+
+    Args:
+        seconds: How long the block may take.
+        clock: Monotonic seconds.
+        reason: How an error names the limit, as a clause.
+        parent: The call or the deadline around it.
+
+    Attributes:
+        is_over: Whether the block has ended. A task that was begun in it has no deadline then.
+    """
+
+    __slots__ = ("_clock", "_ends", "is_over", "reason")
+
+    def __init__(
+        self, seconds: float, clock: Callable[[], float], reason: str, parent: Call | None
+    ) -> None:
+        self.parent = parent
+        self.guard = self.timer = self.idle_timer = None
+        self.suspend_depth = 0
+        self.is_over = False
+        self.reason = reason
+        self._clock = clock
+        self._ends = clock() + seconds
+
+    def copy(self) -> Deadline:
+        """The same deadline for another context, in which its calls are inside of nothing else."""
+        return Deadline(self.left, self._clock, self.reason, None)
+
+    @property
+    def left(self) -> float:
+        """Seconds left; below 0 afterwards."""
+        return self._ends - self._clock()
+
+    @contextlib.contextmanager
+    def suspend_timers(self) -> Iterator[None]:
+        """Suspend the timers of the call around it, but not the deadline itself."""
+        with contextlib.nullcontext() if self.parent is None else self.parent.suspend_timers():
+            yield
+
+    @property
+    def nested_error(self) -> Exception | None:
+        """That of the call around it."""
+        return None if self.parent is None else self.parent.nested_error
+
+    @nested_error.setter
+    def nested_error(self, error: Exception) -> None:
+        if self.parent is not None:
+            self.parent.nested_error = error
+
+
 current_call: ContextVar[Call | None] = ContextVar("lightrag_resilience_call", default=None)
 
 
@@ -198,3 +269,17 @@ def inside_guarded_call() -> bool:
             return True
         call = call.parent
     return False
+
+
+def deadline_of(call: Call | None) -> Deadline | None:
+    """The deadline around a call, or the call itself if it is one; None without one."""
+    while call is not None:
+        if isinstance(call, Deadline) and not call.is_over:
+            return call
+        call = call.parent
+    return None
+
+
+def current_deadline() -> Deadline | None:
+    """The deadline of the present code; None without one."""
+    return deadline_of(current_call.get())

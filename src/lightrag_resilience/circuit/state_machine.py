@@ -106,6 +106,7 @@ class Circuit:
         "mode",
         "open_until",
         "opens",
+        "outage_began",
         "outcomes",
         "policy",
         "probe_successes",
@@ -150,6 +151,8 @@ class Circuit:
 
         Its sender moves this on with each step, so that calls probe again soon after it has died.
         """
+        self.outage_began: float | None = None
+        """When it opened, if it has not closed since."""
         self._leases = _NO_LEASES
         self.set_mode(policy.mode, now, "since the start")
 
@@ -349,14 +352,26 @@ class Circuit:
         self.opens = 0
         self._enter(State.CLOSED, now, reason)
 
-    def restore(
-        self, state: State, now: float, reason: str, *, remaining: float, opens: int
+    def restore(  # noqa: PLR0913 - most by name
+        self,
+        state: State,
+        now: float,
+        reason: str,
+        *,
+        remaining: float,
+        opens: int,
+        outage: float = 0.0,
     ) -> None:
-        """Adopt a state that was decided elsewhere, with `remaining` seconds of a break."""
+        """Adopt a state that was decided elsewhere, with `remaining` seconds of a break.
+
+        `outage` is for how many seconds the circuit has not been closed, as far as is known there.
+        """
         self.opens = opens
         self._enter(state, now, reason)
         if state is State.OPEN:
             self.open_until = now + remaining
+        if self.outage_began is not None:
+            self.outage_began = min(self.outage_began, now - outage)
 
     def track_probe(self, probe: Admission, now: float, lease: float) -> None:
         """Count a probe until its lease is over; it may have been admitted by Redis."""
@@ -408,6 +423,10 @@ class Circuit:
 
     def _enter(self, state: State, now: float, reason: str) -> None:
         self._entered = now
+        if state is State.CLOSED:
+            self.outage_began = None
+        elif self.outage_began is None:
+            self.outage_began = now
         self.state = state
         self.reason = reason
         self.open_until = _LONG_AGO

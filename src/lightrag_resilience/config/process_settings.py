@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 from pydantic import SecretStr
 
 from .allowed_hosts import is_host_pattern
-from .policies import Wait
+from .policies import Seconds, Wait
 from .redis_url import problem_with_address
 from .validation import TextFormat, setting
 
@@ -84,6 +84,21 @@ class ProcessSettings:
     ingest_patience: Wait = setting(
         600.0,
         "Seconds that the ingest of a protected LightRAG waits for an unavailable dependency.",
+    )
+    query__patience: Wait = setting(
+        8.0,
+        "Seconds that a query of a protected LightRAG waits in all for dependencies that have just "
+        "become unavailable, about as long as LightRAG's own retries do. 0: it fails at once.",
+    )
+    query__max_outage: Wait = setting(
+        60.0,
+        "Seconds for which a circuit may have been open, for a query to wait for it. In a longer "
+        "outage queries fail at once.",
+    )
+    query__timeout: Seconds | None = setting(
+        None,
+        "Seconds that a query of a protected LightRAG may take, with all its calls and waits; of a "
+        "streamed answer, up to its first item. `none`: each call has its own deadline only.",
     )
     degrade: bool = setting(
         False,

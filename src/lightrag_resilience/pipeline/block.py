@@ -17,7 +17,12 @@ from types import CodeType, FrameType
 from typing import Any
 
 from lightrag_resilience.calls.attempts import Attempts
-from lightrag_resilience.calls.call_context import Call, current_call, inside_guarded_call
+from lightrag_resilience.calls.call_context import (
+    Call,
+    current_call,
+    deadline_of,
+    inside_guarded_call,
+)
 from lightrag_resilience.calls.publishing import publish_call_failed
 
 __all__ = ["Block", "BlockBetweenItems", "begin_block", "end_block", "open_block"]
@@ -39,7 +44,7 @@ class Block(Call):
         generator: The frame of the async generator whose code has the block; None elsewhere.
     """
 
-    __slots__ = ("before", "generator")
+    __slots__ = ("before", "caller_deadline", "generator")
 
     before: Call | None
     generator: FrameType | None
@@ -179,6 +184,7 @@ def _new_block(guard: Attempts, generator: FrameType | None, read: FrameType | N
         parent = parent.parent
     call = Block() if read is None else BlockBetweenItems(read)
     call.begin(guard, parent, guard.clock())
+    call.caller_deadline = deadline_of(before)
     call.before = before
     call.generator = generator
     return call

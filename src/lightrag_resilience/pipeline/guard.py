@@ -10,6 +10,7 @@ A call goes through these steps; each policy is a file of its own and knows none
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import time
@@ -20,7 +21,13 @@ from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from lightrag_resilience.breakers import Breaker
 from lightrag_resilience.calls.attempts import Attempts
-from lightrag_resilience.calls.call_context import Call, current_call, inside_guarded_call
+from lightrag_resilience.calls.call_context import (
+    Call,
+    CallUnderDeadline,
+    current_call,
+    deadline_of,
+    inside_guarded_call,
+)
 from lightrag_resilience.calls.loop_state import LoopStates
 from lightrag_resilience.calls.publishing import publish_call_failed, publish_retry_scheduled
 from lightrag_resilience.config.policies import Policy, RetryPolicy
@@ -190,8 +197,15 @@ class Guard(Attempts):
         # Cost on the hot path decides here: docs/performance.md has it, `make bench` measures it.
         around = current_call  # a local name: a global one is looked up for each of its methods
         parent = around.get()
-        if parent is not None and parent.is_within(self):
-            return await function(*args, **kwargs)
+        if parent is not None:
+            if parent.is_within(self):
+                return await function(*args, **kwargs)
+            if (deadline := deadline_of(parent)) is not None:
+                limited = CallUnderDeadline()
+                limited.caller_deadline = deadline
+                limited.begin(self, parent, self.clock())
+                limited.idempotent = idempotent
+                return await self._run_under_deadline(limited, function, args, kwargs, once=once)
         gate = self.gate
         if gate.is_closed and not inside_guarded_call():
             gate.check(self.name, self.events)
@@ -260,6 +274,36 @@ class Guard(Attempts):
             except ValueError:
                 pass  # the garbage collector closed the coroutine, in another context
 
+    async def _run_under_deadline(
+        self,
+        call: Call,
+        function: Callable[..., Coroutine[Any, Any, R]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        once: bool,
+    ) -> R:
+        """The steps of `run`, which writes them out for calls whose caller has set no deadline."""
+        if self.gate.is_closed and not inside_guarded_call():
+            self.gate.check(self.name, self.events)
+        self.gate.running[call] = None
+        token = current_call.set(call)
+        try:
+            return await self._attempt(call, function, args, kwargs)
+        except Exception as error:
+            retry = self.policy.retry.with_idempotent(idempotent=call.idempotent)
+            if once or call.failure is None or not is_retryable(call.failure, retry):
+                publish_call_failed(self, call, error)
+                raise
+            attempt = functools.partial(self._attempt, call, function, args, kwargs)
+            return await self._run_retries(call, retry, error, attempt)
+        finally:
+            call.guard = None
+            if call.idle_timer is None:
+                self.gate.running.pop(call, None)
+            with contextlib.suppress(ValueError):
+                current_call.reset(token)
+
     async def _attempt(
         self,
         call: Call,
@@ -303,7 +347,7 @@ class Guard(Attempts):
             dependency=self.name,
             policy=policy,
             budget=self.budget,
-            deadline=lambda: call.deadline,  # it moves while the timers are suspended
+            deadline=lambda: self.ends_at(call),  # it moves while the timers are suspended
             clock=self.clock,
             sleep=self.pause,
             scheduled=functools.partial(publish_retry_scheduled, self, call),

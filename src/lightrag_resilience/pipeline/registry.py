@@ -83,7 +83,7 @@ class Guards:
         self.threads = BackgroundLoop()
         self._settings = settings
         self._effective: Settings | None = None
-        self._clock = clock
+        self.clock = clock
         self._sleep = sleep
         self._guards: dict[str, Guard] = {}
         self._endpoints = EndpointNames()
@@ -188,7 +188,7 @@ class Guards:
                 name,
                 effective.effective_breaker,
                 events=self.events,
-                clock=self._clock,
+                clock=self.clock,
                 lock=self._breakers_lock,
             )
         return self._guard_class(
@@ -199,7 +199,7 @@ class Guards:
             breaker=breaker,
             limit=sync.limit(name, effective.limit) if sync else None,
             workers=sync.workers if sync else single_worker,
-            clock=self._clock,
+            clock=self.clock,
             sleep=self._sleep,
             gate=self.gate,
             loop_timers=self.loop_timers,
@@ -221,7 +221,7 @@ class Guards:
                 address.get_secret_value(),
                 self.settings.redis_prefix,
                 override=self._override,
-                clock=self._clock,
+                clock=self.clock,
             )
         return self._sync
 

@@ -8,6 +8,7 @@ inside it may then run without a limit.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ __all__ = [
     "cancel_until_done",
     "current_task",
     "drop_error",
+    "finish_from_any_thread",
     "is_being_cancelled",
     "keep_until_done",
     "within",
@@ -45,6 +47,17 @@ def drop_error(task: asyncio.Task[Any]) -> None:
     """Retrieve the exception of a done task, so that asyncio does not log it as never retrieved."""
     if not task.cancelled():
         task.exception()
+
+
+def finish_from_any_thread(future: asyncio.Future[None]) -> None:
+    """End the wait for a future of any event loop."""
+    with contextlib.suppress(RuntimeError):  # its loop is closed
+        future.get_loop().call_soon_threadsafe(_finish, future)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def cancel_until_done(

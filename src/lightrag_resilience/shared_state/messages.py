@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
@@ -43,6 +43,7 @@ _MAX_DIVERGED = 20  # names
 _MAX_COOLDOWN = 86_400  # seconds
 _MAX_OVERRIDES = 1000
 _MAX_OPENS = 1_000_000
+_REPLY = 8  # parts of a script's reply
 _MAX_WHOLE = 2**53  # Lua's numbers are exact below it
 _CENTURY = 100 * 365 * 86_400_000
 """Milliseconds that a published version may be ahead of this clock: a version begins as the time
@@ -180,6 +181,7 @@ class Announcement:
         remaining: Seconds until an open breaker may be probed.
         opens: Breaks in a row without a recovery.
         reason: Why it changed to this state, as a clause.
+        outage: Seconds since the outage began; 0 where it has just begun, or is over.
     """
 
     state: State
@@ -187,6 +189,7 @@ class Announcement:
     remaining: float
     opens: int
     reason: str
+    outage: float = 0.0
 
     @classmethod
     def parse(cls, message: object) -> Announcement:
@@ -331,13 +334,14 @@ class Reply:
         Raises:
             WireError: It is malformed.
         """
-        if not isinstance(answer, list) or len(answer) != 7:  # noqa: PLR2004
+        if not isinstance(answer, list) or len(answer) != _REPLY:
             raise WireError("a malformed answer")
-        *state, found, extra = answer
+        *state, found, extra, outage = answer
         marker = _text(found)
         if marker not in _FOUND:
             raise WireError("an answer with an unknown marker")
-        return cls(_announcement(*state), marker, _signed(extra))
+        now = replace(_announcement(*state), outage=_whole(outage) / 1000.0)
+        return cls(now, marker, _signed(extra))
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,13 +382,13 @@ class Description:
         Raises:
             WireError: It is malformed.
         """
-        if not isinstance(answer, list) or len(answer) != 16:  # noqa: PLR2004
+        if not isinstance(answer, list) or len(answer) != _REPLY + 9:
             raise WireError("a malformed answer")
-        reply = Reply.parse(answer[:7])
-        since = None if answer[12] == b"" else _whole(answer[12]) / 1000.0
-        calls, failed, slow, workers, probes = map(_whole, answer[7:12])
-        tally = _tally(calls, failed, *answer[13:])
-        return cls(reply.now, reply.found, calls, failed, slow, workers, probes, since, tally)
+        reply, (*counts, since, causes, run, last) = Reply.parse(answer[:_REPLY]), answer[_REPLY:]
+        calls, failed, slow, workers, probes = map(_whole, counts)
+        began = None if since == b"" else _whole(since) / 1000.0
+        tally = _tally(calls, failed, causes, run, last)
+        return cls(reply.now, reply.found, calls, failed, slow, workers, probes, began, tally)
 
 
 def _announcement(state: Any, ver: Any, remaining: Any, opens: Any, why: Any) -> Announcement:

@@ -8,7 +8,6 @@ Without Redis the breaker decides by itself: then it is diverged.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import math
 import threading
@@ -20,6 +19,7 @@ from lightrag_resilience.breakers import Breaker
 from lightrag_resilience.circuit.state_machine import Admission, State
 from lightrag_resilience.config.policies import BreakerPolicy
 from lightrag_resilience.events import Events
+from lightrag_resilience.runtime.tasks import finish_from_any_thread
 
 from .messages import Announcement, Report, policy_as_json
 from .script_runner import BreakerRef
@@ -57,11 +57,6 @@ class _Synchronizer(Protocol):
     def force_state(
         self, breaker: SharedBreaker, state: State, reason: str, *, open_for: float = 0.0
     ) -> None: ...
-
-
-def _finish(answer: asyncio.Future[None]) -> None:
-    if not answer.done():
-        answer.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +186,11 @@ class SharedBreaker(Breaker):
 
     async def _await_probe(self, lease: float, timeout: float) -> None:  # noqa: ASYNC109 - no error
         """Wait for the answer, but only for a moment: a slow Redis must not slow calls down."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[None] = loop.create_future()
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def on_answer() -> None:  # in the sync thread
             self._requested_until = -math.inf
-            with contextlib.suppress(RuntimeError):  # the caller's loop is closed
-                loop.call_soon_threadsafe(_finish, answer)
+            finish_from_any_thread(answer)
 
         self._sync.request_probe(self, lease, on_answer)
         # An answer that comes later serves the next caller: see `on_probe_answer`.
@@ -408,6 +401,7 @@ class SharedBreaker(Breaker):
                 remote.reason,
                 remaining=remote.remaining,
                 opens=remote.opens,
+                outage=remote.outage,
             )
             self._queue_transition()
         self._publish_transitions()

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from lightrag_resilience.runtime.tasks import current_task
 
-__all__ = ["Clock", "Timed", "Timer"]
+__all__ = ["Clock", "DeadlineTimer", "Timed", "Timer"]
 
 
 class Clock(Protocol):
@@ -124,3 +124,37 @@ class Timer:
                 continue
             first.expired = True
             first.task.cancel()
+
+
+class DeadlineTimer(Timer):
+    """The timer of one call that ends at a deadline in any case: a pause does not defer that.
+
+    Args:
+        seconds: The timeout of the call; infinity for none.
+        until: Monotonic seconds of the deadline.
+        loop: As for `Timer`.
+        clock: As for `Timer`.
+    """
+
+    __slots__ = ("_longest", "_until")
+
+    def __init__(
+        self,
+        seconds: float,
+        until: float,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(seconds, loop, clock)
+        self._longest = seconds
+        self._until = until
+
+    def start(self, timed: Timed, now: float) -> None:
+        """As `Timer.start`, up to the deadline."""
+        self.seconds = min(self._longest, max(self._until - now, 0.0))
+        super().start(timed, now)
+
+    def resume(self, timed: Timed, now: float) -> None:
+        """As `Timer.resume`, up to the deadline."""
+        self.seconds = min(self._longest, max(self._until - now, 0.0))
+        super().resume(timed, now)

@@ -65,7 +65,7 @@ def module(monkeypatch: pytest.MonkeyPatch, provider: Provider) -> Iterator[Modu
 
 
 def guarded(function: Any, **changes: Any) -> Any:
-    owner = Guards(settings=load_settings({}), sleep=no_sleep)
+    owner = Guards(settings=load_settings({"RESILIENCE_QUERY__PATIENCE": "0"}), sleep=no_sleep)
     policy = Policy.llm(consecutive_failures=None, **changes)
     return resilient("llm.inner", policy, registry=owner)(function)
 

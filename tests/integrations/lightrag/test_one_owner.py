@@ -116,7 +116,7 @@ async def no_wait(_: float) -> None:
 
 
 def guards() -> Guards:
-    return Guards(settings=load_settings({}), sleep=no_wait)
+    return Guards(settings=load_settings({"RESILIENCE_QUERY__PATIENCE": "0"}), sleep=no_wait)
 
 
 @pytest.fixture

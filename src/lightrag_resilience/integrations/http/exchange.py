@@ -110,7 +110,7 @@ class _Exchange:
         call: Any = current_call.get()
         extensions = request.extensions
         limits = extensions.get("timeout") or {}
-        left = call.due - self._guard.clock() if call.loop_state.timer is not None else math.inf
+        left = call.due - self._guard.clock() if call.timer is not None else math.inf
         timeouts = {phase: _shorter(limits.get(phase), left) for phase in _PHASES}
         request.extensions = {**extensions, "timeout": timeouts}
         try:

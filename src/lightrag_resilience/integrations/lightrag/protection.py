@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import math
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any
 
+from lightrag_resilience.calls.call_context import Deadline, current_deadline
+from lightrag_resilience.calls.deadline import under_deadline
 from lightrag_resilience.config.endpoint_names import Endpoint
 from lightrag_resilience.config.policies import TimeoutPolicy
 from lightrag_resilience.draining.gate import allow_during_drain, is_allowed_during_drain
+from lightrag_resilience.errors import DeadlineExceededError
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
 from lightrag_resilience.integrations.lightrag.degradation.levels import QueryComponent
 from lightrag_resilience.integrations.lightrag.recovery.anchors import RecoveryAnchors
@@ -29,6 +33,7 @@ from lightrag_resilience.integrations.lightrag.work.document_counts import Docum
 from lightrag_resilience.integrations.lightrag.work.ingest import Ingest, current_run, save_answers
 from lightrag_resilience.integrations.lightrag.work.query_errors import raise_on_dependency_error
 from lightrag_resilience.integrations.lightrag.work.query_events import with_query_events
+from lightrag_resilience.integrations.lightrag.work.query_time import QueryTime
 from lightrag_resilience.integrations.sdks import detect_truncated_streams, disable_sdk_retries
 from lightrag_resilience.limits.priority import Priority, current_priority, priority
 from lightrag_resilience.pipeline.guard import Guard
@@ -57,8 +62,9 @@ __all__ = ["Protection"]
 
 _CARRIED = "_resilience_carried"
 """An argument that carries a call's context through a queue, whose workers have contexts of their
-own: priority, whether it is allowed during a drain, and its run of ingest."""
-_CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None)
+own in LightRAG 1.4: priority, whether it is allowed during a drain, its run of ingest, and its
+deadline."""
+_CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None, None)
 _LOST_BY_FAMILY = {
     "llm": frozenset({QueryComponent.MODEL}),
     "embedding": frozenset({QueryComponent.VECTORS}),
@@ -102,6 +108,7 @@ class Protection:
         self._registry = registry
         self._ingest = Ingest(rag, registry)
         self._patience = registry.settings.ingest_patience
+        self._query_time = QueryTime(registry.settings, registry.clock)
         self._queues: dict[str, Callable[..., Any]] = {}
         self._undo = AsyncExitStack()
         self._degradation: Degradation | None = None
@@ -226,9 +233,8 @@ class Protection:
     # ------------------------------------------------------------------ replacements
 
     def _query(self, name: str) -> Callable[..., Any]:
-        return with_query_events(
-            self._raising_query(name), self._registry, self._rag.workspace or ""
-        )
+        method = self._query_time.around(self._raising_query(name))
+        return with_query_events(method, self._registry, self._rag.workspace or "")
 
     def _raising_query(self, name: str) -> Callable[..., Any]:
         method = raise_on_dependency_error(getattr(self._rag, name))
@@ -316,12 +322,37 @@ class Protection:
 
         @functools.wraps(queued)
         async def call_queue(*args: Any, **kwargs: Any) -> Any:
-            carried = current_priority.get(), is_allowed_during_drain.get(), current_run.get()
+            deadline = current_deadline()
+            is_allowed, run = is_allowed_during_drain.get(), current_run.get()
+            carried = current_priority.get(), is_allowed, run, deadline
             if carried != _CARRIED_BY_NONE:
                 kwargs[_CARRIED] = carried
-            return await call_guarded(guard, lambda: queues[name](*args, **kwargs))
+
+            async def call() -> Any:
+                # The place in the queue is waited for as well, not only the call of its worker.
+                async with _until(deadline, guard.name):
+                    return await queues[name](*args, **kwargs)
+
+            return await call_guarded(guard, call, is_needed=name != RERANK.name)
 
         return call_queue
+
+
+@contextlib.asynccontextmanager
+async def _until(deadline: Deadline | None, dependency: str) -> AsyncIterator[None]:
+    """A block that ends at a deadline.
+
+    Raises:
+        DeadlineExceededError: It did.
+    """
+    limit = asyncio.timeout(None if deadline is None else max(deadline.left, 0.0))
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if deadline is None or not limit.expired():
+            raise
+        raise DeadlineExceededError(dependency, None, deadline.reason) from error
 
 
 def _storages(rag: Any) -> Iterator[tuple[str, Any]]:
@@ -356,12 +387,12 @@ def _guarded(
     # A plain function: LightRAG deep-copies it with its configuration, and reads its signature.
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        level, is_allowed, run = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
+        level, is_allowed, run, deadline = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
         tokens = is_allowed_during_drain.set(is_allowed), current_run.set(run)
         try:
             if before is not None:
                 await before()
-            with priority(level):
+            with priority(level), under_deadline(deadline):
                 return await run_within(times(), guard, call, args, kwargs)
         except Exception as error:
             reached(error, Stage.QUEUED)

@@ -10,7 +10,7 @@
 -- ARGV  1 channel, 2 now in ms (tests) or '' for the server's clock, 3 policy as JSON, 4 worker,
 --       5 version that the worker knows (0: none); a script's own arguments begin at 6
 -- Reply state, version, ms left of the break, breaks in a row, reason, how the state was found (see
---       load_state), a number of the script's own
+--       load_state), a number of the script's own, ms since the outage began (0: closed or unknown)
 --
 -- Only the server's clock counts, and only durations go out: no worker's clock has to be right.
 -- Times are formatted with %.0f: Lua's own conversion keeps 14 digits only.
@@ -192,7 +192,9 @@ local function count_leases(read_only)
 end
 
 local function reply(state, found, extra)
+  local is_outage = state.letter ~= 'C' and (state.since or 0) > 0
+  local outage = is_outage and math.max(now - state.since, 0) or 0
   return {state.letter, string.format('%.0f', state.version),
     string.format('%.0f', remaining(state)), string.format('%.0f', state.opens), state.reason, found,
-    string.format('%.0f', extra or 0)}
+    string.format('%.0f', extra or 0), string.format('%.0f', outage)}
 end

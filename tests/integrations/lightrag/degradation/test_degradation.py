@@ -30,6 +30,7 @@ def registry(**variables: str) -> Guards:
             {
                 "RESILIENCE_DEFAULT__RETRY__INITIAL_BACKOFF": "0.001",
                 "RESILIENCE_DEFAULT__RETRY__MAX_BACKOFF": "0.002",
+                "RESILIENCE_QUERY__PATIENCE": "0",
                 "RESILIENCE_DEGRADE": "true",
                 **variables,
             }

@@ -31,7 +31,7 @@ ANYTHING: st.SearchStrategy[Any] = st.recursive(
 
 
 def work_with(*errors: Exception) -> WorkContext:
-    work = WorkContext(patience=1.0)
+    work = WorkContext(ingest_patience=1.0)
     for error in errors:
         work.failed("llm", error)
     return work

@@ -370,7 +370,7 @@ def test_ingest_started_by_a_request_keeps_its_lines(written: list[logging.LogRe
     async def live(server: Server, _: VirtualTimeLoop) -> None:
         async def upload(scope: Any, receive: Any, send: Any) -> None:
             del scope, receive
-            work = current_work.set(WorkContext(patience=60.0))
+            work = current_work.set(WorkContext(ingest_patience=60.0))
             log_in_except(CircuitOpenError("llm.openai"))
             current_work.reset(work)
             await send({"type": "http.response.start", "status": 200, "headers": []})

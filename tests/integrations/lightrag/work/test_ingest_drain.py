@@ -41,6 +41,7 @@ RESUMABLE = {"pending", "parsing", "analyzing", "processing"}
 QUICK = {
     "RESILIENCE_DEFAULT__RETRY__INITIAL_BACKOFF": "0.001",
     "RESILIENCE_DEFAULT__RETRY__MAX_BACKOFF": "0.002",
+    "RESILIENCE_QUERY__PATIENCE": "0",
     "RESILIENCE_RECOVERY_DELAY": "0.05",
 }
 LONG = {"timeout": 90.0, "cancel_grace": 10.0, "close_timeout": 20.0}

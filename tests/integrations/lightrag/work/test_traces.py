@@ -58,7 +58,7 @@ def provider() -> Noting:
 
 @pytest.fixture
 async def rag(provider: Noting, exporter: InMemorySpanExporter) -> AsyncIterator[Any]:
-    variables = {"RESILIENCE_DEFAULT__RETRY__ATTEMPTS": "1"}
+    variables = {"RESILIENCE_DEFAULT__RETRY__ATTEMPTS": "1", "RESILIENCE_QUERY__PATIENCE": "0"}
     guards = Guards(settings=load_settings(variables))
     tracers = TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(exporter))

@@ -27,6 +27,7 @@ TEXT = "Ada founded Alderwick beside the river."
 VARIABLES = {
     "RESILIENCE_DEFAULT__RETRY__INITIAL_BACKOFF": "0.001",
     "RESILIENCE_DEFAULT__RETRY__MAX_BACKOFF": "0.002",
+    "RESILIENCE_QUERY__PATIENCE": "0",
 }
 
 

@@ -325,7 +325,7 @@ def _is_in_a_request() -> bool:
     request, work = current_request.get(), current_work.get()
     if request is None or request.is_over:
         return False
-    return work is None or work.patience is None
+    return work is None or not work.is_ingest
 
 
 def _hold(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""The work that a call of LightRAG belongs to: a query fails at once, ingest waits."""
+"""The work that a call of LightRAG belongs to: a query waits for a moment, ingest for long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from lightrag_resilience.calls.call_context import current_call
-from lightrag_resilience.composition.wait_for_recovery import retry_until_available
+from lightrag_resilience.composition.wait_for_recovery import Patience, retry_until_available
 from lightrag_resilience.errors import CallRejected, ShuttingDownError
 from lightrag_resilience.failures.classifier import FailureKind, classify, root_cause
 from lightrag_resilience.limits.priority import Priority, priority
@@ -41,7 +41,9 @@ class WorkContext:
     """One query or one run of ingest, and what failed in it.
 
     Args:
-        patience: Seconds that its calls wait for an unavailable dependency; None fails at once.
+        ingest_patience: Seconds for which each call of ingest waits for an unavailable dependency;
+            None for a query.
+        query_patience: For how long the calls of a query wait together; None fails at once.
 
     Attributes:
         failures: For each dependency whose last call failed, the error.
@@ -49,13 +51,30 @@ class WorkContext:
         causes: The texts of the last errors, and whether each is transient. Never logged or stored.
     """
 
-    __slots__ = ("causes", "failures", "last", "patience")
+    __slots__ = ("_ingest_patience", "_query_patience", "causes", "failures", "last")
 
-    def __init__(self, patience: float | None = None) -> None:
-        self.patience = patience
+    def __init__(
+        self,
+        ingest_patience: float | None = None,
+        query_patience: Patience | None = None,
+    ) -> None:
+        self._ingest_patience = ingest_patience
+        self._query_patience = query_patience
         self.failures: dict[str, Exception] = {}
         self.last: tuple[str, Exception] | None = None
         self.causes: deque[tuple[str, bool]] = deque(maxlen=_KEPT)
+
+    @property
+    def is_ingest(self) -> bool:
+        """Whether it is a run of ingest."""
+        return self._ingest_patience is not None
+
+    @property
+    def patience(self) -> Patience | None:
+        """For how long its next call waits for an unavailable dependency; None: not at all."""
+        if self._ingest_patience is None:
+            return self._query_patience
+        return Patience(self._ingest_patience)
 
     def failed(self, dependency: str, error: Exception) -> None:
         """A call of this work failed."""
@@ -133,8 +152,9 @@ async def call_guarded(
     *,
     idempotent: bool | None = None,
     is_foreign: Callable[[Exception], bool] = lambda _: False,
+    is_needed: bool = True,
 ) -> Any:
-    """Make a call for the current work: ingest waits for the dependency, a query is rejected early.
+    """Make a call for the current work, which may wait for the dependency.
 
     Inside a call of another guard, that call's timers are suspended meanwhile, and it gets this
     call's error as `nested_error`.
@@ -144,16 +164,18 @@ async def call_guarded(
         call: Makes the call.
         idempotent: Whether it may be repeated; None leaves that to the guard's policy.
         is_foreign: Whether an error is that of another dependency.
+        is_needed: Whether a query cannot be answered without it, and therefore waits.
     """
     work = current_work.get()
+    patience = None if work is None or not (is_needed or work.is_ingest) else work.patience
     outer = current_call.get()
     try:
         with contextlib.nullcontext() if outer is None else outer.suspend_timers():
-            if work is not None and work.patience is not None:
+            if patience is not None:
                 result = await retry_until_available(
                     guard,
                     call,
-                    patience=work.patience,
+                    patience=patience,
                     idempotent=idempotent,
                     is_foreign=is_foreign,
                 )
@@ -205,7 +227,7 @@ def as_work(
     async def as_work(*args: Any, **kwargs: Any) -> Any:
         if current_work.get() is not None:
             return await method(*args, **kwargs)
-        token = current_work.set(WorkContext(patience))
+        token = current_work.set(WorkContext(ingest_patience=patience))
         level = Priority.INTERACTIVE if patience is None else Priority.BACKGROUND
         try:
             with priority(level):

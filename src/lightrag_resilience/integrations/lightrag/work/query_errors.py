@@ -44,7 +44,8 @@ def raise_on_dependency_error(
 
     @functools.wraps(method)
     async def ask(*args: Any, **kwargs: Any) -> Answer:
-        query = WorkContext()
+        around = current_work.get()  # one attempt of several, at an answer
+        query = WorkContext(query_patience=None if around is None else around.patience)
         token = current_work.set(query)
         try:
             answer = await method(*args, **kwargs)
