@@ -145,7 +145,7 @@ class Attempts:
             DeadlineExceededError: The deadline of its caller has passed already.
         """
         if (deadline := call.caller_deadline) is not None and deadline.left <= 0:
-            raise DeadlineExceededError(self.name, None, deadline.reason)
+            raise deadline.error(self.name)
         call.admission = self._circuit.shared_admission or await self._acquire_admission()
         if loop_state.controller is not None:
             await self._wait_for_capacity(call, loop_state.controller, (args, kwargs))
@@ -306,7 +306,7 @@ class Attempts:
         error: Exception
         deadline = call.caller_deadline
         if deadline is not None and deadline.left <= 0:
-            error = DeadlineExceededError(self.name, None, deadline.reason)
+            error = deadline.error(self.name)
         elif total is not None and self.remaining(call) <= 0:
             error = DeadlineExceededError(self.name, None, f"after {total:g} s")
         else:

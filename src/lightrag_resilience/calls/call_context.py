@@ -10,6 +10,7 @@ from typing import Any, Literal
 from weakref import ref
 
 from lightrag_resilience.breakers import Admission
+from lightrag_resilience.errors import DeadlineExceededError
 from lightrag_resilience.failures.classifier import Failure
 from lightrag_resilience.timeouts.attempt_timer import Timed, Timer
 from lightrag_resilience.timeouts.idle_timer import IdleTimer
@@ -219,7 +220,7 @@ class Deadline(Call):
         is_over: Whether the block has ended. A task that was begun in it has no deadline then.
     """
 
-    __slots__ = ("_clock", "_ends", "is_over", "reason")
+    __slots__ = ("_clock", "_ends", "_slow", "is_over", "reason")
 
     def __init__(
         self, seconds: float, clock: Callable[[], float], reason: str, parent: Call | None
@@ -231,6 +232,7 @@ class Deadline(Call):
         self.reason = reason
         self._clock = clock
         self._ends = clock() + seconds
+        self._slow = ""
 
     def copy(self) -> Deadline:
         """The same deadline for another context, in which its calls are inside of nothing else."""
@@ -240,6 +242,14 @@ class Deadline(Call):
     def left(self) -> float:
         """Seconds left; below 0 afterwards."""
         return self._ends - self._clock()
+
+    def error(self, dependency: str) -> DeadlineExceededError:
+        """The error of a call that has not ended by then. It names the dependency that was first.
+
+        The calls that follow are not sent: the time was used up before them.
+        """
+        self._slow = self._slow or dependency
+        return DeadlineExceededError(self._slow, None, self.reason)
 
     @contextlib.contextmanager
     def suspend_timers(self) -> Iterator[None]:

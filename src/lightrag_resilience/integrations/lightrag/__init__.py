@@ -1,8 +1,8 @@
 """Protect a LightRAG instance: `await protect(rag)`.
 
 Every LLM role, the embedding function, the rerank function and all storages go through guards.
-Ingest waits for a dependency that is unavailable. A query fails at once, with an error that says
-so; LightRAG by itself would answer ``None``.
+Ingest waits for a dependency that is unavailable; a query for some seconds, then it fails with an
+error that says so, where LightRAG by itself would answer ``None``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from lightrag_resilience.calls.deadline import under_deadline
 from lightrag_resilience.config.endpoint_names import Endpoint
 from lightrag_resilience.config.policies import TimeoutPolicy
 from lightrag_resilience.draining.gate import allow_during_drain, is_allowed_during_drain
-from lightrag_resilience.errors import DeadlineExceededError
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
 from lightrag_resilience.integrations.lightrag.degradation.levels import QueryComponent
 from lightrag_resilience.integrations.lightrag.recovery.anchors import RecoveryAnchors
@@ -352,7 +351,7 @@ async def _until(deadline: Deadline | None, dependency: str) -> AsyncIterator[No
     except TimeoutError as error:
         if deadline is None or not limit.expired():
             raise
-        raise DeadlineExceededError(dependency, None, deadline.reason) from error
+        raise deadline.error(dependency) from error
 
 
 def _storages(rag: Any) -> Iterator[tuple[str, Any]]:
