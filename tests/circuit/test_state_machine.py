@@ -12,7 +12,7 @@ from lightrag_resilience.circuit.state_machine import Admission, Circuit
 
 
 def circuit(**changes: Any) -> Circuit:
-    fields = {"consecutive_failures": None, "min_calls": 4, "window_calls": 10} | changes
+    fields = {"failure_rate": 0.5, "min_calls": 4, "window_calls": 10} | changes
     return Circuit(BreakerPolicy(**fields), now=0.0)
 
 

@@ -41,6 +41,7 @@ class CircuitMachine(RuleBasedStateMachine):
             window_calls=8,
             window_seconds=20.0,
             min_calls=4,
+            failure_rate=0.5,
             consecutive_failures=consecutive,
             slow_call=slow,
             probes=probes,
@@ -66,7 +67,7 @@ class CircuitMachine(RuleBasedStateMachine):
         row = self.past[-(policy.consecutive_failures or 1) :]
         trips = policy.consecutive_failures == len(row) and all(failed for failed, _ in row)
         if len(calls) >= policy.min_calls:
-            trips |= sum(failed for failed, _ in calls) >= policy.failure_rate * len(calls)
+            trips |= sum(failed for failed, _ in calls) >= 0.5 * len(calls)
             trips |= sum(slow for _, slow in calls) >= policy.slow_rate * len(calls)
         if policy.window == "count":
             assert (self.circuit.state is State.OPEN) == (trips and mode == "enforce")

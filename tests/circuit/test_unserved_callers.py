@@ -38,7 +38,7 @@ class Unserved:
             self.breaker.on_success(self.breaker.acquire(), 0.1)
 
     def open(self) -> None:
-        for _ in range(5):
+        for _ in range(6):
             self.breaker.on_failure(self.breaker.acquire(), 0.1, "ConnectError")
         assert self.breaker.state is State.OPEN
 
@@ -81,7 +81,7 @@ def test_an_opening_circuit_logs_only_its_own_change(
     rig = Unserved()
     rig.open()
     assert levels(caplog) == [
-        ("WARNING", "Circuit 'llm' is open after 5 failures in a row, the last ConnectError")
+        ("WARNING", "Circuit 'llm' is open after 6 failures in a row, the last ConnectError")
     ]
     rig.now += 5.0
     rig.succeed(1)

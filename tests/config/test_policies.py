@@ -105,12 +105,17 @@ def test_an_attempt_may_take_what_lightrag_gives_and_the_call_ends_before_its_qu
 
 def test_the_plain_defaults_are_those_the_documentation_names() -> None:
     breaker, retry = BreakerPolicy(), RetryPolicy()
-    assert (breaker.failure_rate, breaker.slow_rate, breaker.slow_call) == (0.5, 1.0, None)
+    assert (breaker.failure_rate, breaker.slow_rate, breaker.slow_call) == (None, 1.0, None)
     assert (breaker.window, breaker.window_calls, breaker.min_calls) == ("count", 100, 10)
+<<<<<<< HEAD
     assert (breaker.window_seconds, breaker.consecutive_failures) == (60.0, 5)
     assert breaker.breaks() == (5.0, 5.0, 1.5, 10.0)
     assert breaker.breaks(is_probed=True) == (0.5, 1.5, 1.005, 5.0)
     assert breaker.background_probe
+=======
+    assert (breaker.window_seconds, breaker.consecutive_failures) == (60.0, None)
+    assert (breaker.open_for, breaker.open_growth, breaker.max_open_for) == (5.0, 1.5, 10.0)
+>>>>>>> 15b4fe3 (circuit: open on evidence that a dependency is down, not on five failures)
     assert (breaker.mode, breaker.probes, breaker.probe_lease) == ("enforce", 1, None)
     assert (retry.attempts, retry.initial_backoff, retry.backoff_growth) == (3, 0.5, 2.0)
     assert (retry.max_backoff, retry.jitter, retry.max_retry_after) == (30.0, "growing", 60.0)
@@ -183,7 +188,7 @@ def changed_somewhere(policy: Any) -> Any:
         ("attempts", "retry", "attempts", 11),
         ("idempotent", "retry", "idempotent", False),
         ("failure_rate", "breaker", "failure_rate", 0.125),
-        ("consecutive_failures", "breaker", "consecutive_failures", None),
+        ("consecutive_failures", "breaker", "consecutive_failures", 7),
         ("open_for", "breaker", "open_for", 7.5),
         ("rpm", "limit", "rpm", 120.0),
         ("max_concurrent", "concurrency", "max_concurrent", 8),
@@ -289,7 +294,7 @@ def test_a_refusal_reads_like_a_sentence() -> None:
     with pytest.raises(PolicyError) as caught:
         Policy.llm(failure_rate=1.5)
     assert str(caught.value) == (
-        "BreakerPolicy.failure_rate must be a number above 0 and at most 1, not 1.5"
+        "BreakerPolicy.failure_rate must be a number above 0 and at most 1, or none, not 1.5"
     )
 
 

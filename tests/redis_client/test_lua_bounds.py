@@ -19,7 +19,9 @@ from lightrag_resilience.testing.redis_server import RedisServer
 # What is tested runs in Redis.
 pytestmark = [pytest.mark.once, pytest.mark.no_cover]
 
-POLICY = BreakerPolicy(min_calls=4, window_seconds=40.0, open_for=4.0, probe_lease=90.0)
+POLICY = BreakerPolicy(
+    failure_rate=0.5, min_calls=4, window_seconds=40.0, open_for=4.0, probe_lease=90.0
+)
 KEPT = 600_000  # milliseconds
 DAY = 86_400_000
 NOW = 1_800_000_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ policies = st.builds(
     min_calls=st.sampled_from([1, 4, 10]),
     open_for=st.just(4.0),
     open_max=st.just(12.0),
-    failure_rate=st.sampled_from([0.3, 0.5, 1.0]),
+    failure_rate=st.sampled_from([None, 0.3, 0.5, 1.0]),
     slow_rate=st.sampled_from([0.5, 1.0]),
     window_seconds=st.sampled_from([10.0, 60.0]),
     probes=st.integers(1, 3),
@@ -171,12 +172,14 @@ class Run:
         reply = await self.runners[worker].read_state(self.refs[worker])
         self.refs[worker].version = reply.now.version
 
+    async def stored_evidence(self) -> list[int]:
+        key = BreakerRef("t:", "llm", "").window
+        stored = await self.runners["one"].client.hmget(key, "bc", "bf", "br", "bs")
+        return [int(number or 0) for number in stored]
+
     async def forget(self) -> None:
         await self.runners["one"].client.flushall()
         self.model.forget()
-
-    def _pass(self, milliseconds: int) -> None:
-        self.now += milliseconds
 
 
 @settings(
@@ -213,6 +216,38 @@ def test_the_scripts_decide_as_the_model_does(
             await client.aclose()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.85, 1.0])
+def test_the_scripts_weigh_evidence_as_the_model_does(server: RedisServer, share: float) -> None:
+    """Workers report one to three calls each of a dependency of which some or no calls pass."""
+    draw = random.Random(share)
+    policy = BreakerPolicy(window_seconds=60.0, open_for=4.0, open_growth=1.0)
+
+    async def run() -> int:
+        client = make_client(server.url)
+        try:
+            await client.flushall()
+            both, opens = Run(client, policy), 0
+            for _ in range(250):
+                if both.model.shown(both.now)[0] == "O":
+                    opens += 1
+                    both.now += 10_000
+                    for step in GOOD_PROBE[1:]:
+                        await both.take(step)
+                calls = draw.randint(1, 3)
+                failed = sum(draw.random() < share for _ in range(calls))
+                worker = draw.choice(WORKERS)
+                await both.take(("report", worker, "next", (calls, failed, 0), False, [], 0))
+                await both.take(("look", draw.choice(WORKERS)))
+                assert await both.stored_evidence() == both.model.weighed()
+                both.now += 20
+            return opens
+        finally:
+            await client.aclose()
+
+    opens = asyncio.run(run())
+    assert (opens > 3) == (share == 1.0)
 
 
 def test_scripts_are_loaded_again_after_a_script_flush(server: RedisServer) -> None:

@@ -35,7 +35,7 @@ def test_a_trip_of_one_worker_opens_all_workers(server: RedisServer) -> None:
         ready(four)
         assert trip(four)["failed"] == 5
         for answer in four.each("until", state="open"):
-            assert answer["reason"] == "after 5 failures in a row, the last ConnectionRefusedError"
+            assert answer["reason"] == "after 6 failures in a row, the last ConnectionRefusedError"
         assert [counts["refused"] for counts in four.each("call", times=10)] == [10] * 4
 
 

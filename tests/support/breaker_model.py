@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from lightrag_resilience import BreakerPolicy
+from lightrag_resilience.circuit.evidence import Evidence
 
 SLICES = 10
 
@@ -28,6 +29,7 @@ class Model:
     outcomes: list[tuple[int, int, int, int, str]] = field(default_factory=list)
     leases: dict[str, int] = field(default_factory=dict)
     batches: dict[str, int] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=Evidence)
 
     def _slice(self, now: int) -> int:
         return math.floor(now / (round(self.policy.window_seconds * 1000) / SLICES))
@@ -40,6 +42,7 @@ class Model:
         if st == "C":
             held.opens = 0
         self.outcomes, self.leases, self.batches = [], {}, {}
+        self.evidence.end_run()
 
     def _open(self, *, known: int, now: int) -> None:
         assert self.held is not None
@@ -62,6 +65,7 @@ class Model:
         """Redis lost everything."""
         self.held = None
         self.outcomes, self.leases, self.batches = [], {}, {}
+        self.evidence = Evidence()
 
     def report(  # noqa: PLR0913 - what the script takes
         self,
@@ -108,10 +112,31 @@ class Model:
         failed = sum(outcome[2] for outcome in recent)
         slow = sum(outcome[3] for outcome in recent)
         witnesses = {outcome[4] for outcome in recent if outcome[2] or outcome[3]}
-        if len(witnesses) < policy.quorum or calls < policy.min_calls:
+        is_down = policy.decides_by_evidence and self._weigh(*self.outcomes[-1][1:3])
+        if len(witnesses) < policy.quorum:
             return
-        if failed / calls >= policy.failure_rate or slow / calls >= policy.slow_rate:
+        is_bad = policy.failure_rate is not None and failed / calls >= policy.failure_rate
+        is_bad = calls >= policy.min_calls and (is_bad or slow / calls >= policy.slow_rate)
+        if is_down or is_bad:
             self._open(known=known, now=now)
+
+    def weighed(self) -> list[int]:
+        it = self.evidence
+        return [it.calls, it.failed, it.run, it.successes]
+
+    def _weigh(self, calls: int, failed: int) -> bool:
+        """Whether the run of failures, of all workers together, shows that it is down."""
+        evidence = self.evidence
+        if failed == calls:
+            for _ in range(failed):
+                evidence.on_failure()
+        elif evidence.calls or evidence.run or failed:
+            before = evidence.successes
+            evidence.end_run(calls, failed)
+            evidence.successes = 0 if failed else before + calls
+            if evidence.is_over:
+                self.evidence = Evidence()
+        return self.evidence.shows_down
 
     def _judge_probes(self, verdicts: dict[str, str], *, known: int, now: int) -> None:
         assert self.held is not None

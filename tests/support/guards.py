@@ -20,7 +20,7 @@ def now() -> float:
 def patient(**changes: Any) -> Policy:
     """A policy without timeouts, retries or failures in a row: a test adds what it is about."""
     plain = Policy().with_changes(
-        consecutive_failures=None, attempt_timeout=None, total_timeout=None, attempts=1
+        failure_rate=0.5, attempt_timeout=None, total_timeout=None, attempts=1
     )
     return plain.with_changes(**changes)
 

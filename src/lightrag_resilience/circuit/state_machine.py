@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lightrag_resilience.config.policies import BreakerPolicy, Breaks, Mode
 
+from .evidence import Evidence
 from .outcomes import OutcomeCounts, Outcomes
 from .sliding_window import make_window
 
@@ -98,6 +99,7 @@ class Circuit:
         "_entered",
         "_leases",
         "_renewals",
+        "evidence",
         "generation",
         "ignores_successes",
         "is_probed",
@@ -136,6 +138,8 @@ class Circuit:
         """How all attempts ended since the first failure; None without one."""
         self.last = ""
         """The symptom of the last failure, until the circuit is closed."""
+        self.evidence: Evidence | None = None
+        """How calls ended since they began to fail; None while all is well."""
         self._use_policy(policy)
         self.mode: Mode = policy.mode
         self.generation = 0
@@ -210,6 +214,8 @@ class Circuit:
             self._record_probe(admission, now, bad="was slow" if slow else "")
         else:
             self.streak = 0
+            if self.evidence is not None:
+                self._note_success(self.evidence)
             if self.outcomes is not None:
                 self._outlast(self.outcomes, now)
             self._record(now, failed=False, slow=slow)
@@ -261,6 +267,10 @@ class Circuit:
         if self.mode == "disabled":
             return
         self.last = symptom
+        if counts:
+            if self.evidence is None:
+                self.evidence = Evidence()
+            self.evidence.on_failure()
         if self.outcomes is None:
             self.outcomes = Outcomes(self.policy.window_seconds)
         self.outcomes.on_failure(now, symptom, counts=counts)
@@ -271,6 +281,11 @@ class Circuit:
         outcomes.on_success(now)
         if not outcomes.failed or outcomes.is_over:
             self._forget()
+
+    def _note_success(self, evidence: Evidence) -> None:
+        evidence.on_success()
+        if evidence.is_over:
+            self.evidence = None
 
     def _forget(self) -> None:
         self.outcomes = None
@@ -289,7 +304,14 @@ class Circuit:
             return
         self.probe_successes += 1
         if self.probe_successes >= self.policy.probes:
-            self.close(now, "after its probes succeeded")
+            self._recover(now)
+
+    def _recover(self, now: float) -> None:
+        evidence = self.evidence
+        self.close(now, "after its probes succeeded")
+        if evidence is not None:
+            self.evidence = evidence
+            self._note_success(evidence)
 
     def _record(self, now: float, *, failed: bool, slow: bool) -> None:
         if self.mode == "disabled":
@@ -297,7 +319,7 @@ class Circuit:
         window = self.window
         window.record(now, failed=failed, slow=slow)
         if window.all_successes:
-            self.is_spotless = self.outcomes is None
+            self.is_spotless = self.outcomes is None and self.evidence is None
             is_quick = self.slow_after == math.inf
             self.ignores_successes = self.is_spotless and is_quick and not self._counts_all
         elif self.is_spotless:
@@ -311,11 +333,16 @@ class Circuit:
 
     def _trip_reason(self) -> str | None:
         policy, window = self.policy, self.window
-        if policy.consecutive_failures is not None and self.streak >= policy.consecutive_failures:
+        if policy.consecutive_failures is not None:
+            is_down = self.streak >= policy.consecutive_failures
+        else:
+            evidence = self.evidence if policy.decides_by_evidence else None
+            is_down = evidence is not None and evidence.shows_down
+        if is_down:
             return f"after {self.streak} failures in a row{self._the_last()}"
         if window.calls < policy.min_calls:
             return None
-        if window.failed / window.calls >= policy.failure_rate:
+        if policy.failure_rate is not None and window.failed / window.calls >= policy.failure_rate:
             return f"after {window.failed} of {window.calls} calls failed{self._the_last()}"
         if window.slow / window.calls >= policy.slow_rate:
             return f"after {window.slow} of {window.calls} calls were slow"
@@ -350,6 +377,7 @@ class Circuit:
         """Admit all calls and forget all outcomes. Lifts the mode forced-open."""
         self._lift_force()
         self.opens = 0
+        self.evidence = None
         self._enter(State.CLOSED, now, reason)
 
     def restore(  # noqa: PLR0913 - most by name
@@ -370,6 +398,8 @@ class Circuit:
         self._enter(state, now, reason)
         if state is State.OPEN:
             self.open_until = now + remaining
+        elif state is State.CLOSED and self.evidence is not None:
+            self._note_success(self.evidence)
         if self.outage_began is not None:
             self.outage_began = min(self.outage_began, now - outage)
 
@@ -408,10 +438,11 @@ class Circuit:
             self.set_mode(policy.mode, now, reason)
         elif self.state is State.CLOSED and policy != before:
             self.window = make_window(policy, now)
+            self.evidence = None
             self._forget()
             self.is_spotless = self.ignores_successes = False
         elif self.state is State.HALF_OPEN and self.probe_successes >= policy.probes:
-            self.close(now, "after its probes succeeded")
+            self._recover(now)
 
     def _use_policy(self, policy: BreakerPolicy) -> None:
         self.policy = policy

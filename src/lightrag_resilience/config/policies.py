@@ -124,10 +124,15 @@ _PROBED = Breaks(0.5, 1.5, 1.005, 5.0)
 class BreakerPolicy(_Checked):
     """When a circuit opens, for how long, and how it probes for recovery.
 
-    Sources of the defaults: failure rate, slow-call rate and window of resilience4j; a minimum of
-    10 calls, since LLM traffic is thin; five failures in a row as in pybreaker; one probe as in
-    Polly; 5 s open as LiteLLM's cool-down. The time open grows as Envoy's ejection time does, but
-    less: one probe costs little, and users wait until the recovery is noticed.
+    By default evidence opens it (`circuit.evidence`): a run of failures, 6 at the least, that is
+    longer the more calls failed before, so that a brownout in which some calls pass does not open
+    it. A threshold of failures in a row, as in pybreaker, or a failure rate, as in resilience4j,
+    takes the place of this rule where it is set.
+
+    Sources of the defaults: slow-call rate and window of resilience4j; a minimum of 10 calls, since
+    LLM traffic is thin; one probe as in Polly; 5 s open as LiteLLM's cool-down. The time open grows
+    as Envoy's ejection time does, but less: one probe costs little, and users wait until the
+    recovery is noticed.
     """
 
     mode: Mode = setting(
@@ -135,8 +140,10 @@ class BreakerPolicy(_Checked):
         "`enforce`; `metrics-only` records outcomes, and only an operator can open the circuit; "
         "`disabled` records nothing; `forced-open` rejects every call.",
     )
-    failure_rate: Share = setting(
-        0.5, "Share of failed calls in the window that opens the circuit."
+    failure_rate: Share | None = setting(
+        None,
+        "Share of failed calls in the window that opens the circuit. `none`: see "
+        "`consecutive_failures`.",
     )
     slow_rate: Share = setting(1.0, "Share of slow calls in the window that opens the circuit.")
     slow_call: Seconds | None = setting(
@@ -155,7 +162,9 @@ class BreakerPolicy(_Checked):
     )
     min_calls: Count = setting(10, "Calls that the window must hold before rates count.")
     consecutive_failures: Count | None = setting(
-        5, "Failures in a row that open the circuit. `none` turns this off."
+        None,
+        "Failures in a row that open the circuit. `none`, with no `failure_rate`: as many as "
+        "chance does not explain, 6 to 60; the more calls failed before, the more.",
     )
     open_for: Seconds | None = setting(
         None,
@@ -222,6 +231,11 @@ class BreakerPolicy(_Checked):
         if self.open_growth is not None:
             growth = self.open_growth
         return Breaks(min(first, longest), base, growth, longest)
+
+    @property
+    def decides_by_evidence(self) -> bool:
+        """Whether no threshold is set, so that evidence opens the circuit."""
+        return self.failure_rate is None and self.consecutive_failures is None
 
     @property
     def longest_probe(self) -> float:
@@ -425,7 +439,7 @@ class Changes(TypedDict, total=False):
     total_timeout: float | None
     attempts: int
     idempotent: bool
-    failure_rate: float
+    failure_rate: float | None
     consecutive_failures: int | None
     open_for: float
     rpm: float | None

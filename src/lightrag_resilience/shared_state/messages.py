@@ -447,7 +447,8 @@ def policy_as_json(policy: BreakerPolicy, *, is_probed: bool = False) -> str:
     breaks = policy.breaks(is_probed=is_probed)
     return json.dumps(
         {
-            "failure_rate": policy.failure_rate,
+            "evidence": policy.decides_by_evidence,
+            "failure_rate": policy.failure_rate or False,
             "slow_rate": policy.slow_rate,
             "min_calls": policy.min_calls,
             "window_ms": round(policy.window_seconds * 1000),

@@ -186,7 +186,7 @@ async def test_rows_of_dependencies_that_are_down_come_first() -> None:
     assert names[:2] == ["storage.neo4j", "llm.openai"]
     down, isolated = data["dependencies"][:2]
     assert (down["condition"], isolated["condition"]) == ("down", "isolated")
-    assert down["first_reason"] == "after 5 failures in a row, the last ConnectionRefusedError"
+    assert down["first_reason"] == "after 6 failures in a row, the last ConnectionRefusedError"
     assert began - 1 <= down["since"] <= time.time() + 1
     assert 595 < isolated["retry_after"] <= 600
     assert down["since"] in data["headline"]["sentence"]

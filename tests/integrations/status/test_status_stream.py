@@ -39,7 +39,7 @@ async def test_a_change_is_sent_to_all_viewers_at_once(monkeypatch: pytest.Monke
             data = await watcher.until(lambda data: of(data, HOSTILE)["state"] == "open")
             assert (
                 data["changes"][0]["reason"]
-                == "after 5 failures in a row, the last ConnectionRefusedError"
+                == "after 6 failures in a row, the last ConnectionRefusedError"
             )
         assert one.headers["content-type"] == "text/event-stream"
         assert "default-src 'none'" in one.headers["content-security-policy"]

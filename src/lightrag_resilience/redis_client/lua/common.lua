@@ -6,7 +6,9 @@
 --       2 window (hash): per slice n its number, c calls, f failed, s slow, e causes as JSON, each
 --         with the slice's index; per worker q last batch and slice, t slice of its last failed or
 --         slow call, z ms of its last failure; p<token> end of a probe's lease in ms;
---         'r' successes since the last failure; 'l' that failure
+--         'r' successes since the last failure; 'l' that failure; 'bc' calls since the dependency
+--         began to fail and 'bf' failed ones, both before the run of failures 'br'; 'bs' successes
+--         since it
 -- ARGV  1 channel, 2 now in ms (tests) or '' for the server's clock, 3 policy as JSON, 4 worker,
 --       5 version that the worker knows (0: none); a script's own arguments begin at 6
 -- Reply state, version, ms left of the break, breaks in a row, reason, how the state was found (see
@@ -21,6 +23,7 @@ local MAX_OPEN_MS = 7 * 86400000
 local MAX_WHOLE = 2 ^ 53 -- doubles hold whole numbers exactly below it
 local MAX_TEXT = 800 -- bytes
 local MAX_OPENS = 1000000
+local MEMORY = 200 -- calls of evidence
 local MAX_AHEAD_MS = 200 * 365 * 86400000 -- of a version before the clock
 
 local function clock()
@@ -94,6 +97,32 @@ local function save(state)
   redis.call('PEXPIRE', STATE, string.format('%.0f', math.max(KEEP_MS, 4 * remaining(state))))
 end
 
+-- How calls ended since they began to fail; see circuit/evidence.py. It outlasts changes of state: a
+-- circuit that bad luck opened needs a longer run of failures the next time.
+local function load_evidence()
+  local flat = redis.pcall('HMGET', WINDOW, 'bc', 'bf', 'br', 'bs')
+  if flat.err then flat = {} end -- the key has another type
+  local total = whole(flat[1]) or 0
+  return {calls = total, failed = math.min(whole(flat[2]) or 0, total), run = whole(flat[3]) or 0,
+    successes = whole(flat[4]) or 0}
+end
+
+-- End the run of failures, after which so many more calls came.
+local function end_run(evidence, more, more_failed)
+  evidence.calls = evidence.calls + evidence.run + more
+  evidence.failed = evidence.failed + evidence.run + more_failed
+  evidence.run = 0
+  while evidence.calls > MEMORY do -- recent calls weigh more
+    evidence.calls, evidence.failed = math.floor(evidence.calls / 2), math.floor(evidence.failed / 2)
+  end
+end
+
+local function save_evidence(evidence)
+  redis.call('HSET', WINDOW, 'bc', evidence.calls, 'bf', evidence.failed, 'br', evidence.run,
+    'bs', evidence.successes)
+  redis.call('PEXPIRE', WINDOW, string.format('%.0f', math.max(KEEP_MS, 2 * policy.window_ms)))
+end
+
 -- Change the state. The version grows even where state was lost or the clock stepped back: workers
 -- ignore any version that is not newer than theirs. It is published in the same script, so that
 -- messages come in the order of the changes.
@@ -104,8 +133,13 @@ local function enter(state, letter, open_until, reason)
   state.letter, state.reason, state.probe_successes = letter, reason, 0
   state.open_until = math.min(open_until, now + MAX_OPEN_MS)
   if letter == 'C' then state.opens, state.last_failure = 0, '' end
+  local evidence = load_evidence()
   redis.call('DEL', WINDOW) -- outcomes and leases of the previous state count no more
   save(state)
+  if evidence.calls + evidence.run > 0 then
+    end_run(evidence, 0, 0)
+    save_evidence(evidence)
+  end
   redis.call('HSET', STATE, 'length', string.format('%.0f', remaining(state)))
   redis.call('PUBLISH', CHANNEL, string.format('%s %.0f %.0f %.0f %s',
     letter, state.version, remaining(state), state.opens, reason))

@@ -86,14 +86,52 @@ local function record(window)
   return sum(window, slice)
 end
 
+-- Failures in a row that show that a dependency is down, as in circuit/evidence.py.
+local function run_to_open(evidence)
+  local share = math.max((evidence.failed + 0.5) / (evidence.calls + 5), 0.1)
+  return math.min(math.ceil(math.log(1e-6) / math.log(share) - 1e-9), 60)
+end
+
+-- Whether a run of successes is too long for chance, so that the failures are over.
+local function is_over(evidence)
+  local before = evidence.calls - evidence.successes
+  if evidence.successes < 3 then return false end
+  if before <= evidence.failed then return true end
+  return evidence.successes * math.log(1 - evidence.failed / before) <= math.log(0.001)
+end
+
+-- Whether all workers together saw a run of failures that shows the dependency is down. In what order
+-- the calls of one report ended is not known: with successes among them it ends the run.
+local function shows_down()
+  local evidence = load_evidence()
+  if failed < calls then
+    if evidence.calls + evidence.run + failed == 0 then return false end
+    end_run(evidence, calls, failed)
+    evidence.successes = failed == 0 and evidence.successes + calls or 0
+    if is_over(evidence) then evidence = {calls = 0, failed = 0, run = 0, successes = 0} end
+  else
+    evidence.run = evidence.run + failed
+    if failed > 0 then evidence.successes = 0 end
+  end
+  save_evidence(evidence)
+  return evidence.run > 0 and evidence.run >= run_to_open(evidence), evidence.run
+end
+
 local function trip_if_due(state, sums, window)
   state.last_failure = clip(window.l)
   local the_last = ''
   if state.last_failure ~= '' then the_last = ', the last ' .. state.last_failure end
   -- Without a quorum the worker's own trip decides: it may know more, such as failures in a row.
   if trip_reason ~= '' and policy.quorum <= 1 then return open(state, trip_reason) end
-  if sums.witnesses < policy.quorum or sums.c < policy.min_calls then return end
-  if sums.f / sums.c >= policy.failure_rate then
+  local is_down, run
+  if policy.evidence then is_down, run = shows_down() end
+  if sums.witnesses < policy.quorum then return end
+  if is_down then
+    return open(state, string.format('after %.0f failures in a row in %.0f workers', run,
+      sums.witnesses) .. the_last)
+  end
+  if sums.c < policy.min_calls then return end
+  if not policy.evidence and policy.failure_rate and sums.f / sums.c >= policy.failure_rate then
     open(state, string.format('after %.0f of %.0f calls failed in %.0f workers', sums.f, sums.c,
       sums.witnesses) .. the_last)
   elseif sums.s / sums.c >= policy.slow_rate then

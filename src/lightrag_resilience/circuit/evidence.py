@@ -1,0 +1,94 @@
+"""Whether a run of failures shows that a dependency is down, or only browned out. No clock.
+
+Browned out, a share of the calls passes: then runs of five failures are common, and rejecting calls
+takes answers from callers who would have had them. So the run that opens a circuit is as long as
+chance alone makes unlikely, given how calls ended before it: the longer, the more of them failed.
+"""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["Evidence", "run_to_open"]
+
+_CHANCE = math.log(1e-6)  # of so long a run by chance; benchmarks/simulation compares others
+_PRIOR_CALLS, _PRIOR_SHARE = 5, 0.1  # what is assumed of a dependency before its first failures
+_SHORTEST_RUN, _LONGEST_RUN = 6, 60
+_MEMORY = 200  # calls; beyond it both counts are halved, so that recent calls weigh more
+_FEW = 3  # successes, before they can end a brownout
+_OVER = math.log(0.001)  # chance of a run of successes that is no accident
+
+
+def run_to_open(calls: int, failed: int) -> int:
+    """Failures in a row that show that a dependency is down: 6 to 60.
+
+    A dependency that goes on failing as before gives so long a run by chance once in a million.
+
+    Args:
+        calls: Calls before the run, since the dependency began to fail.
+        failed: How many of them failed.
+    """
+    share = (failed + _PRIOR_CALLS * _PRIOR_SHARE) / (calls + _PRIOR_CALLS)
+    share = max(share, _PRIOR_SHARE)
+    return min(math.ceil(_CHANCE / math.log(share) - 1e-9), _LONGEST_RUN)
+
+
+class Evidence:
+    """How calls ended since a dependency began to fail.
+
+    It outlasts the circuit's changes of state: a circuit that was opened by bad luck needs a longer
+    run the next time.
+
+    Attributes:
+        calls: Calls before the present run of failures.
+        failed: How many of them failed.
+        run: Failures in a row, the last ones.
+        successes: Successes in a row, the last ones.
+    """
+
+    __slots__ = ("calls", "failed", "run", "successes")
+
+    def __init__(self) -> None:
+        self.calls = self.failed = self.run = self.successes = 0
+
+    def on_failure(self) -> None:
+        """Count a failure that the dependency is to blame for."""
+        self.run += 1
+        self.successes = 0
+
+    def on_success(self) -> None:
+        """Count a success, which ends the run of failures."""
+        self.successes += 1
+        self.end_run(1)
+
+    def end_run(self, more: int = 0, more_failed: int = 0) -> None:
+        """End the run of failures, after which so many more calls came."""
+        self.calls += self.run + more
+        self.failed += self.run + more_failed
+        self.run = 0
+        while self.calls > _MEMORY:
+            self.calls //= 2
+            self.failed //= 2
+
+    @property
+    def shows_down(self) -> bool:
+        """Whether the present run is too long for chance."""
+        run = self.run
+        return run >= _SHORTEST_RUN and run >= run_to_open(self.calls, self.failed)
+
+    @property
+    def shows_brownout(self) -> bool:
+        """Whether some calls passed since the dependency began to fail."""
+        return self.calls > self.failed
+
+    @property
+    def is_over(self) -> bool:
+        """Whether so many calls succeeded in a row that the failures are over.
+
+        3 after failures alone, 10 where every other call failed.
+        """
+        if self.successes < _FEW:
+            return False
+        before = self.calls - self.successes
+        served = 1.0 - self.failed / before if before > 0 else 0.0
+        return served <= 0.0 or self.successes * math.log(served) <= _OVER
