@@ -1,7 +1,9 @@
 """Retries after a first failure, run by tenacity, and the budget that limits them.
 
 When most calls fail, the budget ends retries, which would multiply the traffic: the retry quota of
-AWS SDKs' standard mode; see `RetryPolicy`.
+AWS SDKs' standard mode; see `RetryPolicy`. In a brownout, where some calls pass, a call is retried
+more often; beyond the budget as rarely and as slowly as LightRAG retries by itself, so that no call
+fails that LightRAG alone would have answered.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ _TRANSIENT = FailureKind.TRANSIENT
 _MAY_BE_DONE = frozenset({460, 499, 502, 504, 520, 524, 598, 599})
 RETRY_COST = 5  # tokens, as in the AWS SDKs
 TIMEOUT_RETRY_COST = 10  # a timeout has cost the dependency more
+_BROWNOUT_BACKOFF = 2.0  # seconds at most, while some calls pass
+_LIGHTRAG_ATTEMPTS, _LIGHTRAG_BACKOFF = 3, (4.0, 10.0)  # of its functions, in seconds
 R = TypeVar("R")
 
 
@@ -121,6 +125,7 @@ class RetryLoop:
         sleep: Waits so many seconds.
         scheduled: Called with the number of the next attempt and the wait before it, in seconds.
         last_failure: Returns the class of the last attempt's failure; None if it was rejected.
+        is_browned_out: Whether some calls of the dependency pass.
     """
 
     dependency: str
@@ -131,6 +136,7 @@ class RetryLoop:
     sleep: Callable[[float], Awaitable[None]]
     scheduled: Callable[[int, float], None]
     last_failure: Callable[[], Failure | None]
+    is_browned_out: Callable[[], bool]
     _spent: int = 0
     _is_waiting: bool = False
     _wait: float = 0.0
@@ -197,7 +203,9 @@ class RetryLoop:
     def _stop_reason(self, state: tenacity.RetryCallState) -> str:
         wait, policy = state.upcoming_sleep, self.policy
         failure = self._failure()
-        if state.attempt_number >= policy.attempts:
+        is_brownout = self._is_brownout(failure)
+        attempts = max(policy.attempts, policy.brownout_attempts if is_brownout else 0)
+        if state.attempt_number >= attempts:
             return f"gave up after {state.attempt_number} attempts"
         if failure.retry_after is not None and failure.retry_after > policy.max_retry_after:
             return f"asks to wait {failure.retry_after:g} s, more than {policy.max_retry_after:g} s"
@@ -205,10 +213,15 @@ class RetryLoop:
         if deadline is not None and self.clock() + wait >= deadline:
             return f"would be called again only in {wait:.1f} s, after the call's deadline"
         cost = TIMEOUT_RETRY_COST if failure.kind is FailureKind.UNKNOWN_OUTCOME else RETRY_COST
-        if not self.budget.spend(cost):
+        self._spent = cost if self.budget.spend(cost) else 0
+        if not self._spent and not (is_brownout and state.attempt_number < _LIGHTRAG_ATTEMPTS):
             return "is not called again: the retry budget is used up"
-        self._spent = cost
         return ""
+
+    def _is_brownout(self, failure: Failure) -> bool:
+        """Whether chance decides if the next attempt passes; not so after a 429."""
+        is_throttled = failure.kind is FailureKind.THROTTLED
+        return self.policy.attempts > 1 and not is_throttled and self.is_browned_out()
 
     def _publish_scheduled(self, state: tenacity.RetryCallState) -> None:
         self._is_waiting = True
@@ -221,12 +234,17 @@ class RetryLoop:
 
     def _backoff(self, state: tenacity.RetryCallState) -> float:
         """Seconds before the next attempt: the provider's Retry-After, or the policy's backoff."""
-        hint = self._failure().retry_after
+        failure = self._failure()
+        hint = failure.retry_after
         if hint:
             # Jitter on top: the provider must not get all callers back at once.
             return hint + random.uniform(0.0, min(0.25 * hint, 0.5))  # noqa: S311
         # Kept here, as tenacity does not keep the last wait for jitter that depends on it.
         self._wait = self._own_backoff(state.attempt_number, self._wait)
+        if self._is_brownout(failure):
+            if not self.budget.share:
+                return random.uniform(*_LIGHTRAG_BACKOFF)  # noqa: S311
+            self._wait = min(self._wait, _BROWNOUT_BACKOFF)
         return self._wait
 
     def _own_backoff(self, attempts: int, before: float) -> float:

@@ -34,7 +34,8 @@ def throttled(retry_after: str | None = None, status: int = 429) -> httpx.HTTPSt
 
 
 def retrying(**changes: Any) -> Guard:
-    fields: dict[str, Any] = {"attempts": 3, "jitter": "none", "initial_backoff": 1.0} | changes
+    plain = {"attempts": 3, "jitter": "none", "initial_backoff": 1.0, "brownout_attempts": 1}
+    fields: dict[str, Any] = plain | changes
     return guard_on_loop(retry=RetryPolicy(**fields), breaker=BreakerPolicy(mode="metrics-only"))
 
 

@@ -160,6 +160,11 @@ class Circuit:
         self._leases = _NO_LEASES
         self.set_mode(policy.mode, now, "since the start")
 
+    @property
+    def is_browned_out(self) -> bool:
+        """Whether calls fail, and some pass."""
+        return self.evidence is not None and self.evidence.shows_brownout
+
     # ------------------------------------------------------------------ before a call
 
     def acquire(self, now: float, *, in_background: bool = False) -> Admission | None:

@@ -352,6 +352,7 @@ class Guard(Attempts):
             sleep=self.pause,
             scheduled=functools.partial(publish_retry_scheduled, self, call),
             last_failure=lambda: call.failure,
+            is_browned_out=lambda: self._circuit.is_browned_out,
         )
         try:
             return await retries.run_after(first, attempt)
