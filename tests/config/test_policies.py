@@ -107,15 +107,10 @@ def test_the_plain_defaults_are_those_the_documentation_names() -> None:
     breaker, retry = BreakerPolicy(), RetryPolicy()
     assert (breaker.failure_rate, breaker.slow_rate, breaker.slow_call) == (None, 1.0, None)
     assert (breaker.window, breaker.window_calls, breaker.min_calls) == ("count", 100, 10)
-<<<<<<< HEAD
-    assert (breaker.window_seconds, breaker.consecutive_failures) == (60.0, 5)
+    assert (breaker.window_seconds, breaker.consecutive_failures) == (60.0, None)
     assert breaker.breaks() == (5.0, 5.0, 1.5, 10.0)
     assert breaker.breaks(is_probed=True) == (0.5, 1.5, 1.005, 5.0)
     assert breaker.background_probe
-=======
-    assert (breaker.window_seconds, breaker.consecutive_failures) == (60.0, None)
-    assert (breaker.open_for, breaker.open_growth, breaker.max_open_for) == (5.0, 1.5, 10.0)
->>>>>>> 15b4fe3 (circuit: open on evidence that a dependency is down, not on five failures)
     assert (breaker.mode, breaker.probes, breaker.probe_lease) == ("enforce", 1, None)
     assert (retry.attempts, retry.initial_backoff, retry.backoff_growth) == (3, 0.5, 2.0)
     assert (retry.max_backoff, retry.jitter, retry.max_retry_after) == (30.0, "growing", 60.0)
