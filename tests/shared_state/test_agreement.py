@@ -35,7 +35,7 @@ def test_a_trip_of_one_worker_opens_all_workers(server: RedisServer) -> None:
         ready(four)
         assert trip(four)["failed"] == 5
         for answer in four.each("until", state="open"):
-            assert answer["reason"] == "after 6 failures in a row, the last ConnectionRefusedError"
+            assert answer["reason"] == "after 5 failures in a row, the last ConnectionRefusedError"
         assert [counts["refused"] for counts in four.each("call", times=10)] == [10] * 4
 
 
@@ -62,6 +62,18 @@ def test_failures_spread_over_workers_open_all_workers(server: RedisServer) -> N
             assert answer["reason"].endswith(
                 "calls failed in 4 workers, the last ConnectionRefusedError"
             )
+
+
+def test_a_run_of_failures_spread_over_workers_opens_all_workers(server: RedisServer) -> None:
+    """Each worker fails too seldom to open by itself; by default evidence decides."""
+    with workers(server.url, CONSECUTIVE_FAILURES="none", FAILURE_RATE="none") as four:
+        ready(four)
+        for _ in range(2):
+            for worker in four:
+                worker.request("behave", fails=1)
+                worker.request("call", times=1)
+        for answer in four.each("until", state="open"):
+            assert "failures in a row in 4 workers, the last" in answer["reason"]
 
 
 def test_a_quorum_keeps_one_worker_from_opening_the_cluster(server: RedisServer) -> None:
@@ -144,7 +156,7 @@ def test_a_child_forked_after_use_has_a_thread_and_client_of_its_own(server: Red
 import asyncio, os, sys, time
 os.environ["RESILIENCE_REDIS_URL"] = {server.url!r}
 os.environ["RESILIENCE_LLM__RETRY__ATTEMPTS"] = "1"
-from lightrag_resilience import guard, guards
+from lightrag_resilience import CircuitOpenError, guard, guards
 
 async def fail():
     raise ConnectionRefusedError
@@ -166,10 +178,10 @@ async def parent():
 async def child(fails):
     await guard("llm").call(fine)  # a child finds Redis with its first call
     if fails:
-        for _ in range(5):
+        for _ in range(8):
             try:
                 await guard("llm").call(fail)
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, CircuitOpenError):
                 pass
     assert await until("open")
 
@@ -252,7 +264,7 @@ def test_closing_ends_sharing_at_any_moment(server: RedisServer) -> None:
     script = f"""
 import asyncio, os, threading, time
 os.environ["RESILIENCE_REDIS_URL"] = {server.url!r}
-from lightrag_resilience import guard, guards
+from lightrag_resilience import CircuitOpenError, guard, guards
 
 async def main():
     await guard("llm").call(asyncio.sleep, 0)
@@ -270,7 +282,7 @@ def test_an_ended_worker_has_no_thread_left(server: RedisServer) -> None:
     script = f"""
 import asyncio, os, threading
 os.environ["RESILIENCE_REDIS_URL"] = {server.url!r}
-from lightrag_resilience import guard, guards
+from lightrag_resilience import CircuitOpenError, guard, guards
 
 async def fine():
     return 1

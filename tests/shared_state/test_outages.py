@@ -152,7 +152,7 @@ def test_an_outage_fails_no_call_and_all_workers_agree_afterwards(
         assert [count["refused"] for count in three.each("call", times=50)] == [50] * 3
         outage.end()
         for answer in agree(three, "open"):
-            assert answer["reason"] == "after 6 failures in a row, the last ConnectionRefusedError"
+            assert answer["reason"] == "after 5 failures in a row, the last ConnectionRefusedError"
             assert 15 < answer["retry_after"] <= 30
         for worker in three:
             lines = lines_about_redis(worker)

@@ -28,7 +28,7 @@ from lightrag_resilience.shared_state.shared_breaker import SharedBreaker
 from lightrag_resilience.shared_state.synchronizer import Synchronizer
 from lightrag_resilience.testing.redis_server import RedisServer
 
-POLICY = BreakerPolicy(open_for=60.0)
+POLICY = BreakerPolicy(consecutive_failures=5, open_for=60.0)
 NAMES = ("llm", "embedding", "storage.orders")
 STEPS = 50  # of a worker's connections: those of its start, and a few polls and reports
 PATIENCE = 20.0  # seconds, on a busy machine

@@ -60,8 +60,9 @@ class Sync:
 class Rig:
     def __init__(self, **policy: Any) -> None:
         self.clock, self.sync = Clock(), Sync()
+        thresholds = {"consecutive_failures": 5, "failure_rate": 0.5}
         self.breaker = SharedBreaker(
-            "llm", BreakerPolicy(**policy), "lr:", self.sync, clock=self.clock
+            "llm", BreakerPolicy(**thresholds | policy), "lr:", self.sync, clock=self.clock
         )
         self.version = 100
 

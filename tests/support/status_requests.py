@@ -138,7 +138,7 @@ def page(guards: Guards, token: str | None = TOKEN) -> StatusPage:
     return StatusPage(elsewhere, registry=guards, token=token)
 
 
-async def trip(guards: Guards, name: str, times: int = 5) -> None:
+async def trip(guards: Guards, name: str, times: int = 6) -> None:
     async def fail() -> None:
         raise ConnectionRefusedError("made up")
 

@@ -13,6 +13,8 @@ from lightrag_resilience.testing.command_process import CommandedProcess, reques
 SCRIPT = Path(__file__).with_name("worker_process.py")
 SETTINGS = {
     "RESILIENCE_LLM__RETRY__ATTEMPTS": "1",
+    "RESILIENCE_LLM__BREAKER__CONSECUTIVE_FAILURES": "5",
+    "RESILIENCE_LLM__BREAKER__FAILURE_RATE": "0.5",
     "RESILIENCE_LLM__BREAKER__OPEN_FOR": "30",
     "RESILIENCE_LLM__BREAKER__OPEN_MAX": "60",
 }

@@ -190,7 +190,7 @@ def test_the_page_keeps_the_token_only_on_request(seen: Page, app: StatusApp) ->
 
 
 def test_markup_in_names_and_reasons_is_shown_as_text(seen: Page, app: StatusApp) -> None:
-    app.call(HOSTILE, times=5, fails=True)
+    app.call(HOSTILE, times=6, fails=True)
     app.guards.get("llm.openai").breaker.open(f"by {HOSTILE}")
     seen.until(lambda: seen.row(HOSTILE))
     seen.until(lambda: f"By {HOSTILE}" in seen.row("llm.openai"))
@@ -249,7 +249,7 @@ def test_the_dialog_rejects_invalid_minutes(seen: Page, app: StatusApp) -> None:
 def test_a_phone_shows_the_page_without_horizontal_scrolling(
     browser: Chrome, app: StatusApp
 ) -> None:
-    app.call("llm." + "averylongnamewithoutanyspace" * 4, times=5, fails=True)
+    app.call("llm." + "averylongnamewithoutanyspace" * 4, times=6, fails=True)
     app.call("llm.openai", times=3)
     page = Page(browser, app, PHONE)
     width = "document.documentElement.scrollWidth"
@@ -303,7 +303,7 @@ def test_the_page_polls_when_the_stream_is_buffered(
     seen.until(lambda: "pages are open" in seen.text("#lost"))
     monkeypatch.setattr(page_module, "_MOST_VIEWERS", 32)
     monkeypatch.setattr(page_module.StatusPage, "_send_events", nothing_comes)
-    app.call("llm.openai", times=5, fails=True)
+    app.call("llm.openai", times=6, fails=True)
     seen.until(lambda: "Down" in seen.row("llm.openai"))
     seen.until(lambda: not seen.one("#lost").is_displayed())
 
