@@ -99,12 +99,10 @@ end
 
 -- How calls ended since they began to fail; see circuit/evidence.py. It outlasts changes of state: a
 -- circuit that bad luck opened needs a longer run of failures the next time.
-local function load_evidence()
-  local flat = redis.pcall('HMGET', WINDOW, 'bc', 'bf', 'br', 'bs')
-  if flat.err then flat = {} end -- the key has another type
-  local total = whole(flat[1]) or 0
-  return {calls = total, failed = math.min(whole(flat[2]) or 0, total), run = whole(flat[3]) or 0,
-    successes = whole(flat[4]) or 0}
+local function evidence_in(window)
+  local total = whole(window.bc) or 0
+  return {calls = total, failed = math.min(whole(window.bf) or 0, total),
+    run = whole(window.br) or 0, successes = whole(window.bs) or 0}
 end
 
 -- End the run of failures, after which so many more calls came.
@@ -133,7 +131,7 @@ local function enter(state, letter, open_until, reason)
   state.letter, state.reason, state.probe_successes = letter, reason, 0
   state.open_until = math.min(open_until, now + MAX_OPEN_MS)
   if letter == 'C' then state.opens, state.last_failure = 0, '' end
-  local evidence = load_evidence()
+  local evidence = evidence_in(fields_of(WINDOW) or {})
   redis.call('DEL', WINDOW) -- outcomes and leases of the previous state count no more
   save(state)
   if evidence.calls + evidence.run > 0 then

@@ -102,8 +102,8 @@ end
 
 -- Whether all workers together saw a run of failures that shows the dependency is down. In what order
 -- the calls of one report ended is not known: with successes among them it ends the run.
-local function shows_down()
-  local evidence = load_evidence()
+local function shows_down(window)
+  local evidence = evidence_in(window)
   if failed < calls then
     if evidence.calls + evidence.run + failed == 0 then return false end
     end_run(evidence, calls, failed)
@@ -124,7 +124,7 @@ local function trip_if_due(state, sums, window)
   -- Without a quorum the worker's own trip decides: it may know more, such as failures in a row.
   if trip_reason ~= '' and policy.quorum <= 1 then return open(state, trip_reason) end
   local is_down, run
-  if policy.evidence then is_down, run = shows_down() end
+  if policy.evidence then is_down, run = shows_down(window) end
   if sums.witnesses < policy.quorum then return end
   if is_down then
     return open(state, string.format('after %.0f failures in a row in %.0f workers', run,
