@@ -239,7 +239,7 @@ def test_the_scripts_weigh_evidence_as_the_model_does(server: RedisServer, share
                 failed = sum(draw.random() < share for _ in range(calls))
                 worker = draw.choice(WORKERS)
                 await both.take(("report", worker, "next", (calls, failed, 0), False, [], 0))
-                await both.take(("look", draw.choice(WORKERS)))
+                await both.take(("poll", draw.choice(WORKERS)))
                 assert await both.stored_evidence() == both.model.weighed()
                 both.now += 20
             return opens
