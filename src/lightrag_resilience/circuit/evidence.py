@@ -1,7 +1,7 @@
 """Whether a run of failures shows that a dependency is down, or only browned out. No clock.
 
 Browned out, a share of the calls passes: then runs of five failures are common, and rejecting calls
-takes answers from callers who would have had them. So the run that opens a circuit is as long as
+loses answers that would have come. So the run that opens a circuit is as long as
 chance alone makes unlikely, given how calls ended before it: the longer, the more of them failed.
 """
 

@@ -264,7 +264,7 @@ class RetryPolicy(_Checked):
     brownout_attempts: Annotated[int, Ge(1), Le(100)] = setting(
         10,
         "Attempts of a call while some calls of a failing dependency pass, where that is more than "
-        "`attempts`. Which call passes is chance, so these are at most 2 s apart.",
+        "`attempts`. Which call passes is chance, so these are at most 3 s apart.",
     )
     initial_backoff: Seconds = setting(0.5, "Seconds before the second attempt, before jitter.")
     backoff_growth: Growth = setting(2.0, "Factor for each further attempt.")
