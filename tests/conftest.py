@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from lightrag_resilience.testing import Simulator
 from lightrag_resilience.testing.redis_server import RedisServer
+from support.slow_files import seconds_by_file
 from support.unit_tests import is_unit, no_processes
 
 # A busy machine is slow, and that is no mistake of what is tested.
@@ -44,11 +45,12 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Find the unit tests. Files with others come first: one long file at the end is waited for."""
+    """Find the unit tests. The longest files come first: one at the end is waited for."""
     for item in filter(is_unit, items):
         item.add_marker("unit")
     slow = Counter(item.path for item in items if item.get_closest_marker("unit") is None)
-    items.sort(key=lambda item: -slow[item.path])
+    seconds = seconds_by_file()
+    items.sort(key=lambda item: (-seconds.get(item.path, 0), -slow[item.path]))
 
 
 @pytest.fixture(autouse=True)
