@@ -12,6 +12,7 @@ import openai
 import pytest
 from hypothesis import HealthCheck, settings
 
+from lightrag_resilience.runtime.process_state import process
 from lightrag_resilience.testing import Simulator
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.slow_files import seconds_by_file
@@ -61,6 +62,12 @@ def _no_processes_in_unit_tests(request: pytest.FixtureRequest) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         no_processes(patch)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _new_process_state() -> None:
+    """Each test begins as a new process does: no guards, no rules, no supervisor of another."""
+    process.clear()
 
 
 @pytest.fixture

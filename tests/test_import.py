@@ -21,6 +21,9 @@ PACKAGE = ROOT / "src" / "lightrag_resilience"
 LAZY = ["QueryFailedError", "protect", "unprotect"]
 READ_THE_ENVIRONMENT = {"config.settings", "config.process_environment", "testing.command_process"}
 
+STATEFUL = {"Condition", "Guards", "Lock", "ProcessLock", "RLock", "WeakKeyDictionary", "WeakSet"}
+STATEFUL |= {"WeakValueDictionary", "count", "defaultdict", "deque", "local"}
+
 
 def name_of(path: Path) -> str:
     name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -156,3 +159,22 @@ def test_only_the_settings_read_the_environment(module: str) -> None:
     used |= {node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
     reads = used & {"environ", "environb", "getenv", "getenvb"}
     assert reads == ({"environ"} if module in READ_THE_ENVIRONMENT else set())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_process_state_is_state_of_a_module(module: str) -> None:
+    """Other state could neither be reset after a fork nor made anew for a test."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Global)]
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            is_constant = ast.unparse(node).partition(" ")[0].rstrip(":").isupper()
+            assert is_constant or not is_state(node.value), ast.unparse(node)
+
+
+def is_state(value: ast.expr) -> bool:
+    """Whether a value begins empty, to be filled later, or is a lock, a counter or a registry."""
+    if isinstance(value, ast.Call):
+        made = ast.unparse(value.func).rpartition(".")[2]
+        return made in STATEFUL or (made in {"dict", "list", "set"} and not value.args)
+    return isinstance(value, ast.Dict | ast.List) and not ast.unparse(value)[1:-1]

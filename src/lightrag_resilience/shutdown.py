@@ -26,7 +26,7 @@ from .draining.gate import allow_during_drain
 from .draining.in_flight import Process
 from .draining.journal import Journal, is_kind
 from .draining.phases import Drain, Phase
-from .draining.process import add_coordinator, discard_coordinator
+from .draining.quiescence import WorkDetails
 from .draining.report import DrainReport, Progress
 from .draining.supervisor import supervisor
 from .errors import PolicyError, ShuttingDownError
@@ -86,9 +86,9 @@ class Coordinator:
             self._drain = root._drain
             return self
         self._loop = loop
-        add_coordinator(self)
-        if supervisor.ledger is not None and self.journal is not None:
-            supervisor.ledger.journal = str(self.journal.path.absolute())
+        supervisor().coordinators.add(self)
+        if (ledger := supervisor().ledger) is not None and self.journal is not None:
+            ledger.journal = str(self.journal.path.absolute())
         self._drain.open(handle_signals=self._handle_signals)
         return self
 
@@ -104,7 +104,7 @@ class Coordinator:
         try:
             await self.drain("the end of the program")
         finally:
-            discard_coordinator(self)
+            supervisor().coordinators.discard(self)
             self._registry.coordinators.pop(loop, None)
             self._drain.close()
 
@@ -164,7 +164,9 @@ class Coordinator:
         """
         return self.track_as(task, "task", task.get_name())
 
-    def track_as(self, task: asyncio.Task[T], kind: str, name: str) -> asyncio.Task[T]:
+    def track_as(
+        self, task: asyncio.Task[T], kind: str, name: str, details: WorkDetails | None = None
+    ) -> asyncio.Task[T]:
         """As `track`, with a kind and a name for the journal: neither may hold a secret.
 
         Raises:
@@ -175,7 +177,7 @@ class Coordinator:
                 f"The kind of {name} is none that the journal knows: "
                 "take one word of at most 30 letters, digits and _.:-"
             )
-        self._drain.in_flight.add_task(task, kind, name, self._drain.on_cancelled)
+        self._drain.in_flight.add_task(task, kind, name, self._drain.on_cancelled, details)
         return task
 
     def track_process(self, process: P, name: str = "") -> P:
@@ -264,5 +266,5 @@ def configured_drain(
         cancel_grace=settings.shutdown_cancel_grace if cancel_grace is None else cancel_grace,
         close_timeout=settings.shutdown_close_timeout if close_timeout is None else close_timeout,
     )
-    drain.shrink_to(supervisor.grace_period)
+    drain.shrink_to(supervisor().grace_period)
     return drain

@@ -19,7 +19,8 @@ from lightrag_resilience import (
 )
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import HedgeSent
-from lightrag_resilience.runtime.tasks import _kept
+from lightrag_resilience.runtime.process_state import process
+from lightrag_resilience.runtime.tasks import DetachedWork
 from support.guards import Scripted, down, now, patient
 
 pytestmark = pytest.mark.anyio
@@ -86,7 +87,7 @@ async def test_an_answer_does_not_wait_for_the_cancelled_call_to_clean_up() -> N
     assert len(asyncio.all_tasks() - before) == 1
     await asyncio.sleep(4.0)
     assert asyncio.all_tasks() == before
-    assert not _kept
+    assert not process[DetachedWork].tasks
 
 
 async def test_the_first_call_may_still_win_after_the_hedge() -> None:

@@ -18,10 +18,9 @@ import pytest
 
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.draining import process
 from lightrag_resilience.draining.in_flight import has_ended
 from lightrag_resilience.draining.journal import Journal
-from lightrag_resilience.draining.process import record_all_abandoned
+from lightrag_resilience.draining.supervisor import supervisor
 from lightrag_resilience.draining.termination import end_all
 from lightrag_resilience.shutdown import Coordinator
 from support.scripts import output_of
@@ -275,7 +274,7 @@ async def test_a_forked_child_resets_drain_gate_and_signal_handlers() -> None:
     made.begin("the test")
     guards.gate._pid = 0
     wakes = signal.set_wakeup_fd(-1)
-    process._active.reset_after_fork()
+    supervisor().reset_after_fork()
     signal.set_wakeup_fd(wakes)
     assert not made.is_draining
     assert (guards.gate.is_closed, guards.gate.running, dict(guards.coordinators)) == (
@@ -323,7 +322,7 @@ async def test_work_is_cancelled_although_the_journal_cannot_be_written(
     (tmp_path / "file").touch()
     async with coordinator(journal=tmp_path / "file" / "journal") as made:
         task = made.track(asyncio.create_task(asyncio.sleep(60)))
-        record_all_abandoned("the test")
+        supervisor().record_all_abandoned("the test")
         await made.drain()
     assert task.cancelled()
     assert "cannot be written: " in caplog.text

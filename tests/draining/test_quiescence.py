@@ -14,7 +14,6 @@ from lightrag_resilience import Guards, Policy
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.in_flight import records_of
 from lightrag_resilience.draining.journal import AbandonedWork, Journal
-from lightrag_resilience.draining.quiescence import attach_details
 from lightrag_resilience.shutdown import Coordinator
 
 pytestmark = pytest.mark.anyio
@@ -51,8 +50,7 @@ def coordinator(path: Path) -> Coordinator:
 async def test_parked_tasks_are_not_waited_for(tmp_path: Path) -> None:
     began = time.monotonic()
     async with coordinator(tmp_path / "journal") as made:
-        held = made.track(asyncio.create_task(forever(), name="the indexer"))
-        attach_details(held, Said())
+        held = made.track_as(asyncio.create_task(forever()), "task", "the indexer", Said())
         report = await made.drain()
     assert time.monotonic() - began < 40
     assert held.cancelled()
@@ -74,7 +72,7 @@ async def test_a_parked_task_is_waited_for_while_other_work_goes_on(tmp_path: Pa
         other.append("done")
 
     async with coordinator(tmp_path / "journal") as made:
-        attach_details(made.track(asyncio.create_task(forever())), Said())
+        made.track_as(asyncio.create_task(forever()), "task", "parked", Said())
         made.track(asyncio.create_task(work()))
         await made.drain()
     assert other == ["done"]
@@ -82,8 +80,8 @@ async def test_a_parked_task_is_waited_for_while_other_work_goes_on(tmp_path: Pa
 
 async def test_a_task_whose_details_say_it_goes_on_is_waited_for(tmp_path: Path) -> None:
     async with coordinator(tmp_path / "journal") as made:
-        work = made.track(asyncio.create_task(asyncio.sleep(1.0, "done")))
-        attach_details(work, Said(is_parked=False))
+        work = asyncio.create_task(asyncio.sleep(1.0, "done"))
+        made.track_as(work, "task", "work", Said(is_parked=False))
         await made.drain()
     assert work.result() == "done"
     assert list(Journal(tmp_path / "journal").read()) == []

@@ -212,7 +212,7 @@ def test_signals_within_a_second_are_one_request(
     repeats: bool,  # noqa: FBT001
     skips: bool,  # noqa: FBT001
 ) -> None:
-    monkeypatch.setattr(supervisor, "repeats_sigterm", repeats)
+    monkeypatch.setattr(supervisor(), "repeats_sigterm", repeats)
     assert asyncio.run(skips_waiting(*signals)) is skips
 
 
@@ -222,7 +222,7 @@ def test_sigquit_skips_the_waiting(
     monkeypatch: pytest.MonkeyPatch,
     repeats: bool,  # noqa: FBT001
 ) -> None:
-    monkeypatch.setattr(supervisor, "repeats_sigterm", repeats)
+    monkeypatch.setattr(supervisor(), "repeats_sigterm", repeats)
     assert asyncio.run(skips_waiting((0, signal.SIGQUIT)))
     assert asyncio.run(skips_waiting((0, TERM), (0.05, signal.SIGQUIT)))
 

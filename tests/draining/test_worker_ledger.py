@@ -26,9 +26,8 @@ def line(name: str, began: float = 1.0) -> LedgerEntry:
 @pytest.fixture
 def ledger() -> Iterator[WorkerLedger]:
     made = WorkerLedger()
-    supervisor.ledger = made
+    supervisor().ledger = made
     yield made
-    supervisor.ledger = None
     made.close()
 
 

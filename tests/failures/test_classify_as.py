@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from lightrag_resilience import Failure, FailureKind, classify_as
-from lightrag_resilience.failures.classifier import _rules, classify, root_cause
+from lightrag_resilience.failures.classifier import _Rules, classify, root_cause
+from lightrag_resilience.runtime.process_state import process
 from support.verdicts import FATAL, THROTTLED, TRANSIENT, UNKNOWN
 
 Register = Callable[..., Callable[[], None]]
@@ -218,4 +219,4 @@ def test_classes_made_at_run_time_do_not_fill_the_cache() -> None:
     for number in range(1_100):
         made = type(f"Made{number}", (ConnectionRefusedError,), {})
         assert classify(made()) == Failure(FailureKind.TRANSIENT)
-        assert len(_rules.known) <= 512
+        assert len(process[_Rules].known) <= 512

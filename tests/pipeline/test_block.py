@@ -19,7 +19,6 @@ from lightrag_resilience import (
     TimeoutPolicy,
 )
 from lightrag_resilience.calls.call_context import current_call, inside_guarded_call
-from lightrag_resilience.pipeline.block import _in_generators
 from support.guards import down, guard_on_loop, now
 
 pytestmark = pytest.mark.anyio
@@ -76,7 +75,7 @@ STEPS = [here, in_a_task, in_an_empty_context]
 
 def is_at_rest(guard: Guard) -> bool:
     occupancy = guard.occupancy
-    return not guard.gate.running and occupancy.in_use == 0 and not _in_generators
+    return not (guard.gate.running or guard.gate.in_generators or occupancy.in_use)
 
 
 async def ask() -> str:

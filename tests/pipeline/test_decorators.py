@@ -26,6 +26,7 @@ from lightrag_resilience import (
 )
 from lightrag_resilience.calls.call_context import inside_guarded_call
 from lightrag_resilience.config.settings import Settings, load_settings
+from lightrag_resilience.runtime.process_state import process
 from support.decorated import POLICY, Flaky, drain, in_thread, no_sleep, role
 from support.scripts import output_of
 
@@ -270,7 +271,7 @@ async def test_without_a_registry_the_guards_of_the_process_are_used(
     owner: Guards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = guards()
-    monkeypatch.setattr("lightrag_resilience.pipeline.registry._process_guards", owner)
+    monkeypatch.setitem(process, Guards, owner)
 
     @resilient("llm.process")
     async def complete() -> str:

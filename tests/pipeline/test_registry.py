@@ -12,6 +12,7 @@ import lightrag_resilience
 from lightrag_resilience import Guard, Guards, Policy, PolicyError, SettingsError, guard, guards
 from lightrag_resilience.config import settings as settings_module
 from lightrag_resilience.config.settings import Settings, load_settings
+from lightrag_resilience.runtime.process_state import process
 
 WAIT = 10.0  # seconds, a bound that is never reached
 THREADS = 8
@@ -169,7 +170,7 @@ def test_many_threads_at_once_get_one_guard(loading: CountedLoading) -> None:
 
 def test_the_guards_of_the_process_are_one_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = Guards(settings=load_settings({}))
-    monkeypatch.setattr("lightrag_resilience.pipeline.registry._process_guards", mine)
+    monkeypatch.setitem(process, Guards, mine)
     assert guards() is mine
     policy = Policy.llm(attempts=2)
     assert guard("llm.openai", policy) is mine.get("llm.openai")

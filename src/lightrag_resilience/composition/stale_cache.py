@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 
 from lightrag_resilience.config.validation import problem_with
 from lightrag_resilience.errors import PolicyError, UnsupportedCallError
-from lightrag_resilience.runtime.fork_safety import ProcessLock
+from lightrag_resilience.runtime.process_state import ProcessLock
 
 __all__ = ["OldAnswer", "StaleCache"]
 

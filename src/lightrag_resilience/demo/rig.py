@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import tempfile
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,7 +28,6 @@ __all__ = ["Rig", "build_rig"]
 _DIMENSIONS = 64
 _MODEL = "simulated"
 _KEY = "not-a-secret"
-_names = itertools.count()
 
 
 class _Characters:
@@ -148,7 +147,7 @@ def _make_rag(base_url: str, folder: str, options: Mapping[str, Any]) -> Any:
 
     return LightRAG(
         working_dir=folder,
-        workspace=f"demo{next(_names)}",
+        workspace=f"demo{uuid.uuid4().hex}",
         llm_model_func=_completion(base_url),
         embedding_func=EmbeddingFunc(embedding_dim=_DIMENSIONS, func=embed),
         rerank_model_func=rerank,

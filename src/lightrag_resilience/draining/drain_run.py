@@ -16,7 +16,15 @@ from lightrag_resilience.text import LONGEST_TEXT, printable
 
 from .abandoned_work import AbandonedWorkLog
 from .gate import DrainGate
-from .in_flight import InFlight, TrackedWork, counted, in_words, processes_of, task_of
+from .in_flight import (
+    InFlight,
+    TrackedWork,
+    counted,
+    details_of,
+    in_words,
+    processes_of,
+    task_of,
+)
 from .journal import Journal
 from .phases import Drain, Phase
 from .quiescence import QuiescenceDetector
@@ -93,6 +101,8 @@ class DrainRun:
 
     def reset_after_fork(self) -> None:
         """In a forked child: everything in flight belongs to the parent."""
+        if self._signals is not None:
+            self._signals.reset_after_fork()
         self.phases.reset()
         self.in_flight = InFlight(self._gate)
         self._gate.reset_if_forked()
@@ -192,7 +202,7 @@ class DrainRun:
         while True:
             now = time.monotonic()
             works = self._remaining()
-            if quiescence.is_quiescent(map(task_of, works)):
+            if quiescence.is_quiescent(map(details_of, works)):
                 self.phases.skip_waiting(now)
             count = len(works) + self.phases.within_grace(now, self.grace)
             if self.phases.step(now, count) is not Phase.DRAINING:

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 from lightrag_resilience.errors import ShuttingDownError
@@ -38,16 +38,18 @@ class DrainGate:
 
     Attributes:
         is_closed: Whether new calls are rejected.
-        running: Calls in flight, in the order in which they began.
+        running: Calls in flight, in the order in which they began; of a traced block with its span.
+        in_generators: Open blocks of async generators by the generator's frame, the innermost last.
         retry_after: Seconds after which a rejected caller may try again, or another process.
     """
 
-    __slots__ = ("_pid", "_waits", "is_closed", "retry_after", "running")
+    __slots__ = ("_pid", "_waits", "in_generators", "is_closed", "retry_after", "running")
 
     def __init__(self) -> None:
         self.is_closed = False
         self.retry_after = 1.0
-        self.running: dict[Any, None] = {}
+        self.running: dict[Any, Any] = {}
+        self.in_generators: dict[FrameType, list[Any]] = {}
         self._waits: dict[Interruptible, asyncio.AbstractEventLoop] = {}
         self._pid = os.getpid()
 

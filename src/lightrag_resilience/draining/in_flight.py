@@ -13,7 +13,7 @@ from lightrag_resilience.text import LONGEST_TEXT, printable
 
 from .gate import DrainGate
 from .journal import AbandonedWork
-from .quiescence import details_of
+from .quiescence import WorkDetails
 from .supervisor import supervisor
 from .worker_ledger import LedgerEntry
 
@@ -23,6 +23,7 @@ __all__ = [
     "TrackedWork",
     "cancel",
     "counted",
+    "details_of",
     "has_ended",
     "in_words",
     "processes_of",
@@ -59,22 +60,30 @@ class TrackedWork:
         kind: As in the journal: ``task``, ``request``, ``child``, or another word.
         task: The task to cancel; None for a child.
         process: The child to end; None for a task.
+        details: Whether it is parked, and records of its parts; None of other work.
         began: Monotonic seconds.
         id: The id of its record in the journal.
     """
 
-    __slots__ = ("began", "id", "kind", "ledger", "name", "process", "slot", "task")
+    __slots__ = ("began", "details", "id", "kind", "ledger", "name", "process", "slot", "task")
 
     def __init__(
-        self, name: str, kind: str, *, task: asyncio.Task[Any] | None = None, process: Any = None
+        self,
+        name: str,
+        kind: str,
+        *,
+        task: asyncio.Task[Any] | None = None,
+        process: Any = None,
+        details: WorkDetails | None = None,
     ) -> None:
         self.name = name = printable(name, LONGEST_TEXT)
         self.kind = kind
         self.task = task
         self.process = process
+        self.details = details
         self.began = time.monotonic()
         self.id = uuid.uuid4().hex
-        self.ledger = supervisor.ledger
+        self.ledger = supervisor().ledger
         if self.ledger is not None:
             self.slot = self.ledger.add(LedgerEntry(self.id, name, kind, time.time()))
 
@@ -103,11 +112,12 @@ class InFlight:
         kind: str,
         name: str,
         on_cancelled: Callable[[TrackedWork], None],
+        details: WorkDetails | None = None,
     ) -> None:
         """Wait for a task; `on_cancelled` is called if it is cancelled."""
         if task in self._tasks:
             return
-        self._tasks[task] = work = TrackedWork(name, kind, task=task)
+        self._tasks[task] = work = TrackedWork(name, kind, task=task, details=details)
 
         def forget(done: asyncio.Task[Any]) -> None:
             del self._tasks[done]
@@ -144,8 +154,13 @@ class InFlight:
 def records_of(work: Any, reason: str) -> tuple[AbandonedWork, ...]:
     """The journal's records of tracked work and its parts, or of a guarded call."""
     record = _record_of(work, reason)
-    details = details_of(work.task) if isinstance(work, TrackedWork) else None
+    details = details_of(work)
     return (record,) if details is None else tuple(details.records(record))
+
+
+def details_of(work: Any) -> WorkDetails | None:
+    """The details of tracked work; None where it has none."""
+    return work.details if isinstance(work, TrackedWork) else None
 
 
 def _record_of(work: Any, reason: str) -> AbandonedWork:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Protocol
 
 from .journal import AbandonedWork
 
-__all__ = ["QuiescenceDetector", "WorkDetails", "attach_details", "details_of"]
+__all__ = ["QuiescenceDetector", "WorkDetails"]
 
 # In a row. A single poll may fall into the moment between two calls of a task that goes on.
 _POLLS = 10
@@ -28,28 +26,15 @@ class WorkDetails(Protocol):
         ...
 
 
-_details: WeakKeyDictionary[asyncio.Task[Any], WorkDetails] = WeakKeyDictionary()
-
-
-def attach_details(task: asyncio.Task[Any], details: WorkDetails) -> None:
-    """Attach details to a task."""
-    _details[task] = details
-
-
-def details_of(task: asyncio.Task[Any] | None) -> WorkDetails | None:
-    """The details of a task; None where it has none."""
-    return None if task is None else _details.get(task)
-
-
 class QuiescenceDetector:
     """Detects quiescence: all work in flight has been parked for `_POLLS` polls in a row."""
 
     def __init__(self) -> None:
         self._polls = 0
 
-    def is_quiescent(self, tasks: Iterable[asyncio.Task[Any] | None]) -> bool:
-        """Whether it is, at a poll with these tasks in flight; never with none."""
-        found = [details_of(task) for task in tasks]
+    def is_quiescent(self, works: Iterable[WorkDetails | None]) -> bool:
+        """Whether it is, at a poll with these works in flight; never with none."""
+        found = list(works)
         is_parked = bool(found) and all(each is not None and each.is_parked for each in found)
         self._polls = self._polls + 1 if is_parked else 0
         return self._polls >= _POLLS

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-__all__ = ["ONE_REQUEST", "SignalListener", "reset_signals", "shutdown_signals"]
+__all__ = ["ONE_REQUEST", "SignalListener", "shutdown_signals"]
 
 ONE_REQUEST = 1.0
 """Seconds within which several signals are one request to stop.
@@ -21,7 +21,6 @@ which passes it on. Ctrl-C and the parent's SIGTERM are such a pair too.
 """
 
 _NOT_OURS = object()
-_handled: set[signal.Signals] = set()
 
 
 def shutdown_signals() -> list[signal.Signals]:
@@ -78,15 +77,23 @@ class SignalListener:
                 self._before[number] = current
                 self._ours[number] = functools.partial(self._handle, current)
                 signal.signal(number, self._ours[number])
-                _handled.add(number)
         return True
 
     def stop(self) -> None:
         """Restore the previous handlers, except where another library has replaced ours."""
         for number, handler in self._before.items():
-            _handled.discard(number)
             if signal.getsignal(number) is self._ours[number]:
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before, self._ours = {}, {}
+
+    def reset_after_fork(self) -> None:
+        """In a forked child, give the handled signals their default actions."""
+        with contextlib.suppress(ValueError):  # not in the main thread
+            if self._before:
+                signal.set_wakeup_fd(-1)  # or the child's signals would wake the parent's loop
+            for number in self._before:
+                is_ctrl_c = number is signal.SIGINT
+                signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
         self._before, self._ours = {}, {}
 
     def _handle(self, before: Any, number: int, frame: FrameType | None) -> None:
@@ -105,17 +112,6 @@ class SignalListener:
                 return
             self._called.append(before)
         before(number, frame)
-
-
-def reset_signals() -> None:
-    """In a forked child, give the handled signals their default actions."""
-    with contextlib.suppress(ValueError):  # not in the main thread
-        if _handled:
-            signal.set_wakeup_fd(-1)  # or the child's signals would wake the parent's event loop
-        for number in _handled:
-            is_ctrl_c = number is signal.SIGINT
-            signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
-    _handled.clear()
 
 
 def _interrupts(handler: Any) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from lightrag_resilience.config.validation import shown
 from lightrag_resilience.errors import AllFailedError, UnsupportedCallError
-from lightrag_resilience.runtime.fork_safety import ProcessLock
+from lightrag_resilience.runtime.process_state import ProcessLock, process
 
 from .database_errors import DATABASES
 from .http_errors import STATUS_NAMES, by_status, may_have_status, status_of
@@ -67,10 +67,10 @@ def classify(exc: BaseException) -> Failure:
 
 def root_cause(exc: BaseException) -> BaseException:
     """The last failure of a `tenacity.RetryError`, also of nested ones; else `exc` itself."""
-    if _rules.of(exc.__class__).rule is not _by_last_attempt:
+    if process[_Rules].of(exc.__class__).rule is not _by_last_attempt:
         return exc  # the usual case
     for _ in range(_MOST_LEVELS):
-        if _rules.of(exc.__class__).rule is not _by_last_attempt:
+        if process[_Rules].of(exc.__class__).rule is not _by_last_attempt:
             break
         attempt: Any = getattr(exc, "last_attempt", None)
         # An unfinished attempt would block here, and a cancelled one has no verdict.
@@ -110,7 +110,7 @@ def classify_as(
             f"classify_as needs a FailureKind, a Failure or a function for {cls.__name__}, "
             f"not {shown(verdict)}"
         )
-    return _rules.register(cls, verdict)
+    return process[_Rules].register(cls, verdict)
 
 
 def _is_verdict(verdict: object) -> bool:
@@ -135,8 +135,8 @@ def _judge(exc: Exception, seen: set[int]) -> Failure:
 
 
 def _answer(exc: Exception) -> Failure | tuple[Exception, ...]:
-    cls = exc.__class__
-    known = _rules.known.get(id(cls)) or _rules.add(cls)
+    cls, rules = exc.__class__, process[_Rules]
+    known = rules.known.get(id(cls)) or rules.add(cls)
     try:
         own = getattr(exc, "__resilience_failure__", None)
         if own is not None and isinstance(own, Failure):
@@ -173,15 +173,15 @@ def _is_of_exhaustion(exc: BaseException, known: _Known, levels: int) -> bool:
     """
     for depth in range(levels):
         if isinstance(exc, BaseExceptionGroup):  # of attempts on several addresses
-            inner, left = exc.exceptions[:_MOST_LEVELS], levels - depth - 1
-            return all(_is_of_exhaustion(one, _rules.of(one.__class__), left) for one in inner)
+            rules, left = process[_Rules], levels - depth - 1
+            inner = exc.exceptions[:_MOST_LEVELS]
+            return all(_is_of_exhaustion(one, rules.of(one.__class__), left) for one in inner)
         if known.rule is LOCAL or (known.exhausted is not None and known.exhausted(exc)):
             return True
         below = exc.__cause__
         if below is None and (exc.__context__ is None or (below := raised_over(exc)) is None):
             return False
-        exc, cls = below, below.__class__
-        known = _rules.known.get(id(cls)) or _rules.add(cls)
+        exc, known = below, process[_Rules].of(below.__class__)
     return False
 
 
@@ -298,8 +298,8 @@ class _Registration(NamedTuple):
     verdict: _Verdict | _Registered
 
 
-class _Rules:
-    """The rules of all classes: the tables, and the registered verdicts.
+class _Rules(ProcessLock):
+    """The rules of all classes in this process: the tables, and the registered verdicts.
 
     Registrations and cache are replaced together, never changed: a thread that is looking a class
     up by earlier registrations then writes into a cache that no longer is in use.
@@ -309,16 +309,16 @@ class _Rules:
     """
 
     def __init__(self) -> None:
-        self._lock = ProcessLock()
+        super().__init__()
         self._replace(())
 
     def register(self, cls: type[Exception], verdict: _Verdict | _Registered) -> Callable[[], None]:
         mine = _Registration(cls, verdict)
-        with self._lock:
+        with self:
             self._replace((*self._registrations, mine))
 
         def take_back() -> None:
-            with self._lock:
+            with self:
                 self._replace(tuple(one for one in self._registrations if one is not mine))
 
         return take_back
@@ -362,6 +362,3 @@ def _find(verdicts: Mapping[int, _Verdict | _Registered], cls: type[BaseExceptio
         may_have_status=may_have_status(cls),
         registered=registered,
     )
-
-
-_rules = _Rules()

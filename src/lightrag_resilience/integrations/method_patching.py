@@ -6,11 +6,15 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightrag_resilience.runtime.fork_safety import ProcessLock
+from lightrag_resilience.runtime.process_state import ProcessLock, process
 
 __all__ = ["replace_methods"]
 
-_lock = ProcessLock()
+
+class _PatchLock(ProcessLock):
+    """Held while a method is replaced or restored."""
+
+    __slots__ = ()
 
 
 def replace_methods(
@@ -21,14 +25,14 @@ def replace_methods(
     Returns:
         A function that ends this use; after the last one the original is restored.
     """
-    with _lock:
+    with process[_PatchLock]:
         for owner in owners:
             _acquire(owner, name, make)
     is_done = False
 
     def undo() -> None:
         nonlocal is_done
-        with _lock:
+        with process[_PatchLock]:
             for owner in () if is_done else owners:
                 _release(owner, name)
             is_done = True

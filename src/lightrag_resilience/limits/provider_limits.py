@@ -13,20 +13,26 @@ from typing import Any, Protocol
 from lightrag_resilience.config.policies import LimitPolicy, Policy
 from lightrag_resilience.failures.classifier import Failure
 from lightrag_resilience.failures.rate_limit_headers import RateStates, rate_states
-from lightrag_resilience.runtime.fork_safety import ProcessLock
+from lightrag_resilience.runtime.process_state import ProcessLock, process
 
 __all__ = ["GrantedLimits", "lower_limits_from_headers", "on_throttled"]
 
 _log = logging.getLogger("lightrag_resilience")
 
-# One change at a time: a guard may have calls on several event loops, and limits that another loop
-# has just applied would be taken for newly configured ones.
-_apply_lock = ProcessLock()
 _MOST_MODELS = 32  # of one dependency
 _MODEL_KEPT_FOR = 600.0  # seconds since the last answer for a model
 _LOG_EVERY = 60.0  # seconds; some providers change a limit with each answer
 _IN_PATH = re.compile(r"/(?:deployments|models?)/([^/:?]{1,128})")
 _IN_BODY = re.compile(rb'"model"\s*:\s*"([^"\\]{1,128})"')
+
+
+class _ApplyLock(ProcessLock):
+    """One change at a time: a guard may have calls on several event loops.
+
+    Limits that another loop has just applied would be taken for newly configured ones.
+    """
+
+    __slots__ = ()
 
 
 class _Guard(Protocol):
@@ -130,7 +136,7 @@ def lower_limits_from_headers(guard: _Guard, headers: Any, request: Any = None) 
     if reported.requests.limit is None and reported.tokens.limit is None:
         return
     model, now = _model_of(request), guard.clock()
-    with _apply_lock:
+    with process[_ApplyLock]:
         if guard.granted is None:
             guard.granted = GrantedLimits(guard.policy.limit)
         limit = guard.policy.limit

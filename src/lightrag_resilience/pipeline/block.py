@@ -32,9 +32,6 @@ _AFTER_YIELD = 1  # the lower two bits of RESUME's argument, documented in `dis`
 _MANAGERS = frozenset({"__aenter__", "__aexit__", "enter_async_context", "aclose"})
 """Functions that begin or end a block for their caller."""
 
-_in_generators: dict[FrameType, list[Block]] = {}
-"""Open blocks of async generators by the generator's frame, the innermost last."""
-
 
 class Block(Call):
     """A call that is a block.
@@ -94,21 +91,22 @@ async def begin_block(guard: Attempts) -> Block:
     Raises:
         CallRejected: It may not begin.
     """
-    if guard.gate.is_closed and not inside_guarded_call():
-        guard.gate.check(guard.name, guard.events)
+    gate = guard.gate
+    if gate.is_closed and not inside_guarded_call():
+        gate.check(guard.name, guard.events)
     around = sys._getframe(2)  # noqa: SLF001 - documented
     code = around.f_code
     if code.co_flags & _GENERATOR or code.co_name in _MANAGERS:
         call = _new_block(guard, *_generators_around(around))
         if call.generator is not None:
-            _in_generators.setdefault(call.generator, []).append(call)
+            gate.in_generators.setdefault(call.generator, []).append(call)
     else:
         call = _new_block(guard, None, None)
     call.is_pass_through = call.parent is not None and call.parent.is_within(guard)
     current_call.set(call)
     if call.is_pass_through:
         return call
-    guard.gate.running[call] = None
+    gate.running[call] = None
     try:
         await guard.admit(call, guard.prepare(call), (), {})
     except BaseException:
@@ -124,9 +122,10 @@ def open_block(guard: Attempts, depth: int = 1) -> Block | None:
         guard: The guard of the block.
         depth: How many frames above this one the block ends.
     """
-    if _in_generators:
+    if in_generators := guard.gate.in_generators:
         generator, _ = _generators_around(sys._getframe(depth + 1))  # noqa: SLF001 - documented
-        for call in reversed(_in_generators.get(generator, ())):  # type: ignore[arg-type]
+        call: Block
+        for call in reversed(in_generators.get(generator, ())):  # type: ignore[arg-type]
             if call.owner is guard:
                 return call
     current = current_call.get()
@@ -150,7 +149,7 @@ def end_block(guard: Attempts, error: BaseException | None) -> None:
         DeadlineExceededError: The same, at its deadline.
     """
     call: Any = current_call.get()
-    if call.__class__ is not Block or call.guard is not guard or _in_generators:
+    if call.__class__ is not Block or call.guard is not guard or guard.gate.in_generators:
         # The slow way, for all but a block that ends where it began, with no generators around.
         call = open_block(guard, 2)
     if call is None:
@@ -191,15 +190,16 @@ def _new_block(guard: Attempts, generator: FrameType | None, read: FrameType | N
 
 
 def _leave(call: Block, guard: Attempts) -> None:
+    gate = guard.gate
     if (generator := call.generator) is not None:
-        blocks = _in_generators[generator]
+        blocks = gate.in_generators[generator]
         blocks.remove(call)
         if not blocks:
-            del _in_generators[generator]
+            del gate.in_generators[generator]
     if current_call.get() is call:
         before = call.before
         current_call.set(before if before is None else _still_open(before))
-    guard.gate.running.pop(call, None)
+    gate.running.pop(call, None)
     call.guard = None
 
 

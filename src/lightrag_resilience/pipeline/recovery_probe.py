@@ -24,7 +24,7 @@ from lightrag_resilience.errors import (
 )
 from lightrag_resilience.events import BackgroundProbeEnded, Event, StateChanged
 from lightrag_resilience.failures.classifier import Failure, FailureKind, classify
-from lightrag_resilience.runtime.fork_safety import reset_in_children
+from lightrag_resilience.runtime.process_state import process
 from lightrag_resilience.text import MET, is_by_hand
 
 __all__ = ["Probe", "RecoveryProbe"]
@@ -110,7 +110,7 @@ class RecoveryProbe:
         self._timeouts = 0  # probes in a row that were cut off
         self._due = _LONG_AGO
         self._unsubscribe = guard.events.subscribe(self._on_change, StateChanged)
-        reset_in_children(self)
+        process.reset_in_children(self)
         guard.breaker.expect_background_probe(is_expected=True)
         self._notify()
 

@@ -21,7 +21,7 @@ from lightrag_resilience.errors import PolicyError, SettingsError, UnsupportedCa
 from lightrag_resilience.events import Events
 from lightrag_resilience.retry import single_worker
 from lightrag_resilience.runtime.background_loop import BackgroundLoop
-from lightrag_resilience.runtime.fork_safety import reset_in_children
+from lightrag_resilience.runtime.process_state import process
 from lightrag_resilience.timeouts.loop_timers import LoopTimersRegistry
 
 from .guard import Guard
@@ -80,6 +80,7 @@ class Guards:
         self.loop_timers = LoopTimersRegistry(clock)
         self.tracing: QueryTracing | None = None
         self.coordinators: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
+        self.host_guards: set[str] = set()  # names of guards that are named after hosts
         self.threads = BackgroundLoop()
         self._settings = settings
         self._effective: Settings | None = None
@@ -116,13 +117,16 @@ class Guards:
             PolicyError: The guard exists with another policy, or the name or the policy is invalid.
             SettingsError: A ``RESILIENCE_*`` variable is wrong.
         """
+        guard = self._guards.get(name) if isinstance(name, str) else None
+        if guard is not None and policy is None:
+            return guard
         with self._lock:
             guard = self._guards.get(name) if isinstance(name, str) else None
             if policy is not None:
                 check_policy(policy, name)
             if guard is None:
                 check_name(name)
-                reset_in_children(self)
+                process.reset_in_children(self)
                 guard = self._guards[name] = self._make(name, policy)
             elif policy is not None and policy != guard.base:
                 raise PolicyError(
@@ -330,12 +334,9 @@ class Guards:
             return iter([self._guards[name] for name in sorted(self._guards)])
 
 
-_process_guards = Guards()
-
-
 def guards() -> Guards:
     """The guards of this process."""
-    return _process_guards
+    return process[Guards]
 
 
 def resolve_guards(registry: Guards | None) -> Guards:
@@ -345,7 +346,7 @@ def resolve_guards(registry: Guards | None) -> Guards:
         UnsupportedCallError: It is no `Guards`.
     """
     if registry is None:
-        return _process_guards
+        return guards()
     if not isinstance(registry, Guards):
         raise UnsupportedCallError(f"registry takes Guards(), not a {type(registry).__name__}")
     return registry
@@ -366,4 +367,4 @@ def guard(name: str, policy: Policy | None = None) -> Guard:
         PolicyError: The guard exists with another policy, or the name or the policy is invalid.
         SettingsError: A ``RESILIENCE_*`` variable is wrong.
     """
-    return _process_guards.get(name, policy)
+    return process[Guards].get(name, policy)

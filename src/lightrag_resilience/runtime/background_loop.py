@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from lightrag_resilience.errors import UnsupportedCallError
 
-from .fork_safety import reset_in_children
+from .process_state import process
 
 __all__ = ["BackgroundLoop", "refuse_green_threads"]
 
@@ -81,7 +81,7 @@ class BackgroundLoop:
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             refuse_green_threads()
-            reset_in_children(self)
+            process.reset_in_children(self)
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(
                 target=_serve, args=(self._loop,), name="lightrag-resilience", daemon=True

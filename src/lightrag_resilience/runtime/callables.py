@@ -25,6 +25,9 @@ import anyio.to_thread
 
 from lightrag_resilience.errors import UnsupportedCallError
 
+from .process_state import process
+from .tasks import DetachedWork
+
 __all__ = [
     "Kind",
     "as_coroutine_function",
@@ -273,18 +276,15 @@ async def _call_in_thread(
     return await _awaited(result)
 
 
-_in_threads: dict[object, str] = {}  # names of sync functions, of which a thread runs each
-
-
 def names_of_threads() -> list[str]:
     """What still runs in a thread, also where its result is no longer awaited."""
-    return [f"thread of {name}" for name in list(_in_threads.values())]
+    return [f"thread of {name}" for name in list(process[DetachedWork].threads.values())]
 
 
 def _run_in_this_thread(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """The result of a sync function; one that has not done all its work is refused."""
-    key = object()
-    _in_threads[key] = getattr(function, "__qualname__", "function")
+    key, threads = object(), process[DetachedWork].threads
+    threads[key] = getattr(function, "__qualname__", "function")
     try:
         result = function(*args, **kwargs)
     except RuntimeError as error:
@@ -295,7 +295,7 @@ def _run_in_this_thread(function: Callable[..., Any], /, *args: Any, **kwargs: A
             "to return an Awaitable, or make it a coroutine function"
         ) from error
     finally:
-        del _in_threads[key]
+        threads.pop(key, None)  # none in a child that the function has forked
     if not is_stream(result.__class__) and _is_lazy(result):
         with contextlib.suppress(Exception):  # the error below matters more
             getattr(result, "close", bool)()

@@ -13,7 +13,10 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
+from .process_state import process
+
 __all__ = [
+    "DetachedWork",
     "cancel_until_done",
     "current_task",
     "drop_error",
@@ -95,13 +98,29 @@ async def cancel_until_done(
         raise interruption
 
 
-_kept: set[asyncio.Task[Any]] = set()
+class DetachedWork:
+    """Work of this process that nothing awaits.
+
+    Attributes:
+        tasks: Kept alive until they are done, as an event loop does not.
+        threads: Names of sync functions, of which a thread runs each.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.threads: dict[object, str] = {}
+
+    def reset_after_fork(self) -> None:
+        """In a child process: it runs in the parent."""
+        self.tasks.clear()
+        self.threads.clear()
 
 
 def keep_until_done(task: asyncio.Task[Any]) -> None:
-    """Keep a task that nothing awaits alive, as an event loop does not; its error is dropped."""
-    _kept.add(task)
-    task.add_done_callback(_kept.discard)
+    """Keep a task that nothing awaits alive; its error is dropped."""
+    kept = process[DetachedWork].tasks
+    kept.add(task)
+    task.add_done_callback(kept.discard)
     task.add_done_callback(drop_error)
 
 

@@ -18,7 +18,7 @@ from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.config.policies import BreakerPolicy, LimitPolicy
 from lightrag_resilience.config.redis_url import redis_location
 from lightrag_resilience.events import Events
-from lightrag_resilience.runtime.fork_safety import reset_in_children
+from lightrag_resilience.runtime.process_state import process
 
 from .connection_status import ConnectionStatus, SharedObjects
 from .messages import Override
@@ -61,7 +61,7 @@ class Synchronizer:
         self._lock = threading.RLock()
         self._worker: SyncThread | None = None
         self._start_at = -math.inf
-        reset_in_children(self)
+        process.reset_in_children(self)
 
     @property
     def connected(self) -> bool:

@@ -35,11 +35,6 @@ Measured = Callable[[float, Mapping[str, str], str | None], None]
 _OURS = "lightrag_resilience."
 _NONE: Mapping[str, Any] = {}
 
-_blocks: dict[Call | None, tuple[Operation, Token[Context] | None]] = {}
-"""Open blocks, each with the token that restores the context at its end.
-
-The token is None for a block between two items of a generator: its reader is not below it."""
-
 
 class Tracing:
     """Makes the spans of one set of guards.
@@ -293,9 +288,9 @@ class TracedGuard(Guard):
             raise
         # Such a block shares its context with the reader, whose spans do not belong below it.
         if isinstance(call := current_call.get(), BlockBetweenItems):
-            _detach(token)
+            _detach(token)  # its reader is not below it
             token = None
-        _blocks[call] = operation, token
+        self.gate.running[call] = operation, token
         return self
 
     async def __aexit__(
@@ -304,7 +299,7 @@ class TracedGuard(Guard):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        opened = _blocks.pop(open_block(self), None)
+        opened = self.gate.running.get(open_block(self))
         try:
             await Guard.__aexit__(self, kind, error, traceback)
         except Exception as raised:
@@ -329,7 +324,7 @@ def _context_of_block() -> Context | None:
     call = current_call.get()
     if not isinstance(call, BlockBetweenItems) or call.guard is None:
         return None
-    opened = _blocks.get(call)
+    opened = call.guard.gate.running.get(call)
     return None if opened is None else opened[0].context
 
 

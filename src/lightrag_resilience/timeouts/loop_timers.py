@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from threading import get_ident
 
-from lightrag_resilience.runtime.fork_safety import reset_in_children
+from lightrag_resilience.runtime.process_state import process
 
 from .attempt_timer import Timed, Timer
 
@@ -61,7 +61,7 @@ class LoopTimersRegistry:
         """The timers of a loop which runs in this thread."""
         timers = self._by_loop.get(loop)
         if timers is None:
-            reset_in_children(self)
+            process.reset_in_children(self)
             for other in list(self._by_loop):
                 if other.is_closed():
                     self._by_loop.pop(other, None)

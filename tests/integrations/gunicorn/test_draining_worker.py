@@ -24,7 +24,6 @@ from gunicorn.config import Config
 
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.draining.supervisor import supervisor
 from lightrag_resilience.integrations.asgi import DrainMiddleware
 from lightrag_resilience.integrations.gunicorn.draining_worker import DrainingWorker
 
@@ -42,7 +41,6 @@ def _as_it_was() -> Iterator[None]:
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
-    supervisor.grace_period, supervisor.repeats_sigterm = None, False
 
 
 class Served:

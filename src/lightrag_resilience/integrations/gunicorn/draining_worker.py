@@ -23,8 +23,7 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from lightrag_resilience.draining.process import drain_all, record_all_abandoned
-from lightrag_resilience.draining.supervisor import grace_period_of
+from lightrag_resilience.draining.supervisor import grace_period_of, supervisor
 from lightrag_resilience.errors import ResilienceError
 from lightrag_resilience.shutdown import configured_drain
 
@@ -48,7 +47,7 @@ class _Server(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._worker.stops_at = now = time.monotonic()
-        drain_all("the worker's end")
+        supervisor().drain_all("the worker's end")
         for server in self.servers:
             server.close()
         # Uvicorn drops connections without a request, but one may already be on its way.
@@ -89,7 +88,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc] # it publishes no typ
 
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
         """Record everything: Gunicorn missed the heartbeat for too long and is about to kill."""
-        record_all_abandoned("SIGABRT")
+        supervisor().record_all_abandoned("SIGABRT")
         super().handle_abort(sig, frame)
 
     def run(self) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from lightrag_resilience.config.process_environment import read_process_environment
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import AbandonedWork, Journal
-from lightrag_resilience.draining.process import drain_all
 from lightrag_resilience.draining.supervisor import grace_period_of, supervisor
 from lightrag_resilience.draining.worker_ledger import WorkerLedger
 from lightrag_resilience.pipeline.registry import guards
@@ -132,7 +131,7 @@ def _mark_dead_for_prometheus(pid: int) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """Use the memory of `pre_fork`, and adopt Gunicorn's times."""
     del server
-    supervisor.ledger = getattr(worker, "ledger", None)
+    supervisor().ledger = getattr(worker, "ledger", None)
     apply_gunicorn_limits(worker.cfg.graceful_timeout)
 
 
@@ -156,7 +155,7 @@ async def _send_heartbeats(worker: Any) -> None:
     while True:
         worker.notify()
         if not worker.alive:
-            drain_all("the worker's end")
+            supervisor().drain_all("the worker's end")
             for listener in worker.servers:
                 listener.close()
         await asyncio.sleep(_HEARTBEAT)

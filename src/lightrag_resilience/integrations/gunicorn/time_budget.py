@@ -99,8 +99,9 @@ def apply_gunicorn_limits(graceful_timeout: float) -> None:
     Its master sends SIGTERM once a second to a surplus worker, after SIGTTOU and, in old versions,
     SIGHUP. It sends SIGQUIT for a fast stop.
     """
-    supervisor.grace_period = grace_period_of(graceful_timeout)
-    supervisor.repeats_sigterm = True
+    manager = supervisor()
+    manager.grace_period = grace_period_of(graceful_timeout)
+    manager.repeats_sigterm = True
 
 
 def share_gunicorn_log(worker: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from typing import Annotated, Any
-from weakref import WeakKeyDictionary
 
 from annotated_types import Ge, Le
 
@@ -22,9 +21,6 @@ __all__ = ["OTHER", "HostGuards", "guard_name_for"]
 OTHER = "http.other"
 _Hosts = Annotated[int, Ge(0), Le(100_000)]
 _log = logging.getLogger("lightrag_resilience")
-
-# All transports of a registry share one bound, since a crawler makes a client for each site.
-_names_by_registry: WeakKeyDictionary[Guards, set[str]] = WeakKeyDictionary()
 
 
 def guard_name_for(url: Any) -> str:
@@ -77,7 +73,8 @@ class HostGuards:
 
     def _within_bound(self, name: str) -> str:
         """The name itself, or `OTHER` beyond the bound: a guard has state, so none is dropped."""
-        names = _names_by_registry.setdefault(self._registry, set())
+        # All transports share one bound, since a crawler makes a client for each site.
+        names = self._registry.host_guards
         if name in names:
             return name
         if len(names) < self._max_hosts:

@@ -15,7 +15,6 @@ from lightrag_resilience.errors import CallRejected, PolicyError, UnsupportedCal
 from lightrag_resilience.integrations.lightrag.work.context import call_guarded, is_caused_by
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards, guards, resolve_guards
-from lightrag_resilience.runtime.fork_safety import ProcessLock
 
 from .compat import STORAGE_KINDS, STORAGE_SERVERS
 from .storage_methods import Effect, methods_to_guard
@@ -33,8 +32,6 @@ _GUARD = "_resilience_guard"
 _ORIGINAL_CLASS = "_resilience_class"
 _ORIGINAL = "__resilience_original__"
 _NAME = "resilience_name"
-_classes: dict[type, type] = {}
-_lock = ProcessLock()
 
 
 def guard_storage(storage: Any, *, registry: Guards | None = None) -> Guard:
@@ -99,14 +96,14 @@ def guarded_class(cls: type) -> type:
         return cls
     if _kind_of(cls) is None:
         raise UnsupportedCallError(f"{cls.__name__} is no storage of LightRAG's")
-    with _lock:
-        if cls not in _classes:
-            methods = {
-                name: _guarded(method, effect) for name, method, effect in methods_to_guard(cls)
-            }
-            same = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-            _classes[cls] = type(cls.__name__, (cls,), {**methods, **same, _ORIGINAL: cls})
-        return _classes[cls]
+    return _guarded_subclass(cls)
+
+
+@functools.cache
+def _guarded_subclass(cls: type) -> type:
+    methods = {name: _guarded(method, effect) for name, method, effect in methods_to_guard(cls)}
+    same = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), {**methods, **same, _ORIGINAL: cls})
 
 
 def dependency_of(cls: type) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.events import AttemptFailed, Event, StateChanged
 from lightrag_resilience.failures.kinds import FailureKind, symptom_of
-from lightrag_resilience.runtime.fork_safety import ProcessLock
+from lightrag_resilience.runtime.process_state import ProcessLock
 from lightrag_resilience.text import is_isolation
 
 __all__ = ["Outage", "OutageHistory"]

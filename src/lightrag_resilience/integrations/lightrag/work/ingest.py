@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from lightrag_resilience.draining.gate import allow_during_drain
 from lightrag_resilience.draining.journal import AbandonedWork
-from lightrag_resilience.draining.quiescence import attach_details
 from lightrag_resilience.errors import ShuttingDownError
 from lightrag_resilience.integrations.lightrag.compat import (
     IS_CANCELLED,
@@ -182,7 +181,7 @@ class Ingest:
         run.coordinator = coordinator
         with allow_during_drain():
             task = asyncio.create_task(work, name=f"{_NAME}.{run.operation}")
-        attach_details(coordinator.track(task), run)
+        coordinator.track_as(task, "task", task.get_name(), run)
         try:
             return await _joined(task)
         except asyncio.CancelledError:

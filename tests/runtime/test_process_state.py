@@ -1,4 +1,4 @@
-"""A child that was forked while another thread held a lock makes calls like its parent."""
+"""What a process has once: it is made anew, and a forked child waits for no lock of its parent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import weakref
 
 import pytest
 
-from lightrag_resilience.runtime.fork_safety import _resettable, reset_in_children
+from lightrag_resilience import FailureKind, classify_as, guards
+from lightrag_resilience.failures.classifier import classify
+from lightrag_resilience.runtime.process_state import ProcessState, process
 from support.scripts import output_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -136,17 +138,17 @@ def test_a_child_forked_on_a_running_loop_has_a_loop_of_its_own(guard: str) -> N
 
 LOCKED = """
 import os, signal, threading, warnings
-from lightrag_resilience.failures.classifier import _rules
+from lightrag_resilience.failures.classifier import _Rules
 from lightrag_resilience.composition.stale_cache import StaleCache
 from lightrag_resilience.telemetry.fast_histogram import FastHistogram
 from lightrag_resilience.integrations.method_patching import replace_methods
 from lightrag_resilience.integrations.status.outage_history import OutageHistory
-from lightrag_resilience.integrations.lightrag import storages
-from lightrag_resilience.integrations import method_patching as _replaced
+from lightrag_resilience.integrations.method_patching import _PatchLock
+from lightrag_resilience.runtime.process_state import process
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking while threads run
 cache, tally, record = StaleCache(max_age=60.0), FastHistogram([1.0]), OutageHistory()
-locks = [cache._lock, tally._flushing, record._lock, _rules._lock, _replaced._lock, storages._lock]
+locks = [cache._lock, tally._flushing, record._lock, *(process[_Rules], process[_PatchLock])]
 held, go_on = threading.Event(), threading.Event()
 
 def hold():
@@ -188,10 +190,56 @@ def test_a_deleted_object_is_not_reset() -> None:
     class Part:
         def reset_after_fork(self) -> None: ...
 
-    part = Part()
-    reset_in_children(part)
-    assert part in _resettable
+    part, state = Part(), ProcessState()
+    state.reset_in_children(part)
+    assert part in state._resettable
     seen = weakref.ref(part)
     del part
     gc.collect()
     assert seen() is None
+
+
+def test_a_cleared_process_has_new_guards_and_no_registered_verdicts() -> None:
+    class MineError(Exception):
+        pass
+
+    before = guards()
+    classify_as(MineError, FailureKind.TRANSIENT)
+    assert classify(MineError()).kind is FailureKind.TRANSIENT
+    assert guards() is before
+    process.clear()
+    assert guards() is not before
+    assert classify(MineError()).kind is FailureKind.UNKNOWN_OUTCOME
+
+
+FORKED_IN_A_THREAD = """
+import os, threading, warnings
+from lightrag_resilience import guard, guards
+from lightrag_resilience.runtime.callables import names_of_threads
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking while threads run
+inside, go_on = threading.Event(), threading.Event()
+
+def work():
+    inside.set()
+    go_on.wait(60)
+
+async def answer():
+    return await guard("llm").call(work)
+
+caller = threading.Thread(target=guards().threads.run, args=(answer(),))
+caller.start()
+assert inside.wait(60)
+pid = os.fork()
+if pid == 0:
+    os._exit(len(names_of_threads()))
+_, status = os.waitpid(pid, 0)
+print("child", os.waitstatus_to_exitcode(status), names_of_threads())
+go_on.set()
+caller.join()
+guards().close()
+"""
+
+
+def test_a_child_does_not_wait_for_sync_functions_of_its_parent() -> None:
+    assert output_of(FORKED_IN_A_THREAD)[0] == "child 0 ['thread of work']\n"
