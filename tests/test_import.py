@@ -51,7 +51,7 @@ resilient("llm", Policy.llm())(len)
 
 assert threading.enumerate() == [threading.main_thread()]
 assert handlers == {number: signal.getsignal(number) for number in handlers}
-big = "aiohttp lightrag numpy openai prometheus_client pydantic pydantic_settings rich typer"
+big = "aiohttp lightrag numpy openai prometheus_client pydantic rich typer"
 print(sorted({*big.split()} & {name.partition(".")[0] for name in sys.modules}))
 """
     assert output_of(script) == ("[]\n", "")

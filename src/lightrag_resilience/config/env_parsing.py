@@ -10,8 +10,6 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from lightrag_resilience.text import LONGEST_TEXT, printable
 
@@ -48,7 +46,7 @@ def parse_variables(
         Then the problems.
     """
     try:
-        return _Variables(found).model_dump(exclude_unset=True), []
+        return _Variables.model_validate(_sorted(found)).model_dump(exclude_unset=True), []
     except ValidationError as error:
         return {}, list(_problems(error, found, suggest=suggest))
 
@@ -101,52 +99,23 @@ def _fields_of(cls: Any) -> dict[str, Any]:
     }
 
 
-class _FromText(BaseSettings):
-    # `_reader` takes texts; the defaults are values.
-    model_config = ConfigDict(extra="forbid", validate_default=False)  # type: ignore[assignment]
-
-    def __init__(self, found: Mapping[str, str]) -> None:
-        super().__init__(_found=found)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: Any,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        del env_settings, dotenv_settings, file_secret_settings
-        return (_Sorted(settings_cls, init_settings.init_kwargs["_found"]),)
-
-
-class _Sorted(PydanticBaseSettingsSource):
-    """Sorts variables into sections by the two underscores in their names."""
-
-    def __init__(self, settings_cls: type[BaseSettings], found: Mapping[str, str]) -> None:
-        super().__init__(settings_cls)
-        self._found = found
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # __call__ returns all fields at once
-
-    def __call__(self) -> dict[str, Any]:
-        tree: dict[str, Any] = {SECTIONS: {}}
-        for name, text in self._found.items():
-            section, *rest = name.removeprefix(PREFIX).split("__")
-            if len(rest) == 2 and name.isascii() and not is_misspelt(section):  # noqa: PLR2004 - part and field
-                part, key = map(str.lower, rest)
-                tree[SECTIONS].setdefault(section, {}).setdefault(part, {})[key] = text
-            else:  # pydantic reports a name that is unknown
-                tree[PROCESS_VARIABLES.get(name, name)] = text
-        return tree
+def _sorted(found: Mapping[str, str]) -> dict[str, Any]:
+    """Sort variables into sections by the two underscores in their names."""
+    tree: dict[str, Any] = {SECTIONS: {}}
+    for name, text in found.items():
+        section, *rest = name.removeprefix(PREFIX).split("__")
+        if len(rest) == 2 and name.isascii() and not is_misspelt(section):  # noqa: PLR2004 - part and field
+            part, key = map(str.lower, rest)
+            tree[SECTIONS].setdefault(section, {}).setdefault(part, {})[key] = text
+        else:  # pydantic reports a name that is unknown
+            tree[PROCESS_VARIABLES.get(name, name)] = text
+    return tree
 
 
 _PARTS: dict[str, Any] = {part: (_model_of(part, policy), None) for part, policy in PARTS.items()}
 _Section = create_model("_Section", __config__=ConfigDict(extra="forbid"), **_PARTS)
 _FIELDS: dict[str, Any] = {**_fields_of(ProcessSettings), SECTIONS: (dict[str, _Section], {})}  # type: ignore[valid-type]
-_Variables = create_model("_Variables", __base__=_FromText, **_FIELDS)
+_Variables = create_model("_Variables", __config__=ConfigDict(extra="forbid"), **_FIELDS)
 
 
 # ---------------------------------------------------------------------- errors for people

@@ -104,7 +104,7 @@ class Guards:
         """
         with self._lock:
             if self._settings is None:
-                # pydantic-settings takes longer to import than the rest of the package.
+                # pydantic takes longer to import than the rest of the package.
                 from lightrag_resilience.config.settings import load_settings  # noqa: PLC0415
 
                 self._settings = load_settings()
