@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -35,12 +36,13 @@ class AnswerError(Exception):
 
 
 async def opened(*steps: Any, **changes: Any) -> tuple[Guard, Scripted]:
-    """A guard whose circuit has just opened, and its probe."""
+    """A guard whose circuit has just opened, and its probe. Callers want answers all the time."""
     guard, probe = guard_on_loop(consecutive_failures=1, **changes), Scripted(*steps)
     guard.set_probe(probe)
     with pytest.raises(ConnectionRefusedError):
         await guard.call(Scripted(down()))
     assert guard.breaker.state is State.OPEN
+    guard.demanded_at = math.inf
     return guard, probe
 
 
@@ -62,10 +64,10 @@ def outcomes(published: list[Event]) -> list[str]:
 
 async def test_the_first_probe_comes_soon_and_closes_the_circuit() -> None:
     guard, probe = await opened("ok")
-    await asyncio.sleep(0.75)
+    await asyncio.sleep(0.95)
     assert guard.breaker.state is State.CLOSED
     assert len(probe.at) == 1
-    assert 0.5 <= probe.at[0] <= 0.7
+    assert 0.8 <= probe.at[0] <= 0.91
 
 
 async def test_no_probe_is_sent_while_the_circuit_is_closed() -> None:
@@ -75,13 +77,35 @@ async def test_no_probe_is_sent_while_the_circuit_is_closed() -> None:
     assert guard.breaker.state is State.CLOSED
 
 
-async def test_probes_come_every_second_and_a_half_and_rarer_in_a_long_outage() -> None:
+async def test_probes_come_every_1_25_seconds_and_rarer_in_a_long_outage() -> None:
     _, probe = await opened(down())
     await asyncio.sleep(60)
     early = probe.gaps()[:12]
-    assert all(1.5 <= gap <= 1.81 for gap in early)
+    assert all(1.25 <= gap <= 1.45 for gap in early), early
     await asyncio.sleep(3600)
-    assert all(5.0 <= gap <= 5.21 for gap in probe.gaps()[-10:])
+    assert all(5.0 <= gap <= 5.11 for gap in probe.gaps()[-10:])
+
+
+async def test_probes_become_rarer_while_no_caller_wants_an_answer() -> None:
+    """20 queries at once, and none after them, cost a provider that is down three probes in 11 s."""
+    guard, probe = await opened(down())
+    guard.demanded_at = now()
+    await asyncio.sleep(11.0)
+    assert probe.calls == 3
+    await asyncio.sleep(600.0)
+    assert all(10.0 <= gap <= 10.2 for gap in probe.gaps()[-10:])
+
+
+async def test_a_new_call_makes_the_next_probe_come_soon() -> None:
+    guard, probe = await opened(down())
+    guard.demanded_at = now()
+    await asyncio.sleep(100.0)
+    count = probe.calls
+    assert not await is_admitted(guard)
+    began = now()
+    while probe.calls == count:
+        await asyncio.sleep(0.05)
+    assert now() - began <= 1.5
 
 
 async def test_an_explicit_time_open_is_kept() -> None:
@@ -102,7 +126,7 @@ async def test_users_calls_are_no_probes_even_when_the_break_is_over() -> None:
 
 async def test_a_rejection_names_a_wait_while_a_probe_is_due() -> None:
     guard, _ = await opened(30.0)
-    await asyncio.sleep(0.75)
+    await asyncio.sleep(0.95)
     assert guard.breaker.state is State.HALF_OPEN
     with pytest.raises(CircuitOpenError) as caught:
         await guard.call(Scripted("answer"))
@@ -187,8 +211,8 @@ async def test_an_answer_that_serves_no_caller_is_probed_again_ever_more_rarely(
     await asyncio.sleep(3600)
     assert set(outcomes(published)) == {"unserved"}
     assert guard.breaker.circuit.reason.startswith("after a probe met HTTP")
-    assert 1.5 <= probe.gaps()[1] <= 1.8
-    assert 5.0 <= probe.gaps()[-1] <= 5.3
+    assert 1.25 <= probe.gaps()[1] <= 1.5
+    assert 5.0 <= probe.gaps()[-1] <= 5.3, probe.gaps()
 
 
 @pytest.mark.parametrize("status", [429, 503])

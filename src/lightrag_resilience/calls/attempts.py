@@ -59,6 +59,7 @@ class Attempts:
         "breaker",
         "budget",
         "clock",
+        "demanded_at",
         "events",
         "gate",
         "granted",
@@ -88,6 +89,8 @@ class Attempts:
         self._loop_states = loop_states
         # That of the loop used last: nearly all calls of a guard come from one loop.
         self._loop_state: LoopState | None = None
+        self.demanded_at = -math.inf
+        """Monotonic seconds at which a caller last wanted an answer that was not there."""
         self.granted: GrantedLimits | None = None
         """Limits that the provider named in its answers; None until it did."""
 
@@ -146,7 +149,7 @@ class Attempts:
         """
         if (deadline := call.caller_deadline) is not None and deadline.left <= 0:
             raise deadline.error(self.name)
-        call.admission = self._circuit.shared_admission or await self._acquire_admission()
+        call.admission = self._circuit.shared_admission or await self._acquire_admission(call.began)
         if loop_state.controller is not None:
             await self._wait_for_capacity(call, loop_state.controller, (args, kwargs))
         return self.start(call, loop_state)
@@ -182,11 +185,12 @@ class Attempts:
         left = self.remaining(call)
         return None if left == math.inf else self.clock() + left
 
-    async def _acquire_admission(self) -> Admission:
+    async def _acquire_admission(self, began: float) -> Admission:
         breaker = self.breaker
         try:
             admission = await breaker.acquire_async()
         except CallRejected as rejection:
+            self.demanded_at = max(self.demanded_at, began)
             publish_attempt_rejected(self, type(rejection))
             raise
         if admission is not self._circuit.shared_admission:
@@ -220,7 +224,7 @@ class Attempts:
         publish_call_admitted(self, call, self.clock() - began)
         if waited and not self._circuit.is_valid(call.admission):
             try:
-                call.admission = await self._acquire_admission()
+                call.admission = await self._acquire_admission(call.began)
             except BaseException:
                 controller.abandon(call)
                 raise

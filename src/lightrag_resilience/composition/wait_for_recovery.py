@@ -139,6 +139,7 @@ async def retry_until_available(
     Raises:
         Exception: The error of the last round, or one that waiting cannot mend.
     """
+    guard.demanded_at = guard.clock()
     while True:
         began = guard.clock()
         try:

@@ -115,9 +115,9 @@ class Breaks(NamedTuple):
 
 _MOST_GROWN = 256  # breaks; of more, the power overflows a float
 _CLASSICAL = Breaks(5.0, 5.0, 1.5, 10.0)
-# A recovery is noticed within 2 s in the first minute, and 20 s of an outage cost 12 requests.
-# The first comes sooner: a circuit that opened by bad luck costs its users little.
-_PROBED = Breaks(0.5, 1.5, 1.005, 5.0)
+# A recovery is noticed within 1.5 s in the first minute, and 20 s of an outage cost 15 requests,
+# while calls keep coming. The first is sooner: a circuit that bad luck opened costs little.
+_PROBED = Breaks(0.8, 1.25, 1.006, 5.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,11 +169,11 @@ class BreakerPolicy(_Checked):
     open_for: Seconds | None = setting(
         None,
         "Seconds for which the circuit is open the first time. `none`: 5; where a background probe "
-        "looks for the recovery, 0.5 and then 1.5.",
+        "looks for the recovery, 0.8 and then 1.25.",
     )
     open_growth: Growth | None = setting(
         None,
-        "Factor for each further time open, until the dependency recovers. `none`: 1.5, or 1.005 "
+        "Factor for each further time open, until the dependency recovers. `none`: 1.5, or 1.006 "
         "with a background probe.",
     )
     open_max: Seconds | None = setting(

@@ -86,7 +86,7 @@ class ProcessSettings:
         "Seconds that the ingest of a protected LightRAG waits for an unavailable dependency.",
     )
     query__patience: Wait = setting(
-        8.0,
+        11.0,
         "Seconds that a query of a protected LightRAG waits in all for dependencies that have just "
         "become unavailable, about as long as LightRAG's own retries do. 0: it fails at once.",
     )

@@ -35,7 +35,10 @@ Probe = Callable[[], Awaitable[object]]
 _log = logging.getLogger("lightrag_resilience")
 
 _GRACE = 2.0  # seconds after which a probe that was not sent is left to the calls of users
-_JITTER = 0.2  # seconds: workers do not all ask for the permit at once
+_JITTER = 0.1  # seconds: workers do not all ask for the permit at once
+_IDLE_GROWTH = 1.5  # of the time for which nothing was wanted: so long until the next probe
+_LONGEST_IDLE = 10.0  # seconds between two probes then
+_DEMAND_POLL = 0.25  # seconds after which a probe that was put off sees a new demand
 _LEASE = 3.0  # seconds after which another worker takes over from one that died
 _POLL = 1.0  # seconds between two requests for the permit that another worker holds
 _SETTLING = 0.1  # seconds for a verdict to become the cluster's state
@@ -72,11 +75,13 @@ class RecoveryProbe:
         "_function",
         "_generation",
         "_guard",
+        "_idle_until",
         "_is_closed",
         "_is_ended",
         "_loop",
         "_only_on",
         "_opens",
+        "_seen_at",
         "_task",
         "_timeouts",
         "_unsubscribe",
@@ -108,7 +113,7 @@ class RecoveryProbe:
         self._generation = -1
         self._opens = 0  # breaks of this outage, also those that do not count for the breaker
         self._timeouts = 0  # probes in a row that were cut off
-        self._due = _LONG_AGO
+        self._due = self._idle_until = self._seen_at = _LONG_AGO
         self._unsubscribe = guard.events.subscribe(self._on_change, StateChanged)
         process.reset_in_children(self)
         guard.breaker.expect_background_probe(is_expected=True)
@@ -209,13 +214,17 @@ class RecoveryProbe:
         while self._is_wanted:
             self._wake.clear()
             self._see_state()
-            wait = self._due - guard.clock()
+            now = guard.clock()
+            due, idle_until = self._due, self._idle_until
+            if idle_until > max(due, now) and guard.demanded_at < self._seen_at:
+                due = min(idle_until, max(due, now + _DEMAND_POLL))
+            wait = due - now
             if wait <= 0:
                 await self._probe_once()
                 continue
             # After a probe that was cut off a user's call may show whether it only took too long.
             is_left_to_users = self._timeouts and circuit.state is State.OPEN
-            circuit.probed_until = _LONG_AGO if is_left_to_users else self._due + _GRACE
+            circuit.probed_until = _LONG_AGO if is_left_to_users else due + _GRACE
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
@@ -240,6 +249,12 @@ class RecoveryProbe:
         )
         self._timeouts = self._timeouts + 1 if is_cut_off else 0
         self._due = circuit.open_until + _jitter()
+        # Nothing new was wanted since: a provider that is down gets few requests for old demands.
+        self._seen_at = now
+        if self._opens == 1:  # the call that opened it
+            self._guard.demanded_at = max(self._guard.demanded_at, now)
+        idle = _IDLE_GROWTH * (now - self._guard.demanded_at)
+        self._idle_until = now + min(idle, _LONGEST_IDLE)
         if circuit.reason.startswith(MET):  # the breaker's pause is the same each time
             self._due = max(self._due, now + circuit.breaks.length(self._opens))
         if is_cut_off:

@@ -1,12 +1,14 @@
 """The smallest request of each kind, which a background probe sends while a circuit is open.
 
 It takes the way of a real one, since a provider may list its models while completions fail, but not
-through LightRAG's queues and caches. It has no options that some provider would refuse.
+through LightRAG's queues and caches. It has no options that some provider would refuse. Each one
+has a number of its own: a gateway that caches answers must not answer for a provider that is down.
 """
 
 from __future__ import annotations
 
 import inspect
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +19,15 @@ from .compat import EMBEDDING, MODEL, RERANK
 __all__ = ["probe_of", "storage_probe"]
 
 _NO_ID = "lightrag-resilience-probe"
-_REQUESTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
-    MODEL.name: (("Reply with OK.",), {}),
-    EMBEDDING.name: ((["probe"],), {}),
-    RERANK.name: ((), {"query": "probe", "documents": ["probe", "other"], "top_n": 1}),
+_REQUESTS: dict[str, Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]] = {
+    MODEL.name: lambda number: ((f"Reply with OK. ({number})",), {}),
+    EMBEDDING.name: lambda number: (([f"probe {number}"],), {}),
+    RERANK.name: lambda number: (
+        (),
+        {"query": f"probe {number}", "documents": ["probe", "other"], "top_n": 1},
+    ),
 }
-"""The arguments of a probe, by the name of LightRAG's slot."""
+"""The arguments of a probe with a number, by the name of LightRAG's slot."""
 
 
 def probe_of(slot: str, function: Callable[..., Any], **options: Any) -> Probe:
@@ -33,9 +38,10 @@ def probe_of(slot: str, function: Callable[..., Any], **options: Any) -> Probe:
         function: What calls the provider.
         options: That LightRAG passes to it with each call.
     """
-    arguments, more = _REQUESTS[slot]
+    request = _REQUESTS[slot]
 
     async def probe() -> Any:
+        arguments, more = request(secrets.token_hex(4))
         result = function(*arguments, **more, **options)
         return await result if inspect.isawaitable(result) else result
 
