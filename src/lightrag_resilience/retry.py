@@ -37,7 +37,7 @@ _TRANSIENT = FailureKind.TRANSIENT
 _MAY_BE_DONE = frozenset({460, 499, 502, 504, 520, 524, 598, 599})
 RETRY_COST = 5  # tokens, as in the AWS SDKs
 TIMEOUT_RETRY_COST = 10  # a timeout has cost the dependency more
-_BROWNOUT_BACKOFF = 3.0  # seconds at most, while some calls pass
+_BROWNOUT_BACKOFF = 4.0  # seconds at most, while some calls pass
 _LIGHTRAG_ATTEMPTS, _LIGHTRAG_BACKOFF = 3, (4.0, 10.0)  # of its functions, in seconds
 R = TypeVar("R")
 

@@ -77,20 +77,20 @@ async def test_no_probe_is_sent_while_the_circuit_is_closed() -> None:
     assert guard.breaker.state is State.CLOSED
 
 
-async def test_probes_come_every_1_25_seconds_and_rarer_in_a_long_outage() -> None:
+async def test_probes_come_every_second_and_rarer_in_a_long_outage() -> None:
     _, probe = await opened(down())
     await asyncio.sleep(60)
     early = probe.gaps()[:12]
-    assert all(1.25 <= gap <= 1.45 for gap in early), early
+    assert all(1.1 <= gap <= 1.3 for gap in early), early
     await asyncio.sleep(3600)
     assert all(5.0 <= gap <= 5.11 for gap in probe.gaps()[-10:])
 
 
 async def test_probes_become_rarer_while_no_caller_wants_an_answer() -> None:
-    """20 queries at once, and none after them, cost a provider that is down three probes in 11 s."""
+    """20 queries at once, and none after them, cost a provider three probes in 12 s."""
     guard, probe = await opened(down())
     guard.demanded_at = now()
-    await asyncio.sleep(11.0)
+    await asyncio.sleep(12.0)
     assert probe.calls == 3
     await asyncio.sleep(600.0)
     assert all(10.0 <= gap <= 10.2 for gap in probe.gaps()[-10:])
@@ -102,10 +102,8 @@ async def test_a_new_call_makes_the_next_probe_come_soon() -> None:
     await asyncio.sleep(100.0)
     count = probe.calls
     assert not await is_admitted(guard)
-    began = now()
-    while probe.calls == count:
-        await asyncio.sleep(0.05)
-    assert now() - began <= 1.5
+    await asyncio.sleep(1.7)
+    assert probe.calls > count
 
 
 async def test_an_explicit_time_open_is_kept() -> None:
@@ -211,7 +209,7 @@ async def test_an_answer_that_serves_no_caller_is_probed_again_ever_more_rarely(
     await asyncio.sleep(3600)
     assert set(outcomes(published)) == {"unserved"}
     assert guard.breaker.circuit.reason.startswith("after a probe met HTTP")
-    assert 1.25 <= probe.gaps()[1] <= 1.5
+    assert 1.1 <= probe.gaps()[1] <= 1.3
     assert 5.0 <= probe.gaps()[-1] <= 5.3, probe.gaps()
 
 

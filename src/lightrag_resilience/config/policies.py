@@ -115,9 +115,9 @@ class Breaks(NamedTuple):
 
 _MOST_GROWN = 256  # breaks; of more, the power overflows a float
 _CLASSICAL = Breaks(5.0, 5.0, 1.5, 10.0)
-# A recovery is noticed within 1.5 s in the first minute, and 20 s of an outage cost 15 requests,
+# A recovery is noticed within 1.3 s in the first minute, and 20 s of an outage cost 17 requests,
 # while calls keep coming. The first is sooner: a circuit that bad luck opened costs little.
-_PROBED = Breaks(0.8, 1.25, 1.006, 5.0)
+_PROBED = Breaks(0.8, 1.1, 1.006, 5.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +169,7 @@ class BreakerPolicy(_Checked):
     open_for: Seconds | None = setting(
         None,
         "Seconds for which the circuit is open the first time. `none`: 5; where a background probe "
-        "looks for the recovery, 0.8 and then 1.25.",
+        "looks for the recovery, 0.8 and then 1.1.",
     )
     open_growth: Growth | None = setting(
         None,
@@ -264,7 +264,7 @@ class RetryPolicy(_Checked):
     brownout_attempts: Annotated[int, Ge(1), Le(100)] = setting(
         10,
         "Attempts of a call while some calls of a failing dependency pass, where that is more than "
-        "`attempts`. Which call passes is chance, so these are at most 3 s apart.",
+        "`attempts`. Which call passes is chance, so these are at most 4 s apart.",
     )
     initial_backoff: Seconds = setting(0.5, "Seconds before the second attempt, before jitter.")
     backoff_growth: Growth = setting(2.0, "Factor for each further attempt.")

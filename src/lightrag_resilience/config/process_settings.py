@@ -86,9 +86,9 @@ class ProcessSettings:
         "Seconds that the ingest of a protected LightRAG waits for an unavailable dependency.",
     )
     query__patience: Wait = setting(
-        11.0,
+        12.0,
         "Seconds that a query of a protected LightRAG waits in all for dependencies that have just "
-        "become unavailable, about as long as LightRAG's own retries do. 0: it fails at once.",
+        "become unavailable, as long as LightRAG's own retries may take. 0: it fails at once.",
     )
     query__max_outage: Wait = setting(
         60.0,
