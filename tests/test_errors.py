@@ -17,6 +17,7 @@ from lightrag_resilience.errors import (
     AttemptTimeoutError,
     BulkheadFullError,
     CallRejected,
+    CallShedError,
     CircuitOpenError,
     DeadlineExceededError,
     DependencyError,
@@ -48,6 +49,10 @@ SENTENCES: list[tuple[ResilienceError, str]] = [
         "Circuit 'llm' is half-open with its probe taken; try again in 0.5 s",
     ),
     (CircuitOpenError("llm", None, "", "half-open"), "Circuit 'llm' is half-open"),
+    (
+        CallShedError("llm", 1.0, "as 80 of 100 calls failed"),
+        "A background call of 'llm' was shed as 80 of 100 calls failed; try again in 1.0 s",
+    ),
     (
         RateLimitedError("llm", 2.0, "for the next 2 s"),
         "Rate limit of 'llm' is used up for the next 2 s; try again in 2.0 s",
@@ -125,8 +130,8 @@ def test_an_open_circuit_is_an_error_of_pybreaker_too() -> None:
 
 def test_only_errors_of_calls_never_sent_are_rejections() -> None:
     refusals = {error for error in PUBLIC if issubclass(error, CallRejected)}
-    queues = {RateLimitedError, BulkheadFullError}
-    assert refusals == {CallRejected, CircuitOpenError, ShuttingDownError, *queues}
+    limits = {RateLimitedError, BulkheadFullError, CallShedError}
+    assert refusals == {CallRejected, CircuitOpenError, ShuttingDownError, *limits}
 
 
 def test_errors_about_a_dependency_are_dependency_errors() -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "AttemptTimeoutError",
     "BulkheadFullError",
     "CallRejected",
+    "CallShedError",
     "CircuitOpenError",
     "DeadlineExceededError",
     "DependencyError",
@@ -124,6 +125,14 @@ class CircuitOpenError(CallRejected, CircuitBreakerError):
             return super().advice()
         what = "ends" if is_isolation(self.reason) else "next probe"
         return f"; {what} in {self.retry_after:.1f} s"
+
+
+class CallShedError(CallRejected):
+    """A background call is held back in a brownout, so that queries have what passes."""
+
+    def summary(self) -> str:
+        """What was held back."""
+        return f"A background call of {self.dependency!r} was shed"
 
 
 class RateLimitedError(CallRejected):

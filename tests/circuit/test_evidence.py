@@ -104,6 +104,19 @@ def test_a_threshold_that_is_set_takes_the_place_of_evidence(threshold: dict[str
     assert circuit.state is State.CLOSED
 
 
+@pytest.mark.parametrize(
+    ("results", "share"),
+    [("F" * 9, 0.0), ("SF" * 50, 0.0), ("SFF" * 30, 0.33), ("SFFFF" * 20, 0.59), ("F" * 20, 0.95)],
+)
+def test_background_calls_are_shed_in_proportion_where_most_calls_fail(
+    results: str, share: float
+) -> None:
+    evidence = Evidence()
+    for result in results:
+        (evidence.on_failure if result == "F" else evidence.on_success)()
+    assert evidence.shed_share == pytest.approx(share, abs=0.01)
+
+
 @given(results=st.text("SF", max_size=400))
 def test_counts_of_evidence_stay_within_bounds(results: str) -> None:
     evidence = Evidence()
@@ -112,5 +125,6 @@ def test_counts_of_evidence_stay_within_bounds(results: str) -> None:
         assert 0 <= evidence.failed <= evidence.calls <= 200
         assert 6 <= run_to_open(evidence.calls, evidence.failed) <= 60
         assert not (evidence.run and evidence.successes)
+        assert 0.0 <= evidence.shed_share < 1.0
     passed = evidence.shows_brownout
     assert passed <= ("S" in results)

@@ -20,6 +20,7 @@ from lightrag_resilience import (
     deadline,
 )
 from lightrag_resilience.composition.wait_for_recovery import Patience, retry_until_available
+from lightrag_resilience.events import AttemptRejected, Event
 from support.guards import Scripted, down, guard_on_loop, now, outcomes
 
 pytestmark = pytest.mark.anyio
@@ -49,6 +50,38 @@ async def test_no_call_is_made_while_the_circuit_is_open() -> None:
 
     await retry_until_available(guard, begin, patience=Patience(600))
     assert len(begun) == 1
+
+
+async def test_background_calls_are_held_back_in_a_brownout_and_others_are_not() -> None:
+    """Four of five calls fail: some background calls wait a second or more."""
+    guard = quick(failure_rate=None)
+
+    async def fail_most() -> None:
+        for number in range(60):
+            await outcomes([guard.call(Scripted(down() if number % 5 else "fine"))])
+
+    await fail_most()
+    shed = list[Event]()
+    guard.events.subscribe(shed.append, AttemptRejected)
+    function = Scripted("answer")
+
+    def call(*, is_background: bool) -> Any:
+        return retry_until_available(
+            guard,
+            lambda: guard.call(function),
+            patience=Patience(600),
+            is_background=is_background,
+        )
+
+    await asyncio.gather(*(call(is_background=True) for _ in range(20)))
+    assert {event.error for event in shed if isinstance(event, AttemptRejected)} == {
+        "CallShedError"
+    }
+    assert now() >= 1.0
+    count = len(shed)
+    await fail_most()
+    await asyncio.gather(*(call(is_background=False) for _ in range(20)))
+    assert len(shed) == count
 
 
 async def test_an_outage_is_outlasted_with_few_calls() -> None:

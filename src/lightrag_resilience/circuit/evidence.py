@@ -17,6 +17,8 @@ _SHORTEST_RUN, _LONGEST_RUN = 6, 60
 _MEMORY = 200  # calls; beyond it both counts are halved, so that recent calls weigh more
 _FEW = 3  # successes, before they can end a brownout
 _OVER = math.log(0.001)  # chance of a run of successes that is no accident
+_ENOUGH = 10  # calls, before any is shed
+_ACCEPTED_FACTOR = 2  # K of the client-side throttle in Google's SRE book, chapter 21
 
 
 def run_to_open(calls: int, failed: int) -> int:
@@ -80,6 +82,18 @@ class Evidence:
     def shows_brownout(self) -> bool:
         """Whether some calls passed since the dependency began to fail."""
         return self.calls > self.failed
+
+    @property
+    def shed_share(self) -> float:
+        """Share of background calls to hold back, 0 to 1: none while half of the calls pass.
+
+        Google's SRE book, "Handling Overload": what the dependency accepts is asked for twice.
+        """
+        calls = self.calls + self.run
+        if calls < _ENOUGH:
+            return 0.0
+        passed = self.calls - self.failed
+        return max(0.0, (calls - _ACCEPTED_FACTOR * passed) / (calls + 1))
 
     @property
     def is_over(self) -> bool:

@@ -116,13 +116,14 @@ class Patience:
             self._waiting[dependency] -= 1
 
 
-async def retry_until_available(
+async def retry_until_available(  # noqa: PLR0913 - most by name
     guard: Guard,
     call: Callable[[], Awaitable[R]],
     *,
     patience: Patience,
     idempotent: bool | None = None,
     is_foreign: Callable[[Exception], bool] = lambda _: False,
+    is_background: bool = False,
 ) -> R:
     """The result of a guarded call, repeated while the dependency is unavailable.
 
@@ -135,6 +136,7 @@ async def retry_until_available(
         patience: After it the last error is raised.
         idempotent: Whether the call is; None leaves it to the guard's policy.
         is_foreign: Whether an error is of another dependency, which has been waited for there.
+        is_background: Whether the call is held back in a brownout, in favour of others.
 
     Raises:
         Exception: The error of the last round, or one that waiting cannot mend.
@@ -145,6 +147,8 @@ async def retry_until_available(
         try:
             # Before `call`, which may queue or compute before it reaches the guard.
             guard.refuse_if_open()
+            if is_background:
+                guard.shed_in_brownout()
             return await call()
         except Exception as error:
             policy = guard.policy.retry.with_idempotent(idempotent=idempotent)

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import functools
 import math
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from threading import get_ident  # not the module: each attribute costs every call
@@ -29,10 +30,14 @@ from lightrag_resilience.calls.call_context import (
     inside_guarded_call,
 )
 from lightrag_resilience.calls.loop_state import LoopStates
-from lightrag_resilience.calls.publishing import publish_call_failed, publish_retry_scheduled
+from lightrag_resilience.calls.publishing import (
+    publish_attempt_rejected,
+    publish_call_failed,
+    publish_retry_scheduled,
+)
 from lightrag_resilience.config.policies import Policy, RetryPolicy
 from lightrag_resilience.draining.gate import DrainGate
-from lightrag_resilience.errors import UnsupportedCallError
+from lightrag_resilience.errors import CallShedError, UnsupportedCallError
 from lightrag_resilience.events import Events
 from lightrag_resilience.failures.classifier import FailureKind
 from lightrag_resilience.limits.rate_limiter import SharedLimiter
@@ -50,6 +55,7 @@ __all__ = ["Guard"]
 
 _PLAIN = frozenset({str, dict, list, int, float, bool, tuple, bytes, type(None)})  # no streams
 _THROTTLED = FailureKind.THROTTLED
+_SHED_FOR = 1.0  # seconds
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -147,6 +153,18 @@ class Guard(Attempts):
         if circuit.shared_admission is None and now < max(circuit.open_until, circuit.probed_until):
             wait = circuit.retry_after(now)
             raise self._rejection(math.inf if wait is None else wait)
+
+    def shed_in_brownout(self) -> None:
+        """Hold back a background call, by chance, while more than half of the calls fail.
+
+        Raises:
+            CallShedError: This call is one of them; `retry_after` is when to come back.
+        """
+        evidence = self._circuit.evidence
+        if evidence is not None and random.random() < evidence.shed_share:  # noqa: S311
+            publish_attempt_rejected(self, CallShedError)
+            calls, failed = evidence.calls + evidence.run, evidence.failed + evidence.run
+            raise CallShedError(self.name, _SHED_FOR, f"as {failed} of {calls} calls failed")
 
     def set_probe(
         self,

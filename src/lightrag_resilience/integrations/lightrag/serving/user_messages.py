@@ -6,6 +6,7 @@ from lightrag_resilience.errors import (
     AttemptTimeoutError,
     BulkheadFullError,
     CallRejected,
+    CallShedError,
     DeadlineExceededError,
     RateLimitedError,
     ShuttingDownError,
@@ -27,6 +28,7 @@ _UNNAMED = "a service that is needed for this"
 _SENTENCES: tuple[tuple[type[Exception], str], ...] = (
     (ShuttingDownError, STOPS),
     (BulkheadFullError, "Too many requests wait for {what}."),
+    (CallShedError, "{what} fails most of its calls at the moment."),
     (RateLimitedError, "{what} takes no more requests at the moment."),
     (AttemptTimeoutError, "{what} took too long to answer."),
     (DeadlineExceededError, "{what} took too long to answer."),

@@ -178,6 +178,7 @@ async def call_guarded(
                     patience=patience,
                     idempotent=idempotent,
                     is_foreign=is_foreign,
+                    is_background=work is not None and work.is_ingest,
                 )
             else:
                 guard.refuse_if_open()
