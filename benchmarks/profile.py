@@ -29,7 +29,7 @@ from benchmarks.calls import answer
 from benchmarks.stack import Setup
 from benchmarks.stacks import ours
 from lightrag_resilience.calls.call_context import Call
-from lightrag_resilience.runtime.tasks import current_task
+from lightrag_resilience.runtime.asyncio_compat import current_task
 variable = ContextVar("variable", default=None)
 async def main():
     loop, register, call = get_running_loop(), {{}}, Call()

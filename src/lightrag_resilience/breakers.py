@@ -16,7 +16,13 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, NoReturn
 
-from pybreaker import CircuitBreaker, CircuitBreakerStorage
+from pybreaker import (
+    CircuitBreaker,
+    CircuitBreakerStorage,
+    CircuitClosedState,
+    CircuitHalfOpenState,
+    CircuitOpenState,
+)
 
 from .circuit.state_machine import Admission, Circuit, Snapshot, State
 from .config.policies import RENEWALS, BreakerPolicy, Mode
@@ -415,11 +421,12 @@ class _PyBreaker(CircuitBreaker):
             success_threshold=policy.probes,
             state_storage=_Storage(breaker),
         )
+        self._shown = self._as_object(breaker.circuit.state)
 
     @property
     def state(self) -> Any:
         """The state that listeners were notified of last, as pybreaker's object."""
-        return self._state
+        return self._shown
 
     @state.setter
     def state(self, state_str: Any) -> NoReturn:
@@ -430,13 +437,17 @@ class _PyBreaker(CircuitBreaker):
 
     def show(self, state: State) -> None:
         """Notify listeners of a transition of the circuit; one that raises is dropped."""
-        old, self._state = self._state, self._create_new_state(state.value)
+        old, self._shown = self._shown, self._as_object(state)
         for listener in self.listeners:
             try:
-                listener.state_change(self, old, self._state)
+                listener.state_change(self, old, self._shown)
             except Exception:  # noqa: BLE001 - whatever it is, the call goes on
                 self.remove_listener(listener)
                 _log.exception("A pybreaker listener of %r failed and is dropped", self._owner.name)
+
+    def _as_object(self, state: State) -> Any:
+        kinds = {State.OPEN: CircuitOpenState, State.HALF_OPEN: CircuitHalfOpenState}
+        return kinds.get(state, CircuitClosedState)(self, None)
 
     def open(self) -> bool:
         self._owner.open("through pybreaker")

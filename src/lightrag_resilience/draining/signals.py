@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
+from lightrag_resilience.runtime.asyncio_compat import is_runner_interrupt
+
 __all__ = ["ONE_REQUEST", "SignalListener", "shutdown_signals"]
 
 ONE_REQUEST = 1.0
@@ -116,7 +118,4 @@ class SignalListener:
 
 def _interrupts(handler: Any) -> bool:
     """Whether it is the Ctrl-C handler of Python or asyncio."""
-    if handler is signal.default_int_handler:
-        return True
-    function = handler.func if isinstance(handler, functools.partial) else handler
-    return getattr(function, "__qualname__", "") == "Runner._on_sigint"
+    return handler is signal.default_int_handler or is_runner_interrupt(handler)

@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from aiolimiter import AsyncLimiter
-
 from lightrag_resilience.config.policies import LimitPolicy
 from lightrag_resilience.errors import RateLimitedError
+
+from .aiolimiter_compat import LeakyBucket
 
 __all__ = ["LocalRateLimiter", "RateLimiter", "SharedLimiter"]
 
@@ -79,11 +79,11 @@ class LocalRateLimiter:
         self._tokens = _Tokens(policy, share) if policy.tpm else None
         if self._tokens is not None and owed[1] > 0:
             self._tokens.owe(owed[1])
-        self._bucket: _Bucket | None = None
+        self._bucket: LeakyBucket | None = None
         if policy.rpm:
             rpm = policy.rpm * share
             burst = max(1.0, policy.request_burst * share)
-            self._bucket = _Bucket(burst, time_period=burst * _MINUTE / rpm)
+            self._bucket = LeakyBucket(burst, time_period=burst * _MINUTE / rpm)
             if owed[0] > 0:
                 self._bucket.owe(owed[0])
         # AsyncLimiter is not FIFO: a newcomer can overtake a waiter that has just been woken.
@@ -214,27 +214,3 @@ class _Tokens:
     def cost(self, tokens: int) -> float:
         """Seconds they are worth, at most a minute: else a larger call could never pass."""
         return min(tokens, self._largest) * self._interval
-
-
-class _Bucket(AsyncLimiter):
-    __slots__ = ()
-
-    def take(self) -> None:
-        """What `acquire` does if it need not wait, without the cost of a coroutine."""
-        self._level += 1
-
-    @property
-    def owed(self) -> float:
-        """Seconds until all requests so far are paid for."""
-        self._leak()
-        return self._level / self._rate_per_sec
-
-    def owe(self, seconds: float) -> None:
-        """Begin with so many seconds' worth to be paid for."""
-        self._leak()  # sets the time from which the level sinks to now
-        self._level = seconds * self._rate_per_sec
-
-    def wait(self, ahead: int) -> float:
-        """Seconds until one more request fits, after `ahead` others."""
-        self.has_capacity()  # brings the level up to date
-        return max(self._level + ahead + 1 - self.max_rate, 0.0) / self._rate_per_sec

@@ -42,8 +42,8 @@ from lightrag_resilience.events import Events
 from lightrag_resilience.failures.classifier import FailureKind
 from lightrag_resilience.limits.rate_limiter import SharedLimiter
 from lightrag_resilience.retry import RetryBudget, RetryLoop, is_retryable, single_worker
+from lightrag_resilience.runtime.asyncio_compat import current_task
 from lightrag_resilience.runtime.callables import as_coroutine_function, is_stream
-from lightrag_resilience.runtime.tasks import current_task
 from lightrag_resilience.streams.guarded_stream import GuardedStream
 from lightrag_resilience.timeouts.attempt_timer import Clock, Timer
 from lightrag_resilience.timeouts.loop_timers import LoopTimersRegistry

@@ -1,4 +1,4 @@
-"""Tasks: the current one, a time limit, and an end that holds even if a cancellation is lost.
+"""Tasks: a time limit and an end that holds even if a cancellation is lost.
 
 Python 3.11 loses a cancellation that arrives while `asyncio.wait_for` is about to end, as in
 redis-py's send; libraries swallow one now and then. `asyncio.timeout` cancels only once, so code
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 from .process_state import process
@@ -18,7 +17,6 @@ from .process_state import process
 __all__ = [
     "DetachedWork",
     "cancel_until_done",
-    "current_task",
     "drop_error",
     "finish_from_any_thread",
     "is_being_cancelled",
@@ -28,13 +26,6 @@ __all__ = [
 
 _CANCEL_AGAIN = 0.05  # seconds
 T = TypeVar("T")
-
-if sys.version_info >= (3, 12):
-    from asyncio import current_task
-else:  # Python 3.11 has it in Python only, at four times the cost of the dictionary behind it
-    current_task: Callable[[asyncio.AbstractEventLoop], asyncio.Task[Any] | None] = vars(
-        asyncio.tasks
-    )["_current_tasks"].get
 
 
 def is_being_cancelled() -> bool:

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from lightrag_resilience.config.policies import LimitPolicy
 from lightrag_resilience.errors import RateLimitedError
 from lightrag_resilience.limits.rate_limiter import LocalRateLimiter
+from lightrag_resilience.runtime.asyncio_compat import running_loop
 
 from .reservations import Reservation, ReservationRequest, ReservedTurns
 
@@ -268,7 +269,7 @@ class SharedRateLimiter:
 
     def _local_limiter(self) -> LocalRateLimiter | None:
         """The local limiter of the running loop, if it is in use."""
-        loop = asyncio._get_running_loop()  # noqa: SLF001 - get_running_loop raises
+        loop = running_loop()
         return None if loop is None else self._local_limiters.get(loop)
 
     def _extend_paid_until(self, owed: tuple[float, float]) -> None:

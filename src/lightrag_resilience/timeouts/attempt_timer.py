@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from lightrag_resilience.runtime.tasks import current_task
+from lightrag_resilience.runtime.asyncio_compat import current_task
 
 __all__ = ["Clock", "DeadlineTimer", "Timed", "Timer"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from weakref import ref
 
 from lightrag_resilience.errors import UnsupportedCallError
-from lightrag_resilience.runtime.tasks import current_task
+from lightrag_resilience.runtime.asyncio_compat import current_task, running_loop
 
 from .attempt_timer import Clock
 
@@ -88,7 +88,7 @@ class IdleTimer:
             # In another thread, the current task of the stream's loop is not the one that reads.
             # Checked for a new reader alone: a check for each item costs 3 to 5 %, and the known
             # reader cannot read here while it waits for that thread.
-            if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 - the public one raises
+            if running_loop() is not self._loop:
                 raise wrong_loop_error()
             # Weak: its result may be the stream, which must be freed when it is dropped.
             self._reader = ref(task)

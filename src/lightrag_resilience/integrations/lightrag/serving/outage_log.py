@@ -26,6 +26,7 @@ from lightrag_resilience.integrations.lightrag.work.context import (
     current_work,
     stage_of,
 )
+from lightrag_resilience.runtime.asyncio_compat import running_loop
 from lightrag_resilience.text import is_by_hand, printable
 
 __all__ = [
@@ -246,7 +247,7 @@ class StateChangeFilter(logging.Filter):
         about = vars(record)
         if record.levelno < logging.INFO or "dependency" not in about or about.keys() & _SUMMED:
             return True
-        if asyncio._get_running_loop() is self._loop:  # noqa: SLF001 - get_running_loop() raises on other threads
+        if running_loop() is self._loop:
             self._summary.add(_Change(record))
             return False
         with contextlib.suppress(RuntimeError):  # the loop is closed
