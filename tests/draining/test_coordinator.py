@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 
-from lightrag_resilience import Guards, Policy, PolicyError, ShuttingDownError, TimeoutPolicy
+from lightrag_resilience import (
+    Guards,
+    Policy,
+    PolicyError,
+    ShuttingDownError,
+    TimeoutPolicy,
+    deadline,
+)
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.draining.phases import Phase
@@ -61,6 +68,38 @@ async def test_work_in_flight_is_waited_for_before_closers_run_in_reverse() -> N
     assert seen == ["call", "second", "first"]
     assert (report.drained, report.abandoned, report.stuck) == (3, (), ())
     assert [task.result() for task in (call, background, running)] == ["done"] * 3
+
+
+async def test_a_call_under_a_deadline_is_waited_for_and_one_inside_of_it_is_a_part() -> None:
+    guards = registry()
+
+    async def outer() -> str:
+        return await guards.get("embedding").call(work)
+
+    async def under_deadline() -> str:
+        with deadline(60.0):
+            return await guards.get("llm").call(outer)
+
+    async with coordinator(guards) as made:
+        call = asyncio.create_task(under_deadline())
+        await asyncio.sleep(0.05)
+        report = await made.drain()
+        assert call.done()
+    assert (await call, report.drained, report.abandoned) == ("done", 1, ())
+
+
+async def test_a_call_of_a_task_that_another_call_left_behind_is_waited_for() -> None:
+    guards, left = registry(), list[asyncio.Task[str]]()
+
+    async def leave() -> None:
+        left.append(asyncio.create_task(guards.get("embedding").call(work)))
+
+    async with coordinator(guards) as made:
+        await guards.get("llm").call(leave)
+        await asyncio.sleep(0.05)
+        report = await made.drain()
+        assert left[0].done()
+    assert (await left[0], report.drained) == ("done", 1)
 
 
 async def test_work_that_does_not_end_is_recorded_before_it_is_cancelled(tmp_path: Path) -> None:

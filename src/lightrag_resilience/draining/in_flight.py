@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from lightrag_resilience.text import LONGEST_TEXT, printable
@@ -136,10 +136,11 @@ class InFlight:
         """Tracked work, and guarded calls outside of it; without the tasks in `but`."""
         self._forget_ended_children()
         excluded = set(but)
+        running = dict(self._gate.running)
         calls = [
             call
-            for call in list(self._gate.running)
-            if call.parent is None and task_of(call) not in self._tasks
+            for call in running
+            if not _is_part(call, running) and task_of(call) not in self._tasks
         ]
         tasks = [work for task, work in list(self._tasks.items()) if task not in excluded]
         return [*tasks, *self._children, *calls]
@@ -149,6 +150,14 @@ class InFlight:
             if has_ended(work.process):
                 self._children.remove(work)
                 work.remove_from_ledger()
+
+
+def _is_part(call: Any, running: Mapping[Any, object]) -> bool:
+    """Whether a call is made inside of another one that is under way."""
+    around = call.parent
+    while around is not None and around not in running:  # a deadline, or a call that has ended
+        around = around.parent
+    return around is not None
 
 
 def records_of(work: Any, reason: str) -> tuple[AbandonedWork, ...]:
