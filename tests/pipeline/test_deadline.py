@@ -212,3 +212,14 @@ async def test_a_deadline_is_carried_into_another_context() -> None:
 async def test_a_deadline_that_is_none_is_refused(seconds: Any) -> None:
     with pytest.raises(PolicyError, match="deadline: seconds must be"):
         deadline(seconds)
+
+
+async def test_a_generator_that_another_task_closes_leaves_no_deadline_to_its_reader() -> None:
+    async def items() -> AsyncIterator[int]:
+        with limit(2.0):
+            yield 1
+
+    reading: Any = items()
+    await anext(reading)
+    await asyncio.create_task(reading.aclose())
+    assert current_deadline() is None

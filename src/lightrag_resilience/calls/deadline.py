@@ -68,6 +68,7 @@ def _current(call: Deadline | None) -> Iterator[None]:
     try:
         yield
     finally:
-        current_call.reset(token)
         if call is not None:
             call.is_over = True
+        with contextlib.suppress(ValueError):  # a generator with the block, closed in another task
+            current_call.reset(token)
