@@ -82,6 +82,21 @@ def test_a_circuit_that_bad_luck_opened_needs_a_longer_run_the_next_time() -> No
     assert circuit.state is State.OPEN
 
 
+def test_a_brownout_of_yesterday_does_not_prolong_the_run_that_opens() -> None:
+    circuit = Circuit(BreakerPolicy(), now=0.0)
+    for result in "FFS" * 40:
+        admission = circuit.acquire(0.0)
+        assert admission is not None
+        (circuit.on_failure if result == "F" else circuit.on_success)(admission, 0.1, 0.0)
+    assert circuit.is_browned_out
+    for _ in range(6):
+        admission = circuit.acquire(601.0)
+        assert admission is not None
+        circuit.on_failure(admission, 0.1, 601.0)
+    assert circuit.state is State.OPEN
+    assert not circuit.is_browned_out
+
+
 def test_a_run_of_successes_ends_the_evidence() -> None:
     circuit = Circuit(BreakerPolicy(), now=0.0)
     admission = circuit.shared_admission

@@ -82,6 +82,11 @@ async def test_background_calls_are_held_back_in_a_brownout_and_others_are_not()
     await fail_most()
     await asyncio.gather(*(call(is_background=False) for _ in range(20)))
     assert len(shed) == count
+    await fail_most()
+    count = len(shed)
+    await asyncio.sleep(601)  # nothing is known of it any more
+    await asyncio.gather(*(call(is_background=True) for _ in range(20)))
+    assert len(shed) == count
 
 
 async def test_an_outage_is_outlasted_with_few_calls() -> None:

@@ -17,6 +17,7 @@ _SHORTEST_RUN, _LONGEST_RUN = 6, 60
 _MEMORY = 200  # calls; beyond it both counts are halved, so that recent calls weigh more
 _FEW = 3  # successes, before they can end a brownout
 _OVER = math.log(0.001)  # chance of a run of successes that is no accident
+_KEPT = 600.0  # seconds after the last failure; the Lua scripts keep as long
 _ENOUGH = 10  # calls, before any is shed
 _ACCEPTED_FACTOR = 2  # K of the client-side throttle in Google's SRE book, chapter 21
 
@@ -44,13 +45,15 @@ class Evidence:
     Attributes:
         calls: Calls before the present run of failures.
         failed: How many of them failed.
+        failed_at: Monotonic seconds of the last failure.
         run: Failures in a row, the last ones.
         successes: Successes in a row, the last ones.
     """
 
-    __slots__ = ("calls", "failed", "run", "successes")
+    __slots__ = ("calls", "failed", "failed_at", "run", "successes")
 
     def __init__(self) -> None:
+        self.failed_at = 0.0
         self.calls = self.failed = self.run = self.successes = 0
 
     def on_failure(self) -> None:
@@ -71,6 +74,10 @@ class Evidence:
         while self.calls > _MEMORY:
             self.calls //= 2
             self.failed //= 2
+
+    def is_stale(self, now: float) -> bool:
+        """Whether the last failure is more than ten minutes old, and shows nothing any more."""
+        return now > self.failed_at + _KEPT
 
     @property
     def shows_down(self) -> bool:

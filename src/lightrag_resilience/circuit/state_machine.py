@@ -273,8 +273,9 @@ class Circuit:
             return
         self.last = symptom
         if counts:
-            if self.evidence is None:
+            if self.evidence is None or self.evidence.is_stale(now):
                 self.evidence = Evidence()
+            self.evidence.failed_at = now
             self.evidence.on_failure()
         if self.outcomes is None:
             self.outcomes = Outcomes(self.policy.window_seconds)

@@ -161,7 +161,9 @@ class Guard(Attempts):
             CallShedError: This call is one of them; `retry_after` is when to come back.
         """
         evidence = self._circuit.evidence
-        if evidence is not None and random.random() < evidence.shed_share:  # noqa: S311
+        if evidence is None or evidence.is_stale(self.clock()):
+            return
+        if random.random() < evidence.shed_share:  # noqa: S311
             publish_attempt_rejected(self, CallShedError)
             calls, failed = evidence.calls + evidence.run, evidence.failed + evidence.run
             raise CallShedError(self.name, _SHED_FOR, f"as {failed} of {calls} calls failed")
