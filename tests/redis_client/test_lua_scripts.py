@@ -197,6 +197,7 @@ class Run:
 @example(policy=policy_of(quorum=2), steps=[failures(9), failures(1, worker="two")])
 @example(policy=policy_of(), steps=[failures(1, worker="two"), PLANT])
 @example(policy=policy_of(), steps=[("report", "one", "next", (9, 0, 9), False, [], 0)])
+@example(policy=BreakerPolicy(), steps=[("report", "one", "next", (6, 6, 0), True, [], 0)])
 @example(policy=policy_of(probes=3), steps=[TRIP, *TWO_PROBES, ("release", 1), ASK, BOTH_VERDICTS])
 @given(policy=policies, steps=steps)
 def test_the_scripts_decide_as_the_model_does(
@@ -212,6 +213,7 @@ def test_the_scripts_decide_as_the_model_does(
                     both.now += step[1]
                 else:
                     await both.take(step)
+                    assert await both.stored_evidence() == both.model.weighed()
         finally:
             await client.aclose()
 

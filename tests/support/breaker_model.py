@@ -104,6 +104,7 @@ class Model:
 
     def _judge(self, *, tripped: bool, known: int, now: int) -> None:
         policy, oldest = self.policy, self._slice(now) - SLICES
+        is_down = policy.decides_by_evidence and self._weigh(*self.outcomes[-1][1:3])
         if tripped and policy.quorum <= 1:
             self._open(known=known, now=now)
             return
@@ -112,7 +113,6 @@ class Model:
         failed = sum(outcome[2] for outcome in recent)
         slow = sum(outcome[3] for outcome in recent)
         witnesses = {outcome[4] for outcome in recent if outcome[2] or outcome[3]}
-        is_down = policy.decides_by_evidence and self._weigh(*self.outcomes[-1][1:3])
         if len(witnesses) < policy.quorum:
             return
         is_bad = policy.failure_rate is not None and failed / calls >= policy.failure_rate
@@ -184,6 +184,8 @@ class Model:
             self._enter("O", now + open_for, known=known, now=now)
         else:
             self._enter(st, 0, known=known, now=now)
+        if st == "C":
+            self.evidence = Evidence()
 
     def shown(self, now: int) -> tuple[str, int, int, int]:
         """State, version, milliseconds left, breaks in a row; as a snapshot shows them."""

@@ -9,5 +9,6 @@ if ARGV[6] == 'O' then
   enter(state, 'O', now + tonumber(ARGV[7]), ARGV[8])
 else
   enter(state, ARGV[6], 0, ARGV[8])
+  if ARGV[6] == 'C' then redis.call('DEL', WINDOW) end -- evidence, too, begins anew
 end
 return reply(state, found, 0)

@@ -121,10 +121,10 @@ local function trip_if_due(state, sums, window)
   state.last_failure = clip(window.l)
   local the_last = ''
   if state.last_failure ~= '' then the_last = ', the last ' .. state.last_failure end
-  -- Without a quorum the worker's own trip decides: it may know more, such as failures in a row.
-  if trip_reason ~= '' and policy.quorum <= 1 then return open(state, trip_reason) end
   local is_down, run
   if policy.evidence then is_down, run = shows_down(window) end
+  -- Without a quorum the worker's own trip decides: it may know more, such as failures in a row.
+  if trip_reason ~= '' and policy.quorum <= 1 then return open(state, trip_reason) end
   if sums.witnesses < policy.quorum then return end
   if is_down then
     return open(state, string.format('after %.0f failures in a row in %.0f workers', run,
