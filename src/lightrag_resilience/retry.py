@@ -24,6 +24,7 @@ __all__ = [
     "TIMEOUT_RETRY_COST",
     "RetryBudget",
     "RetryLoop",
+    "add_reason",
     "is_retryable",
     "single_worker",
 ]
@@ -112,6 +113,11 @@ def is_retryable(failure: Failure, policy: RetryPolicy) -> bool:
     return failure.kind is not _FATAL
 
 
+def add_reason(error: Exception, dependency: str, reason: str) -> None:
+    """Add to the error of a call's last attempt why it was the last."""
+    error.add_note(f"lightrag_resilience: {dependency!r} {reason}")
+
+
 @dataclass(slots=True, kw_only=True)
 class RetryLoop:
     """The retries of one call.
@@ -180,7 +186,7 @@ class RetryLoop:
             raise rejection from last
         except Exception as error:
             if self._why:
-                error.add_note(f"lightrag_resilience: {self.dependency!r} {self._why}")
+                add_reason(error, self.dependency, self._why)
             raise
         finally:
             if self._is_waiting:  # the wait was interrupted: its attempt is not made

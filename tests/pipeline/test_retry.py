@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import traceback
 from typing import Any
 
 import httpx
@@ -59,6 +60,13 @@ async def test_attempts_counts_the_first_call_too(attempts: int) -> None:
     assert function.calls == attempts
     assert type(error) is ConnectionRefusedError
     assert f"gave up after {attempts} attempts" in why(error)
+
+
+async def test_a_single_attempt_makes_no_use_of_tenacity() -> None:
+    """It would cost twenty times the call."""
+    error = await failing(retrying(attempts=1), Scripted(down()))
+    modules = {frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)}
+    assert not {name for name in modules if name.startswith("tenacity")}
 
 
 async def test_a_success_ends_the_retries() -> None:

@@ -41,7 +41,13 @@ from lightrag_resilience.errors import CallShedError, UnsupportedCallError
 from lightrag_resilience.events import Events
 from lightrag_resilience.failures.classifier import FailureKind
 from lightrag_resilience.limits.rate_limiter import SharedLimiter
-from lightrag_resilience.retry import RetryBudget, RetryLoop, is_retryable, single_worker
+from lightrag_resilience.retry import (
+    RetryBudget,
+    RetryLoop,
+    add_reason,
+    is_retryable,
+    single_worker,
+)
 from lightrag_resilience.runtime.asyncio_compat import current_task
 from lightrag_resilience.runtime.callables import as_coroutine_function, is_stream
 from lightrag_resilience.streams.guarded_stream import GuardedStream
@@ -361,6 +367,10 @@ class Guard(Attempts):
         Raises:
             Exception: What the last attempt raised.
         """
+        if policy.attempts == 1:  # tenacity's objects would cost twenty times the call
+            add_reason(first, self.name, "gave up after 1 attempts")
+            publish_call_failed(self, call, first)
+            raise first
         total = call.loop_state.policy.timeout.total
         call.deadline = None if total is None else call.began + total
         retries = RetryLoop(
