@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import random
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 from urllib.parse import urlsplit
 
 import pytest
@@ -81,7 +83,8 @@ async def test_roles_are_named_for_what_they_call(
 
 
 async def test_names_stay_when_a_role_moves_to_another_host() -> None:
-    guards, provider = Guards(settings=load_settings({})), Provider()
+    settings = load_settings({"RESILIENCE_QUERY__PATIENCE": "0"})
+    guards, provider = Guards(settings=settings), Provider()
     same = roles(**dict.fromkeys(ALL, at("http://a")))
     async with lightrag_on(provider, role_llm_configs=same) as rag:
         await protect(rag, registry=guards)
@@ -140,6 +143,23 @@ async def test_the_endpoint_of_a_function_is_found_in_what_it_says(
     family: str, function: Any, arguments: dict[str, Any], endpoint: Endpoint
 ) -> None:
     assert endpoint_of(family, function, None, arguments) == endpoint
+
+
+async def test_a_function_may_mention_anything() -> None:
+    draw, circle = random.random, AsyncMock()  # of no module; its code is a mock
+    circle.__wrapped__ = circle
+
+    async def drawn(prompt: str) -> str:
+        return f"{prompt} {draw()}"
+
+    async def unfinished(prompt: str) -> str:
+        return later(prompt)
+
+    for function in (drawn, unfinished, AsyncMock(), circle):
+        assert endpoint_of("llm", function) == Endpoint("llm")
+
+    def later(prompt: str) -> str:
+        return prompt
 
 
 async def test_the_environment_says_where_lightrags_own_functions_call(

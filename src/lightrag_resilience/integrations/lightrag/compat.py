@@ -89,7 +89,7 @@ _RERANKERS = {"cohere_rerank": "cohere", "jina_rerank": "jina", "ali_rerank": "a
 
 def binding_of(function: Any) -> str | None:
     """The binding of one of LightRAG's own functions: ``openai`` for `openai_complete`."""
-    module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+    module, name = (getattr(function, it, None) or "" for it in ("__module__", "__name__"))
     if module == _RERANK_MODULE:
         return _RERANKERS.get(name)
     package, _, binding = module.rpartition(".")

@@ -70,12 +70,18 @@ def _mentioned_by(function: Any) -> list[Any]:
 
     It calls one of LightRAG's functions, mostly, and often names the address.
     """
-    function = inspect.unwrap(function)
-    if (code := getattr(function, "__code__", None)) is None:
+    try:
+        function = inspect.unwrap(function)
+        function = getattr(function, "__func__", function)
+        if not inspect.isfunction(function):
+            return []
+        outer = inspect.getclosurevars(function)
+    except ValueError:  # an outer variable has no value yet, or wrappers are a circle
         return []
-    outer = inspect.getclosurevars(function) if inspect.isfunction(function) else None
-    named = [*outer.nonlocals.values(), *outer.globals.values()] if outer else []
-    return [*code.co_consts, *(it.func if isinstance(it, EmbeddingFunc) else it for it in named)]
+    named = (*outer.nonlocals.values(), *outer.globals.values())
+    functions = (it.func if isinstance(it, EmbeddingFunc) else it for it in named)
+    mentioned = (*function.__code__.co_consts, *functions)
+    return [it for it in mentioned if isinstance(it, str) or inspect.isfunction(it)]
 
 
 def _only(found: Iterable[Any]) -> Any:
