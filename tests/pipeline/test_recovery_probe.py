@@ -318,8 +318,23 @@ async def test_the_last_probe_that_was_set_holds_and_can_be_ended() -> None:
     end()
     sent = second.calls
     await asyncio.sleep(5)
-    assert second.calls == sent
+    assert (first.calls, second.calls) == (1, sent)
     assert await is_admitted(guard)
+
+
+async def test_the_probe_before_the_one_that_was_ended_holds_again() -> None:
+    """Two instances of LightRAG call one endpoint, and one of them is closed."""
+    guard, first = guard_on_loop(consecutive_failures=1), Scripted("ok")
+    guard.set_probe(first)
+    end = guard.set_probe(second := Scripted("ok"))
+    end_again = guard.set_probe(second)
+    end()
+    end_again()
+    with pytest.raises(ConnectionRefusedError):
+        await guard.call(Scripted(down()))
+    await asyncio.sleep(1)
+    assert (first.calls, second.calls) == (1, 0)
+    assert guard.breaker.state is State.CLOSED
 
 
 async def test_a_probe_that_is_set_in_an_outage_begins_at_once() -> None:

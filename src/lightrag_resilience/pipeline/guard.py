@@ -62,6 +62,7 @@ __all__ = ["Guard"]
 _PLAIN = frozenset({str, dict, list, int, float, bool, tuple, bytes, type(None)})  # no streams
 _THROTTLED = FailureKind.THROTTLED
 _SHED_FOR = 1.0  # seconds
+_MOST_PROBES = 8  # that are kept, to hold again: their owners may never end them
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -91,7 +92,7 @@ class Guard(Attempts):
         loop_timers: The timers shared with other guards on each event loop.
     """
 
-    __slots__ = ("__weakref__", "_recovery_probe", "base")
+    __slots__ = ("__weakref__", "_recovery_probes", "base")
 
     def __init__(  # noqa: PLR0913 - all but two by name
         self,
@@ -119,7 +120,7 @@ class Guard(Attempts):
         self.clock: Clock = clock
         self.sleep = sleep
         self.gate = gate or DrainGate()
-        self._recovery_probe: RecoveryProbe | None = None
+        self._recovery_probes: tuple[RecoveryProbe, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Guard {self.name!r}: {self.breaker.state.value}>"
@@ -183,7 +184,7 @@ class Guard(Attempts):
         """Look for the recovery with a request of its own, while the circuit is open.
 
         One worker at a time sends it in the background, so that no user's call is the probe. The
-        last one set holds.
+        last one set holds; when it is ended, the one before it does again.
 
         Args:
             probe: Makes the smallest request that shows whether the dependency serves its callers:
@@ -197,13 +198,23 @@ class Guard(Attempts):
         Raises:
             UnsupportedCallError: It is no function.
         """
-        before = self._recovery_probe
-        if before is not None and before.is_of(probe, loop):
-            return before.close
-        if before is not None:
-            before.close()
-        self._recovery_probe = made = RecoveryProbe(self, probe, loop)
-        return made.close
+        probes = self._recovery_probes
+        made = next((it for it in probes if it.is_of(probe, loop)), None)
+        if made is None:
+            made = RecoveryProbe(self, probe, loop)
+            self._hold_probes((*probes, made)[-_MOST_PROBES:])
+        return functools.partial(self._end_probe, made)
+
+    def _end_probe(self, ended: RecoveryProbe) -> None:
+        self._hold_probes(tuple(it for it in self._recovery_probes if it is not ended))
+
+    def _hold_probes(self, probes: tuple[RecoveryProbe, ...]) -> None:
+        before, self._recovery_probes = self._recovery_probes[-1:], probes
+        if before != probes[-1:]:
+            for each in before:
+                each.end()
+            for each in probes[-1:]:
+                each.begin()
 
     # ------------------------------------------------------------------ the way of one call
 

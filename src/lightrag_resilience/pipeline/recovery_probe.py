@@ -76,7 +76,7 @@ class RecoveryProbe:
         "_generation",
         "_guard",
         "_idle_until",
-        "_is_closed",
+        "_is_begun",
         "_is_ended",
         "_loop",
         "_only_on",
@@ -87,6 +87,8 @@ class RecoveryProbe:
         "_unsubscribe",
         "_wake",
     )
+
+    _unsubscribe: Callable[[], None]
 
     def __init__(
         self,
@@ -107,26 +109,29 @@ class RecoveryProbe:
             self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._is_closed = False
-        self._is_ended = False
+        self._is_begun = self._is_ended = False
         self._deaths = 0
         self._generation = -1
         self._opens = 0  # breaks of this outage, also those that do not count for the breaker
         self._timeouts = 0  # probes in a row that were cut off
         self._due = self._idle_until = self._seen_at = _LONG_AGO
-        self._unsubscribe = guard.events.subscribe(self._on_change, StateChanged)
         process.reset_in_children(self)
-        guard.breaker.expect_background_probe(is_expected=True)
-        self._notify()
 
     def is_of(self, probe: Probe, loop: asyncio.AbstractEventLoop | None) -> bool:
         """Whether it probes by this function."""
-        return self._function == probe and self._only_on is loop and not self._is_closed
+        return self._function == probe and self._only_on is loop
 
-    def close(self) -> None:
-        """End it for good; users' calls probe from now on. From any thread."""
-        if not self._is_closed:
-            self._is_closed = True
+    def begin(self) -> None:
+        """Probe from now on while the circuit is open."""
+        self._is_begun, self._is_ended = True, False
+        self._unsubscribe = self._guard.events.subscribe(self._on_change, StateChanged)
+        self._guard.breaker.expect_background_probe(is_expected=True)
+        self._notify()
+
+    def end(self) -> None:
+        """End it; users' calls probe from now on. From any thread."""
+        if self._is_begun:
+            self._is_begun = False
             self._end()
             self._unsubscribe()
             self._cancel(self._task)

@@ -124,7 +124,7 @@ class Protection:
         """Replace functions, queries and methods of the pipeline, and guard the storages."""
         rag = self._rag
         self._loop = asyncio.get_running_loop()
-        self._undo.callback(self._end_probes)
+        self._undo.callback(lambda: self._end_probes([*self._probes]))
         self._undo.callback(restore_inner_retries, make_inner_retries_yield())
         self._undo.callback(disable_sdk_retries(*_imported_sdks()))
         self._undo.callback(detect_truncated_streams(*_imported_sdks()))
@@ -207,14 +207,19 @@ class Protection:
                 self._set_probe(guard, storage_probe(storage))
 
     def _set_probe(self, guard: Guard, probe: Probe) -> None:
+        before = self._probes.get(guard.name)
         self._probes[guard.name] = guard.set_probe(probe, loop=self._loop)
+        if before is not None:
+            before()
 
-    def _end_probes(self, family: str = "") -> None:
-        for name in [name for name in self._probes if name.startswith(family)]:
-            self._probes.pop(name)()
+    def _end_probes(self, names: Iterable[str]) -> None:
+        for name in names:
+            if (end := self._probes.pop(name, None)) is not None:
+                end()
 
     async def _end_background(self) -> None:
-        self._end_probes("storage")  # a closed client must not connect again
+        guarded = (guarding(storage) for _, storage in _storages(self._rag))
+        self._end_probes({it.name for it in guarded if it is not None})  # no closed client connects
         background, self._background = self._background, []
         for each in background:
             await each.end()
