@@ -21,6 +21,7 @@ def make(server: RedisServer) -> Iterator[Callable[..., Guards]]:
         environ = {
             "RESILIENCE_REDIS_URL": server.url,
             "RESILIENCE_LLM__RETRY__ATTEMPTS": "1",
+            "RESILIENCE_LLM__BREAKER__CONSECUTIVE_FAILURES": "5",
             "RESILIENCE_LLM__LIMIT__MAX_WAIT": "60",
             **{f"RESILIENCE_LLM__{name}": str(value) for name, value in variables.items()},
         }
