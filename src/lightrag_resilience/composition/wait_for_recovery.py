@@ -46,9 +46,17 @@ class Patience:
         max_outage: Seconds for which a circuit may have been open, to be waited for.
         waiting: The number of calls that wait, by dependency.
         most_waiting: How many of them may wait for one dependency.
+        repeats_single: Whether a call that failed is repeated where its policy makes one attempt.
     """
 
-    __slots__ = ("_ends", "_max_outage", "_most_waiting", "_seconds", "_waiting")
+    __slots__ = (
+        "_ends",
+        "_max_outage",
+        "_most_waiting",
+        "_repeats_single",
+        "_seconds",
+        "_waiting",
+    )
 
     def __init__(
         self,
@@ -57,11 +65,13 @@ class Patience:
         max_outage: float = math.inf,
         waiting: Counter[str] | None = None,
         most_waiting: float = math.inf,
+        repeats_single: bool = True,
     ) -> None:
         self._seconds = seconds
         self._max_outage = max_outage
         self._waiting = Counter() if waiting is None else waiting
         self._most_waiting = most_waiting
+        self._repeats_single = repeats_single
         self._ends: float | None = None
 
     def wait(
@@ -98,7 +108,8 @@ class Patience:
             hint = error.retry_after
         else:
             failure = classify(error)
-            if not is_retryable(failure, policy):
+            is_single = policy.attempts == 1 and not self._repeats_single
+            if is_single or not is_retryable(failure, policy):
                 return None
             hint = failure.retry_after
         if hint is None:

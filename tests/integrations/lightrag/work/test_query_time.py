@@ -13,6 +13,7 @@ from lightrag.utils import EmbeddingFunc
 from lightrag_resilience import CircuitOpenError, DeadlineExceededError, Guards, State
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import protect
+from lightrag_resilience.integrations.lightrag.work.query_errors import QueryFailedError
 from support.guards import outcomes
 from support.lightrag_rig import ANSWER, DIMENSIONS, Provider, lightrag_on
 
@@ -64,6 +65,20 @@ async def test_many_queries_to_a_dead_provider_make_few_calls() -> None:
         found = await outcomes(ask(rag) for _ in range(20))
     assert all(isinstance(each, CircuitOpenError) for each in found)
     assert provider.count("llm") <= 12
+
+
+async def test_a_query_repeats_no_call_where_retries_are_turned_off() -> None:
+    provider = Provider()
+    guards = registry(
+        RESILIENCE_LLM__RETRY__ATTEMPTS="1", RESILIENCE_LLM__BREAKER__MODE="metrics-only"
+    )
+    async with lightrag_on(provider, enable_llm_cache=False) as rag:
+        await protect(rag, registry=guards)
+        await rag.ainsert(TEXT)
+        provider.fail, provider.calls = lambda kind: DOWN if kind == "llm" else None, []
+        with pytest.raises(QueryFailedError):
+            await ask(rag)
+    assert provider.count("llm") == 1
 
 
 async def test_a_query_in_an_old_outage_is_refused_at_once() -> None:

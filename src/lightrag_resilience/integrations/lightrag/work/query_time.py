@@ -56,6 +56,7 @@ class QueryTime:
             max_outage=settings.query__max_outage,
             waiting=self._waiting,
             most_waiting=_MOST_WAITING,
+            repeats_single=False,  # LightRAG's own retries have taken place inside the attempt
         )
 
     def _deadline(self) -> contextlib.AbstractContextManager[None]:
