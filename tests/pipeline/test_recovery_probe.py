@@ -182,10 +182,10 @@ async def test_a_probe_is_an_attempt_that_is_counted_as_a_probe() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])
-async def test_a_request_that_is_refused_leaves_probing_to_users(
+async def test_a_request_that_is_refused_leaves_probing_to_users_in_this_outage(
     status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard, probe = await opened(AnswerError(status))
+    guard, probe = await opened(AnswerError(status), "ok")
     published = published_by(guard)
     with caplog.at_level(logging.WARNING):
         await asyncio.sleep(60)
@@ -193,11 +193,12 @@ async def test_a_request_that_is_refused_leaves_probing_to_users(
     assert outcomes(published) == ["unsuitable"]
     (logged,) = [one for one in caplog.messages if "recovery probe" in one]
     assert f"HTTP {status} (AnswerError)" in logged
-    assert await is_admitted(guard)
     assert guard.breaker.circuit.breaks.first == 5.0
+    assert await is_admitted(guard)
     guard.breaker.open("after a test")
-    await asyncio.sleep(60)
-    assert probe.calls == 1
+    await asyncio.sleep(1)
+    assert probe.calls == 2
+    assert guard.breaker.state is State.CLOSED
 
 
 @pytest.mark.parametrize("status", [401, 403, 429])
@@ -280,6 +281,20 @@ async def test_a_variable_turns_the_probe_off() -> None:
     await asyncio.sleep(0.2)
     assert await is_admitted(guard)
     assert probe.calls == 0
+
+
+async def test_a_variable_turns_the_probe_off_and_on_in_an_outage() -> None:
+    owner = Guards(settings=load_settings({}), clock=now)
+    guard, probe = owner.get("llm.own"), Scripted("ok")
+    guard.set_probe(probe)
+    owner.override({"RESILIENCE_LLM__BREAKER__BACKGROUND_PROBE": "false"})
+    guard.breaker.open("after a test")
+    await asyncio.sleep(60)
+    assert probe.calls == 0
+    owner.override({})
+    await asyncio.sleep(0.2)
+    assert guard.breaker.state is State.CLOSED
+    assert probe.calls == 1
 
 
 async def test_a_task_that_dies_is_logged_and_begun_again_a_few_times(

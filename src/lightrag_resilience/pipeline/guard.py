@@ -150,6 +150,12 @@ class Guard(Attempts):
         """
         return await self.run(as_coroutine_function(function), args, kwargs)
 
+    def update_policy(self, policy: Policy, reason: str = "by hand") -> None:
+        """Use another policy for new calls, from any thread; calls under way keep theirs."""
+        Attempts.update_policy(self, policy, reason)
+        for probe in self._recovery_probes[-1:]:
+            probe.notify()
+
     def refuse_if_open(self) -> None:
         """Reject now what a call would be rejected with at once.
 

@@ -78,6 +78,7 @@ class RecoveryProbe:
         "_idle_until",
         "_is_begun",
         "_is_ended",
+        "_is_refused",
         "_loop",
         "_only_on",
         "_opens",
@@ -109,7 +110,7 @@ class RecoveryProbe:
             self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._is_begun = self._is_ended = False
+        self._is_begun = self._is_ended = self._is_refused = False
         self._deaths = 0
         self._generation = -1
         self._opens = 0  # breaks of this outage, also those that do not count for the breaker
@@ -126,7 +127,7 @@ class RecoveryProbe:
         self._is_begun, self._is_ended = True, False
         self._unsubscribe = self._guard.events.subscribe(self._on_change, StateChanged)
         self._guard.breaker.expect_background_probe(is_expected=True)
-        self._notify()
+        self.notify()
 
     def end(self) -> None:
         """End it; users' calls probe from now on. From any thread."""
@@ -157,10 +158,13 @@ class RecoveryProbe:
         if isinstance(change, StateChanged) and change.dependency == self._guard.name:
             if change.new == State.CLOSED.value:
                 self._deaths = self._opens = self._timeouts = 0
-            self._notify()
+                if self._is_refused and not self._is_ended:
+                    self._is_refused = False
+                    self._guard.breaker.expect_background_probe(is_expected=True)
+            self.notify()
 
-    def _notify(self) -> None:
-        """Begin, wake or end the task on its loop; from any thread."""
+    def notify(self) -> None:
+        """Begin, wake or end the task on its loop, as state and policy say; from any thread."""
         if self._only_on is not None and self._only_on.is_closed():
             self._end()
             return
@@ -210,7 +214,7 @@ class RecoveryProbe:
             and circuit.mode == "enforce"
             and circuit.policy.background_probe
             and not is_isolated
-            and not self._is_ended
+            and not (self._is_ended or self._is_refused)
             and not self._guard.gate.is_closed
         )
 
@@ -299,10 +303,11 @@ class RecoveryProbe:
         """Give up a request that is refused, and wait as long as the dependency asks."""
         guard = self._guard
         if _is_unsuitable(failure):
-            self._end()
+            self._is_refused = True  # some gateways answer 404 while nothing is behind them
+            guard.breaker.expect_background_probe(is_expected=False)
             _log.warning(
                 "The recovery probe of %r is refused with %s, which shows neither an outage nor a "
-                "recovery: calls of users probe this dependency from now on",
+                "recovery: calls of users probe this dependency until it has recovered",
                 guard.name,
                 self._circuit.last or "an error of its own",
             )
