@@ -11,6 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help check unit demo test test-all test-lightrag test-redis lint types format docs clean
 .PHONY: bench bench-draining bench-quick bench-page bench-soak bench-installed bench-never-worse
+.PHONY: bench-brownouts
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -69,6 +70,9 @@ bench-draining: $(INSTALLED) ## Requests that fail while Gunicorn replaces its w
 
 bench-never-worse: $(INSTALLED) ## LightRAG alone beside a protected one, through outages: must be no worse
 	$(BIN)/python -m benchmarks.never_worse $(ARGS)
+
+bench-brownouts: $(INSTALLED) ## Brownouts and outages under each policy, in virtual time; ARGS=--page writes docs
+	$(BIN)/python -m benchmarks.brownout_model $(ARGS)
 
 docs: $(INSTALLED) ## Write variables.md, .env.example, the schema, rules and dashboards anew
 	$(BIN)/python -m lightrag_resilience.config.reference > docs/variables.md

@@ -1,13 +1,13 @@
-"""Two pictures, drawn with nothing but text: they read on a light page and on a dark one."""
+"""Pictures, drawn with nothing but text: they read on a light page and on a dark one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Bar", "Line", "bars", "small_multiples"]
+__all__ = ["Bar", "Line", "Panel", "bars", "shares", "small_multiples"]
 
 # Greys in the middle between black and white, and colours that both grounds bear.
 _TEXT, _FAINT, _OURS, _THEIRS = "#7d8590", "#7d859055", "#2f9e6e", "#8a8fa3"
@@ -95,6 +95,63 @@ def _cell(line: Line, left: int, top: int) -> Iterator[str]:
     yield f'<polyline points="{path}" fill="none" stroke="{_OURS}" stroke-width="2"/>'
     for size, cost in points:
         yield f'<circle cx="{x(size):.1f}" cy="{y(cost):.1f}" r="2.5" fill="{_OURS}"/>'
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Curves of shares over the same labels, by what each is of; the last one is ours."""
+
+    title: str
+    labels: Sequence[str]
+    curves: Mapping[str, Sequence[float]]
+
+
+_DASHES = ("", "6 3", "2 3", "8 3 2 3", "")  # a curve is known by its dashes, also without colour
+
+
+def shares(title: str, panels: Sequence[Panel], columns: int = 2) -> str:
+    """Curves between 0 and 100 %, a panel for each, and one legend for all."""
+    foot = _TOP + _CELL_HEIGHT * math.ceil(len(panels) / columns)
+    parts = [
+        part
+        for number, panel in enumerate(panels)
+        for part in _panel(
+            panel, number % columns * _CELL_WIDTH, _TOP + number // columns * _CELL_HEIGHT
+        )
+    ]
+    names = list(panels[0].curves)
+    step = columns * _CELL_WIDTH / len(names)
+    for number, name in enumerate(names):
+        is_ours = number == len(names) - 1
+        x = 8 + number * step
+        parts.append(_curve(f"{x:.1f},{foot + 6} {x + 28:.1f},{foot + 6}", number, is_ours=is_ours))
+        parts.append(_text(x + 34, foot + 10, name, "start", bold=is_ours))
+    return _picture(columns * _CELL_WIDTH, foot + 24, title, iter(parts))
+
+
+def _panel(panel: Panel, left: int, top: int) -> Iterator[str]:
+    bottom, right = top + _CELL_HEIGHT - _PAD, left + _CELL_WIDTH - 16
+    step = (right - left - _PAD - 20) / (len(panel.labels) - 1)
+    yield _text(left + _PAD, top + 12, panel.title, "start")
+    for share in (0.0, 0.5, 1.0):
+        y = bottom - share * (bottom - top - 24)
+        yield _rule(left + _PAD, y, right, y)
+        yield _text(left + _PAD - 4, y + 4, f"{share:.0%}", "end")
+    for number, label in enumerate(panel.labels):
+        yield _text(left + _PAD + 10 + number * step, bottom + 16, label, "middle")
+    for number, values in enumerate(panel.curves.values()):
+        points = " ".join(
+            f"{left + _PAD + 10 + place * step:.1f},{bottom - value * (bottom - top - 24):.1f}"
+            for place, value in enumerate(values)
+        )
+        yield _curve(points, number, is_ours=number == len(panel.curves) - 1)
+
+
+def _curve(points: str, number: int, *, is_ours: bool) -> str:
+    colour, width = (_OURS, 2.5) if is_ours else (_THEIRS, 1.5)
+    dashes = f' stroke-dasharray="{_DASHES[number]}"' if _DASHES[number] else ""
+    stroke = f'stroke="{colour}" stroke-width="{width}"{dashes}'
+    return f'<polyline points="{points}" fill="none" {stroke}/>'
 
 
 def _scale(least: float, most: float, start: float, end: float) -> Callable[[float], float]:

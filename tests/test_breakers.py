@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import logging
@@ -442,3 +443,22 @@ def test_a_mode_that_does_not_exist_is_refused() -> None:
     with pytest.raises(PolicyError, match=r"must be one of enforce, .* not 'Forced-Open'"):
         made.set_mode("Forced-Open")  # type: ignore[arg-type]
     assert made.snapshot().mode == "enforce"
+
+
+@pytest.mark.anyio
+async def test_callers_that_wait_for_a_closed_circuit_go_on_in_the_order_in_which_they_came() -> (
+    None
+):
+    made, gone_on = breaker(), list[int]()
+
+    async def wait(number: int) -> None:
+        await made.wait_until_closed(60.0)
+        gone_on.append(number)
+
+    made.open()
+    async with asyncio.TaskGroup() as waiting:
+        for number in range(50):
+            waiting.create_task(wait(number))
+        await asyncio.sleep(0)
+        made.close()
+    assert gone_on == list(range(50))

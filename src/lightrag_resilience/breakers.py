@@ -87,7 +87,7 @@ class Breaker:
         self._changes: tuple[StateChanged | HealthChanged, ...] = ()
         self._is_publishing = False
         self._published: tuple[str, ...] = ()  # the last changes of this outage
-        self._waiting: set[asyncio.Future[None]] | None = None  # few breakers need it
+        self._waiting: dict[asyncio.Future[None], None] | None = None  # in order; few need it
         self._is_unhealthy = False
         """Whether it was published that calls fail which the circuit admits."""
 
@@ -132,13 +132,13 @@ class Breaker:
         with self._lock:
             if self.circuit.shared_admission is not None:
                 return
-            waiting = self._waiting = self._waiting or set()
-            waiting.add(closed)
+            waiting = self._waiting = self._waiting or {}
+            waiting[closed] = None
         try:
             await asyncio.wait({closed}, timeout=seconds)
         finally:
             with self._lock:
-                waiting.discard(closed)
+                waiting.pop(closed, None)
 
     # ------------------------------------------------------------------ before and after a call
 

@@ -11,7 +11,7 @@ import math
 
 __all__ = ["Evidence", "run_to_open"]
 
-_CHANCE = math.log(1e-6)  # of so long a run by chance; benchmarks/simulation compares others
+_CHANCE = math.log(1e-6)  # of so long a run by chance; benchmarks/brownout_model compares others
 _PRIOR_CALLS, _PRIOR_SHARE = 5, 0.1  # what is assumed of a dependency before its first failures
 _SHORTEST_RUN, _LONGEST_RUN = 6, 60
 _MEMORY = 200  # calls; beyond it both counts are halved, so that recent calls weigh more
