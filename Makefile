@@ -22,7 +22,7 @@ check: $(INSTALLED) ## Lint, types and unit tests at the same time, in about a m
 unit: $(INSTALLED) ## Run the tests that start no process and no server
 	$(BIN)/python -m pytest -q -m unit -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
-demo: $(INSTALLED) ## A real LightRAG lives through an outage, beside an unprotected one
+demo: $(INSTALLED) ## A real LightRAG lives through trouble, protected and alone; 80 s
 	$(BIN)/lightrag-resilience demo
 
 test: $(INSTALLED) ## Run all tests, with branch coverage, some files at a time

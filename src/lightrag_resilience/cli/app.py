@@ -107,10 +107,10 @@ def demo(
     workers: Annotated[
         int, typer.Option(min=0, max=64, help="Processes that share a breaker; 0 skips this part.")
     ] = 4,
-    quick: Annotated[bool, typer.Option(help="A smaller demo, in about 25 s.")] = False,
+    quick: Annotated[bool, typer.Option(help="A smaller demo, in about 40 s.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a protected and an unprotected LightRAG through an outage. Takes about a minute."""
+    """Run LightRAG alone and a protected one through brownouts and outages, in about 80 s."""
     try:
         from lightrag_resilience.demo.experiments import FULL, QUICK  # noqa: PLC0415
         from lightrag_resilience.demo.run import run_demo  # noqa: PLC0415

@@ -1,1 +1,1 @@
-"""The demo: a protected and an unprotected LightRAG go through the same outages."""
+"""The demo: LightRAG alone and a protected one go through the same troubles."""

@@ -1,4 +1,4 @@
-"""The three experiments. Each runs the same script on an instance, protected or not."""
+"""The experiments. Each runs the same script on an instance, protected or not."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any
 
 from lightrag_resilience.testing import Fault
 
+from . import figures
+from .comparison import Figure
 from .corpus import Fact, facts
-from .measurements import ANSWERED, Asked, Measured, Queries
+from .measurements import Asked, Measured, Queries
 from .rig import Rig, build_rig
 
 __all__ = ["EXPERIMENTS", "FULL", "QUICK", "Experiment", "Progress", "Scale", "ask", "ask_steadily"]
 
 _INGEST_TIMEOUT = 75.0  # seconds for an ingest: documents not done then count with their status
-_QUERY_EVERY = 1.0  # seconds
+_BROWNOUT_EVERY, _OUTAGE_EVERY, _DEAD_EVERY = 1.5, 2.0, 6.0  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,20 +30,45 @@ class Scale:
     Attributes:
         documents: Documents to ingest.
         known: How many of them queries ask about.
-        burst: Queries at once.
+        ingest_outage: Seconds for which the provider of an ingest is down.
+        brownout: Seconds for which a share of the calls fails.
         outage: Seconds at which the outage begins and ends.
         afterwards: Seconds for which queries go on then.
+        burst: Queries at once.
+        old: Seconds after which an outage is no longer one that queries wait for; None if the
+            experiment ends sooner.
     """
 
     documents: int
     known: int
-    burst: int
+    ingest_outage: float
+    brownout: float
     outage: tuple[float, float]
     afterwards: float
+    burst: int
+    old: float | None
 
 
-FULL = Scale(documents=20, known=4, burst=20, outage=(5.0, 25.0), afterwards=15.0)
-QUICK = Scale(documents=6, known=2, burst=4, outage=(2.0, 6.0), afterwards=8.0)
+FULL = Scale(
+    documents=20,
+    known=4,
+    ingest_outage=15.0,
+    brownout=40.0,
+    outage=(10.0, 30.0),
+    afterwards=10.0,
+    burst=20,
+    old=63.0,
+)
+QUICK = Scale(
+    documents=6,
+    known=2,
+    ingest_outage=4.0,
+    brownout=6.0,
+    outage=(2.0, 6.0),
+    afterwards=8.0,
+    burst=8,
+    old=None,
+)
 
 
 @dataclass(slots=True)
@@ -55,11 +82,21 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A script, and what it shows."""
+    """A script, and what it shows.
+
+    Attributes:
+        name: Its key in the results.
+        title: What happens.
+        script: Runs it.
+        figures: What is compared.
+        trouble: Seconds at which the trouble begins and ends, for the picture; None: not drawn.
+    """
 
     name: str
     title: str
     script: Callable[[Rig, Progress, Scale], Coroutine[Any, Any, Measured]]
+    figures: tuple[Figure[Measured], ...]
+    trouble: Callable[[Scale], tuple[float, float]] | None = None
 
     async def run(
         self, *, protected: bool, seed: int, scale: Scale, progress: Progress
@@ -85,61 +122,104 @@ async def _flaky(rig: Rig, progress: Progress, scale: Scale) -> Measured:
     return measured
 
 
+async def _ingest(rig: Rig, progress: Progress, scale: Scale) -> Measured:
+    """Ingest into an outage that ends after a while."""
+    del progress
+    rig.provider.set_faults([Fault.status(503, end=scale.ingest_outage)])
+    _begin(rig)
+    await _within(_INGEST_TIMEOUT, rig.ingest(facts(scale.documents)))
+    measured = Measured(documents=await rig.documents_by_status())
+    measured.take_calls(rig.provider.calls)
+    measured.take_outage(0.0, scale.ingest_outage)
+    return measured
+
+
 async def _outage(rig: Rig, progress: Progress, scale: Scale) -> Measured:
-    """Ingest and answer queries while the provider goes down and returns."""
-    queries = progress.queries
-    known, rest = facts(scale.documents)[: scale.known], facts(scale.documents)[scale.known :]
-    await rig.ingest(known)
+    """Answer queries while the provider goes down and returns."""
     start, end = scale.outage
-    rig.provider.set_faults(
-        [
-            Fault.reset(start=start, end=start + 3),
-            Fault.status(503, start=start + 3, end=end),
-            Fault.throttle(retry_after=1, share=0.3, start=end, end=end + 2),
-        ]
+    faults = [
+        Fault.reset(start=start, end=start + 3),
+        Fault.status(503, start=start + 3, end=end),
+    ]
+    measured = await _ask_through(
+        rig, progress, scale, faults, every=_OUTAGE_EVERY, until=end + scale.afterwards
     )
+    measured.take_outage(start, end)
+    return measured
+
+
+async def _brownout(rig: Rig, progress: Progress, scale: Scale) -> Measured:
+    """Answer queries while 60 % of all calls fail."""
+    faults = [Fault.status(500, share=0.6, end=scale.brownout)]
+    return await _ask_through(
+        rig, progress, scale, faults, every=_BROWNOUT_EVERY, until=scale.brownout
+    )
+
+
+async def _ask_through(  # noqa: PLR0913 - what a script has, and how it asks
+    rig: Rig,
+    progress: Progress,
+    scale: Scale,
+    faults: Sequence[Fault],
+    *,
+    every: float,
+    until: float,
+) -> Measured:
+    queries = progress.queries
+    known = facts(scale.known)
+    await rig.ingest(known)
+    rig.provider.set_faults(faults)
     _begin(rig)
     queries.begin()
-    asking = asyncio.create_task(
-        ask_steadily(rig, queries, known, every=_QUERY_EVERY, until=end + scale.afterwards)
-    )
-    try:
-        await asyncio.sleep(start - 1)
-        await _within(_INGEST_TIMEOUT, rig.ingest(rest))
-        await asking
-    finally:
-        asking.cancel()
-    measured = Measured(documents=await rig.documents_by_status())
+    await ask_steadily(rig, queries, known, every=every, until=until)
+    measured = Measured()
     measured.take_queries(queries)
     measured.take_calls(rig.provider.calls)
-    answered = [asked.at + asked.took for asked in queries.asked if asked.outcome == ANSWERED]
-    measured.recovery = min((at - end for at in answered if at > end), default=None)
     return measured
 
 
 async def _dead(rig: Rig, progress: Progress, scale: Scale) -> Measured:
-    """Queries at once while every call fails, then one more."""
+    """Queries at once while every call fails; then one now and then, and one more at last."""
     queries = progress.queries
     known = facts(scale.known)
     await rig.ingest(known)
     rig.provider.set_faults([Fault.status(500)])
     _begin(rig)
     queries.begin()
+    began = time.monotonic()
     await asyncio.gather(
         *(ask(rig, queries, known[number % scale.known], number) for number in range(scale.burst))
     )
     measured = Measured(documents=await rig.documents_by_status())
     measured.take_queries(queries)
     measured.take_calls(rig.provider.calls)
-    refused = await ask(rig, queries, known[0], scale.burst)
-    measured.refusal, measured.refusal_retry_after = refused.took, refused.retry_after
+    if scale.old is not None:
+        left = began + scale.old - time.monotonic()
+        await ask_steadily(rig, queries, known, every=_DEAD_EVERY, until=left - _DEAD_EVERY)
+        await asyncio.sleep(began + scale.old - time.monotonic())
+        refused = await ask(rig, queries, known[0], scale.burst)
+        measured.refusal, measured.refusal_retry_after = refused.took, refused.retry_after
     return measured
 
 
 EXPERIMENTS = (
-    Experiment("flaky", "30 % of all calls answer 500", _flaky),
-    Experiment("outage", "the provider is down", _outage),
-    Experiment("dead", "queries at once, every call fails", _dead),
+    Experiment("flaky", "ingest while 30 % of all calls fail", _flaky, figures.FLAKY),
+    Experiment("ingest", "ingest while the provider is down", _ingest, figures.INGEST),
+    Experiment(
+        "brownout",
+        "queries while 60 % of all calls fail",
+        _brownout,
+        figures.BROWNOUT,
+        lambda scale: (0.0, scale.brownout),
+    ),
+    Experiment(
+        "outage",
+        "queries while the provider is down",
+        _outage,
+        figures.OUTAGE,
+        lambda scale: scale.outage,
+    ),
+    Experiment("dead", "queries at once to a dead provider", _dead, figures.DEAD),
 )
 
 

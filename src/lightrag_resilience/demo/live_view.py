@@ -32,7 +32,7 @@ def live_table(
             counts = "/".join(str(queries.count(kind)) for kind in (ANSWERED, REFUSED, EMPTY))
             table.add_row(
                 "" if protected else experiment.title,
-                "protected" if protected else "unprotected",
+                "protected" if protected else "alone",
                 str(progress.rig.provider.count()) if progress.rig else "",
                 counts if queries.asked else "",
                 _circuits(progress),

@@ -70,7 +70,16 @@ class Queries:
 
 @dataclass(slots=True)
 class Measured:
-    """The figures of one instance in one experiment; durations are seconds."""
+    """The figures of one instance in one experiment; durations are seconds.
+
+    Attributes:
+        documents: How many documents stand where in LightRAG's pipeline.
+        calls: When each HTTP call reached the provider, and its outcome.
+        calls_while_down: How many of them did while the provider was down.
+        recovery: From the provider's return until the first answer; None if none came.
+        refusal: What one more query took, in an outage that is no longer young.
+        refusal_retry_after: When its error says to ask again.
+    """
 
     documents: dict[str, int] = field(default_factory=dict)
     answered: int = 0
@@ -78,6 +87,7 @@ class Measured:
     empty: int = 0
     failed: int = 0
     http_calls: int = 0
+    calls_while_down: int | None = None
     query_p50: float | None = None
     query_p95: float | None = None
     took: float = 0.0
@@ -98,10 +108,37 @@ class Measured:
         self.query_p50 = percentile(durations, 0.50)
         self.query_p95 = percentile(durations, 0.95)
 
+    def take_outage(self, start: float, end: float) -> None:
+        """Add what the queries and calls show of an outage between these seconds."""
+        self.calls_while_down = sum(start <= at < end for at, _ in self.calls)
+        answered = [one.at + one.took for one in self.queries if one.outcome == ANSWERED]
+        self.recovery = min((at - end for at in answered if at > end), default=None)
+
     def take_calls(self, calls: Any) -> None:
         """Add the HTTP calls that reached the provider."""
         self.calls = [(round(call.at, 3), call.outcome) for call in calls]
         self.http_calls = len(self.calls)
+
+    @property
+    def longest(self) -> float:
+        """Seconds that the slowest query took."""
+        return max((asked.took for asked in self.queries), default=0.0)
+
+    @property
+    def longest_refusal(self) -> float | None:
+        """Seconds until the slowest refusal; None if no query was refused."""
+        refused = (asked.took for asked in self.queries if asked.outcome == REFUSED)
+        return max(refused, default=None)
+
+    @property
+    def calls_per_answer(self) -> float | None:
+        """HTTP calls for each query that was answered; None if none was."""
+        return self.http_calls / self.answered if self.answered else None
+
+    @property
+    def all_documents(self) -> int:
+        """Documents, wherever they stand."""
+        return sum(self.documents.values())
 
     @property
     def processed(self) -> int:

@@ -1,34 +1,69 @@
-"""The demo's results: as JSON for machines, as a table for people."""
+"""The demo's results: as JSON for machines, as tables for people."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
-from .experiments import Experiment, Scale
+from .comparison import Row, Verdict, compare
+from .experiments import EXPERIMENTS, Scale
+from .figures import RULE, WORKERS
 from .measurements import Measured
 from .workers import Cluster
 
-__all__ = ["Result", "as_json", "as_table", "workers_table"]
+__all__ = ["Clusters", "Result", "as_json", "as_table", "workers_table"]
 
 Result = dict[str, tuple[Measured, Measured]]
-"""For each experiment's name: unprotected, protected."""
+"""For each experiment's name: LightRAG alone, protected."""
+Clusters = tuple[Cluster, Cluster] | None
+"""Workers with breakers of their own, with a shared one; None without them."""
+
+_STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "bold red"}
 
 
-def as_json(result: Result, *, seed: int, scale: Scale, took: float) -> dict[str, Any]:
-    """Everything that was measured, with the timelines; durations are seconds."""
-    return {
+def as_json(  # noqa: PLR0913 - what the report has
+    result: Result,
+    *,
+    seed: int,
+    scale: Scale,
+    took: float,
+    workers: int = 0,
+    clusters: Clusters = None,
+) -> dict[str, Any]:
+    """Everything that was measured, with the timelines and verdicts; durations are seconds."""
+    report: dict[str, Any] = {
         "seed": seed,
         "scale": asdict(scale),
         "took": round(took, 1),
+        "rule": RULE,
         "experiments": {
-            name: {"unprotected": _figures(plain), "protected": _figures(protected)}
-            for name, (plain, protected) in result.items()
+            e.name: {
+                "alone": _figures(result[e.name][0]),
+                "protected": _figures(result[e.name][1]),
+                "rows": _rows(compare(e.figures, *result[e.name]), "alone", "protected"),
+            }
+            for e in EXPERIMENTS
         },
     }
+    if clusters:
+        own, shared = clusters
+        report["workers"] = {
+            "number": workers,
+            "own": asdict(own),
+            "shared": asdict(shared),
+            "rows": _rows(compare(WORKERS, own, shared), "own", "shared"),
+        }
+    return report
+
+
+def _rows(rows: Iterable[Row], first: str, second: str) -> list[dict[str, str]]:
+    return [
+        {"row": row.label.strip(), first: row.first, second: row.second, "verdict": row.verdict}
+        for row in rows
+    ]
 
 
 def _figures(measured: Measured) -> dict[str, Any]:
@@ -38,66 +73,35 @@ def _figures(measured: Measured) -> dict[str, Any]:
     }
 
 
-def as_table(experiments: tuple[Experiment, ...], result: Result) -> Table:
-    """Unprotected and protected side by side."""
-    table = Table(title="LightRAG through trouble", title_justify="left", show_lines=False)
-    table.add_column("")
-    table.add_column("unprotected", justify="right")
-    table.add_column("protected", justify="right")
-    for experiment in experiments:
-        plain, protected = result[experiment.name]
+def as_table(result: Result) -> Table:
+    """LightRAG alone and protected side by side, with a verdict for each row."""
+    table = _table("LightRAG through trouble", "LightRAG alone", "protected")
+    for experiment in EXPERIMENTS:
         table.add_section()
-        table.add_row(f"[bold]{experiment.title}[/]", "", "")
-        for (label, left), (_, right) in zip(_rows(plain), _rows(protected), strict=True):
-            if left or right:
-                table.add_row(f"  {label}", left or "-", right or "-")
+        table.add_row(f"[bold]{experiment.title}[/]")
+        _add(table, compare(experiment.figures, *result[experiment.name]), "  ")
     return table
 
 
-def _rows(measured: Measured) -> list[tuple[str, str]]:
-    total = sum(measured.documents.values())
-    asked = bool(measured.queries)
-    return [
-        ("documents processed", f"{measured.processed} of {total}"),
-        ("documents failed for good", str(measured.failed_documents)),
-        ("queries answered", str(measured.answered) if asked else ""),
-        ("queries refused with a clear error", str(measured.refused) if asked else ""),
-        ("queries silently empty", str(measured.empty) if asked else ""),
-        ("queries failed otherwise", str(measured.failed) if measured.failed else ""),
-        ("HTTP calls made", str(measured.http_calls)),
-        ("query p50", _seconds(measured.query_p50)),
-        ("query p95", _seconds(measured.query_p95)),
-        ("recovery to first answer", _seconds(measured.recovery)),
-        ("one more query fails after", _seconds(measured.refusal)),
-        ("  with retry_after", _seconds(measured.refusal_retry_after)),
-        ("the whole took", _seconds(measured.took)),
-    ]
-
-
-def workers_table(number: int, local: Cluster, shared: Cluster) -> Table:
+def workers_table(number: int, own: Cluster, shared: Cluster) -> Table:
     """Workers with breakers of their own, and with a shared one, side by side."""
-    table = Table(title=f"{number} workers while the provider is down", title_justify="left")
-    table.add_column("")
-    table.add_column("own breakers", justify="right")
-    table.add_column("shared through Redis", justify="right")
-    for label, show in _CLUSTER_ROWS:
-        table.add_row(label, show(local), show(shared))
+    title = f"{number} workers while the provider is down"
+    table = _table(title, "own breakers", "shared through Redis")
+    _add(table, compare(WORKERS, own, shared), "")
     return table
 
 
-_CLUSTER_ROWS: tuple[tuple[str, Callable[[Cluster], str]], ...] = (
-    ("the first worker rejects after", lambda run: _seconds(run.noticed) or "-"),
-    ("all others reject later by", lambda run: _seconds(run.all_reject) or "-"),
-    ("HTTP calls to the dead provider", lambda run: str(run.calls)),
-    ("calls rejected at once", lambda run: str(run.rejected)),
-    ("probes until recovery", lambda run: str(run.probes)),
-    ("recovery of the last worker", lambda run: _seconds(run.recovery) or "-"),
-)
+def _table(title: str, first: str, second: str) -> Table:
+    table = Table(title=title, title_justify="left", caption=RULE, caption_justify="left")
+    table.add_column("")
+    table.add_column(first, justify="right")
+    table.add_column(second, justify="right")
+    table.add_column("verdict")
+    return table
 
 
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return ""
-    if value < 0.001:  # noqa: PLR2004
-        return "< 1 ms"
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+def _add(table: Table, rows: Iterable[Row], indent: str) -> None:
+    for row in rows:
+        style = _STYLES.get(row.verdict, "")
+        verdict = f"[{style}]{row.verdict}[/]" if style else row.verdict
+        table.add_row(f"{indent}{row.label}", row.first, row.second, verdict)

