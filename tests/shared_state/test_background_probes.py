@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
+from collections.abc import Callable
 
+import pytest
+
+from lightrag_resilience import Guards
 from lightrag_resilience.testing.redis_server import RedisServer
+from support.guards import Scripted
+from support.waiting import until
 from support.workers import Workers, workers
 
 
@@ -63,3 +70,16 @@ def test_a_slow_probe_keeps_its_permit(server: RedisServer) -> None:
         open_all(two)
         assert all(answer["at"] for answer in two.each("until", state="closed"))
         assert len(spans_of(two)) == 1
+
+
+@pytest.mark.anyio
+async def test_a_permit_that_a_call_requested_is_used_by_it(make: Callable[..., Guards]) -> None:
+    """It makes the circuit half-open, which begins the background probe of its own worker."""
+    guards = make()
+    guard = guards.get("llm")
+    guard.set_probe(Scripted("ok"))
+    await guard.call(Scripted("first"))
+    await until(lambda: guards.link is not None and guards.link.is_up)
+    guard.breaker.open("by Ada (isolated)", open_for=0.2)  # nothing is probed before its end
+    await asyncio.sleep(0.4)
+    assert await guard.call(Scripted("answer")) == "answer"

@@ -94,6 +94,7 @@ class SharedBreaker(Breaker):
         "_awaits_decision",
         "_is_diverged",
         "_is_due",
+        "_is_for_background",
         "_lease",
         "_report",
         "_request_after",
@@ -123,6 +124,8 @@ class SharedBreaker(Breaker):
         self._awaits_decision = False
         """Whether it tripped and the cluster has not yet decided on that report."""
         self._lease: tuple[str, float] | None = None
+        self._is_for_background = False
+        """Whether a background probe requested the last permit."""
         self._request_after = self._requested_until = -math.inf
 
     def begin(self) -> None:
@@ -137,14 +140,14 @@ class SharedBreaker(Breaker):
         Raises:
             CircuitOpenError: The circuit is open, or half-open and all permits are held.
         """
-        if self._request_probe(self.circuit.probed_until):
+        if self._request_probe(in_background=False):
             timeout = max(_MIN_PROBE_WAIT, _ROUND_TRIPS * self._sync.round_trip)
             await self._await_probe(self.circuit.policy.lease, min(timeout, _MAX_PROBE_WAIT))
         return self.acquire()
 
     async def acquire_in_background(self, lease: float) -> Admission | None:
         """The permit of a background probe; None where it is not due, or another probe runs."""
-        if self._request_probe():
+        if self._request_probe(in_background=True):
             await self._await_probe(min(lease, self.circuit.policy.lease), _REQUEST_TIMEOUT)
         return await super().acquire_in_background(lease)
 
@@ -161,7 +164,7 @@ class SharedBreaker(Breaker):
             return admission
         # The permit is this worker's: the first caller uses it, not only the one that requested it.
         # One that a background probe requested is left to it.
-        is_left = not in_background and now < circuit.probed_until
+        is_left = self._is_for_background and not in_background and now < circuit.probed_until
         if self._lease is None or is_left or circuit.state is not State.HALF_OPEN:
             return None
         (token, until), self._lease = self._lease, None
@@ -172,16 +175,18 @@ class SharedBreaker(Breaker):
         circuit.track_probe(probe, now, circuit.policy.lease)
         return probe
 
-    def _request_probe(self, earliest: float = -math.inf) -> bool:
+    def _request_probe(self, *, in_background: bool) -> bool:
         """Whether this caller is the one to request a probe's permit."""
         with self._lock:
             now, circuit = self._clock(), self.circuit
+            earliest = -math.inf if in_background else circuit.probed_until
             if circuit.shared_admission is not None or not self._follows_cluster():
                 return False
             known = (circuit.open_until, self._request_after, self._requested_until)
             if self._lease is not None or now < max(earliest, *known):
                 return False
             self._requested_until = now + _REQUEST_TIMEOUT
+            self._is_for_background = in_background
             return True
 
     async def _await_probe(self, lease: float, timeout: float) -> None:  # noqa: ASYNC109 - no error
