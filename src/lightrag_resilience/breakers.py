@@ -126,6 +126,11 @@ class Breaker:
         is_isolated = circuit.open_until == math.inf or is_isolation(circuit.reason)
         return math.inf if is_isolated else self._clock() - began
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether callers wait until the circuit closes."""
+        return bool(self._waiting)
+
     async def wait_until_closed(self, seconds: float) -> None:
         """Wait at most `seconds` until the circuit closes, whichever thread closes it."""
         closed = asyncio.get_running_loop().create_future()

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 
 from lightrag_resilience.calls.attempts import Attempts
+from lightrag_resilience.calls.publishing import publish_probe_sent
 from lightrag_resilience.circuit.state_machine import Circuit, State
 from lightrag_resilience.errors import (
     AttemptTimeoutError,
@@ -25,6 +26,7 @@ from lightrag_resilience.errors import (
 from lightrag_resilience.events import BackgroundProbeEnded, Event, StateChanged
 from lightrag_resilience.failures.classifier import Failure, FailureKind, classify
 from lightrag_resilience.runtime.process_state import process
+from lightrag_resilience.runtime.tasks import keep_until_done
 from lightrag_resilience.text import MET, is_by_hand
 
 __all__ = ["Probe", "RecoveryProbe"]
@@ -38,12 +40,15 @@ _GRACE = 2.0  # seconds after which a probe that was not sent is left to the cal
 _JITTER = 0.1  # seconds: workers do not all ask for the permit at once
 _IDLE_GROWTH = 1.5  # of the time for which nothing was wanted: so long until the next probe
 _LONGEST_IDLE = 10.0  # seconds between two probes then
+_AWAITED = 4.1  # seconds while callers wait: LightRAG alone tries again 4 and 8 s after a failure
+_HANGS_AFTER = 3.5  # seconds after which a probe sends another request beside those that hang
 _DEMAND_POLL = 0.25  # seconds after which a probe that was put off sees a new demand
 _LEASE = 3.0  # seconds after which another worker takes over from one that died
 _POLL = 1.0  # seconds between two requests for the permit that another worker holds
 _SETTLING = 0.1  # seconds for a verdict to become the cluster's state
-_SHARE_OF_TIMEOUT = 12  # a probe is small: it gets this part of an attempt's time
-_SHORTEST_TIMEOUT, _TIMEOUT_WITHOUT = 5.0, 60.0  # seconds; the latter where attempts have none
+_TIMEOUT_WITHOUT = 60.0  # seconds for a probe where attempts have no timeout
+_MOST_AT_ONCE = 4  # requests of one probe, none of which has been answered
+_YOUNG = 60.0  # seconds of an outage in which queries wait for its end
 _MOST_DEATHS = 3  # of the task in one outage
 _RESTART_AFTER = 1.0  # seconds
 _REFUSED = frozenset({400, 404, 422})
@@ -81,10 +86,10 @@ class RecoveryProbe:
         "_is_refused",
         "_loop",
         "_only_on",
+        "_opened_at",
         "_opens",
         "_seen_at",
         "_task",
-        "_timeouts",
         "_unsubscribe",
         "_wake",
     )
@@ -114,8 +119,7 @@ class RecoveryProbe:
         self._deaths = 0
         self._generation = -1
         self._opens = 0  # breaks of this outage, also those that do not count for the breaker
-        self._timeouts = 0  # probes in a row that were cut off
-        self._due = self._idle_until = self._seen_at = _LONG_AGO
+        self._due = self._idle_until = self._seen_at = self._opened_at = _LONG_AGO
         process.reset_in_children(self)
 
     def is_of(self, probe: Probe, loop: asyncio.AbstractEventLoop | None) -> bool:
@@ -157,7 +161,7 @@ class RecoveryProbe:
     def _on_change(self, change: Event) -> None:
         if isinstance(change, StateChanged) and change.dependency == self._guard.name:
             if change.new == State.CLOSED.value:
-                self._deaths = self._opens = self._timeouts = 0
+                self._deaths = self._opens = 0
                 if self._is_refused and not self._is_ended:
                     self._is_refused = False
                     self._guard.breaker.expect_background_probe(is_expected=True)
@@ -205,6 +209,19 @@ class RecoveryProbe:
         finally:
             self._circuit.probed_until = _LONG_AGO
 
+    def _awaited_until(self, idle_until: float) -> float:
+        """When to probe for callers that wait, and came before the last probe.
+
+        When LightRAG alone would try again. Where no other has come since the circuit opened, not
+        sooner: many calls at once, and none after them, cost a provider few requests.
+        """
+        demanded_at = self._guard.demanded_at
+        since = self._seen_at - demanded_at
+        if since >= 2 * _AWAITED:
+            return idle_until
+        retried_at = self._seen_at + _AWAITED - since % _AWAITED
+        return retried_at if demanded_at <= self._opened_at else min(idle_until, retried_at)
+
     @property
     def _is_wanted(self) -> bool:
         circuit = self._circuit
@@ -225,15 +242,15 @@ class RecoveryProbe:
             self._see_state()
             now = guard.clock()
             due, idle_until = self._due, self._idle_until
+            if guard.breaker.is_awaited:
+                idle_until = self._awaited_until(idle_until)
             if idle_until > max(due, now) and guard.demanded_at < self._seen_at:
                 due = min(idle_until, max(due, now + _DEMAND_POLL))
             wait = due - now
             if wait <= 0:
                 await self._probe_once()
                 continue
-            # After a probe that was cut off a user's call may show whether it only took too long.
-            is_left_to_users = self._timeouts and circuit.state is State.OPEN
-            circuit.probed_until = _LONG_AGO if is_left_to_users else due + _GRACE
+            circuit.probed_until = due + _GRACE
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._wake.wait()
@@ -253,31 +270,20 @@ class RecoveryProbe:
 
     def _see_break(self, circuit: Circuit, now: float) -> None:
         self._opens = max(self._opens + 1, circuit.opens)
-        is_cut_off = circuit.reason.startswith("after a probe") and (
-            AttemptTimeoutError.__name__ in circuit.reason
-        )
-        self._timeouts = self._timeouts + 1 if is_cut_off else 0
         self._due = circuit.open_until + _jitter()
         # Nothing new was wanted since: a provider that is down gets few requests for old demands.
         self._seen_at = now
         if self._opens == 1:  # the call that opened it
+            self._opened_at = now
             self._guard.demanded_at = max(self._guard.demanded_at, now)
         idle = _IDLE_GROWTH * (now - self._guard.demanded_at)
         self._idle_until = now + min(idle, _LONGEST_IDLE)
         if circuit.reason.startswith(MET):  # the breaker's pause is the same each time
             self._due = max(self._due, now + circuit.breaks.length(self._opens))
-        if is_cut_off:
-            self._due += _GRACE
-
-    @property
-    def _timeout(self) -> float:
-        """Seconds for the next probe: longer after each one that was cut off."""
-        attempt = self._guard.policy.timeout.attempt or _TIMEOUT_WITHOUT
-        shortest = max(attempt / _SHARE_OF_TIMEOUT, _SHORTEST_TIMEOUT)
-        return min(shortest * 2.0 ** min(self._timeouts, 16), attempt)
 
     async def _probe_once(self) -> None:
-        circuit, guard, seconds = self._circuit, self._guard, self._timeout
+        circuit, guard = self._circuit, self._guard
+        seconds = guard.policy.timeout.attempt or _TIMEOUT_WITHOUT
         admission = await guard.breaker.acquire_in_background(_LEASE)
         began = guard.clock()
         if admission is None:
@@ -286,7 +292,7 @@ class RecoveryProbe:
         self._generation = circuit.generation
         circuit.probed_until = began + seconds + _GRACE
         try:
-            error = await guard.send_probe(self._function, admission, seconds)
+            error = await guard.send_probe(self._first_answer, admission, seconds)
         except CallRejected:
             self._publish("rejected", began)
             self._due = guard.clock() + circuit.breaks.length(self._opens) + _jitter()
@@ -298,6 +304,31 @@ class RecoveryProbe:
         self._publish(_outcome(error), began)
         if error is not None:
             self._follow(classify(error))
+
+    async def _first_answer(self) -> object:
+        """The first answer, good or bad, of requests that are sent while there is none.
+
+        One that hangs says nothing of the provider by now. The oldest goes on: a slow model may
+        need that long.
+        """
+        guard, running = self._guard, list[asyncio.Task[object]]()
+        try:
+            while True:
+                running.append(asyncio.create_task(_awaited(self._function)))
+                is_young = (guard.breaker.outage or 0.0) < _YOUNG
+                done, _ = await asyncio.wait(
+                    running,
+                    timeout=_HANGS_AFTER if is_young else _LONGEST_IDLE,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if done:
+                    return done.pop().result()
+                if len(running) == _MOST_AT_ONCE:
+                    _abandon(running.pop(1))
+                publish_probe_sent(guard, "background")
+        finally:
+            for each in running:
+                _abandon(each)
 
     def _follow(self, failure: Failure) -> None:
         """Give up a request that is refused, and wait as long as the dependency asks."""
@@ -319,6 +350,15 @@ class RecoveryProbe:
         if BackgroundProbeEnded in events.subscribed:
             duration = self._guard.clock() - began
             events.publish(BackgroundProbeEnded(self._guard.name, outcome, duration))
+
+
+async def _awaited(probe: Probe) -> object:
+    return await probe()
+
+
+def _abandon(request: asyncio.Task[object]) -> None:
+    keep_until_done(request)
+    request.cancel()  # not awaited: its connection may have stalled
 
 
 def _outcome(error: Exception | None) -> str:
