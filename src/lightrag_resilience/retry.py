@@ -39,6 +39,7 @@ _MAY_BE_DONE = frozenset({460, 499, 502, 504, 520, 524, 598, 599})
 RETRY_COST = 5  # tokens, as in the AWS SDKs
 TIMEOUT_RETRY_COST = 10  # a timeout has cost the dependency more
 _BROWNOUT_BACKOFF = 4.0  # seconds at most, while some calls pass
+_AFTER_A_HANG = 3.5  # seconds at least, so that a retry comes no later than one of LightRAG's
 _LIGHTRAG_ATTEMPTS, _LIGHTRAG_BACKOFF = 3, (4.0, 10.0)  # of its functions, in seconds
 R = TypeVar("R")
 
@@ -132,6 +133,7 @@ class RetryLoop:
         scheduled: Called with the number of the next attempt and the wait before it, in seconds.
         last_failure: Returns the class of the last attempt's failure; None if it was rejected.
         is_browned_out: Whether some calls of the dependency pass.
+        took: Returns the seconds that the last attempt took.
     """
 
     dependency: str
@@ -143,6 +145,7 @@ class RetryLoop:
     scheduled: Callable[[int, float], None]
     last_failure: Callable[[], Failure | None]
     is_browned_out: Callable[[], bool]
+    took: Callable[[], float]
     _spent: int = 0
     _is_waiting: bool = False
     _wait: float = 0.0
@@ -251,7 +254,8 @@ class RetryLoop:
             if not self.budget.share:
                 return random.uniform(*_LIGHTRAG_BACKOFF)  # noqa: S311
             self._wait = min(self._wait, _BROWNOUT_BACKOFF)
-        return self._wait
+        # After an attempt that hung a moment costs little, and the next one may hang as long.
+        return max(self._wait, min(self.took(), _AFTER_A_HANG))
 
     def _own_backoff(self, attempts: int, before: float) -> float:
         """Seconds to wait after so many attempts; `before` is the last wait by this policy."""

@@ -314,11 +314,24 @@ async def test_calls_of_one_guard_do_not_mix() -> None:
         assert result == number if number % 5 < 4 else type(result) is ConnectionRefusedError
 
 
+async def test_a_retry_after_an_attempt_that_hung_comes_as_late_as_one_of_lightrag() -> None:
+    """LightRAG waits 4 s: a retry at once hangs as long again in an outage that is about to end."""
+    guard = guard_on_loop(attempts=2, attempt_timeout=20.0)
+
+    async def hang_until_23() -> str:
+        if now() < 23.0:
+            await asyncio.sleep(1000.0)
+        return "answer"
+
+    assert await guard.call(hang_until_23) == "answer"
+    assert 23.5 <= now() <= 24.0
+
+
 async def test_a_timeout_is_retried_with_its_full_time() -> None:
     function = Scripted(60.0, 60.0, "answer")
     guard = guard_on_loop(retry=RetryPolicy(jitter="none"), attempt_timeout=5.0)
     assert await guard.call(function) == "answer"
-    assert function.at == [0.0, 5.5, 11.5]
+    assert function.at == [0.0, 8.5, 17.0]
 
 
 async def test_the_last_timeout_is_raised_as_an_attempt_timeout() -> None:

@@ -400,6 +400,7 @@ class Guard(Attempts):
             scheduled=functools.partial(publish_retry_scheduled, self, call),
             last_failure=lambda: call.failure,
             is_browned_out=lambda: self._circuit.is_browned_out,
+            took=lambda: self.clock() - call.started,
         )
         try:
             return await retries.run_after(first, attempt)
