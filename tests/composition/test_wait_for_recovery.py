@@ -180,6 +180,44 @@ async def test_calls_that_share_a_patience_end_their_waits_together() -> None:
     assert list(ends) == [8.0, 8.0, 9.0]
 
 
+async def test_an_outage_after_an_answer_is_waited_for_anew() -> None:
+    guard, patience = quick(), Patience(8)
+    for began in (0.0, 6.0, 12.0):
+        await asyncio.sleep(began - now())
+        guard.breaker.open(open_for=300.0)
+        asyncio.get_running_loop().call_later(4.0, guard.breaker.close)
+        await retry_until_available(
+            guard, lambda: guard.call(Scripted("answer")), patience=patience
+        )
+    assert now() == 16.0
+
+
+async def test_the_verdict_of_a_probe_under_way_is_waited_for_up_to_as_long_again() -> None:
+    guard, slow = quick(), Scripted(14.0)
+    guard.set_probe(slow)
+    guard.breaker.open("after a test")
+    calls = (
+        retry_until_available(guard, lambda: guard.call(Scripted("answer")), patience=Patience(8))
+        for _ in range(2)
+    )
+    assert await asyncio.gather(*calls) == ["answer"] * 2
+    assert 14.8 <= now() <= 15.0
+    slow.steps = [100.0]
+    guard.breaker.open("after a test")
+    with pytest.raises(CircuitOpenError):
+        await retry_until_available(
+            guard, lambda: guard.call(Scripted("answer")), patience=Patience(8)
+        )
+    assert 30.0 <= now() <= 31.1
+
+
+async def test_ingest_tries_every_four_seconds_while_the_circuit_is_closed() -> None:
+    guard = guard_on_loop(retry=RetryPolicy(attempts=1), breaker=BreakerPolicy(mode="metrics-only"))
+    function = Scripted(*[down()] * 5, "answer")
+    await retry_until_available(guard, lambda: guard.call(function), patience=Patience(3600))
+    assert all(4.0 <= gap <= 4.25 for gap in function.gaps())
+
+
 async def test_an_old_outage_is_not_waited_for() -> None:
     guard, patience = quick(), Patience(8, max_outage=60)
     guard.breaker.open(open_for=30.0)

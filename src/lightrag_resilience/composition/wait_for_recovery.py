@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeGuard, TypeVar
 
 from lightrag_resilience.calls.call_context import current_deadline
+from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.config.policies import RetryPolicy
 from lightrag_resilience.errors import (
     AllFailedError,
@@ -31,6 +32,7 @@ __all__ = ["Patience", "retry_until_available"]
 R = TypeVar("R")
 
 _SHORTEST_WAIT = 0.1  # seconds
+_LONGEST_WAIT = 4.0  # seconds between two calls while the circuit is closed, as LightRAG's own
 _JITTER = 0.25  # seconds
 _ROUNDS = 8  # that a short patience has time for
 
@@ -39,7 +41,8 @@ class Patience:
     """For how long calls wait for unavailable dependencies: those that share it, together.
 
     The seconds run from the first trouble on: from the beginning of a call that failed, so that one
-    that hung is not repeated, or from the moment at which a call was rejected.
+    that hung is not repeated, or from the moment at which a call was rejected. After an answer they
+    begin anew. The verdict of a probe under way is waited for up to as long again.
 
     Args:
         seconds: How long; 0 waits for nothing.
@@ -91,6 +94,8 @@ class Patience:
         if self._ends is None:
             self._ends = self._seconds + (now if _is_rejection(error) else began)
         left = self._ends - now
+        if guard.breaker.state is State.HALF_OPEN:
+            left += self._seconds  # the verdict is near
         if (deadline := current_deadline()) is not None:
             left = min(left, deadline.left)
         if self._waiting[guard.name] >= self._most_waiting or left <= 0:
@@ -113,9 +118,13 @@ class Patience:
                 return None
             hint = failure.retry_after
         if hint is None:
-            hint = min(policy.max_backoff / 4, self._seconds / _ROUNDS)
+            hint = min(policy.max_backoff / 4, self._seconds / _ROUNDS, _LONGEST_WAIT)
         # Many calls wait for one dependency: the jitter keeps them from returning together.
         return max(hint, _SHORTEST_WAIT) + random.uniform(0.0, _JITTER)  # noqa: S311
+
+    def renew(self) -> None:
+        """A call succeeded: what it waited for is over, and the next trouble is another."""
+        self._ends = None
 
     @contextlib.contextmanager
     def waiting(self, dependency: str) -> Iterator[None]:
@@ -160,12 +169,15 @@ async def retry_until_available(  # noqa: PLR0913 - most by name
             guard.refuse_if_open()
             if is_background:
                 guard.shed_in_brownout()
-            return await call()
+            result = await call()
         except Exception as error:
             policy = guard.policy.retry.with_idempotent(idempotent=idempotent)
             wait = None if is_foreign(error) else patience.wait(guard, policy, error, began)
             if wait is None:
                 raise
+        else:
+            patience.renew()
+            return result
         with patience.waiting(guard.name):
             await guard.wait_for_recovery(wait)
 
