@@ -93,7 +93,8 @@ async def test_probes_become_rarer_while_no_caller_wants_an_answer() -> None:
     await asyncio.sleep(12.0)
     assert probe.calls == 3
     await asyncio.sleep(600.0)
-    assert all(10.0 <= gap <= 10.2 for gap in probe.gaps()[-10:])
+    gaps = probe.gaps()[-10:]
+    assert all(9.99 <= gap <= 10.2 for gap in gaps), gaps
 
 
 async def test_callers_that_wait_are_probed_for_when_lightrag_alone_would_try_again() -> None:
