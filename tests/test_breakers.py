@@ -452,7 +452,7 @@ async def test_callers_that_wait_for_a_closed_circuit_go_on_in_the_order_in_whic
     made, gone_on = breaker(), list[int]()
 
     async def wait(number: int) -> None:
-        await made.wait_until_closed(60.0)
+        assert await made.wait_until_closed(60.0) == number
         gone_on.append(number)
 
     made.open()

@@ -87,7 +87,7 @@ class Breaker:
         self._changes: tuple[StateChanged | HealthChanged, ...] = ()
         self._is_publishing = False
         self._published: tuple[str, ...] = ()  # the last changes of this outage
-        self._waiting: dict[asyncio.Future[None], None] | None = None  # in order; few need it
+        self._waiting: dict[asyncio.Future[int], None] | None = None  # in order; few need it
         self._is_unhealthy = False
         """Whether it was published that calls fail which the circuit admits."""
 
@@ -131,12 +131,16 @@ class Breaker:
         """Whether callers wait until the circuit closes."""
         return bool(self._waiting)
 
-    async def wait_until_closed(self, seconds: float) -> None:
-        """Wait at most `seconds` until the circuit closes, whichever thread closes it."""
-        closed = asyncio.get_running_loop().create_future()
+    async def wait_until_closed(self, seconds: float) -> int:
+        """Wait at most `seconds` until the circuit closes, whichever thread closes it.
+
+        Returns:
+            How many callers waited for longer.
+        """
+        closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         with self._lock:
             if self.circuit.shared_admission is not None:
-                return
+                return 0
             waiting = self._waiting = self._waiting or {}
             waiting[closed] = None
         try:
@@ -144,6 +148,7 @@ class Breaker:
         finally:
             with self._lock:
                 waiting.pop(closed, None)
+        return closed.result() if closed.done() else 0
 
     # ------------------------------------------------------------------ before and after a call
 
@@ -306,8 +311,8 @@ class Breaker:
             )
             self._changes += (change,)
             if new is State.CLOSED and self._waiting:
-                for closed in self._waiting:
-                    finish_from_any_thread(closed)
+                for position, closed in enumerate(self._waiting):
+                    finish_from_any_thread(closed, position)
 
     def _queue_health(self) -> None:
         """Queue a change of health where admitted calls begin or cease to fail.

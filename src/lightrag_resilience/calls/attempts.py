@@ -37,6 +37,9 @@ from .publishing import (
 __all__ = ["Attempts"]
 
 _THROTTLED = FailureKind.THROTTLED
+# Seconds between callers that waited for the same circuit: at once, all would be answered as late
+# as the last of them, and a provider that has just returned would get them all together.
+_STAGGER, _LONGEST_STAGGER = 0.05, 1.0
 
 
 class Attempts:
@@ -296,7 +299,9 @@ class Attempts:
             if self.breaker.outage is None:
                 await self.sleep(seconds)
             else:
-                await self.breaker.wait_until_closed(seconds)
+                position = await self.breaker.wait_until_closed(seconds)
+                if position:
+                    await self.sleep(min(position * _STAGGER, _LONGEST_STAGGER))
 
     # ------------------------------------------------------------------ after an attempt
 

@@ -43,15 +43,15 @@ def drop_error(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-def finish_from_any_thread(future: asyncio.Future[None]) -> None:
+def finish_from_any_thread(future: asyncio.Future[T], result: T) -> None:
     """End the wait for a future of any event loop."""
     with contextlib.suppress(RuntimeError):  # its loop is closed
-        future.get_loop().call_soon_threadsafe(_finish, future)
+        future.get_loop().call_soon_threadsafe(_finish, future, result)
 
 
-def _finish(future: asyncio.Future[None]) -> None:
+def _finish(future: asyncio.Future[T], result: T) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(result)
 
 
 async def cancel_until_done(

@@ -195,7 +195,7 @@ class SharedBreaker(Breaker):
 
         def on_answer() -> None:  # in the sync thread
             self._requested_until = -math.inf
-            finish_from_any_thread(answer)
+            finish_from_any_thread(answer, None)
 
         self._sync.request_probe(self, lease, on_answer)
         # An answer that comes later serves the next caller: see `on_probe_answer`.
