@@ -17,7 +17,7 @@ THREE = RetryPolicy(attempts=3, initial_backoff=1.0, jitter="none")
 
 
 def policy(**changes: Any) -> Policy:
-    return Policy(retry=THREE).with_changes(**({"consecutive_failures": None} | changes))
+    return Policy(retry=THREE).with_changes(**({"failure_rate": 0.5} | changes))
 
 
 def now() -> float:

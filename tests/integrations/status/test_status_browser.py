@@ -118,7 +118,7 @@ def test_the_page_shows_a_change_without_reloading(
         ".observe(document.getElementById('sentence'), {childList: true, characterData: true,"
         " subtree: true});"
     )
-    app.call("llm.openai", times=4, fails=True)
+    app.call("llm.openai", times=5, fails=True)
     began = time.time()
     app.call("llm.openai", fails=True)
     seen.until(lambda: "has been down since" in seen.text("#sentence"))
@@ -128,7 +128,7 @@ def test_the_page_shows_a_change_without_reloading(
     assert took < PATIENCE
     row = seen.row("llm.openai")
     assert "Down" in row
-    why = "After 5 failures in a row, the last ConnectionRefusedError. Next probe in"
+    why = "After 6 failures in a row, the last ConnectionRefusedError. Next probe in"
     assert why in row
     assert why in seen.text("#why")
     assert "ConnectionRefusedError, may pass by itself" in row

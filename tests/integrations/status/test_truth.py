@@ -225,7 +225,7 @@ async def test_an_outage_that_turns_into_401_shows_it_and_the_next_probe(
         policy = it.guards.get(NAME).policy
         await it.until(lambda seen: not is_shared or seen["redis"]["is_up"])
         it.provider.set_faults([Fault.status(503)])
-        await it.call(5)
+        await it.call(6)
         seen = await it.until(lambda seen: seen["headline"]["condition"] == "down")
         assert "the last HTTP 503 (InternalServerError)" in seen["headline"]["reasons"][0]["reason"]
         it.provider.set_faults([Fault.status(401)])
