@@ -11,6 +11,19 @@ from lightrag_resilience.circuit.evidence import Evidence
 SLICES = 10
 
 
+def policy_of(*, probes: int = 1, quorum: int = 1) -> BreakerPolicy:
+    return BreakerPolicy(
+        min_calls=4,
+        failure_rate=0.5,
+        window_seconds=10.0,
+        open_for=4.0,
+        open_growth=2.0,
+        open_max=12.0,
+        probes=probes,
+        quorum=quorum,
+    )
+
+
 @dataclass
 class Held:
     st: str = "C"
