@@ -121,7 +121,14 @@ def test_a_threshold_that_is_set_takes_the_place_of_evidence(threshold: dict[str
 
 @pytest.mark.parametrize(
     ("results", "share"),
-    [("F" * 9, 0.0), ("SF" * 50, 0.0), ("SFF" * 30, 0.33), ("SFFFF" * 20, 0.59), ("F" * 20, 0.95)],
+    [
+        ("F" * 9, 0.0),
+        ("SF" * 50, 0.0),
+        ("SFF" * 30, 0.33),
+        ("SFFFF" * 20, 0.59),
+        ("S" + "F" * 20, 0.86),
+        ("F" * 20, 0.0),
+    ],
 )
 def test_background_calls_are_shed_in_proportion_where_most_calls_fail(
     results: str, share: float

@@ -92,14 +92,13 @@ class Evidence:
 
     @property
     def shed_share(self) -> float:
-        """Share of background calls to hold back, 0 to 1: none while half of the calls pass.
+        """Share of background calls to hold back, 0 to 1: none while half pass, or none at all.
 
         Google's SRE book, "Handling Overload": what the dependency accepts is asked for twice.
         """
-        calls = self.calls + self.run
-        if calls < _ENOUGH:
+        calls, passed = self.calls + self.run, self.calls - self.failed
+        if calls < _ENOUGH or not passed:
             return 0.0
-        passed = self.calls - self.failed
         return max(0.0, (calls - _ACCEPTED_FACTOR * passed) / (calls + 1))
 
     @property

@@ -35,7 +35,7 @@ async def test_an_attempt_that_takes_too_long_is_a_timeout_of_the_library(librar
     assert isinstance(raised.value.__cause__, AttemptTimeoutError)
     assert str(raised.value) == str(raised.value.__cause__)
     assert raised.value.request.url == URL
-    assert (transport.at, now()) == ([0.0, 6.0], 11.0)
+    assert (transport.at, now()) == ([0.0, 8.5], 13.5)
     assert verdict(the_guard(registry)) == (2, 2)
 
 
