@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from typing import Any
 
 import httpx
 import pytest
 
-from lightrag_resilience import Guard, RetryPolicy
+from lightrag_resilience import CircuitOpenError, Guard, RetryPolicy
+from lightrag_resilience.circuit.state_machine import State
 from support.guards import Scripted, down, guard_on_loop, now, outcomes
 
 pytestmark = pytest.mark.anyio
@@ -92,3 +94,35 @@ async def test_without_budget_and_without_a_call_that_passes_nothing_is_retried(
     guard.budget.tokens = 0
     _, at = await times_of(guard, down())
     assert len(at) == 1
+
+
+async def fails_after(seconds: float, at: list[float]) -> None:
+    at.append(now())
+    await asyncio.sleep(seconds)
+    raise down()
+
+
+@pytest.mark.parametrize("latency", [0.02, 0.3, 1.0, 3.0])
+async def test_calls_at_once_send_no_more_retries_than_show_that_it_is_down(latency: float) -> None:
+    guard, at = retrying(), list[float]()
+    ended = await outcomes(guard.call(fails_after, latency, at) for _ in range(4))
+    assert len(at) == 6
+    assert guard.breaker.state is State.OPEN
+    assert {type(error) for error in ended} <= {CircuitOpenError, ConnectionRefusedError}
+
+
+async def test_a_retry_waits_for_those_that_hang_no_longer_than_lightrag_alone() -> None:
+    guard, at = retrying(), list[float]()
+
+    async def fails_then_hangs() -> None:
+        at.append(now())
+        await asyncio.sleep(0.1 if len(at) <= 4 else 60.0)
+        raise down()
+
+    calls = [asyncio.ensure_future(guard.call(fails_then_hangs)) for _ in range(4)]
+    await asyncio.sleep(10.0)
+    assert len(at) == 8
+    assert at[-1] - at[3] < 5.0
+    for call in calls:
+        call.cancel()
+    await outcomes(calls)

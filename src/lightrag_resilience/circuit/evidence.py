@@ -82,8 +82,12 @@ class Evidence:
     @property
     def shows_down(self) -> bool:
         """Whether the present run is too long for chance."""
-        run = self.run
-        return run >= _SHORTEST_RUN and run >= run_to_open(self.calls, self.failed)
+        return self.run >= _SHORTEST_RUN and self.failures_to_open <= 0
+
+    @property
+    def failures_to_open(self) -> int:
+        """How many more failures in a row would show it."""
+        return run_to_open(self.calls, self.failed) - self.run
 
     @property
     def shows_brownout(self) -> bool:

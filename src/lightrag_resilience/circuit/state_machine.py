@@ -165,6 +165,14 @@ class Circuit:
         """Whether calls fail, and some pass."""
         return self.evidence is not None and self.evidence.shows_brownout
 
+    @property
+    def failures_to_open(self) -> float:
+        """How many more failures in a row open the circuit; infinite while thresholds decide."""
+        evidence = self.evidence
+        if evidence is None or self.shared_admission is None or self.mode != "enforce":
+            return math.inf
+        return evidence.failures_to_open if self.policy.decides_by_evidence else math.inf
+
     # ------------------------------------------------------------------ before a call
 
     def acquire(self, now: float, *, in_background: bool = False) -> Admission | None:

@@ -62,6 +62,8 @@ __all__ = ["Guard"]
 _PLAIN = frozenset({str, dict, list, int, float, bool, tuple, bytes, type(None)})  # no streams
 _THROTTLED = FailureKind.THROTTLED
 _SHED_FOR = 1.0  # seconds
+_TURN = 0.05  # seconds after which a retry looks again whether it is needed as evidence
+_LONGEST_TURN = 3.5  # seconds: so long may those before it hang
 _MOST_PROBES = 8  # that are kept, to hold again: their owners may never end them
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,7 +94,7 @@ class Guard(Attempts):
         loop_timers: The timers shared with other guards on each event loop.
     """
 
-    __slots__ = ("__weakref__", "_recovery_probes", "base")
+    __slots__ = ("__weakref__", "_recovery_probes", "_retrying", "base")
 
     def __init__(  # noqa: PLR0913 - all but two by name
         self,
@@ -121,6 +123,7 @@ class Guard(Attempts):
         self.sleep = sleep
         self.gate = gate or DrainGate()
         self._recovery_probes: tuple[RecoveryProbe, ...] = ()
+        self._retrying = 0  # attempts after a first one, in flight
 
     def __repr__(self) -> str:
         return f"<Guard {self.name!r}: {self.breaker.state.value}>"
@@ -403,10 +406,25 @@ class Guard(Attempts):
             took=lambda: self.clock() - call.started,
         )
         try:
-            return await retries.run_after(first, attempt)
+            return await retries.run_after(first, functools.partial(self._retry, call, attempt))
         except Exception as error:
             publish_call_failed(self, call, error)
             raise
+
+    async def _retry(self, call: Call, attempt: Callable[[], Awaitable[R]]) -> R:
+        """Make a further attempt, after the verdicts that others under way may bring.
+
+        Where so many retries are in flight as can open the circuit, one more would show nothing:
+        many calls at once cost a dead provider as few requests as it takes to know that it is down.
+        """
+        ends = self.clock() + min(_LONGEST_TURN, self.remaining(call) / 2)
+        while self._retrying >= self._circuit.failures_to_open and self.clock() < ends:
+            await self.pause(_TURN)
+        self._retrying += 1
+        try:
+            return await attempt()
+        finally:
+            self._retrying -= 1
 
     # ------------------------------------------------------------------ as a block
 

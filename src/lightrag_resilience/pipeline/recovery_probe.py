@@ -38,8 +38,8 @@ _log = logging.getLogger("lightrag_resilience")
 
 _GRACE = 2.0  # seconds after which a probe that was not sent is left to the calls of users
 _JITTER = 0.1  # seconds: workers do not all ask for the permit at once
-_IDLE_GROWTH = 1.5  # of the time for which nothing was wanted: so long until the next probe
-_LONGEST_IDLE = 10.0  # seconds between two probes then
+_IDLE_GROWTH = 2.0  # of the time for which nothing was wanted: so long until the next probe
+_LONGEST_IDLE = 10.0  # seconds between two probes then, in an outage that is not young
 _AWAITED = 4.1  # seconds while callers wait: LightRAG alone tries again 4 and 8 s after a failure
 _HANGS_AFTER = 3.5  # seconds after which a probe sends another request beside those that hang
 _DEMAND_POLL = 0.25  # seconds after which a probe that was put off sees a new demand
@@ -277,7 +277,8 @@ class RecoveryProbe:
             self._opened_at = now
             self._guard.demanded_at = max(self._guard.demanded_at, now)
         idle = _IDLE_GROWTH * (now - self._guard.demanded_at)
-        self._idle_until = now + min(idle, _LONGEST_IDLE)
+        # A young outage may end unseen: queries wait in it. In an old one they would be refused.
+        self._idle_until = min(now + idle, max(now + _LONGEST_IDLE, self._opened_at + _YOUNG))
         if circuit.reason.startswith(MET):  # the breaker's pause is the same each time
             self._due = max(self._due, now + circuit.breaks.length(self._opens))
 
