@@ -64,7 +64,7 @@ BREAKS = ("disconnect", "truncate", "corrupt")
 RETRY = RetryPolicy(attempts=4, initial_backoff=0.05)
 # The server sees a wait from when it notices that the client left, with the time that asking
 # takes: short ones may look alike, or not be seen.
-REGULAR = RetryPolicy(attempts=4, initial_backoff=0.07, jitter="none")
+REGULAR = RetryPolicy(attempts=4, initial_backoff=0.15, jitter="none")
 
 
 @pytest.fixture

@@ -118,7 +118,9 @@ def test_each_panel_has_data_and_each_alert_fires_when_it_should(observed: Obser
     until(lambda: metrics.alerts("firing") >= due, "the outage is alerted")
     until(lambda: "LightragNotRecovered" in metrics.alerts("pending"), "its circuit is open")
     assert metrics.alerts("firing") == due
-    assert metrics.alerts("pending") <= {"LightragNotRecovered", "LightragErrors", *NOISE}
+    # Calls fail before the circuit opens, and may be seen then.
+    pending = {"LightragNotRecovered", "LightragErrors", "LightragCallsFail", *NOISE}
+    assert metrics.alerts("pending") <= pending
     observed.check_queries()
 
     (observed.folder / "down").unlink()
