@@ -9,7 +9,10 @@ from typing import Annotated
 from annotated_types import Ge, Le
 from pydantic import SecretStr
 
+from lightrag_resilience.errors import PolicyError
+
 from .allowed_hosts import is_host_pattern
+from .dependency_names import check_name
 from .policies import Seconds, Wait
 from .redis_url import problem_with_address
 from .validation import TextFormat, setting
@@ -52,6 +55,16 @@ def _hosts(text: str) -> tuple[str, ...]:
     return hosts
 
 
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    try:
+        for name in names:
+            check_name(name)
+    except PolicyError as error:
+        raise ValueError(f"must be names of dependencies: {error}") from None
+    return names
+
+
 _Url = Annotated[
     SecretStr,
     TextFormat(
@@ -67,6 +80,10 @@ _Hosts = Annotated[
     TextFormat(
         "host names with commas between, such as rag.example.com or *.example.com, or *", _hosts
     ),
+]
+_Names = Annotated[
+    tuple[str, ...],
+    TextFormat("names of dependencies with commas between, such as llm.openai", _names),
 ]
 _Path = Annotated[str, TextFormat("the path of a file")]
 
@@ -150,6 +167,11 @@ class ProcessSettings:
         "Host names under which the status page answers, besides IP addresses, names without a "
         "dot, and names that end in .localhost, .local, .internal or .test. Under any other name "
         "it answers 421, so that no web site can read it through DNS rebinding.",
+    )
+    ready_while_closed: _Names | None = setting(
+        None,
+        "Dependencies without which `lightrag-resilience serve` is not ready: `/readyz` answers "
+        "503 while the circuit of one of them is not closed. `none`: only while it drains.",
     )
     metrics: bool = setting(
         False, "Whether `lightrag-resilience serve` answers `/metrics`, for Prometheus."

@@ -40,6 +40,7 @@ from lightrag_resilience.draining.gate import DrainGate
 from lightrag_resilience.errors import CallShedError, UnsupportedCallError
 from lightrag_resilience.events import Events
 from lightrag_resilience.failures.classifier import FailureKind
+from lightrag_resilience.health import Health, health_of
 from lightrag_resilience.limits.rate_limiter import SharedLimiter
 from lightrag_resilience.retry import (
     RetryBudget,
@@ -158,6 +159,19 @@ class Guard(Attempts):
         Attempts.update_policy(self, policy, reason)
         for probe in self._recovery_probes[-1:]:
             probe.notify()
+
+    @property
+    def health(self) -> Health:
+        """The health of the dependency, as this process sees it."""
+        seen = self.breaker.snapshot()
+        return health_of(
+            self.name,
+            state=seen.state.value,
+            mode=seen.mode,
+            reason=seen.reason,
+            tally=seen.tally,
+            cooldown=self.occupancy.cooldown_remaining,
+        )
 
     def refuse_if_open(self) -> None:
         """Reject now what a call would be rejected with at once.

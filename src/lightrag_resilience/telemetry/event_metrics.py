@@ -29,7 +29,7 @@ from lightrag_resilience.events import (
     StateChanged,
     WorkAbandoned,
 )
-from lightrag_resilience.health import health_of, level_of
+from lightrag_resilience.health import level_of
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards
 
@@ -175,15 +175,7 @@ def _gauges_of(guard: Guard, timed: int) -> Iterable[tuple[str, float]]:
     seen = guard.breaker.snapshot()
     occupancy = guard.occupancy
     yield "breaker_state", _STATES[seen.state]
-    health = health_of(
-        guard.name,
-        state=seen.state.value,
-        mode=seen.mode,
-        reason=seen.reason,
-        tally=seen.tally,
-        cooldown=occupancy.cooldown_remaining,
-    )
-    yield "dependency_health", level_of(health.condition)
+    yield "dependency_health", level_of(guard.health.condition)
     yield "breaker_probes", seen.probes
     yield "breaker_failure_ratio", seen.failed / seen.calls if seen.calls else 0.0
     yield "retry_budget_ratio", guard.budget.share

@@ -175,8 +175,10 @@ async def test_a_draining_process_is_not_ready_and_rejects_requests() -> None:
     assert (await ask(app, "/readyz"))[0] == 200
     guards.get("llm").breaker.open()
     status, headers, body = await ask(app, "/readyz")
-    assert (status, body) == (503, {"status": "not ready", "open": ["llm"]})
+    assert (status, body) == (503, {"status": "not ready", "unavailable": ["llm"]})
     assert int(headers["retry-after"]) > 0
+    guards.get("llm").breaker.half_open()
+    assert (await ask(app, "/readyz"))[0] == 503
     guards.get("llm").breaker.close()
     async with Coordinator(registry=guards, handle_signals=False) as coordinator:
         app.coordinator = coordinator

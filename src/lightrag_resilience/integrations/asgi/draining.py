@@ -61,7 +61,8 @@ class DrainMiddleware:
         app: The application.
         registry: The guards whose calls are waited for; those of the process by default.
         last_requests: Seconds after the signal in which requests are still accepted.
-        ready_while_closed: Names of guards; the process is not ready while one's circuit is open.
+        ready_while_closed: Names of guards; the process is not ready while the circuit
+            of one of them is not closed.
         make_coordinator: Makes the coordinator when the server starts; give it for your own times.
 
     Raises:
@@ -165,14 +166,14 @@ class DrainMiddleware:
             await send_json(send, 200, {"status": "alive"}, _NO_STORE)
         elif self._is_draining:
             await _send_unavailable(scope, send, {"status": "draining"}, self._retry_after)
-        elif unavailable := [name for name in self._needed if self._is_open(name)]:
-            content = {"status": "not ready", "open": unavailable}
+        elif unavailable := [name for name in self._needed if not self._is_closed(name)]:
+            content = {"status": "not ready", "unavailable": unavailable}
             await _send_unavailable(scope, send, content, _NOT_READY_RETRY)
         else:
             await send_json(send, 200, {"status": "ready"}, _NO_STORE)
 
-    def _is_open(self, name: str) -> bool:
-        return self._registry.get(name).breaker.state is State.OPEN
+    def _is_closed(self, name: str) -> bool:
+        return self._registry.get(name).breaker.state is State.CLOSED
 
     # ------------------------------------------------------------------ the lifespan
 

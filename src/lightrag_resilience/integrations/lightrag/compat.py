@@ -33,6 +33,8 @@ __all__ = [
     "FIELD_SEPARATOR",
     "GUNICORN_CONFIG",
     "GUNICORN_MAIN",
+    "HEALTH_DETAILS",
+    "HEALTH_PATH",
     "HOLDER_TABLE",
     "INITIALIZE_SHARED",
     "IS_CANCELLED",
@@ -73,6 +75,8 @@ BASE_MODULE = "lightrag.base"
 SERVER = "lightrag.api.lightrag_server"
 GUNICORN_CONFIG = "lightrag.api.gunicorn_config"
 GUNICORN_MAIN = "lightrag.api.run_with_gunicorn"
+HEALTH_PATH, HEALTH_DETAILS = "/health", "configuration"
+"""The route about the server's health, and what its answer has for authenticated callers alone."""
 SHARED_STORAGE = "lightrag.kg.shared_storage"
 RETRYING_MODULES = ("lightrag.llm.", "lightrag.rerank", "lightrag.kg.")
 """How the names of modules begin whose functions may be decorated with tenacity."""

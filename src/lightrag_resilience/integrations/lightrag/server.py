@@ -21,6 +21,7 @@ from lightrag_resilience.config.redis_url import read_address
 from lightrag_resilience.config.tokenizer_cache import PRELOAD, is_download_error
 from lightrag_resilience.errors import ResilienceError
 from lightrag_resilience.integrations.asgi.draining import DrainMiddleware
+from lightrag_resilience.integrations.lightrag.serving.health_report import HealthReport
 from lightrag_resilience.integrations.lightrag.serving.http_errors import DependencyErrorMiddleware
 from lightrag_resilience.integrations.lightrag.serving.metrics_route import show_metrics
 from lightrag_resilience.integrations.lightrag.serving.server_config import (
@@ -100,9 +101,11 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
         options[:] = [*args[:1], *(each for name, each in kwargs.items() if name == "args")]
         app = original[1](*args, **kwargs)
         workers = next((getattr(each, "workers", None) for each in options), None)
+        settings = guards().settings
+        app.add_middleware(HealthReport)
         app.add_middleware(DependencyErrorMiddleware, workers=workers)
-        app.add_middleware(DrainMiddleware)
-        if guards().settings.status:
+        app.add_middleware(DrainMiddleware, ready_while_closed=settings.ready_while_closed or ())
+        if settings.status:
             app.add_middleware(
                 StatusPage
             )  # outside the drain: it answers while other requests are rejected
@@ -148,6 +151,12 @@ def _log_start() -> None:
         "Process %d is protected by lightrag_resilience %s: %s",
         *(os.getpid(), __version__, "; ".join(facts)),
     )
+    if unknown := [it for it in settings.ready_while_closed or () if registry.find(it) is None]:
+        _log.warning(
+            "RESILIENCE_READY_WHILE_CLOSED names %s, which LightRAG does not call: /readyz does "
+            "not depend on it. Take names of the line above",
+            " and ".join(map(repr, unknown)),
+        )
 
 
 def protect_on_start(rag: Any, *, then: Callable[[], None] | None = None) -> None:

@@ -25,6 +25,7 @@ from lightrag_resilience.integrations.lightrag import is_protected, protect
 from lightrag_resilience.integrations.lightrag import server as module
 from lightrag_resilience.integrations.lightrag.serving import gunicorn_worker as worker_module
 from lightrag_resilience.integrations.lightrag.serving import server_config as serving
+from lightrag_resilience.integrations.lightrag.serving.health_report import HealthReport
 from lightrag_resilience.integrations.lightrag.serving.http_errors import DependencyErrorMiddleware
 from lightrag_resilience.integrations.lightrag.serving.server_config import (
     answer_when_stored,
@@ -73,6 +74,7 @@ def test_applications_get_our_middleware_and_instances_are_protected() -> None:
     server = made_up()
     take_back = module.protect_server(server)
     assert server.create_app(None).middleware == [
+        HealthReport,
         DependencyErrorMiddleware,
         DrainMiddleware,
         CorrelationMiddleware,
@@ -101,6 +103,7 @@ def test_the_status_page_is_served_if_it_is_turned_on(
     server = made_up()
     take_back = module.protect_server(server)
     assert server.create_app(None).middleware == [
+        HealthReport,
         DependencyErrorMiddleware,
         DrainMiddleware,
         StatusPage,

@@ -19,7 +19,7 @@ from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import server as server_module
 from lightrag_resilience.testing import Fault
-from support.served import STARTS_WITHIN, TEXT, served
+from support.served import STARTS_WITHIN, TEXT, Served, served
 
 PROTECTED = "is protected by lightrag_resilience"
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
@@ -44,12 +44,26 @@ def test_the_start_logs_whether_breakers_are_shared_yet(
     )
 
 
+DOWN = {"degraded": True, "dependencies": {"llm.openai": "down"}}
+
+
+async def readiness_and_health(server: Served) -> tuple[int, object]:
+    """The status of ``/readyz``, and what ``/health`` says next to what LightRAG says."""
+    health = (await server.http.get("/health")).json()
+    assert health["status"] == "healthy"
+    return (await server.http.get("/readyz")).status_code, health["resilience"]
+
+
 @pytest.mark.parametrize("options", [(), ("--gunicorn", "--workers", "2")], ids=["one", "gunicorn"])
 async def test_an_outage_is_answered_with_retry_after(
     options: tuple[str, ...], tmp_path: Path
 ) -> None:
     async with served(
-        tmp_path, *options, RESILIENCE_STATUS="true", RESILIENCE_METRICS="true"
+        tmp_path,
+        *options,
+        RESILIENCE_STATUS="true",
+        RESILIENCE_METRICS="true",
+        RESILIENCE_READY_WHILE_CLOSED="llm.openai, llm.mistaken",
     ) as server:
         await server.ingest()
         answer = await server.ask("Who founded Alderwick?")
@@ -59,10 +73,15 @@ async def test_an_outage_is_answered_with_retry_after(
         starts = [line for line in server.log.read_text().splitlines() if PROTECTED in line]
         assert len(starts) == (2 if options else 1)
         assert server.log.read_text().count("Breakers are this process's own") == len(starts)
-        for fact in ("embedding.openai, llm.openai, storage.", "status page: ", "/metrics"):
+        for fact in (
+            "embedding.openai, llm.openai, storage.",
+            "status page: /resilience;",
+            "/metrics",
+        ):
             assert fact in starts[0]
         assert starts[0].startswith("20")  # the year
-        assert "status page: /resilience;" in starts[0]
+        assert server.log.read_text().count("names 'llm.mistaken', which") == len(starts)
+        assert await readiness_and_health(server) == (200, {"degraded": False, "dependencies": {}})
 
         server.provider.set_faults([Fault.status(500)])
         for number in range(6):  # each worker's own breaker opens
@@ -95,6 +114,7 @@ async def test_an_outage_is_answered_with_retry_after(
 
         shown = await server.http.get("/resilience/data")
         assert shown.json()["can_act"] is False
+        assert await readiness_and_health(server) == (503, DOWN)
         if not options:
             assert shown.json()["headline"]["sentence"][0] == "llm.openai has been down"
         metrics = (await server.http.get("/metrics")).text
