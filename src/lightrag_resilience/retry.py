@@ -87,15 +87,22 @@ class RetryBudget:
         if not self.capacity:
             return 1.0
         part = self._part
-        left = part - (self.capacity - self.tokens)
-        return left / part if left >= self._cost else 0.0
+        return self._left / part if self.affords(self._cost) else 0.0
+
+    @property
+    def _left(self) -> float:
+        return self._part - (self.capacity - self.tokens)
+
+    def affords(self, cost: int) -> bool:
+        """Whether enough tokens are left for a retry of this cost."""
+        return not self.capacity or self._left >= cost
 
     def spend(self, cost: int) -> bool:
         """Spend `cost` tokens on a retry. False if too few are left; then none is spent."""
         if not self.capacity:
             return True
         self._cost = cost
-        if self._part - (self.capacity - self.tokens) < cost:
+        if not self.affords(cost):
             return False
         self.tokens -= cost
         return True
@@ -112,6 +119,11 @@ def is_retryable(failure: Failure, policy: RetryPolicy) -> bool:
     ):
         return policy.idempotent is not False
     return failure.kind is not _FATAL
+
+
+def _cost_after(failure: Failure) -> int:
+    """Tokens of a retry after this failure."""
+    return TIMEOUT_RETRY_COST if failure.kind is _UNKNOWN_OUTCOME else RETRY_COST
 
 
 def add_reason(error: Exception, dependency: str, reason: str) -> None:
@@ -221,7 +233,7 @@ class RetryLoop:
         deadline = self.deadline()
         if deadline is not None and self.clock() + wait >= deadline:
             return f"would be called again only in {wait:.1f} s, after the call's deadline"
-        cost = TIMEOUT_RETRY_COST if failure.kind is FailureKind.UNKNOWN_OUTCOME else RETRY_COST
+        cost = _cost_after(failure)
         self._spent = cost if self.budget.spend(cost) else 0
         if not self._spent and not (is_brownout and state.attempt_number < _LIGHTRAG_ATTEMPTS):
             return "is not called again: the retry budget is used up"
@@ -229,8 +241,7 @@ class RetryLoop:
 
     def _is_brownout(self, failure: Failure) -> bool:
         """Whether chance decides if the next attempt passes; not so after a 429."""
-        is_throttled = failure.kind is FailureKind.THROTTLED
-        return self.policy.attempts > 1 and not is_throttled and self.is_browned_out()
+        return failure.kind is not FailureKind.THROTTLED and self.is_browned_out()
 
     def _publish_scheduled(self, state: tenacity.RetryCallState) -> None:
         self._is_waiting = True
@@ -251,7 +262,7 @@ class RetryLoop:
         # Kept here, as tenacity does not keep the last wait for jitter that depends on it.
         self._wait = self._own_backoff(state.attempt_number, self._wait)
         if self._is_brownout(failure):
-            if not self.budget.share:
+            if not self.budget.affords(_cost_after(failure)):
                 return random.uniform(*_LIGHTRAG_BACKOFF)  # noqa: S311
             self._wait = min(self._wait, _BROWNOUT_BACKOFF)
         # After an attempt that hung a moment costs little, and the next one may hang as long.

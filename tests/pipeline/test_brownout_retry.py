@@ -89,6 +89,17 @@ async def test_without_budget_a_call_is_retried_as_lightrag_alone_retries() -> N
     assert guard.budget.tokens == 0
 
 
+async def test_a_retry_that_the_budget_cannot_pay_comes_late_after_a_timeout() -> None:
+    """It costs 10 tokens, not 5 as the one before."""
+    guard = retrying(budget=15)
+    await brown_out(guard)
+    guard.budget.tokens = 12
+    _, at = await times_of(guard, down(), TimeoutError(), "answer")
+    first, second = (after - before for before, after in itertools.pairwise(at))
+    assert first <= 1.0
+    assert 4.0 <= second <= 10.0
+
+
 async def test_without_budget_and_without_a_call_that_passes_nothing_is_retried() -> None:
     guard = retrying(budget=15)
     guard.budget.tokens = 0

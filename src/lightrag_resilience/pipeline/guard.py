@@ -39,7 +39,6 @@ from lightrag_resilience.config.policies import Policy, RetryPolicy
 from lightrag_resilience.draining.gate import DrainGate
 from lightrag_resilience.errors import CallShedError, UnsupportedCallError
 from lightrag_resilience.events import Events
-from lightrag_resilience.failures.classifier import FailureKind
 from lightrag_resilience.health import Health, health_of
 from lightrag_resilience.limits.rate_limiter import SharedLimiter
 from lightrag_resilience.retry import (
@@ -61,7 +60,6 @@ from .recovery_probe import Probe, RecoveryProbe
 __all__ = ["Guard"]
 
 _PLAIN = frozenset({str, dict, list, int, float, bool, tuple, bytes, type(None)})  # no streams
-_THROTTLED = FailureKind.THROTTLED
 _SHED_FOR = 1.0  # seconds
 _TURN = 0.05  # seconds after which a retry looks again whether it is needed as evidence
 _LONGEST_TURN = 3.5  # seconds: so long may those before it hang
@@ -156,7 +154,7 @@ class Guard(Attempts):
 
     def update_policy(self, policy: Policy, reason: str = "by hand") -> None:
         """Use another policy for new calls, from any thread; calls under way keep theirs."""
-        Attempts.update_policy(self, policy, reason)
+        super().update_policy(policy, reason)
         for probe in self._recovery_probes[-1:]:
             probe.notify()
 
