@@ -118,6 +118,18 @@ async def test_a_new_call_makes_the_next_probe_come_soon() -> None:
     assert probe.calls > count
 
 
+async def test_a_call_that_is_rejected_in_a_break_is_probed_for_at_its_end() -> None:
+    guard, probe = await opened(down())
+    guard.demanded_at = now()
+    for number in range(1, 20):
+        assert not await is_admitted(guard)  # once after each probe
+        async with asyncio.timeout(10.0):
+            while probe.calls < number:  # noqa: ASYNC110 - in virtual time
+                await asyncio.sleep(0.05)
+    gaps = probe.gaps()
+    assert all(1.1 <= gap <= 1.4 for gap in gaps), gaps
+
+
 async def test_an_explicit_time_open_is_kept() -> None:
     _, probe = await opened(down(), open_for=7.0)
     await asyncio.sleep(15)

@@ -94,7 +94,7 @@ class Attempts:
         # That of the loop used last: nearly all calls of a guard come from one loop.
         self._loop_state: LoopState | None = None
         self.demanded_at = _NEVER
-        """Monotonic seconds at which a caller last wanted an answer that was not there."""
+        """Monotonic seconds at which the last call began that the circuit rejected."""
         self.granted: GrantedLimits | None = None
         """Limits that the provider named in its answers; None until it did."""
 
@@ -138,7 +138,8 @@ class Attempts:
         call.failure = None
         return loop_state
 
-    def _rejection(self, wait: float) -> CircuitOpenError:
+    def _rejection(self, wait: float, began: float) -> CircuitOpenError:
+        self.demanded_at = max(self.demanded_at, began)
         publish_attempt_rejected(self, CircuitOpenError)
         return CircuitOpenError(self.name, None if wait == math.inf else wait, self._circuit.reason)
 

@@ -161,12 +161,12 @@ async def retry_until_available(  # noqa: PLR0913 - most by name
     Raises:
         Exception: The error of the last round, or one that waiting cannot mend.
     """
-    guard.demanded_at = guard.clock()
+    first_began = guard.clock()
     while True:
         began = guard.clock()
         try:
             # Before `call`, which may queue or compute before it reaches the guard.
-            guard.refuse_if_open()
+            guard.refuse_if_open(first_began)
             if is_background:
                 guard.shed_in_brownout()
             result = await call()

@@ -171,8 +171,11 @@ class Guard(Attempts):
             cooldown=self.occupancy.cooldown_remaining,
         )
 
-    def refuse_if_open(self) -> None:
+    def refuse_if_open(self, began: float | None = None) -> None:
         """Reject now what a call would be rejected with at once.
+
+        Args:
+            began: Monotonic seconds at which its caller first wanted the answer; None is now.
 
         Raises:
             CircuitOpenError: The circuit is open, and no call of a user may probe it now.
@@ -180,7 +183,8 @@ class Guard(Attempts):
         circuit, now = self._circuit, self.clock()
         if circuit.shared_admission is None and now < max(circuit.open_until, circuit.probed_until):
             wait = circuit.retry_after(now)
-            raise self._rejection(math.inf if wait is None else wait)
+            began = now if began is None else began
+            raise self._rejection(math.inf if wait is None else wait, began)
 
     def shed_in_brownout(self) -> None:
         """Hold back a background call, by chance, while more than half of the calls fail.
@@ -269,7 +273,7 @@ class Guard(Attempts):
             gate.check(self.name, self.events)
         now = self.clock()
         if (wait := self._circuit.open_until - now) > 0:
-            raise self._rejection(wait)
+            raise self._rejection(wait, now)
         # From here Call.begin(), prepare(), admit() and _attempt() are written out: even an empty
         # function costs 2 % of a guarded call. A change in one of them is a change here, too;
         # tests/pipeline/test_attempts.py runs both ways through the same cases.
