@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -27,9 +28,23 @@ WRITTEN: dict[str, Callable[[], str]] = {
 LINE = "RESILIENCE_LLM_OPENAI__RETRY__ATTEMPTS"
 
 
+page = functools.cache(variables_page)
+env_file = functools.cache(env_example)
+
+
+@functools.cache
+def schema() -> Any:
+    return json.loads(json_schema())
+
+
+@functools.cache
+def validator() -> Any:
+    return pytest.importorskip("jsonschema").Draft202012Validator(schema())
+
+
 def example() -> dict[str, str]:
     """The example with every variable set."""
-    text = re.sub("^#(RESILIENCE_)", r"\1", env_example(), flags=re.MULTILINE)
+    text = re.sub("^#(RESILIENCE_)", r"\1", env_file(), flags=re.MULTILINE)
     return {name: value or "" for name, value in dotenv_values(stream=io.StringIO(text)).items()}
 
 
@@ -42,9 +57,7 @@ def typed(text: str) -> Any:
 
 
 def schema_accepts(variables: dict[str, Any]) -> bool:
-    jsonschema = pytest.importorskip("jsonschema")
-    validator = jsonschema.Draft202012Validator(json.loads(json_schema()))
-    return bool(validator.is_valid(variables))
+    return bool(validator().is_valid(variables))
 
 
 def loader_accepts(name: str, value: Any) -> bool:
@@ -69,11 +82,10 @@ def test_every_setting_has_a_sentence_and_is_in_every_file(name: str) -> None:
     assert setting.sentence.endswith(".")
     assert len(setting.sentence) > 20
     row = f"| `{name}` |" if name.count("__") < 2 else f"| `{setting.name.upper()}` |"
-    assert row in variables_page()
-    assert f"\n#{name}=" in env_example()
-    schema = json.loads(json_schema())
-    named = schema["properties"].get(name) or next(
-        value for key, value in schema["patternProperties"].items() if re.search(key, name)
+    assert row in page()
+    assert f"\n#{name}=" in env_file()
+    named = schema()["properties"].get(name) or next(
+        value for key, value in schema()["patternProperties"].items() if re.search(key, name)
     )
     assert named["description"] == setting.sentence
 
@@ -88,7 +100,7 @@ def test_every_number_has_a_lowest_and_a_highest_value(name: str) -> None:
 
 
 def test_the_example_sets_nothing_as_it_is() -> None:
-    assert dotenv_values(stream=io.StringIO(env_example())) == {}
+    assert dotenv_values(stream=io.StringIO(env_file())) == {}
 
 
 def test_the_example_with_all_variables_set_is_the_defaults() -> None:
@@ -106,13 +118,13 @@ def test_the_example_with_all_variables_set_is_the_defaults() -> None:
 
 def test_the_schema_is_one() -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.Draft202012Validator.check_schema(json.loads(json_schema()))
+    jsonschema.Draft202012Validator.check_schema(schema())
 
 
 def test_the_schema_accepts_the_example_and_what_it_holds_as_defaults() -> None:
     assert schema_accepts({name: typed(value) for name, value in example().items()})
-    schema = json.loads(json_schema())
-    assert schema_accepts({name: each["default"] for name, each in schema["properties"].items()})
+    defaults = {name: each["default"] for name, each in schema()["properties"].items()}
+    assert schema_accepts(defaults)
 
 
 @pytest.mark.parametrize("name", VARIABLES)
