@@ -84,11 +84,16 @@ print(asyncio.run(complete()))
     assert without(*extras, then=script).stdout == "fine\n"
 
 
+def test_a_test_server_needs_no_aiohttp() -> None:
+    script = "from lightrag_resilience.testing.redis_server import RedisServer"
+    assert without("aiohttp", then=script).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("missing", "script", "extra"),
     [
         ("lightrag", "from lightrag_resilience import protect", "lightrag"),
-        ("aiohttp", "import lightrag_resilience.testing", "testing"),
+        ("aiohttp", "from lightrag_resilience.testing import Simulator", "testing"),
         ("lightrag", "import lightrag_resilience.integrations.lightrag", "lightrag"),
         ("lightrag", "import lightrag_resilience.integrations.lightrag.storages", "lightrag"),
         ("httpx2", "import lightrag_resilience.integrations.httpx2", "httpx2"),
