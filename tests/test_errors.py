@@ -21,6 +21,7 @@ from lightrag_resilience.errors import (
     CircuitOpenError,
     DeadlineExceededError,
     DependencyError,
+    InvalidResultError,
     PolicyError,
     RateLimitedError,
     ResilienceError,
@@ -66,6 +67,7 @@ SENTENCES: list[tuple[ResilienceError, str]] = [
         TruncatedStreamError("llm", None, "before its finish marker"),
         "A stream of 'llm' was cut off before its finish marker",
     ),
+    (InvalidResultError("llm", None, "with no text"), "'llm' answered with no text"),
     (
         ShuttingDownError("llm", 2.0),
         "'llm' is not called any more: this process shuts down; try again in 2.0 s",

@@ -31,6 +31,7 @@ from .errors import (
     CircuitOpenError,
     DeadlineExceededError,
     DependencyError,
+    InvalidResultError,
     PolicyError,
     RateLimitedError,
     ResilienceError,
@@ -39,13 +40,14 @@ from .errors import (
     TruncatedStreamError,
     UnsupportedCallError,
 )
-from .failures.classifier import Failure, FailureKind, classify_as
+from .failures.classifier import classify_as
 from .failures.failover import should_fall_back
 from .limits.priority import Priority, priority
 from .pipeline.decorators import resilient
 from .pipeline.guard import Guard
 from .pipeline.registry import Guards, guard, guards
 from .runtime.extras import install
+from .verdicts import Failure, FailureKind
 
 if TYPE_CHECKING:
     from .integrations.lightrag import QueryFailedError, protect, unprotect
@@ -66,6 +68,7 @@ __all__ = [
     "FailureKind",
     "Guard",
     "Guards",
+    "InvalidResultError",
     "LimitPolicy",
     "Policy",
     "PolicyError",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pybreaker import CircuitBreakerError
 
 from .text import is_isolation
+from .verdicts import Failure, FailureKind
 
 __all__ = [
     "AllFailedError",
@@ -21,6 +22,7 @@ __all__ = [
     "CircuitOpenError",
     "DeadlineExceededError",
     "DependencyError",
+    "InvalidResultError",
     "PolicyError",
     "RateLimitedError",
     "ResilienceError",
@@ -184,6 +186,20 @@ class TruncatedStreamError(DependencyError):
     def summary(self) -> str:
         """The stream."""
         return f"A stream of {self.dependency!r} was cut off"
+
+
+class InvalidResultError(DependencyError):
+    """A result, or a stream's item, was judged a failure. The result is in no error and no log."""
+
+    @property
+    def __resilience_failure__(self) -> Failure:
+        """The verdict: how it is retried and counted."""
+        verdict = self.args[3] if len(self.args) > 3 else None  # noqa: PLR2004
+        return verdict if isinstance(verdict, Failure) else Failure(FailureKind.TRANSIENT)
+
+    def summary(self) -> str:
+        """The answer."""
+        return f"{self.dependency!r} answered"
 
 
 class DeadlineExceededError(DependencyError):

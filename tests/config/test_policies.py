@@ -23,7 +23,13 @@ from lightrag_resilience import (
     StreamPolicy,
     TimeoutPolicy,
 )
-from lightrag_resilience.config.policies import _SHORTHANDS, FAMILIES, PARTS, Changes
+from lightrag_resilience.config.policies import (
+    _SHORTHANDS,
+    FAMILIES,
+    JUDGES,
+    PARTS,
+    Changes,
+)
 from lightrag_resilience.config.validation import Setting
 from support.declared import POLICY_FIELDS, Bounds, bounds_of
 
@@ -236,8 +242,8 @@ def test_an_unknown_name_is_answered_with_those_that_exist() -> None:
 
 
 def test_the_types_name_exactly_what_can_be_changed() -> None:
-    assert set(Changes.__annotations__) == {*PARTS, *_SHORTHANDS}
-    assert [field.name for field in dataclasses.fields(Policy)] == list(PARTS)
+    assert set(Changes.__annotations__) == {*PARTS, *JUDGES, *_SHORTHANDS}
+    assert [field.name for field in dataclasses.fields(Policy)] == [*PARTS, *JUDGES]
 
 
 @pytest.mark.parametrize(("part", "name", "bounds"), NUMBERS)

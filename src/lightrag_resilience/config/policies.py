@@ -8,13 +8,16 @@ and ``reference.py`` writes the page of variables, ``.env.example`` and the JSON
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
 from annotated_types import Ge, Gt, Le
 
 from lightrag_resilience.errors import PolicyError, UnsupportedCallError
+from lightrag_resilience.verdicts import Failure, FailureKind
 
 from .validation import field_hints, problem_with, setting, shown
 
@@ -25,6 +28,7 @@ __all__ = [
     "BreakerPolicy",
     "Breaks",
     "ConcurrencyPolicy",
+    "Judge",
     "LimitPolicy",
     "Policy",
     "RetryPolicy",
@@ -34,6 +38,8 @@ __all__ = [
 ]
 
 FAMILIES = ("llm", "embedding", "rerank", "storage")
+JUDGES = ("result", "stream_item", "stream_end")
+"""The fields of `Policy` that are functions; no variable sets them."""
 
 _DAY = 86_400.0  # seconds
 
@@ -43,6 +49,9 @@ Wait = Annotated[float, Ge(0), Le(86_400)]
 Growth = Annotated[float, Ge(1), Le(10)]
 Mode = Literal["enforce", "metrics-only", "disabled", "forced-open"]
 Count = Annotated[int, Ge(1), Le(100_000)]
+
+Judge = Callable[[Any], Failure | FailureKind | None]
+"""Judges a result: None is a success, a `Failure` or a `FailureKind` is that failure."""
 
 RENEWALS = 4
 """How often the lease of a probe is renewed while its call runs."""
@@ -440,6 +449,9 @@ class Changes(TypedDict, total=False):
     timeout: TimeoutPolicy
     concurrency: ConcurrencyPolicy
     stream: StreamPolicy
+    result: Judge | None
+    stream_item: Judge | None
+    stream_end: Judge | None
     attempt_timeout: float | None
     total_timeout: float | None
     attempts: int
@@ -469,6 +481,17 @@ class Policy(_ByName):
     """Everything about one dependency. Start from a preset and change what differs.
 
     Its fields are its parts. A variable names one as ``RESILIENCE_LLM__RETRY__ATTEMPTS`` does.
+
+    `result`, `stream_item` and `stream_end` are functions that judge results, as Polly's
+    ``ShouldHandle`` and resilience4j's ``recordResult`` do. A result that one judges a failure is
+    treated as an exception of that `FailureKind`: counted, retried, published and never returned.
+    The caller gets an `InvalidResultError` after the last attempt.
+
+    Attributes:
+        result: Judges what the function returns, unless that is a stream.
+        stream_item: Judges each item of a stream before its reader gets it. A failure of the first
+            is retried, one of a later item ends the stream.
+        stream_end: Judges the end of a stream: it gets the last item, or None if there was none.
     """
 
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
@@ -477,8 +500,15 @@ class Policy(_ByName):
     timeout: TimeoutPolicy = field(default_factory=TimeoutPolicy)
     concurrency: ConcurrencyPolicy = field(default_factory=ConcurrencyPolicy)
     stream: StreamPolicy = field(default_factory=StreamPolicy)
+    result: Judge | None = None
+    stream_item: Judge | None = None
+    stream_end: Judge | None = None
 
     def __post_init__(self) -> None:
+        for name in JUDGES:
+            judge = getattr(self, name)
+            if judge is not None and (not callable(judge) or iscoroutinefunction(judge)):
+                raise PolicyError(f"Policy.{name} must be a plain function, not {shown(judge)}")
         for name, kind in PARTS.items():
             part = getattr(self, name)
             if not isinstance(part, kind):
@@ -530,6 +560,11 @@ class Policy(_ByName):
         return policy
 
     @property
+    def judges_results(self) -> bool:
+        """Whether one of its functions judges results."""
+        return any(getattr(self, name) is not None for name in JUDGES)
+
+    @property
     def effective_breaker(self) -> BreakerPolicy:
         """The breaker's part, with a lease that its renewals make longer than a probe's attempt.
 
@@ -553,8 +588,11 @@ class Policy(_ByName):
             if isinstance(value, RetryPolicy) and value.idempotent is None:
                 value = value.with_idempotent(idempotent=self.retry.idempotent)
             part, attribute = _SHORTHANDS.get(name, (name, ""))
+            if part in JUDGES:
+                parts[part] = value
+                continue
             if part not in PARTS:
-                known = ", ".join([*PARTS, *_SHORTHANDS])
+                known = ", ".join([*PARTS, *JUDGES, *_SHORTHANDS])
                 raise PolicyError(f"A policy has no {name!r}; it has {known}")
             before = parts.get(part, getattr(self, part))
             parts[part] = replace(before, **{attribute: value}) if attribute else value
@@ -566,7 +604,9 @@ def _with_lease(breaker: BreakerPolicy, seconds: float) -> BreakerPolicy:
     return replace(breaker, probe_lease=seconds)
 
 
-PARTS: dict[str, Any] = {part.name: part.default_factory for part in fields(Policy)}
+PARTS: dict[str, Any] = {
+    part.name: part.default_factory for part in fields(Policy) if part.name not in JUDGES
+}
 """The classes of a policy's parts by their names, in the order of `Policy`'s fields."""
 
 

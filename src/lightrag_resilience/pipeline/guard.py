@@ -55,6 +55,7 @@ from lightrag_resilience.timeouts.attempt_timer import Clock, Timer
 from lightrag_resilience.timeouts.loop_timers import LoopTimersRegistry
 
 from .block import begin_block, end_block
+from .judging import Judging, judging
 from .recovery_probe import Probe, RecoveryProbe
 
 __all__ = ["Guard"]
@@ -123,6 +124,7 @@ class Guard(Attempts):
         self.gate = gate or DrainGate()
         self._recovery_probes: tuple[RecoveryProbe, ...] = ()
         self._retrying = 0  # attempts after a first one, in flight
+        self.take_class(type(self))
 
     def __repr__(self) -> str:
         return f"<Guard {self.name!r}: {self.breaker.state.value}>"
@@ -152,9 +154,16 @@ class Guard(Attempts):
         """
         return await self.run(as_coroutine_function(function), args, kwargs)
 
+    def take_class(self, cls: type[Guard]) -> None:
+        """Become of a class, or of the one that judges results on top of it."""
+        is_judging = self.policy.judges_results or issubclass(type(self), Judging)
+        changed: Any = self
+        changed.__class__ = judging(cls) if is_judging else cls
+
     def update_policy(self, policy: Policy, reason: str = "by hand") -> None:
         """Use another policy for new calls, from any thread; calls under way keep theirs."""
         super().update_policy(policy, reason)
+        self.take_class(type(self))
         for probe in self._recovery_probes[-1:]:
             probe.notify()
 

@@ -307,7 +307,7 @@ class Guards:
             self.tracing = tracing
             self._guard_class = guard_class
             for guard in self._guards.values():
-                guard.__class__ = guard_class
+                guard.take_class(guard_class)
 
     @property
     def link(self) -> ConnectionStatus | None:

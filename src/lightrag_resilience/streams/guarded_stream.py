@@ -11,12 +11,13 @@ from typing import Any, Self, TypeVar, cast
 
 from lightrag_resilience.calls.attempts import Attempts
 from lightrag_resilience.calls.call_context import Call
-from lightrag_resilience.config.policies import TimeoutPolicy
+from lightrag_resilience.config.policies import Judge, TimeoutPolicy
 from lightrag_resilience.errors import TruncatedStreamError
 from lightrag_resilience.timeouts.attempt_timer import Timer
 from lightrag_resilience.timeouts.idle_timer import wrong_loop_error
 
 from .finish_markers import is_of_model
+from .judged_items import JudgedItems
 from .stream_proxy import StreamProxy, sent_into, thrown_into
 from .stream_reader import StreamReader
 
@@ -47,6 +48,10 @@ class GuardedStream(StreamProxy[T_co]):
     def dependency(self) -> str:
         """Name of its guard."""
         return self._guard.name
+
+    def judge_items(self, item: Judge | None, end: Judge | None) -> None:
+        """Judge each item, and the end, from now on."""
+        self._iterator = JudgedItems(self._iterator, self._guard.name, item, end)
 
     async def open(self, call: Call, timer: Timer | None) -> Self:
         """Wait for the first item: until it has come the attempt may be retried.

@@ -1,0 +1,46 @@
+"""Judges results that are no exceptions, by a function of the application."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lightrag_resilience.config.policies import Judge
+from lightrag_resilience.errors import InvalidResultError
+from lightrag_resilience.verdicts import Failure, FailureKind
+
+__all__ = ["verdict_on"]
+
+_log = logging.getLogger("lightrag_resilience")
+
+_LONGEST_REASON = 200  # characters
+
+
+def verdict_on(result: Any, judge: Judge, dependency: str) -> InvalidResultError | None:
+    """The error of a result that is judged a failure; None for a success.
+
+    A judge that raises, or returns something else, lets the result pass: a bug in it must not cost
+    an answer.
+    """
+    try:
+        verdict: object = judge(result)
+    except Exception as mistake:  # noqa: BLE001
+        verdict = mistake
+    if verdict is None:
+        return None
+    if isinstance(verdict, FailureKind):
+        verdict = Failure(verdict)
+    if isinstance(verdict, Failure):
+        reason = "".join(filter(str.isprintable, verdict.reason))[:_LONGEST_REASON]
+        reason = reason or "with a result that was judged a failure"
+        return InvalidResultError(dependency, verdict.retry_after, reason, verdict)
+    # Names only: an error's words may hold the result.
+    name = getattr(judge, "__qualname__", type(judge).__name__)
+    _log.error(
+        "The judge %s of %r gave no verdict but %s; it must return a Failure, a FailureKind or "
+        "None: the result passes",
+        name,
+        dependency,
+        type(verdict).__name__,
+    )
+    return None
