@@ -66,13 +66,15 @@ class Rig:
         )
         self.version = 100
 
-    def receives(self, state: State, *, remaining: float = 0.0, **how: Any) -> None:
+    def receives(
+        self, state: State, remaining: float = 0.0, reason: str = REASON, **how: Any
+    ) -> None:
         self.version += 1
-        self.breaker.apply_remote_state(self.there(state, remaining), **how)
+        self.breaker.apply_remote_state(self.there(state, remaining, reason), **how)
 
-    def there(self, state: State, remaining: float = 0.0) -> Announcement:
+    def there(self, state: State, remaining: float = 0.0, reason: str = REASON) -> Announcement:
         opens = 1 if state is State.OPEN else 0
-        return Announcement(state, self.version, remaining, opens, REASON)
+        return Announcement(state, self.version, remaining, opens, reason)
 
     def grants(self, *, lease: float | None = LEASE) -> None:
         """The cluster gives a permit to the next caller."""
@@ -198,6 +200,15 @@ def test_only_an_enforcing_breaker_shares_its_state(mode: Any) -> None:
 
 
 # ---------------------------------------------------------------------- states of the cluster
+
+
+def test_a_circuit_that_is_closed_by_hand_anywhere_forgets_its_evidence() -> None:
+    rig = Rig(consecutive_failures=None, failure_rate=None)
+    for reason, is_known in [(REASON, True), ("by Ada: repaired", False)]:
+        rig.fails(2)
+        assert rig.breaker.circuit.evidence is not None
+        rig.receives(State.CLOSED, reason=reason)
+        assert (rig.breaker.circuit.evidence is not None) == is_known
 
 
 def test_an_older_state_is_ignored() -> None:
@@ -416,9 +427,11 @@ def test_a_verdict_that_could_not_be_reported_is_applied_in_this_worker(
     verdict: str, state: State
 ) -> None:
     rig = Rig()
+    rig.fails(2)
     half_open(rig)
     rig.breaker.on_report_lost(Report(1, verdicts=(("token", verdict), ("other", verdict))))
     assert rig.state is state
+    assert rig.breaker.circuit.evidence is not None
 
 
 @pytest.mark.parametrize("state", list(State))

@@ -20,6 +20,7 @@ from lightrag_resilience.circuit.state_machine import Admission, State
 from lightrag_resilience.config.policies import BreakerPolicy
 from lightrag_resilience.events import Events
 from lightrag_resilience.runtime.tasks import finish_from_any_thread
+from lightrag_resilience.text import is_by_hand
 
 from .messages import Announcement, Report, policy_as_json
 from .script_runner import BreakerRef
@@ -348,7 +349,8 @@ class SharedBreaker(Breaker):
                 if circuit.state is State.HALF_OPEN:
                     self._is_diverged = True
                     if verdict == "ok":
-                        circuit.close(now, "after its probes succeeded")
+                        reason = "after its probes succeeded"
+                        circuit.restore(State.CLOSED, now, reason, remaining=0.0, opens=0)
                     elif verdict.startswith("met "):
                         _, milliseconds, met = verdict.split(" ", 2)
                         pause = int(milliseconds) / 1000.0
@@ -394,6 +396,8 @@ class SharedBreaker(Breaker):
             ):
                 return
             self._is_diverged = self._awaits_decision = False
+            if is_closed and is_by_hand(remote.reason):
+                circuit.evidence = None  # the cluster's is forgotten, too
             if is_closed and circuit.shared_admission is not None:
                 return
             # Outcomes and permits of the previous state count no more.
