@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lightrag_resilience import BreakerPolicy, State
 from lightrag_resilience.circuit.evidence import Evidence, run_to_open
+from lightrag_resilience.circuit.outcomes import are_over
 from lightrag_resilience.circuit.state_machine import Circuit
 
 
@@ -105,6 +106,22 @@ def test_a_run_of_successes_ends_the_evidence() -> None:
         record = circuit.on_failure if result == "F" else circuit.on_success
         record(admission, 0.1, 0.0)
     assert circuit.evidence is None
+
+
+@pytest.mark.parametrize(
+    ("calls", "failed", "run", "over"),
+    [
+        (4, 1, 3, True),
+        (3, 1, 2, False),
+        (20, 5, 10, True),
+        (19, 5, 9, False),
+        (100, 0, 3, True),  # recent calls weigh more: the last failure counts no more
+    ],
+)
+def test_failures_are_over_after_successes_that_are_no_accident(
+    calls: int, failed: int, run: int, *, over: bool
+) -> None:
+    assert are_over(calls, failed, run) == over
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 
+from .outcomes import are_over
+
 __all__ = ["Evidence", "run_to_open"]
 
 _CHANCE = math.log(1e-6)  # of so long a run by chance; benchmarks/brownout_model compares others
 _PRIOR_CALLS, _PRIOR_SHARE = 5, 0.1  # what is assumed of a dependency before its first failures
 _SHORTEST_RUN, _LONGEST_RUN = 6, 60
 _MEMORY = 200  # calls; beyond it both counts are halved, so that recent calls weigh more
-_FEW = 3  # successes, before they can end a brownout
-_OVER = math.log(0.001)  # chance of a run of successes that is no accident
 _KEPT = 600.0  # seconds after the last failure; the Lua scripts keep as long
 _ENOUGH = 10  # calls, before any is shed
 _ACCEPTED_FACTOR = 2  # K of the client-side throttle in Google's SRE book, chapter 21
@@ -107,12 +107,5 @@ class Evidence:
 
     @property
     def is_over(self) -> bool:
-        """Whether so many calls succeeded in a row that the failures are over.
-
-        3 after failures alone, 10 where every other call failed.
-        """
-        if self.successes < _FEW:
-            return False
-        before = self.calls - self.successes
-        served = 1.0 - self.failed / before if before > 0 else 0.0
-        return served <= 0.0 or self.successes * math.log(served) <= _OVER
+        """Whether so many calls succeeded in a row that the failures are over."""
+        return are_over(self.calls, self.failed, self.successes)

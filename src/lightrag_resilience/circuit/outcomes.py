@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["MOST_CAUSES", "OTHER", "OutcomeCounts", "Outcomes", "condition_of", "short"]
+__all__ = ["MOST_CAUSES", "OTHER", "OutcomeCounts", "Outcomes", "are_over", "condition_of", "short"]
 
 _SLICES = 10
 _KEPT = 600.0  # seconds after the last attempt; the Lua scripts keep as long
@@ -58,23 +58,28 @@ def condition_of(calls: int, failed: int, run: int) -> str:
         failed: How many of them failed.
         run: Successes since the last failure.
     """
-    if failed < _FEW or failed < _SOME * calls or _is_over(calls, failed, run):
+    if failed < _FEW or failed < _SOME * calls or are_over(calls, failed, run):
         return "healthy"
     if failed >= _MOST * calls:
         return "failing"
     return "degraded" if calls >= _ENOUGH else "healthy"
 
 
-def _is_over(calls: int, failed: int, run: int) -> bool:
-    """Whether so long a run of successes shows that the failures are over.
+def are_over(calls: int, failed: int, run: int) -> bool:
+    """Whether so long a run of successes shows that the failures before it are over.
 
     It does if its probability is below 0.1 % at the rate of failures before it: 3 successes after
     failures alone, 10 where every other call failed.
+
+    Args:
+        calls: Number of calls.
+        failed: How many of them failed.
+        run: Successes since the last failure.
     """
-    if failed < _FEW or run < _FEW:
+    if run < _FEW:
         return False
-    served = 1.0 - failed / max(calls - run, failed)
-    return not served or run * math.log(served) <= _CHANCE
+    before = max(calls - run, failed)
+    return failed in {0, before} or run * math.log(1.0 - failed / before) <= _CHANCE
 
 
 def short(symptom: str) -> str:
@@ -148,7 +153,7 @@ class Outcomes:
     @property
     def is_over(self) -> bool:
         """Whether enough calls succeeded since the last failure to forget the failures."""
-        return _is_over(self.calls, self.failed, self.run)
+        return self.failed >= _FEW and are_over(self.calls, self.failed, self.run)
 
     def is_stale(self, now: float) -> bool:
         """Whether the last attempt is more than ten minutes old."""

@@ -92,11 +92,12 @@ local function run_to_open(evidence)
   return math.min(math.ceil(math.log(1e-6) / math.log(share) - 1e-9), 60)
 end
 
--- Whether a run of successes is too long for chance, so that the failures are over.
+-- Whether a run of successes is too long for chance, so that the failures are over, as `are_over` in
+-- circuit/outcomes.py.
 local function is_over(evidence)
   local before = evidence.calls - evidence.successes
   if evidence.successes < 3 then return false end
-  if before <= evidence.failed then return true end
+  if evidence.failed == 0 or before <= evidence.failed then return true end
   return evidence.successes * math.log(1 - evidence.failed / before) <= math.log(0.001)
 end
 
