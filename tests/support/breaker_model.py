@@ -117,7 +117,7 @@ class Model:
 
     def _judge(self, *, tripped: bool, known: int, now: int) -> None:
         policy, oldest = self.policy, self._slice(now) - SLICES
-        is_down = policy.decides_by_evidence and self._weigh(*self.outcomes[-1][1:3])
+        is_down = policy.decides_by_evidence and self._weigh(*self.outcomes[-1][1:3], now / 1000)
         if tripped and policy.quorum <= 1:
             self._open(known=known, now=now)
             return
@@ -133,13 +133,17 @@ class Model:
         if is_down or is_bad:
             self._open(known=known, now=now)
 
-    def weighed(self) -> list[int]:
-        it = self.evidence
+    def weighed(self, now: int) -> list[int]:
+        it = Evidence() if self.evidence.is_stale(now / 1000) else self.evidence
         return [it.calls, it.failed, it.run, it.successes]
 
-    def _weigh(self, calls: int, failed: int) -> bool:
+    def _weigh(self, calls: int, failed: int, now: float) -> bool:
         """Whether the run of failures, of all workers together, shows that it is down."""
+        if self.evidence.is_stale(now):
+            self.evidence = Evidence()
         evidence = self.evidence
+        if failed:
+            evidence.failed_at = now
         if failed == calls:
             for _ in range(failed):
                 evidence.on_failure()

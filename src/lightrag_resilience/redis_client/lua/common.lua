@@ -8,7 +8,7 @@
 --         slow call, z ms of its last failure; p<token> end of a probe's lease in ms;
 --         'r' successes since the last failure; 'l' that failure; 'bc' calls since the dependency
 --         began to fail and 'bf' failed ones, both before the run of failures 'br'; 'bs' successes
---         since it
+--         since it, 'bt' ms of the last failure
 -- ARGV  1 channel, 2 now in ms (tests) or '' for the server's clock, 3 policy as JSON, 4 worker,
 --       5 version that the worker knows (0: none); a script's own arguments begin at 6
 -- Reply state, version, ms left of the break, breaks in a row, reason, how the state was found (see
@@ -97,12 +97,18 @@ local function save(state)
   redis.call('PEXPIRE', STATE, string.format('%.0f', math.max(KEEP_MS, 4 * remaining(state))))
 end
 
+local function no_evidence()
+  return {calls = 0, failed = 0, run = 0, successes = 0, failed_at = 0}
+end
+
 -- How calls ended since they began to fail; see circuit/evidence.py. It outlasts changes of state: a
 -- circuit that bad luck opened needs a longer run of failures the next time.
 local function evidence_in(window)
+  local failed_at = whole(window.bt) or 0
+  if now > failed_at + KEEP_MS then return no_evidence() end
   local total = whole(window.bc) or 0
   return {calls = total, failed = math.min(whole(window.bf) or 0, total),
-    run = whole(window.br) or 0, successes = whole(window.bs) or 0}
+    run = whole(window.br) or 0, successes = whole(window.bs) or 0, failed_at = failed_at}
 end
 
 -- End the run of failures, after which so many more calls came.
@@ -117,7 +123,7 @@ end
 
 local function save_evidence(evidence)
   redis.call('HSET', WINDOW, 'bc', evidence.calls, 'bf', evidence.failed, 'br', evidence.run,
-    'bs', evidence.successes)
+    'bs', evidence.successes, 'bt', string.format('%.0f', evidence.failed_at))
   redis.call('PEXPIRE', WINDOW, string.format('%.0f', math.max(KEEP_MS, 2 * policy.window_ms)))
 end
 

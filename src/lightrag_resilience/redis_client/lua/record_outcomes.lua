@@ -105,11 +105,12 @@ end
 -- the calls of one report ended is not known: with successes among them it ends the run.
 local function shows_down(window)
   local evidence = evidence_in(window)
+  if failed > 0 then evidence.failed_at = now end
   if failed < calls then
     if evidence.calls + evidence.run + failed == 0 then return false end
     end_run(evidence, calls, failed)
     evidence.successes = failed == 0 and evidence.successes + calls or 0
-    if is_over(evidence) then evidence = {calls = 0, failed = 0, run = 0, successes = 0} end
+    if is_over(evidence) then evidence = no_evidence() end
   else
     evidence.run = evidence.run + failed
     if failed > 0 then evidence.successes = 0 end
