@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections import Counter
 from typing import Any
@@ -190,6 +191,15 @@ async def test_an_outage_after_an_answer_is_waited_for_anew() -> None:
             guard, lambda: guard.call(Scripted("answer")), patience=patience
         )
     assert now() == 16.0
+
+
+async def test_answers_of_another_dependency_prolong_no_patience() -> None:
+    guard, other, patience = quick(), quick(), Patience(8)
+    guard.breaker.open(open_for=300.0)
+    for asked, ends in ((guard, 8.0), (other, 8.0), (guard, 8.0)):
+        call = functools.partial(asked.call, Scripted("answer"))
+        await outcomes([retry_until_available(asked, call, patience=patience)])
+        assert now() == ends
 
 
 async def test_the_verdict_of_a_probe_under_way_is_waited_for_up_to_as_long_again() -> None:

@@ -41,8 +41,9 @@ class Patience:
     """For how long calls wait for unavailable dependencies: those that share it, together.
 
     The seconds run from the first trouble on: from the beginning of a call that failed, so that one
-    that hung is not repeated, or from the moment at which a call was rejected. After an answer they
-    begin anew. The verdict of a probe under way is waited for up to as long again.
+    that hung is not repeated, or from the moment at which a call was rejected. They begin anew
+    after the answer of a call that waited. The verdict of a probe under way is waited for up to as
+    long again.
 
     Args:
         seconds: How long; 0 waits for nothing.
@@ -123,7 +124,7 @@ class Patience:
         return max(hint, _SHORTEST_WAIT) + random.uniform(0.0, _JITTER)  # noqa: S311
 
     def renew(self) -> None:
-        """A call succeeded: what it waited for is over, and the next trouble is another."""
+        """A call that waited has its answer: that trouble is over, and the next is another."""
         self._ends = None
 
     @contextlib.contextmanager
@@ -161,7 +162,7 @@ async def retry_until_available(  # noqa: PLR0913 - most by name
     Raises:
         Exception: The error of the last round, or one that waiting cannot mend.
     """
-    first_began = guard.clock()
+    first_began, has_waited = guard.clock(), False
     while True:
         began = guard.clock()
         try:
@@ -176,8 +177,10 @@ async def retry_until_available(  # noqa: PLR0913 - most by name
             if wait is None:
                 raise
         else:
-            patience.renew()
+            if has_waited:
+                patience.renew()
             return result
+        has_waited = True
         with patience.waiting(guard.name):
             await guard.wait_for_recovery(wait)
 

@@ -104,8 +104,9 @@ class ProcessSettings:
     )
     query__patience: Wait = setting(
         12.0,
-        "Seconds that a query of a protected LightRAG waits in all for dependencies that have just "
-        "become unavailable, as long as LightRAG's own retries may take. 0: it fails at once.",
+        "Seconds that a query of a protected LightRAG waits for dependencies that have just become "
+        "unavailable, as long as LightRAG's own retries may take. They begin anew once a call that "
+        "waited is answered. 0: it fails at once.",
     )
     query__max_outage: Wait = setting(
         60.0,

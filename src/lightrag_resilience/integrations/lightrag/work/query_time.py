@@ -16,7 +16,7 @@ from .context import WorkContext, current_work
 
 __all__ = ["QueryTime"]
 
-_MOST_WAITING = 100  # queries that wait for one dependency, which holds their memory and sockets
+_MOST_WAITING = 100  # calls of queries, for one dependency: each holds memory and a socket
 _VARIABLE = "RESILIENCE_QUERY__TIMEOUT"
 
 
