@@ -35,10 +35,10 @@ class AnswerError(Exception):
         self.response = type("Response", (), {"status_code": status, "headers": headers})()
 
 
-async def opened(*steps: Any, **changes: Any) -> tuple[Guard, Scripted]:
+async def opened(*steps: Any, young_for: float = 60.0, **changes: Any) -> tuple[Guard, Scripted]:
     """A guard whose circuit has just opened, and its probe. Callers want answers all the time."""
     guard, probe = guard_on_loop(consecutive_failures=1, **changes), Scripted(*steps)
-    guard.set_probe(probe)
+    guard.set_probe(probe, young_for=young_for)
     with pytest.raises(ConnectionRefusedError):
         await guard.call(Scripted(down()))
     assert guard.breaker.state is State.OPEN
@@ -95,6 +95,15 @@ async def test_probes_become_rarer_while_no_caller_wants_an_answer() -> None:
     await asyncio.sleep(600.0)
     gaps = probe.gaps()[-10:]
     assert all(9.99 <= gap <= 10.2 for gap in gaps), gaps
+
+
+async def test_an_outage_in_which_callers_wait_for_less_is_probed_more_often() -> None:
+    guard, probe = await opened(down(), young_for=20.0)
+    guard.demanded_at = now()
+    await asyncio.sleep(100.0)
+    gaps = probe.gaps()
+    assert max(gaps) <= 13.0, gaps
+    assert probe.calls >= 10
 
 
 async def test_callers_that_wait_are_probed_for_when_lightrag_alone_would_try_again() -> None:

@@ -214,6 +214,7 @@ class Guard(Attempts):
         probe: Probe,
         *,
         loop: asyncio.AbstractEventLoop | None = None,
+        young_for: float = 60.0,
     ) -> Callable[[], None]:
         """Look for the recovery with a request of its own, while the circuit is open.
 
@@ -225,6 +226,9 @@ class Guard(Attempts):
                 an async function without arguments.
             loop: The only event loop on which it may run, which its client belongs to; None for
                 whichever the guard is used on.
+            young_for: Seconds of an outage in which callers wait for its end. Until then the probe
+                may be rare while no call comes; later it comes every 10 s at the least, as calls
+                are rejected until it has seen the return.
 
         Returns:
             A function that ends it, from any thread.
@@ -235,7 +239,7 @@ class Guard(Attempts):
         probes = self._recovery_probes
         made = next((it for it in probes if it.is_of(probe, loop)), None)
         if made is None:
-            made = RecoveryProbe(self, probe, loop)
+            made = RecoveryProbe(self, probe, loop, young_for)
             self._hold_probes((*probes, made)[-_MOST_PROBES:])
         return functools.partial(self._end_probe, made)
 

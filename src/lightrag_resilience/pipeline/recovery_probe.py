@@ -41,14 +41,13 @@ _JITTER = 0.1  # seconds: workers do not all ask for the permit at once
 _IDLE_GROWTH = 2.0  # of the time for which nothing was wanted: so long until the next probe
 _LONGEST_IDLE = 10.0  # seconds between two probes then, in an outage that is not young
 _AWAITED = 4.1  # seconds while callers wait: LightRAG alone tries again 4 and 8 s after a failure
-_HANGS_AFTER = 3.5  # seconds after which a probe sends another request beside those that hang
+_HANGS_AFTER = 3.5  # seconds after which a young outage is probed beside requests that hang
 _DEMAND_POLL = 0.25  # seconds after which a probe that was put off sees a new demand
 _LEASE = 3.0  # seconds after which another worker takes over from one that died
 _POLL = 1.0  # seconds between two requests for the permit that another worker holds
 _SETTLING = 0.1  # seconds for a verdict to become the cluster's state
 _TIMEOUT_WITHOUT = 60.0  # seconds for a probe where attempts have no timeout
 _MOST_AT_ONCE = 4  # requests of one probe, none of which has been answered
-_YOUNG = 60.0  # seconds of an outage in which queries wait for its end
 _MOST_DEATHS = 3  # of the task in one outage
 _RESTART_AFTER = 1.0  # seconds
 _REFUSED = frozenset({400, 404, 422})
@@ -68,6 +67,7 @@ class RecoveryProbe:
         guard: The dependency's guard.
         probe: Makes the request.
         loop: The only event loop on which it may run; None for whichever the guard is used on.
+        young_for: Seconds of an outage in which callers wait for its end.
 
     Raises:
         UnsupportedCallError: The probe is no function.
@@ -92,6 +92,7 @@ class RecoveryProbe:
         "_task",
         "_unsubscribe",
         "_wake",
+        "_young_for",
     )
 
     _unsubscribe: Callable[[], None]
@@ -101,6 +102,7 @@ class RecoveryProbe:
         guard: Attempts,
         probe: Probe,
         loop: asyncio.AbstractEventLoop | None,
+        young_for: float,
     ) -> None:
         if not callable(probe):
             raise UnsupportedCallError(
@@ -110,6 +112,7 @@ class RecoveryProbe:
         self._guard = guard
         self._function = probe
         self._only_on = loop
+        self._young_for = young_for
         self._loop: asyncio.AbstractEventLoop | None = None
         with contextlib.suppress(RuntimeError):  # until the first call this one is the best guess
             self._loop = asyncio.get_running_loop()
@@ -277,8 +280,9 @@ class RecoveryProbe:
             self._opened_at = now
             self._guard.demanded_at = max(self._guard.demanded_at, now)
         idle = _IDLE_GROWTH * (now - self._guard.demanded_at)
-        # A young outage may end unseen: queries wait in it. In an old one they would be refused.
-        self._idle_until = min(now + idle, max(now + _LONGEST_IDLE, self._opened_at + _YOUNG))
+        # A young outage may end unseen: callers wait in it. In an old one they would be rejected.
+        young_until = self._opened_at + self._young_for
+        self._idle_until = min(now + idle, max(now + _LONGEST_IDLE, young_until))
         if circuit.reason.startswith(MET):  # the breaker's pause is the same each time
             self._due = max(self._due, now + circuit.breaks.length(self._opens))
 
@@ -316,7 +320,7 @@ class RecoveryProbe:
         try:
             while True:
                 running.append(asyncio.create_task(_awaited(self._function)))
-                is_young = (guard.breaker.outage or 0.0) < _YOUNG
+                is_young = (guard.breaker.outage or 0.0) < self._young_for
                 done, _ = await asyncio.wait(
                     running,
                     timeout=_HANGS_AFTER if is_young else _LONGEST_IDLE,

@@ -208,7 +208,8 @@ class Protection:
 
     def _set_probe(self, guard: Guard, probe: Probe) -> None:
         before = self._probes.get(guard.name)
-        self._probes[guard.name] = guard.set_probe(probe, loop=self._loop)
+        young_for = self._registry.settings.query__max_outage
+        self._probes[guard.name] = guard.set_probe(probe, loop=self._loop, young_for=young_for)
         if before is not None:
             before()
 
