@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience.config.dependency_names import check_name
+from lightrag_resilience.config.dependency_names import check_name, section_of
 from lightrag_resilience.config.endpoint_names import Endpoint, EndpointNames
 from lightrag_resilience.config.settings import load_settings
 
@@ -95,6 +95,14 @@ def test_variables_of_a_host_inherit_from_its_binding_and_not_from_another_model
     assert settings.policy_for(newer).limit.rpm is None
 
 
+def test_two_endpoints_share_no_variable() -> None:
+    assert named(openai("http://gpu-1", "a"), openai("http://gpu.1", "b")) == [
+        "llm.openai.gpu-1",
+        "llm.openai.b",
+    ]
+    assert named(openai("http://x", "GPT"), openai("http://x", "gpt"))[0] == "llm.openai.GPT"
+
+
 @given(st.lists(st.tuples(st.text(), st.text(), st.text()), max_size=6), st.booleans())
 def test_any_texts_make_valid_and_different_names(
     texts: list[tuple[str, str, str]],
@@ -110,7 +118,7 @@ def test_any_texts_make_valid_and_different_names(
         check_name(name)
         assert name.isascii()
         assert name.startswith("llm")
-    assert len({names.name_of(each) for each in endpoints}) == len(set(endpoints))
+    assert len({section_of(names.name_of(each)) for each in endpoints}) == len(set(endpoints))
 
 
 @pytest.mark.parametrize(

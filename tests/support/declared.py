@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, get_args
 
 from annotated_types import Ge, Gt, Le
 
+from lightrag_resilience.config.dependency_names import DEFAULT
 from lightrag_resilience.config.policies import PARTS
 from lightrag_resilience.config.process_settings import ProcessSettings
 from lightrag_resilience.config.validation import Setting, settings_of
-from lightrag_resilience.config.variables import DEFAULT, PROCESS_VARIABLES, variable
+from lightrag_resilience.config.variables import PROCESS_VARIABLES, variable
 
 
 class Bounds(NamedTuple):

@@ -17,9 +17,10 @@ from rich.live import Live
 from rich.text import Text
 
 from lightrag_resilience.circuit.state_machine import State
+from lightrag_resilience.config.dependency_names import DEFAULT, sections_for
 from lightrag_resilience.config.policies import FAMILIES
 from lightrag_resilience.config.settings import Settings
-from lightrag_resilience.config.variables import DEFAULT, PREFIX, section_of
+from lightrag_resilience.config.variables import PREFIX
 from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.redis_client.client import needed_rights
 from lightrag_resilience.shared_state.cluster_view import ClusterView, to_json
@@ -228,8 +229,7 @@ def _check_dependencies(names: Iterable[str], settings: Settings, breakers: Iter
     """Reject misspelt dependencies: an override of one would be confirmed and have no effect."""
     known = {DEFAULT, *map(str.upper, FAMILIES), *settings.overrides_by_section}
     for breaker in breakers:
-        parts = breaker.split(".")
-        known |= {section_of(".".join(parts[:end])) for end in range(1, len(parts) + 1)}
+        known.update(sections_for(breaker))
     for name in names:
         if name.removeprefix(PREFIX).partition("__")[0] not in known:
             fail(

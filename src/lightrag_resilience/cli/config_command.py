@@ -11,10 +11,11 @@ import typer
 from pydantic import SecretStr
 from rich.table import Table
 
+from lightrag_resilience.config.dependency_names import section_of
 from lightrag_resilience.config.policies import FAMILIES, PARTS
 from lightrag_resilience.config.reference import env_example, json_schema
 from lightrag_resilience.config.settings import Settings
-from lightrag_resilience.config.variables import PROCESS_VARIABLES, section_of, variable
+from lightrag_resilience.config.variables import PROCESS_VARIABLES, variable
 from lightrag_resilience.shared_state.operator_control import (
     REDIS_FAILURES,
     open_cluster,

@@ -10,7 +10,10 @@ from lightrag_resilience.text import printable
 
 from .policies import FAMILIES
 
-__all__ = ["check_name", "nearly"]
+__all__ = ["DEFAULT", "check_name", "nearly", "section_of", "sections_for"]
+
+DEFAULT = "DEFAULT"
+"""The section of a variable that sets a field for all dependencies."""
 
 _LONGEST_NAME = 200  # characters
 _SHOWN = 60
@@ -60,6 +63,17 @@ def _meant(name: str) -> str | None:
         return None
     rest = name[len(first) :].strip("._:/- ")
     return f"{family}.{rest.lower()}" if rest else family
+
+
+def section_of(name: str) -> str:
+    """The section of a dependency's variables: ``LLM_OPENAI`` for ``llm.openai``."""
+    return re.sub(r"[^A-Z0-9]+", "_", name.upper())
+
+
+def sections_for(name: str) -> list[str]:
+    """The sections that set a dependency's policy, the most exact one last."""
+    parts = name.split(".")
+    return [DEFAULT, *(section_of(".".join(parts[:end])) for end in range(1, len(parts) + 1))]
 
 
 def nearly(word: str, known: Sequence[str]) -> str | None:

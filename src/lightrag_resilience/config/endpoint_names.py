@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from urllib.parse import urlsplit
 
+from .dependency_names import section_of
+
 __all__ = ["Endpoint", "EndpointNames", "host_part"]
 
 _LONGEST = 60  # characters of a part
@@ -58,20 +60,18 @@ class EndpointNames:
         known = [*self._names, *new]
         for each in new:
             others = [it for it in known if it != each and _kind(it) == _kind(each)]
-            self._names[each] = self._new_name(each, others)
+            if len(others) < _MOST:
+                self._names[each] = self._new_name(each, others)
 
     def name_of(self, endpoint: Endpoint) -> str:
-        """The name of an endpoint."""
+        """The name of an endpoint; beyond the bound ``llm.openai.other``, for all together."""
         self.add(endpoint)
-        return self._names[endpoint]
+        return self._names.get(endpoint) or _name(endpoint, ["other"])
 
     def _new_name(self, endpoint: Endpoint, others: list[Endpoint]) -> str:
-        start = ".".join(filter(None, _kind(endpoint)))
-        if len(others) >= _MOST:
-            return f"{start}.other"
-        taken = set(self._names.values())
-        names = (".".join((start, *parts)) for parts in _parts(endpoint, others))
-        return next(name for name in names if name not in taken)
+        taken = set(map(section_of, self._names.values()))  # two names would share variables
+        names = (_name(endpoint, parts) for parts in _parts(endpoint, others))
+        return next(name for name in names if section_of(name) not in taken)
 
 
 def host_part(host: str, port: int | None) -> str:
@@ -83,6 +83,10 @@ def host_part(host: str, port: int | None) -> str:
 
 def _kind(endpoint: Endpoint) -> tuple[str, str]:
     return endpoint.family, endpoint.binding
+
+
+def _name(endpoint: Endpoint, parts: list[str]) -> str:
+    return ".".join((*filter(None, _kind(endpoint)), *parts))
 
 
 def _parts(endpoint: Endpoint, others: list[Endpoint]) -> Iterator[list[str]]:

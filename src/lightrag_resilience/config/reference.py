@@ -15,10 +15,11 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
+from .dependency_names import DEFAULT
 from .policies import FAMILIES, PARTS, Policy
 from .process_settings import ProcessSettings
 from .validation import Setting, settings_of, text_format
-from .variables import DEFAULT, PREFIX, PROCESS_VARIABLES, variable
+from .variables import PREFIX, PROCESS_VARIABLES, variable
 
 __all__ = ["env_example", "json_schema", "variables_page"]
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from lightrag_resilience.errors import PolicyError, SettingsError
 
+from .dependency_names import DEFAULT, sections_for
 from .env_parsing import SECTIONS, Problem, parse_overrides, parse_variables
 from .policies import FAMILIES, PARTS, Policy
 from .process_environment import lightrag_timeouts, timeout_variable
 from .process_settings import ProcessSettings
-from .variables import DEFAULT, PREFIX, is_of_a_service, section_of, variable
+from .variables import PREFIX, is_of_a_service, variable
 
 __all__ = ["Settings", "load_settings"]
 
@@ -60,7 +61,7 @@ class Settings(ProcessSettings):
         """
         problems: list[str] = []
         base = base or self._preset(name, given)
-        policy = self._overlay(base, _sections_for(name), problems)
+        policy = self._overlay(base, sections_for(name), problems)
         if problems:
             raise SettingsError(*problems)
         return self._policies.setdefault(policy, policy)
@@ -79,7 +80,7 @@ class Settings(ProcessSettings):
         times = ("attempt", "total") if family in self.given_timeouts else ()
         return {("timeout", key): timeout_variable(family) for key in times} | {
             (part, key): variable(section, part, key)
-            for section in _sections_for(name)
+            for section in sections_for(name)
             for part, values in self.overrides_by_section.get(section, {}).items()
             for key in values
         }
@@ -203,12 +204,6 @@ def _log_of_services(*names: str) -> None:
 
 def _error_of(problems: Iterable[Problem]) -> SettingsError:
     return SettingsError(*sorted({problem for _, problem in problems}))
-
-
-def _sections_for(name: str) -> list[str]:
-    """The sections that set a dependency's policy, the most exact one last."""
-    parts = name.split(".")
-    return [DEFAULT, *(section_of(".".join(parts[:end])) for end in range(1, len(parts) + 1))]
 
 
 def _merge_sections(

@@ -6,25 +6,21 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from .dependency_names import nearly
+from .dependency_names import DEFAULT, nearly
 from .policies import FAMILIES, PARTS
 from .process_settings import ProcessSettings
 from .validation import settings_of
 
 __all__ = [
-    "DEFAULT",
     "PREFIX",
     "PROCESS_VARIABLES",
     "is_misspelt",
     "is_of_a_service",
     "nearest",
-    "section_of",
     "variable",
 ]
 
 PREFIX = "RESILIENCE_"
-DEFAULT = "DEFAULT"
-"""The section of a variable that sets a field for all dependencies."""
 PROCESS_VARIABLES = {f"{PREFIX}{name.upper()}": name for name in settings_of(ProcessSettings)}
 """The variables of no dependency, and the setting of each."""
 
@@ -43,11 +39,6 @@ _OF_A_SERVICE = (
     (f"{_PORT}_ADDR", _HOST),
 )
 """How the name of such a variable ends, and the form of its value."""
-
-
-def section_of(name: str) -> str:
-    """The section of a dependency's variables: ``LLM_OPENAI`` for ``llm.openai``."""
-    return re.sub(r"[^A-Z0-9]+", "_", name.upper())
 
 
 def variable(section: str, part: str, name: str) -> str:
