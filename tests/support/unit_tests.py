@@ -23,6 +23,7 @@ STARTERS = frozenset(  # names of modules, classes and functions that start a pr
         *("fork", "forkpty", "posix_spawn", "Popen", "ProcessPoolExecutor"),
         *("start_server", "create_server", "start_unix_server", "TCPServer", "HTTPServer", "bind"),
         *("RedisServer", "PostgresServer", "Simulator", "TcpProxy", "CommandedProcess"),
+        "Forked",
     }
 )
 MARKS = ("lightrag", "processes")  # of tests that are none, whatever their code shows

@@ -9,8 +9,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from typing import Any
 
 from lightrag_resilience import CallRejected, guards
@@ -247,6 +250,11 @@ class Worker:
         return {}
 
 
-if __name__ == "__main__":
+def run(reads: Connection, writes: Connection, variables: Mapping[str, str]) -> None:
+    """Be a worker with these variables, in a process that was forked for it."""
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.stdin = os.fdopen(reads.fileno(), encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(writes.fileno(), "w", encoding="utf-8", closefd=False)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(run_commands(Worker()))
