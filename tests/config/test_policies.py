@@ -115,7 +115,7 @@ def test_the_plain_defaults_are_those_the_documentation_names() -> None:
     assert (breaker.window, breaker.window_calls, breaker.min_calls) == ("count", 100, 10)
     assert (breaker.window_seconds, breaker.consecutive_failures) == (60.0, None)
     assert breaker.breaks() == (5.0, 5.0, 1.5, 10.0)
-    assert breaker.breaks(is_probed=True) == (0.8, 1.1, 1.006, 5.0)
+    assert breaker.breaks(is_probed=True) == (0.8, 1.35, 1.006, 5.0)
     assert breaker.background_probe
     assert (breaker.mode, breaker.probes, breaker.probe_lease) == ("enforce", 1, None)
     assert (retry.attempts, retry.initial_backoff, retry.backoff_growth) == (3, 0.5, 2.0)

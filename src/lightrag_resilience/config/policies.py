@@ -126,7 +126,7 @@ _MOST_GROWN = 256  # breaks; of more, the power overflows a float
 _CLASSICAL = Breaks(5.0, 5.0, 1.5, 10.0)
 # A recovery is noticed within 1.3 s in the first minute, and 20 s of an outage cost 17 requests,
 # while calls keep coming. The first is sooner: a circuit that bad luck opened costs little.
-_PROBED = Breaks(0.8, 1.1, 1.006, 5.0)
+_PROBED = Breaks(0.8, 1.35, 1.006, 5.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ class BreakerPolicy(_Checked):
     open_for: Seconds | None = setting(
         None,
         "Seconds for which the circuit is open the first time. `none`: 5; where a background probe "
-        "looks for the recovery, 0.8 and then 1.1.",
+        "looks for the recovery, 0.8 and then 1.35.",
     )
     open_growth: Growth | None = setting(
         None,
