@@ -123,7 +123,13 @@ async def test_calls_at_once_send_no_more_retries_than_show_that_it_is_down(late
 
 
 async def test_a_retry_waits_for_those_that_hang_no_longer_than_lightrag_alone() -> None:
-    guard, at = retrying(), list[float]()
+    guard, at, sleeps = retrying(), list[float](), list[float]()
+
+    async def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        await asyncio.sleep(seconds)
+
+    guard.sleep = sleep
 
     async def fails_then_hangs() -> None:
         at.append(now())
@@ -134,6 +140,7 @@ async def test_a_retry_waits_for_those_that_hang_no_longer_than_lightrag_alone()
     await asyncio.sleep(10.0)
     assert len(at) == 8
     assert at[-1] - at[3] < 5.0
+    assert len(sleeps) < 30  # backoffs, and looks whether it is needed yet
     for call in calls:
         call.cancel()
     await outcomes(calls)
