@@ -74,8 +74,10 @@ bench-never-worse: $(INSTALLED) ## LightRAG alone beside a protected one, throug
 bench-brownouts: $(INSTALLED) ## Brownouts and outages under each policy, in virtual time; ARGS=--page writes docs
 	$(BIN)/python -m benchmarks.brownout_model $(ARGS)
 
-docs: $(INSTALLED) ## Write variables.md, .env.example, the schema, rules and dashboards anew
+docs: $(INSTALLED) ## Write variables.md, compatibility.md, .env.example, schema, rules, dashboards anew
 	$(BIN)/python -m lightrag_resilience.config.reference > docs/variables.md
+	$(BIN)/python -c 'from lightrag_resilience.integrations.lightrag import coverage; \
+		print(coverage.compatibility_page(), end="")' > docs/compatibility.md
 	$(BIN)/lightrag-resilience config --env-example > .env.example
 	$(BIN)/lightrag-resilience config --schema > docs/settings.schema.json
 	$(BIN)/python scripts/write_rules.py

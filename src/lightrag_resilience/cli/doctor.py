@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -31,6 +31,9 @@ from .options import Json, Names, cell, shown
 from .policy_checks import Finding, Level, examine
 from .process_checks import examine_process
 
+if TYPE_CHECKING:
+    from lightrag_resilience.integrations.lightrag.coverage import Seam
+
 __all__ = ["doctor"]
 
 _DOWNLOADS = "LightRAG will download its tokenizer's table at its next start, as it is not here."
@@ -45,6 +48,9 @@ def doctor(
         list[str] | None,
         typer.Option(metavar="MODULE", help="Import it, and search for retries around retries."),
     ] = None,
+    lightrag: Annotated[
+        bool, typer.Option("--lightrag", help="List what of the installed LightRAG is guarded.")
+    ] = False,
 ) -> None:
     """Check the RESILIENCE_* variables, Redis, and how calls end now.
 
@@ -65,12 +71,17 @@ def doctor(
         found.append(Finding(Level.ERROR, "shutdown", problem, "set SHUTDOWN_JOURNAL to a file"))
     for module in code or ():
         found += _examine_code(module)
+    seams: list[Seam] = []
+    if lightrag:
+        seams, of_lightrag = _examine_lightrag(settings)
+        found += of_lightrag
     is_unavailable = False
     if settings.redis_url is not None:
         of_redis, is_unavailable = asyncio.run(_examine_redis(settings))
         found += of_redis
     if as_json:
-        write_line(json.dumps({"findings": [asdict(finding) for finding in found]}))
+        shown_seams = {"seams": [asdict(seam) for seam in seams]} if lightrag else {}
+        write_line(json.dumps({"findings": [asdict(finding) for finding in found], **shown_seams}))
     else:
         page = console()
         page.print(_counted(found))
@@ -84,6 +95,8 @@ def doctor(
             )
         if is_missing_from(environment.tokenizer_folder):
             page.print(f"note: tokenizer: {_DOWNLOADS} {PRELOAD}.", soft_wrap=True, highlight=False)
+        if lightrag:
+            page.print(_seams(seams))
         if names:
             page.print(_policies(settings, names))
         else:
@@ -96,6 +109,21 @@ def _examine_code(module: str) -> list[Finding]:
         return examine_code(module)
     except CodeError as error:
         fail(str(error))
+
+
+def _examine_lightrag(settings: Settings) -> tuple[list[Seam], list[Finding]]:
+    try:
+        from .lightrag_checks import examine_lightrag  # noqa: PLC0415 - imports LightRAG
+    except ModuleNotFoundError as error:
+        fail(str(error))
+    return examine_lightrag(strict=settings.strict)
+
+
+def _seams(seams: list[Seam]) -> Table:
+    table = Table("seam", "", "why", title="LightRAG")
+    for seam in seams:
+        table.add_row(*map(cell, (seam.name, seam.cover, seam.reason)))
+    return table
 
 
 def _counted(found: list[Finding]) -> str:

@@ -26,6 +26,7 @@ from .policies import LIGHTRAG_TIMEOUTS
 __all__ = [
     "ProcessEnvironment",
     "address_of_binding",
+    "chosen_storages",
     "lightrag_timeouts",
     "load_env_file",
     "read_process_environment",
@@ -47,6 +48,13 @@ _ADDRESSES = {
     "openai": (("OPENAI_API_BASE",), "https://api.openai.com/v1"),
 }
 """The variables in which bindings of LightRAG look for their address, and their default."""
+_STORAGES = {
+    "kv": "JsonKVStorage",
+    "vector": "NanoVectorDBStorage",
+    "graph": "NetworkXStorage",
+    "doc_status": "JsonDocStatusStorage",
+}
+"""LightRAG's own choice of storages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,13 @@ def lightrag_timeouts(environ: Mapping[str, str] | None = None) -> dict[str, flo
     source = os.environ if environ is None else environ
     found = {family: as_count(source.get(timeout_variable(family), "")) for family in _TIMED}
     return {family: float(it) for family, it in found.items() if it and it <= _LONGEST}
+
+
+def chosen_storages(environ: Mapping[str, str] | None = None) -> dict[str, tuple[str, str]]:
+    """For each kind of LightRAG's storages the variable that chooses one, and what it chooses."""
+    source = os.environ if environ is None else environ
+    names = {kind: f"LIGHTRAG_{kind.upper()}_STORAGE" for kind in _STORAGES}
+    return {kind: (name, source.get(name) or _STORAGES[kind]) for kind, name in names.items()}
 
 
 def timeout_variable(family: str) -> str:

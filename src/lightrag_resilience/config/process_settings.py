@@ -92,6 +92,11 @@ _Path = Annotated[str, TextFormat("the path of a file")]
 class ProcessSettings:
     """What one process does as a whole, whatever dependencies it has."""
 
+    strict: bool = setting(
+        False,
+        "Whether `protect` and `lightrag-resilience serve` refuse to start with a LightRAG that "
+        "they cannot guard everywhere. Otherwise one warning names what is not guarded.",
+    )
     redis_url: _Url | None = setting(
         None,
         "Redis, where all workers share the state of their breakers. `none`: each process keeps "

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from lightrag import LightRAG, QueryParam
+from lightrag import ROLES, LightRAG, QueryParam, RoleLLMConfig
 from lightrag.llm.openai import openai_complete_if_cache, openai_embed
-from lightrag.llm_roles import ROLE_NAMES, RoleLLMConfig
 from lightrag.rerank import jina_rerank
 from lightrag.utils import EmbeddingFunc, Tokenizer
 from openai import DefaultAsyncHttpxClient
@@ -125,7 +124,7 @@ async def build_rig(
 
 
 def _roles(base_url: str, hosts: Mapping[str, str]) -> dict[str, RoleLLMConfig]:
-    urls = {**dict.fromkeys(ROLE_NAMES, base_url), **hosts}
+    urls = {**{role.name: base_url for role in ROLES}, **hosts}
     return {
         role: RoleLLMConfig(
             func=_completion(url), metadata={"binding": "openai", "host": url, "model": _MODEL}

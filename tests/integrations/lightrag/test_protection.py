@@ -256,8 +256,8 @@ async def test_a_failed_protect_undoes_its_changes_and_may_be_repeated() -> None
     provider = Provider()
     async with lightrag_on(provider) as rag:
         graph, rag.chunk_entity_relation_graph = rag.chunk_entity_relation_graph, object()
-        guards = registry(RESILIENCE_DEFAULT__BREAKER__OPEN_FOR="300")
-        with pytest.raises(UnsupportedCallError, match="object is no storage"):
+        guards = registry(RESILIENCE_DEFAULT__BREAKER__OPEN_FOR="300", RESILIENCE_STRICT="true")
+        with pytest.raises(UnsupportedCallError, match="_graph: object is no storage"):
             await protect(rag, registry=guards)
         rag.chunk_entity_relation_graph = graph
         assert not is_protected(rag)

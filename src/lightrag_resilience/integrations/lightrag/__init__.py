@@ -39,13 +39,16 @@ async def protect(rag: Any, *, registry: Guards | None = None) -> None:
     ``rerank``). With several hosts or models of one provider each has a guard of its own
     (``llm.openai.gpu1``). An attempt may take as long as LightRAG was given.
 
+    One warning names what this release of LightRAG does not let it guard.
+
     Args:
         rag: A LightRAG 1.4.16 or later, before or after `initialize_storages`.
         registry: The guards to use; those of the process by default.
 
     Raises:
         SettingsError: A ``RESILIENCE_*`` variable is wrong.
-        UnsupportedCallError: `rag` is no LightRAG that can be protected.
+        UnsupportedCallError: `rag` is no LightRAG that can be protected; or not all of it can be
+            guarded, and ``RESILIENCE_STRICT`` is true.
         Exception: Any other error. All changes made so far are undone.
     """
     if isinstance(rag, type):
@@ -53,7 +56,7 @@ async def protect(rag: Any, *, registry: Guards | None = None) -> None:
         raise UnsupportedCallError(
             f"protect() takes a LightRAG, not the class: write await protect({name}(...))"
         )
-    if not hasattr(rag, "apipeline_process_enqueue_documents"):
+    if not hasattr(rag, "initialize_storages"):
         raise UnsupportedCallError(
             f"protect() takes a LightRAG of version 1.4.16 or later, not a {type(rag).__name__}"
         )

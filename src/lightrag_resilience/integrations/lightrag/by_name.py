@@ -11,8 +11,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from lightrag.kg import STORAGE_ENV_REQUIREMENTS, STORAGE_IMPLEMENTATIONS, STORAGES
-
+from .compat import registered_storages, storage_registry
 from .storages import guarded_class
 
 __all__ = ["register_guarded_storages"]
@@ -32,33 +31,38 @@ def register_guarded_storages() -> Callable[[], None]:
 
     Returns:
         A function that undoes it.
+
+    Raises:
+        UnsupportedCallError: This LightRAG does not have the registry that is known.
     """
+    storages, implementations, requirements = storage_registry()
     added: list[tuple[list[str], str]] = []
-    for kind in STORAGE_IMPLEMENTATIONS.values():
+    for kind in implementations.values():
         names = kind["implementations"]
-        for name in [name for name in names if name in STORAGES and not name.startswith(_PREFIX)]:
+        for name in [name for name in names if name in storages and not name.startswith(_PREFIX)]:
             guarded = _PREFIX + name
             if guarded not in names:
                 names.append(guarded)
-                STORAGES[guarded] = __name__
-                STORAGE_ENV_REQUIREMENTS[guarded] = STORAGE_ENV_REQUIREMENTS.get(name, [])
+                storages[guarded] = __name__
+                requirements[guarded] = requirements.get(name, [])
                 added.append((names, guarded))
 
     def undo() -> None:
         while added:
             names, guarded = added.pop()
             names.remove(guarded)
-            STORAGES.pop(guarded)
-            STORAGE_ENV_REQUIREMENTS.pop(guarded)
+            storages.pop(guarded)
+            requirements.pop(guarded)
 
     return undo
 
 
 def __getattr__(name: str) -> Any:
     original = name.removeprefix(_PREFIX)
-    if original == name or original not in STORAGES:
+    modules = registered_storages()
+    if original == name or original not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(STORAGES[original], package="lightrag")
+    module = importlib.import_module(modules[original])
     return _with_plain_names(guarded_class(getattr(module, original)))
 
 

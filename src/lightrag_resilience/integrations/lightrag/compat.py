@@ -1,7 +1,9 @@
 """All that is private or undocumented in LightRAG, from 1.4.16 on, and used by this package.
 
-Nothing else here names such a method, attribute or module. A contract test holds each of them for
-the version that is installed; what LightRAG 1.4 lacks is looked up with `hasattr` by its users.
+Nothing else here names such a method, attribute or module, and a test holds that. `PRIVATE_NAMES`
+says what each name is for and what is lost without it: ``doctor --lightrag``, the warning of
+`protect` and ``docs/compatibility.md`` are made from it, and a contract test compares it with the
+LightRAG that is installed. What a release lacks leaves its seam unguarded, and breaks nothing.
 """
 
 from __future__ import annotations
@@ -13,22 +15,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from lightrag.base import DocStatus, StoragesStatus
-from lightrag.prompt import PROMPTS
-from lightrag.utils import priority_limit_async_func_call
+from lightrag.base import DocStatus
 
 from lightrag_resilience.config.policies import LIGHTRAG_TIMEOUTS
-
-try:
-    from lightrag import utils_pipeline
-except ImportError:  # LightRAG 1.4
-    utils_pipeline = None
+from lightrag_resilience.errors import UnsupportedCallError
 
 __all__ = [
     "ADD_ANCHORS",
     "ANCHORS",
     "ANCHORS_MISSING",
     "BASE_MODULE",
+    "DELETIONS",
     "EMBEDDING",
     "FIELD_SEPARATOR",
     "GUNICORN_CONFIG",
@@ -36,6 +33,7 @@ __all__ = [
     "HEALTH_DETAILS",
     "HEALTH_PATH",
     "HOLDER_TABLE",
+    "INGEST",
     "INITIALIZE_SHARED",
     "IS_CANCELLED",
     "LOAD_FLAGS",
@@ -44,27 +42,36 @@ __all__ = [
     "MARK_CANCELLED",
     "MODEL",
     "NEXT_STEP",
+    "PRIVATE_NAMES",
     "PROCESS_DOCUMENT",
     "PURGE",
+    "QUERIES",
+    "RAG",
     "RERANK",
     "RETRYING_CLIENTS",
     "RETRYING_MODULES",
     "SERVER",
     "SHARED_STORAGE",
     "START_BACKGROUND",
+    "STORAGES",
     "STORAGE_KINDS",
-    "STORAGE_SERVERS",
     "UPLOAD_WORK",
     "WRAP_ROLE",
     "FunctionSlot",
+    "PrivateName",
     "abandon",
     "are_storages_initialized",
     "binding_of",
+    "find",
+    "is_cancelled_by_user",
     "is_custom_chunk_patch",
     "is_fail_response",
     "pending_update",
+    "registered_storages",
     "retire",
     "roles_of",
+    "server_of",
+    "storage_registry",
     "without_queue",
     "worker_class",
 ]
@@ -91,6 +98,14 @@ _AZURE = "azure_openai"
 _RERANKERS = {"cohere_rerank": "cohere", "jina_rerank": "jina", "ali_rerank": "aliyun"}
 
 
+def find(module: str, name: str) -> Any:
+    """What a module of LightRAG's has under a name; None where it has not, or is not there."""
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError:
+        return None
+
+
 def binding_of(function: Any) -> str | None:
     """The binding of one of LightRAG's own functions: ``openai`` for `openai_complete`."""
     module, name = (getattr(function, it, None) or "" for it in ("__module__", "__name__"))
@@ -112,34 +127,84 @@ def worker_class() -> Any:
 
 # ---------------------------------------------------------------------- storages
 
-STORAGE_SERVERS = {
-    "lightrag.kg.memgraph_impl": "memgraph",
-    "lightrag.kg.milvus_impl": "milvus",
-    "lightrag.kg.mongo_impl": "mongo",
-    "lightrag.kg.neo4j_impl": "neo4j",
-    "lightrag.kg.opensearch_impl": "opensearch",
-    "lightrag.kg.pgtable_impl": "postgres",
-    "lightrag.kg.postgres_impl": "postgres",
-    "lightrag.kg.qdrant_impl": "qdrant",
-    "lightrag.kg.redis_impl": "redis",
-}
 STORAGE_KINDS = {
     "BaseKVStorage": "kv",
     "BaseVectorStorage": "vector",
     "BaseGraphStorage": "graph",
     "DocStatusStorage": "doc_status",
 }
+STORAGES = {
+    "full_docs": "kv",
+    "text_chunks": "kv",
+    "full_entities": "kv",
+    "full_relations": "kv",
+    "entity_chunks": "kv",
+    "relation_chunks": "kv",
+    "llm_response_cache": "kv",
+    "entities_vdb": "vector",
+    "relationships_vdb": "vector",
+    "chunks_vdb": "vector",
+    "chunk_entity_relation_graph": "graph",
+    "doc_status": "doc_status",
+}
+"""The attributes of a LightRAG's twelve storages, and the kind of each."""
+_STORAGE_PACKAGE = "lightrag.kg"
+_EMBEDDED = frozenset(
+    {"faiss", "json_doc_status", "json_kv", "nano_vector_db", "networkx", "noop_vector_db"}
+)
+_SAME_SERVER = {"pgtable": "postgres"}
+
+
+def server_of(module: str) -> str | None:
+    """The server of the storages in a module; None for embedded ones, and those of others.
+
+    Each server has a module, ``lightrag.kg.neo4j_impl``; so has one that a later LightRAG adds.
+    """
+    package, _, name = module.rpartition(".")
+    name = name.removesuffix("_impl")
+    if package != _STORAGE_PACKAGE or name in _EMBEDDED:
+        return None
+    return _SAME_SERVER.get(name, name)
+
+
+_REGISTRY = ("STORAGES", "STORAGE_IMPLEMENTATIONS", "STORAGE_ENV_REQUIREMENTS")
+
+
+def storage_registry() -> list[dict[str, Any]]:
+    """By the names of storages: their modules, those of each kind, and the variables they need.
+
+    Raises:
+        UnsupportedCallError: This LightRAG has them under other names.
+    """
+    found = [find(_STORAGE_PACKAGE, name) for name in _REGISTRY]
+    if None in found:
+        names = " or ".join(_REGISTRY)
+        raise UnsupportedCallError(f"This LightRAG has no {names} in {_STORAGE_PACKAGE}")
+    return found
+
+
+def registered_storages() -> dict[str, str]:
+    """The modules of storages that LightRAG is configured with by name; empty if unknown."""
+    found = find(_STORAGE_PACKAGE, _REGISTRY[0]) or {}
+    return {
+        name: f"lightrag{module}" if module.startswith(".") else module
+        for name, module in found.items()
+    }
+
+
 FIELD_SEPARATOR = "<SEP>"
 """Between the chunks of an entity or relation, and the two ends of a relation."""
 
 
 def are_storages_initialized(rag: Any) -> bool:
     """Whether a LightRAG's storages are open."""
-    return rag._storages_status is StoragesStatus.INITIALIZED  # noqa: SLF001
+    status = getattr(rag, _STATUS, None)
+    return getattr(status, "name", "") == "INITIALIZED"
 
 
 # ---------------------------------------------------------------------- queries
 
+QUERIES = ("aquery_llm", "aquery_data")
 WRAP_ROLE = "_wrap_llm_role_func"
 """Builds the queue of one role (extract, keyword, query, vlm) around its function."""
 
@@ -161,19 +226,31 @@ class Role:
 
 def roles_of(rag: Any) -> dict[str, Role]:
     """The roles of a LightRAG, by name."""
-    return {
-        name: Role(state.raw_func, state.metadata, rag._get_effective_role_llm_kwargs(name))  # noqa: SLF001
-        for name, state in rag._role_llm_states.items()  # noqa: SLF001
-    }
+    given, found = rag.role_llm_kwargs, {}
+    for name, snapshot in rag.get_llm_role_config().items():
+        inherited = {} if snapshot.get("is_cross_provider") else rag.llm_model_kwargs
+        arguments = inherited if given[name] is None else given[name]
+        function = rag._role_llm_states[name].raw_func  # noqa: SLF001
+        found[name] = Role(function, snapshot["metadata"], arguments)
+    return found
 
 
 def is_fail_response(text: object) -> bool:
     """Whether an answer says that nothing was found."""
-    return bool(text == PROMPTS["fail_response"])
+    return bool(text == importlib.import_module("lightrag.prompt").PROMPTS["fail_response"])
 
 
 # ---------------------------------------------------------------------- ingest
 
+_PIPELINE = "apipeline_process_enqueue_documents"
+INGEST = (
+    "apipeline_enqueue_documents",
+    _PIPELINE,
+    "ainsert_custom_chunks",
+    "ainsert_custom_kg",
+    "adelete_by_doc_id",  # it rebuilds what other documents share, and must not stop halfway
+)
+DELETIONS = ("adelete_by_doc_id", "adelete_by_entity", "adelete_by_relation", "aclear_cache")
 PROCESS_DOCUMENT = "process_single_document"
 IS_CANCELLED = "_cancellation_requested"
 MARK_CANCELLED = "_mark_doc_cancelled_in_stage"
@@ -186,19 +263,30 @@ ANCHORS_MISSING = "recovery anchor row(s) missing"
 """In the message of a document that LightRAG refuses to take out of the graph."""
 
 
+_BY_USER = "cancellation_requested"
+_STATUS = "_storages_status"
+_RESET = "_build_pending_reset_update"
+_PATCH = "doc_status_custom_chunk_patch"
+
+
 def pending_update(rag: Any, row: Any, content: Any) -> dict[str, Any]:
     """The row of a failed document as LightRAG's own reset writes it: pending, with no error."""
-    if hasattr(rag, "_build_pending_reset_update"):
-        return cast("dict[str, Any]", rag._build_pending_reset_update(row, content)[0])  # noqa: SLF001
+    if (build := getattr(rag, _RESET, None)) is not None:
+        return cast("dict[str, Any]", build(row, content)[0])
     # LightRAG 1.4 processes failed documents as they are.
     update = {**dataclasses.asdict(row), "status": DocStatus.PENDING, "error_msg": ""}
     update.pop("multimodal_processed", None)
     return update
 
 
+def is_cancelled_by_user(pipeline_status: Mapping[str, Any]) -> bool:
+    """Whether a user has cancelled the pipeline."""
+    return bool(pipeline_status.get(_BY_USER))
+
+
 def is_custom_chunk_patch(row: Any) -> bool:
     """Whether a custom-chunk operation owns a document: that operation finishes it by itself."""
-    patch = getattr(utils_pipeline, "doc_status_custom_chunk_patch", None)
+    patch = find("lightrag.utils_pipeline", _PATCH)
     return patch is not None and patch(row) is not None
 
 
@@ -215,6 +303,8 @@ UPLOAD_WORK = "_indexing_work"
 # ---------------------------------------------------------------------- queues of functions
 #
 # LightRAG 1.5 has a queue for each role of its models; 1.4 has one for all, and none to rerank.
+
+_QUEUE = "priority_limit_async_func_call"
 
 
 @dataclass(frozen=True)
@@ -235,9 +325,10 @@ def _queue(
     function: Callable[..., Any], limit: int, timeout: float, name: str
 ) -> Callable[..., Any]:
     options = {"llm_timeout": timeout, "queue_name": f"{name} func"}
-    if "concurrency_group" in inspect.signature(priority_limit_async_func_call).parameters:
+    make = find("lightrag.utils", _QUEUE)
+    if "concurrency_group" in inspect.signature(make).parameters:
         options["concurrency_group"] = name.lower()
-    queued = priority_limit_async_func_call(limit, **options)(function)
+    queued = make(limit, **options)(function)
     return cast("Callable[..., Any]", queued)
 
 
@@ -299,3 +390,384 @@ async def _shut_down(queued: Any, *, graceful: bool) -> None:
     if shutdown is not None:
         is_known = "graceful" in inspect.signature(shutdown).parameters
         await (shutdown(graceful=graceful) if is_known else shutdown())
+
+
+# ---------------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateName:
+    """A name of LightRAG's that a release may change without notice.
+
+    Attributes:
+        holder: What has it: a module, a class or a function of LightRAG's; or the file of a module
+            that is only read, as its import would start a server or connect to one.
+        name: Of a class also the name of an attribute that only its methods know; of a file a text.
+        seams: What is not guarded without it.
+        purpose: What it is for, as the end of "this package uses it to".
+        loss: What happens without it.
+        since: The first release that has it.
+        parameters: Those of its parameters that are in use.
+        is_own_need: Whether releases before `since` have nothing that it would guard.
+        until: The first release that no longer needs it, if one does not.
+    """
+
+    holder: str
+    name: str
+    seams: tuple[str, ...]
+    purpose: str
+    loss: str
+    since: str = "1.4.16"
+    parameters: tuple[str, ...] = ()
+    is_own_need: bool = False
+    until: str = ""
+
+    def __str__(self) -> str:
+        if self.is_text:
+            return f"`{self.name}` in {self.holder}"
+        holder = self.holder.removeprefix("lightrag.")
+        return f'{holder}["{self.name}"]' if holder.endswith("PROMPTS") else f"{holder}.{self.name}"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text in a file."""
+        return self.holder.endswith(".py")
+
+
+RAG = "lightrag.LightRAG"
+_APP, _ROUTES = "api/lightrag_server.py", "api/routers/document_routes.py"
+_ROLES = ("llm.extract", "llm.keyword", "llm.query", "llm.vlm")
+_NO_ROLES = "calls of models go to their provider without a guard"
+_DRAIN, _ANCHORS, _RECOVERY = ("pipeline.drain",), ("pipeline.anchors",), ("pipeline.recovery",)
+_DEGRADED = ("queries.degraded",)
+_NO_DRAIN = "a drain cuts off documents, which LightRAG may mark as failed"
+_NO_ANCHORS = "a document whose recovery anchors are lost stays failed"
+_NO_UPLOADS = "a crash loses uploads that were accepted and not yet stored"
+_NO_RECOVERY = "documents that an outage or a kill interrupted wait for a human"
+_USERS = {
+    "full_docs": _RECOVERY,
+    "doc_status": _RECOVERY,
+    "full_entities": _ANCHORS,
+    "full_relations": _ANCHORS,
+    "entity_chunks": _ANCHORS,
+    "relation_chunks": _ANCHORS,
+    "chunk_entity_relation_graph": (*_ANCHORS, *_DEGRADED),
+    "text_chunks": _DEGRADED,
+    "entities_vdb": _DEGRADED,
+    "chunks_vdb": _DEGRADED,
+}
+"""What else needs a storage."""
+
+PRIVATE_NAMES: tuple[PrivateName, ...] = (
+    # models, embedding, rerank
+    PrivateName(
+        RAG,
+        WRAP_ROLE,
+        _ROLES,
+        "put a guard into the queue of each role",
+        _NO_ROLES,
+        since="1.5.0",
+        parameters=("role_name", "raw_func", "max_async", "timeout", "model_kwargs"),
+        is_own_need=True,
+    ),
+    *(
+        PrivateName(RAG, name, _ROLES, purpose, _NO_ROLES, since="1.5.0", is_own_need=True)
+        for name, purpose in {
+            "_role_llm_states": "find the function of each role",
+            "raw_func": "find the function of each role",
+            "role_llm_kwargs": "find the arguments of each role, which may name its host",
+            "get_llm_role_config": "find the provider, host and model of each role",
+            "role_llm_funcs": "list the roles",
+            "aupdate_llm_role_config": "build the queues of the roles anew",
+        }.items()
+    ),
+    PrivateName(
+        "lightrag.utils",
+        _QUEUE,
+        ("embedding", "rerank", "queue"),
+        "build the queue of a guarded function",
+        "calls of embedding and rerank functions go to their provider without a guard",
+        parameters=("max_size", "llm_timeout", "queue_name"),
+    ),
+    PrivateName(
+        "lightrag.utils", _QUEUE, ("llm",), "build the queue of the model", _NO_ROLES, until="1.5.0"
+    ),
+    PrivateName(
+        f"lightrag.utils.{_QUEUE}",
+        "shutdown",
+        ("queue",),
+        "end a queue that was replaced",
+        "the workers of replaced queues run until the process ends",
+    ),
+    PrivateName(
+        f"lightrag.utils.{_QUEUE}",
+        "graceful",
+        ("queue",),
+        "end a queue after the calls that it holds, or with them",
+        "a drain waits for calls that a queue holds",
+        since="1.5.0",
+        is_own_need=True,
+    ),
+    *(
+        PrivateName(
+            RAG,
+            name,
+            (family,),
+            f"{purpose} of {family} calls",
+            "they go to their provider without a guard",
+            since=since,
+            is_own_need=since != "1.4.16",
+        )
+        for family, name, purpose, since in (
+            ("embedding", "embedding_func_max_async", "know the limit", "1.4.16"),
+            ("embedding", "default_embedding_timeout", "know the timeout", "1.4.16"),
+            ("rerank", "rerank_model_max_async", "know the limit", "1.5.0"),
+            ("rerank", "default_rerank_timeout", "know the timeout", "1.5.0"),
+        )
+    ),
+    PrivateName(
+        "lightrag.base.StorageNameSpace",
+        "global_config",
+        ("rerank", *_DEGRADED),
+        "give queries the guarded rerank function",
+        "calls of the rerank function go to its provider without a guard",
+    ),
+    # storages
+    *(
+        PrivateName(
+            RAG,
+            name,
+            (f"storage.{name}", *_USERS.get(name, ())),
+            "find the storage",
+            "it has no guard, and this package does nothing with it",
+        )
+        for name in STORAGES
+    ),
+    *(
+        PrivateName(
+            BASE_MODULE,
+            name,
+            tuple(f"storage.{attribute}" for attribute, of in STORAGES.items() if of == kind),
+            "recognize the kind of a storage",
+            "such storages have no guard",
+        )
+        for name, kind in STORAGE_KINDS.items()
+    ),
+    *(
+        PrivateName(
+            _STORAGE_PACKAGE,
+            name,
+            ("storage.by_name",),
+            "register guarded storages under names of their own",
+            "no `Guarded…` storage can be chosen by name",
+        )
+        for name in _REGISTRY
+    ),
+    PrivateName(
+        "kg/postgres_impl.py",
+        "self.connection_retry_attempts = ",
+        ("storage.retries",),
+        "leave retries to the guard",
+        "LightRAG's PostgreSQL client repeats each attempt of a guard",
+    ),
+    # queries
+    *(
+        PrivateName(
+            RAG,
+            name,
+            ("queries",),
+            "give a query its deadline, and raise where LightRAG would answer nothing",
+            "such a query answers that nothing was found while a dependency is down",
+        )
+        for name in QUERIES
+    ),
+    *(
+        PrivateName(
+            holder,
+            name,
+            _DEGRADED,
+            purpose,
+            "no query is answered from the parts that still work (RESILIENCE_DEGRADE)",
+        )
+        for holder, name, purpose in (
+            ("lightrag.prompt.PROMPTS", "fail_response", "know an answer that found nothing"),
+            (
+                "lightrag.base.BaseVectorStorage",
+                "cosine_better_than_threshold",
+                "stand in for a vector storage",
+            ),
+        )
+    ),
+    # the pipeline
+    *(
+        PrivateName(
+            RAG,
+            name,
+            ("pipeline.ingest", *(_RECOVERY if name == _PIPELINE else ())),
+            "wait for what is unavailable, and drop old answers that a deletion outdates",
+            "what it does fails at once in an outage, and a drain does not know of it",
+        )
+        for name in dict.fromkeys((*INGEST, *DELETIONS))
+    ),
+    PrivateName(
+        RAG,
+        PROCESS_DOCUMENT,
+        _DRAIN,
+        "start no document in a drain",
+        _NO_DRAIN,
+        since="1.5.0",
+        parameters=("doc_id", "status_doc"),
+    ),
+    PrivateName(RAG, IS_CANCELLED, _DRAIN, "start no stage in a drain", _NO_DRAIN, since="1.5.0"),
+    PrivateName(
+        RAG,
+        MARK_CANCELLED,
+        _DRAIN,
+        "keep the status of documents that a drain stops",
+        _NO_DRAIN,
+        since="1.5.0",
+        parameters=("pipeline_status",),
+    ),
+    PrivateName(
+        RAG,
+        _BY_USER,
+        _DRAIN,
+        "distinguish a drain from a cancellation by a user",
+        _NO_DRAIN,
+    ),
+    PrivateName(RAG, NEXT_STEP, _DRAIN, "end the pipeline in a drain", _NO_DRAIN, since="1.5.5"),
+    PrivateName(
+        RAG,
+        _STATUS,
+        _RECOVERY,
+        "know whether the storages are open",
+        _NO_RECOVERY,
+    ),
+    PrivateName(
+        RAG,
+        _RESET,
+        _RECOVERY,
+        "set a failed document to pending as LightRAG does",
+        _NO_RECOVERY,
+        since="1.5.5",
+        is_own_need=True,
+    ),
+    PrivateName(
+        "lightrag.utils_pipeline",
+        _PATCH,
+        _RECOVERY,
+        "leave documents to the operation that owns them",
+        _NO_RECOVERY,
+        since="1.5.5",
+        is_own_need=True,
+    ),
+    PrivateName(
+        RAG,
+        PURGE,
+        _ANCHORS,
+        "write at once that a document has nothing left in the graph",
+        _NO_ANCHORS,
+        since="1.5.0",
+        parameters=("doc_id",),
+        is_own_need=True,
+    ),
+    PrivateName(
+        RAG,
+        ADD_ANCHORS,
+        _ANCHORS,
+        "write the anchors of a document",
+        _NO_ANCHORS,
+        since="1.5.5",
+        parameters=("doc_id", *ANCHORS.values()),
+        is_own_need=True,
+    ),
+    PrivateName(
+        "lightrag.py",
+        ANCHORS_MISSING,
+        _ANCHORS,
+        "recognize a document that LightRAG refuses",
+        _NO_ANCHORS,
+        since="1.5.6",
+        is_own_need=True,
+    ),
+    # the server
+    *(
+        PrivateName(_APP, name, ("server.app",), purpose, "the server runs without any guard")
+        for name, purpose in {
+            "= LightRAG(": "protect the LightRAG that the server makes",
+            "def create_app(": "put middleware around the application",
+        }.items()
+    ),
+    PrivateName(
+        _APP,
+        "import uvicorn",
+        ("server.drain",),
+        "give open requests the time of a drain",
+        "uvicorn waits for open requests without a limit",
+    ),
+    *(
+        PrivateName(
+            file,
+            name,
+            ("server.gunicorn",),
+            purpose,
+            "Gunicorn's workers do not drain",
+            since=since,
+            is_own_need=since != "1.4.16",
+        )
+        for file, name, purpose, since in (
+            ("api/run_with_gunicorn.py", "dir(gunicorn_config)", "set workers and hooks", "1.4.16"),
+            ("api/run_with_gunicorn.py", "def main(", "start Gunicorn", "1.4.16"),
+            (
+                "api/gunicorn_worker.py",
+                "class LightRAGUvicornWorker(",
+                "keep what LightRAG's own worker does",
+                "1.5.5",
+            ),
+        )
+    ),
+    *(
+        PrivateName(
+            SHARED_STORAGE,
+            name,
+            ("server.locks",),
+            "recover locks whose holder was killed",
+            "a worker that is killed while it holds a lock stops all others",
+            since=since,
+        )
+        for name, since in (
+            (INITIALIZE_SHARED, "1.4.16"),
+            (LOCK, "1.4.16"),
+            (LOAD_LOCK, "1.4.16"),
+            (LOAD_FLAGS, "1.4.16"),
+            (HOLDER_TABLE, "1.5.5"),
+        )
+    ),
+    PrivateName(
+        SHARED_STORAGE,
+        START_BACKGROUND,
+        ("server.uploads",),
+        "answer an upload once it is stored",
+        _NO_UPLOADS,
+        since="1.5.5",
+        parameters=("work",),
+    ),
+    PrivateName(
+        _ROUTES,
+        f"async def {UPLOAD_WORK}(",
+        ("server.uploads",),
+        "answer an upload once it is stored",
+        _NO_UPLOADS,
+        since="1.5.5",
+    ),
+    *(
+        PrivateName(
+            _APP, name, ("server.health",), purpose, "/health does not say what is degraded"
+        )
+        for name, purpose in {
+            f'"{HEALTH_PATH}"': "say what is degraded",
+            f'"{HEALTH_DETAILS}": {{': "name dependencies to authenticated callers alone",
+        }.items()
+    ),
+)
+"""Each name with what it is for, in the order of the seams."""

@@ -18,6 +18,7 @@ from lightrag_resilience.calls.deadline import under_deadline
 from lightrag_resilience.config.endpoint_names import Endpoint
 from lightrag_resilience.config.policies import TimeoutPolicy
 from lightrag_resilience.draining.gate import allow_during_drain, is_allowed_during_drain
+from lightrag_resilience.errors import UnsupportedCallError
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
 from lightrag_resilience.integrations.lightrag.degradation.levels import QueryComponent
 from lightrag_resilience.integrations.lightrag.recovery.anchors import RecoveryAnchors
@@ -40,9 +41,13 @@ from lightrag_resilience.pipeline.recovery_probe import Probe
 from lightrag_resilience.pipeline.registry import Guards
 
 from .compat import (
+    DELETIONS,
     EMBEDDING,
+    INGEST,
     MODEL,
+    QUERIES,
     RERANK,
+    STORAGES,
     WRAP_ROLE,
     FunctionSlot,
     abandon,
@@ -51,6 +56,7 @@ from .compat import (
     roles_of,
     without_queue,
 )
+from .coverage import Cover, Coverage
 from .endpoints import endpoint_of
 from .inner_retries import make_inner_retries_yield, restore_inner_retries
 from .probes import probe_of, storage_probe
@@ -68,30 +74,15 @@ _LOST_BY_FAMILY = {
     "llm": frozenset({QueryComponent.MODEL}),
     "embedding": frozenset({QueryComponent.VECTORS}),
 }
-_STORAGES: dict[str, QueryComponent | None] = {
-    "full_docs": None,
+_LOST_BY_STORAGE = {
     "text_chunks": QueryComponent.TEXTS,
-    "full_entities": None,
-    "full_relations": None,
-    "entity_chunks": None,
-    "relation_chunks": None,
     "llm_response_cache": QueryComponent.TEXTS,
     "entities_vdb": QueryComponent.VECTORS,
     "relationships_vdb": QueryComponent.VECTORS,
     "chunks_vdb": QueryComponent.VECTORS,
     "chunk_entity_relation_graph": QueryComponent.GRAPH,
-    "doc_status": None,
 }
-"""The attributes of LightRAG's storages, and what a query loses with each."""
-_QUERIES = ("aquery_llm", "aquery_data")
-_INGEST = (
-    "apipeline_enqueue_documents",
-    "apipeline_process_enqueue_documents",
-    "ainsert_custom_chunks",
-    "ainsert_custom_kg",
-    "adelete_by_doc_id",  # it rebuilds what other documents share, and must not stop halfway
-)
-_DELETIONS = ("adelete_by_doc_id", "adelete_by_entity", "adelete_by_relation", "aclear_cache")
+"""What a query loses with a storage."""
 
 
 class Protection:
@@ -111,57 +102,77 @@ class Protection:
         self._queues: dict[str, Callable[..., Any]] = {}
         self._undo = AsyncExitStack()
         self._degradation: Degradation | None = None
-        if registry.settings.degrade:
+        self._coverage = Coverage(type(rag))
+        if registry.settings.degrade and self._coverage.is_guarded("queries.degraded"):
             stale_for = registry.settings.stale_answers
             self._degradation = Degradation(rag, self._components_of, stale_for)
         self._background: list[Recovery | DocumentCounts] = []
         self._probes: dict[str, Callable[[], None]] = {}  # what ends each, by its guard
         self._lost_with: dict[str, frozenset[QueryComponent]] = {}
         self._ingest_dependencies: set[str] = set()
-        self._build_role: Any = getattr(rag, WRAP_ROLE, None)  # LightRAG 1.5
+        self._build_role: Any = None  # of LightRAG 1.5
 
     async def apply(self) -> None:
-        """Replace functions, queries and methods of the pipeline, and guard the storages."""
+        """Replace functions, queries and methods of the pipeline, and guard the storages.
+
+        Raises:
+            UnsupportedCallError: Something cannot be guarded, and `RESILIENCE_STRICT` is true.
+        """
         rag = self._rag
         self._loop = asyncio.get_running_loop()
         self._undo.callback(lambda: self._end_probes([*self._probes]))
         self._undo.callback(restore_inner_retries, make_inner_retries_yield())
         self._undo.callback(disable_sdk_retries(*_imported_sdks()))
         self._undo.callback(detect_truncated_streams(*_imported_sdks()))
-        if self._build_role is not None:
-            # Undone in reverse: the original builder is back before it rebuilds the roles.
-            self._undo.push_async_callback(self._restore_roles)
-            self._shadow(WRAP_ROLE, self._wrap_role)
-            await self._rebuild_roles()
-        else:
-            await self._replace(MODEL, rag.llm_model_func)
-        if rag.embedding_func is not None:
-            await self._replace(EMBEDDING, rag.embedding_func.func)
-        if rag.rerank_model_func is not None:
-            await self._replace(RERANK, rag.rerank_model_func)
-        for attribute, storage in _storages(rag):
-            guard = guard_storage(storage, registry=self._registry)
-            self._undo.callback(release_storage, storage)
-            lost = {component} if (component := _STORAGES[attribute]) else set()
-            self._ingest_dependencies.add(guard.name)
-            self._lost_with[guard.name] = self._lost_with.get(guard.name, frozenset()) | lost
-        for name in _QUERIES:
+        self._guard_storages()
+        self._coverage.report(strict=self._registry.settings.strict)
+        await self._guard_functions()
+        for name in filter(functools.partial(hasattr, rag), QUERIES):
             self._shadow(name, self._query(name))
         if self._degradation is not None:
-            for name in filter(functools.partial(hasattr, rag), _DELETIONS):
+            for name in filter(functools.partial(hasattr, rag), DELETIONS):
                 self._shadow(name, self._degradation.clearing(getattr(rag, name)))
             # LightRAG's server clears all documents storage by storage, not by a deletion.
             texts = rag.text_chunks
             self._shadow("drop", self._degradation.clearing(texts.drop), of=texts)
-        for name in filter(functools.partial(hasattr, rag), _INGEST):
+        for name in filter(functools.partial(hasattr, rag), INGEST):
             method = self._ingest.tracked(getattr(rag, name), name)
             self._shadow(name, as_work(method, self._patience))
-        for name, override in [
-            *self._ingest.method_overrides(),
-            *RecoveryAnchors(rag).method_overrides(),
-        ]:
-            self._shadow(name, override)
+        if self._coverage.is_guarded("pipeline.drain"):
+            for name, override in self._ingest.method_overrides():
+                self._shadow(name, override)
+        if self._coverage.is_guarded("pipeline.anchors"):
+            for name, override in RecoveryAnchors(rag).method_overrides():
+                self._shadow(name, override)
         self._wrap_lifecycle()
+
+    def _guard_storages(self) -> None:
+        for attribute, storage in _storages(self._rag):
+            try:
+                guard = guard_storage(storage, registry=self._registry)
+            except UnsupportedCallError as error:
+                self._coverage.add(f"storage.{attribute}", Cover.UNGUARDED, str(error))
+                continue
+            self._undo.callback(release_storage, storage)
+            lost = {component} if (component := _LOST_BY_STORAGE.get(attribute)) else set()
+            self._ingest_dependencies.add(guard.name)
+            self._lost_with[guard.name] = self._lost_with.get(guard.name, frozenset()) | lost
+
+    async def _guard_functions(self) -> None:
+        rag, is_guarded = self._rag, self._coverage.is_guarded
+        if "llm" in self._coverage:  # LightRAG 1.4 has no roles
+            if is_guarded("llm"):
+                await self._replace(MODEL, rag.llm_model_func)
+        elif is_guarded("llm.query"):
+            self._build_role = getattr(rag, WRAP_ROLE)
+            # Undone in reverse: the original builder is back before it rebuilds the roles.
+            self._undo.push_async_callback(self._restore_roles)
+            self._shadow(WRAP_ROLE, self._wrap_role)
+            await self._rebuild_roles()
+        if rag.embedding_func is not None and is_guarded("embedding"):
+            await self._replace(EMBEDDING, rag.embedding_func.func)
+        if rag.rerank_model_func is not None and is_guarded("rerank"):
+            await self._replace(RERANK, rag.rerank_model_func)
 
     async def undo(self) -> None:
         """Restore everything."""
@@ -197,7 +208,7 @@ class Protection:
         if self._background:
             return
         self._background.append(DocumentCounts(self._rag, self._registry.events))
-        if self._registry.settings.recovery:
+        if self._registry.settings.recovery and self._coverage.is_guarded("pipeline.recovery"):
             self._background.append(Recovery(self._rag, self._registry, self._ingest_dependencies))
         for each in self._background:
             each.begin()
@@ -280,7 +291,7 @@ class Protection:
         times, model = self._times(guard, timeout), roles[role].metadata.get("model")
         called = _guarded(function, guard, times, self._ingest.park_if_late, model)
         queued = self._build_role(role, called, max_async, timeout, model_kwargs)
-        cache = self._rag.llm_response_cache
+        cache = getattr(self._rag, "llm_response_cache", None)
         self._set_probe(guard, probe_of(MODEL.name, function, hashing_kv=cache, **model_kwargs))
         return self._guard_queue(role, queued, guard)
 
@@ -361,7 +372,7 @@ async def _until(deadline: Deadline | None, dependency: str) -> AsyncIterator[No
 
 
 def _storages(rag: Any) -> Iterator[tuple[str, Any]]:
-    for attribute in _STORAGES:
+    for attribute in STORAGES:
         if (storage := getattr(rag, attribute, None)) is not None:
             yield attribute, storage
 

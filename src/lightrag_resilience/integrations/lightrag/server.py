@@ -36,6 +36,7 @@ from lightrag_resilience.telemetry.correlation import CorrelationMiddleware
 
 from . import protect
 from .compat import GUNICORN_CONFIG, GUNICORN_MAIN, SERVER, SHARED_STORAGE
+from .coverage import Coverage
 from .endpoints import PROVIDER
 
 __all__ = ["protect_on_start", "protect_server", "serve"]
@@ -54,20 +55,29 @@ def serve(arguments: Sequence[str], *, gunicorn: bool = False) -> None:
 
     Raises:
         SettingsError: A ``RESILIENCE_*`` variable is wrong, also one in ``.env``.
+        UnsupportedCallError: The server cannot be guarded everywhere, and `RESILIENCE_STRICT` is
+            true.
         ResilienceError: The table of LightRAG's tokenizer is missing and cannot be downloaded.
     """
     sys.argv = ["lightrag-gunicorn" if gunicorn else "lightrag-server", *arguments]
     server = importlib.import_module(SERVER)  # it reads .env
     settings = guards().settings  # raises on a wrong variable before anything starts
-    protect_server(server)
-    if settings.metrics:  # before anything else imports prometheus_client
-        show_metrics(server, is_shared=gunicorn)
+    coverage = Coverage()
+    # In strict mode all of it here: protect() comes only when the server has started.
+    coverage.report(of_server=None if settings.strict else True, strict=settings.strict)
+    if coverage.is_guarded("server.app"):
+        protect_server(server)
+        if settings.metrics:  # before anything else imports prometheus_client
+            show_metrics(server, is_shared=gunicorn)
     if gunicorn:
-        recover_shared_locks(importlib.import_module(SHARED_STORAGE))
-        configure_gunicorn(importlib.import_module(GUNICORN_CONFIG), settings)
+        if coverage.is_guarded("server.locks"):
+            recover_shared_locks(importlib.import_module(SHARED_STORAGE))
+        if coverage.is_guarded("server.gunicorn"):
+            configure_gunicorn(importlib.import_module(GUNICORN_CONFIG), settings)
         importlib.import_module(GUNICORN_MAIN).main()
     else:
-        configure_uvicorn(server, settings)
+        if coverage.is_guarded("server.drain"):
+            configure_uvicorn(server, settings)
         server.main()
 
 

@@ -16,7 +16,7 @@ from lightrag_resilience.integrations.lightrag.work.context import call_guarded,
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards, guards, resolve_guards
 
-from .compat import STORAGE_KINDS, STORAGE_SERVERS
+from .compat import STORAGE_KINDS, server_of
 from .storage_methods import Effect, methods_to_guard
 
 __all__ = [
@@ -110,7 +110,7 @@ def dependency_of(cls: type) -> str:
     """The name of the guard for storages of a class."""
     if own := getattr(cls, _NAME, None):
         return str(own)
-    servers = (STORAGE_SERVERS.get(base.__module__) for base in cls.__mro__)
+    servers = (server_of(base.__module__) for base in cls.__mro__)
     return f"storage.{next(filter(None, servers), None) or _kind_of(cls)}"
 
 

@@ -17,12 +17,19 @@ pytest.importorskip("lightrag")
 from lightrag.base import StoragesStatus
 from lightrag.utils import EmbeddingFunc
 
-from lightrag_resilience import Guards, ResilienceError, SettingsError, unprotect
+from lightrag_resilience import (
+    Guards,
+    ResilienceError,
+    SettingsError,
+    UnsupportedCallError,
+    unprotect,
+)
 from lightrag_resilience.config.settings import Settings, load_settings
 from lightrag_resilience.integrations import gunicorn as hooks
 from lightrag_resilience.integrations.asgi import DrainMiddleware
-from lightrag_resilience.integrations.lightrag import is_protected, protect
+from lightrag_resilience.integrations.lightrag import coverage, is_protected, protect
 from lightrag_resilience.integrations.lightrag import server as module
+from lightrag_resilience.integrations.lightrag.compat import PrivateName
 from lightrag_resilience.integrations.lightrag.serving import gunicorn_worker as worker_module
 from lightrag_resilience.integrations.lightrag.serving import server_config as serving
 from lightrag_resilience.integrations.lightrag.serving.health_report import HealthReport
@@ -110,6 +117,29 @@ def test_the_status_page_is_served_if_it_is_turned_on(
         CorrelationMiddleware,
     ]
     take_back()
+
+
+@pytest.mark.parametrize("strict", ["true", "false"])
+def test_a_server_that_cannot_be_protected_is_refused_if_strict(
+    strict: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = PrivateName("api/lightrag_server.py", "gone", ("server.app",), "", "it has no guard")
+    monkeypatch.setattr(coverage, "PRIVATE_NAMES", (gone,))
+    settings = load_settings({"RESILIENCE_STRICT": strict})
+    monkeypatch.setattr(module, "guards", lambda: Guards(settings=settings))
+    server = made_up()
+    monkeypatch.setitem(sys.modules, "lightrag.api", ModuleType("lightrag.api"))
+    monkeypatch.setitem(sys.modules, "lightrag.api.lightrag_server", server)
+    monkeypatch.setattr(sys, "argv", ["before"])
+    if strict == "true":
+        with pytest.raises(UnsupportedCallError, match=r"server\.app: it has no guard"):
+            module.serve([])
+        assert server.ran == []
+    else:
+        module.serve([])
+        assert server.ran == [["lightrag-server"]]
+        assert "server.app: it has no guard" in caplog.text
+        assert server.LightRAG is Rag
 
 
 async def test_an_instance_is_protected_when_its_storages_are_initialized() -> None:

@@ -25,6 +25,7 @@ from lightrag_resilience.integrations.lightrag.compat import (
     MARK_CANCELLED,
     NEXT_STEP,
     PROCESS_DOCUMENT,
+    is_cancelled_by_user,
 )
 from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.runtime.tasks import drop_error, is_being_cancelled
@@ -198,7 +199,7 @@ class Ingest:
     # ------------------------------------------------------------------ between documents
 
     def method_overrides(self) -> Iterator[tuple[str, Callable[..., Any]]]:
-        """Replacements for methods of the pipeline, by name; none for LightRAG 1.4."""
+        """Replacements for methods of the pipeline, by name."""
         rag = self._rag
         overrides: dict[str, Callable[..., Any]] = {
             PROCESS_DOCUMENT: self._process,
@@ -206,11 +207,9 @@ class Ingest:
             MARK_CANCELLED: self._mark_cancelled,
             NEXT_STEP: self._decide,
         }
-        # All or none: a pipeline that stops in one of these places alone would fail documents.
-        if all(hasattr(rag, name) for name in overrides):
-            for name, override in overrides.items():
-                original = getattr(rag, name)
-                yield name, functools.wraps(original)(functools.partial(override, original))
+        for name, override in overrides.items():
+            original = getattr(rag, name)
+            yield name, functools.wraps(original)(functools.partial(override, original))
 
     async def _process(self, original: Callable[..., Awaitable[Any]], **given: Any) -> None:
         """Process a document and record it as under way; during a drain skip it."""
@@ -233,7 +232,7 @@ class Ingest:
     async def _mark_cancelled(self, original: Callable[..., Awaitable[None]], **given: Any) -> None:
         """During a drain keep a document's status, unless a user has cancelled the pipeline."""
         run = current_run.get()
-        if not self.is_stopping or given["pipeline_status"].get("cancellation_requested"):
+        if not self.is_stopping or is_cancelled_by_user(given["pipeline_status"]):
             await original(**given)
         elif run is not None:
             run.skipped += 1
