@@ -1,4 +1,4 @@
-"""Retries after a first failure, run by tenacity, and the budget that limits them.
+"""Retries after a first failure, by tenacity's strategies, and the budget that limits them.
 
 When most calls fail, the budget ends retries, which would multiply the traffic: the retry quota of
 AWS SDKs' standard mode; see `RetryPolicy`. In a brownout, where some calls pass, a call is retried
@@ -8,12 +8,14 @@ fails that LightRAG alone would have answered.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import tenacity
+from tenacity.wait import wait_base, wait_exponential, wait_random_exponential
 
 from .config.policies import RetryPolicy
 from .errors import CallRejected, ShuttingDownError
@@ -41,6 +43,9 @@ TIMEOUT_RETRY_COST = 10  # a timeout has cost the dependency more
 _BROWNOUT_BACKOFF = 4.0  # seconds at most, while some calls pass
 _AFTER_A_HANG = 3.5  # seconds at least, so that a retry comes no later than one of LightRAG's
 _LIGHTRAG_ATTEMPTS, _LIGHTRAG_BACKOFF = 3, (4.0, 10.0)  # of its functions, in seconds
+# tenacity's strategies get its state of a call. Its controller does not run the call: made anew for
+# each, it costs three times the rest of a retry.
+_STRATEGIES = tenacity.AsyncRetrying()
 R = TypeVar("R")
 
 
@@ -121,6 +126,13 @@ def is_retryable(failure: Failure, policy: RetryPolicy) -> bool:
     return failure.kind is not _FATAL
 
 
+@functools.lru_cache(maxsize=64)
+def _exponential(policy: RetryPolicy) -> wait_base:
+    """The strategy of tenacity that a policy names."""
+    kind = wait_random_exponential if policy.jitter == "full" else wait_exponential
+    return kind(policy.initial_backoff, policy.max_backoff, policy.backoff_growth)
+
+
 def _cost_after(failure: Failure) -> int:
     """Tokens of a retry after this failure."""
     return TIMEOUT_RETRY_COST if failure.kind is _UNKNOWN_OUTCOME else RETRY_COST
@@ -161,7 +173,6 @@ class RetryLoop:
     _spent: int = 0
     _is_waiting: bool = False
     _wait: float = 0.0
-    _why: str = ""
 
     async def run_after(self, first: Exception, attempt: Callable[[], Awaitable[R]]) -> R:
         """Retry after the error `first`, until an attempt succeeds or no retry is allowed.
@@ -169,67 +180,47 @@ class RetryLoop:
         Raises:
             Exception: What the last attempt raised, with a note that says why it was the last.
         """
-        last: Exception = first
-        replayed = False
-
-        async def next_attempt() -> R:
-            nonlocal last, replayed
-            if not replayed:  # tenacity counts attempts from the first, which is over
-                replayed = True
-                raise first
-            self._is_waiting = False
-            try:
-                return await attempt()
-            except CallRejected as rejection:
-                raise rejection from last
-            except Exception as error:
-                last = error
-                raise
-
-        # One for each call: tenacity's object holds the state of a call.
-        controller = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(self._should_retry),
-            wait=self._backoff,
-            stop=self._must_stop,
-            before_sleep=self._publish_scheduled,
-            sleep=self.sleep,
-            reraise=True,
-        )
+        last, state = first, tenacity.RetryCallState(_STRATEGIES, None, (), {})
         try:
-            result: R = await controller(next_attempt)
+            while (why := self._stop_reason(state)) is None:
+                self._is_waiting = True
+                self.scheduled(state.attempt_number + 1, state.upcoming_sleep)
+                await self.sleep(state.upcoming_sleep)
+                self._is_waiting = False
+                state.prepare_for_next_attempt()
+                try:
+                    result = await attempt()
+                except CallRejected as rejection:
+                    raise rejection from last
+                except Exception as error:  # noqa: BLE001 - raised below, if it is the last
+                    last = error
+                else:
+                    self.budget.earn(self._spent)
+                    return result
         except ShuttingDownError as rejection:
             raise rejection from last
-        except Exception as error:
-            if self._why:
-                add_reason(error, self.dependency, self._why)
-            raise
         finally:
             if self._is_waiting:  # the wait was interrupted: its attempt is not made
                 self.budget.earn(self._spent)
-        self.budget.earn(self._spent)
-        return result
+        if why:
+            add_reason(last, self.dependency, why)
+        raise last
 
-    def _should_retry(self, error: BaseException) -> bool:
-        failure = self.last_failure()
-        return (
-            isinstance(error, Exception)
-            and failure is not None
-            and is_retryable(failure, self.policy)
-        )
+    def _stop_reason(self, state: tenacity.RetryCallState) -> str | None:
+        """Why there is no further attempt, empty where the failure says enough.
 
-    def _must_stop(self, state: tenacity.RetryCallState) -> bool:
-        self._why = self._stop_reason(state)
-        return bool(self._why)
-
-    def _stop_reason(self, state: tenacity.RetryCallState) -> str:
-        wait, policy = state.upcoming_sleep, self.policy
-        failure = self._failure()
+        None where there is one, after `state.upcoming_sleep`.
+        """
+        policy, failure = self.policy, self.last_failure()
+        if failure is None or not is_retryable(failure, policy):
+            return ""
         is_brownout = self._is_brownout(failure)
         attempts = max(policy.attempts, policy.brownout_attempts if is_brownout else 0)
         if state.attempt_number >= attempts:
             return f"gave up after {state.attempt_number} attempts"
         if failure.retry_after is not None and failure.retry_after > policy.max_retry_after:
             return f"asks to wait {failure.retry_after:g} s, more than {policy.max_retry_after:g} s"
+        state.upcoming_sleep = wait = self._backoff(state, failure, is_brownout=is_brownout)
         deadline = self.deadline()
         if deadline is not None and self.clock() + wait >= deadline:
             return f"would be called again only in {wait:.1f} s, after the call's deadline"
@@ -237,50 +228,38 @@ class RetryLoop:
         self._spent = cost if self.budget.spend(cost) else 0
         if not self._spent and not (is_brownout and state.attempt_number < _LIGHTRAG_ATTEMPTS):
             return "is not called again: the retry budget is used up"
-        return ""
+        return None
 
     def _is_brownout(self, failure: Failure) -> bool:
         """Whether chance decides if the next attempt passes; not so after a 429."""
         return failure.kind is not FailureKind.THROTTLED and self.is_browned_out()
 
-    def _publish_scheduled(self, state: tenacity.RetryCallState) -> None:
-        self._is_waiting = True
-        self.scheduled(state.attempt_number + 1, state.upcoming_sleep)
-
-    def _failure(self) -> Failure:
-        failure = self.last_failure()
-        assert failure is not None  # noqa: S101 - tenacity waits or stops only if _should_retry is true
-        return failure
-
-    def _backoff(self, state: tenacity.RetryCallState) -> float:
+    def _backoff(
+        self, state: tenacity.RetryCallState, failure: Failure, *, is_brownout: bool
+    ) -> float:
         """Seconds before the next attempt: the provider's Retry-After, or the policy's backoff."""
-        failure = self._failure()
         hint = failure.retry_after
         if hint:
             # Jitter on top: the provider must not get all callers back at once.
             return hint + random.uniform(0.0, min(0.25 * hint, 0.5))  # noqa: S311
-        # Kept here, as tenacity does not keep the last wait for jitter that depends on it.
-        self._wait = self._own_backoff(state.attempt_number, self._wait)
-        if self._is_brownout(failure):
+        self._wait = self._own_backoff(state, self._wait)
+        if is_brownout:
             if not self.budget.affords(_cost_after(failure)):
                 return random.uniform(*_LIGHTRAG_BACKOFF)  # noqa: S311
             self._wait = min(self._wait, _BROWNOUT_BACKOFF)
         # After an attempt that hung a moment costs little, and the next one may hang as long.
         return max(self._wait, min(self.took(), _AFTER_A_HANG))
 
-    def _own_backoff(self, attempts: int, before: float) -> float:
-        """Seconds to wait after so many attempts; `before` is the last wait by this policy."""
+    def _own_backoff(self, state: tenacity.RetryCallState, before: float) -> float:
+        """Seconds to wait by the policy; `before` is the last wait by it."""
         policy = self.policy
-        grown = policy.initial_backoff * policy.backoff_growth ** (attempts - 1)
-        longest = min(grown, policy.max_backoff)
-        if policy.jitter == "none":
-            return longest
+        if policy.jitter == "decorrelated":
+            before = max(before, policy.initial_backoff)
+            return min(random.uniform(policy.initial_backoff, before * 3), policy.max_backoff)  # noqa: S311
+        longest = _exponential(policy)(state)
         if policy.jitter == "growing":
             # From half the growth on, so that jitter never makes a later wait the shorter one.
             growth = policy.backoff_growth
             shortest = min(before, longest / growth) * (1 + growth) / 2
             return random.uniform(shortest, longest)  # noqa: S311
-        if policy.jitter == "full":
-            return random.uniform(0.0, longest)  # noqa: S311
-        before = max(before, policy.initial_backoff)
-        return min(random.uniform(policy.initial_backoff, before * 3), policy.max_backoff)  # noqa: S311
+        return longest

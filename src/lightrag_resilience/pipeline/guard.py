@@ -417,7 +417,7 @@ class Guard(Attempts):
         Raises:
             Exception: What the last attempt raised.
         """
-        if policy.attempts == 1:  # tenacity's objects would cost twenty times the call
+        if policy.attempts == 1:  # the loop's objects would cost more than the call
             add_reason(first, self.name, "gave up after 1 attempts")
             publish_call_failed(self, call, first)
             raise first
