@@ -189,6 +189,11 @@ class Breaker:
         """Note whether a background probe can look for the recovery: breaks are short then."""
         self.circuit.is_probed = is_expected
 
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """The lock of this breaker, also for what its guard keeps beside it. Reentrant."""
+        return self._lock
+
     def take_lock(self, lock: AbstractContextManager[object]) -> None:
         """Replace the lock in a child process: a thread of the parent may hold the old one."""
         self._lock = lock

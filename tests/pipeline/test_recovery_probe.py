@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -436,6 +440,30 @@ async def test_a_decorated_function_names_its_probe() -> None:
     await asyncio.sleep(1)
     assert probe.calls == 1
     assert owner.get("llm.own").breaker.state is State.CLOSED
+
+
+@pytest.fixture
+def threads_take_turns_often() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("threads_take_turns_often")
+def test_a_probe_that_many_threads_set_at_once_is_one() -> None:
+    ready, probe = threading.Barrier(6), Scripted("ok")
+
+    def set_it(guard: Guard) -> Callable[[], None]:
+        ready.wait(10.0)
+        return guard.set_probe(probe)
+
+    with ThreadPoolExecutor(6) as threads:
+        for _ in range(100):
+            guard = Guard("llm", Policy())
+            end, *_ = threads.map(set_it, [guard] * 6)
+            end()
+            assert not guard.events.subscribers
 
 
 async def test_a_probe_must_be_a_function() -> None:

@@ -237,15 +237,17 @@ class Guard(Attempts):
         Raises:
             UnsupportedCallError: It is no function.
         """
-        probes = self._recovery_probes
-        made = next((it for it in probes if it.is_of(probe, loop)), None)
-        if made is None:
-            made = RecoveryProbe(self, probe, loop, young_for)
-            self._hold_probes((*probes, made)[-_MOST_PROBES:])
+        with self.breaker.lock:  # decorated sync functions are called in many threads
+            probes = self._recovery_probes
+            made = next((it for it in probes if it.is_of(probe, loop)), None)
+            if made is None:
+                made = RecoveryProbe(self, probe, loop, young_for)
+                self._hold_probes((*probes, made)[-_MOST_PROBES:])
         return functools.partial(self._end_probe, made)
 
     def _end_probe(self, ended: RecoveryProbe) -> None:
-        self._hold_probes(tuple(it for it in self._recovery_probes if it is not ended))
+        with self.breaker.lock:
+            self._hold_probes(tuple(it for it in self._recovery_probes if it is not ended))
 
     def _hold_probes(self, probes: tuple[RecoveryProbe, ...]) -> None:
         before, self._recovery_probes = self._recovery_probes[-1:], probes
