@@ -17,7 +17,7 @@ _CHANCE = math.log(1e-6)  # of so long a run by chance; benchmarks/brownout_mode
 _PRIOR_CALLS, _PRIOR_SHARE = 5, 0.1  # what is assumed of a dependency before its first failures
 _SHORTEST_RUN, _LONGEST_RUN = 6, 60
 _MEMORY = 200  # calls; beyond it both counts are halved, so that recent calls weigh more
-_KEPT = 600.0  # seconds after the last failure; the Lua scripts keep as long
+_KEPT = 600.0  # seconds after the last failure, as in the Lua scripts
 _ENOUGH = 10  # calls, before any is shed
 _ACCEPTED_FACTOR = 2  # K of the client-side throttle in Google's SRE book, chapter 21
 
@@ -82,7 +82,7 @@ class Evidence:
     @property
     def shows_down(self) -> bool:
         """Whether the present run is too long for chance."""
-        return self.run >= _SHORTEST_RUN and self.failures_to_open <= 0
+        return self.run >= _SHORTEST_RUN and self.failures_to_open <= 0  # most need no logarithm
 
     @property
     def failures_to_open(self) -> int:
@@ -96,8 +96,9 @@ class Evidence:
 
     @property
     def shed_share(self) -> float:
-        """Share of background calls to hold back, 0 to 1: none while half pass, or none at all.
+        """Share of background calls to hold back, 0 to 1.
 
+        None while half of the calls pass; nor where no call passes, as the circuit decides then.
         Google's SRE book, "Handling Overload": what the dependency accepts is asked for twice.
         """
         calls, passed = self.calls + self.run, self.calls - self.failed

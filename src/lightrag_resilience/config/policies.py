@@ -124,7 +124,7 @@ class Breaks(NamedTuple):
 
 _MOST_GROWN = 256  # breaks; of more, the power overflows a float
 _CLASSICAL = Breaks(5.0, 5.0, 1.5, 10.0)
-# A recovery is noticed within 1.3 s in the first minute, and 20 s of an outage cost 17 requests,
+# A recovery is noticed within 1.7 s in the first minute, and 20 s of an outage cost 14 requests,
 # while calls keep coming. The first is sooner: a circuit that bad luck opened costs little.
 _PROBED = Breaks(0.8, 1.35, 1.006, 5.0)
 
