@@ -11,8 +11,8 @@ from typing import Any
 
 from lightrag_resilience.calls.call_context import current_call
 from lightrag_resilience.config.policies import Policy
-from lightrag_resilience.errors import CallRejected, PolicyError, UnsupportedCallError
-from lightrag_resilience.integrations.lightrag.work.context import call_guarded, is_caused_by
+from lightrag_resilience.errors import PolicyError, UnsupportedCallError
+from lightrag_resilience.integrations.lightrag.work.nested_calls import call_with_nested
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards, guards, resolve_guards
 
@@ -139,14 +139,6 @@ def _is_lightrags(cls: type) -> bool:
     return original.__module__.startswith("lightrag.")
 
 
-class _ForeignError(CallRejected):
-    """Carries an error of another dependency past a guard: a rejection counts as no failure."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__("", None, "")
-        self.error = error
-
-
 def _guarded(method: Any, effect: Effect) -> Any:
     """A method under its storage's guard.
 
@@ -160,28 +152,11 @@ def _guarded(method: Any, effect: Effect) -> Any:
         if call is not None and call.is_within(guard):
             return await method(self, *args, **kwargs)
 
-        foreign: list[Exception] = []  # a vector storage embeds when it flushes, for example
-
-        async def attempt() -> Any:
-            own = current_call.get()
-            try:
-                return await method(self, *args, **kwargs)
-            except Exception as error:
-                nested_error = None if own is None else own.nested_error
-                if is_caused_by(error, nested_error) or _is_lightrags(type(error)):
-                    foreign.append(error)
-                    raise _ForeignError(error) from error
-                raise
-
-        async def whole() -> Any:
-            try:
-                return await guard.run(attempt, (), {}, idempotent=effect.is_idempotent)
-            except _ForeignError as carrier:
-                error = carrier.error
-            raise error
-
-        return await call_guarded(
-            guard, whole, idempotent=effect.is_idempotent, is_foreign=foreign.__contains__
+        return await call_with_nested(
+            guard,
+            lambda: method(self, *args, **kwargs),
+            idempotent=effect.is_idempotent,
+            is_foreign=lambda error: _is_lightrags(type(error)),
         )
 
     return guarded
