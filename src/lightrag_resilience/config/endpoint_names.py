@@ -22,7 +22,7 @@ class Endpoint:
     """What a function calls.
 
     Attributes:
-        family: ``llm``, ``embedding`` or ``rerank``.
+        family: ``llm``, ``embedding``, ``rerank`` or ``parser``.
         binding: The provider, by the name of LightRAG's binding; "" if it is unknown.
         host: The host; "" if it is unknown.
         port: Its port; None for that of the scheme.

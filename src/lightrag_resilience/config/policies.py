@@ -37,7 +37,7 @@ __all__ = [
     "check_policy",
 ]
 
-FAMILIES = ("llm", "embedding", "rerank", "storage")
+FAMILIES = ("llm", "embedding", "rerank", "storage", "parser")
 JUDGES = ("result", "stream_item", "stream_end")
 """The fields of `Policy` that are functions; no variable sets them."""
 
@@ -549,6 +549,17 @@ class Policy(_ByName):
         return cls(
             timeout=TimeoutPolicy(attempt=10.0, total=30.0),
             retry=RetryPolicy(attempts=3, initial_backoff=0.1, max_backoff=2.0, idempotent=False),
+        ).with_changes(**changes)
+
+    @classmethod
+    def parser(cls, **changes: Unpack[Changes]) -> Policy:
+        """Parsers of documents, without a time limit: LightRAG's client has its own, per read.
+
+        Parsing a file twice does no harm, so an upload of unknown outcome is repeated.
+        """
+        return cls(
+            timeout=TimeoutPolicy(attempt=None, total=None),
+            retry=RetryPolicy(attempts=3, max_backoff=10.0, idempotent=True),
         ).with_changes(**changes)
 
     @classmethod

@@ -31,7 +31,7 @@ __all__ = [
     "task_of",
 ]
 
-_PURE = frozenset({"llm", "vlm", "embedding", "rerank"})
+_PURE = frozenset({"llm", "vlm", "embedding", "rerank", "parser"})
 """Families of dependencies whose calls have no side effect."""
 
 

@@ -39,7 +39,7 @@ from .sdk_errors import OURS, PROVIDERS
 from .tracebacks import exhaustion_of, raised_over
 from .transport_errors import TRANSPORTS, by_origin
 
-__all__ = ["Failure", "FailureKind", "classify", "classify_as", "root_cause"]
+__all__ = ["Failure", "FailureKind", "classify", "classify_as", "is_recognized", "root_cause"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -63,6 +63,22 @@ def classify(exc: BaseException) -> Failure:
         return answer if isinstance(answer, Failure) else _judge(exc, set())
     except RecursionError:  # exception groups, nested too deep
         return UNKNOWN
+
+
+def is_recognized(exc: BaseException | None) -> bool:
+    """Whether a rule, or a verdict of its own, judges an error or what it was raised for.
+
+    Any other is an UNKNOWN_OUTCOME only because nothing is known of it.
+    """
+    for _ in range(_MOST_LEVELS):
+        if exc is None:
+            return False
+        known = process[_Rules].of(exc.__class__)
+        has_verdict = known.registered is not None or hasattr(exc, "__resilience_failure__")
+        if has_verdict or known.rule is not _by_known_beneath or status_of(exc) is not None:
+            return True
+        exc = raised_over(exc)
+    return False
 
 
 def root_cause(exc: BaseException) -> BaseException:

@@ -18,9 +18,11 @@ class _PatchLock(ProcessLock):
 
 
 def replace_methods(
-    owners: Sequence[Any], name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    owners: Sequence[Any], name: str, make: Callable[[Any], Any]
 ) -> Callable[[], None]:
     """Replace the method `name` of each class by ``make(method)``; later users share it.
+
+    Owners may be modules, and the attribute another module.
 
     Returns:
         A function that ends this use; after the last one the original is restored.
@@ -43,9 +45,11 @@ def replace_methods(
 def _acquire(owner: Any, name: str, make: Callable[..., Any]) -> None:
     method = getattr(owner, name)
     if "__resilience_users__" not in vars(method):
-        method = functools.wraps(method)(make(method))
-        vars(method)["__resilience_users__"] = 0
-        setattr(owner, name, method)
+        replacement = make(method)
+        if callable(method):  # no module, whose names are not to be copied
+            functools.update_wrapper(replacement, method)
+        vars(replacement).update(__wrapped__=method, __resilience_users__=0)
+        setattr(owner, name, method := replacement)
     vars(method)["__resilience_users__"] += 1
 
 

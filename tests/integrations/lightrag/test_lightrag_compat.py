@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,3 +125,23 @@ async def test_the_queue_of_a_function_can_be_built_and_ended() -> None:
             await (compat.abandon if slot is compat.MODEL else compat.retire)(queued)
             with pytest.raises(Exception, match="shut"):
                 await queued(["text"])
+
+
+def test_a_parser_that_calls_a_service_is_known_by_its_engine_and_its_client() -> None:
+    registry = pytest.importorskip("lightrag.parser.registry")
+    assert parameters(getattr(LightRAG, compat.PARSE_WORKER))[-1] == "ctx"
+    specs = registry.parser_specs_snapshot()
+    external = {name for name, it in specs.items() if it.impl.startswith(compat.EXTERNAL_PARSERS)}
+    assert external == compat.PARSER_CLIENTS.keys()
+    for engine, module in compat.PARSER_CLIENTS.items():
+        parser = registry.get_parser(engine)
+        assert parser.engine_name == engine
+        assert parameters(getattr(parser, compat.DOWNLOAD))[:2] == ["raw_dir", "source_path"]
+        assert getattr(importlib.import_module(module), compat.PARSER_HTTP).AsyncClient
+
+
+def test_what_an_upload_has_left_is_removed_and_its_result_has_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "left").write_text("half")
+    compat.clear_folder(tmp_path)
+    assert [*tmp_path.iterdir()] == []
+    assert compat.largest_download() in {None, 512 * 1024 * 1024}

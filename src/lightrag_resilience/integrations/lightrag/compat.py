@@ -26,7 +26,9 @@ __all__ = [
     "ANCHORS_MISSING",
     "BASE_MODULE",
     "DELETIONS",
+    "DOWNLOAD",
     "EMBEDDING",
+    "EXTERNAL_PARSERS",
     "FIELD_SEPARATOR",
     "GUNICORN_CONFIG",
     "GUNICORN_MAIN",
@@ -38,10 +40,15 @@ __all__ = [
     "IS_CANCELLED",
     "LOAD_FLAGS",
     "LOAD_LOCK",
+    "LOCAL_PARSERS",
     "LOCK",
     "MARK_CANCELLED",
     "MODEL",
     "NEXT_STEP",
+    "PARSER_CLIENTS",
+    "PARSER_HTTP",
+    "PARSER_SPECS",
+    "PARSE_WORKER",
     "PRIVATE_NAMES",
     "PROCESS_DOCUMENT",
     "PURGE",
@@ -62,10 +69,12 @@ __all__ = [
     "abandon",
     "are_storages_initialized",
     "binding_of",
+    "clear_folder",
     "find",
     "is_cancelled_by_user",
     "is_custom_chunk_patch",
     "is_fail_response",
+    "largest_download",
     "pending_update",
     "registered_storages",
     "retire",
@@ -392,6 +401,40 @@ async def _shut_down(queued: Any, *, graceful: bool) -> None:
         await (shutdown(graceful=graceful) if is_known else shutdown())
 
 
+# ---------------------------------------------------------------------- parsers of documents
+#
+# LightRAG has a table of parsers from 1.5.2 on. Before, 1.5.0 calls MinerU and Docling by itself.
+
+PARSE_WORKER = "_parse_worker"
+"""Parses queued documents; its last argument is the batch."""
+PARSER_SPECS = "parser_specs"
+"""A batch's table of parsers: by engine, a specification whose ``impl`` names module and class."""
+EXTERNAL_PARSERS = "lightrag.parser.external."
+LOCAL_PARSERS = "lightrag.parser."
+"""How the modules of LightRAG's parsers begin that call a service, and of those that do not."""
+DOWNLOAD = "download_into"
+"""The method of a parser with a cache that calls its service, given the folder to fill first."""
+PARSER_CLIENTS = {
+    "mineru": "lightrag.parser.external.mineru.client",
+    "docling": "lightrag.parser.external.docling.client",
+}
+"""The modules of LightRAG's clients of parsers, by engine."""
+PARSER_HTTP = "httpx"
+"""The global of such a module whose `AsyncClient` sends all its requests."""
+
+
+def clear_folder(folder: Any) -> None:
+    """Remove what an upload that failed has left, as LightRAG does before the first."""
+    importlib.import_module("lightrag.parser.external").clear_dir_contents(folder)
+
+
+def largest_download() -> int | None:
+    """Bytes of the largest result that LightRAG takes from a parser; None without a limit."""
+    common = importlib.import_module("lightrag.parser.external._common")
+    limit = getattr(common, "download_max_bytes", None)  # 1.5.7 has one
+    return None if limit is None else cast("int | None", limit())
+
+
 # ---------------------------------------------------------------------- the table
 
 
@@ -410,6 +453,7 @@ class PrivateName:
         parameters: Those of its parameters that are in use.
         is_own_need: Whether releases before `since` have nothing that it would guard.
         until: The first release that no longer needs it, if one does not.
+        needed_from: The first release that has what it would guard, if `since` is later.
     """
 
     holder: str
@@ -421,6 +465,7 @@ class PrivateName:
     parameters: tuple[str, ...] = ()
     is_own_need: bool = False
     until: str = ""
+    needed_from: str = ""
 
     def __str__(self) -> str:
         if self.is_text:
@@ -444,6 +489,8 @@ _NO_DRAIN = "a drain cuts off documents, which LightRAG may mark as failed"
 _NO_ANCHORS = "a document whose recovery anchors are lost stays failed"
 _NO_UPLOADS = "a crash loses uploads that were accepted and not yet stored"
 _NO_RECOVERY = "documents that an outage or a kill interrupted wait for a human"
+_PARSER_SEAMS = tuple(f"parser.{it}" for it in (*PARSER_CLIENTS, "plugins"))
+_NO_PARSERS = "an outage of a service that parses documents fails them"
 _USERS = {
     "full_docs": _RECOVERY,
     "doc_status": _RECOVERY,
@@ -689,6 +736,37 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
         _NO_ANCHORS,
         since="1.5.6",
         is_own_need=True,
+    ),
+    # parsers
+    PrivateName(
+        RAG,
+        PARSE_WORKER,
+        _PARSER_SEAMS,
+        "parse by guarded parsers",
+        _NO_PARSERS,
+        since="1.5.0",
+        is_own_need=True,
+    ),
+    *(
+        PrivateName(holder, name, _PARSER_SEAMS, purpose, _NO_PARSERS, "1.5.2", needed_from="1.5.0")
+        for holder, name, purpose in (
+            ("lightrag.pipeline._BatchRunContext", PARSER_SPECS, "replace the parsers of a batch"),
+            ("parser/registry.py", 'spec.impl.partition(":")', "name a guarded parser's class"),
+            ("parser/external/_base.py", f"self.{DOWNLOAD}(", "guard what is not in the cache"),
+            ("parser/external/__init__.py", "clear_dir_contents,", "repeat a download"),
+        )
+    ),
+    *(
+        PrivateName(
+            f"{module.removeprefix('lightrag.').replace('.', '/')}.py",
+            f"{PARSER_HTTP}.AsyncClient(",
+            (f"parser.{engine}",),
+            "guard each request",
+            _NO_PARSERS,
+            since="1.5.0",
+            is_own_need=True,
+        )
+        for engine, module in PARSER_CLIENTS.items()
     ),
     # the server
     *(

@@ -159,6 +159,8 @@ def _applies(name: PrivateName, version: tuple[int, ...]) -> bool:
     """Whether a release has what a name guards."""
     if name.until and version >= _numbers(name.until):
         return False
+    if name.needed_from:
+        return version >= _numbers(name.needed_from)
     return not name.is_own_need or version >= _numbers(name.since)
 
 
@@ -255,7 +257,9 @@ else breaks: `protect` and `serve` log one warning that names it, `lightrag-resi
 
 def compatibility_page() -> str:
     """What each release leaves unguarded, and each private name, as a Markdown page."""
-    texts = {it for name in PRIVATE_NAMES for it in (name.since, name.until) if it}
+    texts = {
+        it for name in PRIVATE_NAMES for it in (name.since, name.until, name.needed_from) if it
+    }
     found: dict[str, str] = {}  # what is not guarded, and the first release of which that is said
     for version in sorted(texts, key=_numbers):
         found.setdefault(", ".join(_unguarded_in(version)) or "nothing", version)

@@ -21,6 +21,7 @@ from lightrag_resilience.draining.gate import allow_during_drain, is_allowed_dur
 from lightrag_resilience.errors import UnsupportedCallError
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
 from lightrag_resilience.integrations.lightrag.degradation.levels import QueryComponent
+from lightrag_resilience.integrations.lightrag.parsing.parsers import Parsers
 from lightrag_resilience.integrations.lightrag.recovery.anchors import RecoveryAnchors
 from lightrag_resilience.integrations.lightrag.recovery.recovery import Recovery
 from lightrag_resilience.integrations.lightrag.work.context import (
@@ -45,6 +46,7 @@ from .compat import (
     EMBEDDING,
     INGEST,
     MODEL,
+    PARSE_WORKER,
     QUERIES,
     RERANK,
     STORAGES,
@@ -144,6 +146,10 @@ class Protection:
         if self._coverage.is_guarded("pipeline.anchors"):
             for name, override in RecoveryAnchors(rag).method_overrides():
                 self._shadow(name, override)
+        if "parser.plugins" in self._coverage and self._coverage.is_guarded("parser.plugins"):
+            parsers = Parsers(self._registry, self._need, self._set_probe)
+            self._undo.callback(parsers.end)
+            self._shadow(PARSE_WORKER, parsers.working(getattr(rag, PARSE_WORKER)))
         self._wrap_lifecycle()
 
     def _guard_storages(self) -> None:
@@ -319,8 +325,12 @@ class Protection:
     ) -> Guard:
         guard = self._registry.get_endpoint(endpoint, _given(timeout), beside)
         if endpoint.family != RERANK.name:
-            self._ingest_dependencies.add(guard.name)
+            self._need(guard)
         return guard
+
+    def _need(self, guard: Guard) -> None:
+        """Ingest needs a dependency."""
+        self._ingest_dependencies.add(guard.name)
 
     def _times(self, guard: Guard, timeout: float | None) -> Callable[[], TimeoutPolicy]:
         """A function that returns the present times of calls that get so many seconds."""

@@ -206,8 +206,10 @@ class Recovery:
     async def _run(self) -> None:
         is_well = not self._open
         planned, given_up = await self._plan(is_well=is_well)
-        # Until a breaker is closed again, one document is the probe for all.
-        requeued = await self._requeue(planned if is_well else planned[:1])
+        # Until a breaker is closed again, one document is the probe for all. Which one is chance:
+        # each needs other dependencies, and one that waits for a parser must not hold up the rest.
+        chosen = planned if is_well or not planned else [random.choice(planned)]  # noqa: S311
+        requeued = await self._requeue(chosen)
         if requeued:
             _log.info("Retrying %s that failed", counted(requeued, "document"))
         left = min(max(await self._waiting() - requeued, 0), self._left_at_start)

@@ -23,6 +23,7 @@ _NAMES = {
     "embedding": "the embedding model",
     "rerank": "the reranker",
     "storage": "the database",
+    "parser": "the service that parses documents",
 }
 _UNNAMED = "a service that is needed for this"
 _SENTENCES: tuple[tuple[type[Exception], str], ...] = (

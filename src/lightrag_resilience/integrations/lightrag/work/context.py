@@ -29,6 +29,7 @@ __all__ = [
     "current_request",
     "current_work",
     "is_caused_by",
+    "note_failure",
     "reached",
     "stage_of",
 ]
@@ -146,13 +147,14 @@ current_request: ContextVar[Request | None] = ContextVar(
 current_work: ContextVar[WorkContext | None] = ContextVar("lightrag_resilience_work", default=None)
 
 
-async def call_guarded(
+async def call_guarded(  # noqa: PLR0913 - most by name
     guard: Guard,
     call: Callable[[], Awaitable[Any]],
     *,
     idempotent: bool | None = None,
     is_foreign: Callable[[Exception], bool] = lambda _: False,
     is_needed: bool = True,
+    patience: Patience | None = None,
 ) -> Any:
     """Make a call for the current work, which may wait for the dependency.
 
@@ -165,9 +167,11 @@ async def call_guarded(
         idempotent: Whether it may be repeated; None leaves that to the guard's policy.
         is_foreign: Whether an error is that of another dependency.
         is_needed: Whether a query cannot be answered without it, and therefore waits.
+        patience: For how long it waits, with the other calls that share it; None: as the work says.
     """
     work = current_work.get()
-    patience = None if work is None or not (is_needed or work.is_ingest) else work.patience
+    if patience is None and work is not None and (is_needed or work.is_ingest):
+        patience = work.patience
     outer = current_call.get()
     try:
         with contextlib.nullcontext() if outer is None else outer.suspend_timers():
@@ -190,14 +194,15 @@ async def call_guarded(
         if outer is not None:
             outer.nested_error = error
         if not is_foreign(error):
-            _note_failure(error, guard.name, work)
+            note_failure(error, guard.name, work)
         raise
     if work is not None:
         work.succeeded(guard.name)
     return result
 
 
-def _note_failure(error: Exception, dependency: str, work: WorkContext | None) -> None:
+def note_failure(error: Exception, dependency: str, work: WorkContext | None) -> None:
+    """A call of this work, and of the current request, failed."""
     if work is not None:
         work.failed(dependency, error)
     if (request := current_request.get()) is not None:

@@ -1,0 +1,1 @@
+"""Services that parse documents for LightRAG: MinerU, Docling, and those of parser plugins."""

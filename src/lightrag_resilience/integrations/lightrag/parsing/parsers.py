@@ -1,0 +1,232 @@
+"""Guarded parsers, which LightRAG makes in place of its own while it parses a protected batch.
+
+LightRAG imports a parser's class from the module that its table names. For a guarded one that is
+this module, whose `__getattr__` makes the class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lightrag_resilience.calls.call_context import current_call
+from lightrag_resilience.config.endpoint_names import Endpoint
+from lightrag_resilience.failures.classifier import is_recognized
+from lightrag_resilience.integrations.lightrag.compat import (
+    DOWNLOAD,
+    EXTERNAL_PARSERS,
+    LOCAL_PARSERS,
+    PARSER_CLIENTS,
+    PARSER_HTTP,
+    PARSER_SPECS,
+    clear_folder,
+)
+from lightrag_resilience.integrations.lightrag.work.context import (
+    call_guarded,
+    current_work,
+    note_failure,
+)
+from lightrag_resilience.integrations.lightrag.work.nested_calls import call_with_nested
+from lightrag_resilience.integrations.method_patching import replace_methods
+from lightrag_resilience.pipeline.guard import Guard
+from lightrag_resilience.pipeline.recovery_probe import Probe
+from lightrag_resilience.pipeline.registry import Guards
+
+from .requests import GuardedHttpx, Parse, current_parse, health_probe
+
+__all__ = ["Parsers"]
+
+_FAMILY = "parser"
+_MOST_UPLOADS = 3  # of a file whose parser forgets it
+_log = logging.getLogger("lightrag_resilience")
+
+
+class Parsers:
+    """The parsers of one LightRAG: guards ``parser.mineru``, ``parser.docling`` and so on.
+
+    Args:
+        registry: The guards.
+        on_guard: Called with the guard of each parser that is used.
+        set_probe: Sets what looks for the recovery of a parser.
+    """
+
+    def __init__(
+        self,
+        registry: Guards,
+        on_guard: Callable[[Guard], None],
+        set_probe: Callable[[Guard, Probe], None],
+    ) -> None:
+        self._registry = registry
+        self._on_guard = on_guard
+        self._set_probe = set_probe
+        self._guards: dict[str, Guard] = {}
+        self._probed: dict[str, httpx.URL] = {}
+        self._undo = contextlib.ExitStack()
+
+    def working(self, original: Callable[..., Awaitable[None]]) -> Callable[..., Any]:
+        """LightRAG's worker that parses documents, with guarded parsers."""
+        return functools.wraps(original)(functools.partial(self._work, original))
+
+    async def _work(self, original: Callable[..., Awaitable[None]], *given: Any) -> None:
+        """Parse queued documents, by guarded parsers."""
+        batch = given[-1]
+        setattr(batch, PARSER_SPECS, _guarded_specs(getattr(batch, PARSER_SPECS)))
+        token = _current.set(self)
+        try:
+            await original(*given)
+        finally:
+            _current.reset(token)
+
+    def guard_of(self, engine: str) -> Guard:
+        """The guard of a parser. LightRAG gives a parser all the time that it takes."""
+        guard = self._guards.get(engine)
+        if guard is None:
+            endpoint = Endpoint.at(_FAMILY, engine, None, None)
+            self._guards[engine] = guard = self._registry.get_endpoint(endpoint, math.inf)
+            self._on_guard(guard)
+            if module := PARSER_CLIENTS.get(engine):
+                client = importlib.import_module(module)
+                self._undo.callback(replace_methods([client], PARSER_HTTP, _guarded_httpx))
+        return guard
+
+    def parse_by(self, guard: Guard) -> Parse:
+        """A document that a guard's parser is given."""
+        work = current_work.get()
+        patience = None if work is None else work.patience
+        return Parse(guard, patience, functools.partial(self._probe_beside, guard))
+
+    def _probe_beside(self, guard: Guard, upload: httpx.URL) -> None:
+        if self._probed.get(guard.name) != upload:
+            self._probed[guard.name] = upload
+            if (probe := health_probe(upload)) is not None:
+                self._set_probe(guard, probe)
+
+    def end(self) -> None:
+        """Restore what LightRAG's clients of parsers use."""
+        self._undo.close()
+
+
+_current: ContextVar[Parsers | None] = ContextVar("lightrag_resilience_parsers", default=None)
+
+
+def _guarded_httpx(_: Any) -> GuardedHttpx:
+    return GuardedHttpx()
+
+
+# ---------------------------------------------------------------------- parsers' classes
+
+
+def _guarded_specs(specs: Mapping[str, Any]) -> dict[str, Any]:
+    return {engine: _guarded_spec(spec) for engine, spec in specs.items()}
+
+
+def _guarded_spec(spec: Any) -> Any:
+    impl = spec.impl
+    is_local = impl.startswith(LOCAL_PARSERS) and not impl.startswith(EXTERNAL_PARSERS)
+    if is_local or impl.startswith(__name__):
+        return spec
+    return dataclasses.replace(spec, impl=f"{__name__}:{impl}")
+
+
+def __getattr__(name: str) -> Any:
+    module, colon, cls = name.partition(":")
+    if not colon:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _guarded_class(getattr(importlib.import_module(module), cls))
+
+
+@functools.cache
+def _guarded_class(cls: type) -> type:
+    """The subclass of a parser's class whose instances are guarded in a protected batch."""
+    if hasattr(cls, DOWNLOAD):  # a file whose result is in the cache needs no parser
+        name, method = DOWNLOAD, _into_empty(getattr(cls, DOWNLOAD))
+    else:
+        name, method = "parse", cls.parse  # type: ignore[attr-defined]
+    by_requests = cls.__module__.startswith(EXTERNAL_PARSERS)
+    guarded = (_by_requests if by_requests else _as_a_whole)(method)
+    same = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), {name: guarded, **same})
+
+
+def _into_empty(download: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """A download without what an attempt before it has left."""
+
+    @functools.wraps(download)
+    async def into_empty(self: Any, folder: Path, *args: Any, **kwargs: Any) -> None:
+        clear_folder(folder)
+        await download(self, folder, *args, **kwargs)
+
+    return into_empty
+
+
+def _by_requests(download: Callable[..., Awaitable[None]]) -> Callable[..., Any]:
+    """A download whose requests are guarded one by one; it waits where the file is not accepted."""
+
+    @functools.wraps(download)
+    async def guarded(*args: Any, **kwargs: Any) -> None:
+        parsers = _current.get()
+        if parsers is None:
+            return await download(*args, **kwargs)
+        guard = parsers.guard_of(args[0].engine_name)
+        parse = parsers.parse_by(guard)
+
+        async def upload() -> Exception | None:
+            """Until the file is accepted errors are raised; those after it have been waited for."""
+            parse.begin_upload()
+            try:
+                await download(*args, **kwargs)
+            except Exception as error:
+                parse.judge(error)
+                if not parse.is_accepted:
+                    raise
+                return error
+            return None
+
+        token = current_parse.set(parse)
+        try:
+            for left in reversed(range(_MOST_UPLOADS)):
+                error = await call_guarded(guard, upload, patience=parse.patience)
+                if error is None:
+                    return None
+                if not (parse.is_lost and left):
+                    note_failure(error, guard.name, current_work.get())
+                    raise error
+                _log.warning("%s has lost a file it had accepted: it gets it again", guard.name)
+        finally:
+            current_parse.reset(token)
+        return None
+
+    return guarded
+
+
+def _as_a_whole(method: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """A method of a parser of a plugin, whose requests are not known."""
+
+    @functools.wraps(method)
+    async def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        parsers = _current.get()
+        if parsers is None:
+            return await method(self, *args, **kwargs)
+        guard = parsers.guard_of(self.engine_name)
+        call = current_call.get()
+        if call is not None and call.is_within(guard):
+            return await method(self, *args, **kwargs)
+        return await call_with_nested(
+            guard,
+            lambda: method(self, *args, **kwargs),
+            idempotent=None,
+            # Most of these are about the document, which no wait mends.
+            is_foreign=lambda error: not is_recognized(error),
+        )
+
+    return guarded
