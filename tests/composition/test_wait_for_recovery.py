@@ -269,12 +269,16 @@ async def test_no_more_calls_wait_than_may() -> None:
     assert not +waiting
 
 
-async def test_a_call_that_hung_longer_than_the_patience_is_not_repeated() -> None:
-    guard = quick(attempt_timeout=20.0)
+@pytest.mark.parametrize(("hangs_for", "calls"), [(3.0, 2), (5.0, 1), (20.0, 1)])
+async def test_a_call_that_hung_is_repeated_only_while_another_may_hang_as_long(
+    hangs_for: float, calls: int
+) -> None:
+    guard = quick(attempt_timeout=hangs_for)
     hangs = Scripted(3600.0)
     with pytest.raises(AttemptTimeoutError):
         await retry_until_available(guard, lambda: guard.call(hangs), patience=Patience(8))
-    assert (hangs.calls, now()) == (1, 20.0)
+    assert hangs.calls == calls
+    assert calls == 2 or now() == hangs_for
 
 
 async def test_a_deadline_ends_the_patience() -> None:

@@ -23,7 +23,7 @@ from lightrag_resilience.errors import (
     DependencyError,
     ShuttingDownError,
 )
-from lightrag_resilience.failures.classifier import classify
+from lightrag_resilience.failures.classifier import FailureKind, classify
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.retry import is_retryable
 
@@ -40,10 +40,10 @@ _ROUNDS = 8  # that a short patience has time for
 class Patience:
     """For how long calls wait for unavailable dependencies: those that share it, together.
 
-    The seconds run from the first trouble on: from the beginning of a call that failed, so that one
-    that hung is not repeated, or from the moment at which a call was rejected. They begin anew
-    after the answer of a call that waited. The verdict of a probe under way is waited for up to as
-    long again.
+    The seconds run from the first trouble on: from the beginning of a call that failed, or from the
+    moment at which a call was rejected. They begin anew after the answer of a call that waited. The
+    verdict of a probe under way is waited for up to as long again. A call that hung is repeated
+    only where another one could hang as long.
 
     Args:
         seconds: How long; 0 waits for nothing.
@@ -99,6 +99,8 @@ class Patience:
             left += self._seconds  # the verdict is near
         if (deadline := current_deadline()) is not None:
             left = min(left, deadline.left)
+        if _hung(error) and left < now - began:
+            return None  # the next call may hang as long, and LightRAG alone makes none
         if self._waiting[guard.name] >= self._most_waiting or left <= 0:
             return None
         if outage is None:
@@ -183,6 +185,11 @@ async def retry_until_available(  # noqa: PLR0913 - most by name
         has_waited = True
         with patience.waiting(guard.name):
             await guard.wait_for_recovery(wait)
+
+
+def _hung(error: Exception) -> bool:
+    """Whether a call was sent and not answered; one of a reset connection ended soon, though."""
+    return not _is_rejection(error) and classify(error).kind is FailureKind.UNKNOWN_OUTCOME
 
 
 def _is_rejection(error: Exception) -> TypeGuard[DependencyError]:
