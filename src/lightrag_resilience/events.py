@@ -21,6 +21,7 @@ __all__ = [
     "CallFailed",
     "CallSucceeded",
     "Counter",
+    "DocumentProcessed",
     "DocumentsCounted",
     "DrainEnded",
     "DrainProgress",
@@ -36,6 +37,7 @@ __all__ = [
     "RetryScheduled",
     "StaleAnswerServed",
     "StateChanged",
+    "TokensUsed",
     "WorkAbandoned",
 ]
 
@@ -46,7 +48,7 @@ _log = logging.getLogger("lightrag_resilience")
 class CallSucceeded:
     """An attempt, and with it the call, succeeded after `duration` seconds.
 
-    `tokens` are those it used; 0 without a limit on tokens.
+    `tokens` are those it used; 0 where neither its answer nor a limit on tokens says how many.
     """
 
     dependency: str
@@ -101,6 +103,24 @@ class AttemptRejected:
 
     dependency: str
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokensUsed:
+    """An attempt used `tokens`, as its provider reports, or by an estimate.
+
+    Attributes:
+        dependency: Its name.
+        work: ``query`` or ``document`` of a protected LightRAG, or ``other``.
+        use: ``answer``, or the cause for which they were wasted: ``failed`` for a first attempt and
+            ``retry`` for a further one, ``hedge`` for the slower of two calls, ``cancelled``.
+        tokens: Of prompt and answer, above 0.
+    """
+
+    dependency: str
+    work: str
+    use: str
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +231,24 @@ class QueryCompleted:
         outcome: ``success``, ``degraded`` for an answer made without an unavailable dependency,
             or ``failed``.
         duration: Seconds to the answer, or to its first words.
+        tokens: Of its answers from models.
+        wasted_tokens: Of attempts whose answers were not used.
     """
 
     workspace: str
     outcome: str
     duration: float
+    tokens: int = 0
+    wasted_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentProcessed:
+    """LightRAG's pipeline is done with a document, or gave it up; tokens as in `QueryCompleted`."""
+
+    workspace: str
+    tokens: int
+    wasted_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +283,7 @@ Event = (
     | CallAdmitted
     | RetryScheduled
     | AttemptRejected
+    | TokensUsed
     | StateChanged
     | HealthChanged
     | FallbackUsed
@@ -260,11 +294,13 @@ Event = (
     | BackgroundProbeEnded
     | DocumentsCounted
     | QueryCompleted
+    | DocumentProcessed
     | DrainProgress
     | DrainEnded
     | WorkAbandoned
 )
 Listener = Callable[[Event], None]
+_OF_TOKENS = frozenset({TokensUsed, QueryCompleted, DocumentProcessed})
 Counter = Callable[[str, float, int], None]
 """Called with each success: the dependency, the duration in seconds, and the tokens used."""
 
@@ -281,6 +317,7 @@ class Events:
     Attributes:
         subscribers: All listeners.
         subscribed: The kinds of events with a listener; others need not be made.
+        counts_tokens: Whether there is a listener for tokens, of attempts, queries or documents.
         succeeded: Publishes a success, by the fields of a `CallSucceeded`; None without a listener
             or counter. Every call reads it, so that without one a success costs one comparison.
     """
@@ -288,6 +325,7 @@ class Events:
     def __init__(self) -> None:
         self.subscribers: tuple[Listener, ...] = ()
         self.subscribed: frozenset[type[Event]] = frozenset()
+        self.counts_tokens = False
         self.succeeded: Counter | None = None
         self._subscriptions: tuple[tuple[Listener, tuple[type, ...]], ...] = ()
         self._counters: tuple[Counter, ...] = ()
@@ -368,7 +406,9 @@ class Events:
         self.subscribed = frozenset(
             kind for kind, listeners in self._listeners.items() if listeners
         )
+        self.counts_tokens = not _OF_TOKENS.isdisjoint(self.subscribed)
         if CallSucceeded in self.subscribed:
             self.succeeded = self._count_and_deliver
         else:
-            self.succeeded = self._count if self._counters else None
+            is_counted = self._counters or self.counts_tokens
+            self.succeeded = self._count if is_counted else None

@@ -10,6 +10,7 @@ import pytest
 
 from lightrag_resilience import (
     Guards,
+    LimitPolicy,
     Policy,
     PolicyError,
     RetryPolicy,
@@ -18,7 +19,7 @@ from lightrag_resilience import (
     resilient,
 )
 from lightrag_resilience.config.settings import load_settings
-from lightrag_resilience.events import HedgeSent
+from lightrag_resilience.events import Event, HedgeSent, TokensUsed
 from lightrag_resilience.runtime.process_state import process
 from lightrag_resilience.runtime.tasks import DetachedWork
 from support.guards import Scripted, down, now, patient
@@ -171,3 +172,16 @@ def test_hedged_refuses_a_function_that_is_not_resilient() -> None:
     for function in (down, Scripted(1), sync):
         with pytest.raises(UnsupportedCallError, match="hedged"):
             hedged(0.2)(function)  # type: ignore[arg-type]
+
+
+async def test_the_tokens_of_the_slower_call_are_waste() -> None:
+    used: list[Event] = []
+    script = Scripted(lambda: after(5.0, "slow"), lambda: after(0.1, "quick"))
+    registry, ask = asking(script, Policy(limit=LimitPolicy(tpm=1e9)))
+    registry.events.subscribe(used.append, TokensUsed)
+    assert await ask("居" * 100) == "quick"
+    await asyncio.sleep(0.1)
+    assert used == [
+        TokensUsed("storage", "other", "answer", 102),
+        TokensUsed("storage", "other", "hedge", 100),
+    ]

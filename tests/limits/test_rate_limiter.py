@@ -212,8 +212,8 @@ class Answer:
 
 async def test_tokens_are_reserved_by_arguments_and_settled_by_the_answer() -> None:
     guard = guard_on_loop(limit=LimitPolicy(tpm=600.0, max_wait=1000.0, token_burst=600))
-    await guard.call(Scripted(Answer()), "q" * 400, max_tokens=500)  # 600 booked, 100 used
-    await guard.call(Scripted("x" * 400), "q" * 400, max_tokens=400)  # 500 booked, 200 used
+    await guard.call(Scripted(Answer()), "居" * 100, max_tokens=500)  # 600 booked, 100 used
+    await guard.call(Scripted("居" * 100), "居" * 100, max_tokens=400)  # 500 booked, 200 used
     assert now() == 0.0
     await guard.call(Scripted(Answer()), max_tokens=301)
     assert now() == pytest.approx(0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,21 +11,83 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightrag_resilience.limits.token_usage import estimate_tokens, text_tokens, used_tokens
+from lightrag_resilience.limits.token_usage import (
+    estimate_tokens,
+    text_tokens,
+    token_weight,
+    used_tokens,
+    with_tokenizer,
+)
 
 
-@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a", 1), ("abcd", 1), ("abcde", 2)])
-def test_four_characters_are_a_token(text: str, tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("", 0),
+        ("the small letters ", 4),
+        ("{1,2}", 4),
+        ("居里夫人", 4),
+        ("パリで", 3),
+        ("폴로늄", 3),
+        ("полоний", 4),
+        ("🙂", 2),
+        ("\ud800", 1),
+    ],
+)
+def test_a_text_is_estimated_by_its_scripts(text: str, tokens: int) -> None:
     assert text_tokens(text) == tokens
+
+
+def test_a_long_text_is_estimated_by_a_sample() -> None:
+    text = "the small letters 居里夫人 " * 20_000
+    assert text_tokens(text) == pytest.approx(token_weight(text), rel=0.02)
+
+
+class Tokenizer:
+    """A token for each character; it notes how many it was given."""
+
+    def __init__(self) -> None:
+        self.longest = 0
+        self.calls = 0
+
+    def encode(self, text: str) -> list[int]:
+        self.calls += 1
+        self.longest = max(self.longest, len(text))
+        return [0] * len(text)
+
+
+def test_a_tokenizer_encodes_no_more_than_a_sample() -> None:
+    tokenizer = Tokenizer()
+    count = with_tokenizer(tokenizer.encode)
+    assert [count("x" * size) for size in (10, 1_000_000)] == [10, 1_000_000]
+    assert tokenizer.longest < 5_000
+
+
+def test_a_slow_tokenizer_is_replaced_by_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, clock = Tokenizer(), itertools.count(step=0.006)
+    monkeypatch.setattr(time, "thread_time", lambda: next(clock))
+    count = with_tokenizer(tokenizer.encode)
+    assert [count("x" * 100) for _ in range(4)] == [100, 100, 100, 22]
+
+
+def test_a_tokenizer_that_fails_is_replaced_by_the_estimate() -> None:
+    def encode(text: str) -> list[int]:
+        calls.append(len(text))
+        raise OSError("no table")
+
+    calls: list[int] = []
+    count = with_tokenizer(encode)
+    assert [count("x" * 100) for _ in range(3)] == [22, 22, 22]
+    assert calls == [100]
 
 
 @pytest.mark.parametrize(
     ("args", "kwargs", "expected"),
     [
         ((), {}, (0, None)),
-        (("a" * 40,), {"system_prompt": "b" * 8}, (12, None)),
-        ((), {"messages": [{"role": "user", "content": "a" * 40}]}, (11, None)),
-        ((["a" * 4, "b" * 4],), {}, (2, None)),
+        (("居" * 40,), {"system_prompt": "居" * 7}, (48, None)),
+        ((), {"messages": [{"role": "user", "content": "居" * 40}]}, (42, None)),
+        ((["居" * 4, "居" * 4],), {}, (9, None)),
         ((), {"max_tokens": 7}, (0, 7)),
         ((), {"max_tokens": 7, "max_completion_tokens": 9}, (0, 9)),
         ((), {"max_tokens": None, "max_output_tokens": 3}, (0, 3)),
@@ -40,10 +104,10 @@ def test_a_call_is_estimated_by_the_texts_of_its_arguments(
 
 
 def test_an_estimate_reads_a_bounded_number_of_texts() -> None:
-    circle: list[Any] = ["abcd"]
+    circle: list[Any] = ["居"]
     circle.append(circle)
-    assert estimate_tokens((circle,), {})[0] == 4
-    assert estimate_tokens((["abcd"] * 5000,), {})[0] == 1000
+    assert estimate_tokens((circle,), {})[0] == 5
+    assert estimate_tokens((["居"] * 5000,), {})[0] == 1220
 
 
 @pytest.mark.parametrize(
@@ -89,9 +153,9 @@ def test_token_functions_never_raise(value: Any) -> None:
 
 
 def test_texts_are_read_to_a_bounded_depth() -> None:
-    asked: Any = "a" * 40
+    asked: Any = "居" * 40
     for depth in range(8):
-        within = 10 if depth <= 4 else 0
+        within = 40 if depth <= 4 else 0
         assert estimate_tokens((asked,), {}) == (within, None)
-        assert estimate_tokens(({"content": asked},), {})[0] == (10 if depth < 4 else 0)
+        assert estimate_tokens(({"content": asked},), {})[0] == (40 if depth < 4 else 0)
         asked = [asked] if depth % 2 else {"content": asked}

@@ -92,12 +92,10 @@ async def lightrag_on(provider: Provider, **changes: Any) -> AsyncIterator[Any]:
             "llm_model_func": provider.complete,
             "embedding_func": EmbeddingFunc(embedding_dim=DIMENSIONS, func=provider.embed),
             "rerank_model_func": provider.rerank,
+            "tokenizer": Tokenizer("characters", Characters()),
+            "entity_extract_max_gleaning": 0,
         }
-        rag = LightRAG(
-            tokenizer=Tokenizer("characters", Characters()),
-            entity_extract_max_gleaning=0,
-            **(options | changes),
-        )
+        rag = LightRAG(**(options | changes))
         await rag.initialize_storages()
         try:
             yield rag

@@ -111,7 +111,8 @@ async def test_tokens_and_gauges_are_recorded(guards: Guards, reader: InMemoryMe
         await guard.call(answer)
     guards.events.publish(DocumentsCounted("books", "failed", 4))
     guards.events.publish(DocumentsCounted("books", "failed", 3))
-    assert value(reader, "tokens_used", dependency=NAME) == 14
+    used = {"dependency": NAME, "work": "other", "use": "answer"}
+    assert value(reader, "tokens_used", **used) == 14
     assert value(reader, "documents", workspace="books", status="failed") == 3
 
 

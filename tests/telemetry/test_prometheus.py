@@ -46,7 +46,7 @@ from support.paths import ROOT
 from support.telemetry import NAME, answer
 
 PREFIX = "lightrag_resilience_"
-BOUNDED = {"dependency", "kind", "outcome", "reason", "state", "status", "workspace"}
+BOUNDED = {"dependency", "kind", "outcome", "reason", "state", "status", "use", "work", "workspace"}
 
 Read = Callable[..., float | None]
 
@@ -182,7 +182,7 @@ async def test_admission_waits_and_tokens_are_counted(guards: Guards, read: Read
         await guards.get(NAME, Policy(limit=limit)).call(cost)
     assert read("admission_wait_seconds_count") == 2
     assert read("tokens_reserved_total") == 40
-    assert read("tokens_used_total") == 14
+    assert read("tokens_used_total", work="other", use="answer") == 14
 
 
 @pytest.mark.anyio

@@ -22,6 +22,7 @@ from lightrag_resilience.failures.kinds import symptom
 from lightrag_resilience.limits.admission import AdmissionController
 from lightrag_resilience.limits.bulkhead import Occupancy
 from lightrag_resilience.limits.provider_limits import GrantedLimits, on_throttled
+from lightrag_resilience.limits.token_usage import CountTokens, answer_tokens, text_tokens
 from lightrag_resilience.retry import RetryBudget
 from lightrag_resilience.timeouts.attempt_timer import Clock, DeadlineTimer, Timer
 
@@ -32,6 +33,8 @@ from .publishing import (
     publish_attempt_rejected,
     publish_call_admitted,
     publish_probe_sent,
+    publish_tokens,
+    publish_wasted_tokens,
 )
 
 __all__ = ["Attempts"]
@@ -63,6 +66,7 @@ class Attempts:
         "breaker",
         "budget",
         "clock",
+        "count_tokens",
         "demanded_at",
         "events",
         "gate",
@@ -97,6 +101,8 @@ class Attempts:
         """Monotonic seconds at which the last call began that the circuit rejected."""
         self.granted: GrantedLimits | None = None
         """Limits that the provider named in its answers; None until it did."""
+        self.count_tokens: CountTokens = text_tokens
+        """Estimates the tokens of a call, before it is sent."""
 
     def update_policy(self, policy: Policy, reason: str = "by hand") -> None:
         """Use another policy for new calls, from any thread; calls under way keep theirs."""
@@ -348,7 +354,7 @@ class Attempts:
         Args:
             call: Its call.
             duration: Seconds that a stream's first item took; None measures from its start to now.
-            answer: Its result, whose tokens are counted where a limit counts them.
+            answer: Its result, or what a stream said of its tokens.
         """
         budget = self.budget
         if budget.tokens < budget.capacity:
@@ -364,12 +370,17 @@ class Attempts:
             call.loop_state.drop_idle_controller()
         self.breaker.on_success(call.admission, duration)
         if succeeded is not None:
+            tokens = tokens or answer_tokens(call, answer)
             succeeded(self.name, duration, tokens)
+            if tokens:
+                publish_tokens(self, call, "answer", tokens)
 
     def settle_error(self, call: Call, error: BaseException) -> None:
         """Settle an attempt that raised: the breaker counts it if the dependency is to blame."""
         if not isinstance(error, Exception) or isinstance(error, CallRejected):
             self.settle_without_verdict(call)
+            if self.events.counts_tokens and not isinstance(error, Exception):
+                publish_wasted_tokens(self, call)
             return
         failure = classify(error)
         duration = self.clock() - call.started
@@ -390,6 +401,8 @@ class Attempts:
         call.failure = failure
         if self.events.subscribed:
             publish_attempt_failed(self, error, failure, duration)
+        if self.events.counts_tokens:
+            publish_wasted_tokens(self, call, failure)
 
     def settle_without_verdict(self, call: Call) -> None:
         """Settle an attempt that its caller gave up, or that never reached the dependency."""

@@ -16,6 +16,7 @@ from lightrag_resilience.timeouts.attempt_timer import Timed, Timer
 from lightrag_resilience.timeouts.idle_timer import IdleTimer
 
 from .loop_state import LoopState
+from .token_account import TokenAccount
 
 __all__ = [
     "Call",
@@ -59,8 +60,10 @@ class Call(Timed):
     """
 
     __slots__ = (
+        "_account",
         "_attempt_number",
         "_nested_error",
+        "_reported_tokens",
         "admission",
         "began",
         "deadline",
@@ -81,7 +84,9 @@ class Call(Timed):
     caller_deadline: Deadline | None = None
     """The deadline that its caller has set, in those that have the slot for one."""
     _attempt_number: int
+    _account: TokenAccount
     _nested_error: Exception
+    _reported_tokens: int
     guard: Any
     idempotent: bool | None
     parent: Call | None
@@ -132,6 +137,30 @@ class Call(Timed):
     @nested_error.setter
     def nested_error(self, error: Exception) -> None:
         self._nested_error = error
+
+    @property
+    def sent_tokens(self) -> int:
+        """An estimate of those in its arguments; 0 where none was made."""
+        return getattr(self, "tokens", (0, 0))[1]
+
+    @property
+    def reported_tokens(self) -> int | None:
+        """Those that the provider says its present attempt used; None where it says nothing."""
+        reported = getattr(self, "_reported_tokens", -1)
+        return reported if reported >= 0 else None
+
+    @reported_tokens.setter
+    def reported_tokens(self, tokens: int | None) -> None:
+        self._reported_tokens = -1 if tokens is None else tokens
+
+    @property
+    def account(self) -> TokenAccount | None:
+        """The query or document that its tokens belong to."""
+        return getattr(self, "_account", None)
+
+    @account.setter
+    def account(self, account: TokenAccount) -> None:
+        self._account = account
 
     @property
     def running_task(self) -> asyncio.Task[object] | None:

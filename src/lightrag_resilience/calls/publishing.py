@@ -13,11 +13,13 @@ from lightrag_resilience.events import (
     Events,
     ProbeSent,
     RetryScheduled,
+    TokensUsed,
 )
-from lightrag_resilience.failures.classifier import Failure, root_cause
+from lightrag_resilience.failures.classifier import Failure, FailureKind, root_cause
 from lightrag_resilience.runtime.request_id import note_id
 
 from .call_context import Call
+from .token_account import Use, current_race
 
 __all__ = [
     "publish_attempt_failed",
@@ -26,6 +28,8 @@ __all__ = [
     "publish_call_failed",
     "publish_probe_sent",
     "publish_retry_scheduled",
+    "publish_tokens",
+    "publish_wasted_tokens",
 ]
 
 
@@ -77,3 +81,35 @@ def publish_call_admitted(guard: _Publisher, call: Call, waited: float) -> None:
     """Publish that a call may be sent, after it `waited` so many seconds in the queue."""
     if CallAdmitted in guard.events.subscribed:
         guard.events.publish(CallAdmitted(guard.name, waited, call.tokens[0]))
+
+
+def publish_tokens(guard: _Publisher, call: Call, use: Use, tokens: int) -> None:
+    """Count the tokens of an attempt for its query or document, and publish them."""
+    account = call.account
+    if account is not None:
+        if account.is_abandoned and use == "answer":
+            use = "cancelled"
+        account.add(use, tokens)
+    if TokensUsed in guard.events.subscribed:
+        work = "other" if account is None else account.work
+        guard.events.publish(TokensUsed(guard.name, work, use, tokens))
+
+
+def publish_wasted_tokens(guard: _Publisher, call: Call, failure: Failure | None = None) -> None:
+    """Count the tokens of an attempt that failed; without a failure, of one that was cancelled.
+
+    A provider that answers with an error has not processed the prompt, by all we know.
+    """
+    is_lost = failure is None or failure.kind is FailureKind.UNKNOWN_OUTCOME
+    tokens = call.reported_tokens
+    if tokens is None:
+        tokens = call.sent_tokens if is_lost else 0
+    if not tokens:
+        return
+    race = current_race.get()
+    use: Use = "cancelled"
+    if failure is not None:
+        use = "retry" if call.attempt > 1 else "failed"
+    elif race is not None and race.is_decided:
+        use = "hedge"
+    publish_tokens(guard, call, use, tokens)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 from annotated_types import Gt, Le
 
+from lightrag_resilience.calls.token_account import Race, current_race
 from lightrag_resilience.circuit.state_machine import State
 from lightrag_resilience.config.validation import problem_with
 from lightrag_resilience.errors import PolicyError, UnsupportedCallError
@@ -73,6 +74,8 @@ def hedged(
 
         @functools.wraps(function)
         async def call_hedged(*args: P.args, **kwargs: P.kwargs) -> R:
+            race = Race()
+            token = current_race.set(race)
             tasks: list[asyncio.Task[R]] = [asyncio.create_task(function(*args, **kwargs))]
             try:
                 # Not `wait_for`: this timeout must not cancel the first call.
@@ -84,6 +87,9 @@ def hedged(
                 # Neither call may outlive an error or a cancellation that its caller sees.
                 await asyncio.gather(*map(_cancel, tasks), return_exceptions=True)
                 raise
+            finally:
+                current_race.reset(token)
+            race.is_decided = True
             for task in tasks:
                 _cancel(task)  # not awaited: its connection may have stalled
             return answer

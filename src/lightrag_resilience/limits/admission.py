@@ -12,7 +12,7 @@ from .bulkhead import Bulkhead, Occupancy
 from .cooldown import Cooldown
 from .priority_rate_limiter import BackgroundRateLimiter
 from .rate_limiter import LocalRateLimiter, RateLimiter
-from .token_usage import estimate_tokens, text_tokens, used_tokens
+from .token_usage import CountTokens, answer_tokens, estimate_tokens
 
 __all__ = ["AdmissionController", "is_limited"]
 
@@ -26,11 +26,28 @@ def is_limited(policy: Policy) -> bool:
     return bool(limit.rpm or limit.tpm or concurrency.max_concurrent)
 
 
+class _Guard(Protocol):
+    @property
+    def count_tokens(self) -> CountTokens: ...
+
+
 class _AdmittedCall(Protocol):
+    guard: Any
+    """Its `_Guard`."""
     tokens: tuple[int, int]
     """Those reserved for it, and those of them that its arguments have."""
     started: float
     """Monotonic seconds at which its current attempt was sent."""
+
+    @property
+    def reported_tokens(self) -> int | None:
+        """Those that the provider says it used; None where it says nothing."""
+        ...
+
+    @property
+    def sent_tokens(self) -> int:
+        """Those that its arguments have."""
+        ...
 
 
 class AdmissionController:
@@ -101,7 +118,7 @@ class AdmissionController:
         if self.cooldown.is_on or (bulkhead is not None and not bulkhead.has_permit):
             return False
         if limit is not None:
-            tokens = self._tokens_for(*arguments)
+            tokens = self._tokens_for(call, *arguments)
             if not limit.try_acquire(tokens[0]):
                 return False
             call.tokens = tokens
@@ -121,7 +138,7 @@ class AdmissionController:
         try:
             waited = await self._wait_for_cooldown(call, remaining)
             if self._limit is not None:
-                tokens = self._tokens_for(*arguments)
+                tokens = self._tokens_for(call, *arguments)
                 longest = min(self._policy.max_wait, remaining())
                 waited |= await self._limit.acquire(tokens[0], longest)
                 call.tokens = tokens
@@ -189,7 +206,7 @@ class AdmissionController:
             self.cooldown.on_result(call, failure)
         if self._limit is None or not call.tokens[0]:
             return 0
-        used = _used(call.tokens, failure, answer)
+        used = _used(call, failure, answer)
         self._settle(call, used)
         return used
 
@@ -197,19 +214,21 @@ class AdmissionController:
         if self._limit is not None and call.tokens[0]:
             self._limit.settle(call.tokens[0], used)
 
-    def _tokens_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    def _tokens_for(
+        self, call: _AdmittedCall, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[int, int]:
         if not self._policy.tpm:
             return 0, 0
-        sent, bound = estimate_tokens(args, kwargs)
+        guard: _Guard = call.guard
+        sent, bound = estimate_tokens(args, kwargs, guard.count_tokens)
         return sent + (self._policy.answer_tokens if bound is None else bound), sent
 
 
-def _used(tokens: tuple[int, int], failure: Failure | None, answer: object) -> int:
-    """The tokens a call has used: by its answer, by its length, or as many as were reserved."""
-    reserved, sent = tokens
-    if failure is not None:
-        return reserved if failure.kind is FailureKind.UNKNOWN_OUTCOME else 0
-    used = used_tokens(answer)
-    if used is not None:
-        return used
-    return sent + text_tokens(answer) if isinstance(answer, str) else reserved
+def _used(call: _AdmittedCall, failure: Failure | None, answer: object) -> int:
+    """The tokens a call has used: as reported, or by its length, or as many as were reserved."""
+    reserved, _ = call.tokens
+    if failure is None:
+        return answer_tokens(call, answer, reserved)
+    if (reported := call.reported_tokens) is not None:
+        return reported
+    return reserved if failure.kind is FailureKind.UNKNOWN_OUTCOME else 0

@@ -6,13 +6,15 @@ that are not recognised, such as plain text, are never judged.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from lightrag_resilience.errors import TruncatedStreamError
+from lightrag_resilience.limits.token_usage import token_weight
 
-__all__ = ["FinishMarker", "finish_marker_for", "incomplete_error", "is_of_model"]
+__all__ = ["FinishMarker", "TextLength", "finish_marker_for", "incomplete_error", "is_of_model"]
 
 _Read = Callable[[Any, str, Any], Any]
 _ABSENT: Any = object()
@@ -59,6 +61,11 @@ class FinishMarker(Protocol):
         """The server's code for giving up; empty if it named none, None if it did not give up."""
         ...
 
+    @property
+    def usage(self) -> Any:
+        """What may say how many tokens were used: the chunk at the end, or a part of it."""
+        ...
+
 
 def finish_marker_for(first: Any) -> FinishMarker | None:
     """The finish marker of a stream with this first item; None where its structure is unknown."""
@@ -101,13 +108,14 @@ def _recognised(first: Any) -> FinishMarker | None:
 
 def _events(read: _Read, kind: str, first: Any) -> FinishMarker | None:
     if kind == "message_start":
-        return None if read(first, "message", None) is None else _Events(read, is_missing=True)
+        is_known = read(first, "message", None) is not None
+        return _Events(read, first, is_missing=True) if is_known else None
     if kind in _BEGINNINGS:
-        return _Events(read, is_missing=True)
+        return _Events(read, first, is_missing=True)
     # The stream begins amid a response, as one that is resumed or filtered: an end need not come.
     is_numbered = isinstance(read(first, "sequence_number", None), int)
     is_known = is_numbered and (kind == "error" or kind.startswith("response."))
-    return _Events(read, is_missing=False) if is_known else None
+    return _Events(read, first, is_missing=False) if is_known else None
 
 
 # ---------------------------------------------------------------------- a reason for each choice
@@ -119,7 +127,7 @@ class _EachFinishes:
     Its chunk need not be the last one: usage and late filter results may follow.
     """
 
-    __slots__ = ("_begun", "_finished", "_name", "_read", "failure")
+    __slots__ = ("_begun", "_finished", "_name", "_read", "failure", "usage")
 
     def __init__(self, read: _Read, name: str) -> None:
         self._read = read
@@ -127,6 +135,7 @@ class _EachFinishes:
         self._begun: set[int] = set()
         self._finished: set[int] = set()
         self.failure: str | None = None
+        self.usage: Any = None
 
     def record(self, item: Any) -> None:
         read = self._read
@@ -138,6 +147,8 @@ class _EachFinishes:
 
     def _without_parts(self, item: Any) -> tuple[Any, ...]:
         """A chunk of another kind: usage, a filter's results, or an error."""
+        if _within(item, "usage") is not None:
+            self.usage = item
         if (error := _within(item, "error")) is not None:
             self.failure = _code_of(error)
         return ()
@@ -148,6 +159,7 @@ class _EachFinishes:
             self._begun.add(index)
             return
         self._finished.add(index)
+        self.usage = item
         if _means_given_up(word):
             error = _within(part, "error") or _within(item, "error")
             self.failure = _code_of(error) or _printable(word)
@@ -200,13 +212,15 @@ _RELEVANT = _WHOLE | _FAILED | {"message_delta"}  # it has the reason of the end
 class _Events:
     """Events of Anthropic, OpenAI's Responses and Cohere: one of a certain type is the marker."""
 
-    __slots__ = ("_read", "failure", "is_missing", "is_seen")
+    __slots__ = ("_asked", "_read", "failure", "is_missing", "is_seen", "usage")
 
-    def __init__(self, read: _Read, *, is_missing: bool) -> None:
+    def __init__(self, read: _Read, first: Any, *, is_missing: bool) -> None:
         self._read = read
+        self._asked = _within(_within(_within(first, "message"), "usage"), "input_tokens")
         self.is_missing = is_missing
         self.is_seen = False
         self.failure: str | None = None
+        self.usage: Any = None
 
     def record(self, item: Any) -> None:
         if (kind := self._read(item, "type", None)) in _RELEVANT:
@@ -214,6 +228,10 @@ class _Events:
 
     def _on_event(self, kind: str, item: Any) -> None:
         response, delta = _within(item, "response"), _within(item, "delta")
+        if (usage := _within(response, "usage") or _within(item, "usage")) is not None:
+            # Anthropic may report the tokens of the prompt in its first event alone.
+            asked, made = _within(usage, "input_tokens"), _within(usage, "output_tokens")
+            self.usage = {"input_tokens": asked or self._asked, "output_tokens": made}
         reason = _within(delta, "stop_reason") or _within(delta, "finish_reason")
         word = _word_of(_within(response, "status") or reason)
         if kind in _FAILED or _means_given_up(word):
@@ -228,21 +246,52 @@ class _Events:
 class _Done:
     """Ollama's ``done``: true in the last item."""
 
-    __slots__ = ("_read", "is_seen")
+    __slots__ = ("_read", "is_seen", "usage")
 
     failure = None
 
     def __init__(self, read: _Read) -> None:
         self._read = read
         self.is_seen = False
+        self.usage: Any = None
 
     def record(self, item: Any) -> None:
         if self._read(item, "done", None) is True:
             self.is_seen = True
+            self.usage = item
 
     @property
     def is_missing(self) -> bool:
         return not self.is_seen
+
+
+# ---------------------------------------------------------------------- text
+
+
+class TextLength:
+    """Counts the tokens of a stream of text, which has no marker.
+
+    Args:
+        sent: Tokens of the prompt.
+        first: The first piece of the text.
+    """
+
+    __slots__ = ("_tokens",)
+
+    is_seen = is_missing = False
+    failure = None
+
+    def __init__(self, sent: int, first: str) -> None:
+        self._tokens = sent + token_weight(first)
+
+    def record(self, item: Any) -> None:
+        """Count the next piece."""
+        self._tokens += token_weight(item)
+
+    @property
+    def usage(self) -> Any:
+        """Tokens of the prompt and of what has come."""
+        return {"total_tokens": math.ceil(self._tokens)}
 
 
 # ---------------------------------------------------------------------- words

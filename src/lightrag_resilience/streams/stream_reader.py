@@ -11,16 +11,17 @@ from typing import Any, Generic, TypeVar
 
 from lightrag_resilience.calls.attempts import Attempts
 from lightrag_resilience.calls.call_context import Call, current_call
-from lightrag_resilience.calls.publishing import publish_call_failed
+from lightrag_resilience.calls.publishing import publish_call_failed, publish_wasted_tokens
 from lightrag_resilience.errors import (
     AttemptTimeoutError,
     TruncatedStreamError,
     UnsupportedCallError,
 )
+from lightrag_resilience.limits.token_usage import used_tokens
 from lightrag_resilience.runtime.tasks import keep_until_done
 from lightrag_resilience.timeouts.idle_timer import IdleTimer
 
-from .finish_markers import FinishMarker, finish_marker_for, incomplete_error
+from .finish_markers import FinishMarker, TextLength, finish_marker_for, incomplete_error
 from .stream_proxy import close_both, sent_into, thrown_into
 
 __all__ = ["StreamReader"]
@@ -72,6 +73,8 @@ class StreamReader(Generic[T]):
         self._finish: FinishMarker | None = None
         if policy.stream.finish_marker:
             self._finish = finish_marker_for(first)
+        if first.__class__ is str and (sent := call.sent_tokens):
+            self._finish = TextLength(sent, str(first))
 
     async def items(self, first: T) -> AsyncGenerator[T, Any]:  # noqa: C901, PLR0912, PLR0915 - as `Guard.run`
         """All items. One generator: a coroutine for each item would double the cost.
@@ -228,7 +231,8 @@ class StreamReader(Generic[T]):
         """Settle a complete stream as a success."""
         self._idle_timer.close()
         if (call := self._take_call()) is not None:
-            self._guard.settle_success(call, self._waited)
+            usage = None if self._finish is None else self._finish.usage
+            self._guard.settle_success(call, self._waited, usage)
 
     def _incomplete_error(self) -> TruncatedStreamError | None:
         finish = self._finish
@@ -240,12 +244,21 @@ class StreamReader(Generic[T]):
 
     def _settle_failed(self, error: Exception) -> None:
         if (call := self._take_call()) is not None:
+            self._note_tokens(call)
             self._guard.settle_error(call, error)
             publish_call_failed(self._guard, call, error)
 
     def _release(self) -> None:
         if (call := self._take_call()) is not None:
             self._guard.settle_without_verdict(call)
+            if self._guard.events.counts_tokens:
+                self._note_tokens(call)
+                publish_wasted_tokens(self._guard, call)
+
+    def _note_tokens(self, call: Call) -> None:
+        """Note what a stream that is not complete has used."""
+        if self._finish is not None and call.reported_tokens is None:
+            call.reported_tokens = used_tokens(self._finish.usage)
 
     def _take_call(self) -> Call | None:
         """Take the call out of those in flight, so that it is settled once."""

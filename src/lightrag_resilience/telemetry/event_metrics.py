@@ -15,6 +15,7 @@ from lightrag_resilience.events import (
     CallAdmitted,
     CallFailed,
     CallSucceeded,
+    DocumentProcessed,
     DocumentsCounted,
     DrainEnded,
     DrainProgress,
@@ -27,6 +28,7 @@ from lightrag_resilience.events import (
     RetryScheduled,
     StaleAnswerServed,
     StateChanged,
+    TokensUsed,
     WorkAbandoned,
 )
 from lightrag_resilience.health import level_of
@@ -59,8 +61,6 @@ def _nothing(_event: Any) -> Iterable[Measure]:
 
 def _call_succeeded(event: CallSucceeded) -> Iterable[Measure]:
     yield "attempt_duration_seconds", (event.dependency, "success"), event.duration
-    if event.tokens:
-        yield "tokens_used", (event.dependency,), event.tokens
 
 
 def _attempt_failed(event: AttemptFailed) -> Iterable[Measure]:
@@ -129,6 +129,10 @@ _OF: dict[type, Callable[[Any], Iterable[Measure]]] = {
     RecoveryCompleted: _recovered,
     RetryScheduled: _retried,
     StaleAnswerServed: _once("stale_answers"),
+    DocumentProcessed: lambda event: (("documents_processed", (event.workspace,), 1),),
+    TokensUsed: lambda event: (
+        ("tokens_used", (event.dependency, event.work, event.use), event.tokens),
+    ),
     StateChanged: lambda event: (("breaker_transitions", (event.dependency, event.new), 1),),
     WorkAbandoned: lambda event: (("drain_abandoned", (event.kind,), 1),),
 }

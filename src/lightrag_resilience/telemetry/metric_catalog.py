@@ -94,7 +94,12 @@ METRICS = (
     ),
     Metric("tokens_reserved", "counter", (_D,), "Tokens reserved for calls before they were sent."),
     Metric(
-        "tokens_used", "counter", (_D,), "Tokens that calls used, as reported by their answers."
+        "tokens_used",
+        "counter",
+        (_D, "work", "use"),
+        "Tokens that attempts used, as reported or else by an estimate. The work is query, "
+        "document or other. The use is answer, or the cause of their waste: failed (a first "
+        "attempt), retry (a further one), hedge (the slower of two calls), cancelled.",
     ),
     Metric(
         "breaker_transitions",
@@ -157,6 +162,12 @@ METRICS = (
         ("outcome",),
         "Seconds of a query of a protected LightRAG; of a streamed answer, to its first words. "
         "The outcome is success, degraded (answered without an unavailable dependency), or failed.",
+    ),
+    Metric(
+        "documents_processed",
+        "counter",
+        (_W,),
+        "Documents that LightRAG's pipeline was done with, or gave up.",
     ),
     Metric(
         "documents",

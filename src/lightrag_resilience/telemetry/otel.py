@@ -155,7 +155,7 @@ class Instrumentation:
 
     def _on_success(self, dependency: str, duration: float, tokens: int) -> None:
         attributes = self._successes.get(dependency)  # cached: this runs once for each call
-        if attributes is None or tokens:
+        if attributes is None:
             self._count(CallSucceeded(dependency, duration, tokens))
             if len(self._successes) < self._bounded["dependency"].most:
                 shown = self._bounded["dependency"].label_for(dependency)

@@ -153,7 +153,7 @@ class Observation:
     def _on_success(self, dependency: str, duration: float, tokens: int) -> None:
         """Record a success: the hot path, which every call pays for."""
         observe = self._successes.get(dependency)
-        if observe is None or tokens or self._exemplar is not None:
+        if observe is None or self._exemplar is not None:
             self._on_event(CallSucceeded(dependency, duration, tokens))
             # Cached only under its own name: the cache must not grow beyond the labels' bound.
             if self._names.label_for(dependency) == dependency:

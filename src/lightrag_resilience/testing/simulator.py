@@ -25,6 +25,7 @@ from aiohttp import web
 
 from .faults import Fault, Script
 from .simulated_model import complete, embed, relevance
+from .simulated_tokens import count_message_tokens, count_tokens
 
 __all__ = ["SeenCall", "Simulator"]
 
@@ -44,12 +45,14 @@ class SeenCall:
         path: The path that was called, such as ``/v1/chat/completions``.
         outcome: The HTTP status, or the fault that came instead; ``gone`` if the caller left.
         duration: Seconds until it was over, or its caller left; 0 until then.
+        tokens: Of its prompt and answer; 0 where it got no answer.
     """
 
     at: float
     path: str
     outcome: str = "pending"
     duration: float = 0.0
+    tokens: int = 0
 
 
 class Simulator:
@@ -117,6 +120,8 @@ class Simulator:
                 web.post("/v1/embeddings", self._guarded(_embeddings)),
                 web.post("/v1/rerank", self._guarded(_rerank)),
                 web.get("/v1/models", self._guarded(_models)),
+                web.post("/api/chat", self._guarded(_ollama_chat)),
+                web.post("/api/embed", self._guarded(_ollama_embed)),
                 web.get("/_sim/calls", self._control_calls),
                 web.put("/_sim/faults", self._control_faults),
                 web.post("/_sim/reset", self._control_reset),
@@ -225,20 +230,53 @@ class _SimulatedAnswer:
 
     body: Any = None
     events: tuple[str, ...] = ()
+    tokens: int = 0
+    content_type: str = "text/event-stream"
 
 
 def _chat(asked: Any) -> _SimulatedAnswer:
     as_json = (asked.get("response_format") or {}).get("type") in {"json_object", "json_schema"}
     text = complete(asked["messages"], as_json=as_json)
     frame = {"id": "chatcmpl-simulated", "created": 0, "model": str(asked.get("model", ""))}
-    usage = _usage(json.dumps(asked["messages"]), text)
+    usage = _usage(count_message_tokens(asked["messages"]), count_tokens(text))
+    tokens = usage["total_tokens"]
     if asked.get("stream"):
         with_usage = (asked.get("stream_options") or {}).get("include_usage")
-        return _SimulatedAnswer(events=tuple(_events(frame, text, usage if with_usage else None)))
+        events = tuple(_events(frame, text, usage if with_usage else None))
+        return _SimulatedAnswer(events=events, tokens=tokens)
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     frame |= {"object": "chat.completion", "choices": [choice], "usage": usage}
-    return _SimulatedAnswer(frame)
+    return _SimulatedAnswer(frame, tokens=tokens)
+
+
+def _ollama_chat(asked: Any) -> _SimulatedAnswer:
+    text = complete(asked["messages"], as_json=bool(asked.get("format")))
+    sent, made = count_message_tokens(asked["messages"]), count_tokens(text)
+    end = {"done": True, "done_reason": "stop", "prompt_eval_count": sent, "eval_count": made}
+    frame = {"model": str(asked.get("model", "")), "created_at": "1970-01-01T00:00:00Z"}
+    if not asked.get("stream", True):
+        body = frame | {"message": {"role": "assistant", "content": text}} | end
+        return _SimulatedAnswer(body, tokens=sent + made)
+    words = [*text.replace(" ", " \0").split("\0"), ""]
+    parts = [
+        frame | {"message": {"role": "assistant", "content": it}, "done": False} for it in words
+    ]
+    parts[-1] |= end
+    lines = tuple(json.dumps(part) + "\n" for part in parts)
+    return _SimulatedAnswer(events=lines, tokens=sent + made, content_type="application/x-ndjson")
+
+
+def _ollama_embed(asked: Any) -> _SimulatedAnswer:
+    texts = _texts(asked["input"])
+    vectors = [embed(text, int(asked.get("dimensions") or _DIMENSIONS)) for text in texts]
+    tokens = sum(map(count_tokens, texts))
+    body = {"model": asked.get("model"), "embeddings": vectors, "prompt_eval_count": tokens}
+    return _SimulatedAnswer(body, tokens=tokens)
+
+
+def _texts(asked: Any) -> list[str]:
+    return [asked] if isinstance(asked, str) else list(asked)
 
 
 def _events(frame: Any, text: str, usage: Any) -> list[str]:
@@ -257,16 +295,17 @@ def _events(frame: Any, text: str, usage: Any) -> list[str]:
 
 
 def _embeddings(asked: Any) -> _SimulatedAnswer:
-    texts = [asked["input"]] if isinstance(asked["input"], str) else list(asked["input"])
+    texts = _texts(asked["input"])
     vectors = [embed(text, int(asked.get("dimensions") or _DIMENSIONS)) for text in texts]
     as_bytes = asked.get("encoding_format") == "base64"
     data = [
         {"object": "embedding", "index": index, "embedding": _packed(v) if as_bytes else v}
         for index, v in enumerate(vectors)
     ]
-    usage = _usage("".join(texts), "")
+    usage = _usage(sum(map(count_tokens, texts)), 0)
     return _SimulatedAnswer(
-        {"object": "list", "data": data, "model": asked.get("model"), "usage": usage}
+        {"object": "list", "data": data, "model": asked.get("model"), "usage": usage},
+        tokens=usage["total_tokens"],
     )
 
 
@@ -288,9 +327,7 @@ def _models(_: Any) -> _SimulatedAnswer:
     return _SimulatedAnswer({"object": "list", "data": [{"id": "simulated", "object": "model"}]})
 
 
-def _usage(asked: str, answered: str) -> dict[str, int]:
-    """Tokens, at four characters each."""
-    prompt, completion = len(asked) // 4 + 1, len(answered) // 4
+def _usage(prompt: int, completion: int) -> dict[str, int]:
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -302,6 +339,7 @@ async def _send(
     request: web.Request, answer: _SimulatedAnswer, seen: SeenCall, fault: Fault | None
 ) -> web.StreamResponse:
     """Send an answer, or as much of it as comes before its fault."""
+    seen.tokens = answer.tokens
     if not answer.events and fault is None:
         seen.outcome = "200"
         return web.json_response(answer.body)
@@ -309,7 +347,7 @@ async def _send(
     if fault is not None and fault.pieces >= len(parts):
         fault = None
     response = web.StreamResponse()
-    response.content_type = "text/event-stream" if answer.events else "application/json"
+    response.content_type = answer.content_type if answer.events else "application/json"
     await response.prepare(request)
     for part in parts[: fault.pieces if fault else None]:
         await response.write(part.encode())

@@ -9,8 +9,10 @@ LightRAG that is installed. What a release lacks leaves its seam unguarded, and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -62,6 +64,7 @@ __all__ = [
     "START_BACKGROUND",
     "STORAGES",
     "STORAGE_KINDS",
+    "TRACKER",
     "UPLOAD_WORK",
     "WRAP_ROLE",
     "FunctionSlot",
@@ -81,6 +84,7 @@ __all__ = [
     "roles_of",
     "server_of",
     "storage_registry",
+    "takes_tracker",
     "without_queue",
     "worker_class",
 ]
@@ -104,6 +108,7 @@ RETRYING_CLIENTS = (
 
 _LLM_PACKAGE, _RERANK_MODULE = "lightrag.llm", "lightrag.rerank"
 _AZURE = "azure_openai"
+_BINDING_MODULES = {_AZURE: "openai"}
 _RERANKERS = {"cohere_rerank": "cohere", "jina_rerank": "jina", "ali_rerank": "aliyun"}
 
 
@@ -124,6 +129,35 @@ def binding_of(function: Any) -> str | None:
     if package != _LLM_PACKAGE:
         return None
     return _AZURE if name.startswith(f"{_AZURE}_") else binding  # 1.5 has them in `openai`
+
+
+TRACKER = "token_tracker"
+"""The argument of LightRAG's bindings whose `add_usage` gets what a provider says of its tokens."""
+
+
+def takes_tracker(function: Any, metadata: Mapping[str, Any] | None = None) -> bool:
+    """Whether a function that calls a provider takes a `token_tracker`.
+
+    A function that only passes its arguments on has no such parameter: it must be one of LightRAG's
+    own, as another's may pass them to a client that refuses the argument.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    if TRACKER in parameters:
+        return True
+    while isinstance(function, functools.partial):
+        function = function.func
+    binding = binding_of(function)
+    if getattr(function, "__module__", None) == SERVER:
+        binding = (metadata or {}).get("binding")
+    if binding is None or all(it.kind is not it.VAR_KEYWORD for it in parameters.values()):
+        return False
+    module = _BINDING_MODULES.get(binding, binding)
+    inner = vars(sys.modules.get(f"{_LLM_PACKAGE}.{module}", sys))
+    cached = (it for name, it in inner.items() if name.endswith("_if_cache"))
+    return any(TRACKER in inspect.signature(it).parameters for it in cached)
 
 
 def worker_class() -> Any:

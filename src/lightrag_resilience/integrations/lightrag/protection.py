@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
 import math
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any
 
 from lightrag_resilience.calls.call_context import Deadline, current_deadline
 from lightrag_resilience.calls.deadline import under_deadline
+from lightrag_resilience.calls.token_account import current_account
 from lightrag_resilience.config.endpoint_names import Endpoint
 from lightrag_resilience.config.policies import TimeoutPolicy
 from lightrag_resilience.draining.gate import allow_during_drain, is_allowed_during_drain
@@ -32,11 +32,13 @@ from lightrag_resilience.integrations.lightrag.work.context import (
 )
 from lightrag_resilience.integrations.lightrag.work.document_counts import DocumentCounts
 from lightrag_resilience.integrations.lightrag.work.ingest import Ingest, current_run, save_answers
+from lightrag_resilience.integrations.lightrag.work.metered import metered
 from lightrag_resilience.integrations.lightrag.work.query_errors import raise_on_dependency_error
 from lightrag_resilience.integrations.lightrag.work.query_events import with_query_events
 from lightrag_resilience.integrations.lightrag.work.query_time import QueryTime
 from lightrag_resilience.integrations.sdks import detect_truncated_streams, disable_sdk_retries
 from lightrag_resilience.limits.priority import Priority, current_priority, priority
+from lightrag_resilience.limits.token_usage import with_tokenizer
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.recovery_probe import Probe
 from lightrag_resilience.pipeline.registry import Guards
@@ -56,6 +58,7 @@ from .compat import (
     are_storages_initialized,
     retire,
     roles_of,
+    takes_tracker,
     without_queue,
 )
 from .coverage import Cover, Coverage
@@ -69,9 +72,9 @@ __all__ = ["Protection"]
 
 _CARRIED = "_resilience_carried"
 """An argument that carries a call's context through a queue, whose workers have contexts of their
-own in LightRAG 1.4: priority, whether it is allowed during a drain, its run of ingest, and its
-deadline."""
-_CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None, None)
+own in LightRAG 1.4: priority, whether it is allowed during a drain, its run of ingest, its
+deadline, and the account of its tokens."""
+_CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None, None, None)
 _LOST_BY_FAMILY = {
     "llm": frozenset({QueryComponent.MODEL}),
     "embedding": frozenset({QueryComponent.VECTORS}),
@@ -112,6 +115,8 @@ class Protection:
         self._probes: dict[str, Callable[[], None]] = {}  # what ends each, by its guard
         self._lost_with: dict[str, frozenset[QueryComponent]] = {}
         self._ingest_dependencies: set[str] = set()
+        tokenizer = getattr(rag, "tokenizer", None)
+        self._count_tokens = with_tokenizer(getattr(tokenizer, "encode", None))
         self._build_role: Any = None  # of LightRAG 1.5
 
     async def apply(self) -> None:
@@ -294,8 +299,11 @@ class Protection:
             for name, it in roles.items()
         }
         guard = self._guard_of(endpoints[role], timeout, endpoints.values())
-        times, model = self._times(guard, timeout), roles[role].metadata.get("model")
-        called = _guarded(function, guard, times, self._ingest.park_if_late, model)
+        times, metadata = self._times(guard, timeout), roles[role].metadata
+        has_tracker = takes_tracker(function, metadata)
+        attempt = metered(function, guard, takes_tracker=has_tracker)
+        vars(attempt)["__resilience_model__"] = metadata.get("model")  # for traces
+        called = _guarded(function, attempt, guard, times, self._ingest.park_if_late)
         queued = self._build_role(role, called, max_async, timeout, model_kwargs)
         cache = getattr(self._rag, "llm_response_cache", None)
         self._set_probe(guard, probe_of(MODEL.name, function, hashing_kv=cache, **model_kwargs))
@@ -307,7 +315,8 @@ class Protection:
         arguments = self._rag.llm_model_kwargs if slot is MODEL else None
         guard = self._guard_of(endpoint_of(slot.name, original, None, arguments), timeout)
         before = self._ingest.park_if_late if slot is MODEL else None
-        called = _guarded(original, guard, self._times(guard, timeout), before)
+        attempt = metered(original, guard, takes_tracker=takes_tracker(original))
+        called = _guarded(original, attempt, guard, self._times(guard, timeout), before)
         queued = slot.new_queue(self._rag, called)
         slot.put(self._rag, self._guard_queue(slot.name, queued, guard))
         self._set_probe(guard, probe_of(slot.name, original))
@@ -326,6 +335,7 @@ class Protection:
         guard = self._registry.get_endpoint(endpoint, _given(timeout), beside)
         if endpoint.family != RERANK.name:
             self._need(guard)
+        guard.count_tokens = self._count_tokens
         return guard
 
     def _need(self, guard: Guard) -> None:
@@ -350,7 +360,8 @@ class Protection:
         async def call_queue(*args: Any, **kwargs: Any) -> Any:
             deadline = current_deadline()
             is_allowed, run = is_allowed_during_drain.get(), current_run.get()
-            carried = current_priority.get(), is_allowed, run, deadline
+            account = current_account.get()
+            carried = current_priority.get(), is_allowed, run, deadline, account
             if carried != _CARRIED_BY_NONE:
                 kwargs[_CARRIED] = carried
 
@@ -389,43 +400,39 @@ def _storages(rag: Any) -> Iterator[tuple[str, Any]]:
 
 def _guarded(
     function: Callable[..., Any],
+    attempt: Callable[..., Coroutine[Any, Any, Any]],
     guard: Guard,
     times: Callable[[], TimeoutPolicy],
     before: Callable[[], Awaitable[None]] | None = None,
-    model: str | None = None,
 ) -> Callable[..., Any]:
     """A function under its guard, to be called by the workers of LightRAG's queue.
 
     Args:
         function: What calls the provider.
+        attempt: The same, for each attempt.
         guard: Its guard.
         times: Returns how long its calls may take.
         before: Awaited first, outside the guard's deadline.
-        model: The name of the model, for traces.
     """
-
-    async def call(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        return await result if inspect.isawaitable(result) else result
-
-    vars(call)["__resilience_model__"] = model
 
     # A plain function: LightRAG deep-copies it with its configuration, and reads its signature.
     @functools.wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        level, is_allowed, run, deadline = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
+        level, is_allowed, run, deadline, account = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
         tokens = is_allowed_during_drain.set(is_allowed), current_run.set(run)
+        accounts = current_account.set(account)
         try:
             if before is not None:
                 await before()
             with priority(level), under_deadline(deadline):
-                return await run_within(times(), guard, call, args, kwargs)
+                return await run_within(times(), guard, attempt, args, kwargs)
         except Exception as error:
             reached(error, Stage.QUEUED)
             raise
         finally:
             is_allowed_during_drain.reset(tokens[0])
             current_run.reset(tokens[1])
+            current_account.reset(accounts)
 
     return guarded
 

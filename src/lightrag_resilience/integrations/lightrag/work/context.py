@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from lightrag_resilience.calls.call_context import current_call
+from lightrag_resilience.calls.token_account import TokenAccount, current_account
 from lightrag_resilience.composition.wait_for_recovery import Patience, retry_until_available
 from lightrag_resilience.errors import CallRejected, ShuttingDownError
 from lightrag_resilience.failures.classifier import FailureKind, classify, root_cause
@@ -234,11 +235,15 @@ def as_work(
         if current_work.get() is not None:
             return await method(*args, **kwargs)
         token = current_work.set(WorkContext(ingest_patience=patience))
+        # For stages that are not of one document, and for LightRAG 1.4.
+        account = current_account.get() if patience is None else TokenAccount("document")
+        accounts = current_account.set(account)
         level = Priority.INTERACTIVE if patience is None else Priority.BACKGROUND
         try:
             with priority(level):
                 return await method(*args, **kwargs)
         finally:
             current_work.reset(token)
+            current_account.reset(accounts)
 
     return as_work

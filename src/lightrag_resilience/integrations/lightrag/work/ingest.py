@@ -17,9 +17,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from lightrag_resilience.calls.token_account import TokenAccount, current_account
 from lightrag_resilience.draining.gate import allow_during_drain
 from lightrag_resilience.draining.journal import AbandonedWork
 from lightrag_resilience.errors import ShuttingDownError
+from lightrag_resilience.events import DocumentProcessed
 from lightrag_resilience.integrations.lightrag.compat import (
     IS_CANCELLED,
     MARK_CANCELLED,
@@ -220,10 +222,19 @@ class Ingest:
         document = given["doc_id"]
         track = str(getattr(given["status_doc"], "track_id", None) or "")
         run.documents[document] = track, time.monotonic()
+        account = TokenAccount("document")
+        token = current_account.set(account)
         try:
             await original(**given)
+        except BaseException:
+            account.is_abandoned = True
+            raise
         finally:
             run.documents.pop(document, None)
+            current_account.reset(token)
+            if DocumentProcessed in (events := self._registry.events).subscribed:
+                workspace = self._rag.workspace or ""
+                events.publish(DocumentProcessed(workspace, account.used, account.wasted))
 
     async def _is_cancelled(self, original: Callable[..., Awaitable[bool]], *given: Any) -> bool:
         """Whether to start no other stage of a document. LightRAG polls this between stages."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from lightrag_resilience.calls.token_account import TokenAccount, current_account
 from lightrag_resilience.events import QueryCompleted
 from lightrag_resilience.pipeline.registry import Guards
 
@@ -26,15 +27,19 @@ def with_query_events(method: _Method, guards: Guards, workspace: str) -> _Metho
 
     @functools.wraps(method)
     async def ask(*args: Any, **kwargs: Any) -> Answer:
-        if guards.tracing is None and QueryCompleted not in guards.events.subscribed:
+        if guards.tracing is None and not guards.events.counts_tokens:
             return await method(*args, **kwargs)
         query = _Query(guards, workspace)
+        token = current_account.set(query.account)
         try:
             with query.current():
                 answer = await method(*args, **kwargs)
         except BaseException as error:
+            query.account.is_abandoned = True
             query.failed(error)
             raise
+        finally:
+            current_account.reset(token)
         query.completed(answer)
         if (answer.get("llm_response") or {}).get("is_streaming"):
             return streamed(answer, query.follow_stream)
@@ -48,6 +53,7 @@ class _Query:
     """One query from start to end."""
 
     def __init__(self, guards: Guards, workspace: str) -> None:
+        self.account = TokenAccount("query")
         self._events = guards.events
         self._workspace = workspace
         tracing = guards.tracing
@@ -75,7 +81,8 @@ class _Query:
     def end(self, error: BaseException | None = None) -> None:
         """Publish the outcome and end the span."""
         if error is None or isinstance(error, Exception):
-            event = QueryCompleted(self._workspace, self._outcome, self._duration)
+            used, wasted = self.account.used, self.account.wasted
+            event = QueryCompleted(self._workspace, self._outcome, self._duration, used, wasted)
             self._events.publish(event)
         if self._span is not None:
             self._span.end(error, self._outcome)
