@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator
 
+import coverage
 import openai
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,6 +32,17 @@ settings.load_profile("patient")
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are processors, as half of the time of a test with servers is waiting."""
     return min(os.cpu_count() or 1, 4) + 1
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let a pause of the measurement be one in xdist's workers too.
+
+    pytest-cov starts two there, and the first, whose data it drops, goes on when the second pauses.
+    """
+    unused = coverage.Coverage.current()
+    if unused is not None and hasattr(session.config, "workerinput"):
+        unused.stop()
 
 
 @pytest.hookimpl(wrapper=True)
