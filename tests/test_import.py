@@ -152,6 +152,7 @@ def test_the_readmes_table_of_errors_names_what_exists() -> None:
 # ---------------------------------------------------------------------- how it is built
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("module", MODULES)
 def test_only_the_settings_read_the_environment(module: str) -> None:
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
@@ -161,6 +162,7 @@ def test_only_the_settings_read_the_environment(module: str) -> None:
     assert reads == ({"environ"} if module in READ_THE_ENVIRONMENT else set())
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("module", MODULES)
 def test_only_the_process_state_is_state_of_a_module(module: str) -> None:
     """Other state could neither be reset after a fork nor made anew for a test."""

@@ -52,6 +52,7 @@ def test_the_run_that_opens_grows_with_the_share_of_failed_calls(
     assert run_to_open(calls, failed) == run
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("share", "calls", "most"),
     [(0.05, 2000, 0), (0.3, 2000, 2), (0.6, 150, 12), (0.8, 150, 40)],

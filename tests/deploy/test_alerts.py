@@ -14,6 +14,7 @@ pytest.importorskip("prometheus_client")
 from support.recorded import Answers, check, record
 
 pytestmark = [
+    pytest.mark.no_cover,
     pytest.mark.once,
     pytest.mark.skipif(shutil.which("promtool") is None, reason="apt-get install prometheus"),
 ]

@@ -262,6 +262,7 @@ async def test_a_request_that_is_refused_leaves_probing_to_users_in_this_outage(
     assert guard.breaker.state is State.CLOSED
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("status", [401, 403, 429])
 async def test_an_answer_that_serves_no_caller_is_probed_again_ever_more_rarely(
     status: int,

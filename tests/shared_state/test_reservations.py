@@ -113,6 +113,7 @@ def most_in_any(window: float, times: list[float]) -> int:
     return most
 
 
+@pytest.mark.no_cover
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

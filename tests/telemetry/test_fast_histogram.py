@@ -123,6 +123,7 @@ def test_a_flush_keeps_durations_appended_meanwhile() -> None:
     assert counted(histogram) == 3
 
 
+@pytest.mark.no_cover
 def test_no_duration_is_lost_between_threads_and_scrapes() -> None:
     histogram, threads, each = FastHistogram(BUCKETS), 4, 100_000
     interval = sys.getswitchinterval()

@@ -158,6 +158,7 @@ def publish_many(guards: Guards) -> None:
         guards.events.publish(QueryCompleted(name, "success", 0.1))
 
 
+@pytest.mark.no_cover
 def test_ten_thousand_names_make_few_prometheus_series(guards: Guards) -> None:
     registry = CollectorRegistry()
     observation = observe(guards, registry=registry, most=MOST)
@@ -178,6 +179,7 @@ def test_ten_thousand_names_make_few_prometheus_series(guards: Guards) -> None:
     observation.close()
 
 
+@pytest.mark.no_cover
 async def test_ten_thousand_names_and_models_make_few_opentelemetry_series(
     guards: Guards, reader: InMemoryMetricReader, instrumentation: Instrumentation
 ) -> None:

@@ -26,6 +26,7 @@ from support.paths import ROOT
 from support.prometheus_server import Asked, end, free_port, prometheus, until
 
 pytestmark = [
+    pytest.mark.no_cover,
     pytest.mark.lightrag,
     pytest.mark.once,
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="apt-get install prometheus"),

@@ -16,7 +16,7 @@ from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import protect
 from support.lightrag_rig import Provider, lightrag_on
 
-pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
+pytestmark = [pytest.mark.anyio, pytest.mark.lightrag, pytest.mark.no_cover]
 
 TEXTS = [f"Ada founded Alderwick beside the river, as {number} others did." for number in range(8)]
 QUESTIONS = [f"Who founded Alderwick in the year {1200 + number}?" for number in range(20)]

@@ -132,6 +132,7 @@ def in_virtual_time(
     loop.close()
 
 
+@pytest.mark.no_cover
 def test_an_hour_of_outage_with_a_query_a_second_writes_at_most_60_lines(
     written: list[logging.LogRecord],
 ) -> None:
@@ -155,6 +156,7 @@ def test_an_hour_of_outage_with_a_query_a_second_writes_at_most_60_lines(
     assert "(request r-3599)" in sums[-1]
 
 
+@pytest.mark.no_cover
 def test_a_flapping_dependency_writes_at_most_60_lines_in_an_hour(
     written: list[logging.LogRecord],
 ) -> None:
@@ -178,6 +180,7 @@ def test_a_flapping_dependency_writes_at_most_60_lines_in_an_hour(
     assert ". The last one: Circuit 'llm.openai' is " in sums[0]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("period", [30, 7200])
 def test_four_workers_without_redis_write_at_most_60_lines_in_an_hour(
     period: int, written: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
