@@ -175,7 +175,7 @@ class Attempts:
             timer = DeadlineTimer(seconds, now + deadline.left, loop_state.loop, self.clock)
             timer.start(call, now)
         elif timer is not None:
-            if loop_state.controller is not None or call.deadline is not None:
+            if loop_state.controller is not None or call.attempt > 1:  # it has waited
                 left = max(self.remaining(call), 0.0)
                 if left < timer.seconds:
                     # The deadline cuts this attempt short. A shared timer serves one duration.

@@ -51,7 +51,6 @@ class Call(Timed):
         suspended_at: Monotonic seconds at which the first of these began.
         began: Monotonic seconds at which the call began.
         started: Monotonic seconds at which its present attempt was sent.
-        deadline: Monotonic seconds at which it ends for good; None before a retry needs it.
         failure: The class of the last attempt's failure; None where it was rejected.
         timer: What ends its present attempt; None where nothing does.
         idle_timer: Gives the timer of its stream, until whose end the call lasts; None while it has
@@ -66,7 +65,6 @@ class Call(Timed):
         "_reported_tokens",
         "admission",
         "began",
-        "deadline",
         "failure",
         "guard",
         "idempotent",
@@ -94,7 +92,6 @@ class Call(Timed):
     admission: Admission
     began: float
     started: float
-    deadline: float | None
     failure: Failure | None
     timer: Timer | None
     is_pass_through: bool
@@ -110,7 +107,7 @@ class Call(Timed):
         self.guard = guard
         self.parent = parent
         self.began = now
-        self.deadline = self.timer = self.failure = self.idempotent = self.idle_timer = None
+        self.timer = self.failure = self.idempotent = self.idle_timer = None
         self.suspend_depth = 0
 
     @property
@@ -210,8 +207,6 @@ class Call(Timed):
         paused = now - self.suspended_at
         self.began += paused
         self.started += paused
-        if self.deadline is not None:
-            self.deadline += paused
         if self.idle_timer is not None:
             if (idle_timer := self.idle_timer()) is not None:
                 idle_timer.resume(now)

@@ -298,7 +298,7 @@ class Guard(Attempts):
         call.guard = self
         call.parent = parent
         call.began = now
-        call.deadline = call.failure = call.idle_timer = None
+        call.failure = call.idle_timer = None
         call.suspend_depth = 0
         call.idempotent = idempotent
         gate.running[call] = None
@@ -423,8 +423,6 @@ class Guard(Attempts):
             add_reason(first, self.name, "gave up after 1 attempts")
             publish_call_failed(self, call, first)
             raise first
-        total = call.loop_state.policy.timeout.total
-        call.deadline = None if total is None else call.began + total
         retries = RetryLoop(
             dependency=self.name,
             policy=policy,
