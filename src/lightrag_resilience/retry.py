@@ -22,6 +22,8 @@ from .errors import CallRejected, ShuttingDownError
 from .failures.classifier import Failure, FailureKind
 
 __all__ = [
+    "BEFORE_LIGHTRAG",
+    "LIGHTRAG_BACKOFF",
     "RETRY_COST",
     "TIMEOUT_RETRY_COST",
     "RetryBudget",
@@ -40,9 +42,11 @@ _TRANSIENT = FailureKind.TRANSIENT
 _MAY_BE_DONE = frozenset({460, 499, 502, 504, 520, 524, 598, 599})
 RETRY_COST = 5  # tokens, as in the AWS SDKs
 TIMEOUT_RETRY_COST = 10  # a timeout has cost the dependency more
-_BROWNOUT_BACKOFF = 4.0  # seconds at most, while some calls pass
-_AFTER_A_HANG = 3.5  # seconds at least, so that a retry comes no later than one of LightRAG's
-_LIGHTRAG_ATTEMPTS, _LIGHTRAG_BACKOFF = 3, (4.0, 10.0)  # of its functions, in seconds
+_LIGHTRAG_ATTEMPTS = 3
+LIGHTRAG_BACKOFF, _LONGEST_LIGHTRAG_BACKOFF = 4.0, 10.0
+"""Seconds between the attempts of LightRAG's own functions."""
+BEFORE_LIGHTRAG = LIGHTRAG_BACKOFF - 0.5
+"""Seconds after which an attempt still comes before one of LightRAG's."""
 # tenacity's strategies get its state of a call. Its controller does not run the call: made anew for
 # each, it costs three times the rest of a retry.
 _STRATEGIES = tenacity.AsyncRetrying()
@@ -245,10 +249,10 @@ class RetryLoop:
         self._wait = self._own_backoff(state, self._wait)
         if is_brownout:
             if not self.budget.affords(_cost_after(failure)):
-                return random.uniform(*_LIGHTRAG_BACKOFF)  # noqa: S311
-            self._wait = min(self._wait, _BROWNOUT_BACKOFF)
+                return random.uniform(LIGHTRAG_BACKOFF, _LONGEST_LIGHTRAG_BACKOFF)  # noqa: S311
+            self._wait = min(self._wait, LIGHTRAG_BACKOFF)
         # After an attempt that hung a moment costs little, and the next one may hang as long.
-        return max(self._wait, min(self.took(), _AFTER_A_HANG))
+        return max(self._wait, min(self.took(), BEFORE_LIGHTRAG))
 
     def _own_backoff(self, state: tenacity.RetryCallState, before: float) -> float:
         """Seconds to wait by the policy; `before` is the last wait by it."""

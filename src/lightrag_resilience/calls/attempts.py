@@ -40,7 +40,6 @@ from .publishing import (
 __all__ = ["Attempts"]
 
 _THROTTLED = FailureKind.THROTTLED
-_NEVER = -math.inf
 # Seconds between callers that waited for the same circuit: at once, all would be answered as late
 # as the last of them, and a provider that has just returned would get them all together.
 _STAGGER, _LONGEST_STAGGER = 0.05, 1.0
@@ -97,7 +96,7 @@ class Attempts:
         self._loop_states = loop_states
         # That of the loop used last: nearly all calls of a guard come from one loop.
         self._loop_state: LoopState | None = None
-        self.demanded_at = _NEVER
+        self.demanded_at = -math.inf
         """Monotonic seconds at which the last call began that the circuit rejected."""
         self.granted: GrantedLimits | None = None
         """Limits that the provider named in its answers; None until it did."""

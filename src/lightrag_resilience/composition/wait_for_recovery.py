@@ -25,14 +25,13 @@ from lightrag_resilience.errors import (
 )
 from lightrag_resilience.failures.classifier import FailureKind, classify
 from lightrag_resilience.pipeline.guard import Guard
-from lightrag_resilience.retry import is_retryable
+from lightrag_resilience.retry import LIGHTRAG_BACKOFF, is_retryable
 
 __all__ = ["Patience", "retry_until_available"]
 
 R = TypeVar("R")
 
 _SHORTEST_WAIT = 0.1  # seconds
-_LONGEST_WAIT = 4.0  # seconds between two calls while the circuit is closed, as LightRAG's own
 _JITTER = 0.25  # seconds
 _ROUNDS = 8  # that a short patience has time for
 
@@ -121,7 +120,7 @@ class Patience:
                 return None
             hint = failure.retry_after
         if hint is None:
-            hint = min(policy.max_backoff / 4, self._seconds / _ROUNDS, _LONGEST_WAIT)
+            hint = min(policy.max_backoff / 4, self._seconds / _ROUNDS, LIGHTRAG_BACKOFF)
         # Many calls wait for one dependency: the jitter keeps them from returning together.
         return max(hint, _SHORTEST_WAIT) + random.uniform(0.0, _JITTER)  # noqa: S311
 

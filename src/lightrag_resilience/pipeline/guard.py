@@ -42,6 +42,7 @@ from lightrag_resilience.events import Events
 from lightrag_resilience.health import Health, health_of
 from lightrag_resilience.limits.rate_limiter import SharedLimiter
 from lightrag_resilience.retry import (
+    BEFORE_LIGHTRAG,
     RetryBudget,
     RetryLoop,
     add_reason,
@@ -64,7 +65,6 @@ _PLAIN = frozenset({str, dict, list, int, float, bool, tuple, bytes, type(None)}
 _SHED_FOR = 1.0  # seconds
 _TURN = 0.05  # seconds after which a retry looks again whether it is needed as evidence
 _TURN_GROWTH = 1.5  # many calls that wait must not keep the event loop busy
-_LONGEST_TURN = 3.5  # seconds: so long may those before it hang
 _MOST_PROBES = 8  # that are kept, to hold again: their owners may never end them
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -447,7 +447,7 @@ class Guard(Attempts):
         Where so many retries are in flight as can open the circuit, one more would show nothing:
         many calls at once cost a dead provider as few requests as it takes to know that it is down.
         """
-        ends, turn = self.clock() + min(_LONGEST_TURN, self.remaining(call) / 2), _TURN
+        ends, turn = self.clock() + min(BEFORE_LIGHTRAG, self.remaining(call) / 2), _TURN
         while self._retrying >= self._circuit.failures_to_open and self.clock() < ends:
             await self.pause(turn)
             turn *= _TURN_GROWTH

@@ -25,6 +25,7 @@ from lightrag_resilience.errors import (
 )
 from lightrag_resilience.events import BackgroundProbeEnded, Event, StateChanged
 from lightrag_resilience.failures.classifier import Failure, FailureKind, classify
+from lightrag_resilience.retry import BEFORE_LIGHTRAG, LIGHTRAG_BACKOFF
 from lightrag_resilience.runtime.process_state import process
 from lightrag_resilience.runtime.tasks import keep_until_done
 from lightrag_resilience.text import MET, is_by_hand
@@ -40,8 +41,7 @@ _GRACE = 2.0  # seconds after which a probe that was not sent is left to the cal
 _JITTER = 0.1  # seconds: workers do not all ask for the permit at once
 _IDLE_GROWTH = 2.0  # of the time for which nothing was wanted: so long until the next probe
 _LONGEST_IDLE = 10.0  # seconds between two probes then, in an outage that is not young
-_AWAITED = 4.1  # seconds while callers wait: LightRAG alone tries again 4 and 8 s after a failure
-_HANGS_AFTER = 3.5  # seconds after which a young outage is probed beside requests that hang
+_AWAITED = LIGHTRAG_BACKOFF + 0.1  # seconds between two probes for callers that wait
 _DEMAND_POLL = 0.25  # seconds after which a probe that was put off sees a new demand
 _LEASE = 3.0  # seconds after which another worker takes over from one that died
 _POLL = 1.0  # seconds between two requests for the permit that another worker holds
@@ -323,7 +323,7 @@ class RecoveryProbe:
                 is_young = (guard.breaker.outage or 0.0) < self._young_for
                 done, _ = await asyncio.wait(
                     running,
-                    timeout=_HANGS_AFTER if is_young else _LONGEST_IDLE,
+                    timeout=BEFORE_LIGHTRAG if is_young else _LONGEST_IDLE,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if done:
