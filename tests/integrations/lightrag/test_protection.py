@@ -256,17 +256,20 @@ async def test_a_failed_protect_undoes_its_changes_and_may_be_repeated() -> None
     provider = Provider()
     async with lightrag_on(provider) as rag:
         graph, rag.chunk_entity_relation_graph = rag.chunk_entity_relation_graph, object()
-        guards = registry(RESILIENCE_DEFAULT__BREAKER__OPEN_FOR="300", RESILIENCE_STRICT="true")
+        strict = registry(RESILIENCE_STRICT="true")
         with pytest.raises(UnsupportedCallError, match="_graph: object is no storage"):
-            await protect(rag, registry=guards)
+            await protect(rag, registry=strict)
         rag.chunk_entity_relation_graph = graph
         assert not is_protected(rag)
         assert guarding(rag.full_docs) is None
-        guards.get("llm").breaker.open()
-        guards.get("embedding").breaker.open()
+        for name in ("llm", "embedding"):
+            strict.get(name).breaker.open()
         await rag.ainsert("Ada founded Alderwick beside the river.")
         assert await ask(rag) == ANSWER
+        guards = registry(RESILIENCE_DEFAULT__BREAKER__OPEN_FOR="300")
         await protect(rag, registry=guards)
+        guards.get("llm").breaker.open()
+        guards.get("embedding").breaker.open()
         with pytest.raises(CircuitOpenError):
             await ask(rag)
 
