@@ -457,6 +457,9 @@ PARSER_HTTP = "httpx"
 """The global of such a module whose `AsyncClient` sends all its requests."""
 
 
+_LIMIT = ("lightrag.parser.external._common", "download_max_bytes")
+
+
 def clear_folder(folder: Any) -> None:
     """Remove what an upload that failed has left, as LightRAG does before the first."""
     importlib.import_module("lightrag.parser.external").clear_dir_contents(folder)
@@ -464,8 +467,7 @@ def clear_folder(folder: Any) -> None:
 
 def largest_download() -> int | None:
     """Bytes of the largest result that LightRAG takes from a parser; None without a limit."""
-    common = importlib.import_module("lightrag.parser.external._common")
-    limit = getattr(common, "download_max_bytes", None)  # 1.5.7 has one
+    limit = find(*_LIMIT)
     return None if limit is None else cast("int | None", limit())
 
 
@@ -782,13 +784,36 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
         is_own_need=True,
     ),
     *(
-        PrivateName(holder, name, _PARSER_SEAMS, purpose, _NO_PARSERS, "1.5.2", needed_from="1.5.0")
-        for holder, name, purpose in (
-            ("lightrag.pipeline._BatchRunContext", PARSER_SPECS, "replace the parsers of a batch"),
-            ("parser/registry.py", 'spec.impl.partition(":")', "name a guarded parser's class"),
-            ("parser/external/_base.py", f"self.{DOWNLOAD}(", "guard what is not in the cache"),
-            ("parser/external/__init__.py", "clear_dir_contents,", "repeat a download"),
+        PrivateName(holder, name, _PARSER_SEAMS, purpose, _NO_PARSERS, since, needed_from="1.5.0")
+        for holder, name, purpose, since in (
+            (
+                "lightrag.pipeline._BatchRunContext",
+                PARSER_SPECS,
+                "replace the parsers of a batch",
+                "1.5.2",
+            ),
+            (
+                "parser/registry.py",
+                'spec.impl.partition(":")',
+                "name a guarded parser's class",
+                "1.5.2",
+            ),
+            (
+                "parser/external/_base.py",
+                f"self.{DOWNLOAD}(",
+                "guard what is not in the cache",
+                "1.5.2",
+            ),
+            ("parser/external/__init__.py", "clear_dir_contents,", "repeat a download", "1.5.0"),
         )
+    ),
+    PrivateName(
+        *_LIMIT,
+        _PARSER_SEAMS,
+        "know the largest result that LightRAG takes",
+        "a result of any size is read into memory",
+        since="1.5.7",
+        is_own_need=True,
     ),
     *(
         PrivateName(

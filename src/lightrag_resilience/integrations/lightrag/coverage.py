@@ -11,6 +11,7 @@ import pkgutil
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import CodeType
 from typing import Any
 
@@ -260,12 +261,17 @@ def compatibility_page() -> str:
     texts = {
         it for name in PRIVATE_NAMES for it in (name.since, name.until, name.needed_from) if it
     }
-    found: dict[str, str] = {}  # what is not guarded, and the first release of which that is said
-    for version in sorted(texts, key=_numbers):
-        found.setdefault(", ".join(_unguarded_in(version)) or "nothing", version)
+    listed = [
+        (version, ", ".join(_unguarded_in(version)) or "nothing")
+        for version in sorted(texts, key=_numbers)
+    ]
     return _PAGE.format(
         tested=_TESTED,
-        releases="\n".join(f"| {version} | {seams} |" for seams, version in found.items()),
+        releases="\n".join(
+            f"| {version} | {seams} |"
+            for (_, before), (version, seams) in pairwise([("", ""), *listed])
+            if seams != before
+        ),
         names="\n".join(map(_row, PRIVATE_NAMES)),
     )
 
