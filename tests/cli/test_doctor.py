@@ -96,6 +96,14 @@ def test_a_total_of_ones_own_has_no_findings_of_the_inherited_attempt() -> None:
     assert json.loads(ran.output) == {"findings": []}
 
 
+@pytest.mark.parametrize("seconds", ["250", "300", "600"])
+def test_an_attempt_beyond_lightrags_timeout_gets_advice_that_works(seconds: str) -> None:
+    own = {"RESILIENCE_LLM__TIMEOUT__ATTEMPT": seconds}
+    (finding,) = json.loads(run("doctor", "llm", "--json", **own).output)["findings"]
+    assert finding["advice"].startswith(f"set LLM_TIMEOUT={seconds}, ")
+    assert json.loads(run("doctor", "llm", "--json", LLM_TIMEOUT=seconds).output)["findings"] == []
+
+
 def test_doctor_json_lists_the_findings() -> None:
     own = {"RESILIENCE_LLM__TIMEOUT__TOTAL": "300"}
     ran = run("doctor", "llm.openai", "--json", LLM_TIMEOUT="100", **own)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lightrag_resilience.config.policies import Policy, TimeoutPolicy
+from lightrag_resilience.config.process_environment import timeout_variable
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -49,9 +50,10 @@ def examine(name: str, policy: Policy, queue_timeouts: Mapping[str, float]) -> l
         policy: Its policy in force.
         queue_timeouts: For each family, LightRAG's own timeout, in seconds.
     """
-    family_timeout = queue_timeouts.get(name.partition(".")[0])
+    family = name.partition(".")[0]
+    family_timeout = queue_timeouts.get(family)
     found = [
-        *_timeouts(policy),
+        *_timeouts(policy, family, family_timeout),
         *_queue(policy, family_timeout),
         *_breaker(policy),
         *_limits(policy),
@@ -62,7 +64,7 @@ def examine(name: str, policy: Policy, queue_timeouts: Mapping[str, float]) -> l
 _Found = Iterator[tuple[Level, str, str]]
 
 
-def _timeouts(policy: Policy) -> _Found:
+def _timeouts(policy: Policy, family: str, timeout: float | None) -> _Found:
     attempt, total = policy.timeout.attempt, policy.timeout.total
     retry = policy.retry
     if total is None:
@@ -71,7 +73,7 @@ def _timeouts(policy: Policy) -> _Found:
         yield (
             Level.ERROR,
             f"an attempt may take {attempt:g} s, and all attempts together only {total:g} s",
-            "set TIMEOUT__TOTAL above TIMEOUT__ATTEMPT",
+            _more_time(attempt, family, timeout) or "set TIMEOUT__TOTAL above TIMEOUT__ATTEMPT",
         )
     elif attempt is not None and retry.attempts > 1 and _for_two(attempt) > total:
         yield (
@@ -81,7 +83,8 @@ def _timeouts(policy: Policy) -> _Found:
                 f"short, as all "
                 f"together get {total:g} s"
             ),
-            "set TIMEOUT__TOTAL to twice TIMEOUT__ATTEMPT or more, or RETRY__ATTEMPTS to 1",
+            _more_time(attempt, family, timeout)
+            or "set TIMEOUT__TOTAL to twice TIMEOUT__ATTEMPT or more, or RETRY__ATTEMPTS to 1",
         )
     if retry.attempts > 1 and retry.initial_backoff >= total:
         yield (
@@ -99,6 +102,14 @@ def _timeouts(policy: Policy) -> _Found:
             f"a stream may be silent for {gap:g} s, and last only {whole:g} s",
             "lower TIMEOUT__GAP or raise TIMEOUT__STREAM_TOTAL",
         )
+
+
+def _more_time(attempt: float, family: str, timeout: float | None) -> str:
+    """The advice where LightRAG's queue leaves a larger total no room; else ""."""
+    if timeout is None or _for_two(attempt) < _TIMES * timeout:
+        return ""
+    named = f"{timeout_variable(family)}={math.ceil(attempt)}"
+    return f"set {named}, from which both follow, and leave TIMEOUT__ATTEMPT and __TOTAL out"
 
 
 def _for_two(attempt: float) -> float:
