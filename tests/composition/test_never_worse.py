@@ -11,6 +11,8 @@ jitter. What cannot hold is named here, and its bounds are `_why_not`'s:
   an attempt hung. A query waits 12 s for a dependency that is down, and then is refused.
 - Protection's attempts begin at other moments. One of them may hang that alone's did not.
 - A return that is shorter than the time between two probes may go unseen.
+- A query that is later than alone, within these bounds, may meet an outage that begins just as
+  alone has its answer.
 - What protection has saved takes places in the queue.
 
 Where only a share of the calls fails, luck differs call by call, and so sums are compared. A
@@ -83,7 +85,7 @@ def _outages(schedule: Schedule, shortest_return: float) -> list[tuple[float, fl
     return outages
 
 
-def _why_not(schedule: Schedule, without: Ended, with_it: Ended) -> str:
+def _why_not(schedule: Schedule, without: Ended, with_it: Ended) -> str:  # noqa: PLR0911 - one a reason
     """Why protection may answer this work later than alone, or not at all; empty if it may not."""
     began, probe = without.work.at, min(schedule.slowest * schedule.probe_share, 5.0)
     unseen = _LONGEST_IDLE + probe
@@ -99,6 +101,10 @@ def _why_not(schedule: Schedule, without: Ended, with_it: Ended) -> str:
         is_short = start - end <= _SLACK + probe
         if is_short and began <= start and (without.answered or 0.0) >= end:
             return "the return was too short"
+    answered = without.answered or 0.0
+    for start, _ in _outages(schedule, 0.0):
+        if began < start and answered - schedule.slowest <= start <= answered + _SLACK:
+            return "alone had its answer just before the next outage"
     if with_it.queued > without.queued + 1.0:
         return "others are in the queue that alone has lost"
     return ""

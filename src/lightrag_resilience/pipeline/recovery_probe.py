@@ -60,8 +60,8 @@ class RecoveryProbe:
 
     The task begins when the circuit opens and ends when it closes, when a drain begins, when an
     operator opens the circuit, and at the end of its loop. `Circuit.probed_until` keeps users'
-    calls from probing; it is always moved on by no more than the next step takes, and so a task
-    that has died keeps them off no longer than two seconds.
+    calls from probing; it is always moved on by no more than the next step takes and two seconds,
+    and so a task that has died keeps them off no longer.
 
     Args:
         guard: The dependency's guard.
@@ -219,7 +219,7 @@ class RecoveryProbe:
         sooner: many calls at once, and none after them, cost a provider few requests.
         """
         demanded_at = self._guard.demanded_at
-        since = self._seen_at - demanded_at
+        since = self._seen_at - demanded_at  # the caller's age when the circuit opened again
         if since >= 2 * _AWAITED:
             return idle_until
         retried_at = self._seen_at + _AWAITED - since % _AWAITED
