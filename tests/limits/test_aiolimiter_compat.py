@@ -50,3 +50,17 @@ async def test_the_computed_wait_is_the_wait_of_aiolimiter_itself(ahead: int) ->
     for _ in range(ahead + 1):
         await bucket.acquire()
     assert now() == pytest.approx(expected) == 10.0 * (ahead + 1)
+
+
+@pytest.mark.parametrize(("burst", "seconds", "until"), [(3, 3.0, 1.0), (1, 60.0, 60.0)])
+async def test_a_changed_bucket_holds_for_a_caller_that_waits(
+    burst: int, seconds: float, until: float
+) -> None:
+    bucket = LeakyBucket(3, time_period=30)
+    for _ in range(3):
+        bucket.take()
+    waiting = asyncio.create_task(bucket.acquire())
+    await asyncio.sleep(0)
+    bucket.change(burst, seconds)
+    await waiting
+    assert now() == pytest.approx(until, abs=0.01)

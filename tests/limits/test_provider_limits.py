@@ -233,3 +233,18 @@ def test_limits_applied_in_another_thread_are_not_taken_for_configured_ones() ->
     guard.wait()
     lower_limits_from_headers(guard, granted_headers(5000))
     assert guard.policy.limit.rpm == 600.0
+
+
+@pytest.mark.parametrize("tokens", [None, 100])
+async def test_a_limit_that_changes_with_each_answer_grants_no_new_burst(
+    tokens: int | None,
+) -> None:
+    guard = limited(rpm=60.0, tpm=None if tokens is None else 6000.0)
+
+    async def answer(number: int, **_: Any) -> None:
+        headers = granted_headers(30 + number % 2, None if tokens is None else 3000 + number % 2)
+        lower_limits_from_headers(guard, headers)
+
+    for number in range(40):
+        await guard.call(answer, number, max_tokens=tokens or 1)
+    assert now() >= 60.0

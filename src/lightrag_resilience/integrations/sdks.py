@@ -1,4 +1,7 @@
-"""Inside guarded calls: no retries by the OpenAI and Anthropic SDKs, no silently cut streams."""
+"""Inside guarded calls of the OpenAI and Anthropic SDKs: no retries, no silently cut streams.
+
+The limits that a provider names in its answers are followed.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from contextlib import aclosing
 from types import ModuleType
 from typing import Any
 
-from lightrag_resilience.calls.call_context import current_call, inside_guarded_call
+from lightrag_resilience.calls.call_context import Call, current_call, inside_guarded_call
 from lightrag_resilience.errors import TruncatedStreamError, UnsupportedCallError
+from lightrag_resilience.limits.provider_limits import lower_limits_from_headers
 from lightrag_resilience.streams.finish_markers import (
     FinishMarker,
     finish_marker_for,
@@ -17,7 +21,9 @@ from lightrag_resilience.streams.finish_markers import (
 
 from .method_patching import replace_methods
 
-__all__ = ["detect_truncated_streams", "disable_sdk_retries"]
+__all__ = ["detect_truncated_streams", "disable_sdk_retries", "follow_rate_limits"]
+
+_RESPONSE = "_process_response"
 
 
 def disable_sdk_retries(*sdks: ModuleType) -> Callable[[], None]:
@@ -61,6 +67,37 @@ def detect_truncated_streams(*sdks: ModuleType) -> Callable[[], None]:
         UnsupportedCallError: A module is no such SDK.
     """
     return replace_methods([_stream_of(sdk) for sdk in sdks], "__stream__", _raising_if_truncated)
+
+
+def follow_rate_limits(*sdks: ModuleType) -> Callable[[], None]:
+    """Inside a guarded call apply the rate limits that each answer of an SDK names to the guard.
+
+    A guard sees the headers of an error, so without this a limit that a 429 has lowered would not
+    rise again. It changes only guards with a limit, up to the configured one. `protect` does this
+    for the SDKs that are imported by then; if you decorate functions, do it once for each in use::
+
+        follow_rate_limits(openai, anthropic)
+
+    Args:
+        sdks: The packages `openai` or `anthropic`; async clients only.
+
+    Returns:
+        A function that undoes it; after the last one the original is restored.
+
+    Raises:
+        UnsupportedCallError: A module is no such SDK.
+    """
+    return replace_methods([_client_of(sdk) for sdk in sdks], _RESPONSE, _following)
+
+
+def _client_of(sdk: ModuleType) -> Any:
+    client = getattr(getattr(sdk, "_base_client", None), "AsyncAPIClient", None)
+    if not callable(getattr(client, _RESPONSE, None)):
+        name = _name_of(sdk)
+        raise UnsupportedCallError(
+            f"follow_rate_limits() takes the packages openai or anthropic, not {name!r}"
+        )
+    return client
 
 
 def _options_of(sdk: ModuleType) -> Any:
@@ -117,10 +154,27 @@ def _raising_if_truncated(method: Callable[..., Any]) -> Callable[..., Any]:
     return stream
 
 
-def _name_of_guard() -> str | None:
-    """The innermost guard, if it expects finish markers; None lets the SDK's stream just end."""
+def _following(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def process_response(self: Any, **given: Any) -> Any:
+        call, response = _guarded_call(), given.get("response")
+        if call is not None and response is not None:
+            request = getattr(response, "request", None)
+            lower_limits_from_headers(call.guard, getattr(response, "headers", None), request)
+        return await method(self, **given)
+
+    return process_response
+
+
+def _guarded_call() -> Call | None:
+    """The innermost call that is under way."""
     call = current_call.get()
     while call is not None and call.guard is None:
         call = call.parent
+    return call
+
+
+def _name_of_guard() -> str | None:
+    """The innermost guard, if it expects finish markers; None lets the SDK's stream just end."""
+    call = _guarded_call()
     expects_marker = call is not None and call.guard.policy.stream.finish_marker
     return call.name if call is not None and expects_marker else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from lightrag_resilience.config.policies import Policy
+from lightrag_resilience.config.policies import LimitPolicy, Policy
 from lightrag_resilience.failures.classifier import Failure, FailureKind
 
 from .bulkhead import Bulkhead, Occupancy
@@ -48,6 +48,11 @@ class _AdmittedCall(Protocol):
     def sent_tokens(self) -> int:
         """Those that its arguments have."""
         ...
+
+
+def _kinds(limit: LimitPolicy) -> tuple[bool, bool]:
+    """Whether it limits requests, and tokens."""
+    return bool(limit.rpm), bool(limit.tpm)
 
 
 class AdmissionController:
@@ -96,8 +101,11 @@ class AdmissionController:
         """
         changed = AdmissionController(self._name, policy, self._clock, shared)
         changed.cooldown = self.cooldown
-        if policy.limit == self._policy:
+        if _kinds(policy.limit) == _kinds(self._policy) and self._limit is not None:
+            # A provider may grant another limit with each answer: none may begin with a burst.
             changed._limit = self._limit
+            if policy.limit != self._policy:
+                changed._limit.update_policy(policy.limit)
         if policy.concurrency == self._bulkhead_policy:
             changed._bulkhead = self._bulkhead
         return changed

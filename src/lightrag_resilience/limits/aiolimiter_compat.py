@@ -30,6 +30,14 @@ class LeakyBucket(AsyncLimiter):
         self._leak()  # sets the time from which the level sinks to now
         self._level = seconds * self._rate_per_sec
 
+    def change(self, max_rate: float, time_period: float) -> None:
+        """Apply other limits, also to those that wait; a minute at most is owed."""
+        self._leak()
+        self.max_rate, self.time_period = max_rate, time_period
+        self._rate_per_sec = max_rate / time_period
+        self._level = min(self._level, max(max_rate, self._rate_per_sec * 60))
+        self._wake_next()
+
     def wait(self, ahead: int) -> float:
         """Seconds until one more request fits, after `ahead` others."""
         self.has_capacity()  # brings the level up to date

@@ -36,6 +36,7 @@ class BackgroundRateLimiter:
         self._clock = clock
         self._head = asyncio.Lock()
         self.settle = limit.settle
+        self.update_policy = limit.update_policy
 
     def try_acquire(self, tokens: int) -> bool:
         """Take a turn of so many tokens if one is due; False if a caller would have to wait."""

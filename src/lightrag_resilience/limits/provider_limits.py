@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from lightrag_resilience.config.policies import LimitPolicy, Policy
-from lightrag_resilience.failures.classifier import Failure
+from lightrag_resilience.failures.classifier import Failure, root_cause
 from lightrag_resilience.failures.rate_limit_headers import RateStates, rate_states
 from lightrag_resilience.runtime.process_state import ProcessLock, process
 
@@ -115,9 +115,10 @@ def on_throttled(guard: _Guard, error: BaseException, failure: Failure) -> None:
     """Begin the cool-down that a 429 asks for, up to the policy's, and apply limits it names."""
     if failure.retry_after:
         guard.cool_down(min(failure.retry_after, guard.policy.retry.max_retry_after))
-    response = getattr(error, "response", None)
+    cause = root_cause(error)  # LightRAG's own retries wrap it
+    response = getattr(cause, "response", None)
     lower_limits_from_headers(
-        guard, getattr(response, "headers", None), getattr(error, "request", None)
+        guard, getattr(response, "headers", None), getattr(cause, "request", None)
     )
 
 

@@ -37,6 +37,9 @@ class RateLimiter(Protocol):
     def settle(self, reserved: int, used: int) -> None:
         """Correct the tokens reserved for a call to those it used."""
 
+    def update_policy(self, policy: LimitPolicy) -> None:
+        """Apply other limits of the same kinds, without a new burst."""
+
 
 class SharedLimiter(RateLimiter, Protocol):
     """A rate limiter of all workers together. Safe in any thread."""
@@ -75,15 +78,14 @@ class LocalRateLimiter:
         owed: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self._name = name
+        self._share = share
         self._max_wait = policy.max_wait
         self._tokens = _Tokens(policy, share) if policy.tpm else None
         if self._tokens is not None and owed[1] > 0:
             self._tokens.owe(owed[1])
         self._bucket: LeakyBucket | None = None
         if policy.rpm:
-            rpm = policy.rpm * share
-            burst = max(1.0, policy.request_burst * share)
-            self._bucket = LeakyBucket(burst, time_period=burst * _MINUTE / rpm)
+            self._bucket = LeakyBucket(*_bucket_size(policy, share))
             if owed[0] > 0:
                 self._bucket.owe(owed[0])
         # AsyncLimiter is not FIFO: a newcomer can overtake a waiter that has just been woken.
@@ -91,6 +93,15 @@ class LocalRateLimiter:
         self._lock = asyncio.Lock()
         self._settled = asyncio.Event()
         self.waiting = (0, 0)
+
+    def update_policy(self, policy: LimitPolicy) -> None:
+        """Apply other limits of the same kinds, also to those that wait, without a new burst."""
+        self._max_wait = policy.max_wait
+        if self._bucket is not None:
+            self._bucket.change(*_bucket_size(policy, self._share))
+        if self._tokens is not None:
+            self._tokens.change(policy, self._share)
+            self._settled.set()
 
     @property
     def owed(self) -> tuple[float, float]:
@@ -166,6 +177,12 @@ class LocalRateLimiter:
             self._tokens.queued += math.copysign(self._tokens.cost(abs(tokens)), tokens)
 
 
+def _bucket_size(policy: LimitPolicy, share: float) -> tuple[float, float]:
+    """The burst of requests, and the seconds that it takes to send as many."""
+    burst = max(1.0, policy.request_burst * share)
+    return burst, burst * _MINUTE / ((policy.rpm or 0.0) * share)
+
+
 class _Tokens:
     """Tokens by the generic cell rate algorithm; use above the limit delays later calls.
 
@@ -176,13 +193,22 @@ class _Tokens:
     __slots__ = ("_burst", "_interval", "_largest", "_paid_at", "queued")
 
     def __init__(self, policy: LimitPolicy, share: float) -> None:
-        tpm = (policy.tpm or 0.0) * share
-        self._interval = _MINUTE / tpm
-        self._burst = policy.tokens_at_once * share * self._interval
-        self._largest = tpm
+        self._set(policy, share)
         self.queued = 0.0
         self._paid_at = -math.inf
         """Monotonic seconds at which all reserved tokens are paid for: GCRA's TAT."""
+
+    def _set(self, policy: LimitPolicy, share: float) -> None:
+        self._largest = (policy.tpm or 0.0) * share
+        self._interval = _MINUTE / self._largest
+        self._burst = policy.tokens_at_once * share * self._interval
+
+    def change(self, policy: LimitPolicy, share: float) -> None:
+        """Apply another limit; what was sent counts for a minute at most."""
+        owed, queued = self.owed / self._interval, self.queued / self._interval
+        self._set(policy, share)
+        self.queued = queued * self._interval
+        self.owe(min(owed * self._interval, _MINUTE))
 
     @property
     def owed(self) -> float:

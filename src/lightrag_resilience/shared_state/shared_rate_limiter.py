@@ -174,6 +174,10 @@ class SharedRateLimiter:
             self._sleeping -= 1
         return True
 
+    def update_policy(self, policy: LimitPolicy) -> None:
+        """Apply other limits; Redis keeps what was sent."""
+        self.policy = policy
+
     def settle(self, reserved: int, used: int) -> None:
         """Correct the reserved tokens of a call by those it used."""
         if not self.policy.tpm:

@@ -66,6 +66,9 @@ class Simulator:
         faults: What goes wrong, from the beginning.
         port: Where to listen; 0 takes a free one.
         control_token: Turns on control over HTTP (``/_sim/…``) with this bearer token.
+
+    Attributes:
+        headers: Of each answer that is no stream, such as a provider's rate limits.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Simulator:
         control_token: str | None = None,
     ) -> None:
         self.latency = latency
+        self.headers: dict[str, str] = {}
         self.port = port
         self._script = Script(seed, faults)
         self._token = control_token
@@ -152,7 +156,10 @@ class Simulator:
             seen = SeenCall(round(arrived - self._began, 6), request.path)
             self._seen.append(seen)
             try:
-                return await self._respond(request, answer, seen)
+                response = await self._respond(request, answer, seen)
+                if not response.prepared:  # a stream is
+                    response.headers.update(self.headers)
+                return response  # noqa: TRY300
             except (asyncio.CancelledError, ConnectionError):
                 if seen.outcome == "pending":
                     seen.outcome = "gone"

@@ -36,7 +36,11 @@ from lightrag_resilience.integrations.lightrag.work.metered import metered
 from lightrag_resilience.integrations.lightrag.work.query_errors import raise_on_dependency_error
 from lightrag_resilience.integrations.lightrag.work.query_events import with_query_events
 from lightrag_resilience.integrations.lightrag.work.query_time import QueryTime
-from lightrag_resilience.integrations.sdks import detect_truncated_streams, disable_sdk_retries
+from lightrag_resilience.integrations.sdks import (
+    detect_truncated_streams,
+    disable_sdk_retries,
+    follow_rate_limits,
+)
 from lightrag_resilience.limits.priority import Priority, current_priority, priority
 from lightrag_resilience.limits.token_usage import with_tokenizer
 from lightrag_resilience.pipeline.guard import Guard
@@ -131,6 +135,7 @@ class Protection:
         self._undo.callback(restore_inner_retries, make_inner_retries_yield())
         self._undo.callback(disable_sdk_retries(*_imported_sdks()))
         self._undo.callback(detect_truncated_streams(*_imported_sdks()))
+        self._undo.callback(follow_rate_limits(*_imported_sdks()))
         self._guard_storages()
         self._coverage.report(strict=self._registry.settings.strict)
         await self._guard_functions()
