@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from lightrag_resilience.testing import Fault, Simulator
+from lightrag_resilience.testing.faults import INVALID
 from support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -269,3 +270,32 @@ async def test_a_wrong_option_is_one_clear_error(option: list[str]) -> None:
     assert ran.returncode == 2
     assert "error:" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+# ---------------------------------------------------------------------- answers that are none
+
+
+@pytest.mark.parametrize("kind", sorted(INVALID))
+async def test_an_invalid_answer_is_a_200_and_seen_as_what_it_is(
+    kind: Any, http: httpx.AsyncClient, provider: Simulator
+) -> None:
+    provider.set_faults([Fault.invalid(kind)])
+    messages = [{"role": "user", "content": "based on the last extraction task"}]
+    as_json = {"type": "json_object"}
+    for path, body in {
+        "v1/chat/completions": {"messages": messages, "response_format": as_json},
+        "v1/embeddings": {"input": ["one", "two"]},
+        "v1/rerank": {"query": "one", "documents": ["one", "two"]},
+    }.items():
+        assert (await http.post(path, json=body)).status_code == 200
+    outcomes = {call.outcome for call in provider.calls}
+    is_any = kind in {"html_200", "empty_200"}
+    assert outcomes == ({kind} if is_any else {kind, "200"})
+
+
+async def test_choices_may_be_missing_from_a_stream_too(
+    client: openai.AsyncOpenAI, provider: Simulator
+) -> None:
+    provider.set_faults([Fault.invalid("choices_null")])
+    stream = await client.chat.completions.create(**CHAT, stream=True)
+    assert [chunk.choices async for chunk in stream] == [None]

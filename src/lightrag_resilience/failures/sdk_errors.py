@@ -87,6 +87,11 @@ def _by_code(exc: Any) -> Failure:
     return by_words([exc.code]) or UNKNOWN
 
 
+def _by_finish_reason(exc: BaseException) -> Failure:
+    """An answer of LightRAG's OpenAI binding: empty or no answer, unless the prompt was refused."""
+    return FATAL if "finish_reason=content_filter" in str(exc) else TRANSIENT
+
+
 # ---------------------------------------------------------------------- the tables
 
 OURS: Table = {
@@ -141,7 +146,8 @@ _LIGHTRAG: Table = {
     "BedrockTimeoutError": _by_hidden("botocore", UNKNOWN),
     "BedrockError": _by_hidden("botocore", FATAL),
     "APITimeoutError": UNKNOWN,
-    **dict.fromkeys(("InvalidResponseError", "VoyageAIError"), TRANSIENT),  # an empty answer
+    "InvalidResponseError": _by_finish_reason,
+    "VoyageAIError": TRANSIENT,  # an empty answer
     "TransientBadRequestError": TRANSIENT,
     "EmptyTruncatedResponseError": FATAL,  # the same limit would cut the next answer too
 }

@@ -7,12 +7,25 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict, TypeAdapter
 
-__all__ = ["Fault", "Script"]
+__all__ = ["INVALID", "Fault", "InvalidAnswer", "Script"]
+
+InvalidAnswer = Literal[
+    "html_200",
+    "empty_200",
+    "choices_null",
+    "truncated_json",
+    "nan",
+    "zeros",
+    "short_batch",
+    "wrong_dimension",
+    "bad_rank",
+]
+INVALID: frozenset[str] = frozenset(get_args(InvalidAnswer))
 
 _DRAW_BYTES = 8
 _DRAWS = 256.0**_DRAW_BYTES
@@ -38,9 +51,10 @@ class Fault:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    action: Literal[
-        "status", "hang", "reset", "slow", "truncate", "stall", "end_early", "error_event"
-    ]
+    action: (
+        Literal["status", "hang", "reset", "slow", "truncate", "stall", "end_early", "error_event"]
+        | InvalidAnswer
+    )
     share: Annotated[float, Gt(0), Le(1)] = 1.0
     path: str = ""
     start: Annotated[float, Ge(0)] = 0.0
@@ -100,6 +114,17 @@ class Fault:
     def error_event(cls, word: str = "server_error", pieces: int = 2, **where: Any) -> Self:
         """Begin to answer, and after so many pieces send an error and end: for streams."""
         return cls(action="error_event", word=word, pieces=pieces, **where)
+
+    @classmethod
+    def invalid(cls, kind: InvalidAnswer, **where: Any) -> Self:
+        """Answer 200 with what is no answer; calls that cannot be answered so are as usual.
+
+        ``html_200``: a gateway's page; ``empty_200``: no body; ``choices_null``: a completion
+        without choices; ``truncated_json``: a completion whose text ends in the middle; ``nan``,
+        ``zeros``, ``short_batch`` and ``wrong_dimension``: such vectors; ``bad_rank``: ranks of
+        documents that were not sent.
+        """
+        return cls(action=kind, **where)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> list[Self]:

@@ -18,12 +18,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from aiohttp import web
 
-from .faults import Fault, Script
+from .faults import INVALID, Fault, Script
+from .invalid_answers import HTML_PAGE, spoiled
 from .simulated_model import complete, embed, relevance
 from .simulated_tokens import count_message_tokens, count_tokens
 
@@ -188,14 +189,24 @@ class Simulator:
                 return web.Response()
             case Fault(action="slow"):
                 await asyncio.sleep(fault.seconds)
+            case Fault(action="html_200"):
+                seen.outcome = fault.action
+                return web.Response(text=HTML_PAGE, content_type="text/html")
+            case Fault(action="empty_200"):
+                seen.outcome = fault.action
+                return web.Response(content_type="application/json")
         try:
-            given = answer(json.loads(body) if body else {})
+            asked = json.loads(body) if body else {}
+            given, outcome = answer(asked), "200"
+            if fault is not None and fault.action in INVALID:
+                plain = answer({**asked, "encoding_format": "float"})  # numbers, to be spoiled
+                if (changed := _spoiled(fault.action, plain)) is not None:
+                    given, outcome = changed, fault.action
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             seen.outcome = "400"
             return _error(400, f"This request makes no sense: {type(error).__name__}")
-        return await _send(
-            request, given, seen, fault if fault and fault.action in _BEGUN else None
-        )
+        begun = fault if fault and fault.action in _BEGUN else None
+        return await _send(request, given, seen, begun, outcome)
 
     # ------------------------------------------------------------------ control over HTTP
 
@@ -342,13 +353,27 @@ def _usage(prompt: int, completion: int) -> dict[str, int]:
     }
 
 
+def _spoiled(kind: str, answer: _SimulatedAnswer) -> _SimulatedAnswer | None:
+    """An answer spoiled in its way; None where it cannot be."""
+    if answer.events:
+        chunk = {"object": "chat.completion.chunk", "choices": None}
+        events = (f"data: {json.dumps(chunk)}\n\n", "data: [DONE]\n\n")
+        return replace(answer, events=events) if kind == "choices_null" else None
+    body = spoiled(kind, answer.body)
+    return None if body is None else replace(answer, body=body)
+
+
 async def _send(
-    request: web.Request, answer: _SimulatedAnswer, seen: SeenCall, fault: Fault | None
+    request: web.Request,
+    answer: _SimulatedAnswer,
+    seen: SeenCall,
+    fault: Fault | None,
+    outcome: str,
 ) -> web.StreamResponse:
     """Send an answer, or as much of it as comes before its fault."""
     seen.tokens = answer.tokens
     if not answer.events and fault is None:
-        seen.outcome = "200"
+        seen.outcome = outcome
         return web.json_response(answer.body)
     parts = answer.events or _cut(json.dumps(answer.body))
     if fault is not None and fault.pieces >= len(parts):
@@ -358,7 +383,7 @@ async def _send(
     await response.prepare(request)
     for part in parts[: fault.pieces if fault else None]:
         await response.write(part.encode())
-    seen.outcome = fault.action if fault else "200"
+    seen.outcome = fault.action if fault else outcome
     match fault:
         case Fault(action="truncate"):
             _reset(request)

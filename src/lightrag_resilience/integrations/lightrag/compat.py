@@ -73,10 +73,13 @@ __all__ = [
     "are_storages_initialized",
     "binding_of",
     "clear_folder",
+    "completion_mark",
     "find",
     "is_cancelled_by_user",
     "is_custom_chunk_patch",
+    "is_empty_answer",
     "is_fail_response",
+    "is_truncated",
     "largest_download",
     "pending_update",
     "registered_storages",
@@ -281,6 +284,29 @@ def roles_of(rag: Any) -> dict[str, Role]:
 def is_fail_response(text: object) -> bool:
     """Whether an answer says that nothing was found."""
     return bool(text == importlib.import_module("lightrag.prompt").PROMPTS["fail_response"])
+
+
+# ---------------------------------------------------------------------- answers
+
+
+def completion_mark() -> str:
+    """What ends the text of an extraction; its prompt asks for it."""
+    prompts = find("lightrag.prompt", "PROMPTS") or {}
+    return str(prompts.get("DEFAULT_COMPLETION_DELIMITER", "<|COMPLETE|>"))
+
+
+def is_truncated(text: str) -> bool:
+    """Whether a token limit has cut an answer; LightRAG 1.4 does not mark one."""
+    return type(text).__name__ == "TruncatedResponse"
+
+
+def is_empty_answer(error: BaseException) -> bool:
+    """Whether LightRAG's OpenAI binding raised as the model answered with an empty text."""
+    is_invalid = type(error).__name__ == "InvalidResponseError"
+    return is_invalid and _EMPTY_ANSWER in str(error) and _FILTERED not in str(error)
+
+
+_EMPTY_ANSWER, _FILTERED = "Received empty content", "finish_reason=content_filter"
 
 
 # ---------------------------------------------------------------------- ingest

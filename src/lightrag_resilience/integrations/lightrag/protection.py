@@ -65,6 +65,14 @@ from .compat import (
     takes_tracker,
     without_queue,
 )
+from .contracts import (
+    Completion,
+    Embedding,
+    NewContract,
+    Rerank,
+    under_contract,
+    without_invalid_answers,
+)
 from .coverage import Cover, Coverage
 from .endpoints import endpoint_of
 from .inner_retries import make_inner_retries_yield, restore_inner_retries
@@ -173,6 +181,8 @@ class Protection:
             lost = {component} if (component := _LOST_BY_STORAGE.get(attribute)) else set()
             self._ingest_dependencies.add(guard.name)
             self._lost_with[guard.name] = self._lost_with.get(guard.name, frozenset()) | lost
+        if (answers := getattr(self._rag, "llm_response_cache", None)) is not None:
+            self._shadow("get_by_id", without_invalid_answers(answers), of=answers)
 
     async def _guard_functions(self) -> None:
         rag, is_guarded = self._rag, self._coverage.is_guarded
@@ -308,10 +318,12 @@ class Protection:
         has_tracker = takes_tracker(function, metadata)
         attempt = metered(function, guard, takes_tracker=has_tracker)
         vars(attempt)["__resilience_model__"] = metadata.get("model")  # for traces
-        called = _guarded(function, attempt, guard, times, self._ingest.park_if_late)
+        park = self._ingest.park_if_late
+        called = _guarded(function, attempt, guard, times, Completion, before=park)
         queued = self._build_role(role, called, max_async, timeout, model_kwargs)
+        probed = under_contract(Completion, guard.name, function)
         cache = getattr(self._rag, "llm_response_cache", None)
-        self._set_probe(guard, probe_of(MODEL.name, function, hashing_kv=cache, **model_kwargs))
+        self._set_probe(guard, probe_of(MODEL.name, probed, hashing_kv=cache, **model_kwargs))
         return self._guard_queue(role, queued, guard)
 
     async def _replace(self, slot: FunctionSlot, old: Any) -> None:
@@ -321,12 +333,19 @@ class Protection:
         guard = self._guard_of(endpoint_of(slot.name, original, None, arguments), timeout)
         before = self._ingest.park_if_late if slot is MODEL else None
         attempt = metered(original, guard, takes_tracker=takes_tracker(original))
-        called = _guarded(original, attempt, guard, self._times(guard, timeout), before)
+        times, contract = self._times(guard, timeout), self._contract_of(slot)
+        called = _guarded(original, attempt, guard, times, contract, before=before)
         queued = slot.new_queue(self._rag, called)
         slot.put(self._rag, self._guard_queue(slot.name, queued, guard))
-        self._set_probe(guard, probe_of(slot.name, original))
+        probed = under_contract(contract, guard.name, original)
+        self._set_probe(guard, probe_of(slot.name, probed))
         self._undo.push_async_callback(self._restore, slot, original)
         await retire(old)
+
+    def _contract_of(self, slot: FunctionSlot) -> NewContract:
+        if slot is EMBEDDING:
+            return functools.partial(Embedding, self._rag.embedding_func.embedding_dim)
+        return Rerank if slot is RERANK else Completion
 
     async def _restore(self, slot: FunctionSlot, original: Callable[..., Any]) -> None:
         replaced = self._queues[slot.name]
@@ -403,11 +422,13 @@ def _storages(rag: Any) -> Iterator[tuple[str, Any]]:
             yield attribute, storage
 
 
-def _guarded(
+def _guarded(  # noqa: PLR0913 - half by name
     function: Callable[..., Any],
     attempt: Callable[..., Coroutine[Any, Any, Any]],
     guard: Guard,
     times: Callable[[], TimeoutPolicy],
+    contract: NewContract,
+    *,
     before: Callable[[], Awaitable[None]] | None = None,
 ) -> Callable[..., Any]:
     """A function under its guard, to be called by the workers of LightRAG's queue.
@@ -417,6 +438,7 @@ def _guarded(
         attempt: The same, for each attempt.
         guard: Its guard.
         times: Returns how long its calls may take.
+        contract: Makes the contract of a call.
         before: Awaited first, outside the guard's deadline.
     """
 
@@ -426,12 +448,20 @@ def _guarded(
         level, is_allowed, run, deadline, account = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
         tokens = is_allowed_during_drain.set(is_allowed), current_run.set(run)
         accounts = current_account.set(account)
+        kept = contract(guard.name, args, kwargs)
+
+        async def checked(*args: Any, **kwargs: Any) -> Any:
+            return await kept.call(attempt, args, kwargs)
+
+        vars(checked).update(vars(attempt))  # the name of the model, for traces
         try:
             if before is not None:
                 await before()
             with priority(level), under_deadline(deadline):
-                return await run_within(times(), guard, attempt, args, kwargs)
+                return await run_within(times(), guard, checked, args, kwargs)
         except Exception as error:
+            if (accepted := kept.accepted_after(error)) is not None:
+                return accepted
             reached(error, Stage.QUEUED)
             raise
         finally:

@@ -1,0 +1,316 @@
+"""What an answer must be: a contract for each kind of LightRAG's calls, checked in each attempt.
+
+A result that breaks its contract is a failed attempt. It is the provider's failure and counts,
+unless the model or the prompt of one call may be the cause.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from inspect import isasyncgen, isawaitable
+from typing import Any, NoReturn
+
+import numpy as np
+
+from lightrag_resilience.errors import InvalidResultError
+from lightrag_resilience.failures.classifier import root_cause
+from lightrag_resilience.failures.kinds import LOCAL, TRANSIENT
+from lightrag_resilience.streams.judged_items import JudgedItems
+from lightrag_resilience.verdicts import Failure
+
+from .compat import completion_mark, is_empty_answer, is_truncated
+
+__all__ = [
+    "Completion",
+    "Contract",
+    "Embedding",
+    "NewContract",
+    "Rerank",
+    "under_contract",
+    "without_invalid_answers",
+]
+
+_log = logging.getLogger("lightrag_resilience")
+
+_PAGE = re.compile(r"\s*(?:<!doctype\s+html|<html[\s>])", re.IGNORECASE)
+_RECORD = re.compile(r"^\W*(?:entity|relation(?:ship)?)\W", re.MULTILINE | re.IGNORECASE)
+_EMPTY, _HTML = "with an empty text", "with an HTML page instead of a text"
+_CUT = "with JSON that ends in the middle"
+_NO_JSON, _NO_RECORDS = "with a text instead of JSON", "with a text instead of an extraction"
+
+
+class Contract:
+    """The contract of one call, with all its attempts.
+
+    Args:
+        dependency: Name of its guard.
+        args: Its positional arguments.
+        kwargs: Its other arguments.
+    """
+
+    __slots__ = ("args", "dependency", "kwargs")
+
+    def __init__(self, dependency: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.dependency = dependency
+        self.args = args
+        self.kwargs = kwargs
+
+    async def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The result of an attempt, with a function of any async kind.
+
+        Raises:
+            InvalidResultError: It breaks the contract.
+        """
+        try:
+            result = function(*args, **kwargs)
+            if isawaitable(result):
+                result = await result
+        except Exception as error:
+            if (invalid := self.broken_by(error)) is not None:
+                raise invalid from error
+            raise
+        return self.checked(result)
+
+    def checked(self, result: Any) -> Any:
+        """The result of an attempt.
+
+        Raises:
+            InvalidResultError: It breaks the contract.
+        """
+        return result
+
+    def broken_by(self, error: Exception) -> InvalidResultError | None:
+        """The error of a broken contract, where that is what a function's error means."""
+        del error
+        return None
+
+    def accepted_after(self, error: Exception) -> Any:
+        """The result to use nevertheless after the last attempt's error; None for the error."""
+        del error
+
+    def _break(self, reason: str, verdict: Failure = TRANSIENT) -> NoReturn:
+        raise InvalidResultError(self.dependency, None, reason, verdict)
+
+    def _argument(self, position: int, name: str) -> Any:
+        is_given = len(self.args) > position
+        return self.args[position] if is_given else self.kwargs.get(name)
+
+
+class Completion(Contract):
+    """Text that is not empty, no HTML page unless one was asked for, and readable if structured.
+
+    An empty text may be the answer to this prompt alone: only the first in a call counts. A text
+    in place of a structure is the model's failure: it is requested once more, and never counts.
+    JSON that ends in the middle, though the answer is said to be complete, was lost on its way.
+    LightRAG gets what still cannot be read after the last attempt, and makes the best of it.
+    """
+
+    __slots__ = ("_has_text", "_unreadable", "_was_empty")
+
+    def __init__(self, *call: Any) -> None:
+        super().__init__(*call)
+        self._was_empty = self._has_text = False
+        self._unreadable: str | None = None
+
+    def checked(self, result: Any) -> Any:
+        """The text, or a stream whose items and end are judged."""
+        if isasyncgen(result):
+            self._has_text = False
+            return JudgedItems(result, self.dependency, self._item, self._end)
+        if not isinstance(result, str):
+            return result
+        if (reason := problem_of_text(result, self._asks_for_html)) is not None:
+            if reason == _EMPTY:
+                self._break(reason, self._empty())
+            self._break(reason)
+        if (reason := self._unreadable_as(result)) is not None:
+            is_second, self._unreadable = self._unreadable is not None, result
+            if reason == _CUT:
+                self._break(reason)
+            if not is_second:
+                self._break(reason, LOCAL)
+        return result
+
+    def broken_by(self, error: Exception) -> InvalidResultError | None:
+        """That of an empty text, for which LightRAG's OpenAI binding raises."""
+        if is_empty_answer(root_cause(error)):
+            return InvalidResultError(self.dependency, None, _EMPTY, self._empty())
+        return None
+
+    def accepted_after(self, error: Exception) -> Any:
+        """An unreadable text."""
+        return self._unreadable if isinstance(error, InvalidResultError) else None
+
+    def _empty(self) -> Failure:
+        was_empty, self._was_empty = self._was_empty, True
+        return LOCAL if was_empty else TRANSIENT
+
+    def _asks_for_html(self) -> bool:
+        asked = (self._argument(0, "prompt"), self._argument(1, "system_prompt"))
+        return any(isinstance(text, str) and "html" in text.lower() for text in asked)
+
+    def _unreadable_as(self, text: str) -> str | None:
+        """Why a structured text cannot be read; a token limit would cut the next one too."""
+        if is_truncated(text):
+            return None
+        kind = self.kwargs.get("response_format")
+        if isinstance(kind, dict) and kind.get("type") in {"json_object", "json_schema"}:
+            return _problem_of_json(text)
+        system = self._argument(1, "system_prompt")
+        if isinstance(system, str) and (mark := completion_mark()) in system:
+            is_extraction = mark in text or _RECORD.search(text)
+            return None if is_extraction else _NO_RECORDS
+        return None
+
+    def _item(self, item: Any) -> Failure | None:
+        if self._has_text or not isinstance(item, str):
+            self._has_text = True
+            return None
+        self._has_text = bool(item.strip())
+        is_page = _PAGE.match(item) and not self._asks_for_html()
+        return Failure(TRANSIENT.kind, reason=_HTML) if is_page else None
+
+    def _end(self, _: Any) -> Failure | None:
+        # It has its finish marker, so it is the model's own.
+        return None if self._has_text else Failure(LOCAL.kind, is_local=True, reason=_EMPTY)
+
+
+def problem_of_text(text: str, asks_for_html: Callable[[], bool]) -> str | None:
+    """Why a text is no completion; None if it is one."""
+    if not text or text.isspace():
+        return _EMPTY
+    return _HTML if _PAGE.match(text) and not asks_for_html() else None
+
+
+def _problem_of_json(text: str) -> str | None:
+    """Why a text has no readable JSON; LightRAG repairs lesser faults."""
+    start = text.find("{")
+    if start < 0:
+        return _NO_JSON
+    try:
+        json.JSONDecoder().raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        rest = text[error.pos :].strip()  # letters are a word that was cut, such as ``fal``
+        is_cut = not rest or rest.isalpha() or error.msg.startswith("Unterminated string")
+        return _CUT if is_cut else None
+    except RecursionError:
+        return None
+    return None
+
+
+class Embedding(Contract):
+    """As many vectors as texts, of the right dimension, finite, and not all zero."""
+
+    __slots__ = ("_dimension",)
+
+    def __init__(self, dimension: int, *call: Any) -> None:
+        super().__init__(*call)
+        self._dimension = dimension
+
+    def checked(self, result: Any) -> Any:
+        """The vectors."""
+        texts = self._argument(0, "texts")
+        try:
+            vectors = np.asarray(result, dtype=np.float64)
+        except (TypeError, ValueError):  # ragged, or no numbers
+            self._break("with vectors that are none")
+        size = self._dimension
+        if vectors.ndim == 2 and vectors.shape[1] != size:  # noqa: PLR2004 - texts, numbers
+            self._break(
+                f"with vectors of {vectors.shape[1]} numbers in place of {size}, which is the "
+                "dimension that LightRAG was given (EMBEDDING_DIM)"
+            )
+        if isinstance(texts, (list, tuple)) and vectors.size != len(texts) * size:
+            self._break(f"with {vectors.size // size} vectors for {len(texts)} texts")
+        if not np.isfinite(vectors).all():
+            self._break("with vectors that are not finite")
+        if vectors.size and not vectors.any():
+            self._break("with vectors of zeros")
+        return result
+
+
+class Rerank(Contract):
+    """Ranks of documents that were sent, each at most once, with finite scores."""
+
+    __slots__ = ()
+
+    def checked(self, result: Any) -> Any:
+        """The ranks; what is in another form is LightRAG's to judge."""
+        documents = self._argument(1, "documents")
+        if not isinstance(documents, (list, tuple)) or not isinstance(result, list):
+            return result
+        if not result and documents:
+            self._break(f"with no rank for {len(documents)} documents")
+        ranks = [it for it in result if isinstance(it, dict) and "index" in it]
+        indices = [it["index"] for it in ranks]
+        if any(type(it) is not int or not 0 <= it < len(documents) for it in indices):
+            self._break("with a rank of a document that was not sent")
+        if len(set(indices)) < len(indices):
+            self._break("with two ranks of one document")
+        if not all(_is_finite(it.get("relevance_score", 0.0)) for it in ranks):
+            self._break("with a score that is no finite number")
+        return result
+
+
+def _is_finite(score: object) -> bool:
+    try:
+        return math.isfinite(float(score))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+NewContract = Callable[[str, tuple[Any, ...], dict[str, Any]], Contract]
+"""Makes the contract of a call: by its guard's name and its arguments."""
+
+
+def under_contract(
+    contract: NewContract, dependency: str, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A function whose calls have one attempt each, as those of a probe."""
+
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await contract(dependency, args, kwargs).call(function, args, kwargs)
+
+    return call
+
+
+# ---------------------------------------------------------------------- LightRAG's cache
+
+
+def without_invalid_answers(cache: Any) -> Callable[..., Any]:
+    """The `get_by_id` of LightRAG's cache of answers: what is no answer is deleted, not served.
+
+    It may have been stored before answers were checked.
+    """
+    get_by_id = cache.get_by_id
+
+    @functools.wraps(get_by_id)
+    async def get_valid(key: str) -> Any:
+        entry = await get_by_id(key)
+        if entry is None or (reason := _problem_of_entry(entry)) is None:
+            return entry
+        _log.warning("A cached answer of LightRAG is requested anew: it was stored %s", reason)
+        with suppress(Exception):  # it is not served in any case
+            await cache.delete([key])
+        return None
+
+    return get_valid
+
+
+def _problem_of_entry(entry: Any) -> str | None:
+    text = entry.get("return") if isinstance(entry, dict) else None
+    if not isinstance(text, str):
+        return None
+    asked = entry.get("original_prompt")
+    asks_for_html = isinstance(asked, str) and "html" in asked.lower()
+    if (reason := problem_of_text(text, lambda: asks_for_html)) is not None:
+        return reason
+    return _problem_of_json(text) if text.lstrip().startswith("{") else None
