@@ -31,7 +31,13 @@ from lightrag_resilience.errors import (
     PolicyError,
     TruncatedStreamError,
 )
-from lightrag_resilience.failures.classifier import Failure, FailureKind, classify, root_cause
+from lightrag_resilience.failures.classifier import (
+    Failure,
+    FailureKind,
+    classify,
+    is_recognized,
+    root_cause,
+)
 from support.failures import (
     FATAL,
     LIBRARIES,
@@ -219,6 +225,14 @@ def test_a_retry_error_is_classified_by_its_last_attempt(times: int) -> None:
     assert root_cause(given_up(error, times=times)) is error
     assert classify(given_up(error, times=times)) == FATAL
     assert classify(ExceptionGroup("m", [given_up(error, times=times)])) == FATAL
+
+
+def test_an_error_is_recognized_if_it_or_its_cause_is_known() -> None:
+    wrapped, judged, plain = RuntimeError("down"), RuntimeError("down"), RuntimeError("down")
+    wrapped.__cause__ = ConnectionRefusedError()
+    vars(judged)["__resilience_failure__"] = Failure(FailureKind.FATAL)
+    assert [*map(is_recognized, (wrapped, judged, TimeoutError()))] == [True, True, True]
+    assert not is_recognized(plain)
 
 
 def test_root_cause_returns_other_errors_unchanged() -> None:

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 Engine = Literal["mineru", "docling"]
-Fault = Literal["none", "dead", "hung", "500", "nonsense"]
+Fault = Literal["none", "dead", "hung", "500", "nonsense", "refuses"]
 _STATES = {
     "mineru": ("processing", "failed", "completed"),
     "docling": ("started", "failure", "success"),
@@ -34,7 +34,8 @@ class FakeParser:
         uploads: How many came of each file, by name.
         tasks: The name and text of each file that it was given, by task.
         is_busy: Whether it is still at work on all of them.
-        rejected: What it can not parse, by the file's name.
+        is_forgetful: Whether it knows no task any more, whatever it is given.
+        rejected: What it cannot parse, by the file's name.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -43,7 +44,7 @@ class FakeParser:
         self.requests: Counter[str] = Counter()
         self.uploads: Counter[str] = Counter()
         self.tasks: dict[str, tuple[str, str]] = {}
-        self.is_busy = False
+        self.is_busy = self.is_forgetful = False
         self.rejected: set[str] = set()
         self.reached = asyncio.Event()
         self._port = 0
@@ -142,6 +143,8 @@ class FakeParser:
         form = await request.post()
         file: Any = form["files"]
         self.uploads[file.filename] += 1
+        if self.fault == "refuses":
+            raise web.HTTPUnprocessableEntity
         task = f"task-{len(self.tasks) + 1}-{self.uploads.total()}"
         self.tasks[task] = file.filename, file.file.read().decode()
         return web.json_response({"task_id": task})
@@ -176,6 +179,6 @@ class FakeParser:
 
     def _task(self, request: web.Request) -> tuple[str, str]:
         known = self.tasks.get(request.match_info["task"])
-        if known is None:
+        if known is None or self.is_forgetful:
             raise web.HTTPNotFound
         return known

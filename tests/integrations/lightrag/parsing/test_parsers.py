@@ -19,20 +19,25 @@ from lightrag.parser.base import BaseParser, ParseResult
 from lightrag.parser.external.mineru import client
 from lightrag.parser.registry import ParserSpec
 
-from lightrag_resilience import Guards
+from lightrag_resilience import Guards, ShuttingDownError
 from lightrag_resilience.config.settings import load_settings
+from lightrag_resilience.draining.gate import allow_during_drain
+from lightrag_resilience.events import Event, StateChanged
 from lightrag_resilience.integrations.lightrag import compat, protect, unprotect
 from lightrag_resilience.integrations.lightrag.parsing.requests import GuardedHttpx
+from lightrag_resilience.shutdown import Coordinator
 from support.fake_parsers import Engine, FakeParser, Fault
 from support.lightrag_rig import Provider, lightrag_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 OUTAGE = float(os.environ.get("PARSER_OUTAGE", "1.5"))  # seconds; 20 once before a release
 DOCUMENTS = 4
+NAME = "parser.mineru"
 FAULTS = ("dead", "hung", "500", "nonsense")
 QUICK = {
     "RESILIENCE_PARSER__RETRY__INITIAL_BACKOFF": "0.01",
     "RESILIENCE_PARSER__TIMEOUT__ATTEMPT": "0.4",
+    "RESILIENCE_INGEST_PATIENCE": str(OUTAGE + 20),
     "RESILIENCE_RECOVERY": "false",
 }
 
@@ -71,6 +76,19 @@ async def ingest(
         )
     await rag.apipeline_process_enqueue_documents()
     return await statuses(rag)
+
+
+async def opened(guards: Guards) -> None:
+    """Wait until the circuit of MinerU is open."""
+    is_open = asyncio.Event()
+
+    def see(event: Event) -> None:
+        if isinstance(event, StateChanged) and (event.dependency, event.new) == (NAME, "open"):
+            is_open.set()
+
+    guards.events.subscribe(see, StateChanged)
+    async with asyncio.timeout(30):
+        await is_open.wait()
 
 
 async def statuses(rag: Any) -> dict[str, int]:
@@ -125,19 +143,30 @@ async def test_a_file_is_uploaded_again_only_if_its_parser_has_forgotten_it(
         assert parser.uploads == {"file-0.pdf": 1 + forgets}
 
 
+@pytest.mark.parametrize("fault", ["none", "refuses"])
 async def test_a_file_that_its_parser_rejects_fails_at_once_and_is_no_failure_of_the_parser(
-    inputs: Path, monkeypatch: pytest.MonkeyPatch
+    fault: Fault, inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guards = registry()
+    guards = registry(RESILIENCE_RECOVERY="true")
     async with FakeParser("mineru") as parser, protected_on(guards) as rag:
         parser.configure(monkeypatch)
         parser.rejected.add("file-0.pdf")
-        assert await ingest(rag, inputs, "mineru", "file", documents=2) == {
-            "processed": 1,
-            "failed": 1,
-        }
-        assert parser.uploads == {"file-0.pdf": 1, "file-1.pdf": 1}
-        assert guards.get("parser.mineru").breaker.snapshot().failed == 0
+        parser.fault = fault
+        assert await ingest(rag, inputs, "mineru", "file", documents=1) == {"failed": 1}
+        assert parser.uploads == {"file-0.pdf": 1}
+        assert guards.get(NAME).breaker.snapshot().failed == 0
+        [(_, row)], _ = await rag.doc_status.get_docs_paginated()
+        assert row.metadata["resilience"]["cause"] == "fatal"
+
+
+async def test_a_parser_that_forgets_every_file_gets_each_three_times(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FakeParser("docling") as parser, protected_on(registry()) as rag:
+        parser.configure(monkeypatch)
+        parser.is_forgetful = True
+        assert await ingest(rag, inputs, "docling", "file", documents=1) == {"failed": 1}
+        assert parser.uploads == {"file-0.pdf": 3}
 
 
 async def test_documents_that_an_outage_of_their_parser_failed_are_recovered_after_it(
@@ -155,6 +184,32 @@ async def test_documents_that_an_outage_of_their_parser_failed_are_recovered_aft
                 await asyncio.sleep(0.05)
 
 
+async def test_a_drain_leaves_a_document_that_waits_for_its_parser_to_the_next_start(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guards = registry(RESILIENCE_PARSER__BREAKER__CONSECUTIVE_FAILURES="1")
+    async with FakeParser("mineru") as parser, protected_on(guards) as rag:
+        parser.configure(monkeypatch)
+        await parser.die()
+        with pytest.raises(ShuttingDownError):
+            await drained_in_mid_ingest(rag, guards, inputs)
+        with allow_during_drain():
+            assert await statuses(rag) == {"parsing": 1}
+
+
+async def drained_in_mid_ingest(rag: Any, guards: Guards, inputs: Path) -> None:
+    async with (
+        asyncio.timeout(60),
+        Coordinator(
+            registry=guards, handle_signals=False, timeout=3.0, cancel_grace=1.0, close_timeout=1.0
+        ) as coordinator,
+    ):
+        work = asyncio.create_task(ingest(rag, inputs, "mineru", "file", documents=1))
+        await opened(guards)
+        await coordinator.drain()
+        await work
+
+
 async def test_a_document_in_the_cache_needs_no_parser(
     inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +220,7 @@ async def test_a_document_in_the_cache_needs_no_parser(
         rows, _ = await rag.doc_status.get_docs_paginated()
         await rag.adelete_by_doc_id(rows[0][0])
         await parser.die()
-        guards.get("parser.mineru").breaker.open()
+        guards.get(NAME).breaker.open()
         assert await ingest(rag, inputs, "mineru", "file", documents=1) == {"processed": 1}
 
 
