@@ -85,6 +85,15 @@ class Settings(ProcessSettings):
             for key in values
         }
 
+    def without_effect_on(self, names: Iterable[str]) -> list[str]:
+        """How variables begin that name a dependency, and none of these."""
+        used = {DEFAULT, *map(str.upper, FAMILIES)}.union(*map(sections_for, names))
+        return [
+            f"{PREFIX}{section}__"
+            for section in sorted(self.overrides_by_section)
+            if section not in used
+        ]
+
     def with_overrides(self, variables: Mapping[str, str]) -> Settings:
         """These settings, where some variables of policies have other values.
 

@@ -167,6 +167,12 @@ def _log_start() -> None:
             "not depend on it. Take names of the line above",
             " and ".join(map(repr, unknown)),
         )
+    if unused := settings.without_effect_on(guard.name for guard in registry):
+        _log.warning(
+            "Variables that begin with %s have no effect, as LightRAG calls no such dependency. "
+            "Take names of the line above",
+            " or ".join(unused),
+        )
 
 
 def protect_on_start(rag: Any, *, then: Callable[[], None] | None = None) -> None:

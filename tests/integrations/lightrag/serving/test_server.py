@@ -44,6 +44,21 @@ def test_the_start_logs_whether_breakers_are_shared_yet(
     )
 
 
+def test_the_start_names_variables_of_dependencies_that_are_not_called(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sections = ("DEFAULT", "RERANK", "LLM_OPENAI", "LLM_OPENIA", "LLM_OPENAI_GPU2", "STORAGE_PG")
+    own = Guards(
+        settings=load_settings({f"RESILIENCE_{it}__RETRY__ATTEMPTS": "2" for it in sections})
+    )
+    own.get("llm.openai.gpu1")
+    own.get("storage.pg")
+    monkeypatch.setattr(server_module, "guards", lambda: own)
+    server_module._log_start()
+    (text,) = (text for text in caplog.messages if "have no effect" in text)
+    assert "with RESILIENCE_LLM_OPENAI_GPU2__ or RESILIENCE_LLM_OPENIA__ have" in text
+
+
 DOWN = {"degraded": True, "dependencies": {"llm.openai": "down"}}
 
 
