@@ -132,6 +132,19 @@ def test_a_missing_tokenizer_table_is_a_note(
     assert read_process_environment({}).tokenizer_folder is not None
 
 
+@pytest.mark.parametrize("command", ["doctor", "config"])
+def test_an_env_file_that_only_serve_reads_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(command).stderr == ""
+    Path(".env").touch()
+    ran = run(command, "--json")
+    assert json.loads(ran.stdout)
+    assert f"lightrag-resilience --env-file .env {command}\n" in ran.stderr
+    assert run("--env-file", ".env", command).stderr == ""
+
+
 def test_the_default_setup_has_no_findings() -> None:
     assert json.loads(run("doctor", "--json", "--strict").output) == {"findings": []}
 

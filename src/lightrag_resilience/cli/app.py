@@ -67,7 +67,7 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way of calli
         raise typer.Exit
 
 
-def _load_env_file(file: Path | None) -> None:
+def _load_env_file(file: Path | None) -> Path | None:
     if file is not None:
         try:
             load_env_file(file)
@@ -75,10 +75,12 @@ def _load_env_file(file: Path | None) -> None:
             fail(f"{file} cannot be read: {error.strerror or error}")
         except SettingsError as error:
             fail(str(error))
+    return file
 
 
 @app.callback()
 def _about(
+    context: typer.Context,
     *,
     version: Annotated[
         bool,
@@ -95,6 +97,14 @@ def _about(
     ] = None,
 ) -> None:
     """Circuit breakers, retries, limits and timeouts for LightRAG."""
+    del version  # its callback has printed it
+    command = context.invoked_subcommand
+    if command in {"doctor", "config"} and env_file is None and Path(".env").is_file():
+        typer.echo(
+            "note: `serve` reads the .env of this folder, and this command has not: "
+            f"lightrag-resilience --env-file .env {command}",
+            err=True,
+        )
 
 
 @app.command()
