@@ -16,6 +16,7 @@ __all__ = [
     "by_body",
     "by_status",
     "by_words",
+    "is_of_size",
     "may_have_status",
     "names_a_spent_quota",
     "of_status",
@@ -34,6 +35,7 @@ PASSING = frozenset(
 )
 DATABASE_PASSING = PASSING - {409}  # there a conflict with stored data, which stays
 _TOO_MANY_REQUESTS = frozenset({429, 420})
+_LONGEST_READ = 2000  # characters of a message
 _UNAUTHORIZED = 561  # AWS's load balancer
 _LONGEST_RESET = 30.0  # seconds: room for one call comes sooner than the full refill
 _WAIT_HEADERS = frozenset({"retry-after", "retry-after-ms"})
@@ -112,8 +114,23 @@ def _by_status(exc: BaseException, status: int, passing: frozenset[int]) -> Fail
         if wait is None and (reset := longest_reset(headers, now_wall=now)) is not None:
             wait = min(reset, _LONGEST_RESET)
         return with_wait(THROTTLED, wait)
+    if status == 500 and is_of_size(exc):  # noqa: PLR2004 - HTTP
+        return FATAL
     verdict = TRANSIENT if should == "true" else of_status(status, passing)
     return verdict if verdict is FATAL else with_wait(verdict, wait)
+
+
+# Ollama and llama.cpp answer 500 where an input is longer than the context.
+_OVER_CONTEXT = re.compile(
+    r"exceeds? the (?:available |maximum )?context (?:length|size|window)|"
+    r"too large to process.{0,40}batch size",
+    re.IGNORECASE,
+)
+
+
+def is_of_size(exc: BaseException) -> bool:
+    """Whether a server's error is about the size of the request; only its words say so."""
+    return bool(_OVER_CONTEXT.search(str(exc)[:_LONGEST_READ]))
 
 
 def of_status(status: int, passing: frozenset[int] = PASSING) -> Failure:

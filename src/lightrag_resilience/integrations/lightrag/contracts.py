@@ -45,6 +45,9 @@ _CUT = "with JSON that ends in the middle"
 _NO_JSON, _NO_RECORDS = "with a text instead of JSON", "with a text instead of an extraction"
 
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
 class Contract:
     """The contract of one call, with all its attempts.
 
@@ -95,6 +98,28 @@ class Contract:
     def accepted_after(self, error: Exception) -> Any:
         """The result to use nevertheless after the last attempt's error; None for the error."""
         del error
+
+    def halves(self) -> tuple[Arguments, Arguments] | None:
+        """The arguments of two calls in place of one that is too large; None if it has no parts."""
+        return None
+
+    def joined(self, first: Any, second: Any) -> Any:
+        """The result of the two calls, as that of the one."""
+        raise NotImplementedError
+
+    def _halved(self, position: int, name: str) -> tuple[Arguments, Arguments] | None:
+        """The arguments with each half of a list."""
+        whole = self._argument(position, name)
+        if not isinstance(whole, (list, tuple)) or len(whole) < 2:  # noqa: PLR2004 - no half of one
+            return None
+        middle = len(whole) // 2
+        first, second = (self._with(position, name, it) for it in (whole[:middle], whole[middle:]))
+        return first, second
+
+    def _with(self, position: int, name: str, value: Any) -> Arguments:
+        if len(self.args) > position:
+            return (*self.args[:position], value, *self.args[position + 1 :]), dict(self.kwargs)
+        return self.args, self.kwargs | {name: value}
 
     def _break(self, reason: str, verdict: Failure = TRANSIENT) -> NoReturn:
         raise InvalidResultError(self.dependency, None, reason, verdict)
@@ -236,6 +261,14 @@ class Embedding(Contract):
             self._break("with vectors of zeros")
         return result
 
+    def halves(self) -> tuple[Arguments, Arguments] | None:
+        """Each half of the texts."""
+        return self._halved(0, "texts")
+
+    def joined(self, first: Any, second: Any) -> Any:
+        """All vectors."""
+        return np.concatenate([np.asarray(first), np.asarray(second)])
+
 
 class Rerank(Contract):
     """Ranks of documents that were sent, each at most once, with finite scores."""
@@ -258,6 +291,19 @@ class Rerank(Contract):
         if not all(_is_finite(it.get("relevance_score", 0.0)) for it in ranks):
             self._break("with a score that is no finite number")
         return result
+
+    def halves(self) -> tuple[Arguments, Arguments] | None:
+        """Each half of the documents."""
+        return self._halved(1, "documents")
+
+    def joined(self, first: Any, second: Any) -> Any:
+        """The best of both halves: a reranker scores each document by itself."""
+        middle = len(self._argument(1, "documents")) // 2
+        ranks = [*first, *second]
+        if all(isinstance(it, dict) and "index" in it and "relevance_score" in it for it in ranks):
+            ranks = [*first, *({**it, "index": it["index"] + middle} for it in second)]
+            ranks.sort(key=lambda it: -float(it["relevance_score"]))
+        return ranks[: self._argument(2, "top_n") or len(ranks)]
 
 
 def _is_finite(score: object) -> bool:

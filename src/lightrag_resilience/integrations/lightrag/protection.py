@@ -19,6 +19,8 @@ from lightrag_resilience.config.endpoint_names import Endpoint
 from lightrag_resilience.config.policies import TimeoutPolicy
 from lightrag_resilience.draining.gate import allow_during_drain, is_allowed_during_drain
 from lightrag_resilience.errors import UnsupportedCallError
+from lightrag_resilience.failures.classifier import root_cause
+from lightrag_resilience.failures.too_large import is_too_large
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
 from lightrag_resilience.integrations.lightrag.degradation.levels import QueryComponent
 from lightrag_resilience.integrations.lightrag.parsing.parsers import Parsers
@@ -442,12 +444,7 @@ def _guarded(  # noqa: PLR0913 - half by name
         before: Awaited first, outside the guard's deadline.
     """
 
-    # A plain function: LightRAG deep-copies it with its configuration, and reads its signature.
-    @functools.wraps(function)
-    async def guarded(*args: Any, **kwargs: Any) -> Any:
-        level, is_allowed, run, deadline, account = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
-        tokens = is_allowed_during_drain.set(is_allowed), current_run.set(run)
-        accounts = current_account.set(account)
+    async def under_guard(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kept = contract(guard.name, args, kwargs)
 
         async def checked(*args: Any, **kwargs: Any) -> Any:
@@ -455,13 +452,29 @@ def _guarded(  # noqa: PLR0913 - half by name
 
         vars(checked).update(vars(attempt))  # the name of the model, for traces
         try:
-            if before is not None:
-                await before()
-            with priority(level), under_deadline(deadline):
-                return await run_within(times(), guard, checked, args, kwargs)
+            return await run_within(times(), guard, checked, args, kwargs)
         except Exception as error:
             if (accepted := kept.accepted_after(error)) is not None:
                 return accepted
+            halves = kept.halves() if is_too_large(root_cause(error)) else None
+            if halves is None:
+                raise
+        # One after the other: where not even one text passes, this ends at the first.
+        first, second = halves
+        return kept.joined(await under_guard(*first), await under_guard(*second))
+
+    # A plain function: LightRAG deep-copies it with its configuration, and reads its signature.
+    @functools.wraps(function)
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        level, is_allowed, run, deadline, account = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
+        tokens = is_allowed_during_drain.set(is_allowed), current_run.set(run)
+        accounts = current_account.set(account)
+        try:
+            if before is not None:
+                await before()
+            with priority(level), under_deadline(deadline):
+                return await under_guard(args, kwargs)
+        except Exception as error:
             reached(error, Stage.QUEUED)
             raise
         finally:
