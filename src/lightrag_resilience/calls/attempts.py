@@ -22,7 +22,12 @@ from lightrag_resilience.failures.kinds import symptom
 from lightrag_resilience.limits.admission import AdmissionController
 from lightrag_resilience.limits.bulkhead import Occupancy
 from lightrag_resilience.limits.provider_limits import GrantedLimits, on_throttled
-from lightrag_resilience.limits.token_usage import CountTokens, answer_tokens, text_tokens
+from lightrag_resilience.limits.token_usage import (
+    WITHOUT_USAGE,
+    CountTokens,
+    answer_tokens,
+    text_tokens,
+)
 from lightrag_resilience.retry import RetryBudget
 from lightrag_resilience.timeouts.attempt_timer import Clock, DeadlineTimer, Timer
 
@@ -369,7 +374,8 @@ class Attempts:
             call.loop_state.drop_idle_controller()
         self.breaker.on_success(call.admission, duration)
         if succeeded is not None:
-            tokens = tokens or answer_tokens(call, answer)
+            if not tokens and (answer.__class__ not in WITHOUT_USAGE or hasattr(call, "tokens")):
+                tokens = answer_tokens(call, answer)
             succeeded(self.name, duration, tokens)
             if tokens:
                 publish_tokens(self, call, "answer", tokens)

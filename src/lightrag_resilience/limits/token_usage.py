@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 __all__ = [
+    "WITHOUT_USAGE",
     "CountTokens",
     "answer_tokens",
     "estimate_tokens",
@@ -37,6 +38,9 @@ _USAGE_FIELDS = (
     ("prompt_eval_count", "eval_count"),
     ("prompt_eval_count",),  # of embeddings, which have no answer to count
 )
+_HOLDERS = frozenset({"usage", "usage_metadata", *(it for names in _USAGE_FIELDS for it in names)})
+WITHOUT_USAGE = frozenset({type(None), str, bytes, bool, int, float, list, tuple})
+"""Types of answers that never say how many tokens were used."""
 
 # Tokens a character: a little more than o200k_base, cl100k_base (both OpenAI's) and Qwen make of
 # letters and spaces (0.19-0.24 with their signs) and of code and JSON (0.23-0.43), since what is
@@ -134,7 +138,9 @@ def _texts_in(values: Iterable[Any], depth: int) -> Iterator[str]:
 
 def used_tokens(answer: Any) -> int | None:
     """The tokens that an answer, or the last chunk of one, reports as used; None if none."""
-    if answer is None or isinstance(answer, (str, bytes, int, float)):
+    if answer.__class__ in WITHOUT_USAGE or (
+        isinstance(answer, dict) and _HOLDERS.isdisjoint(answer)
+    ):
         return None
     try:
         for holder in (_get(answer, "usage"), _get(answer, "usage_metadata"), answer):
@@ -166,8 +172,8 @@ def answer_tokens(call: _Call, answer: Any, otherwise: int = 0) -> int:
         return reported
     if answer.__class__ is not str and (used := used_tokens(answer)) is not None:
         return used
-    if not (sent := call.sent_tokens):
-        return otherwise
+    if not (sent := call.sent_tokens) and not otherwise:
+        return 0
     if isinstance(answer, str):
         return sent + text_tokens(answer)
     # Vectors and scores are not paid for.

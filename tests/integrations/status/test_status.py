@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightrag_resilience.errors import SettingsError
+from lightrag_resilience.events import TokensUsed
 from lightrag_resilience.integrations.status import StatusPage
 from lightrag_resilience.integrations.status import page as page_module
 from lightrag_resilience.integrations.status.dependency_rows import dependency_rows
@@ -236,3 +237,12 @@ async def test_making_many_rows_does_not_block_the_loop() -> None:
     assert steps >= 1000 // 100
     assert len(making.result()) == 1000
     assert making.result()[0]["name"] == "host.1099"
+
+
+async def test_tokens_are_added_up_by_work_and_use() -> None:
+    registry = made()
+    page = StatusPage(nothing_here, registry=registry)
+    for dependency in ("llm.one", "llm.two"):
+        registry.events.publish(TokensUsed(dependency, "document", "answer", 50))
+    data = (await ask(page, "/resilience/data")).json
+    assert data["tokens"] == [{"work": "document", "use": "answer", "count": 100}]

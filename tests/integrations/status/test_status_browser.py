@@ -18,6 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from lightrag_resilience.events import TokensUsed
 from lightrag_resilience.integrations.status import page as page_module
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.browser import DESK, PHONE, chromium, show_as
@@ -334,3 +335,12 @@ def test_the_page_shows_and_changes_breakers_of_other_processes(browser: Chrome)
         assert all(answer["at"] for answer in two.each("until", state="closed"))
         redis.stop()
         page.until(lambda: "Redis cannot be used" in page.text("#notices"))
+
+
+def test_the_tokens_of_queries_and_their_waste_are_shown(seen: Page, app: StatusApp) -> None:
+    assert not seen.one("#tokens-part").is_displayed()
+    for work, use, count in (("query", "answer", 12_000), ("query", "retry", 300)):
+        app.guards.events.publish(TokensUsed("llm.openai", work, use, count))
+    seen.until(lambda: "Queries: 12,000 for answers" in seen.text("#tokens"))
+    assert "Wasted: 300 by failed retries." in seen.text("#tokens")
+    assert seen.complaints() == []

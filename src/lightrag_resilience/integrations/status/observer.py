@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,13 @@ from lightrag_resilience._version import __version__
 from lightrag_resilience.config.policies import BreakerPolicy
 from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.draining.phases import Phase
-from lightrag_resilience.events import AttemptFailed, Event, HealthChanged, StateChanged
+from lightrag_resilience.events import (
+    AttemptFailed,
+    Event,
+    HealthChanged,
+    StateChanged,
+    TokensUsed,
+)
 from lightrag_resilience.pipeline.registry import Guards
 from lightrag_resilience.runtime.tasks import within
 from lightrag_resilience.shared_state.cluster_view import ClusterView, Discovery, Overview
@@ -60,6 +67,8 @@ class StatusObserver:
         self._registry = registry
         self._history = OutageHistory()
         registry.events.subscribe(self._on_event, StateChanged, HealthChanged, AttemptFailed)
+        self._tokens: Counter[tuple[str, str]] = Counter()
+        registry.events.subscribe(self._on_tokens, TokensUsed)
         self._viewers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
         self._lock = asyncio.Lock()
         self._connection = contextlib.AsyncExitStack()
@@ -91,6 +100,11 @@ class StatusObserver:
                 connection, self._connection = self._connection, contextlib.AsyncExitStack()
                 await connection.aclose()
 
+    def _on_tokens(self, event: Event) -> None:
+        """Count tokens, from any thread."""
+        if isinstance(event, TokensUsed):
+            self._tokens[event.work, event.use] += event.tokens
+
     def _on_event(self, event: Event) -> None:
         """Record an event, from any thread, and wake the viewers."""
         self._history.on_event(event)
@@ -121,6 +135,10 @@ class StatusObserver:
             "redis": self._redis() if is_shared else None,
             "workers": self._workers(),
             "overrides": self._overrides(),
+            "tokens": [
+                {"work": work, "use": use, "count": count}
+                for (work, use), count in sorted(self._tokens.items())
+            ],
         }
 
     def _count(self) -> int:

@@ -72,8 +72,8 @@ _STREAM_LIFE = (
 _SEND_TIMEOUT = 5.0  # seconds for a viewer to take what is sent
 _BODY_TIMEOUT = 5.0  # seconds for a request's body
 _MOST_VIEWERS = 32
-# The page counts these down itself: alone they are no reason to send.
-_VOLATILE = ("at", "retry_after", "seconds_left", "cooldown", "round_trip")
+# The page counts most of these down itself: alone they are no reason to send.
+_VOLATILE = ("at", "retry_after", "seconds_left", "cooldown", "round_trip", "tokens")
 
 
 @dataclass(frozen=True, slots=True)

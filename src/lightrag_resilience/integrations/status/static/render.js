@@ -104,6 +104,7 @@ export function drawAll(data) {
   drawNotices(data);
   drawRows(data);
   drawOverrides(data.overrides);
+  drawTokens(data.tokens);
   drawChanges(data.changes);
   drawWorkers(data);
   const { host, pid, version } = data.process;
@@ -320,6 +321,25 @@ function drawOverrides(overrides) {
   }, (line, { name, value, reason }) => {
     put(line.children[0], `${name} = ${value}`);
     put(line.children[1], `${sentence(reason)}.`);
+  });
+}
+
+const WORK = { query: "Queries", document: "Documents", other: "Other calls" };
+const WASTE = { failed: "failed attempts", retry: "failed retries", hedge: "slower calls of hedges", cancelled: "cancelled calls" };
+
+function drawTokens(tokens) {
+  at("tokens-part").hidden = !tokens.length;
+  const works = Object.keys(WORK).filter((work) => tokens.some((each) => each.work === work));
+  fill(at("tokens"), works.map((work) => ({ key: work, work })), () => {
+    const line = make("li");
+    line.append(make("span"), make("span", "more"));
+    return line;
+  }, (line, { work }) => {
+    const of = tokens.filter((each) => each.work === work);
+    const answers = of.find((each) => each.use === "answer");
+    const wasted = of.filter((each) => each.use in WASTE).map((each) => `${each.count.toLocaleString("en")} by ${WASTE[each.use]}`);
+    put(line.children[0], `${WORK[work]}: ${(answers ? answers.count : 0).toLocaleString("en")} for answers`);
+    put(line.children[1], wasted.length ? `Wasted: ${wasted.join(", ")}.` : "None wasted.");
   });
 }
 
