@@ -30,8 +30,8 @@ settings.load_profile("patient")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors, as half of the time of a test with servers is waiting."""
-    return min(os.cpu_count() or 1, 4) + 1
+    """Two more than there are processors: with one more, these idled for a quarter of the time."""
+    return min(os.cpu_count() or 1, 4) + 2
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,6 +13,7 @@ import pytest
 from support.paths import ROOT
 from support.scripts import run_script
 
+pytestmark = pytest.mark.once
 WITHOUT = """
 import sys
 
