@@ -57,6 +57,7 @@ def shown(renderable: Any) -> str:
 
 
 @pytest.mark.lightrag
+@pytest.mark.once
 def test_the_demo_shows_what_protection_does(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "down"
     options = ["--quick", "--workers", "2", "--json", "--output", str(output)]

@@ -128,6 +128,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.no_cover
+@pytest.mark.once
 @pytest.mark.parametrize("is_shared", [True, False], ids=["redis", "alone"])
 @pytest.mark.parametrize(("fault", "status", "advice"), UNSERVED)
 async def test_page_log_metrics_and_commands_report_unserved_callers(  # noqa: PLR0913, PLR0917 - fixtures
