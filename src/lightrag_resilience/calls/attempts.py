@@ -148,8 +148,7 @@ class Attempts:
         call.failure = None
         return loop_state
 
-    def _rejection(self, wait: float, began: float) -> CircuitOpenError:
-        self.demanded_at = max(self.demanded_at, began)
+    def _rejection(self, wait: float) -> CircuitOpenError:
         publish_attempt_rejected(self, CircuitOpenError)
         return CircuitOpenError(self.name, None if wait == math.inf else wait, self._circuit.reason)
 

@@ -193,8 +193,8 @@ class Guard(Attempts):
         circuit, now = self._circuit, self.clock()
         if circuit.shared_admission is None and now < max(circuit.open_until, circuit.probed_until):
             wait = circuit.retry_after(now)
-            began = now if began is None else began
-            raise self._rejection(math.inf if wait is None else wait, began)
+            self.demanded_at = max(self.demanded_at, now if began is None else began)
+            raise self._rejection(math.inf if wait is None else wait)
 
     def shed_in_brownout(self) -> None:
         """Hold back a background call, by chance, while more than half of the calls fail.
@@ -289,7 +289,8 @@ class Guard(Attempts):
             gate.check(self.name, self.events)
         now = self.clock()
         if (wait := self._circuit.open_until - now) > 0:
-            raise self._rejection(wait, now)
+            self.demanded_at = now
+            raise self._rejection(wait)
         # From here Call.begin(), prepare(), admit() and _attempt() are written out: even an empty
         # function costs 2 % of a guarded call. A change in one of them is a change here, too;
         # tests/pipeline/test_attempts.py runs both ways through the same cases.
