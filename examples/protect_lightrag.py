@@ -66,6 +66,7 @@ async def main() -> None:
                 await ask(rag, "Who founded Alderwick?")
 
                 provider.set_faults([Fault.status(503)])
+                print("The provider is down; queries wait for it (RESILIENCE_QUERY__PATIENCE=12).")
                 for number in range(1, 4):
                     await ask(rag, f"Who founded Alderwick? (again, {number})")
 
