@@ -289,20 +289,24 @@ def is_fail_response(text: object) -> bool:
 # ---------------------------------------------------------------------- answers
 
 
+_END_MARK = "DEFAULT_COMPLETION_DELIMITER"
+_TRUNCATED, _INVALID = "TruncatedResponse", "InvalidResponseError"
+
+
 def completion_mark() -> str:
     """What ends the text of an extraction; its prompt asks for it."""
     prompts = find("lightrag.prompt", "PROMPTS") or {}
-    return str(prompts.get("DEFAULT_COMPLETION_DELIMITER", "<|COMPLETE|>"))
+    return str(prompts.get(_END_MARK, "<|COMPLETE|>"))
 
 
 def is_truncated(text: str) -> bool:
     """Whether a token limit has cut an answer; LightRAG 1.4 does not mark one."""
-    return type(text).__name__ == "TruncatedResponse"
+    return type(text).__name__ == _TRUNCATED
 
 
 def is_empty_answer(error: BaseException) -> bool:
     """Whether LightRAG's OpenAI binding raised as the model answered with an empty text."""
-    is_invalid = type(error).__name__ == "InvalidResponseError"
+    is_invalid = type(error).__name__ == _INVALID
     return is_invalid and _EMPTY_ANSWER in str(error) and _FILTERED not in str(error)
 
 
@@ -542,6 +546,7 @@ class PrivateName:
 
 
 RAG = "lightrag.LightRAG"
+_OPENAI = "llm/openai.py"
 _APP, _ROUTES = "api/lightrag_server.py", "api/routers/document_routes.py"
 _ROLES = ("llm.extract", "llm.keyword", "llm.query", "llm.vlm")
 _NO_ROLES = "calls of models go to their provider without a guard"
@@ -640,6 +645,32 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
         ("rerank", *_DEGRADED),
         "give queries the guarded rerank function",
         "calls of the rerank function go to its provider without a guard",
+    ),
+    # answers
+    *(
+        PrivateName(
+            holder,
+            name,
+            ("answers",),
+            purpose,
+            "an answer that breaks its contract is stored, or a good one is asked for again",
+            since=since,
+            is_own_need=True,
+        )
+        for holder, name, purpose, since in (
+            ("lightrag.prompt.PROMPTS", _END_MARK, "know an extraction that is whole", "1.4.16"),
+            ("lightrag.utils", _TRUNCATED, "know an answer that a limit has cut", "1.5.5"),
+            (_OPENAI, f"class {_INVALID}(", "know an empty answer", "1.4.16"),
+            (_OPENAI, _EMPTY_ANSWER, "know an empty answer", "1.4.16"),
+            (_OPENAI, "finish_reason=", "know an answer that a filter has emptied", "1.5.5"),
+        )
+    ),
+    PrivateName(
+        _OPENAI,
+        f"{TRACKER}.add_usage(",
+        ("tokens",),
+        "count tokens as the provider does",
+        "the tokens of LightRAG's own bindings are estimated",
     ),
     # storages
     *(
