@@ -123,7 +123,8 @@ async def test_the_answer_says_what_failed_and_when_to_retry(
         ("embedding.ollama", "The embedding model"),
         ("rerank.jina", "The reranker"),
         ("storage.postgres", "The database"),
-        ("parser.mineru", "A service that is needed for this"),
+        ("parser.mineru", "The service that parses documents"),
+        ("search", "A service that is needed for this"),
     ],
 )
 async def test_users_read_which_service_is_unavailable(dependency: str, words: str) -> None:
