@@ -42,7 +42,6 @@ __all__ = [
     "IS_CANCELLED",
     "LOAD_FLAGS",
     "LOAD_LOCK",
-    "LOCAL_PARSERS",
     "LOCK",
     "MARK_CANCELLED",
     "MODEL",
@@ -72,8 +71,10 @@ __all__ = [
     "abandon",
     "are_storages_initialized",
     "binding_of",
+    "calls_service",
     "clear_folder",
     "completion_mark",
+    "configured_parsers",
     "find",
     "is_cancelled_by_user",
     "is_custom_chunk_patch",
@@ -473,8 +474,8 @@ PARSE_WORKER = "_parse_worker"
 """Parses queued documents; its last argument is the batch."""
 PARSER_SPECS = "parser_specs"
 """A batch's table of parsers: by engine, a specification whose ``impl`` names module and class."""
-EXTERNAL_PARSERS = "lightrag.parser.external."
-LOCAL_PARSERS = "lightrag.parser."
+_PARSERS, _SNAPSHOT = "lightrag.parser.registry", "parser_specs_snapshot"
+EXTERNAL_PARSERS, _LOCAL_PARSERS = "lightrag.parser.external.", "lightrag.parser."
 """How the modules of LightRAG's parsers begin that call a service, and of those that do not."""
 DOWNLOAD = "download_into"
 """The method of a parser with a cache that calls its service, given the folder to fill first."""
@@ -488,6 +489,18 @@ PARSER_HTTP = "httpx"
 
 
 _LIMIT = ("lightrag.parser.external._common", "download_max_bytes")
+
+
+def calls_service(spec: Any) -> bool:
+    """Whether a parser calls a service, or is a plugin's that may."""
+    is_local = spec.impl.startswith(_LOCAL_PARSERS) and not spec.impl.startswith(EXTERNAL_PARSERS)
+    return not is_local
+
+
+def configured_parsers() -> list[str]:
+    """The engines of parsers that call a service and have an address."""
+    specs: dict[str, Any] = getattr(importlib.import_module(_PARSERS), _SNAPSHOT)()
+    return [it for it, spec in specs.items() if calls_service(spec) and spec.endpoint_configured()]
 
 
 def clear_folder(folder: Any) -> None:
@@ -862,6 +875,7 @@ PRIVATE_NAMES: tuple[PrivateName, ...] = (
                 "1.5.2",
             ),
             ("parser/external/__init__.py", "clear_dir_contents,", "repeat a download", "1.5.0"),
+            (_PARSERS, _SNAPSHOT, "know which parsers are configured", "1.5.2"),
         )
     ),
     PrivateName(

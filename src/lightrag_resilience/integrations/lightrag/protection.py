@@ -169,6 +169,7 @@ class Protection:
         if "parser.plugins" in self._coverage and self._coverage.is_guarded("parser.plugins"):
             parsers = Parsers(self._registry, self._need, self._set_probe)
             self._undo.callback(parsers.end)
+            parsers.begin()
             self._shadow(PARSE_WORKER, parsers.working(getattr(rag, PARSE_WORKER)))
         self._wrap_lifecycle()
 

@@ -236,6 +236,16 @@ async def test_unprotect_restores_what_clients_of_parsers_use(
         assert compat.PARSE_WORKER not in vars(rag)
 
 
+async def test_a_parser_that_is_configured_has_its_guard_from_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DOCLING_ENDPOINT", raising=False)
+    monkeypatch.setenv("MINERU_LOCAL_ENDPOINT", "http://127.0.0.1:1")
+    guards = registry()
+    async with protected_on(guards):
+        assert [it.name for it in guards if it.name.startswith("parser.")] == [NAME]
+
+
 class PluginParser(BaseParser):  # type: ignore[misc]
     """A parser of a plugin, whose service fails as often as a test says."""
 

@@ -25,11 +25,12 @@ from lightrag_resilience.failures.classifier import is_recognized
 from lightrag_resilience.integrations.lightrag.compat import (
     DOWNLOAD,
     EXTERNAL_PARSERS,
-    LOCAL_PARSERS,
     PARSER_CLIENTS,
     PARSER_HTTP,
     PARSER_SPECS,
+    calls_service,
     clear_folder,
+    configured_parsers,
 )
 from lightrag_resilience.integrations.lightrag.work.context import (
     call_guarded,
@@ -71,6 +72,7 @@ class Parsers:
         self._set_probe = set_probe
         self._guards: dict[str, Guard] = {}
         self._probed: dict[str, httpx.URL] = {}
+        self._replaced: set[str] = set()
         self._undo = contextlib.ExitStack()
 
     def working(self, original: Callable[..., Awaitable[None]]) -> Callable[..., Any]:
@@ -87,6 +89,11 @@ class Parsers:
         finally:
             _current.reset(token)
 
+    def begin(self) -> None:
+        """Make the guards of the parsers that are configured: operators see them from the start."""
+        for engine in configured_parsers():
+            self.guard_of(engine)
+
     def guard_of(self, engine: str) -> Guard:
         """The guard of a parser. LightRAG gives a parser all the time that it takes."""
         guard = self._guards.get(engine)
@@ -94,13 +101,15 @@ class Parsers:
             endpoint = Endpoint.at(_FAMILY, engine, None, None)
             self._guards[engine] = guard = self._registry.get_endpoint(endpoint, math.inf)
             self._on_guard(guard)
-            if module := PARSER_CLIENTS.get(engine):
-                client = importlib.import_module(module)
-                self._undo.callback(replace_methods([client], PARSER_HTTP, _guarded_httpx))
         return guard
 
-    def parse_by(self, guard: Guard) -> Parse:
-        """A document that a guard's parser is given."""
+    def parse_by(self, engine: str) -> Parse:
+        """A document that a parser is given."""
+        guard = self.guard_of(engine)
+        if engine in PARSER_CLIENTS and engine not in self._replaced:
+            self._replaced.add(engine)
+            client = importlib.import_module(PARSER_CLIENTS[engine])
+            self._undo.callback(replace_methods([client], PARSER_HTTP, _guarded_httpx))
         work = current_work.get()
         patience = None if work is None else work.patience
         return Parse(guard, patience, functools.partial(self._probe_beside, guard))
@@ -131,11 +140,9 @@ def _guarded_specs(specs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _guarded_spec(spec: Any) -> Any:
-    impl = spec.impl
-    is_local = impl.startswith(LOCAL_PARSERS) and not impl.startswith(EXTERNAL_PARSERS)
-    if is_local or impl.startswith(__name__):
+    if spec.impl.startswith(__name__) or not calls_service(spec):
         return spec
-    return dataclasses.replace(spec, impl=f"{__name__}:{impl}")
+    return dataclasses.replace(spec, impl=f"{__name__}:{spec.impl}")
 
 
 def __getattr__(name: str) -> Any:
@@ -177,8 +184,8 @@ def _by_requests(download: Callable[..., Awaitable[None]]) -> Callable[..., Any]
         parsers = _current.get()
         if parsers is None:
             return await download(*args, **kwargs)
-        guard = parsers.guard_of(args[0].engine_name)
-        parse = parsers.parse_by(guard)
+        parse = parsers.parse_by(args[0].engine_name)
+        guard = parse.guard
 
         async def upload() -> Exception | None:
             """Until the file is accepted errors are raised; those after it have been waited for."""
