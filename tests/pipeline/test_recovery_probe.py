@@ -93,7 +93,8 @@ async def test_probes_come_every_second_and_rarer_in_a_long_outage() -> None:
 async def test_probes_become_rarer_while_no_caller_wants_an_answer() -> None:
     """20 queries at once, and none after them, cost a provider four probes in a minute."""
     guard, probe = await opened(down())
-    guard.demanded_at = now()
+    await asyncio.sleep(0.3)
+    assert not await is_admitted(guard)  # it was in a queue when the circuit opened
     await asyncio.gather(*(guard.wait_for_recovery(59.0) for _ in range(20)))
     assert probe.calls <= 4
     await asyncio.sleep(600.0)

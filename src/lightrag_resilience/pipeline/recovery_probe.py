@@ -41,6 +41,7 @@ _GRACE = 2.0  # seconds after which a probe that was not sent is left to the cal
 _JITTER = 0.1  # seconds: workers do not all ask for the permit at once
 _IDLE_GROWTH = 2.0  # of the time for which nothing was wanted: so long until the next probe
 _LONGEST_IDLE = 10.0  # seconds between two probes then, in an outage that is not young
+_BURST = 0.5  # seconds in which calls are rejected that were queued when the circuit opened
 _AWAITED = LIGHTRAG_BACKOFF + 0.1  # seconds between two probes for callers that wait
 _DEMAND_POLL = 0.25  # seconds after which a probe that was put off sees a new demand
 _LEASE = 3.0  # seconds after which another worker takes over from one that died
@@ -223,7 +224,8 @@ class RecoveryProbe:
         if since >= 2 * _AWAITED:
             return idle_until
         retried_at = self._seen_at + _AWAITED - since % _AWAITED
-        return retried_at if demanded_at <= self._opened_at else min(idle_until, retried_at)
+        is_one_burst = demanded_at <= self._opened_at + _BURST
+        return retried_at if is_one_burst else min(idle_until, retried_at)
 
     @property
     def _is_wanted(self) -> bool:
