@@ -35,6 +35,7 @@ def granted(requests: int, tokens: int) -> dict[str, str]:
 
 
 async def test_a_limit_that_a_429_lowered_rises_with_the_next_answer() -> None:
+    before = openai._base_client.AsyncAPIClient._process_response  # other tests may follow, too
     async with Simulator() as provider:
         model = functools.partial(
             openai_complete_if_cache, "simulated", base_url=provider.base_url, api_key="none"
@@ -58,9 +59,7 @@ async def test_a_limit_that_a_429_lowered_rises_with_the_next_answer() -> None:
             provider.set_faults([])
             assert await ask(9000, 120_000) == (6000.0, 120_000.0)
             await unprotect(rag)
-            provider.headers = granted(10, 10)
-            await guard.call(model, "Why?", max_tokens=9)
-            assert guard.policy.limit.rpm == 6000.0
+            assert openai._base_client.AsyncAPIClient._process_response is before
 
 
 @pytest.mark.parametrize("wrong", [pytest, object()])
