@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,6 +20,7 @@ from support.failures import (
     UNKNOWN,
     error_of,
 )
+from support.ports import free_port
 
 # ---------------------------------------------------------------------- httpx, httpx2
 
@@ -67,13 +67,6 @@ async def server(answer: bytes | None) -> Any:
         listening.close()
 
 
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def httpx_get(library: str, port: int) -> Exception:
     module = pytest.importorskip(library)
     async with module.AsyncClient(timeout=0.2, trust_env=False) as client:
@@ -105,7 +98,7 @@ CLIENTS = [
 
 @pytest.mark.parametrize(("get", "library"), CLIENTS)
 def test_a_refused_connection_is_passing_for_every_client(get: Any, library: str) -> None:
-    assert classify(asyncio.run(get(library, unused_port()))) == TRANSIENT
+    assert classify(asyncio.run(get(library, free_port()))) == TRANSIENT
 
 
 @pytest.mark.parametrize("answer", [b"", None])

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.errors import SettingsError
 from lightrag_resilience.integrations.metrics import Metrics
 from lightrag_resilience.telemetry.prometheus import observe
+from support.ports import free_port
 
 WITHIN = 60.0  # seconds, on a busy machine
 ASKED_FOR = (
@@ -159,9 +159,7 @@ async def test_an_application_that_observes_itself_keeps_its_metrics(guards: Gua
 @contextlib.contextmanager
 def gunicorn(folder: Path, metrics: Path) -> Iterator[httpx.Client]:
     (folder / "counted_application.py").write_text(APPLICATION)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     log = folder / "output.txt"
     words = "-m gunicorn --workers 2 --preload --worker-class uvicorn_worker.UvicornWorker"
     command = [sys.executable, *words.split(), "--bind", address, "counted_application:app"]

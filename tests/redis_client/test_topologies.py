@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from lightrag_resilience.shared_state.messages import (
 )
 from lightrag_resilience.shared_state.script_runner import BreakerRef, ScriptRunner
 from lightrag_resilience.testing.redis_server import RedisServer
+from support.ports import free_port
 from support.redis_clients import (
     AT_ONCE,
     POLICY,
@@ -248,9 +248,7 @@ async def test_a_tls_server_is_trusted_only_by_its_certificate(
 ) -> None:
     own, key = map(str, certificate)
     files = ("--tls-cert-file", own, "--tls-key-file", key, "--tls-ca-cert-file", own)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with RedisServer("--tls-port", str(port), *files, binary=server_with_tls) as server:
         trusting, with_own = f"ssl_ca_certs={own}", f"ssl_certfile={own}&ssl_keyfile={key}"
         async with client_of(f"rediss://127.0.0.1:{port}?{trusting}&{with_own}") as client:

@@ -17,6 +17,8 @@ import httpx
 
 from lightrag_resilience.draining.journal import AbandonedWork, Journal
 
+from .ports import free_port
+
 TESTS = Path(__file__).parents[1]
 OURS = "lightrag_resilience.integrations.gunicorn.DrainingWorker"
 WORKERS = {"uvicorn": OURS, "asgi": "asgi"}
@@ -53,6 +55,8 @@ class Master:
     """
 
     workers = 2
+    binds_itself = False
+    """Whether it takes no socket that listens already."""
 
     def __init__(
         self,
@@ -74,11 +78,14 @@ class Master:
         """How long it took to end."""
 
     async def start(self) -> None:
-        """Start it, and wait until both workers serve."""
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(512)
-            self.port = int(listener.getsockname()[1])
+        """Start it, and wait until all workers serve."""
+        with contextlib.ExitStack() as stack:
+            listener = None
+            if self.binds_itself:
+                self.port = free_port()
+            else:
+                listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=512))
+                self.port = int(listener.getsockname()[1])
             names = ("TIMEOUT", "CANCEL_GRACE", "CLOSE_TIMEOUT")
             times = zip(names, self.budget, strict=True)
             variables = {
@@ -88,20 +95,26 @@ class Master:
                 "MARKS": str(self.marks),
                 "PYTHONPATH": str(TESTS),
             }
-            words = self.words(listener.fileno(), self.port)
-            if words[1] == "granian":
-                listener.close()  # it wants to bind itself
+            descriptors = [listener.fileno()] if listener else []
+            words = self.words(listener.fileno() if listener else -1, self.port)
             with self.log.open("wb") as log:
                 self.process = await asyncio.create_subprocess_exec(
                     *(sys.executable, *words, "support.drained_app:app"),
                     env=variables,
-                    pass_fds=[] if words[1] == "granian" else [listener.fileno()],
+                    pass_fds=descriptors,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
                 )
         self.http = self.client()
         await self.until(lambda: len(self.marked("lifespan", "startup")) >= self.workers)
+        if self.binds_itself:
+            await self.until(self.listens)  # it may listen only after the application's start
+
+    def listens(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+            return True
+        return False
 
     def words(self, descriptor: int, port: int) -> list[str]:
         """The command, but for the application."""
@@ -122,7 +135,14 @@ class Master:
         before = len(self.marked("begun"))
         keys = [f"{kind}-{before + number}" for number in range(count)]
         tasks = [asyncio.create_task(http.get(f"/{key}?{kind}={seconds}")) for key in keys]
-        await self.until(lambda: set(keys) <= set(self.begun))
+
+        def have_begun() -> bool:
+            for task in tasks:
+                if task.done():
+                    task.result()  # an error says more than that its work never began
+            return set(keys) <= set(self.begun)
+
+        await self.until(have_begun)
         return tasks
 
     async def until(self, happens: Callable[[], object]) -> None:

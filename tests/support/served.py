@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -17,6 +16,8 @@ from typing import Any
 import httpx
 
 from lightrag_resilience.testing import Simulator
+
+from .ports import free_port
 
 LAUNCHER = Path(__file__).resolve().parent / "lightrag_server.py"
 STARTS_WITHIN = 120.0  # seconds, on a busy machine
@@ -147,9 +148,3 @@ async def until_it_answers(
                 if (await http.get("/health")).status_code == 200:
                     return
             await asyncio.sleep(0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

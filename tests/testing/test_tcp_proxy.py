@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 
 from lightrag_resilience.testing.redis_server import RedisServer
 from lightrag_resilience.testing.tcp_proxy import TcpProxy
+from support.ports import free_port
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("error")]
 
@@ -170,13 +171,8 @@ async def test_the_loss_of_one_end_reaches_the_other(line: Line, proxy: TcpProxy
 
 
 async def test_a_server_that_is_not_there_means_a_reset(line: Line, proxy: TcpProxy) -> None:
-    async with TcpProxy(await free_port()) as nowhere:
+    async with TcpProxy(free_port()) as nowhere:
         await (await line.dial(nowhere)).is_reset()
-
-
-async def free_port() -> int:
-    async with Line() as line:
-        return line.port
 
 
 @pytest.mark.parametrize("stalled", [False, True])

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -25,6 +24,7 @@ from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.journal import Journal
 from lightrag_resilience.integrations.asgi import DrainMiddleware
 from lightrag_resilience.shutdown import Coordinator
+from support.ports import free_port
 
 pytestmark = [
     pytest.mark.anyio,
@@ -83,9 +83,7 @@ uvicorn.run(app, port=int(sys.argv[1]), log_level="warning", timeout_graceful_sh
 
 class Server:
     def __init__(self, folder: Path, timeout: float) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        port = free_port()
         self.seen, self.journal = folder / "seen", Journal(folder / "journal")
         words = [str(port), str(self.seen), str(timeout), str(self.journal.path)]
         self.process = subprocess.Popen(  # noqa: S603 - our own interpreter

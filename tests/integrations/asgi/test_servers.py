@@ -32,6 +32,7 @@ class Hypercorn(Master):
 
 class Granian(Master):
     workers = 1
+    binds_itself = True
 
     def words(self, descriptor: int, port: int) -> list[str]:
         del descriptor

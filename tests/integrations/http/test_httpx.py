@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -23,6 +22,7 @@ from lightrag_resilience import (
 )
 from lightrag_resilience.failures.classifier import classify
 from lightrag_resilience.testing import Fault, Simulator
+from support.ports import free_port
 from support.wires import new_guards, wire
 
 pytestmark = pytest.mark.anyio
@@ -174,8 +174,7 @@ async def test_a_hanging_call_is_the_sdks_timeout_caused_by_the_guards(
 
 
 async def test_a_refused_connection_is_tried_again(library: Any, registry: Guards) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     policy = Policy.storage(retry=QUICK, idempotent=False)
     async with wire(library, policy=policy, registry=registry) as client:
         with pytest.raises(library.ConnectError):

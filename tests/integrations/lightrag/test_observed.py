@@ -23,7 +23,8 @@ pytest.importorskip("prometheus_client")
 
 from lightrag_resilience.testing.redis_server import RedisServer
 from support.paths import ROOT
-from support.prometheus_server import Asked, end, free_port, prometheus, until
+from support.ports import free_port
+from support.prometheus_server import Asked, end, prometheus, until
 
 pytestmark = [
     pytest.mark.no_cover,

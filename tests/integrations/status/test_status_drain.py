@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -16,6 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from support.ports import free_port
 
 pytest.importorskip("uvicorn")
 
@@ -47,9 +48,7 @@ uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
 
 @contextlib.contextmanager
 def served() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(APP), str(port)])  # noqa: S603
     try:
         url = f"http://127.0.0.1:{port}"
