@@ -69,7 +69,7 @@ async def test_a_closer_that_swallows_its_cancellation_blocks_nothing() -> None:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             seen.append("cancelled")
-            await asyncio.sleep(3)
+            await asyncio.sleep(60)
             seen.append("ended")
 
     made = coordinator()
@@ -78,7 +78,7 @@ async def test_a_closer_that_swallows_its_cancellation_blocks_nothing() -> None:
         made.on_close(go_on, timeout=0.1)
         report = await made.drain()
     assert seen == ["cancelled", "closed"]
-    assert report.seconds < 2
+    assert report.seconds < 15
     assert [name.rpartition(".")[2] for name in report.failed_to_close] == ["go_on"]
 
 
@@ -110,7 +110,7 @@ async def test_a_drain_that_is_cancelled_while_closing_calls_no_further_closer()
 def blocked() -> Iterator[threading.Event]:
     """What threads wait for, not for ever; set at the end."""
     goes_on = threading.Event()
-    timer = threading.Timer(5.0, goes_on.set)
+    timer = threading.Timer(20.0, goes_on.set)
     timer.start()
     yield goes_on
     goes_on.set()
@@ -128,7 +128,8 @@ async def test_the_journal_is_written_although_all_executor_threads_are_busy(
         made.track(asyncio.create_task(asyncio.sleep(60), name="the indexer"))
         report = await made.drain()
     assert not taken.done()  # so all this was before
-    assert report.seconds < 3
+    blocked.set()  # or the loop's end waits for the thread
+    assert report.seconds < 15
     assert [each.name for each in Journal(path).read()] == ["the indexer"]
 
 
@@ -160,6 +161,6 @@ async def test_a_disk_that_hangs_does_not_block_the_drain(
         made.track(asyncio.create_task(asyncio.sleep(60), name="the indexer"))
         report = await made.drain()
     assert not blocked.is_set()
-    assert report.seconds < 3
+    assert report.seconds < 15
     assert [each.name for each in report.abandoned] == ["the indexer"]
     assert "The journal takes too long" in caplog.text

@@ -206,7 +206,7 @@ async def test_a_request_that_skips_waiting_cancels_work_in_flight() -> None:
         with pytest.raises(ShuttingDownError, match="did not end in time"):
             await running
     report = await made.drain()
-    assert report.seconds < 5
+    assert report.seconds < 15
 
 
 async def test_closers_do_not_run_in_the_context_that_the_signal_interrupted() -> None:
@@ -287,14 +287,14 @@ async def test_a_coordinator_inside_another_joins_its_drain() -> None:
 
 
 async def test_a_tracked_task_that_awaits_the_drain_is_not_waited_for() -> None:
-    made = coordinator()
+    made = coordinator(timeout=30.0)
     async with made:
 
         async def main() -> Any:
             return await made.drain()
 
         report = await made.run(main())
-    assert report.seconds < 1.0
+    assert report.seconds < 15
     assert report.abandoned == ()
 
 

@@ -88,7 +88,7 @@ async def test_a_sentinel_client_follows_a_failover(
             with contextlib.suppress(RedisError):
                 await every_script(client, name="after")
                 break
-            assert time.monotonic() - began < 10.0
+            assert time.monotonic() - began < 30.0
             await asyncio.sleep(0.05)
         await receives_a_forced_state(client, client)
         assert (await client.info("server"))["tcp_port"] == replica.port

@@ -54,23 +54,25 @@ async def times_of(guards: Guards, calls: int, **options: Any) -> list[float]:
 
 @pytest.mark.anyio
 async def test_two_workers_have_one_burst_and_one_rate(make: Any) -> None:
-    one, two = make(LIMIT__RPM=1200, LIMIT__BURST=5), make(LIMIT__RPM=1200, LIMIT__BURST=5)
+    one, two = make(LIMIT__RPM=300, LIMIT__BURST=5), make(LIMIT__RPM=300, LIMIT__BURST=5)
     await connected(one, two)
     times = await asyncio.gather(times_of(one, 10), times_of(two, 10))
     together = sorted(times[0] + times[1])
-    assert together[4] < 0.15
-    assert together[-1] >= 15 * 0.05 - 0.01
+    assert together[4] < 0.7  # 0.8 s if they came one by one
+    assert together[-1] >= 15 * 0.2 - 0.01
 
 
 @pytest.mark.anyio
 async def test_tokens_are_shared_too(make: Any) -> None:
-    one = make(LIMIT__TPM=60_000, LIMIT__TOKEN_BURST=1000)
+    one = make(LIMIT__TPM=24_000, LIMIT__TOKEN_BURST=1000)
     await connected(one)
-    assert (await times_of(one, 2, max_tokens=500))[-1] < 0.2
-    # Nothing was used, which Redis learns with the next report: a call of 500 need not wait 0.5 s.
-    assert any([(await times_of(one, 1, max_tokens=500))[0] < 0.2 for _ in range(4)])
+    assert (await times_of(one, 2, max_tokens=500))[-1] < 1.0
+    # Nothing was used, which Redis learns with the next report: a call of 500 need not wait 1.2 s.
+    assert any([(await times_of(one, 1, max_tokens=500))[0] < 1.0 for _ in range(4)])
     limit_of(one).settle(0, 1500)  # a debt
-    assert (await times_of(one, 1, max_tokens=10))[0] < 0.2  # out of the stock
+    assert (await times_of(one, 1, max_tokens=10))[
+        0
+    ] < 2.0  # from stock: the debt takes 3.7 s
     assert (await times_of(one, 1, max_tokens=900))[0] > 0.8
 
 
@@ -96,7 +98,7 @@ async def test_a_turn_beyond_the_deadline_is_rejected_and_put_back(make: Any) ->
         await limit.acquire(0, 0.5)
     began = time.monotonic()
     assert await limit.acquire(0, 10.0)
-    assert time.monotonic() - began < 1.1
+    assert time.monotonic() - began < 1.8  # 2 s if it had been lost
 
 
 @pytest.mark.anyio
@@ -120,7 +122,7 @@ async def test_a_held_turn_is_taken_only_once_it_is_due(make: Any) -> None:
 
 @pytest.mark.anyio
 async def test_a_caller_cancelled_while_sleeping_puts_its_turn_back(make: Any) -> None:
-    one = make(LIMIT__RPM=120, LIMIT__BURST=1)
+    one = make(LIMIT__RPM=40, LIMIT__BURST=1)
     await connected(one)
     limit = limit_of(one)
     await limit.acquire(0, 10.0)
@@ -130,7 +132,7 @@ async def test_a_caller_cancelled_while_sleeping_puts_its_turn_back(make: Any) -
     await asyncio.wait([waiter])
     began = time.monotonic()
     await limit.acquire(0, 10.0)
-    assert time.monotonic() - began < 0.6
+    assert time.monotonic() - began < 2.6  # 3 s if it had been lost
     assert limit._sleeping == 0
 
 
@@ -177,7 +179,7 @@ async def test_without_redis_a_worker_uses_its_local_limiter(
     getattr(server, kind)()
     began = time.monotonic()
     await times_of(one, 20, max_tokens=10)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 5.0
     await until(lambda: not link_of(one).connected)
     assert (await times_of(one, 20, max_tokens=10))[-1] > 0.05
     {"kill": server.start, "pause": server.resume}[kind]()

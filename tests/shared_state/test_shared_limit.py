@@ -104,11 +104,11 @@ def test_a_cancelled_caller_leaves_its_turn_to_others(server: RedisServer) -> No
     variables: Any = {"LIMIT__RPM": "600", "LIMIT__BURST": "1", **PATIENT}
     with workers(server.url, number=1, **variables) as one:
         assert one[0].request("until", connected=True)["at"]
-        one[0].request("go_on", callers=30, pause=0.0)
-        assert one[0].request("halt")["cancelled"] <= 30
+        one[0].request("go_on", callers=100, pause=0.0)
+        assert one[0].request("halt")["cancelled"] <= 100
         began = time.monotonic()
         assert one[0].request("call", times=5)["fine"] == 5
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 5.0  # 10 s if all had kept their turns
 
 
 def test_one_429_cools_down_all_workers(server: RedisServer) -> None:

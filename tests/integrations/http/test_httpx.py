@@ -20,6 +20,7 @@ from lightrag_resilience import (
     Policy,
     RetryPolicy,
 )
+from lightrag_resilience.events import AttemptRejected
 from lightrag_resilience.failures.classifier import classify
 from lightrag_resilience.testing import Fault, Simulator
 from support.ports import free_port
@@ -166,7 +167,7 @@ async def test_a_hanging_call_is_the_sdks_timeout_caused_by_the_guards(
         began = time.monotonic()
         with pytest.raises(openai.APITimeoutError) as raised:
             await sdk.chat.completions.create(**CHAT)
-    assert 0.4 <= time.monotonic() - began < 3.0
+    assert 0.4 <= time.monotonic() - began < 10.0
     assert isinstance(raised.value.__cause__, library.ReadTimeout)
     assert isinstance(raised.value.__cause__.__cause__, AttemptTimeoutError)
     assert classify(raised.value).kind is FailureKind.UNKNOWN_OUTCOME
@@ -187,10 +188,11 @@ async def test_an_open_circuit_reaches_the_sdks_caller_at_once(
     http_client: Any, provider: Simulator, guard: Guard, retries: int
 ) -> None:
     guard.breaker.open()
+    rejected: list[Any] = []
+    guard.events.subscribe(rejected.append, AttemptRejected)
     sdk = openai.AsyncOpenAI(
         base_url=provider.base_url, api_key="none", http_client=http_client, max_retries=retries
     )
-    began = time.monotonic()
     # openai 3 lets it pass; openai 1 and 2, and anthropic, wrap what they do not know.
     with pytest.raises((CircuitOpenError, openai.APIConnectionError)) as raised:
         await sdk.chat.completions.create(**CHAT)
@@ -198,7 +200,7 @@ async def test_an_open_circuit_reaches_the_sdks_caller_at_once(
     if isinstance(refused, openai.APIConnectionError):
         assert isinstance(refused.__cause__, CircuitOpenError)
     else:
-        assert time.monotonic() - began < 0.4  # the SDK's own first wait is half a second
+        assert len(rejected) == 1  # the SDK does not retry
     assert classify(refused).kind is FailureKind.FATAL
     assert provider.count() == 0
 
