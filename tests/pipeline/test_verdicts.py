@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import pickle
 from typing import Any
 
@@ -23,6 +25,7 @@ from lightrag_resilience import (
     deadline,
     with_fallbacks,
 )
+from lightrag_resilience.config.policies import JUDGES
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import AttemptFailed
 from lightrag_resilience.telemetry.tracing import TracedGuard
@@ -115,15 +118,41 @@ async def test_a_call_under_its_callers_deadline_is_judged_too() -> None:
         assert await guard.call(Scripted("", "answer")) == "answer"
 
 
-@pytest.mark.parametrize("mistake", [lambda text: text.missing, lambda _: True])
-async def test_a_judge_that_is_wrong_costs_no_answer(
-    mistake: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda text: text.missing,
+        lambda _: True,
+        lambda _: asyncio.sleep(0),
+        lambda _: Failure("transient"),  # type: ignore[arg-type]
+        lambda _: Failure(FailureKind.TRANSIENT, reason=None),  # type: ignore[arg-type]
+        lambda _: Failure(FailureKind.THROTTLED, retry_after=math.nan),
+        lambda _: Failure(FailureKind.THROTTLED, retry_after="5"),  # type: ignore[arg-type]
+    ],
+)
+@pytest.mark.parametrize("field", JUDGES)
+async def test_a_judge_that_is_wrong_costs_no_answer_and_no_permit(
+    mistake: Any, field: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard = guard_on_loop(patient(result=mistake))
-    assert await guard.call(Scripted("secret")) == "secret"
-    assert verdict(guard) == (1, 0)
-    assert "gave no verdict" in caplog.text
+    guard = guard_on_loop(patient(**{field: mistake}, max_concurrent=1))
+    for _ in range(2):
+        if field == "result":
+            assert await guard.call(Scripted("secret")) == "secret"
+        else:
+            assert await collected(await guard.call(Source("secret").words)) == ["secret"]
+    assert verdict(guard) == (2, 0)
+    assert caplog.text.count("gave no verdict") == 2
     assert "secret" not in caplog.text
+
+
+async def test_a_judge_that_is_interrupted_releases_the_permit() -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    guard = guard_on_loop(patient(result=interrupted, max_concurrent=1))
+    with pytest.raises(KeyboardInterrupt):
+        await guard.call(Scripted("answer"))
+    assert guard.occupancy.in_use == 0
 
 
 async def test_a_failure_is_not_kept_as_a_stale_answer() -> None:
@@ -225,7 +254,12 @@ async def test_tracing_keeps_the_verdicts_and_variables_the_judges() -> None:
 def test_a_judge_is_a_plain_function() -> None:
     async def judge(_: Any) -> None: ...
 
+    class Judge:
+        async def __call__(self, _: Any) -> None: ...
+
     with pytest.raises(PolicyError, match=r"Policy\.result must be a plain function"):
         Policy(result=judge)  # type: ignore[arg-type]
+    with pytest.raises(PolicyError, match=r"Policy\.result must be a plain function"):
+        Policy(result=Judge())  # type: ignore[arg-type]
     with pytest.raises(PolicyError, match=r"Policy\.stream_end must be a plain function"):
         Policy.llm(stream_end=True)  # type: ignore[arg-type]

@@ -507,7 +507,7 @@ class Policy(_ByName):
     def __post_init__(self) -> None:
         for name in JUDGES:
             judge = getattr(self, name)
-            if judge is not None and (not callable(judge) or iscoroutinefunction(judge)):
+            if judge is not None and not _is_plain_function(judge):
                 raise PolicyError(f"Policy.{name} must be a plain function, not {shown(judge)}")
         for name, kind in PARTS.items():
             part = getattr(self, name)
@@ -608,6 +608,11 @@ class Policy(_ByName):
             before = parts.get(part, getattr(self, part))
             parts[part] = replace(before, **{attribute: value}) if attribute else value
         return replace(self, **parts)
+
+
+def _is_plain_function(judge: Any) -> bool:
+    methods = (judge, getattr(judge, "__call__", None))  # noqa: B004 - of an object, it may be async
+    return callable(judge) and not any(map(iscoroutinefunction, methods))
 
 
 @lru_cache(maxsize=64)  # dependencies with equal policies share one object, which saves memory

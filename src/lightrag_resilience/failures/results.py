@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from inspect import iscoroutine
 from typing import Any
 
 from lightrag_resilience.config.policies import Judge
@@ -30,10 +32,12 @@ def verdict_on(result: Any, judge: Judge, dependency: str) -> InvalidResultError
         return None
     if isinstance(verdict, FailureKind):
         verdict = Failure(verdict)
-    if isinstance(verdict, Failure):
-        reason = "".join(filter(str.isprintable, verdict.reason))[:_LONGEST_REASON]
+    if isinstance(verdict, Failure) and _is_sound(verdict):
+        reason = "".join(filter(str.isprintable, verdict.reason[:_LONGEST_REASON]))
         reason = reason or "with a result that was judged a failure"
         return InvalidResultError(dependency, verdict.retry_after, reason, verdict)
+    if iscoroutine(verdict):
+        verdict.close()  # else Python warns, too, that it was never awaited
     # Names only: an error's words may hold the result.
     name = getattr(judge, "__qualname__", type(judge).__name__)
     _log.error(
@@ -44,3 +48,12 @@ def verdict_on(result: Any, judge: Judge, dependency: str) -> InvalidResultError
         type(verdict).__name__,
     )
     return None
+
+
+def _is_sound(verdict: Failure) -> bool:
+    """Whether a judge, which no type checker may have read, has set each field as it must be."""
+    wait: object = verdict.retry_after
+    fields = (verdict.kind, FailureKind), (verdict.reason, str), (verdict.is_local, bool)
+    return all(isinstance(value, kind) for value, kind in fields) and (
+        wait is None or (isinstance(wait, (int, float)) and 0 <= wait < math.inf)
+    )

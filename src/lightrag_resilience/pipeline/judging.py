@@ -32,10 +32,15 @@ class Judging(Attempts):
         if answer is _NONE:  # a stream, which is judged as it is read, or a block
             super().settle_success(call, duration)
             return
-        judge = call.loop_state.policy.result
-        if judge is not None and (error := verdict_on(answer, judge, self.name)) is not None:
-            self.settle_error(call, error)
-            raise error
+        if (judge := call.loop_state.policy.result) is not None:
+            try:
+                error = verdict_on(answer, judge, self.name)
+            except BaseException:  # Ctrl-C in the judge: its call must not keep its permit
+                self.settle_without_verdict(call)
+                raise
+            if error is not None:
+                self.settle_error(call, error)
+                raise error
         super().settle_success(call, duration, answer)
 
     async def _opened(self, call: Call, source: Any, timer: Timer | None) -> GuardedStream[Any]:
