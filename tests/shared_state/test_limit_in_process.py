@@ -70,9 +70,7 @@ async def test_tokens_are_shared_too(make: Any) -> None:
     # Nothing was used, which Redis learns with the next report: a call of 500 need not wait 1.2 s.
     assert any([(await times_of(one, 1, max_tokens=500))[0] < 1.0 for _ in range(4)])
     limit_of(one).settle(0, 1500)  # a debt
-    assert (await times_of(one, 1, max_tokens=10))[
-        0
-    ] < 2.0  # from stock: the debt takes 3.7 s
+    assert (await times_of(one, 1, max_tokens=10))[0] < 2.0  # from stock: the debt takes 3.7 s
     assert (await times_of(one, 1, max_tokens=900))[0] > 0.8
 
 
