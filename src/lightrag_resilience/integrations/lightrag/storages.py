@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from lightrag_resilience.calls.call_context import current_call
 from lightrag_resilience.config.policies import Policy
 from lightrag_resilience.errors import PolicyError, UnsupportedCallError
 from lightrag_resilience.integrations.lightrag.work.nested_calls import call_with_nested
@@ -140,18 +139,11 @@ def _is_lightrags(cls: type) -> bool:
 
 
 def _guarded(method: Any, effect: Effect) -> Any:
-    """A method under its storage's guard.
-
-    LightRAG's batch methods call the single ones: such an inner call passes straight through.
-    """
+    """A method under its storage's guard."""
 
     @functools.wraps(method)
     async def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         guard = vars(self).get(_GUARD) or _guard_for(type(self), guards())
-        call = current_call.get()
-        if call is not None and call.is_within(guard):
-            return await method(self, *args, **kwargs)
-
         return await call_with_nested(
             guard,
             lambda: method(self, *args, **kwargs),

@@ -19,7 +19,6 @@ from typing import Any
 
 import httpx
 
-from lightrag_resilience.calls.call_context import current_call
 from lightrag_resilience.config.endpoint_names import Endpoint
 from lightrag_resilience.failures.classifier import is_recognized
 from lightrag_resilience.integrations.lightrag.compat import (
@@ -225,9 +224,6 @@ def _as_a_whole(method: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
         if parsers is None:
             return await method(self, *args, **kwargs)
         guard = parsers.guard_of(self.engine_name)
-        call = current_call.get()
-        if call is not None and call.is_within(guard):
-            return await method(self, *args, **kwargs)
         return await call_with_nested(
             guard,
             lambda: method(self, *args, **kwargs),

@@ -31,12 +31,18 @@ async def call_with_nested(
 ) -> Any:
     """Make a call for the current work. An error of a nested one says nothing of this dependency.
 
+    Inside a call of the same guard it passes straight through: a storage's batch methods call its
+    single ones.
+
     Args:
         guard: The guard of the call.
         call: Makes it; a vector storage embeds when it flushes, for example.
         idempotent: Whether it may be repeated; None leaves that to the guard's policy.
         is_foreign: Whether an error that no nested call raised is not the dependency's either.
     """
+    around = current_call.get()
+    if around is not None and around.is_within(guard):
+        return await call()
     foreign: list[Exception] = []
 
     async def attempt() -> Any:
