@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import math
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any
 
-from lightrag_resilience.calls.call_context import Deadline, current_deadline
+from lightrag_resilience.calls.call_context import current_deadline
 from lightrag_resilience.calls.deadline import under_deadline
 from lightrag_resilience.calls.token_account import current_account
 from lightrag_resilience.config.endpoint_names import Endpoint
@@ -79,7 +78,7 @@ from .coverage import Cover, Coverage
 from .endpoints import endpoint_of
 from .inner_retries import make_inner_retries_yield, restore_inner_retries
 from .probes import probe_of, storage_probe
-from .shorter_times import run_within
+from .shorter_times import at_most, run_within
 from .storages import guard_storage, guarding, is_embedded, release_storage
 
 __all__ = ["Protection"]
@@ -393,30 +392,15 @@ class Protection:
                 kwargs[_CARRIED] = carried
 
             async def call() -> Any:
+                if deadline is None:
+                    return await queues[name](*args, **kwargs)
                 # The place in the queue is waited for as well, not only the call of its worker.
-                async with _until(deadline, guard.name):
+                async with at_most(max(deadline.left, 0.0), lambda: deadline.error(guard.name)):
                     return await queues[name](*args, **kwargs)
 
             return await call_guarded(guard, call, is_needed=name != RERANK.name)
 
         return call_queue
-
-
-@contextlib.asynccontextmanager
-async def _until(deadline: Deadline | None, dependency: str) -> AsyncIterator[None]:
-    """A block that ends at a deadline.
-
-    Raises:
-        DeadlineExceededError: It did.
-    """
-    limit = asyncio.timeout(None if deadline is None else max(deadline.left, 0.0))
-    try:
-        async with limit:
-            yield
-    except TimeoutError as error:
-        if deadline is None or not limit.expired():
-            raise
-        raise deadline.error(dependency) from error
 
 
 def _storages(rag: Any) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from lightrag_resilience.config.policies import TimeoutPolicy
 from lightrag_resilience.errors import AttemptTimeoutError, DeadlineExceededError
 from lightrag_resilience.pipeline.guard import Guard
 
-__all__ = ["run_within"]
+__all__ = ["at_most", "run_within"]
 
 
 async def run_within(
@@ -31,26 +31,30 @@ async def run_within(
     if times == guard.policy.timeout:
         return await guard.run(function, args, kwargs)
 
+    name, each, total = guard.name, times.attempt, times.total
+
     async def attempt(*args: Any, **kwargs: Any) -> Any:
-        async with _at_most(times.attempt, AttemptTimeoutError, guard):
+        async with at_most(each, lambda: AttemptTimeoutError(name, None, f"after {each:g} s")):
             return await function(*args, **kwargs)
 
     vars(attempt).update(vars(function))  # the name of the model, for traces
-    async with _at_most(times.total, DeadlineExceededError, guard):
+    async with at_most(total, lambda: DeadlineExceededError(name, None, f"after {total:g} s")):
         return await guard.run(attempt, args, kwargs)
 
 
 @contextlib.asynccontextmanager
-async def _at_most(
-    seconds: float | None,
-    error: type[AttemptTimeoutError | DeadlineExceededError],
-    guard: Guard,
-) -> AsyncIterator[None]:
+async def at_most(seconds: float | None, error: Callable[[], Exception]) -> AsyncIterator[None]:
+    """A block that has so many seconds; None: no limit.
+
+    Args:
+        seconds: From now on.
+        error: Makes what is raised after them. A `TimeoutError` of the block itself passes.
+    """
     timer = asyncio.timeout(seconds)
     try:
         async with timer:
             yield
     except TimeoutError as cause:
         if timer.expired():
-            raise error(guard.name, None, f"after {seconds:g} s") from cause
+            raise error() from cause
         raise
