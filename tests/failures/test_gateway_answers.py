@@ -6,6 +6,7 @@ The SDKs stumble over it, and so does LightRAG's code around them: with errors o
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib
 import json
 from collections.abc import Awaitable, Callable
@@ -81,6 +82,16 @@ def test_an_sdk_that_fails_on_an_unexpected_answer_is_of_unknown_outcome(code: s
 )
 def test_a_gateways_page_is_recognised_in_any_code(code: str, expected: Failure) -> None:
     assert classify(raised_in("application", code)) == expected
+
+
+@pytest.mark.parametrize(
+    "code", ["json.loads({'error': {}})", "base64.b64decode(None)", "base64.b64decode('pag')"]
+)
+def test_what_an_sdk_cannot_decode_was_in_the_answer(code: str) -> None:
+    """As Ollama's package does with an error of the OpenAI form: its own message is decoded."""
+    for module in ("ollama._types", "lightrag.llm.openai"):
+        assert classify(raised_in(module, code, base64=base64)) == UNKNOWN
+    assert classify(raised_in("application", code, base64=base64)) == FATAL
 
 
 def test_an_sdk_that_says_it_received_nothing() -> None:

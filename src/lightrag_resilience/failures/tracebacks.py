@@ -140,6 +140,8 @@ def _was_waiting_for_a_connection(exc: BaseException) -> bool:
 
 _RAISES = dis.opmap["RAISE_VARARGS"]
 _SOCKET_MODULE = "asyncio.selector_events"
+# Functions of Python that raise for what the code that calls them took out of an answer.
+_DECODERS: Final = frozenset({("json", "loads"), ("base64", "b64decode")})
 _ABOUT_THE_ANSWER = re.compile(r" (?:returned|received)\b")
 # A call that does not fit a signature is the caller's mistake.
 _MISCALLED = re.compile(
@@ -158,7 +160,7 @@ def came_of_an_answer(exc: BaseException) -> bool:
     trace = exc.__traceback__
     if trace is None:
         return False
-    while trace.tb_next is not None:
+    while trace.tb_next is not None and _location(trace.tb_next) not in _DECODERS:
         trace = trace.tb_next
     module = str(trace.tb_frame.f_globals.get("__name__"))
     if not _reads_answers(module):

@@ -50,13 +50,17 @@ def broken(contract: Contract, result: Any) -> InvalidResultError:
 
 # ---------------------------------------------------------------------- completions
 
+WRAPPED = ["\ufeff<html>", '<?xml version="1.0"?>\n<!DOCTYPE html>', "<!-- cached\n -->\n<html>"]
+
 
 @pytest.mark.parametrize("text", ["Ada.", "0", "<p>Ada</p>", "<think>..</think>", "{", "<html5>"])
 def test_a_text_is_a_completion(text: str) -> None:
     assert completion().checked(text) == text
 
 
-@pytest.mark.parametrize("page", [HTML_PAGE, "\n<html>", "<!doctype HTML><head>", "<html lang=en>"])
+@pytest.mark.parametrize(
+    "page", [HTML_PAGE, "\n<html>", "<!doctype HTML><head>", "<html lang=en>", *WRAPPED]
+)
 def test_an_html_page_is_the_providers_failure(page: str) -> None:
     error = broken(completion(), page)
     assert str(error) == "'llm' answered with an HTML page instead of a text"
@@ -66,12 +70,27 @@ def test_an_html_page_is_the_providers_failure(page: str) -> None:
 def test_an_html_page_is_an_answer_where_one_is_asked_for() -> None:
     assert completion("Write an HTML page.").checked(HTML_PAGE) == HTML_PAGE
     assert completion("Write", system_prompt="You write html.").checked(HTML_PAGE) == HTML_PAGE
+    said = [{"role": "user", "content": "An HTML page, please."}]
+    assert completion("Again", history_messages=said).checked(HTML_PAGE) == HTML_PAGE
+    for prompt in (
+        "Make me a web page.",
+        "写一个网页",
+        "Напиши веб-страницу",
+        "Crea una página web",
+    ):
+        assert completion(prompt).checked(HTML_PAGE) == HTML_PAGE
+
+
+@pytest.mark.parametrize("options", [JSON, EXTRACTION])
+def test_no_structure_is_an_html_page(options: dict[str, Any]) -> None:
+    """The text to extract from may speak of HTML."""
+    assert "HTML page" in str(broken(completion("HTML is a language.", **options), HTML_PAGE))
 
 
 def test_only_the_first_empty_text_of_a_call_counts() -> None:
     """The same prompt may be the cause of them all."""
     contract = completion()
-    verdicts = [classify(broken(contract, text)) for text in ("", " \n", "")]
+    verdicts = [classify(broken(contract, text)) for text in ("", " \n", None)]
     assert [verdict.kind for verdict in verdicts] == [FailureKind.TRANSIENT] * 3
     assert [verdict.counts for verdict in verdicts] == [True, False, False]
 
@@ -161,7 +180,7 @@ def test_other_errors_are_raised_after_an_unreadable_text() -> None:
 # ---------------------------------------------------------------------- streams
 
 
-async def words(*items: str) -> AsyncIterator[str]:
+async def words(*items: Any) -> AsyncIterator[Any]:
     for item in items:
         await asyncio.sleep(0)
         yield item
@@ -173,10 +192,11 @@ async def test_a_stream_of_text_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("items", "counts"), [((), False), (("", " \n"), False), ((HTML_PAGE,), True)]
+    ("items", "counts"),
+    [((), True), (("", " \n"), False), ((None,), False), ((HTML_PAGE,), True)],
 )
 async def test_a_stream_without_text_or_with_a_page_is_none(
-    items: tuple[str, ...],
+    items: tuple[Any, ...],
     counts: bool,  # noqa: FBT001
 ) -> None:
     with pytest.raises(InvalidResultError) as raised:
@@ -232,7 +252,9 @@ def rerank() -> Rerank:
     return Rerank("rerank", (), {"query": "Who?", "documents": ["a", "b"], "top_n": 1})
 
 
-@pytest.mark.parametrize("ranks", [[rank(1)], [rank(1), rank(0)], ["a document"]])
+@pytest.mark.parametrize(
+    "ranks", [[rank(1)], [rank(1), rank(0)], ["a document"], [rank(np.int64(1), -3.5)]]
+)
 def test_ranks_of_documents_that_were_sent_are_ranks(ranks: Any) -> None:
     """A reranker that ignores `top_n` is none the worse: LightRAG takes the first."""
     assert rerank().checked(ranks) is ranks
@@ -308,6 +330,7 @@ async def test_a_cached_answer_that_cannot_be_deleted_is_not_served_either() -> 
         {"return": "Ada."},
         {"return": '{"high_level_keywords": []}'},
         {"return": HTML_PAGE, "original_prompt": "Write an HTML page."},
+        {"return": HTML_PAGE, "original_prompt": "Who?", "queryparam": {"user_prompt": "As HTML."}},
         {"another": "shape"},
     ],
 )

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from inspect import isasyncgen, isawaitable
 from typing import Any, NoReturn
 
@@ -38,7 +39,16 @@ __all__ = [
 
 _log = logging.getLogger("lightrag_resilience")
 
-_PAGE = re.compile(r"\s*(?:<!doctype\s+html|<html[\s>])", re.IGNORECASE)
+_PAGE = re.compile(
+    r"[\s\ufeff]*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?(?:<!doctype\s+html|<html[\s>])",
+    re.IGNORECASE | re.DOTALL,
+)
+# A model that is asked for a page may write one without a word around it.
+_ASKS_FOR_PAGE = re.compile(
+    r"html|web[ -]?(?:page|site|seite)|(?:page|site|página|sitio|pagina|sito) web|landing page|"
+    r"网页|網頁|网站|網站|ウェブ|ホームページ|웹|홈페이지|веб|сайт",
+    re.IGNORECASE,
+)
 _RECORD = re.compile(r"^\W*(?:entity|relation(?:ship)?)\W", re.MULTILINE | re.IGNORECASE)
 _EMPTY, _HTML = "with an empty text", "with an HTML page instead of a text"
 _CUT = "with JSON that ends in the middle"
@@ -138,18 +148,20 @@ class Completion(Contract):
     LightRAG gets what still cannot be read after the last attempt, and makes the best of it.
     """
 
-    __slots__ = ("_has_text", "_unreadable", "_was_empty")
+    __slots__ = ("_has_item", "_has_text", "_unreadable", "_was_empty")
 
     def __init__(self, *call: Any) -> None:
         super().__init__(*call)
-        self._was_empty = self._has_text = False
+        self._was_empty = self._has_item = self._has_text = False
         self._unreadable: str | None = None
 
     def checked(self, result: Any) -> Any:
         """The text, or a stream whose items and end are judged."""
         if isasyncgen(result):
-            self._has_text = False
+            self._has_text = self._has_item = False
             return JudgedItems(result, self.dependency, self._item, self._end)
+        if result is None:  # the content of a message of Ollama, where a proxy has sent it
+            self._break(_EMPTY, self._empty())
         if not isinstance(result, str):
             return result
         if (reason := problem_of_text(result, self._asks_for_html)) is not None:
@@ -179,33 +191,47 @@ class Completion(Contract):
         return LOCAL if was_empty else TRANSIENT
 
     def _asks_for_html(self) -> bool:
-        asked = (self._argument(0, "prompt"), self._argument(1, "system_prompt"))
-        return any(isinstance(text, str) and "html" in text.lower() for text in asked)
+        if self._is_json() or self._is_extraction():
+            return False
+        asked = self._argument(0, "prompt"), self._argument(2, "history_messages")
+        # In LightRAG's system prompts are the texts that it has found.
+        speaks_of_it = "html" in str(self._argument(1, "system_prompt")).lower()
+        return speaks_of_it or _ASKS_FOR_PAGE.search(str(asked)) is not None
+
+    def _is_json(self) -> bool:
+        kind = self.kwargs.get("response_format")
+        return isinstance(kind, dict) and kind.get("type") in {"json_object", "json_schema"}
+
+    def _is_extraction(self) -> bool:
+        system = self._argument(1, "system_prompt")
+        return isinstance(system, str) and completion_mark() in system
 
     def _unreadable_as(self, text: str) -> str | None:
         """Why a structured text cannot be read; a token limit would cut the next one too."""
         if is_truncated(text):
             return None
-        kind = self.kwargs.get("response_format")
-        if isinstance(kind, dict) and kind.get("type") in {"json_object", "json_schema"}:
+        if self._is_json():
             return _problem_of_json(text)
-        system = self._argument(1, "system_prompt")
-        if isinstance(system, str) and (mark := completion_mark()) in system:
-            is_extraction = mark in text or _RECORD.search(text)
-            return None if is_extraction else _NO_RECORDS
-        return None
+        if not self._is_extraction() or completion_mark() in text:
+            return None
+        return None if _RECORD.search(text) else _NO_RECORDS
 
     def _item(self, item: Any) -> Failure | None:
-        if self._has_text or not isinstance(item, str):
-            self._has_text = True
+        self._has_item = True
+        if self._has_text or item is None:
             return None
-        self._has_text = bool(item.strip())
+        self._has_text = not isinstance(item, str) or bool(item.strip())
+        if not isinstance(item, str):
+            return None
         is_page = _PAGE.match(item) and not self._asks_for_html()
         return Failure(TRANSIENT.kind, reason=_HTML) if is_page else None
 
     def _end(self, _: Any) -> Failure | None:
-        # It has its finish marker, so it is the model's own.
-        return None if self._has_text else Failure(LOCAL.kind, is_local=True, reason=_EMPTY)
+        if self._has_text:
+            return None
+        # Items without text, with their finish marker, are the model's own; no item is no answer.
+        verdict = LOCAL if self._has_item else self._empty()
+        return replace(verdict, reason=_EMPTY)
 
 
 def problem_of_text(text: str, asks_for_html: Callable[[], bool]) -> str | None:
@@ -284,7 +310,7 @@ class Rerank(Contract):
             self._break(f"with no rank for {len(documents)} documents")
         ranks = [it for it in result if isinstance(it, dict) and "index" in it]
         indices = [it["index"] for it in ranks]
-        if any(type(it) is not int or not 0 <= it < len(documents) for it in indices):
+        if not all(_is_index(it) and 0 <= it < len(documents) for it in indices):
             self._break("with a rank of a document that was not sent")
         if len(set(indices)) < len(indices):
             self._break("with two ranks of one document")
@@ -304,6 +330,11 @@ class Rerank(Contract):
             ranks = [*first, *({**it, "index": it["index"] + middle} for it in second)]
             ranks.sort(key=lambda it: -float(it["relevance_score"]))
         return ranks[: self._argument(2, "top_n") or len(ranks)]
+
+
+def _is_index(value: object) -> bool:
+    # numpy's too: a reranker of one's own sorts with it, and LightRAG takes them or leaves them.
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _is_finite(score: object) -> bool:
@@ -355,8 +386,12 @@ def _problem_of_entry(entry: Any) -> str | None:
     text = entry.get("return") if isinstance(entry, dict) else None
     if not isinstance(text, str):
         return None
-    asked = entry.get("original_prompt")
-    asks_for_html = isinstance(asked, str) and "html" in asked.lower()
-    if (reason := problem_of_text(text, lambda: asks_for_html)) is not None:
+
+    def asks_for_page() -> bool:  # in the question, or in the instructions beside it
+        return bool(
+            _ASKS_FOR_PAGE.search(f"{entry.get('original_prompt')} {entry.get('queryparam')}")
+        )
+
+    if (reason := problem_of_text(text, asks_for_page)) is not None:
         return reason
     return _problem_of_json(text) if text.lstrip().startswith("{") else None
