@@ -26,6 +26,7 @@ __all__ = [
     "current_call",
     "current_deadline",
     "deadline_of",
+    "guarded_call",
     "inside_guarded_call",
 ]
 
@@ -295,14 +296,17 @@ class Deadline(Call):
 current_call: ContextVar[Call | None] = ContextVar("lightrag_resilience_call", default=None)
 
 
+def guarded_call() -> Call | None:
+    """The innermost guarded call that the present code runs inside; None outside of any."""
+    call = current_call.get()
+    while call is not None and call.guard is None:
+        call = call.parent
+    return call
+
+
 def inside_guarded_call() -> bool:
     """Whether the present code runs inside a guarded call, whose guard does the retrying."""
-    call = current_call.get()
-    while call is not None:
-        if call.guard is not None:
-            return True
-        call = call.parent
-    return False
+    return guarded_call() is not None
 
 
 def deadline_of(call: Call | None) -> Deadline | None:

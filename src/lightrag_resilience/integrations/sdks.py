@@ -1,16 +1,21 @@
 """Inside guarded calls of the OpenAI and Anthropic SDKs: no retries, no silently cut streams.
 
-The limits that a provider names in its answers are followed.
+The limits that a provider names in its answers are followed. Each function changes a method that
+all clients of an SDK share. `protect` calls them for the SDKs that are imported by then; if you
+decorate functions, call those that you need once for each SDK in use::
+
+    undo = disable_sdk_retries(openai, anthropic)
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from functools import reduce
 from types import ModuleType
 from typing import Any
 
-from lightrag_resilience.calls.call_context import Call, current_call, inside_guarded_call
+from lightrag_resilience.calls.call_context import guarded_call, inside_guarded_call
 from lightrag_resilience.errors import TruncatedStreamError, UnsupportedCallError
 from lightrag_resilience.limits.provider_limits import lower_limits_from_headers
 from lightrag_resilience.streams.finish_markers import (
@@ -23,19 +28,14 @@ from .method_patching import replace_methods
 
 __all__ = ["detect_truncated_streams", "disable_sdk_retries", "follow_rate_limits"]
 
-_RESPONSE = "_process_response"
-
 
 def disable_sdk_retries(*sdks: ModuleType) -> Callable[[], None]:
     """Inside a guarded call let SDKs try once; elsewhere they retry as configured.
 
-    Otherwise 4 attempts of a guard with 3 of an SDK are 12 requests. `protect` does this for the
-    SDKs that are imported by then; if you decorate functions, do it once for each SDK in use::
-
-        disable_sdk_retries(openai, anthropic)
+    Otherwise 4 attempts of a guard with 3 of an SDK are 12 requests.
 
     Args:
-        sdks: The packages `openai` or `anthropic`. All clients of each share the patched method.
+        sdks: The packages `openai` or `anthropic`.
 
     Returns:
         A function that undoes it; after the last one the original is restored.
@@ -43,8 +43,7 @@ def disable_sdk_retries(*sdks: ModuleType) -> Callable[[], None]:
     Raises:
         UnsupportedCallError: A module is no such SDK.
     """
-    options = [_options_of(sdk) for sdk in sdks]
-    return replace_methods(options, "get_max_retries", _without_retries)
+    return _replace(sdks, "_models.FinalRequestOptions.get_max_retries", _without_retries)
 
 
 def detect_truncated_streams(*sdks: ModuleType) -> Callable[[], None]:
@@ -52,77 +51,35 @@ def detect_truncated_streams(*sdks: ModuleType) -> Callable[[], None]:
 
     It raises a `TruncatedStreamError`, where the SDK alone ends as if the stream were complete. A
     guard around the SDK detects that without this; one around a function that makes text of the
-    chunks, as LightRAG's bindings do, does not. `protect` does this for the SDKs that are imported
-    by then; if you decorate functions, do it once for each SDK in use::
+    chunks, as LightRAG's bindings do, does not.
 
-        detect_truncated_streams(openai, anthropic)
-
-    Args:
-        sdks: The packages `openai` or `anthropic`; async clients only.
-
-    Returns:
-        A function that undoes it; after the last one the original is restored.
-
-    Raises:
-        UnsupportedCallError: A module is no such SDK.
+    It takes, returns and raises what `disable_sdk_retries` does, and changes async clients only.
     """
-    return replace_methods([_stream_of(sdk) for sdk in sdks], "__stream__", _raising_if_truncated)
+    return _replace(sdks, "AsyncStream.__stream__", _raising_if_truncated)
 
 
 def follow_rate_limits(*sdks: ModuleType) -> Callable[[], None]:
     """Inside a guarded call apply the rate limits that each answer of an SDK names to the guard.
 
     A guard sees the headers of an error, so without this a limit that a 429 has lowered would not
-    rise again. It changes only guards with a limit, up to the configured one. `protect` does this
-    for the SDKs that are imported by then; if you decorate functions, do it once for each in use::
+    rise again. It changes only guards with a limit, up to the configured one.
 
-        follow_rate_limits(openai, anthropic)
-
-    Args:
-        sdks: The packages `openai` or `anthropic`; async clients only.
-
-    Returns:
-        A function that undoes it; after the last one the original is restored.
-
-    Raises:
-        UnsupportedCallError: A module is no such SDK.
+    It takes, returns and raises what `disable_sdk_retries` does, and changes async clients only.
     """
-    return replace_methods([_client_of(sdk) for sdk in sdks], _RESPONSE, _following)
+    return _replace(sdks, "_base_client.AsyncAPIClient._process_response", _following)
 
 
-def _client_of(sdk: ModuleType) -> Any:
-    client = getattr(getattr(sdk, "_base_client", None), "AsyncAPIClient", None)
-    if not callable(getattr(client, _RESPONSE, None)):
-        name = _name_of(sdk)
-        raise UnsupportedCallError(
-            f"follow_rate_limits() takes the packages openai or anthropic, not {name!r}"
-        )
-    return client
-
-
-def _options_of(sdk: ModuleType) -> Any:
-    options = getattr(getattr(sdk, "_models", None), "FinalRequestOptions", None)
-    if not callable(getattr(options, "get_max_retries", None)):
-        name = _name_of(sdk)
-        raise UnsupportedCallError(
-            f"disable_sdk_retries() takes the packages openai or anthropic, not {name!r}: "
-            "turn its own retries off, or its guard's"
-        )
-    return options
-
-
-def _stream_of(sdk: ModuleType) -> Any:
-    stream = getattr(sdk, "AsyncStream", None)
-    if not callable(getattr(stream, "__stream__", None)):
-        name = _name_of(sdk)
-        raise UnsupportedCallError(
-            f"detect_truncated_streams() takes the packages openai or anthropic, not {name!r}"
-        )
-    return stream
-
-
-def _name_of(sdk: Any) -> str:
-    return str(getattr(sdk, "__name__", type(sdk).__name__))
+def _replace(sdks: Sequence[Any], path: str, make: Callable[[Any], Any]) -> Callable[[], None]:
+    """Replace a method in each SDK; the path names it there, with its module and class."""
+    *outer, method = path.split(".")
+    classes = [reduce(lambda it, name: getattr(it, name, None), outer, sdk) for sdk in sdks]
+    for sdk, cls in zip(sdks, classes, strict=True):
+        if not callable(getattr(cls, method, None)):
+            name = getattr(sdk, "__name__", type(sdk).__name__)
+            raise UnsupportedCallError(
+                f"This takes the packages openai or anthropic, and {name!r} has no {path}"
+            )
+    return replace_methods(classes, method, make)
 
 
 def _without_retries(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,7 +113,7 @@ def _raising_if_truncated(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _following(method: Callable[..., Any]) -> Callable[..., Any]:
     async def process_response(self: Any, **given: Any) -> Any:
-        call, response = _guarded_call(), given.get("response")
+        call, response = guarded_call(), given.get("response")
         if call is not None and response is not None:
             request = getattr(response, "request", None)
             lower_limits_from_headers(call.guard, getattr(response, "headers", None), request)
@@ -165,16 +122,7 @@ def _following(method: Callable[..., Any]) -> Callable[..., Any]:
     return process_response
 
 
-def _guarded_call() -> Call | None:
-    """The innermost call that is under way."""
-    call = current_call.get()
-    while call is not None and call.guard is None:
-        call = call.parent
-    return call
-
-
 def _name_of_guard() -> str | None:
     """The innermost guard, if it expects finish markers; None lets the SDK's stream just end."""
-    call = _guarded_call()
-    expects_marker = call is not None and call.guard.policy.stream.finish_marker
-    return call.name if call is not None and expects_marker else None
+    call = guarded_call()
+    return call.name if call and call.guard.policy.stream.finish_marker else None
