@@ -62,6 +62,17 @@ async def test_a_limit_that_a_429_lowered_rises_with_the_next_answer() -> None:
             assert openai._base_client.AsyncAPIClient._process_response is before
 
 
+async def test_an_sdk_without_its_private_method_is_named_and_protection_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai._base_client.AsyncAPIClient, "_process_response", None)
+    async with lightrag_on(Provider()) as rag:
+        await protect(rag, registry=Guards(settings=load_settings({})))
+        await unprotect(rag)
+    assert "sdk.openai: a rate limit that a 429 has lowered does not rise again" in caplog.text
+    assert "'openai' has no _base_client.AsyncAPIClient._process_response" in caplog.text
+
+
 @pytest.mark.parametrize("wrong", [pytest, object()])
 def test_what_is_no_sdk_is_refused_and_nothing_is_changed(wrong: Any) -> None:
     client: Any = openai._base_client.AsyncAPIClient

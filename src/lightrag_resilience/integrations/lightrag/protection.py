@@ -8,7 +8,6 @@ import math
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack
-from types import ModuleType
 from typing import Any
 
 from lightrag_resilience.calls.call_context import current_deadline
@@ -88,6 +87,13 @@ _CARRIED = "_resilience_carried"
 own in LightRAG 1.4: priority, whether it is allowed during a drain, its run of ingest, its
 deadline, and the account of its tokens."""
 _CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None, None, None)
+_SDKS = ("openai", "anthropic")
+_SDK_CHANGES = (
+    (disable_sdk_retries, "its retries multiply those of a guard"),
+    (detect_truncated_streams, "its streams that break off end as if they were complete"),
+    (follow_rate_limits, "a rate limit that a 429 has lowered does not rise again"),
+)
+"""What is changed in each SDK that is imported, and what happens in one that it does not suit."""
 _LOST_BY_FAMILY = {
     "llm": frozenset({QueryComponent.MODEL}),
     "embedding": frozenset({QueryComponent.VECTORS}),
@@ -142,9 +148,7 @@ class Protection:
         self._loop = asyncio.get_running_loop()
         self._undo.callback(lambda: self._end_probes([*self._probes]))
         self._undo.callback(restore_inner_retries, make_inner_retries_yield())
-        self._undo.callback(disable_sdk_retries(*_imported_sdks()))
-        self._undo.callback(detect_truncated_streams(*_imported_sdks()))
-        self._undo.callback(follow_rate_limits(*_imported_sdks()))
+        self._change_sdks()
         self._guard_storages()
         self._coverage.report(strict=self._registry.settings.strict)
         await self._guard_functions()
@@ -171,6 +175,14 @@ class Protection:
             parsers.begin()
             self._shadow(PARSE_WORKER, parsers.working(getattr(rag, PARSE_WORKER)))
         self._wrap_lifecycle()
+
+    def _change_sdks(self) -> None:
+        for name in filter(sys.modules.__contains__, _SDKS):
+            for change, loss in _SDK_CHANGES:
+                try:
+                    self._undo.callback(change(sys.modules[name]))
+                except UnsupportedCallError as error:
+                    self._coverage.add(f"sdk.{name}", Cover.UNGUARDED, f"{loss}. {error}")
 
     def _guard_storages(self) -> None:
         for attribute, storage in _storages(self._rag):
@@ -473,8 +485,3 @@ def _guarded(  # noqa: PLR0913 - half by name
 def _given(timeout: float | None) -> float:
     """Seconds that LightRAG gives an attempt; without a timeout its queue ends none."""
     return timeout if timeout is not None and timeout > 0 else math.inf
-
-
-def _imported_sdks() -> list[ModuleType]:
-    """The SDKs whose own retries would multiply the guard's."""
-    return [sys.modules[name] for name in ("openai", "anthropic") if name in sys.modules]
