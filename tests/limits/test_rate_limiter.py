@@ -140,7 +140,28 @@ async def test_a_large_call_is_served_in_its_turn() -> None:
 
 async def test_a_call_larger_than_a_minute_can_pass() -> None:
     rate = token_limit(tpm=60.0)
-    assert await spend(rate, 10_000) == pytest.approx(50.0)
+    await spend(rate, 10)
+    assert await spend(rate, 10_000) == pytest.approx(60.0)
+
+
+async def test_a_rejected_large_call_passes_when_it_comes_back_as_it_was_told() -> None:
+    rate = token_limit(tpm=60.0, max_wait=30.0)
+    await spend(rate, 1)
+    with pytest.raises(RateLimitedError, match="used up for a call of 50 tokens, with 0") as caught:
+        await spend(rate, 50)
+    await asyncio.sleep(caught.value.retry_after or 0.0)
+    assert rate.try_acquire(50)
+    assert not rate.try_acquire(11)
+
+
+async def test_tokens_that_return_late_count_as_no_idle_time() -> None:
+    rate = token_limit(tpm=60.0)
+    await spend(rate, 10)
+    await asyncio.sleep(60.0)
+    await spend(rate, 10)
+    rate.settle(10, 0)
+    rate.settle(10, 0)
+    assert await spend(rate, 50) == pytest.approx(100.0)
 
 
 async def test_unused_tokens_return_and_overused_tokens_are_owed() -> None:
@@ -234,7 +255,8 @@ async def test_an_answer_of_unknown_length_is_expected_to_be_as_long_as_the_poli
     policy = LimitPolicy(tpm=600.0, token_burst=60, answer_tokens=90)
     guard = guard_on_loop(limit=policy)
     await guard.call(Scripted(object()))
-    assert now() == pytest.approx(3.0)
+    await guard.call(Scripted(object()))
+    assert now() == pytest.approx(9.0)
 
 
 async def test_a_call_without_a_permit_returns_its_tokens() -> None:

@@ -206,6 +206,20 @@ async def test_only_the_needed_turns_are_reserved_if_the_extra_ones_are_due_too_
 
 
 @pytest.mark.anyio
+async def test_turns_above_a_burst_add_up_while_their_caller_stays_away(
+    server: RedisServer,
+) -> None:
+    client = make_client(server.url)
+    script = Run(client)
+    await script.book("one", 1, 100)
+    assert (await script.book("two", 1, 900)).taken == (0, 0)
+    script.now += 8_000.0
+    assert (await script.book("two", 1, 900)).wait == pytest.approx(1.0)
+    assert (await script.book("one", 1, 1)).wait == pytest.approx(1.0 + 0.01)
+    await client.aclose()
+
+
+@pytest.mark.anyio
 async def test_what_a_worker_owes_counts_if_redis_lost_it(
     server: RedisServer,
 ) -> None:

@@ -63,7 +63,8 @@ class LocalRateLimiter:
         name: The dependency.
         policy: A policy with a limit.
         share: The part of the limits that this process may use, above 0 to 1.
-        owed: Seconds until the requests, and the tokens, sent before are paid for.
+        owed: Seconds until the requests, and the tokens, sent before are paid for; negative where
+            they have been for so long.
 
     Attributes:
         waiting: Calls that wait for their turns, and the sum of their tokens.
@@ -75,13 +76,13 @@ class LocalRateLimiter:
         policy: LimitPolicy,
         share: float = 1.0,
         *,
-        owed: tuple[float, float] = (0.0, 0.0),
+        owed: tuple[float, float] = (-_MINUTE, -_MINUTE),
     ) -> None:
         self._name = name
         self._share = share
         self._max_wait = policy.max_wait
         self._tokens = _Tokens(policy, share) if policy.tpm else None
-        if self._tokens is not None and owed[1] > 0:
+        if self._tokens is not None and owed[1] > -_MINUTE:
             self._tokens.owe(owed[1])
         self._bucket: LeakyBucket | None = None
         if policy.rpm:
@@ -134,7 +135,7 @@ class LocalRateLimiter:
         arrived = loop.time()
         wait = self._wait(tokens, arrived)
         if wait > min(self._max_wait, longest):
-            raise RateLimitedError(self._name, wait, f"with {self.waiting[0]} calls waiting")
+            raise RateLimitedError(self._name, wait, self._why(tokens))
         self._count_waiting(1, tokens)
         try:
             async with self._lock:
@@ -170,6 +171,11 @@ class LocalRateLimiter:
         if self._tokens is not None:
             wait = max(wait, self._tokens.ready(tokens, now, self._tokens.queued) - now)
         return wait
+
+    def _why(self, tokens: int) -> str:
+        waiting = f"with {self.waiting[0]} calls waiting"
+        is_large = self._tokens is not None and self._tokens.is_large(tokens)
+        return f"for a call of {tokens} tokens, {waiting}" if is_large else waiting
 
     def _count_waiting(self, calls: int, tokens: int) -> None:
         self.waiting = (self.waiting[0] + calls, self.waiting[1] + tokens)
@@ -223,19 +229,32 @@ class _Tokens:
         """Monotonic seconds at which so many tokens conform.
 
         Args:
-            tokens: More than a burst never conforms at once: they add up from `arrived` on.
+            tokens: Those above a burst add up while nothing is sent. That time counts also before
+                the caller arrived: else one that is rejected would wait as long each time.
             arrived: Monotonic seconds at which the caller arrived.
             ahead: Seconds' worth of tokens of the callers before it.
         """
-        return max(self._paid_at, arrived) + ahead + self.cost(tokens) - self._burst
+        since = arrived if ahead else self._since(tokens, arrived)
+        return max(self._paid_at, since) + ahead + self.cost(tokens) - self._burst
 
     def reserve(self, tokens: int, arrived: float) -> None:
         """Take so many tokens."""
-        self._paid_at = max(self._paid_at, arrived) + self.cost(tokens)
+        self._paid_at = max(self._paid_at, self._since(tokens, arrived)) + self.cost(tokens)
 
     def correct(self, reserved: int, used: int) -> None:
         """Replace the tokens reserved for a call by those it used."""
-        self._paid_at += self.cost(used) - self.cost(reserved)
+        now = asyncio.get_running_loop().time()
+        # What is returned late was not saved up: later calls have been sent since.
+        least = min(self._paid_at, now) if used < reserved else -math.inf
+        self._paid_at = max(self._paid_at + self.cost(used) - self.cost(reserved), least)
+
+    def is_large(self, tokens: int) -> bool:
+        """Whether they are more than may be sent at once."""
+        return self.cost(tokens) > self._burst
+
+    def _since(self, tokens: int, arrived: float) -> float:
+        """Monotonic seconds from which on idle time counts for so many tokens."""
+        return arrived - max(self.cost(tokens) - self._burst, 0.0)
 
     def cost(self, tokens: int) -> float:
         """Seconds they are worth, at most a minute: else a larger call could never pass."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from .messages import WireError
 
-__all__ = ["Reservation", "ReservationRequest", "ReservedTurns"]
+__all__ = ["PAID_LONG_AGO", "Reservation", "ReservationRequest", "ReservedTurns"]
+
+PAID_LONG_AGO = -60.0, -60.0  # seconds for which requests, and tokens, have been paid for
 
 _IDLE = 0.25  # seconds after its time that a turn is kept; then it is given back
 _DECIMAL = re.compile(rb"-?[0-9]{1,15}(?:\.[0-9]{1,6})?")
@@ -27,8 +29,8 @@ class ReservationRequest:
         needed: Turns that these callers need.
         wanted: Turns with those for the next callers.
         given_back: Turns that were reserved but not used; negative if more were used.
-        owed: Seconds until all workers' turns are paid for, as far as this worker knows; Redis may
-            have lost it in an outage.
+        owed: Seconds until all workers' turns are paid for, as far as this worker knows, negative
+            where they have been for so long; Redis may have lost it in an outage.
         waiting: Turns, contained in `given_back`, of callers that wait in a local limiter.
         recoveries: Outages of Redis that had ended when this was made.
     """
@@ -37,7 +39,7 @@ class ReservationRequest:
     needed: tuple[int, int]
     wanted: tuple[int, int]
     given_back: tuple[int, int]
-    owed: tuple[float, float] = (0.0, 0.0)
+    owed: tuple[float, float] = PAID_LONG_AGO
     waiting: tuple[int, int] = (0, 0)
     recoveries: int = 0
 

@@ -21,7 +21,7 @@ from lightrag_resilience.errors import RateLimitedError
 from lightrag_resilience.limits.rate_limiter import LocalRateLimiter
 from lightrag_resilience.runtime.asyncio_compat import running_loop
 
-from .reservations import Reservation, ReservationRequest, ReservedTurns
+from .reservations import PAID_LONG_AGO, Reservation, ReservationRequest, ReservedTurns
 
 __all__ = ["SharedRateLimiter"]
 
@@ -251,9 +251,13 @@ class SharedRateLimiter:
 
     @property
     def _owed(self) -> tuple[float, float]:
-        """Seconds until all workers' requests and tokens are paid for."""
+        """Seconds until all workers' requests and tokens are paid for; negative: they have been."""
         now = self._clock()
-        return max(self._paid_until[0] - now, 0.0), max(self._paid_until[1] - now, 0.0)
+        requests, tokens = (
+            max(paid - now, least)
+            for paid, least in zip(self._paid_until, PAID_LONG_AGO, strict=True)
+        )
+        return requests, tokens
 
     async def _acquire_locally(self, tokens: int, longest: float) -> bool:
         loop = asyncio.get_running_loop()
@@ -320,7 +324,8 @@ class SharedRateLimiter:
                 # The rate has made room for them by now; given back as well they would count twice.
                 self._unused_requests = min(self._unused_requests, 0)
                 self._unused_tokens = min(self._unused_tokens, 0)
-            owed = self._owed if self._recoveries != self._recoveries_reported else (0.0, 0.0)
+            is_reported = self._recoveries == self._recoveries_reported
+            owed = PAID_LONG_AGO if is_reported else self._owed
             waiting = self._end_local_limiters()
             given_back = (self._unused_requests - waiting[0], self._unused_tokens - waiting[1])
             self._unused_requests = self._unused_tokens = 0
@@ -333,14 +338,16 @@ class SharedRateLimiter:
 
         Those callers keep their turns, and what they take is paid for before the next.
         """
+        if not self._local_limiters:
+            return 0, 0
         waiting = [local.waiting for local in self._local_limiters.values()]
         self._local_limiters.clear()
         requests, tokens = sum(each[0] for each in waiting), sum(each[1] for each in waiting)
         (request, token), owed = self.per_turn, self._owed
         self._extend_paid_until(
             (
-                owed[0] + requests * request * self._workers,
-                owed[1] + tokens * token * self._workers,
+                max(owed[0], 0.0) + requests * request * self._workers,
+                max(owed[1], 0.0) + tokens * token * self._workers,
             )
         )
         return requests, tokens

@@ -6,7 +6,7 @@
 --       their burst, 5 and 6 the same for tokens ('0': no limit), 7 the longest wait in ms,
 --       8 and 9 requests needed and wanted, 10 and 11 the same for tokens, 12 and 13 requests and
 --       tokens to give back (negative: used beyond the reservation), 14 and 15 ms until requests
---       and tokens are paid for, as far as the worker knows
+--       and tokens are paid for, as far as the worker knows (negative: since when they are)
 -- Reply 'held', or 'corrupt' if the key had another type; ms until the needed turns are due; workers
 --       of the last minute; for requests, then for tokens: ms from now to the turn before the
 --       first, and the number reserved
@@ -34,8 +34,8 @@ end
 local function limit_of(field, first, owed)
   local rate = tonumber(ARGV[first])
   if rate <= 0 then return nil end
-  local stored = fields[field] or 0
-  if stored ~= stored or stored > now + MAX_AHEAD_MS then stored = 0 end -- NaN, or malformed
+  local stored = fields[field] or (found == 'corrupt' and now or 0)
+  if stored ~= stored or stored > now + MAX_AHEAD_MS then stored = now end -- NaN, or malformed
   local limit = {field = field, interval = MINUTE_MS / rate, burst = tonumber(ARGV[first + 1])}
   -- A reservation reaches no further ahead than the longest wait, and of what is used beyond it one
   -- minute counts. The bound holds where the clock stepped back, so that no wait grows by it.
@@ -45,23 +45,30 @@ local function limit_of(field, first, owed)
   return limit
 end
 
+-- Ms at which so many needed turns begin. Those above a burst add up while none are used: that time
+-- counts also before they are needed, else a caller that is rejected would wait as long each time.
+local function start_of(limit, needed)
+  return math.max(limit.paid_until, now - math.max(needed - limit.burst, 0) * limit.interval)
+end
+
 -- Ms until the last of so many turns is due.
-local function wait_for(limit, turns)
-  return math.max(limit.paid_until + (turns - limit.burst) * limit.interval - now, 0)
+local function wait_for(limit, needed, turns)
+  return math.max(start_of(limit, needed) + (turns - limit.burst) * limit.interval - now, 0)
 end
 
 -- Reserve the wanted turns, or only the needed ones if the others are due too late. Returns ms from
 -- now to the turn before the first, and the number.
 local function reserve(limit, needed, wanted, max_wait)
-  if wait_for(limit, wanted) > max_wait then wanted = needed end
-  local start = limit.paid_until - limit.burst * limit.interval - now
-  limit.paid_until = limit.paid_until + wanted * limit.interval
-  return start, wanted
+  if wait_for(limit, needed, wanted) > max_wait then wanted = needed end
+  local first = start_of(limit, needed)
+  limit.paid_until = first + wanted * limit.interval
+  return first - limit.burst * limit.interval - now, wanted
 end
 
--- Never before now: turns given back late would otherwise add to the burst.
+-- Turns given back late were not saved up: later ones have been used since.
 local function give_back(limit, turns)
-  limit.paid_until = math.max(limit.paid_until - turns * limit.interval, now)
+  local least = turns > 0 and math.min(limit.paid_until, now) or -math.huge
+  limit.paid_until = math.max(limit.paid_until - turns * limit.interval, least)
 end
 
 local requests, tokens = limit_of('r', 3, ARGV[14]), limit_of('k', 5, ARGV[15])
@@ -69,11 +76,11 @@ local max_wait = tonumber(ARGV[7])
 local wait = 0
 if requests then
   give_back(requests, tonumber(ARGV[12]))
-  wait = wait_for(requests, tonumber(ARGV[8]))
+  wait = wait_for(requests, tonumber(ARGV[8]), tonumber(ARGV[8]))
 end
 if tokens then
   give_back(tokens, tonumber(ARGV[13]))
-  wait = math.max(wait, wait_for(tokens, tonumber(ARGV[10])))
+  wait = math.max(wait, wait_for(tokens, tonumber(ARGV[10]), tonumber(ARGV[10])))
 end
 
 -- Both or none: see above.
