@@ -38,11 +38,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: ZipFile) -> None:
     names = [name for name in wheel.namelist() if ".dist-info/" not in name]
     modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     scripts = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.lua")}
-    page = ROOT / "src" / "lightrag_resilience" / "integrations" / "status" / "static"
+    package = ROOT / "src" / "lightrag_resilience"
+    tables = {str(path.relative_to(ROOT / "src")) for path in package.rglob("*.txt")}
+    page = package / "integrations" / "status" / "static"
     shown = {str(path.relative_to(ROOT / "src")) for path in page.iterdir()}
     assert len(scripts) > 5
     assert len(shown) > 4
-    assert set(names) == modules | scripts | shown | {"lightrag_resilience/py.typed"}
+    assert set(names) == modules | scripts | shown | tables | {"lightrag_resilience/py.typed"}
 
 
 def test_the_wheel_says_what_it_needs(wheel: ZipFile) -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -184,4 +185,19 @@ def test_each_private_attribute_of_lightrag_is_named_in_one_module_and_in_its_ta
     assert {each for each in found if each[0] != COMPAT} == set()
     known = {name.name for name in PRIVATE_NAMES}
     unlisted = {name for _, name in found if not any(name in each for each in known)}
-    assert unlisted == set(), "what is it for, and what is lost without it? See PRIVATE_NAMES"
+    assert unlisted == set(), "what is it for, and what is lost without it? See private_names.txt"
+
+
+def test_each_name_in_a_constant_of_compat_is_in_the_table() -> None:
+    constants = [value for name, value in vars(compat).items() if name.isupper()]
+    several = [value for value in constants if isinstance(value, (tuple, dict))]
+    used = {it for it in chain(constants, *several) if isinstance(it, str) and it.isidentifier()}
+    by_provider = {"azure_openai", "pgtable", *compat._RERANKERS}  # LightRAG may lack them
+    known = [f"{name.holder} {name.name}" for name in PRIVATE_NAMES]
+    assert {it for it in used - by_provider if not any(it in each for each in known)} == set()
+
+
+@pytest.mark.parametrize("row", ["lightrag | gone | 1.5.0", "lightrag | gone | 1.5.0 form 1 | x"])
+def test_a_row_of_another_shape_is_an_error(row: str) -> None:
+    with pytest.raises(ValueError, match="values to unpack"):
+        [*compat._names_in(f"seam: loss\n  {row}")]

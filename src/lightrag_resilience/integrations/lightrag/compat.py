@@ -1,9 +1,10 @@
 """All that is private or undocumented in LightRAG, from 1.4.16 on, and used by this package.
 
-Nothing else here names such a method, attribute or module, and a test holds that. `PRIVATE_NAMES`
-says what each name is for and what is lost without it: ``doctor --lightrag``, the warning of
-`protect` and ``docs/compatibility.md`` are made from it, and a contract test compares it with the
-LightRAG that is installed. What a release lacks leaves its seam unguarded, and breaks nothing.
+Nothing else here names such a method, attribute or module, and a test holds that. `PRIVATE_NAMES`,
+the table in ``private_names.txt``, says what each name is for and what is lost without it.
+``doctor --lightrag``, the warning of `protect` and ``docs/compatibility.md`` are made from it, and
+a contract test compares it with the LightRAG that is installed. What a release lacks leaves its
+seam unguarded, and breaks nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import importlib.resources
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -516,6 +518,8 @@ def largest_download() -> int | None:
 
 # ---------------------------------------------------------------------- the table
 
+RAG = "lightrag.LightRAG"
+
 
 @dataclass(frozen=True, slots=True)
 class PrivateName:
@@ -530,9 +534,8 @@ class PrivateName:
         loss: What happens without it.
         since: The first release that has it.
         parameters: Those of its parameters that are in use.
-        is_own_need: Whether releases before `since` have nothing that it would guard.
-        until: The first release that no longer needs it, if one does not.
-        needed_from: The first release that has what it would guard, if `since` is later.
+        needed_from: The first release that has what it would guard; empty for all.
+        until: The first release that no longer needs it; empty if all do.
     """
 
     holder: str
@@ -542,9 +545,8 @@ class PrivateName:
     loss: str
     since: str = "1.4.16"
     parameters: tuple[str, ...] = ()
-    is_own_need: bool = False
-    until: str = ""
     needed_from: str = ""
+    until: str = ""
 
     def __str__(self) -> str:
         if self.is_text:
@@ -558,424 +560,31 @@ class PrivateName:
         return self.holder.endswith(".py")
 
 
-RAG = "lightrag.LightRAG"
-_OPENAI = "llm/openai.py"
-_APP, _ROUTES = "api/lightrag_server.py", "api/routers/document_routes.py"
-_ROLES = ("llm.extract", "llm.keyword", "llm.query", "llm.vlm")
-_NO_ROLES = "calls of models go to their provider without a guard"
-_DRAIN, _ANCHORS, _RECOVERY = ("pipeline.drain",), ("pipeline.anchors",), ("pipeline.recovery",)
-_DEGRADED = ("queries.degraded",)
-_NO_DRAIN = "a drain cuts off documents, which LightRAG may mark as failed"
-_NO_ANCHORS = "a document whose recovery anchors are lost stays failed"
-_NO_UPLOADS = "a crash loses uploads that were accepted and not yet stored"
-_NO_RECOVERY = "documents that an outage or a kill interrupted wait for a human"
-_PARSER_SEAMS = tuple(f"parser.{it}" for it in (*PARSER_CLIENTS, "plugins"))
-_NO_PARSERS = "an outage of a service that parses documents fails them"
-_USERS = {
-    "full_docs": _RECOVERY,
-    "doc_status": _RECOVERY,
-    "full_entities": _ANCHORS,
-    "full_relations": _ANCHORS,
-    "entity_chunks": _ANCHORS,
-    "relation_chunks": _ANCHORS,
-    "chunk_entity_relation_graph": (*_ANCHORS, *_DEGRADED),
-    "text_chunks": _DEGRADED,
-    "entities_vdb": _DEGRADED,
-    "chunks_vdb": _DEGRADED,
-}
-"""What else needs a storage."""
+def _names_in(table: str) -> Iterator[PrivateName]:
+    """The names of a table; its own comment describes it."""
+    seams, loss = [""], ""
+    for line in table.splitlines():
+        if line.startswith("  "):
+            holder, name, releases, purpose, *parameters = line.strip().split(" | ")
+            since, *words = releases.split()
+            needed = dict(zip(words[::2], words[1::2], strict=True))
+            needed_from, until = ({"from": "", "before": ""} | needed).values()
+            yield PrivateName(
+                holder,
+                name,
+                tuple(seam.replace("{name}", name) for seam in seams),
+                purpose,
+                loss,
+                since,
+                tuple(" ".join(parameters).split()),
+                needed_from,
+                until,
+            )
+        elif line and not line.startswith("#"):
+            listed, _, loss = line.partition(": ")
+            seams = listed.split()
 
-PRIVATE_NAMES: tuple[PrivateName, ...] = (
-    # models, embedding, rerank
-    PrivateName(
-        RAG,
-        WRAP_ROLE,
-        _ROLES,
-        "put a guard into the queue of each role",
-        _NO_ROLES,
-        since="1.5.0",
-        parameters=("role_name", "raw_func", "max_async", "timeout", "model_kwargs"),
-        is_own_need=True,
-    ),
-    *(
-        PrivateName(RAG, name, _ROLES, purpose, _NO_ROLES, since="1.5.0", is_own_need=True)
-        for name, purpose in {
-            "_role_llm_states": "find the function of each role",
-            "raw_func": "find the function of each role",
-            "role_llm_kwargs": "find the arguments of each role, which may name its host",
-            "get_llm_role_config": "find the provider, host and model of each role",
-            "role_llm_funcs": "list the roles",
-            "aupdate_llm_role_config": "build the queues of the roles anew",
-        }.items()
-    ),
-    PrivateName(
-        "lightrag.utils",
-        _QUEUE,
-        ("embedding", "rerank", "queue"),
-        "build the queue of a guarded function",
-        "calls of embedding and rerank functions go to their provider without a guard",
-        parameters=("max_size", "llm_timeout", "queue_name"),
-    ),
-    PrivateName(
-        "lightrag.utils", _QUEUE, ("llm",), "build the queue of the model", _NO_ROLES, until="1.5.0"
-    ),
-    PrivateName(
-        f"lightrag.utils.{_QUEUE}",
-        "shutdown",
-        ("queue",),
-        "end a queue that was replaced",
-        "the workers of replaced queues run until the process ends",
-    ),
-    PrivateName(
-        f"lightrag.utils.{_QUEUE}",
-        "graceful",
-        ("queue",),
-        "end a queue after the calls that it holds, or with them",
-        "a drain waits for calls that a queue holds",
-        since="1.5.0",
-        is_own_need=True,
-    ),
-    *(
-        PrivateName(
-            RAG,
-            name,
-            (family,),
-            f"{purpose} of {family} calls",
-            "they go to their provider without a guard",
-            since=since,
-            is_own_need=since != "1.4.16",
-        )
-        for family, name, purpose, since in (
-            ("embedding", "embedding_func_max_async", "know the limit", "1.4.16"),
-            ("embedding", "default_embedding_timeout", "know the timeout", "1.4.16"),
-            ("rerank", "rerank_model_max_async", "know the limit", "1.5.0"),
-            ("rerank", "default_rerank_timeout", "know the timeout", "1.5.0"),
-        )
-    ),
-    PrivateName(
-        "lightrag.base.StorageNameSpace",
-        "global_config",
-        ("rerank", *_DEGRADED),
-        "give queries the guarded rerank function",
-        "calls of the rerank function go to its provider without a guard",
-    ),
-    # answers
-    *(
-        PrivateName(
-            holder,
-            name,
-            ("answers",),
-            purpose,
-            "an answer that breaks its contract is stored, or a good one is asked for again",
-            since=since,
-            is_own_need=True,
-        )
-        for holder, name, purpose, since in (
-            ("lightrag.prompt.PROMPTS", _END_MARK, "know an extraction that is whole", "1.4.16"),
-            ("lightrag.utils", _TRUNCATED, "know an answer that a limit has cut", "1.5.5"),
-            (_OPENAI, f"class {_INVALID}(", "know an empty answer", "1.4.16"),
-            (_OPENAI, _EMPTY_ANSWER, "know an empty answer", "1.4.16"),
-            (_OPENAI, "finish_reason=", "know an answer that a filter has emptied", "1.5.5"),
-        )
-    ),
-    PrivateName(
-        _OPENAI,
-        f"{TRACKER}.add_usage(",
-        ("tokens",),
-        "count tokens as the provider does",
-        "the tokens of LightRAG's own bindings are estimated",
-    ),
-    # storages
-    *(
-        PrivateName(
-            RAG,
-            name,
-            (f"storage.{name}", *_USERS.get(name, ())),
-            "find the storage",
-            "it has no guard, and this package does nothing with it",
-        )
-        for name in STORAGES
-    ),
-    *(
-        PrivateName(
-            BASE_MODULE,
-            name,
-            tuple(f"storage.{attribute}" for attribute, of in STORAGES.items() if of == kind),
-            "recognize the kind of a storage",
-            "such storages have no guard",
-        )
-        for name, kind in STORAGE_KINDS.items()
-    ),
-    *(
-        PrivateName(
-            _STORAGE_PACKAGE,
-            name,
-            ("storage.by_name",),
-            "register guarded storages under names of their own",
-            "no `Guarded…` storage can be chosen by name",
-        )
-        for name in _REGISTRY
-    ),
-    PrivateName(
-        "kg/postgres_impl.py",
-        "self.connection_retry_attempts = ",
-        ("storage.retries",),
-        "leave retries to the guard",
-        "LightRAG's PostgreSQL client repeats each attempt of a guard",
-    ),
-    # queries
-    *(
-        PrivateName(
-            RAG,
-            name,
-            ("queries",),
-            "give a query its deadline, and raise where LightRAG would answer nothing",
-            "such a query answers that nothing was found while a dependency is down",
-        )
-        for name in QUERIES
-    ),
-    *(
-        PrivateName(
-            holder,
-            name,
-            _DEGRADED,
-            purpose,
-            "no query is answered from the parts that still work (RESILIENCE_DEGRADE)",
-        )
-        for holder, name, purpose in (
-            ("lightrag.prompt.PROMPTS", "fail_response", "know an answer that found nothing"),
-            (
-                "lightrag.base.BaseVectorStorage",
-                "cosine_better_than_threshold",
-                "stand in for a vector storage",
-            ),
-        )
-    ),
-    # the pipeline
-    *(
-        PrivateName(
-            RAG,
-            name,
-            ("pipeline.ingest", *(_RECOVERY if name == _PIPELINE else ())),
-            "wait for what is unavailable, and drop old answers that a deletion outdates",
-            "what it does fails at once in an outage, and a drain does not know of it",
-        )
-        for name in dict.fromkeys((*INGEST, *DELETIONS))
-    ),
-    PrivateName(
-        RAG,
-        PROCESS_DOCUMENT,
-        _DRAIN,
-        "start no document in a drain",
-        _NO_DRAIN,
-        since="1.5.0",
-        parameters=("doc_id", "status_doc"),
-    ),
-    PrivateName(RAG, IS_CANCELLED, _DRAIN, "start no stage in a drain", _NO_DRAIN, since="1.5.0"),
-    PrivateName(
-        RAG,
-        MARK_CANCELLED,
-        _DRAIN,
-        "keep the status of documents that a drain stops",
-        _NO_DRAIN,
-        since="1.5.0",
-        parameters=("pipeline_status",),
-    ),
-    PrivateName(
-        RAG,
-        _BY_USER,
-        _DRAIN,
-        "distinguish a drain from a cancellation by a user",
-        _NO_DRAIN,
-    ),
-    PrivateName(RAG, NEXT_STEP, _DRAIN, "end the pipeline in a drain", _NO_DRAIN, since="1.5.5"),
-    PrivateName(
-        RAG,
-        _STATUS,
-        _RECOVERY,
-        "know whether the storages are open",
-        _NO_RECOVERY,
-    ),
-    PrivateName(
-        RAG,
-        _RESET,
-        _RECOVERY,
-        "set a failed document to pending as LightRAG does",
-        _NO_RECOVERY,
-        since="1.5.5",
-        is_own_need=True,
-    ),
-    PrivateName(
-        "lightrag.utils_pipeline",
-        _PATCH,
-        _RECOVERY,
-        "leave documents to the operation that owns them",
-        _NO_RECOVERY,
-        since="1.5.5",
-        is_own_need=True,
-    ),
-    PrivateName(
-        RAG,
-        PURGE,
-        _ANCHORS,
-        "write at once that a document has nothing left in the graph",
-        _NO_ANCHORS,
-        since="1.5.0",
-        parameters=("doc_id",),
-        is_own_need=True,
-    ),
-    PrivateName(
-        RAG,
-        ADD_ANCHORS,
-        _ANCHORS,
-        "write the anchors of a document",
-        _NO_ANCHORS,
-        since="1.5.5",
-        parameters=("doc_id", *ANCHORS.values()),
-        is_own_need=True,
-    ),
-    PrivateName(
-        "lightrag.py",
-        ANCHORS_MISSING,
-        _ANCHORS,
-        "recognize a document that LightRAG refuses",
-        _NO_ANCHORS,
-        since="1.5.6",
-        is_own_need=True,
-    ),
-    # parsers
-    PrivateName(
-        RAG,
-        PARSE_WORKER,
-        _PARSER_SEAMS,
-        "parse by guarded parsers",
-        _NO_PARSERS,
-        since="1.5.0",
-        is_own_need=True,
-    ),
-    *(
-        PrivateName(holder, name, _PARSER_SEAMS, purpose, _NO_PARSERS, since, needed_from="1.5.0")
-        for holder, name, purpose, since in (
-            (
-                "lightrag.pipeline._BatchRunContext",
-                PARSER_SPECS,
-                "replace the parsers of a batch",
-                "1.5.2",
-            ),
-            (
-                "parser/registry.py",
-                'spec.impl.partition(":")',
-                "name a guarded parser's class",
-                "1.5.2",
-            ),
-            (
-                "parser/external/_base.py",
-                f"self.{DOWNLOAD}(",
-                "guard what is not in the cache",
-                "1.5.2",
-            ),
-            ("parser/external/__init__.py", "clear_dir_contents,", "repeat a download", "1.5.0"),
-            (_PARSERS, _SNAPSHOT, "know which parsers are configured", "1.5.2"),
-        )
-    ),
-    PrivateName(
-        *_LIMIT,
-        _PARSER_SEAMS,
-        "know the largest result that LightRAG takes",
-        "a result of any size is read into memory",
-        since="1.5.7",
-        is_own_need=True,
-    ),
-    *(
-        PrivateName(
-            f"{module.removeprefix('lightrag.').replace('.', '/')}.py",
-            f"{PARSER_HTTP}.AsyncClient(",
-            (f"parser.{engine}",),
-            "guard each request",
-            _NO_PARSERS,
-            since="1.5.0",
-            is_own_need=True,
-        )
-        for engine, module in PARSER_CLIENTS.items()
-    ),
-    # the server
-    *(
-        PrivateName(_APP, name, ("server.app",), purpose, "the server runs without any guard")
-        for name, purpose in {
-            "= LightRAG(": "protect the LightRAG that the server makes",
-            "def create_app(": "put middleware around the application",
-        }.items()
-    ),
-    PrivateName(
-        _APP,
-        "import uvicorn",
-        ("server.drain",),
-        "give open requests the time of a drain",
-        "uvicorn waits for open requests without a limit",
-    ),
-    *(
-        PrivateName(
-            file,
-            name,
-            ("server.gunicorn",),
-            purpose,
-            "Gunicorn's workers do not drain",
-            since=since,
-            is_own_need=since != "1.4.16",
-        )
-        for file, name, purpose, since in (
-            ("api/run_with_gunicorn.py", "dir(gunicorn_config)", "set workers and hooks", "1.4.16"),
-            ("api/run_with_gunicorn.py", "def main(", "start Gunicorn", "1.4.16"),
-            (
-                "api/gunicorn_worker.py",
-                "class LightRAGUvicornWorker(",
-                "keep what LightRAG's own worker does",
-                "1.5.5",
-            ),
-        )
-    ),
-    *(
-        PrivateName(
-            SHARED_STORAGE,
-            name,
-            ("server.locks",),
-            "recover locks whose holder was killed",
-            "a worker that is killed while it holds a lock stops all others",
-            since=since,
-        )
-        for name, since in (
-            (INITIALIZE_SHARED, "1.4.16"),
-            (LOCK, "1.4.16"),
-            (LOAD_LOCK, "1.4.16"),
-            (LOAD_FLAGS, "1.4.16"),
-            (HOLDER_TABLE, "1.5.5"),
-        )
-    ),
-    PrivateName(
-        SHARED_STORAGE,
-        START_BACKGROUND,
-        ("server.uploads",),
-        "answer an upload once it is stored",
-        _NO_UPLOADS,
-        since="1.5.5",
-        parameters=("work",),
-    ),
-    PrivateName(
-        _ROUTES,
-        f"async def {UPLOAD_WORK}(",
-        ("server.uploads",),
-        "answer an upload once it is stored",
-        _NO_UPLOADS,
-        since="1.5.5",
-    ),
-    *(
-        PrivateName(
-            _APP, name, ("server.health",), purpose, "/health does not say what is degraded"
-        )
-        for name, purpose in {
-            f'"{HEALTH_PATH}"': "say what is degraded",
-            f'"{HEALTH_DETAILS}": {{': "name dependencies to authenticated callers alone",
-        }.items()
-    ),
-)
+
+_TABLE = importlib.resources.files(__package__) / "private_names.txt"
+PRIVATE_NAMES = (*_names_in(_TABLE.read_text("utf-8")),)
 """Each name with what it is for, in the order of the seams."""

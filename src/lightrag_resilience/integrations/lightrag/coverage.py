@@ -158,11 +158,8 @@ def _reasons(lacks: list[tuple[tuple[str, ...], Cover, str, str]]) -> Iterator[s
 
 def _applies(name: PrivateName, version: tuple[int, ...]) -> bool:
     """Whether a release has what a name guards."""
-    if name.until and version >= _numbers(name.until):
-        return False
-    if name.needed_from:
-        return version >= _numbers(name.needed_from)
-    return not name.is_own_need or version >= _numbers(name.since)
+    is_over = bool(name.until) and version >= _numbers(name.until)
+    return version >= _numbers(name.needed_from) and not is_over
 
 
 def _numbers(version: str) -> tuple[int, ...]:
