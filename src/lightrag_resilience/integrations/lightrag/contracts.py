@@ -21,7 +21,7 @@ import numpy as np
 
 from lightrag_resilience.errors import InvalidResultError
 from lightrag_resilience.failures.classifier import root_cause
-from lightrag_resilience.failures.kinds import LOCAL, TRANSIENT
+from lightrag_resilience.failures.kinds import FATAL, LOCAL, TRANSIENT
 from lightrag_resilience.streams.judged_items import JudgedItems
 from lightrag_resilience.verdicts import Failure
 
@@ -31,6 +31,7 @@ __all__ = [
     "Completion",
     "Contract",
     "Embedding",
+    "EmptyAnswers",
     "NewContract",
     "Rerank",
     "under_contract",
@@ -109,6 +110,14 @@ class Contract:
         """The result to use nevertheless after the last attempt's error; None for the error."""
         del error
 
+    def accepts_after(self, error: Exception) -> bool:
+        """Whether another such answer is the model's own, if the provider answers other requests.
+
+        From then on the contract lets it pass.
+        """
+        del error
+        return False
+
     def halves(self) -> tuple[Arguments, Arguments] | None:
         """The arguments of two calls in place of one that is too large; None if it has no parts."""
         return None
@@ -139,20 +148,43 @@ class Contract:
         return self.args[position] if is_given else self.kwargs.get(name)
 
 
+class EmptyAnswers:
+    """Whether a model is known to answer some prompts with an empty text, as small ones do."""
+
+    __slots__ = ("are_known",)
+
+    def __init__(self) -> None:
+        self.are_known = False
+
+
 class Completion(Contract):
     """Text that is not empty, no HTML page unless one was asked for, and readable if structured.
 
-    An empty text may be the answer to this prompt alone: only the first in a call counts. A text
+    An empty text may be the answer to this prompt alone: only the first in a call counts, and after
+    the last attempt it is one, if the provider answers another prompt and this one so again. A text
     in place of a structure is the model's failure: it is requested once more, and never counts.
     JSON that ends in the middle, though the answer is said to be complete, was lost on its way.
     LightRAG gets what still cannot be read after the last attempt, and makes the best of it.
+
+    Args:
+        call: As of any contract.
+        empty: What is known of the model's empty texts. Once one was its own answer, the next is
+            requested only once more before the provider is asked, and does not count.
     """
 
-    __slots__ = ("_has_item", "_has_text", "_unreadable", "_was_empty")
+    __slots__ = (
+        "_accepts_empty",
+        "_empty_answers",
+        "_has_item",
+        "_has_text",
+        "_unreadable",
+        "_was_empty",
+    )
 
-    def __init__(self, *call: Any) -> None:
+    def __init__(self, *call: Any, empty: EmptyAnswers | None = None) -> None:
         super().__init__(*call)
-        self._was_empty = self._has_item = self._has_text = False
+        self._empty_answers = empty or EmptyAnswers()
+        self._was_empty = self._has_item = self._has_text = self._accepts_empty = False
         self._unreadable: str | None = None
 
     def checked(self, result: Any) -> Any:
@@ -161,13 +193,14 @@ class Completion(Contract):
             self._has_text = self._has_item = False
             return JudgedItems(result, self.dependency, self._item, self._end)
         if result is None:  # the content of a message of Ollama, where a proxy has sent it
-            self._break(_EMPTY, self._empty())
+            result = ""
         if not isinstance(result, str):
             return result
         if (reason := problem_of_text(result, self._asks_for_html)) is not None:
-            if reason == _EMPTY:
-                self._break(reason, self._empty())
-            self._break(reason)
+            if reason == _EMPTY and self._accepts_empty:
+                self._empty_answers.are_known = True
+                return result
+            self._break(reason, self._empty() if reason == _EMPTY else TRANSIENT)
         if (reason := self._unreadable_as(result)) is not None:
             is_second, self._unreadable = self._unreadable is not None, result
             if reason == _CUT:
@@ -186,9 +219,18 @@ class Completion(Contract):
         """An unreadable text."""
         return self._unreadable if isinstance(error, InvalidResultError) else None
 
+    def accepts_after(self, error: Exception) -> bool:
+        """An empty text; LightRAG's OpenAI binding raises for it, and its error is then final."""
+        is_empty = isinstance(error, InvalidResultError) and error.reason == _EMPTY
+        self._accepts_empty = self._accepts_empty or is_empty
+        return is_empty
+
     def _empty(self) -> Failure:
         was_empty, self._was_empty = self._was_empty, True
-        return LOCAL if was_empty else TRANSIENT
+        are_known = self._empty_answers.are_known
+        if self._accepts_empty or (was_empty and are_known):
+            return FATAL  # not requested again
+        return LOCAL if was_empty or are_known else TRANSIENT
 
     def _asks_for_html(self) -> bool:
         if self._is_json() or self._is_extraction():
@@ -227,7 +269,7 @@ class Completion(Contract):
         return Failure(TRANSIENT.kind, reason=_HTML) if is_page else None
 
     def _end(self, _: Any) -> Failure | None:
-        if self._has_text:
+        if self._has_text or self._accepts_empty:
             return None
         # Items without text, with their finish marker, are the model's own; no item is no answer.
         verdict = LOCAL if self._has_item else self._empty()

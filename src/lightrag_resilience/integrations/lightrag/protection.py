@@ -68,6 +68,7 @@ from .compat import (
 from .contracts import (
     Completion,
     Embedding,
+    EmptyAnswers,
     NewContract,
     Rerank,
     under_contract,
@@ -333,11 +334,13 @@ class Protection:
         attempt = metered(function, guard, takes_tracker=has_tracker)
         vars(attempt)["__resilience_model__"] = metadata.get("model")  # for traces
         park = self._ingest.park_if_late
-        called = _guarded(function, attempt, guard, times, Completion, before=park)
-        queued = self._build_role(role, called, max_async, timeout, model_kwargs)
         probed = under_contract(Completion, guard.name, function)
         cache = getattr(self._rag, "llm_response_cache", None)
-        self._set_probe(guard, probe_of(MODEL.name, probed, hashing_kv=cache, **model_kwargs))
+        probe = probe_of(MODEL.name, probed, hashing_kv=cache, **model_kwargs)
+        contract = functools.partial(Completion, empty=EmptyAnswers())
+        called = _guarded(function, attempt, guard, times, contract, probe=probe, before=park)
+        queued = self._build_role(role, called, max_async, timeout, model_kwargs)
+        self._set_probe(guard, probe)
         return self._guard_queue(role, queued, guard)
 
     async def _replace(self, slot: FunctionSlot, old: Any) -> None:
@@ -348,18 +351,20 @@ class Protection:
         before = self._ingest.park_if_late if slot is MODEL else None
         attempt = metered(original, guard, takes_tracker=takes_tracker(original))
         times, contract = self._times(guard, timeout), self._contract_of(slot)
-        called = _guarded(original, attempt, guard, times, contract, before=before)
+        probe = probe_of(slot.name, under_contract(contract, guard.name, original))
+        called = _guarded(original, attempt, guard, times, contract, probe=probe, before=before)
         queued = slot.new_queue(self._rag, called)
         slot.put(self._rag, self._guard_queue(slot.name, queued, guard))
-        probed = under_contract(contract, guard.name, original)
-        self._set_probe(guard, probe_of(slot.name, probed))
+        self._set_probe(guard, probe)
         self._undo.push_async_callback(self._restore, slot, original)
         await retire(old)
 
     def _contract_of(self, slot: FunctionSlot) -> NewContract:
         if slot is EMBEDDING:
             return functools.partial(Embedding, self._rag.embedding_func.embedding_dim)
-        return Rerank if slot is RERANK else Completion
+        if slot is RERANK:
+            return Rerank
+        return functools.partial(Completion, empty=EmptyAnswers())
 
     async def _restore(self, slot: FunctionSlot, original: Callable[..., Any]) -> None:
         replaced = self._queues[slot.name]
@@ -428,6 +433,7 @@ def _guarded(  # noqa: PLR0913 - half by name
     times: Callable[[], TimeoutPolicy],
     contract: NewContract,
     *,
+    probe: Probe,
     before: Callable[[], Awaitable[None]] | None = None,
 ) -> Callable[..., Any]:
     """A function under its guard, to be called by the workers of LightRAG's queue.
@@ -438,6 +444,7 @@ def _guarded(  # noqa: PLR0913 - half by name
         guard: Its guard.
         times: Returns how long its calls may take.
         contract: Makes the contract of a call.
+        probe: Another request, which shows whether the provider answers any.
         before: Awaited first, outside the guard's deadline.
     """
 
@@ -453,6 +460,8 @@ def _guarded(  # noqa: PLR0913 - half by name
         except Exception as error:
             if (accepted := kept.accepted_after(error)) is not None:
                 return accepted
+            if kept.accepts_after(error) and await _is_answered(guard, probe):
+                return await guard.run(checked, args, kwargs, once=True)
             halves = kept.halves() if is_too_large(root_cause(error)) else None
             if halves is None:
                 raise
@@ -480,6 +489,19 @@ def _guarded(  # noqa: PLR0913 - half by name
             current_account.reset(accounts)
 
     return guarded
+
+
+async def _is_answered(guard: Guard, probe: Probe) -> bool:
+    """Whether the provider answers another request now."""
+
+    async def ask() -> object:
+        return await probe()
+
+    try:
+        await guard.run(ask, (), {}, once=True)
+    except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+        return False
+    return True
 
 
 def _given(timeout: float | None) -> float:
