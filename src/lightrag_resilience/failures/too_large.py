@@ -10,14 +10,17 @@ __all__ = ["is_too_large"]
 
 _REFUSED = frozenset({400, 422})
 _CODES = frozenset(
-    {"context_length_exceeded", "request_too_large", "max_tokens_per_request"}
+    {"context_length_exceeded", "request_too_large", "max_tokens_per_request", "too_long"}
     | {"array_above_max_length", "string_above_max_length"}
 )
 # Only where the status says that the request is wrong, and no code says why.
+_WHAT = r"(?:tokens?|length|size|inputs?|documents|texts|items|elements|characters|batch|requests)"
+_BOUND = r"(?:exceed|above|(?:larg|long|great)er than|(?:less|fewer|more) than|at most|up to|max)"
 _WORDS = re.compile(
-    r"too (?:large|long|many (?:tokens|texts|inputs|documents|items))|batch size|"
-    r"(?:exceed|above|larger than|longer than|at most|up to)\w* .{0,60}"
-    r"(?:tokens|length|inputs|documents|texts|batch|limit|maximum)",
+    rf"too (?:large|long|big|many {_WHAT})|{_BOUND}\w*\b.{{0,60}}\b{_WHAT}|"
+    rf"\b{_WHAT}\b.{{0,60}}\b{_BOUND}|"
+    r"batch size|context (?:length|window|size)|max_?(?:imum_?)?(?:length|tokens)|"
+    r"range of input length|超过|超出|过长|最大",
     re.IGNORECASE,
 )
 _LONGEST = 2000  # characters of a message

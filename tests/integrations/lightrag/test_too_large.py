@@ -98,7 +98,23 @@ async def test_a_single_text_that_is_too_large_is_refused_once() -> None:
     ("status", "message"),
     [
         (413, "no"),
-        (400, "This model's maximum context length is 8192 tokens, too many tokens requested"),
+        # vLLM and OpenAI
+        (400, "This model's maximum context length is 8192 tokens. However, you requested 9000"),
+        (400, "max_tokens_per_request: Requested 400000 tokens, max 300000 tokens per request"),
+        # Cohere, Voyage, Mistral, Google, Bedrock
+        (400, "invalid request: total number of texts must be at most 96 - received 100"),
+        (400, "The max allowed tokens per submitted batch is 120000. Please lower the number"),
+        (400, "Too many inputs in request. Max is 512."),
+        (400, "BatchEmbedContentsRequest.requests: at most 100 requests can be in one batch"),
+        (400, "Malformed input request: expected maxLength: 50000, actual: 60000"),
+        # text-embeddings-inference, SiliconFlow, Infinity, NIM
+        (422, "Input validation error: inputs must have less than 512 tokens. Given: 1050"),
+        (400, "length of prompt_tokens (600) must be less than max_total_tokens (512)"),
+        (422, "List should have at most 2048 items after validation, not 2049"),
+        (400, "Input length 600 exceeds maximum allowed token size 512"),
+        # DashScope, Zhipu
+        (400, "InvalidParameter: Range of input length should be [1, 2048]"),
+        (400, "\u8f93\u5165\u6570\u7ec4\u6700\u5927\u4e0d\u5f97\u8d85\u8fc764\u6761"),
         (400, "The batch size is limited to 128"),
         (422, "batch size 64 > maximum allowed batch size 32"),
         (400, "Invalid 'input': array too long. Expected an array with maximum length 2048"),
@@ -119,6 +135,9 @@ def test_a_refusal_for_its_size_is_fatal_for_the_request_as_it_is(
     ("status", "message"),
     [
         (400, "The model does not exist"),
+        (400, "Invalid value for 'encoding_format': must be float or base64"),
+        (400, "This model does not support specifying dimensions"),
+        (422, "Input should be a valid string"),
         (401, "The key is too long"),
         (429, "Too many tokens: slow down"),
         (500, "The batch has failed"),
