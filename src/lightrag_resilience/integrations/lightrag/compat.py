@@ -585,6 +585,6 @@ def _names_in(table: str) -> Iterator[PrivateName]:
             seams = listed.split()
 
 
-_TABLE = importlib.resources.files(__package__) / "private_names.txt"
+_TABLE = importlib.resources.files(__name__.rpartition(".")[0]) / "private_names.txt"
 PRIVATE_NAMES = (*_names_in(_TABLE.read_text("utf-8")),)
 """Each name with what it is for, in the order of the seams."""

@@ -412,7 +412,8 @@ class Protection:
                 if deadline is None:
                     return await queues[name](*args, **kwargs)
                 # The place in the queue is waited for as well, not only the call of its worker.
-                async with at_most(max(deadline.left, 0.0), lambda: deadline.error(guard.name)):
+                late = functools.partial(deadline.error, guard.name)
+                async with at_most(max(deadline.left, 0.0), late):
                     return await queues[name](*args, **kwargs)
 
             return await call_guarded(guard, call, is_needed=name != RERANK.name)
