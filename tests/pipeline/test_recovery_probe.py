@@ -415,6 +415,17 @@ async def test_the_probe_before_the_one_that_was_ended_holds_again() -> None:
     assert guard.breaker.state is State.CLOSED
 
 
+async def test_eight_probes_are_kept_at_the_most() -> None:
+    guard, oldest = guard_on_loop(consecutive_failures=1), Scripted("ok")
+    guard.set_probe(oldest)
+    for end in [guard.set_probe(Scripted("ok")) for _ in range(8)]:
+        end()
+    with pytest.raises(ConnectionRefusedError):
+        await guard.call(Scripted(down()))
+    await asyncio.sleep(1)
+    assert oldest.calls == 0
+
+
 async def test_a_probe_that_is_set_in_an_outage_begins_at_once() -> None:
     guard = guard_on_loop(consecutive_failures=1)
     with pytest.raises(ConnectionRefusedError):
