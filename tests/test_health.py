@@ -55,6 +55,12 @@ def test_a_sentence_has_the_status_the_numbers_and_advice() -> None:
     assert health.sentence == "llm.openai fails in 6 of 6 calls, most with ReadTimeout"
 
 
+def test_the_sentence_about_invalid_results_says_why_the_last_was_one() -> None:
+    health = health_after(*["InvalidResultError (with an HTML page)"] * 3)
+    assert health.sentence.endswith("3 of 3 calls with InvalidResultError (with an HTML page)")
+    assert health.brief == "llm.openai fails in all calls with InvalidResultError"
+
+
 @pytest.mark.parametrize(
     ("symptom", "advice"),
     [
@@ -69,6 +75,7 @@ def test_a_sentence_has_the_status_the_numbers_and_advice() -> None:
         ("AttemptTimeoutError", "more time"),
         ("InvalidPasswordError", "key or password"),
         ("SSLError", "the network"),
+        ("InvalidResultError (with an HTML page)", "such as a proxy"),
         ("Odd", ""),
     ],
 )

@@ -42,6 +42,7 @@ _BY_CLASS: Final = (
     (("timeout",), "check whether it is overloaded, or give it more time"),
     (("auth", "permission", "password", "credential"), "check its key or password"),
     (("connect", "dns", "gaierror", "ssl", "certificate"), "check its address and the network"),
+    (("invalidresult",), "check its address and model, and what is between, such as a proxy"),
     (("notfound", "validation", "badrequest"), "check its address, model and what is sent"),
 )
 
@@ -141,7 +142,8 @@ def _of_calls(name: str, condition: str, tally: OutcomeCounts) -> Health:
         return Health(condition, sentence, advice_for(cause), f"{works} {answers} {share} calls")
     with_what = f" with {cause}" if cause and cause != OTHER else ""
     sentence = f"{name} fails in {tally.failed} of {tally.calls} calls"
-    sentence += f", most{with_what}" if others and with_what else with_what
+    whole = f" with {tally.last}" if short(tally.last) == cause else with_what
+    sentence += f", most{whole}" if others and with_what else whole
     return Health(
         condition, sentence, advice_for(cause), f"{works} fails in {share} calls{with_what}"
     )

@@ -247,6 +247,10 @@ def test_a_gateways_answer_in_place_of_the_providers_counts(
     if not isinstance(found, Exception):
         pytest.skip(f"the binding makes {str(found)[:60]!r} of it: no error to judge")
     assert classify(found).counts, repr(found)
+    contracts = importorskip("lightrag_resilience.integrations.lightrag.contracts")
+    told = contracts.Contract("llm.openai", (), {}).broken_by(found)
+    assert told is not None, repr(found)
+    assert classify(told) == classify(found)
 
 
 async def outcome(call: Awaitable[object]) -> object:

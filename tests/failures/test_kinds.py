@@ -8,8 +8,10 @@ import httpx
 import openai
 import pytest
 
+from lightrag_resilience import InvalidResultError
 from lightrag_resilience.failures.classifier import classify
 from lightrag_resilience.failures.kinds import FATAL, THROTTLED, TRANSIENT, Failure, symptom
+from lightrag_resilience.text import symptom_of
 
 REQUEST = httpx.Request("POST", "http://user:secret@provider/v1")
 
@@ -41,6 +43,14 @@ def test_a_symptom_without_a_status_is_the_class() -> None:
     assert symptom(odd(), TRANSIENT).startswith("Linebreak and more")
     assert len(symptom(odd(), TRANSIENT)) == 60
     assert symptom(type("\n", (Exception,), {})(), TRANSIENT) == "an error"
+
+
+def test_the_symptom_of_an_invalid_result_says_why_in_one_clause() -> None:
+    error = InvalidResultError("llm", None, "with 3 rows, (two; odd)\n" + "x" * 200, TRANSIENT)
+    said = symptom(error, TRANSIENT)
+    assert said.startswith("InvalidResultError (with 3 rows two oddxxx")
+    assert len(said) == len("InvalidResultError ()") + 90
+    assert symptom_of(f"after 6 failures in a row, the last {said}") == said
 
 
 def test_the_symptom_of_a_fatal_429_names_the_quota() -> None:

@@ -78,7 +78,7 @@ async def test_results_that_are_judged_failures_open_the_circuit() -> None:
         )
     )
     await outcomes(guard.call(Scripted("")) for _ in range(2))
-    with pytest.raises(CircuitOpenError, match="InvalidResultError"):
+    with pytest.raises(CircuitOpenError, match=r"the last InvalidResultError \(with an"):
         await guard.call(Scripted("answer"))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
+from lightrag_resilience.errors import InvalidResultError
 from lightrag_resilience.verdicts import Failure, FailureKind
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _LONGEST_NAME = 60  # characters of a class's name
+_LONGEST_REASON = 90  # characters; the reason of a circuit has it, which has at most 200
 _TOO_MANY_REQUESTS = 429
 
 
@@ -59,8 +61,12 @@ def symptom(error: BaseException, verdict: Failure) -> str:
     """A failure in a few words: its HTTP status and the name of its class, never its text.
 
     ``HTTP 503 (InternalServerError)``, ``ConnectError``; a 429 that no wait mends is
-    ``HTTP 429 of a used-up quota (RateLimitError)``.
+    ``HTTP 429 of a used-up quota (RateLimitError)``. Of a result that was judged a failure the
+    reason is said, which holds nothing of it: ``InvalidResultError (with an empty text)``.
     """
+    if isinstance(error, InvalidResultError):
+        reason = "".join(char for char in error.reason if char.isprintable() and char not in "(),;")
+        return f"{type(error).__name__} ({reason[:_LONGEST_REASON]})"
     return symptom_of(type(error).__name__, verdict.status, verdict.kind is _FATAL)
 
 

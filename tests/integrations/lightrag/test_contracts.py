@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightrag.llm.openai import InvalidResponseError
 
 from lightrag_resilience import FailureKind, InvalidResultError
 from lightrag_resilience.failures.classifier import classify
+from lightrag_resilience.failures.kinds import TRANSIENT
 from lightrag_resilience.integrations.lightrag.compat import completion_mark
 from lightrag_resilience.integrations.lightrag.contracts import (
     Completion,
@@ -93,6 +95,25 @@ def test_only_the_first_empty_text_of_a_call_counts() -> None:
     verdicts = [classify(broken(contract, text)) for text in ("", " \n", None)]
     assert [verdict.kind for verdict in verdicts] == [FailureKind.TRANSIENT] * 3
     assert [verdict.counts for verdict in verdicts] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (HTML_PAGE, "with an HTML page"),
+        (" \n", "with an empty body"),
+        ("no such tenant", "with something that cannot be read: JSONDecodeError"),
+    ],
+)
+def test_an_answer_that_a_binding_cannot_read_is_told_by_what_it_is(body: str, reason: str) -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - JSON's own
+        json.loads(body)
+    error: Any = raised.value
+    error.__resilience_failure__ = TRANSIENT  # as if an SDK had read it
+    told = completion().broken_by(error)
+    assert told is not None
+    assert told.reason == reason
+    assert completion().broken_by(ValueError("a bug")) is None
 
 
 async def test_the_openai_bindings_error_for_an_empty_text_is_one_of_an_empty_text() -> None:
@@ -225,8 +246,8 @@ def test_as_many_vectors_as_texts_are_embeddings(vectors: Any) -> None:
     [
         (np.eye(3)[:1], "with 1 vectors for 2 texts"),
         (np.eye(3), "with 3 vectors for 2 texts"),
-        (np.ones((2, 2)), "with vectors of 2 numbers in place of 3"),
-        (np.ones((1, 6)), "with vectors of 6 numbers in place of 3"),
+        (np.ones((2, 2)), "with vectors of 2 numbers where LightRAG expects 3: see EMBEDDING_DIM"),
+        (np.ones((1, 6)), "with vectors of 6 numbers where LightRAG expects 3: see EMBEDDING_DIM"),
         (np.array([[1.0, np.nan, 0.0], [1.0, 0.0, 0.0]]), "with vectors that are not finite"),
         (np.array([[1.0, np.inf, 0.0], [1.0, 0.0, 0.0]]), "with vectors that are not finite"),
         (np.zeros((2, 3)), "with vectors of zeros"),

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lightrag_resilience.errors import InvalidResultError
-from lightrag_resilience.failures.classifier import root_cause
+from lightrag_resilience.failures.classifier import classify, root_cause
 from lightrag_resilience.failures.kinds import FATAL, LOCAL, TRANSIENT
 from lightrag_resilience.streams.judged_items import JudgedItems
 from lightrag_resilience.verdicts import Failure
@@ -53,6 +53,9 @@ _ASKS_FOR_PAGE = re.compile(
 _RECORD = re.compile(r"^\W*(?:entity|relation(?:ship)?)\W", re.MULTILINE | re.IGNORECASE)
 _EMPTY, _HTML = "with an empty text", "with an HTML page instead of a text"
 _CUT = "with JSON that ends in the middle"
+# Errors of reading an answer; JSON's and pydantic's are ValueErrors.
+_OF_READING = (AttributeError, TypeError, LookupError, ValueError)
+_OF_BINDINGS = frozenset({"InvalidResponseError", "ContentTypeError"})  # LightRAG's, aiohttp's
 _NO_JSON, _NO_RECORDS = "with a text instead of JSON", "with a text instead of an extraction"
 
 
@@ -102,9 +105,18 @@ class Contract:
         return result
 
     def broken_by(self, error: Exception) -> InvalidResultError | None:
-        """The error of a broken contract, where that is what a function's error means."""
-        del error
-        return None
+        """The error of a broken contract, where that is what a function's error means.
+
+        An SDK and LightRAG's bindings fail in many ways on a page in place of an answer, such as
+        ``'str' object has no attribute 'choices'``.
+        """
+        cause = root_cause(error)
+        if not isinstance(cause, _OF_READING) and type(cause).__name__ not in _OF_BINDINGS:
+            return None
+        verdict = classify(error)
+        if not verdict.counts or verdict.status is not None:
+            return None
+        return InvalidResultError(self.dependency, None, _problem_of_body(cause), verdict)
 
     def accepted_after(self, error: Exception) -> Any:
         """The result to use nevertheless after the last attempt's error; None for the error."""
@@ -213,7 +225,7 @@ class Completion(Contract):
         """That of an empty text, for which LightRAG's OpenAI binding raises."""
         if is_empty_answer(root_cause(error)):
             return InvalidResultError(self.dependency, None, _EMPTY, self._empty())
-        return None
+        return super().broken_by(error)
 
     def accepted_after(self, error: Exception) -> Any:
         """An unreadable text."""
@@ -276,6 +288,16 @@ class Completion(Contract):
         return replace(verdict, reason=_EMPTY)
 
 
+def _problem_of_body(error: BaseException) -> str:
+    """Why an answer cannot be read, by the error that reading it raised."""
+    body = getattr(error, "doc", getattr(error, "obj", None))
+    if isinstance(body, str) and _PAGE.match(body):
+        return "with an HTML page"
+    if isinstance(body, str) and not body.strip():
+        return "with an empty body"
+    return f"with something that cannot be read: {type(error).__name__}"
+
+
 def problem_of_text(text: str, asks_for_html: Callable[[], bool]) -> str | None:
     """Why a text is no completion; None if it is one."""
     if not text or text.isspace():
@@ -318,8 +340,8 @@ class Embedding(Contract):
         size = self._dimension
         if vectors.ndim == 2 and vectors.shape[1] != size:  # noqa: PLR2004 - texts, numbers
             self._break(
-                f"with vectors of {vectors.shape[1]} numbers in place of {size}, which is the "
-                "dimension that LightRAG was given (EMBEDDING_DIM)"
+                f"with vectors of {vectors.shape[1]} numbers where LightRAG expects {size}: see "
+                "EMBEDDING_DIM"
             )
         if isinstance(texts, (list, tuple)) and vectors.size != len(texts) * size:
             self._break(f"with {vectors.size // size} vectors for {len(texts)} texts")
