@@ -118,6 +118,7 @@ def test_an_estimate_reads_a_bounded_number_of_texts() -> None:
         {"input_tokens": 10, "output_tokens": 20},
         {"prompt_eval_count": 10, "eval_count": 20},
         {"total_token_count": 30},
+        {"total_tokens": 0, "prompt_tokens": 10, "completion_tokens": 20},
     ],
 )
 @pytest.mark.parametrize("name", ["usage", "usage_metadata", None])
@@ -140,6 +141,8 @@ class Odd:
         *(None, "text", b"bytes", 5, [], {}, Odd()),
         *({"usage": None}, {"usage": {"total_tokens": -1}}, {"usage": {"total_tokens": "30"}}),
         {"usage": {"prompt_tokens": 10}},
+        {"usage": {"total_tokens": 0, "prompt_tokens": 0, "completion_tokens": 0}},
+        {"usage": {"total_tokens": 10**30}},
     ],
 )
 def test_an_answer_without_usage_has_no_used_tokens(answer: Any) -> None:

@@ -27,6 +27,7 @@ __all__ = [
 CountTokens = Callable[[str], int]
 """Estimates the tokens of a text."""
 
+_MOST_USED = 10_000_000  # tokens of one call; the largest contexts of models
 _MOST_LEVELS = 4  # of lists and dicts, as in messages
 _MOST_TEXTS = 1000  # of one list
 _BOUND_NAMES = ("max_completion_tokens", "max_tokens", "max_output_tokens", "num_predict")
@@ -137,7 +138,10 @@ def _texts_in(values: Iterable[Any], depth: int) -> Iterator[str]:
 
 
 def used_tokens(answer: Any) -> int | None:
-    """The tokens that an answer, or the last chunk of one, reports as used; None if none."""
+    """The tokens that an answer, or the last chunk of one, reports as used; None if none.
+
+    A proxy that does not know them reports 0, or what no model can have read.
+    """
     if answer.__class__ in WITHOUT_USAGE or (
         isinstance(answer, dict) and _HOLDERS.isdisjoint(answer)
     ):
@@ -146,8 +150,8 @@ def used_tokens(answer: Any) -> int | None:
         for holder in (_get(answer, "usage"), _get(answer, "usage_metadata"), answer):
             for names in () if holder is None else _USAGE_FIELDS:
                 counts = [_get(holder, name) for name in names]
-                if all(_is_count(count) for count in counts):
-                    return int(sum(counts))
+                if all(map(_is_count, counts)) and 0 < (total := sum(counts)) <= _MOST_USED:
+                    return int(total)
     except Exception:  # noqa: BLE001 - an odd answer must not fail the call
         return None
     return None
