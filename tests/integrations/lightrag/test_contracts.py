@@ -235,7 +235,7 @@ def embedding(texts: int = 2, dimension: int = 3) -> Embedding:
 
 @pytest.mark.parametrize(
     "vectors",
-    [np.eye(3)[:2], np.eye(3, dtype=np.float32)[:2], np.eye(3)[:2].ravel(), [[1, 0, 0], [0, 0, 0]]],
+    [np.eye(3)[:2], np.eye(3, dtype=np.float16)[:2], np.eye(3)[:2].ravel(), [[1, 0, 0], [0, 9, 0]]],
 )
 def test_as_many_vectors_as_texts_are_embeddings(vectors: Any) -> None:
     assert embedding().checked(vectors) is vectors
@@ -260,6 +260,14 @@ def test_other_vectors_are_the_providers_failure(vectors: Any, reason: str) -> N
     error = broken(embedding(), vectors)
     assert reason in str(error)
     assert classify(error).counts
+
+
+def test_one_vector_of_zeros_is_requested_once_more_and_does_not_count() -> None:
+    contract, vectors = embedding(), np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    error = broken(contract, vectors)
+    assert classify(error).kind is FailureKind.TRANSIENT
+    assert not classify(error).counts
+    assert contract.checked(vectors) is vectors
 
 
 # ---------------------------------------------------------------------- ranks

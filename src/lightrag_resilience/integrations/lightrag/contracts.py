@@ -322,13 +322,19 @@ def _problem_of_json(text: str) -> str | None:
 
 
 class Embedding(Contract):
-    """As many vectors as texts, of the right dimension, finite, and not all zero."""
+    """As many vectors as texts, of the right dimension, finite, and not all zero.
 
-    __slots__ = ("_dimension",)
+    A vector of zeros beside others may be what the model makes of that text: it is requested once
+    more, and does not count. LightRAG's own store would rank it, without a direction, first in each
+    query.
+    """
+
+    __slots__ = ("_dimension", "_had_zeros")
 
     def __init__(self, dimension: int, *call: Any) -> None:
         super().__init__(*call)
         self._dimension = dimension
+        self._had_zeros = False
 
     def checked(self, result: Any) -> Any:
         """The vectors."""
@@ -349,6 +355,9 @@ class Embedding(Contract):
             self._break("with vectors that are not finite")
         if vectors.size and not vectors.any():
             self._break("with vectors of zeros")
+        if not self._had_zeros and not vectors.reshape(-1, size).any(axis=1).all():
+            self._had_zeros = True
+            self._break("with a vector of zeros", LOCAL)
         return result
 
     def halves(self) -> tuple[Arguments, Arguments] | None:
