@@ -6,32 +6,24 @@ import asyncio
 import functools
 import math
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from lightrag_resilience.calls.call_context import current_deadline
-from lightrag_resilience.calls.deadline import under_deadline
-from lightrag_resilience.calls.token_account import current_account
 from lightrag_resilience.config.endpoint_names import Endpoint
-from lightrag_resilience.config.policies import TimeoutPolicy
-from lightrag_resilience.draining.gate import allow_during_drain, is_allowed_during_drain
+from lightrag_resilience.draining.gate import allow_during_drain
 from lightrag_resilience.errors import UnsupportedCallError
-from lightrag_resilience.failures.classifier import root_cause
-from lightrag_resilience.failures.too_large import is_too_large
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
 from lightrag_resilience.integrations.lightrag.degradation.levels import QueryComponent
 from lightrag_resilience.integrations.lightrag.parsing.parsers import Parsers
 from lightrag_resilience.integrations.lightrag.recovery.anchors import RecoveryAnchors
 from lightrag_resilience.integrations.lightrag.recovery.recovery import Recovery
 from lightrag_resilience.integrations.lightrag.work.context import (
-    Stage,
     as_work,
     call_guarded,
-    reached,
 )
 from lightrag_resilience.integrations.lightrag.work.document_counts import DocumentCounts
-from lightrag_resilience.integrations.lightrag.work.ingest import Ingest, current_run, save_answers
+from lightrag_resilience.integrations.lightrag.work.ingest import Ingest, save_answers
 from lightrag_resilience.integrations.lightrag.work.metered import metered
 from lightrag_resilience.integrations.lightrag.work.query_errors import raise_on_dependency_error
 from lightrag_resilience.integrations.lightrag.work.query_events import with_query_events
@@ -41,7 +33,6 @@ from lightrag_resilience.integrations.sdks import (
     disable_sdk_retries,
     follow_rate_limits,
 )
-from lightrag_resilience.limits.priority import Priority, current_priority, priority
 from lightrag_resilience.limits.token_usage import with_tokenizer
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.recovery_probe import Probe
@@ -78,16 +69,11 @@ from .coverage import Cover, Coverage
 from .endpoints import endpoint_of
 from .inner_retries import make_inner_retries_yield, restore_inner_retries
 from .probes import probe_of, storage_probe
-from .shorter_times import at_most, run_within
+from .queued_calls import GuardedCalls, into_queue
 from .storages import guard_storage, guarding, is_embedded, release_storage
 
 __all__ = ["Protection"]
 
-_CARRIED = "_resilience_carried"
-"""An argument that carries a call's context through a queue, whose workers have contexts of their
-own in LightRAG 1.4: priority, whether it is allowed during a drain, its run of ingest, its
-deadline, and the account of its tokens."""
-_CARRIED_BY_NONE = (Priority.INTERACTIVE, False, None, None, None)
 _SDKS = ("openai", "anthropic")
 _SDK_CHANGES = (
     (disable_sdk_retries, "its retries multiply those of a guard"),
@@ -329,18 +315,11 @@ class Protection:
             for name, it in roles.items()
         }
         guard = self._guard_of(endpoints[role], timeout, endpoints.values())
-        times, metadata = self._times(guard, timeout), roles[role].metadata
-        has_tracker = takes_tracker(function, metadata)
-        attempt = metered(function, guard, takes_tracker=has_tracker)
-        vars(attempt)["__resilience_model__"] = metadata.get("model")  # for traces
-        park = self._ingest.park_if_late
-        probed = under_contract(Completion, guard.name, function)
-        cache = getattr(self._rag, "llm_response_cache", None)
-        probe = probe_of(MODEL.name, probed, hashing_kv=cache, **model_kwargs)
-        contract = functools.partial(Completion, empty=EmptyAnswers())
-        called = _guarded(function, attempt, guard, times, contract, probe=probe, before=park)
+        options = {"hashing_kv": getattr(self._rag, "llm_response_cache", None), **model_kwargs}
+        called = self._guarded(
+            MODEL, function, guard, timeout, metadata=roles[role].metadata, options=options
+        )
         queued = self._build_role(role, called, max_async, timeout, model_kwargs)
-        self._set_probe(guard, probe)
         return self._guard_queue(role, queued, guard)
 
     async def _replace(self, slot: FunctionSlot, old: Any) -> None:
@@ -348,16 +327,36 @@ class Protection:
         timeout = slot.timeout(self._rag)
         arguments = self._rag.llm_model_kwargs if slot is MODEL else None
         guard = self._guard_of(endpoint_of(slot.name, original, None, arguments), timeout)
-        before = self._ingest.park_if_late if slot is MODEL else None
-        attempt = metered(original, guard, takes_tracker=takes_tracker(original))
-        times, contract = self._times(guard, timeout), self._contract_of(slot)
-        probe = probe_of(slot.name, under_contract(contract, guard.name, original))
-        called = _guarded(original, attempt, guard, times, contract, probe=probe, before=before)
+        called = self._guarded(slot, original, guard, timeout)
         queued = slot.new_queue(self._rag, called)
         slot.put(self._rag, self._guard_queue(slot.name, queued, guard))
-        self._set_probe(guard, probe)
         self._undo.push_async_callback(self._restore, slot, original)
         await retire(old)
+
+    def _guarded(  # noqa: PLR0913 - two by name
+        self,
+        slot: FunctionSlot,
+        function: Callable[..., Any],
+        guard: Guard,
+        timeout: float | None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Callable[..., Any]:
+        """A function under its guard, for the workers of a queue. Its probe gets the options."""
+        attempt = metered(function, guard, takes_tracker=takes_tracker(function, metadata))
+        if metadata is not None:
+            vars(attempt)["__resilience_model__"] = metadata.get("model")  # for traces
+        probed = under_contract(self._contract_of(slot), guard.name, function)
+        self._set_probe(guard, probe := probe_of(slot.name, probed, **(options or {})))
+        return GuardedCalls(
+            attempt=attempt,
+            guard=guard,
+            times=lambda: self._registry.times_for(guard, _given(timeout)),
+            contract=self._contract_of(slot),
+            probe=probe,
+            before=self._ingest.park_if_late if slot is MODEL else None,
+        ).of(function)
 
     def _contract_of(self, slot: FunctionSlot) -> NewContract:
         if slot is EMBEDDING:
@@ -385,10 +384,6 @@ class Protection:
         """Ingest needs a dependency."""
         self._ingest_dependencies.add(guard.name)
 
-    def _times(self, guard: Guard, timeout: float | None) -> Callable[[], TimeoutPolicy]:
-        """A function that returns the present times of calls that get so many seconds."""
-        return lambda: self._registry.times_for(guard, _given(timeout))
-
     def _guard_queue(
         self, name: str, queued: Callable[..., Any], guard: Guard
     ) -> Callable[..., Any]:
@@ -401,20 +396,8 @@ class Protection:
 
         @functools.wraps(queued)
         async def call_queue(*args: Any, **kwargs: Any) -> Any:
-            deadline = current_deadline()
-            is_allowed, run = is_allowed_during_drain.get(), current_run.get()
-            account = current_account.get()
-            carried = current_priority.get(), is_allowed, run, deadline, account
-            if carried != _CARRIED_BY_NONE:
-                kwargs[_CARRIED] = carried
-
             async def call() -> Any:
-                if deadline is None:
-                    return await queues[name](*args, **kwargs)
-                # The place in the queue is waited for as well, not only the call of its worker.
-                late = functools.partial(deadline.error, guard.name)
-                async with at_most(max(deadline.left, 0.0), late):
-                    return await queues[name](*args, **kwargs)
+                return await into_queue(queues[name], guard, args, kwargs)
 
             return await call_guarded(guard, call, is_needed=name != RERANK.name)
 
@@ -425,84 +408,6 @@ def _storages(rag: Any) -> Iterator[tuple[str, Any]]:
     for attribute in STORAGES:
         if (storage := getattr(rag, attribute, None)) is not None:
             yield attribute, storage
-
-
-def _guarded(  # noqa: PLR0913 - half by name
-    function: Callable[..., Any],
-    attempt: Callable[..., Coroutine[Any, Any, Any]],
-    guard: Guard,
-    times: Callable[[], TimeoutPolicy],
-    contract: NewContract,
-    *,
-    probe: Probe,
-    before: Callable[[], Awaitable[None]] | None = None,
-) -> Callable[..., Any]:
-    """A function under its guard, to be called by the workers of LightRAG's queue.
-
-    Args:
-        function: What calls the provider.
-        attempt: The same, for each attempt.
-        guard: Its guard.
-        times: Returns how long its calls may take.
-        contract: Makes the contract of a call.
-        probe: Another request, which shows whether the provider answers any.
-        before: Awaited first, outside the guard's deadline.
-    """
-
-    async def under_guard(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        kept = contract(guard.name, args, kwargs)
-
-        async def checked(*args: Any, **kwargs: Any) -> Any:
-            return await kept.call(attempt, args, kwargs)
-
-        vars(checked).update(vars(attempt))  # the name of the model, for traces
-        try:
-            return await run_within(times(), guard, checked, args, kwargs)
-        except Exception as error:
-            if (accepted := kept.accepted_after(error)) is not None:
-                return accepted
-            if kept.accepts_after(error) and await _is_answered(guard, probe):
-                return await guard.run(checked, args, kwargs, once=True)
-            halves = kept.halves() if is_too_large(root_cause(error)) else None
-            if halves is None:
-                raise
-        # One after the other: where not even one text passes, this ends at the first.
-        first, second = halves
-        return kept.joined(await under_guard(*first), await under_guard(*second))
-
-    # A plain function: LightRAG deep-copies it with its configuration, and reads its signature.
-    @functools.wraps(function)
-    async def guarded(*args: Any, **kwargs: Any) -> Any:
-        level, is_allowed, run, deadline, account = kwargs.pop(_CARRIED, _CARRIED_BY_NONE)
-        tokens = is_allowed_during_drain.set(is_allowed), current_run.set(run)
-        accounts = current_account.set(account)
-        try:
-            if before is not None:
-                await before()
-            with priority(level), under_deadline(deadline):
-                return await under_guard(args, kwargs)
-        except Exception as error:
-            reached(error, Stage.QUEUED)
-            raise
-        finally:
-            is_allowed_during_drain.reset(tokens[0])
-            current_run.reset(tokens[1])
-            current_account.reset(accounts)
-
-    return guarded
-
-
-async def _is_answered(guard: Guard, probe: Probe) -> bool:
-    """Whether the provider answers another request now."""
-
-    async def ask() -> object:
-        return await probe()
-
-    try:
-        await guard.run(ask, (), {}, once=True)
-    except Exception:  # noqa: BLE001 - whatever it is, it is no answer
-        return False
-    return True
 
 
 def _given(timeout: float | None) -> float:
