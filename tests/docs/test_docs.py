@@ -28,6 +28,7 @@ from support.paths import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAM = "lightrag-resilience"
 RUN_ELSEWHERE = {
+    "simulate": "tests/testing/test_simulator.py starts it",
     "serve": "tests/integrations/lightrag/serving/test_server.py starts it",
     "make": "tests/docs/test_documents.py knows the targets",
     ".ci/run": "it runs this",
@@ -36,6 +37,7 @@ RUN_ELSEWHERE = {
     "curl": "tests/integrations/lightrag/serving/test_server.py asks the same",
     "docker": "it needs containers; tests/deploy/test_compose.py reads what it reads",
 }
+OF_A_READER = "from my_app"  # tests/testing/test_pytest_plugin.py runs such code
 ENDS_WITH = {"status": {0, 1}, "journal": {1}}  # others with 0
 
 
@@ -157,7 +159,7 @@ def pieces() -> Iterator[str]:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            if stands_alone(code):
+            if OF_A_READER not in code and stands_alone(code):
                 yield code
 
 

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 import pytest
 
 import lightrag_resilience
-from lightrag_resilience import Guard, Guards, Policy, PolicyError, SettingsError, guard, guards
+from lightrag_resilience import (
+    Guard,
+    Guards,
+    Policy,
+    PolicyError,
+    SettingsError,
+    State,
+    guard,
+    guards,
+)
 from lightrag_resilience.config import settings as settings_module
 from lightrag_resilience.config.settings import Settings, load_settings
 from lightrag_resilience.runtime.process_state import process
@@ -77,16 +86,23 @@ def test_get_with_no_policy_or_an_equal_one_finds_the_guard(owner: Guards) -> No
     assert owner.get("llm", Policy.llm(attempts=2)) is made
 
 
-@pytest.mark.parametrize("first", [None, Policy.llm(attempts=2)])
-def test_another_policy_for_a_name_is_refused(owner: Guards, first: Policy | None) -> None:
-    made = owner.get("llm", first)
+def test_another_policy_for_a_name_is_refused(owner: Guards) -> None:
+    made = owner.get("llm", Policy.llm(attempts=2))
     with pytest.raises(PolicyError) as caught:
         owner.get("llm", Policy.llm(attempts=3))
     assert str(caught.value) == (
-        "The guard 'llm' exists with another policy; give the policy once, "
-        "where the guard is used first"
+        "The guard 'llm' exists with another policy; give the policy once, or always the same"
     )
     assert owner.get("llm") is made
+
+
+def test_a_guard_that_was_used_without_a_policy_takes_one(owner: Guards) -> None:
+    made = owner.get("llm")
+    made.breaker.open()
+    assert owner.get("llm", Policy.llm(attempts=3)) is made
+    assert (made.policy.retry.attempts, made.breaker.state) == (3, State.OPEN)
+    with pytest.raises(PolicyError):
+        owner.get("llm", Policy.llm(attempts=2))
 
 
 def test_a_policy_is_compared_as_given_in_code_without_variables() -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import httpx
 import openai
 import pytest
+from typer.testing import CliRunner
 
+from lightrag_resilience.cli.app import app
 from lightrag_resilience.testing import Fault, Simulator
 from lightrag_resilience.testing.faults import INVALID
 from support.waiting import until
@@ -22,6 +26,7 @@ pytestmark = pytest.mark.anyio
 
 CHAT: Any = {"model": "simulated", "messages": [{"role": "user", "content": "Say something."}]}
 TOKEN = "a-token"  # noqa: S105
+SIMULATE = (sys.executable, "-m", "lightrag_resilience", "simulate")
 SENT = {"Authorization": f"Bearer {TOKEN}"}
 
 
@@ -252,24 +257,38 @@ async def test_faults_that_make_no_sense_change_nothing(
 
 async def test_it_runs_by_itself() -> None:
     faults = '[{"action": "status", "code": 502}]'
-    command = [sys.executable, "-m", "lightrag_resilience.testing.simulator", "--faults", faults]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603, ASYNC220
+    with subprocess.Popen([*SIMULATE, "--faults", faults], stdout=subprocess.PIPE, text=True) as it:  # noqa: S603, ASYNC220
         try:
-            assert process.stdout is not None
-            url = process.stdout.readline().split()[1]
+            assert it.stdout is not None
+            url = it.stdout.readline().split()[1]
             async with httpx.AsyncClient() as http:
                 assert (await http.get(f"{url}/models")).status_code == 502
         finally:
-            process.terminate()
+            it.send_signal(signal.SIGINT)
+            assert it.wait(60) == 130
 
 
-@pytest.mark.parametrize("option", [["--faults", "{"], ["--port", "99999999"]])
-async def test_a_wrong_option_is_one_clear_error(option: list[str]) -> None:
-    command = [sys.executable, "-m", "lightrag_resilience.testing.simulator", *option]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603, ASYNC221
-    assert ran.returncode == 2
-    assert "error:" in ran.stderr
-    assert "Traceback" not in ran.stderr
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--faults", "{"], "Invalid JSON"),
+        (["--faults", '[{"action": "explode"}]'], "explode"),
+        (["--port", "99999999"], "--port"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_error(option: list[str], told: str) -> None:
+    ran = CliRunner().invoke(app, ["simulate", *option])
+    assert ran.exit_code == 2
+    assert told in ran.stderr
+
+
+def test_its_help_lists_every_fault_and_every_setting() -> None:
+    page = CliRunner().invoke(app, ["simulate", "--help"]).stdout
+    hints = get_type_hints(Fault, include_extras=True)
+    actions = {name for part in get_args(hints["action"]) for name in get_args(part)}
+    head, *listed = re.findall(r"^  ([a-z_0-9]+) {2,}", page, re.MULTILINE)
+    assert (head, {*listed}) == ("action", actions)
+    assert not [name for name in hints if not re.search(rf"\b{name}\b", page)]
 
 
 # ---------------------------------------------------------------------- answers that are none

@@ -152,7 +152,8 @@ class LoopStates:
         """An admission controller for the calls of one loop."""
         if (previous := self._previous_controllers.get(loop_timers)) is not None:
             return previous.with_policy(self.policy, self._shared)
-        return AdmissionController(self._name, self.policy, self._clock, self._shared)
+        sleep = loop_timers.sleep
+        return AdmissionController(self._name, self.policy, self._clock, self._shared, sleep)
 
     @property
     def occupancy(self) -> Occupancy:

@@ -36,6 +36,7 @@ from .exit_codes import (
     write_line,
 )
 from .options import Json, cell
+from .simulate import simulate
 
 __all__ = ["app", "main"]
 
@@ -218,5 +219,6 @@ def journal(
 
 app.command()(doctor)
 app.command()(config)
+app.command()(simulate)
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

@@ -57,9 +57,13 @@ class DrainGate:
         """In a forked child, open and forget all calls: they belong to the parent."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self.is_closed = False
-            self.running.clear()
-            self._waits.clear()
+            self.clear()
+
+    def clear(self) -> None:
+        """Open, and forget all calls and waits."""
+        self.is_closed = False
+        self.running.clear()
+        self._waits.clear()
 
     def close(self) -> None:
         """Reject new calls, and interrupt all waits that can be given up without loss."""

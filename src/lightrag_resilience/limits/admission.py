@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ from lightrag_resilience.config.policies import LimitPolicy, Policy
 from lightrag_resilience.failures.classifier import Failure, FailureKind
 
 from .bulkhead import Bulkhead, Occupancy
-from .cooldown import Cooldown
+from .cooldown import Cooldown, Sleep
 from .priority_rate_limiter import BackgroundRateLimiter
 from .rate_limiter import LocalRateLimiter, RateLimiter
 from .token_usage import CountTokens, answer_tokens, estimate_tokens
@@ -63,6 +64,7 @@ class AdmissionController:
         policy: Its rate limits and its bulkhead.
         clock: Monotonic seconds.
         shared: The rate limiter of all workers, in place of one for this loop.
+        sleep: Waits so many seconds.
     """
 
     __slots__ = (
@@ -73,13 +75,20 @@ class AdmissionController:
         "_limit",
         "_name",
         "_policy",
+        "_sleep",
         "cooldown",
     )
 
     def __init__(
-        self, name: str, policy: Policy, clock: Callable[[], float], shared: RateLimiter | None
+        self,
+        name: str,
+        policy: Policy,
+        clock: Callable[[], float],
+        shared: RateLimiter | None,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self.cooldown = Cooldown(name, clock)
+        self.cooldown = Cooldown(name, clock, sleep)
+        self._sleep = sleep
         self._name = name
         self._clock = clock
         self._is_limited = is_limited(policy)
@@ -88,7 +97,7 @@ class AdmissionController:
         self._limit: RateLimiter | None = None
         if policy.limit.rpm or policy.limit.tpm:
             self._limit = BackgroundRateLimiter(
-                name, shared or LocalRateLimiter(name, policy.limit), clock
+                name, shared or LocalRateLimiter(name, policy.limit), clock, sleep
             )
         has_bulkhead = policy.concurrency.max_concurrent is not None
         self._bulkhead = Bulkhead(name, policy.concurrency, clock) if has_bulkhead else None
@@ -99,7 +108,7 @@ class AdmissionController:
         It shares the parts that the change leaves as they are: calls admitted by the old one are
         still in flight there, and count.
         """
-        changed = AdmissionController(self._name, policy, self._clock, shared)
+        changed = AdmissionController(self._name, policy, self._clock, shared, self._sleep)
         changed.cooldown = self.cooldown
         if _kinds(policy.limit) == _kinds(self._policy) and self._limit is not None:
             # A provider may grant another limit with each answer: none may begin with a burst.

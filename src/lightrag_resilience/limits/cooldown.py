@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from lightrag_resilience.errors import RateLimitedError
 from lightrag_resilience.failures.classifier import Failure, FailureKind
 
-__all__ = ["Cooldown"]
+__all__ = ["Cooldown", "Sleep"]
+
+Sleep = Callable[[float], Awaitable[None]]
 
 _LONG_AGO = -math.inf  # monotonic seconds
 _STAGGER_SHARE = 0.1  # of the wait, so that the canaries of all workers do not go at once
@@ -30,6 +32,7 @@ class Cooldown:
     Args:
         name: The dependency.
         clock: Monotonic seconds.
+        sleep: Waits so many of them.
 
     Attributes:
         until: Monotonic seconds until which no call goes; -inf without a pause.
@@ -42,12 +45,14 @@ class Cooldown:
         "_name",
         "_next_canary_at",
         "_queue_order",
+        "_sleep",
         "_throttled_at",
         "until",
     )
 
-    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, clock: Callable[[], float], sleep: Sleep = asyncio.sleep) -> None:
         self.until = _LONG_AGO
+        self._sleep = sleep
         self._name = name
         self._clock = clock
         self._canaries: dict[object, float] = {}  # calls, and when they were sent
@@ -92,7 +97,7 @@ class Cooldown:
         while self.is_on:
             if (remaining := self.until - self._clock()) > 0:
                 stagger = min(remaining * _STAGGER_SHARE, _LONGEST_STAGGER)
-                await asyncio.sleep(remaining + random.uniform(0.0, stagger))  # noqa: S311
+                await self._sleep(remaining + random.uniform(0.0, stagger))  # noqa: S311
             elif not self._canaries or self._clock() >= self._next_canary_at:
                 self._canaries[call] = now = self._clock()
                 self._next_canary_at = now + _CANARY_TIMEOUT

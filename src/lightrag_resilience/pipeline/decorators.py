@@ -70,9 +70,12 @@ def resilient(
     if policy is not None:
         check_policy(policy, name)
     owner = resolve_guards(registry)
+    resets = owner.resets
 
     def find() -> Guard:
         guard = owner.get(name, policy)
+        if policy is not None and resets != owner.resets:
+            owner.declared[name] = policy
         if probe is not None:
             guard.set_probe(probe)
         return guard

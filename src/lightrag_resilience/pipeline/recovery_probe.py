@@ -119,12 +119,16 @@ class RecoveryProbe:
             self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._is_begun = self._is_ended = self._is_refused = False
+        self._is_begun = False
+        self._know_nothing()
+        process.reset_in_children(self)
+
+    def _know_nothing(self) -> None:
+        self._is_ended = self._is_refused = False
         self._deaths = 0
         self._generation = -1
         self._opens = 0  # breaks of this outage, also those that do not count for the breaker
         self._due = self._idle_until = self._seen_at = self._opened_at = _LONG_AGO
-        process.reset_in_children(self)
 
     def is_of(self, probe: Probe, loop: asyncio.AbstractEventLoop | None) -> bool:
         """Whether it probes by this function."""
@@ -132,7 +136,8 @@ class RecoveryProbe:
 
     def begin(self) -> None:
         """Probe from now on while the circuit is open."""
-        self._is_begun, self._is_ended = True, False
+        self._is_begun = True
+        self._know_nothing()
         self._unsubscribe = self._guard.events.subscribe(self._on_change, StateChanged)
         self._guard.breaker.expect_background_probe(is_expected=True)
         self.notify()

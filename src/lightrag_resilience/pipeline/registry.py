@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import threading
@@ -25,6 +26,7 @@ from lightrag_resilience.runtime.process_state import process
 from lightrag_resilience.timeouts.loop_timers import LoopTimersRegistry
 
 from .guard import Guard
+from .reset_guard import ResetGuard, made_anew, retire
 
 if TYPE_CHECKING:
     from lightrag_resilience.config.settings import Settings
@@ -77,23 +79,28 @@ class Guards:
     ) -> None:
         self.events = Events()
         self.gate = DrainGate()
-        self.loop_timers = LoopTimersRegistry(clock)
         self.tracing: QueryTracing | None = None
         self.coordinators: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
         self.host_guards: set[str] = set()  # names of guards that are named after hosts
         self.threads = BackgroundLoop()
-        self._settings = settings
+        self.resets = 0
+        """How often `reset` was called."""
+        self.declared: dict[str, Policy] = {}
+        """Policies of functions that were decorated before a reset and called after it."""
+        self._given_settings = self._settings = settings
         self._effective: Settings | None = None
         self.clock = clock
-        self._sleep = sleep
+        self.sleep = sleep
+        self.loop_timers = LoopTimersRegistry(clock)
         self._guards: dict[str, Guard] = {}
+        self._reset_guards: dict[str, Guard] = {}
         self._endpoints = EndpointNames()
         self._given: dict[str, float] = {}
         """Seconds that LightRAG gives the calls of a dependency; the most if there are several."""
         self._lock = threading.RLock()
         self._breakers_lock = threading.RLock()
         self._sync: Synchronizer | None = None
-        self._guard_class: type[Guard] = Guard
+        self.guard_class: type[Guard] = Guard
 
     @property
     def settings(self) -> Settings:
@@ -127,13 +134,55 @@ class Guards:
             if guard is None:
                 check_name(name)
                 process.reset_in_children(self)
+                policy = policy or self.declared.get(name)
                 guard = self._guards[name] = self._make(name, policy)
             elif policy is not None and policy != guard.base:
-                raise PolicyError(
-                    f"The guard {name!r} exists with another policy; give the policy once, "
-                    "where the guard is used first"
-                )
+                if guard.base is not None:
+                    raise PolicyError(
+                        f"The guard {name!r} exists with another policy; give the policy once, "
+                        "or always the same"
+                    )
+                guard.base = policy
+                guard.update_policy(self._policy_for(name, policy), "as its function says")
             return guard
+
+    def reset(
+        self,
+        *,
+        clock: Callable[[], float] | None = None,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
+    ) -> None:
+        """Begin again, as between two tests: closed circuits, nothing counted, no overrides.
+
+        Each guard is made anew when it is next used, under the variables of then. Whatever holds a
+        guard keeps it: decorated functions, a protected LightRAG. Their policies, listeners,
+        tracing and probes stay. Calls in flight are not waited for; those of sync functions are
+        cancelled.
+
+        Args:
+            clock: Monotonic seconds from now on; None leaves the clock as it is.
+            sleep: Waits so many seconds between attempts from now on; None leaves it as it is.
+        """
+        self.close()
+        with self._lock:
+            cls = type("ResetGuard", (ResetGuard,), {"__slots__": (), "make_anew": self._remake})
+            for guard in self._guards.values():
+                retire(guard, cls)
+            self._reset_guards |= self._guards
+            self._guards = {}
+            self._sync = self._effective = None
+            self._settings = self._given_settings
+            self.resets += 1
+            self.clock, self.sleep = clock or self.clock, sleep or self.sleep
+            self.loop_timers = LoopTimersRegistry(self.clock)
+            self.host_guards.clear()
+            self.gate.clear()
+
+    def _remake(self, guard: Guard) -> None:
+        """Make a guard anew that was reset, for a caller that holds it."""
+        with self._lock:
+            if self._reset_guards.get(guard.name) is guard:
+                self._guards[guard.name] = self._make(guard.name, guard.base)
 
     def get_endpoint(
         self, endpoint: Endpoint, seconds: float, beside: Iterable[Endpoint] = ()
@@ -195,7 +244,8 @@ class Guards:
                 clock=self.clock,
                 lock=self._breakers_lock,
             )
-        return self._guard_class(
+        reset, make = self._reset_guards.pop(name, None), self.guard_class
+        return (make if reset is None else functools.partial(made_anew, reset, make))(
             name,
             effective,
             base=policy,
@@ -204,7 +254,7 @@ class Guards:
             limit=sync.limit(name, effective.limit) if sync else None,
             workers=sync.workers if sync else single_worker,
             clock=self.clock,
-            sleep=self._sleep,
+            sleep=self.sleep,
             gate=self.gate,
             loop_timers=self.loop_timers,
         )
@@ -305,7 +355,7 @@ class Guards:
         """
         with self._lock:
             self.tracing = tracing
-            self._guard_class = guard_class
+            self.guard_class = guard_class
             for guard in self._guards.values():
                 guard.take_class(guard_class)
 

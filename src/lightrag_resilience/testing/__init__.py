@@ -1,16 +1,31 @@
-"""A provider to test against, and time that tests need not wait for."""
+"""Guards as tests want them, a provider to test against, and time that need not be waited for."""
 
 from typing import TYPE_CHECKING, Any
 
 from lightrag_resilience.runtime.extras import install
 
+from .fast_time import FastTime
+from .recorder import Recorder
+from .switches import open_circuit, outage, resilience_fast, resilience_fresh, resilience_off
 from .virtual_time import VirtualTimeLoop
 
 if TYPE_CHECKING:
     from .faults import Fault
     from .simulator import SeenCall, Simulator
 
-__all__ = ["Fault", "SeenCall", "Simulator", "VirtualTimeLoop"]
+__all__ = [
+    "FastTime",
+    "Fault",
+    "Recorder",
+    "SeenCall",
+    "Simulator",
+    "VirtualTimeLoop",
+    "open_circuit",
+    "outage",
+    "resilience_fast",
+    "resilience_fresh",
+    "resilience_off",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,17 +1,15 @@
 """A provider of the OpenAI kind, on a real socket, that fails on command.
 
-``python -m lightrag_resilience.testing.simulator --help`` runs it by itself.
+``lightrag-resilience simulate`` runs it by itself.
 """
 
 from __future__ import annotations
 
-import argparse
 import array
 import asyncio
 import base64
 import hmac
 import json
-import secrets
 import socket
 import struct
 import sys
@@ -22,6 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from aiohttp import web
+
+from lightrag_resilience.runtime.background_loop import BackgroundLoop
 
 from .faults import INVALID, Fault, Script
 from .invalid_answers import HTML_PAGE, spoiled
@@ -59,7 +59,8 @@ class SeenCall:
 class Simulator:
     """Chat (plain and streaming), embeddings, rerank and models, on a free port of 127.0.0.1.
 
-    ``async with Simulator(seed=1) as provider:`` serves at ``provider.base_url`` until the end.
+    ``async with Simulator(seed=1) as provider:`` serves at ``provider.base_url`` until the end, on
+    the loop of its caller; ``with`` does so in a thread of its own, for tests of any kind.
 
     Args:
         seed: For the faults' shares: the same seed fails the same calls.
@@ -89,6 +90,7 @@ class Simulator:
         self._seen: deque[SeenCall] = deque(maxlen=_REMEMBERED)
         self._began = time.monotonic()
         self._runner: web.AppRunner | None = None
+        self._thread = BackgroundLoop()
 
     @property
     def base_url(self) -> str:
@@ -102,7 +104,7 @@ class Simulator:
 
     def count(self, outcome: str | None = None) -> int:
         """How many calls came, or ended so."""
-        return sum(outcome in {None, call.outcome} for call in self._seen)
+        return sum(outcome in {None, call.outcome} for call in self.calls)
 
     def set_faults(self, faults: Sequence[Fault]) -> None:
         """From now on, these go wrong and no others."""
@@ -146,6 +148,13 @@ class Simulator:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    def __enter__(self) -> Self:
+        return self._thread.run(self.__aenter__())
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.run(self.__aexit__())
+        self._thread.close()
 
     # ------------------------------------------------------------------ one call
 
@@ -422,41 +431,3 @@ def _reset(request: web.Request) -> None:
         link = request.transport.get_extra_info("socket")
         link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         request.transport.abort()
-
-
-# ---------------------------------------------------------------------- by itself
-
-
-async def _serve(options: argparse.Namespace) -> None:
-    token = secrets.token_urlsafe(16)
-    async with Simulator(
-        seed=options.seed,
-        latency=options.latency,
-        faults=Fault.from_json(options.faults),
-        port=options.port,
-        control_token=token,
-    ) as provider:
-        print(f"Serving {provider.base_url} until interrupted; control token: {token}", flush=True)  # noqa: T201
-        await asyncio.Event().wait()
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until interrupted."""
-    parser = argparse.ArgumentParser(description="A simulated provider of the OpenAI kind.")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free port")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed fails the same calls")
-    parser.add_argument("--latency", type=float, default=0.02, help="seconds before any answer")
-    parser.add_argument(
-        "--faults", default="[]", help='JSON: [{"action": "status", "code": 503, "share": 0.3}]'
-    )
-    options = parser.parse_args(arguments)
-    try:
-        asyncio.run(_serve(options))
-    except (ValueError, OSError, OverflowError) as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        return
-
-
-if __name__ == "__main__":
-    main()
