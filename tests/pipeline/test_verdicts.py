@@ -203,6 +203,14 @@ async def test_the_end_of_a_stream_is_judged_by_its_last_item() -> None:
     assert verdict(guard) == (3, 2)
 
 
+async def test_a_judge_of_results_gets_no_stream_and_nothing_of_its_end() -> None:
+    judged: list[object] = []
+    guard = guard_on_loop(patient(result=judged.append))
+    for words in (("one", "two"), ()):
+        assert await collected(await guard.call(Source(*words).words)) == [*words]
+    assert (judged, verdict(guard)) == ([], (2, 0))
+
+
 async def test_what_is_sent_into_a_judged_stream_reaches_its_generator() -> None:
     async def echo() -> Any:
         sent = yield "first"

@@ -29,10 +29,9 @@ class Judging(Attempts):
         Raises:
             InvalidResultError: It is a failure; the attempt is settled as one.
         """
-        if answer is _NONE:  # a stream, which is judged as it is read, or a block
-            super().settle_success(call, duration)
-            return
-        if (judge := call.loop_state.policy.result) is not None:
+        # Streams are judged as they are read; at their end comes the duration, with their usage.
+        is_result = duration is None and answer is not _NONE
+        if is_result and (judge := call.loop_state.policy.result) is not None:
             try:
                 error = verdict_on(answer, judge, self.name)
             except BaseException:  # Ctrl-C in the judge: its call must not keep its permit
@@ -41,7 +40,7 @@ class Judging(Attempts):
             if error is not None:
                 self.settle_error(call, error)
                 raise error
-        super().settle_success(call, duration, answer)
+        super().settle_success(call, duration, None if answer is _NONE else answer)
 
     async def _opened(self, call: Call, source: Any, timer: Timer | None) -> GuardedStream[Any]:
         stream, policy = GuardedStream[Any](self, source), call.loop_state.policy
