@@ -195,6 +195,7 @@ def test_other_errors_are_raised_after_an_unreadable_text() -> None:
     contract = completion(**JSON)
     broken(contract, "I am sorry.")
     assert contract.accepted_after(ConnectionResetError()) is None
+    assert contract.accepted_after(broken(contract, HTML_PAGE)) is None
     assert completion().accepted_after(broken(completion(), "")) is None
 
 

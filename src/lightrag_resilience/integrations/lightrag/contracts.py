@@ -57,6 +57,7 @@ _CUT = "with JSON that ends in the middle"
 _OF_READING = (AttributeError, TypeError, LookupError, ValueError)
 _OF_BINDINGS = frozenset({"InvalidResponseError", "ContentTypeError"})  # LightRAG's, aiohttp's
 _NO_JSON, _NO_RECORDS = "with a text instead of JSON", "with a text instead of an extraction"
+_UNREADABLE = frozenset({_CUT, _NO_JSON, _NO_RECORDS})
 
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -228,8 +229,9 @@ class Completion(Contract):
         return super().broken_by(error)
 
     def accepted_after(self, error: Exception) -> Any:
-        """An unreadable text."""
-        return self._unreadable if isinstance(error, InvalidResultError) else None
+        """An unreadable text, if the last attempt had one too: a page after it is an outage."""
+        is_unreadable = isinstance(error, InvalidResultError) and error.reason in _UNREADABLE
+        return self._unreadable if is_unreadable else None
 
     def accepts_after(self, error: Exception) -> bool:
         """An empty text; LightRAG's OpenAI binding raises for it, and its error is then final."""
