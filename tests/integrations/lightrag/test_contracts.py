@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -189,6 +191,18 @@ def test_a_text_in_place_of_a_structure_is_requested_once_more_and_never_counts(
 )
 def test_an_extraction_has_a_record_or_its_end(text: str) -> None:
     assert completion(**EXTRACTION).checked(text) == text
+
+
+@pytest.mark.parametrize("repeated", ["\n", "- - -\n", "-", ". ", "<!--", "\ufeff", "<?xml "])
+@pytest.mark.parametrize("options", [EXTRACTION, JSON, {}])
+def test_a_text_that_repeats_itself_is_judged_at_once(
+    options: dict[str, Any], repeated: str
+) -> None:
+    """Models do so until a token limit ends them. A search for a record took a minute."""
+    began = time.thread_time()
+    with contextlib.suppress(InvalidResultError):
+        completion(**options).checked("Sorry" + repeated * 30_000)
+    assert time.thread_time() - began < 1.0
 
 
 def test_other_errors_are_raised_after_an_unreadable_text() -> None:

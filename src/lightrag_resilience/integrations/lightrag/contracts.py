@@ -41,7 +41,8 @@ __all__ = [
 _log = logging.getLogger("lightrag_resilience")
 
 _PAGE = re.compile(
-    r"[\s\ufeff]*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?(?:<!doctype\s+html|<html[\s>])",
+    r"[\s\ufeff]{0,200}(?:<\?xml[^>]{0,200}>\s{0,9})?(?:<!--.{0,2000}?-->\s{0,9})?"
+    r"(?:<!doctype\s+html|<html[\s>])",
     re.IGNORECASE | re.DOTALL,
 )
 # A model that is asked for a page may write one without a word around it.
@@ -50,7 +51,8 @@ _ASKS_FOR_PAGE = re.compile(
     r"网页|網頁|网站|網站|ウェブ|ホームページ|웹|홈페이지|веб|сайт",
     re.IGNORECASE,
 )
-_RECORD = re.compile(r"^\W*(?:entity|relation(?:ship)?)\W", re.MULTILINE | re.IGNORECASE)
+# Bounded: a model that repeats a line break without end would hold the event loop for a minute.
+_RECORD = re.compile(r"^[^\w\n]{0,40}(?:entity|relation(?:ship)?)\W", re.MULTILINE | re.IGNORECASE)
 _EMPTY, _HTML = "with an empty text", "with an HTML page instead of a text"
 _CUT = "with JSON that ends in the middle"
 # Errors of reading an answer; JSON's and pydantic's are ValueErrors.
