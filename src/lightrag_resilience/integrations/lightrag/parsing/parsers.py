@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
@@ -31,24 +30,18 @@ from lightrag_resilience.integrations.lightrag.compat import (
     clear_folder,
     configured_parsers,
 )
-from lightrag_resilience.integrations.lightrag.work.context import (
-    call_guarded,
-    current_work,
-    note_failure,
-)
+from lightrag_resilience.integrations.lightrag.work.context import current_work
 from lightrag_resilience.integrations.lightrag.work.nested_calls import call_with_nested
 from lightrag_resilience.integrations.method_patching import replace_methods
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.recovery_probe import Probe
 from lightrag_resilience.pipeline.registry import Guards
 
-from .requests import GuardedHttpx, Parse, current_parse, health_probe
+from .requests import GuardedHttpx, Parse, health_probe
 
 __all__ = ["Parsers"]
 
 _FAMILY = "parser"
-_MOST_UPLOADS = 3  # of a file whose parser forgets it
-_log = logging.getLogger("lightrag_resilience")
 
 
 class Parsers:
@@ -176,41 +169,16 @@ def _into_empty(download: Callable[..., Awaitable[None]]) -> Callable[..., Await
 
 
 def _by_requests(download: Callable[..., Awaitable[None]]) -> Callable[..., Any]:
-    """A download whose requests are guarded one by one; it waits where the file is not accepted."""
+    """A download whose requests are guarded one by one."""
 
     @functools.wraps(download)
-    async def guarded(*args: Any, **kwargs: Any) -> None:
+    async def guarded(self: Any, *args: Any, **kwargs: Any) -> None:
         parsers = _current.get()
         if parsers is None:
-            return await download(*args, **kwargs)
-        parse = parsers.parse_by(args[0].engine_name)
-        guard = parse.guard
-
-        async def upload() -> Exception | None:
-            """Until the file is accepted errors are raised; those after it have been waited for."""
-            parse.begin_upload()
-            try:
-                await download(*args, **kwargs)
-            except Exception as error:
-                parse.judge(error)
-                if not parse.is_accepted:
-                    raise
-                return error
-            return None
-
-        token = current_parse.set(parse)
-        try:
-            for left in reversed(range(_MOST_UPLOADS)):
-                error = await call_guarded(guard, upload, patience=parse.patience)
-                if error is None:
-                    return None
-                if not (parse.is_lost and left):
-                    note_failure(error, guard.name, current_work.get())
-                    raise error
-                _log.warning("%s has lost a file it had accepted: it gets it again", guard.name)
-        finally:
-            current_parse.reset(token)
-        return None
+            await download(self, *args, **kwargs)
+        else:
+            parse = parsers.parse_by(self.engine_name)
+            await parse.run(functools.partial(download, self, *args, **kwargs))
 
     return guarded
 

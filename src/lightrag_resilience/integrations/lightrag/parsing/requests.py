@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import json
+import logging
 import zipfile
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -21,12 +22,19 @@ from lightrag_resilience.composition.wait_for_recovery import Patience
 from lightrag_resilience.failures.classifier import Failure, classify, is_recognized
 from lightrag_resilience.failures.kinds import FATAL, TRANSIENT, UNKNOWN
 from lightrag_resilience.integrations.lightrag.compat import largest_download
-from lightrag_resilience.integrations.lightrag.work.context import call_guarded
+from lightrag_resilience.integrations.lightrag.work.context import (
+    call_guarded,
+    current_work,
+    note_failure,
+)
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.recovery_probe import Probe
 
-__all__ = ["GuardedHttpx", "Parse", "current_parse", "health_probe"]
+__all__ = ["GuardedHttpx", "Parse", "health_probe"]
 
+_log = logging.getLogger("lightrag_resilience")
+
+_MOST_UPLOADS = 3  # of a file whose parser forgets it
 _FIRST_ERROR = 400
 _GONE = frozenset({404, 410})
 _LARGEST_CHECKED = 1024 * 1024  # bytes of JSON; parsing more of it would block the event loop
@@ -47,25 +55,49 @@ class Parse:
         guard: The parser's guard.
         patience: For how long its requests wait for the parser, together; None: not at all.
         on_upload: Called with the address of each upload.
-
-    Attributes:
-        is_accepted: Whether the parser has accepted the file.
-        is_lost: Whether the parser no longer knows it.
     """
 
     def __init__(
         self, guard: Guard, patience: Patience | None, on_upload: Callable[[httpx.URL], None]
     ) -> None:
-        self.guard = guard
-        self.patience = patience
-        self.is_accepted = self.is_lost = False
+        self._guard = guard
+        self._patience = patience
         self._on_upload = on_upload
+        self._is_accepted = self._is_lost = False  # by the parser, which may forget a file
         self._failure: Failure | None = None  # of the last request
 
-    def begin_upload(self) -> None:
-        """The file is uploaded, for the first time or again."""
-        self.is_accepted = self.is_lost = False
+    async def run(self, download: Callable[[], Awaitable[None]]) -> None:
+        """Upload the file and get its result; again, three times in all, if the parser loses it.
+
+        Raises:
+            Exception: What LightRAG's download raised at last.
+        """
+        guard, once = self._guard, functools.partial(self._upload, download)
+        token = _current.set(self)
+        try:
+            for left in reversed(range(_MOST_UPLOADS)):
+                error = await call_guarded(guard, once, patience=self._patience)
+                if error is None:
+                    return
+                if not (self._is_lost and left):
+                    note_failure(error, guard.name, current_work.get())
+                    raise error
+                _log.warning("%s has lost a file it had accepted: it gets it again", guard.name)
+        finally:
+            _current.reset(token)
+
+    async def _upload(self, download: Callable[[], Awaitable[None]]) -> Exception | None:
+        """Until the file is accepted errors are raised; those after it have been waited for."""
+        self._is_accepted = self._is_lost = False
         self._failure = None
+        try:
+            await download()
+        except Exception as error:
+            self._judge(error)
+            if not self._is_accepted:
+                raise
+            return error
+        return None
 
     async def send(
         self, request: httpx.Request, send: Callable[[], Awaitable[httpx.Response]]
@@ -79,29 +111,29 @@ class Parse:
         """
         self._failure = UNKNOWN
         if request.method == "GET":
-            self.is_accepted = True
+            self._is_accepted = True
         else:
             self._on_upload(request.url)
+        guard, idempotent = self._guard, True if request.method == "GET" else None
         # Any other body is read from a file: the whole upload is repeated, with a new file.
-        is_repeatable = isinstance(request.stream, httpx.ByteStream)
-        idempotent = True if request.method == "GET" else None
+        once = not isinstance(request.stream, httpx.ByteStream)
 
         async def attempt() -> httpx.Response:
             return await _whole(request, await send())
 
         async def call() -> httpx.Response:
-            once = not is_repeatable
-            return await self.guard.run(attempt, (), {}, once=once, idempotent=idempotent)
+            return await guard.run(attempt, (), {}, once=once, idempotent=idempotent)
 
+        answer: httpx.Response
         try:
-            answer: httpx.Response = (
-                await call_guarded(self.guard, call, idempotent=idempotent, patience=self.patience)
-                if is_repeatable
-                else await call()
-            )
+            if once:
+                answer = await call()
+            else:
+                patience = self._patience
+                answer = await call_guarded(guard, call, idempotent=idempotent, patience=patience)
         except httpx.HTTPStatusError as error:
             self._failure = classify(error)
-            self.is_lost = self.is_accepted and error.response.status_code in _GONE
+            self._is_lost = self._is_accepted and error.response.status_code in _GONE
             return error.response  # LightRAG says what is in it
         except Exception as error:
             self._failure = classify(error)
@@ -109,17 +141,17 @@ class Parse:
         self._failure = None
         return answer
 
-    def judge(self, error: Exception) -> None:
+    def _judge(self, error: Exception) -> None:
         """Give an error of LightRAG's client the verdict that its last request calls for.
 
         It raises the same RuntimeError for an outage and for a file that cannot be parsed.
         """
         if not is_recognized(error):
-            verdict = TRANSIENT if self.is_lost else self._failure or FATAL
+            verdict = TRANSIENT if self._is_lost else self._failure or FATAL
             vars(error)["__resilience_failure__"] = verdict
 
 
-current_parse: ContextVar[Parse | None] = ContextVar("lightrag_resilience_parse", default=None)
+_current: ContextVar[Parse | None] = ContextVar("lightrag_resilience_parse", default=None)
 
 
 class _Client(httpx.AsyncClient):
@@ -128,7 +160,7 @@ class _Client(httpx.AsyncClient):
     async def send(
         self, request: httpx.Request, *, stream: bool = False, **options: Any
     ) -> httpx.Response:
-        parse = current_parse.get()
+        parse = _current.get()
         if parse is None:
             return await super().send(request, stream=stream, **options)
         answer = await parse.send(
