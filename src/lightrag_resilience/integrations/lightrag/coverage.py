@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightrag
 
@@ -34,11 +34,11 @@ _TO_DO = (
 
 
 class Cover(enum.StrEnum):
-    """Whether a seam of LightRAG is guarded."""
+    """Whether a seam of LightRAG is guarded, the worst first."""
 
-    GUARDED = "guarded"
     UNGUARDED = "unguarded"
     UNKNOWN = "unknown"
+    GUARDED = "guarded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,15 @@ class Seam:
     name: str
     cover: Cover
     reason: str = ""
+
+
+class _Lack(NamedTuple):
+    """Why seams are not guarded; without a name that is missing, the loss says it all."""
+
+    seams: tuple[str, ...]
+    cover: Cover
+    name: str
+    loss: str
 
 
 class Coverage:
@@ -72,12 +81,12 @@ class Coverage:
         seams = dict.fromkeys(seam for name in names for seam in name.seams)
         groups = [*dict.fromkeys(map(_group, seams))]
         self._seams = dict.fromkeys(sorted(seams, key=lambda seam: groups.index(_group(seam))))
-        self._lacks: list[tuple[tuple[str, ...], Cover, str, str]] = []
+        self._lacks: list[_Lack] = []
         finder = _Finder(self._rag)
         for name in names:
             if not (is_there := finder.has(name)):
                 cover = Cover.UNKNOWN if is_there is None else Cover.UNGUARDED
-                self._lacks.append((name.seams, cover, str(name), name.loss))
+                self._lacks.append(_Lack(name.seams, cover, str(name), name.loss))
 
     def __contains__(self, seam: str) -> bool:
         """Whether this LightRAG has such a seam."""
@@ -85,22 +94,20 @@ class Coverage:
 
     def is_guarded(self, seam: str) -> bool:
         """Whether nothing is known to be missing that guards a seam."""
-        return not any(
-            seam in seams and cover is Cover.UNGUARDED for seams, cover, *_ in self._lacks
-        )
+        return not any(seam in it.seams and it.cover is Cover.UNGUARDED for it in self._lacks)
 
     def add(self, seam: str, cover: Cover, reason: str) -> None:
         """Add why a seam is not guarded, or not certainly, although no name is missing."""
         self._seams.setdefault(seam)
-        self._lacks.append(((seam,), cover, "", reason))
+        self._lacks.append(_Lack((seam,), cover, "", reason))
 
     def seams(self) -> Iterator[Seam]:
         """All seams, with what is missing."""
         for seam in self._seams:
-            found = [lack for lack in self._lacks if seam in lack[0]]
-            covers = {cover for _, cover, *_ in found}
-            cover = next((it for it in (Cover.UNGUARDED, Cover.UNKNOWN) if it in covers), None)
-            yield Seam(seam, cover or Cover.GUARDED, "; ".join(_reasons(found)))
+            found = [lack for lack in self._lacks if seam in lack.seams]
+            covers = {Cover.GUARDED, *(lack.cover for lack in found)}
+            worst = next(it for it in Cover if it in covers)
+            yield Seam(seam, worst, "; ".join(_reasons(found)))
 
     def report(self, *, of_server: bool | None = False, strict: bool = False) -> None:
         """Log once in this process what is not guarded.
@@ -115,14 +122,15 @@ class Coverage:
         missing = [
             lack
             for lack in self._lacks
-            if lack[1] is Cover.UNGUARDED and of_server in {None, lack[0][0].startswith(_SERVER)}
+            if lack.cover is Cover.UNGUARDED
+            and of_server in {None, lack.seams[0].startswith(_SERVER)}
         ]
         if not missing:
             return
         text = f"LightRAG {self.version} is not guarded everywhere: " + "; ".join(
             f"{', '.join(seams)}: {reason}"
-            for seams in dict.fromkeys(lack[0] for lack in missing)
-            for reason in _reasons([lack for lack in missing if lack[0] == seams])
+            for seams in dict.fromkeys(lack.seams for lack in missing)
+            for reason in _reasons([lack for lack in missing if lack.seams == seams])
         )
         if strict:
             raise UnsupportedCallError(f"{text}. RESILIENCE_STRICT is true. {_TO_DO}")
@@ -138,19 +146,17 @@ def _group(seam: str) -> str:
     return seam.partition(".")[0]
 
 
-def _reasons(lacks: list[tuple[tuple[str, ...], Cover, str, str]]) -> Iterator[str]:
+def _reasons(lacks: list[_Lack]) -> Iterator[str]:
     """What follows, and the missing names of which it does."""
-    for cover, loss in dict.fromkeys((cover, loss) for _, cover, _, loss in lacks):
-        names = [name for _, of, name, follows in lacks if (of, follows) == (cover, loss)]
-        named = ", ".join(filter(None, dict.fromkeys(names)))
-        if named and cover is Cover.UNKNOWN:
+    for cover, loss in dict.fromkeys((lack.cover, lack.loss) for lack in lacks):
+        names = {it.name: None for it in lacks if it.name and (it.cover, it.loss) == (cover, loss)}
+        named = ", ".join(names)
+        if not named:
+            yield loss
+        elif cover is Cover.UNKNOWN:
             yield f"LightRAG's code cannot be read, to look for {named}"
         else:
-            yield (
-                f"{loss}, as {named} {'is' if len(names) == 1 else 'are'} missing"
-                if named
-                else loss
-            )
+            yield f"{loss}, as {named} {'is' if len(names) == 1 else 'are'} missing"
 
 
 # ---------------------------------------------------------------------- looking for a name

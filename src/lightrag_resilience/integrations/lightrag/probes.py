@@ -7,9 +7,8 @@ has a number of its own: a gateway that caches answers must not answer for a pro
 
 from __future__ import annotations
 
-import inspect
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from lightrag_resilience.pipeline.recovery_probe import Probe
@@ -30,7 +29,7 @@ _REQUESTS: dict[str, Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]] = 
 """The arguments of a probe with a number, by the name of LightRAG's slot."""
 
 
-def probe_of(slot: str, function: Callable[..., Any], **options: Any) -> Probe:
+def probe_of(slot: str, function: Callable[..., Awaitable[Any]], **options: Any) -> Probe:
     """A probe of a model, an embedding function or a reranker.
 
     Args:
@@ -42,8 +41,7 @@ def probe_of(slot: str, function: Callable[..., Any], **options: Any) -> Probe:
 
     async def probe() -> Any:
         arguments, more = request(secrets.token_hex(4))
-        result = function(*arguments, **more, **options)
-        return await result if inspect.isawaitable(result) else result
+        return await function(*arguments, **more, **options)
 
     return probe
 

@@ -115,10 +115,8 @@ def protect_server(server: ModuleType) -> Callable[[], None]:
         app.add_middleware(HealthReport)
         app.add_middleware(DependencyErrorMiddleware, workers=workers)
         app.add_middleware(DrainMiddleware, ready_while_closed=settings.ready_while_closed or ())
-        if settings.status:
-            app.add_middleware(
-                StatusPage
-            )  # outside the drain: it answers while other requests are rejected
+        if settings.status:  # outside the drain: it answers while other requests are rejected
+            app.add_middleware(StatusPage)
         app.add_middleware(CorrelationMiddleware)  # outermost: all others log the id
         return app
 
