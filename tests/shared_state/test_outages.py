@@ -75,8 +75,8 @@ def outage_of(kind: str, server: RedisServer, switch: Callable[..., None]) -> Ou
     }[kind]()
 
 
-def ready(all_workers: Workers, *, connected: bool = True) -> None:
-    assert all(answer["at"] for answer in all_workers.each("until", connected=connected))
+def lose_redis(all_workers: Workers) -> None:
+    assert all(answer["at"] for answer in all_workers.each("until", connected=False))
 
 
 def agree(all_workers: Workers, state: str) -> list[dict[str, Any]]:
@@ -118,13 +118,12 @@ def test_an_outage_fails_no_call_and_all_workers_agree_afterwards(
     server: RedisServer, kind: str
 ) -> None:
     with proxy_to(server) as switch, workers(switch.url, number=3) as three:  # type: ignore[attr-defined]
-        ready(three)
         three.each("call", times=20)
         outage = outage_of(kind, server, switch)
 
         three.each("go_on", callers=20, pause=0.01)
         outage.begin()
-        ready(three, connected=False)
+        lose_redis(three)
         time.sleep(0.5)
         for counts in three.each("halt"):
             assert counts["fine"] > 100
@@ -148,7 +147,7 @@ def test_an_outage_fails_no_call_and_all_workers_agree_afterwards(
 
         # An open breaker stays open, through the outage and after it.
         outage.begin()
-        ready(three, connected=False)
+        lose_redis(three)
         assert [count["refused"] for count in three.each("call", times=50)] == [50] * 3
         outage.end()
         for answer in agree(three, "open"):
@@ -163,7 +162,6 @@ def test_an_outage_fails_no_call_and_all_workers_agree_afterwards(
 
 def test_an_open_breaker_survives_a_loss_of_all_data(server: RedisServer) -> None:
     with workers(server.url) as four, redis.Redis.from_url(server.url) as client:
-        ready(four)
         four[0].request("control", how="open", reason="by Ada", open_for=50)
         before = agree(four, "open")[0]
         client.flushall()
@@ -177,7 +175,6 @@ def test_an_open_breaker_survives_a_loss_of_all_data(server: RedisServer) -> Non
 
 def test_lost_scripts_are_loaded_again(server: RedisServer) -> None:
     with workers(server.url) as four, redis.Redis.from_url(server.url) as client:
-        ready(four)
         client.script_flush()
         four[0].request("behave", fails=5)
         four[0].request("call", times=5)
@@ -191,11 +188,9 @@ def test_a_partitioned_worker_takes_over_the_state_of_the_others(server: RedisSe
         workers(switch.url, number=1) as apart,  # type: ignore[attr-defined]
         workers(server.url, number=2) as others,
     ):
-        ready(apart)
-        ready(others)
         apart[0].request("call", times=10)
         switch("stall")
-        ready(apart, connected=False)
+        lose_redis(apart)
         others[0].request("behave", fails=5)
         others[0].request("call", times=5)
         agree(others, "open")
@@ -221,7 +216,6 @@ def test_malformed_data_is_logged_and_ignored(
     server: RedisServer, corrupt: Callable[[Any], object]
 ) -> None:
     with workers(server.url, number=2) as two, redis.Redis.from_url(server.url) as client:
-        ready(two)
         two.each("call", times=20)
         time.sleep(0.15)  # for the report
         corrupt(client)
@@ -246,7 +240,7 @@ def test_malformed_data_is_logged_and_ignored(
 def test_a_wrong_address_is_one_warning_and_calls_go_on(url: str, clause: str) -> None:
     with (
         RedisServer("--requirepass", "right-password") as server,
-        workers(url.format(port=server.port), number=1) as one,
+        workers(url.format(port=server.port), number=1, finds_redis=False) as one,
     ):
         one[0].request("call", times=10)
         one[0].request("behave", fails=5)

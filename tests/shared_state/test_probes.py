@@ -11,10 +11,6 @@ ROUNDS = 20
 CALLERS = 100
 
 
-def ready(all_workers: Workers) -> None:
-    assert all(answer["at"] for answer in all_workers.each("until", connected=True))
-
-
 def open_for(seconds: float, all_workers: Workers) -> None:
     all_workers[0].request("control", how="open", open_for=seconds)
     assert all(answer["at"] for answer in all_workers.each("until", state="open"))
@@ -33,7 +29,6 @@ def test_four_processes_of_100_callers_send_exactly_the_probes_of_the_policy(
     server: RedisServer,
 ) -> None:
     with workers(server.url, PROBES="3") as four:
-        ready(four)
         four.each("behave", fails=0, takes=0.02)
         sent = []
         for _ in range(ROUNDS):
@@ -48,7 +43,6 @@ def test_four_processes_of_100_callers_send_exactly_the_probes_of_the_policy(
 
 def test_a_failed_probe_reopens_all_workers_and_no_second_is_sent(server: RedisServer) -> None:
     with workers(server.url, OPEN_FOR="20") as four:
-        ready(four)
         four.each("behave", fails=1, takes=0.02)
         open_for(0.1, four)
         four.each("go_on", callers=10, pause=0.01)
@@ -63,7 +57,6 @@ def test_a_failed_probe_reopens_all_workers_and_no_second_is_sent(server: RedisS
 
 def test_the_permit_of_a_killed_prober_is_free_after_its_lease(server: RedisServer) -> None:
     with workers(server.url, number=2, PROBE_LEASE="1") as two:
-        ready(two)
         two[0].request("behave", fails=0, takes=60)
         open_for(0.1, two)
         began = time.monotonic()
@@ -79,7 +72,6 @@ def test_the_permit_of_a_killed_prober_is_free_after_its_lease(server: RedisServ
 
 def test_the_permit_of_a_cancelled_probe_is_free_at_once(server: RedisServer) -> None:
     with workers(server.url, number=2, PROBE_LEASE="600") as two:
-        ready(two)
         two[0].request("behave", fails=0, takes=60)
         open_for(0.1, two)
         two[0].request("go_on", callers=1, pause=0.01)
@@ -95,7 +87,6 @@ def test_a_stopping_worker_releases_its_unused_permit(
     server: RedisServer,
 ) -> None:
     with workers(server.url, number=2, PROBE_LEASE="600") as two:
-        ready(two)
         open_for(0.1, two)
         time.sleep(0.15)
         # The answer comes after its caller gave up, so no call uses the permit.
@@ -111,7 +102,6 @@ def test_a_probe_longer_than_its_lease_keeps_its_permit_and_closes_the_circuit(
     server: RedisServer,
 ) -> None:
     with workers(server.url, number=2, PROBE_LEASE="1") as two:
-        ready(two)
         two[0].request("behave", fails=0, takes=3)
         open_for(0.1, two)
         two[0].request("go_on", callers=1, pause=0.01)

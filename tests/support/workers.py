@@ -73,7 +73,9 @@ class Workers(list[WorkerProcess]):
 
 
 @contextmanager
-def workers(url: str, *, number: int = 4, **settings: str) -> Iterator[Workers]:
+def workers(
+    url: str, *, number: int = 4, finds_redis: bool = True, **settings: str
+) -> Iterator[Workers]:
     """Worker processes that have found Redis; keywords are variables, by default the breaker's."""
     names = {key if "__" in key else f"BREAKER__{key}": value for key, value in settings.items()}
     variables = {f"RESILIENCE_LLM__{name}": value for name, value in names.items()}
@@ -83,6 +85,8 @@ def workers(url: str, *, number: int = 4, **settings: str) -> Iterator[Workers]:
             made.append(WorkerProcess(url, variables))
         for worker in made:
             worker.receive()
+        if finds_redis:  # earlier calls would count in their own process alone
+            assert all(answer["at"] for answer in made.each("until", connected=True))
         yield made
     finally:
         for worker in made:
