@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.sharing.scale import Scale as SharingScale
+from benchmarks.sharing.scale import SharingScale
 
 __all__ = ["FULL", "QUICK", "SMOKE", "Scale"]
 

@@ -17,11 +17,11 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.sharing import cost, limits, outages, speed
-from benchmarks.sharing.scale import Scale
+from benchmarks.sharing.scale import SharingScale
 
-FULL = Scale(trips=100, rounds=20, calls=10_000, seconds=10, breakers=10_000, samples=41)
-QUICK = Scale(trips=20, rounds=5, calls=10_000, seconds=2, breakers=10_000, samples=9)
-SMOKE = Scale(trips=2, rounds=1, calls=500, seconds=0.5, breakers=100, samples=2)
+FULL = SharingScale(trips=100, rounds=20, calls=10_000, seconds=10, breakers=10_000, samples=41)
+QUICK = SharingScale(trips=20, rounds=5, calls=10_000, seconds=2, breakers=10_000, samples=9)
+SMOKE = SharingScale(trips=2, rounds=1, calls=500, seconds=0.5, breakers=100, samples=2)
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
         options.json.write_text(json.dumps(as_json(results, options.scale), indent=2) + "\n")
 
 
-def measure_all(scale: Scale) -> dict[str, Any]:
+def measure_all(scale: SharingScale) -> dict[str, Any]:
     """Every figure as JSON has it; durations are seconds, costs of calls microseconds."""
     sent, batches = speed.sent_for_closed_calls(scale.calls)
     asked, polls = speed.sent_for_open_calls(scale.calls)
@@ -126,7 +126,7 @@ def _ms(figure: dict[str, float]) -> str:
     return f"p50 {p50}, p99 {p99}, most {most} ms"
 
 
-def as_json(results: dict[str, Any], scale: Scale) -> dict[str, Any]:
+def as_json(results: dict[str, Any], scale: SharingScale) -> dict[str, Any]:
     """Durations in seconds, costs of calls in microseconds."""
     return {
         "machine": machine.describe(),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Scale"]
+__all__ = ["SharingScale"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
+class SharingScale:
     """How much is measured.
 
     Attributes:
