@@ -28,7 +28,11 @@ from lightrag_resilience import (  # noqa: E402
 )
 from lightrag_resilience.config.settings import load_settings  # noqa: E402
 from lightrag_resilience.integrations.lightrag import unprotect  # noqa: E402
-from lightrag_resilience.integrations.sdks import detect_truncated_streams  # noqa: E402
+from lightrag_resilience.integrations.sdks import (  # noqa: E402
+    detect_truncated_streams,
+    disable_sdk_retries,
+    follow_rate_limits,
+)
 from lightrag_resilience.testing import Fault, Simulator  # noqa: E402
 from support.lightrag_rig import Provider, lightrag_on  # noqa: E402
 from support.waiting import until  # noqa: E402
@@ -217,7 +221,20 @@ def test_what_is_taken_back_twice_is_taken_back_once() -> None:
 
 
 @pytest.mark.parametrize("wrong", [asyncio, None, openai.AsyncOpenAI])
-def test_what_is_no_such_sdk_is_refused_and_nothing_is_changed(wrong: Any) -> None:
+@pytest.mark.parametrize(
+    ("change", "owner", "method"),
+    [
+        (detect_truncated_streams, openai.AsyncStream, "__stream__"),
+        (disable_sdk_retries, openai._models.FinalRequestOptions, "get_max_retries"),
+        (follow_rate_limits, openai._base_client.AsyncAPIClient, "_process_response"),
+    ],
+)
+def test_what_is_no_such_sdk_is_refused_and_nothing_is_changed(
+    change: Callable[..., Any], owner: type, method: str, wrong: Any
+) -> None:
+    before = getattr(owner, method)
     with pytest.raises(UnsupportedCallError, match="takes the packages openai or anthropic"):
-        detect_truncated_streams(openai, wrong)
-    assert not is_changed()
+        change(openai, wrong)
+    assert getattr(owner, method) is before
+    change(openai)()  # while the SDK itself is changed, and restored
+    assert getattr(owner, method) is before

@@ -10,10 +10,9 @@ import pytest
 import tenacity
 from lightrag.llm.openai import openai_complete_if_cache
 
-from lightrag_resilience import Guards, UnsupportedCallError
+from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.integrations.lightrag import protect, unprotect
-from lightrag_resilience.integrations.sdks import follow_rate_limits
 from lightrag_resilience.testing.faults import Fault
 from lightrag_resilience.testing.simulator import Simulator
 from support.lightrag_rig import Provider, lightrag_on
@@ -71,12 +70,3 @@ async def test_an_sdk_without_its_private_method_is_named_and_protection_goes_on
         await unprotect(rag)
     assert "sdk.openai: a rate limit that a 429 has lowered does not rise again" in caplog.text
     assert "'openai' has no _base_client.AsyncAPIClient._process_response" in caplog.text
-
-
-@pytest.mark.parametrize("wrong", [pytest, object()])
-def test_what_is_no_sdk_is_refused_and_nothing_is_changed(wrong: Any) -> None:
-    client: Any = openai._base_client.AsyncAPIClient
-    before = client._process_response
-    with pytest.raises(UnsupportedCallError, match="takes the packages openai or anthropic"):
-        follow_rate_limits(openai, wrong)
-    assert client._process_response is before
