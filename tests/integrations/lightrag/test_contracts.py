@@ -321,6 +321,14 @@ def test_other_ranks_are_the_rerankers_failure(ranks: Any) -> None:
     assert classify(broken(rerank(), ranks)).counts
 
 
+def test_no_rank_counts_once_and_is_requested_three_times_at_the_most() -> None:
+    """A reranker with a threshold finds nothing, or its gateway answered in its place."""
+    contract = rerank()
+    verdicts = [classify(broken(contract, [])) for _ in range(3)]
+    assert [verdict.counts for verdict in verdicts] == [True, False, False]
+    assert [verdict.kind is FailureKind.FATAL for verdict in verdicts] == [False, False, True]
+
+
 # ---------------------------------------------------------------------- probes and the cache
 
 

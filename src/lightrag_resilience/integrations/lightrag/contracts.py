@@ -374,9 +374,17 @@ class Embedding(Contract):
 
 
 class Rerank(Contract):
-    """Ranks of documents that were sent, each at most once, with finite scores."""
+    """Ranks of documents that were sent, each at most once, with finite scores.
 
-    __slots__ = ()
+    No rank at all may be the answer of a reranker with a threshold: only the first in a call
+    counts, and the third is the last, in a brownout too. LightRAG then does without ranks.
+    """
+
+    __slots__ = ("_empty",)
+
+    def __init__(self, *call: Any) -> None:
+        super().__init__(*call)
+        self._empty = 0
 
     def checked(self, result: Any) -> Any:
         """The ranks; what is in another form is LightRAG's to judge."""
@@ -384,7 +392,9 @@ class Rerank(Contract):
         if not isinstance(documents, (list, tuple)) or not isinstance(result, list):
             return result
         if not result and documents:
-            self._break(f"with no rank for {len(documents)} documents")
+            verdict = (TRANSIENT, LOCAL, FATAL)[min(self._empty, 2)]
+            self._empty += 1
+            self._break(f"with no rank for {len(documents)} documents", verdict)
         ranks = [it for it in result if isinstance(it, dict) and "index" in it]
         indices = [it["index"] for it in ranks]
         if not all(_is_index(it) and 0 <= it < len(documents) for it in indices):

@@ -23,7 +23,8 @@ _REQUESTS: dict[str, Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]] = 
     EMBEDDING.name: lambda number: (([f"probe {number}"],), {}),
     RERANK.name: lambda number: (
         (),
-        {"query": f"probe {number}", "documents": ["probe", "other"], "top_n": 1},
+        # The same text passes the threshold of any reranker.
+        {"query": f"probe {number}", "documents": [f"probe {number}", "other"], "top_n": 1},
     ),
 }
 """The arguments of a probe with a number, by the name of LightRAG's slot."""
