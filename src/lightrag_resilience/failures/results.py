@@ -27,27 +27,34 @@ def verdict_on(result: Any, judge: Judge, dependency: str) -> InvalidResultError
     try:
         verdict: object = judge(result)
     except Exception as mistake:  # noqa: BLE001
-        verdict = mistake
+        _log_mistake(judge, dependency, f"raised {type(mistake).__name__}")
+        return None
     if verdict is None:
         return None
     if isinstance(verdict, FailureKind):
         verdict = Failure(verdict)
-    if isinstance(verdict, Failure) and _is_sound(verdict):
-        reason = "".join(filter(str.isprintable, verdict.reason[:_LONGEST_REASON]))
-        reason = reason or "with a result that was judged a failure"
-        return InvalidResultError(dependency, verdict.retry_after, reason, verdict)
-    if iscoroutine(verdict):
-        verdict.close()  # else Python warns, too, that it was never awaited
-    # Names only: an error's words may hold the result.
-    name = getattr(judge, "__qualname__", type(judge).__name__)
+    if not isinstance(verdict, Failure):
+        if iscoroutine(verdict):
+            verdict.close()  # else Python warns, too, that it was never awaited
+        _log_mistake(judge, dependency, f"returned {type(verdict).__name__}")
+        return None
+    if not _is_sound(verdict):
+        _log_mistake(judge, dependency, "returned a Failure with a field of a wrong type")
+        return None
+    reason = "".join(filter(str.isprintable, verdict.reason[:_LONGEST_REASON]))
+    reason = reason or "with a result that was judged a failure"
+    return InvalidResultError(dependency, verdict.retry_after, reason, verdict)
+
+
+def _log_mistake(judge: Judge, dependency: str, what: str) -> None:
+    """Log what a wrong judge did: names only, as an error's words may hold the result."""
     _log.error(
-        "The judge %s of %r gave no verdict but %s; it must return a Failure, a FailureKind or "
-        "None: the result passes",
-        name,
+        "The judge %s of %r %s, so the result passes: it must return a Failure, a FailureKind or "
+        "None",
+        getattr(judge, "__qualname__", type(judge).__name__),
         dependency,
-        type(verdict).__name__,
+        what,
     )
-    return None
 
 
 def _is_sound(verdict: Failure) -> bool:
