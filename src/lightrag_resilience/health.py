@@ -33,7 +33,7 @@ _ADVICE: Final = {
     "403": "check what its key may do",
     "404": "check its address and the name of its model",
     "408": "check whether it is overloaded, or give it more time",
-    "413": "check what is sent, as it is too long",
+    "413": "send it less at once, such as by a smaller EMBEDDING_BATCH_NUM",
     "422": "check what is sent, as it finds the requests wrong",
     "429": "send it less, see LIMIT__RPM, or have it grant more",
     "429 of a used-up quota": "check its plan, as the quota is used up",
