@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from pydantic import ValidationError
 
@@ -18,6 +20,19 @@ def hits(script: Script, bodies: list[bytes] = BODIES, at: float = 0.0) -> set[b
 
 def test_a_share_of_the_calls_is_hit() -> None:
     assert len(hits(Script(1, [Fault.status(500, share=0.3)]))) == pytest.approx(600, abs=80)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Fault.invalid("na"), r"no fault 'na'; there are bad_rank, .* nan, "),  # type: ignore[arg-type]
+        (lambda: Fault.invalid("nan", share=30), "share is 30, but must be above 0"),
+        (lambda: Fault.status(200), "code is 200, but must be a status"),
+    ],
+)
+def test_a_fault_that_would_do_nothing_is_refused(make: Callable[[], Fault], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
 
 
 def test_the_same_seed_hits_the_same_calls_in_any_order() -> None:

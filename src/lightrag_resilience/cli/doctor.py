@@ -120,7 +120,9 @@ def _examine_lightrag(settings: Settings) -> tuple[list[Seam], list[Finding]]:
 
 
 def _seams(seams: list[Seam]) -> Table:
-    table = Table("seam", "", "why", title="LightRAG")
+    from .lightrag_checks import LIGHTRAG  # noqa: PLC0415 - imports LightRAG
+
+    table = Table("seam", "cover", "why", title=LIGHTRAG)
     for seam in seams:
         table.add_row(*map(cell, (seam.name, seam.cover, seam.reason)))
     return table

@@ -26,6 +26,10 @@ InvalidAnswer = Literal[
     "bad_rank",
 ]
 INVALID: frozenset[str] = frozenset(get_args(InvalidAnswer))
+_Disturbance = Literal[
+    "status", "hang", "reset", "slow", "truncate", "stall", "end_early", "error_event"
+]
+_ACTIONS = INVALID.union(get_args(_Disturbance))
 
 _DRAW_BYTES = 8
 _DRAWS = 256.0**_DRAW_BYTES
@@ -51,10 +55,7 @@ class Fault:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    action: (
-        Literal["status", "hang", "reset", "slow", "truncate", "stall", "end_early", "error_event"]
-        | InvalidAnswer
-    )
+    action: _Disturbance | InvalidAnswer
     share: Annotated[float, Gt(0), Le(1)] = 1.0
     path: str = ""
     start: Annotated[float, Ge(0)] = 0.0
@@ -64,6 +65,16 @@ class Fault:
     seconds: Annotated[float, Ge(0)] = 1.0
     pieces: Annotated[int, Ge(0)] = 2
     word: str = ""
+
+    def __post_init__(self) -> None:
+        # By hand, for a sentence without pydantic's words: a misspelt kind would do nothing.
+        if self.action not in _ACTIONS:
+            known = ", ".join(sorted(_ACTIONS))
+            raise ValueError(f"there is no fault {self.action!r}; there are {known}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share!r}, but must be above 0 and at most 1")
+        if not 400 <= self.code < 600:  # noqa: PLR2004 - HTTP
+            raise ValueError(f"code is {self.code!r}, but must be a status from 400 to 599")
 
     @classmethod
     def status(cls, code: int, *, retry_after: float | None = None, **where: Any) -> Self:

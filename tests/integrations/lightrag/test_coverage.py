@@ -136,10 +136,11 @@ def test_the_doctor_does_not_know_a_storage_that_an_application_registers() -> N
 def test_the_doctor_ends_with_an_error_where_protect_would_refuse(
     strict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = PrivateName(RAG, "gone", ("queries",), "", "queries are late")
+    gone = PrivateName(RAG, "gone", ("queries", "rerank"), "", "queries are late")
     monkeypatch.setattr(coverage, "PRIVATE_NAMES", (gone,))
     shown = CliRunner().invoke(app, ["doctor", "--lightrag"], env={"RESILIENCE_STRICT": strict})
-    assert "queries is not guarded: queries are late" in shown.stdout
+    assert f"LightRAG {lightrag.__version__}: queries, rerank are not guarded: " in shown.stdout
+    assert shown.stdout.count("To do: install another release of LightRAG") == 1
     assert shown.exit_code == (1 if strict == "true" else 0)
 
 

@@ -21,16 +21,17 @@ from lightrag_resilience.errors import UnsupportedCallError
 
 from .compat import PRIVATE_NAMES, RAG, PrivateName
 
-__all__ = ["Cover", "Coverage", "Seam", "compatibility_page"]
+__all__ = ["TO_DO", "Cover", "Coverage", "Seam", "compatibility_page"]
 
 _log = logging.getLogger("lightrag_resilience")
 
 _TESTED = "1.5.7"  # the latest release whose names were compared
 _SERVER = "server."
-_TO_DO = (
-    "To do: take a LightRAG that docs/compatibility.md lists without that, or a later "
-    "lightrag_resilience; `lightrag-resilience doctor --lightrag` lists every seam"
+TO_DO = (
+    "install another release of LightRAG (docs/compatibility.md says what each leaves unguarded) "
+    "or a later lightrag_resilience"
 )
+_HINT = f"To do: {TO_DO}; `lightrag-resilience doctor --lightrag` lists every seam"
 
 
 class Cover(enum.StrEnum):
@@ -133,8 +134,8 @@ class Coverage:
             for reason in _reasons([lack for lack in missing if lack.seams == seams])
         )
         if strict:
-            raise UnsupportedCallError(f"{text}. RESILIENCE_STRICT is true. {_TO_DO}")
-        _warn_once(f"{text}. {_TO_DO}")
+            raise UnsupportedCallError(f"{text}. RESILIENCE_STRICT is true. {_HINT}")
+        _warn_once(f"{text}. {_HINT}")
 
 
 @functools.cache  # log it once, however many LightRAGs are protected
