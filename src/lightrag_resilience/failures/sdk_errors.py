@@ -88,8 +88,13 @@ def _by_code(exc: Any) -> Failure:
 
 
 def _by_finish_reason(exc: BaseException) -> Failure:
-    """An answer of LightRAG's OpenAI binding: empty or no answer, unless the prompt was refused."""
-    return FATAL if "finish_reason=content_filter" in str(exc) else TRANSIENT
+    """An empty answer, or none, in LightRAG's bindings.
+
+    The next one would be refused by the content filter too, or cut by Ollama's token limit.
+    """
+    text = str(exc)
+    is_final = "finish_reason=content_filter" in text or "done_reason=length" in text
+    return FATAL if is_final else TRANSIENT
 
 
 # ---------------------------------------------------------------------- the tables

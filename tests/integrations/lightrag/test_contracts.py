@@ -131,11 +131,13 @@ async def test_the_openai_bindings_error_for_an_empty_text_is_one_of_an_empty_te
     assert counted == [True, False]
 
 
-async def test_a_refusal_by_a_content_filter_is_no_outage() -> None:
+@pytest.mark.parametrize(
+    "why",
+    ["OpenAI API (finish_reason=content_filter, ...)", "Ollama API (done_reason=length, ...)"],
+)
+async def test_an_empty_text_by_a_filter_or_a_token_limit_is_no_outage(why: str) -> None:
     async def complete(_: str) -> str:
-        raise InvalidResponseError(
-            "Received empty content from OpenAI API (finish_reason=content_filter, ...)"
-        )
+        raise InvalidResponseError(f"Received empty content from {why}")
 
     with pytest.raises(InvalidResponseError) as raised:
         await completion().call(complete, ("Who?",), {})

@@ -309,11 +309,13 @@ def is_truncated(text: str) -> bool:
 
 def is_empty_answer(error: BaseException) -> bool:
     """Whether LightRAG's OpenAI binding raised as the model answered with an empty text."""
-    is_invalid = type(error).__name__ == _INVALID
-    return is_invalid and _EMPTY_ANSWER in str(error) and _FILTERED not in str(error)
+    if type(error).__name__ != _INVALID or _EMPTY_ANSWER not in (text := str(error)):
+        return False
+    return _FILTERED not in text and _CUT_OFF not in text
 
 
 _EMPTY_ANSWER, _FILTERED = "Received empty content", "finish_reason=content_filter"
+_CUT_OFF = "done_reason=length"  # of Ollama's binding, which LightRAG does not call again either
 
 
 # ---------------------------------------------------------------------- ingest
