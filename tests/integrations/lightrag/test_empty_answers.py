@@ -1,4 +1,4 @@
-"""A model's own empty text costs no document and no query; one of an outage is not taken for it."""
+"""A model's own empty text, or page, costs no document and no query; an outage's is refused."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Terse(Provider):
         super().__init__()
         self.is_empty = is_empty
         self.error = error
+        self.text = ""
 
     async def complete(
         self, prompt: str, *, system_prompt: str | None = None, stream: bool = False, **_: Any
@@ -43,7 +44,7 @@ class Terse(Provider):
         self._called("empty")
         if self.error is not None:
             raise self.error
-        return ""
+        return self.text
 
 
 async def statuses(rag: Any) -> dict[str, int]:
@@ -70,6 +71,15 @@ async def test_a_query_is_answered_though_the_model_finds_no_keyword() -> None:
         await protect(rag, registry=Guards(settings=load_settings(QUICK)))
         await rag.ainsert("Ada founded Alderwick.")
         assert await rag.aquery("Who?", QueryParam(mode="mix")) == "Ada founded Alderwick."
+
+
+async def test_a_query_is_answered_by_a_page_that_the_model_wrote() -> None:
+    provider = Terse(lambda text: "Ada as a document" in text)
+    provider.text = "<html><body>Ada</body></html>"
+    async with lightrag_on(provider) as rag:
+        await protect(rag, registry=Guards(settings=load_settings(QUICK)))
+        await rag.ainsert("Ada founded Alderwick.")
+        assert await rag.aquery("Ada as a document", QueryParam(mode="naive")) == provider.text
 
 
 async def test_a_document_fails_soon_where_the_binding_raises_for_the_empty_text() -> None:

@@ -175,8 +175,9 @@ class EmptyAnswers:
 class Completion(Contract):
     """Text that is not empty, no HTML page unless one was asked for, and readable if structured.
 
-    An empty text may be the answer to this prompt alone: only the first in a call counts, and after
-    the last attempt it is one, if the provider answers another prompt and this one so again. A text
+    An empty text may be the answer to this prompt alone: only the first in a call counts. It is
+    one, as a page is, if after the last attempt the provider answers another prompt in another way,
+    and this one as before. A text
     in place of a structure is the model's failure: it is requested once more, and never counts.
     JSON that ends in the middle, though the answer is said to be complete, was lost on its way.
     LightRAG gets what still cannot be read after the last attempt, and makes the best of it.
@@ -188,7 +189,7 @@ class Completion(Contract):
     """
 
     __slots__ = (
-        "_accepts_empty",
+        "_accepted",
         "_empty_answers",
         "_has_item",
         "_has_text",
@@ -199,8 +200,9 @@ class Completion(Contract):
     def __init__(self, *call: Any, empty: EmptyAnswers | None = None) -> None:
         super().__init__(*call)
         self._empty_answers = empty or EmptyAnswers()
-        self._was_empty = self._has_item = self._has_text = self._accepts_empty = False
+        self._was_empty = self._has_item = self._has_text = False
         self._unreadable: str | None = None
+        self._accepted: str | None = None
 
     def checked(self, result: Any) -> Any:
         """The text, or a stream whose items and end are judged."""
@@ -212,8 +214,8 @@ class Completion(Contract):
         if not isinstance(result, str):
             return result
         if (reason := problem_of_text(result, self._asks_for_html)) is not None:
-            if reason == _EMPTY and self._accepts_empty:
-                self._empty_answers.are_known = True
+            if reason == self._accepted:
+                self._empty_answers.are_known |= reason == _EMPTY
                 return result
             self._break(reason, self._empty() if reason == _EMPTY else TRANSIENT)
         if (reason := self._unreadable_as(result)) is not None:
@@ -236,15 +238,20 @@ class Completion(Contract):
         return self._unreadable if is_unreadable else None
 
     def accepts_after(self, error: Exception) -> bool:
-        """An empty text; LightRAG's OpenAI binding raises for it, and its error is then final."""
-        is_empty = isinstance(error, InvalidResultError) and error.reason == _EMPTY
-        self._accepts_empty = self._accepts_empty or is_empty
-        return is_empty
+        """An empty text, or a page that the model wrote; of no structure is a page an answer.
+
+        LightRAG's OpenAI binding raises for an empty text, and its error is then final.
+        """
+        reason = error.reason if isinstance(error, InvalidResultError) else ""
+        if reason != _EMPTY and (reason != _HTML or self._is_json() or self._is_extraction()):
+            return False
+        self._accepted = reason
+        return True
 
     def _empty(self) -> Failure:
         was_empty, self._was_empty = self._was_empty, True
         are_known = self._empty_answers.are_known
-        if self._accepts_empty or (was_empty and are_known):
+        if self._accepted == _EMPTY or (was_empty and are_known):
             return FATAL  # not requested again
         return LOCAL if was_empty or are_known else TRANSIENT
 
@@ -281,11 +288,11 @@ class Completion(Contract):
         self._has_text = not isinstance(item, str) or bool(item.strip())
         if not isinstance(item, str):
             return None
-        is_page = _PAGE.match(item) and not self._asks_for_html()
+        is_page = self._accepted != _HTML and _PAGE.match(item) and not self._asks_for_html()
         return Failure(TRANSIENT.kind, reason=_HTML) if is_page else None
 
     def _end(self, _: Any) -> Failure | None:
-        if self._has_text or self._accepts_empty:
+        if self._has_text or self._accepted == _EMPTY:
             return None
         # Items without text, with their finish marker, are the model's own; no item is no answer.
         verdict = LOCAL if self._has_item else self._empty()
