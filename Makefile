@@ -4,12 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 COVERAGE := --cov --cov-report=term
+SITE_BIN := .venv-site/bin
+SITE_INSTALLED := .venv-site/.installed
 SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 
 # Compile each module once, not in each of the thousands of processes that the tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help check unit demo test test-all test-lightrag test-redis lint types format docs clean
+.PHONY: help check unit demo test test-all test-lightrag test-redis lint types format docs site site-serve clean
 .PHONY: bench bench-draining bench-quick bench-page bench-soak bench-installed bench-never-worse
 .PHONY: bench-brownouts
 
@@ -83,15 +85,31 @@ docs: $(INSTALLED) ## Write variables.md, compatibility.md, .env.example, schema
 	$(BIN)/python scripts/write_rules.py
 	$(BIN)/python scripts/write_dashboards.py
 
+site: $(SITE_INSTALLED) ## Build the documentation into site/; a dead link or a missing page fails
+	NO_MKDOCS_2_WARNING=1 $(SITE_BIN)/mkdocs build --strict
+
+site-serve: $(SITE_INSTALLED) ## The same on http://127.0.0.1:8000, built again at each change
+	NO_MKDOCS_2_WARNING=1 $(SITE_BIN)/mkdocs serve
+
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .venv-* demo-output .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* site demo-output .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
+	$(call new-venv,$(VENV))
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev --editable '.[demo]'
+	@touch $@
+
+$(SITE_INSTALLED): pyproject.toml constraints.txt constraints-site.txt
+	$(call new-venv,.venv-site)
+	$(SITE_BIN)/python -m pip install --quiet -c constraints.txt -c constraints-site.txt \
+		--group site --editable '.[cli]'
+	@touch $@
+
+define new-venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or later is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 		{ echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev --editable '.[demo]'
-	@touch $@
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
+endef

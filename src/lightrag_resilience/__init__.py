@@ -1,7 +1,8 @@
 """Circuit breakers, retries, limits and timeouts for LightRAG's external calls.
 
->>> @resilient("llm.openai")
-... async def complete(prompt: str) -> str: ...
+Examples:
+    >>> @resilient("llm.openai")
+    ... async def complete(prompt: str) -> str: ...
 """
 
 from typing import TYPE_CHECKING, Any

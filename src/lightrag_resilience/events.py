@@ -299,7 +299,9 @@ Event = (
     | DrainEnded
     | WorkAbandoned
 )
+"""Any event."""
 Listener = Callable[[Event], None]
+"""What `Events.subscribe` takes: called with each event, and it must not block."""
 _OF_TOKENS = frozenset({TokensUsed, QueryCompleted, DocumentProcessed})
 Counter = Callable[[str, float, int], None]
 """Called with each success: the dependency, the duration in seconds, and the tokens used."""

@@ -27,8 +27,11 @@ class State(enum.Enum):
     """The states of a circuit, named as in pybreaker."""
 
     CLOSED = "closed"
+    """Calls pass, and their outcomes are recorded."""
     OPEN = "open"
+    """Calls are rejected until the end of the break."""
     HALF_OPEN = "half-open"
+    """Probes pass, all other calls are rejected."""
 
 
 _HALF_OPEN = State.HALF_OPEN  # a member of an enum takes Python 3.11 as long as a call

@@ -18,7 +18,9 @@ class Priority(IntEnum):
     """Whether a user waits for the answer. The lower number goes first."""
 
     INTERACTIVE = 0
+    """A user waits for it, such as for a query. The default."""
     BACKGROUND = 1
+    """No user waits for it, such as for ingest."""
 
 
 current_priority: ContextVar[Priority] = ContextVar(

@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 HEADER = "X-Request-ID"
+"""The header of a request's id."""
 
 # Bounded, and without characters that could break out of a log line or a header.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,64}", re.ASCII)
