@@ -75,7 +75,7 @@ def test_the_sentence_about_invalid_results_says_why_the_last_was_one() -> None:
         ("AttemptTimeoutError", "more time"),
         ("InvalidPasswordError", "key or password"),
         ("SSLError", "the network"),
-        ("InvalidResultError (with an HTML page)", "such as a proxy"),
+        ("InvalidResultError (with an HTML page)", "any proxy before it"),
         ("Odd", ""),
     ],
 )

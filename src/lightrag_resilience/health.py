@@ -42,7 +42,7 @@ _BY_CLASS: Final = (
     (("timeout",), "check whether it is overloaded, or give it more time"),
     (("auth", "permission", "password", "credential"), "check its key or password"),
     (("connect", "dns", "gaierror", "ssl", "certificate"), "check its address and the network"),
-    (("invalidresult",), "check its address and model, and what is between, such as a proxy"),
+    (("invalidresult",), "check its address and model, and any proxy before it"),
     (("notfound", "validation", "badrequest"), "check its address, model and what is sent"),
 )
 
