@@ -234,3 +234,32 @@ async def test_a_retried_response_returns_its_connection(library: Any, provider:
         assert all(connection.is_idle() for connection in inner._pool.connections)
         assert inner._pool._requests == []
     assert provider.count("500") > 3
+
+
+async def test_a_judge_of_results_gets_the_response_before_its_body_is_read(
+    http_client: Any, guard: Guard, provider: Simulator
+) -> None:
+    """Such as a gateway's page with status 200; a body in memory is judged in the same way."""
+    judged: list[str] = []
+
+    def no_page(response: Any) -> FailureKind | None:
+        judged.append(response.headers["content-type"].partition(";")[0])
+        provider.set_faults([])
+        return FailureKind.TRANSIENT if "html" in judged[-1] else None
+
+    guard.update_policy(Policy.llm(**STAYS_CLOSED, result=no_page))
+    provider.set_faults([Fault.invalid("html_200")])
+    answer = await http_client.post(f"{provider.base_url}/chat/completions", json=CHAT)
+    assert answer.json()["choices"]
+    assert judged == ["text/html", "application/json"]
+    assert verdict(guard) == (2, 1)
+
+
+async def test_a_body_in_memory_is_judged_too(library: Any, registry: Guards) -> None:
+    responses = iter([library.Response(200, html="<html>"), library.Response(200, json={})])
+    transport = library.MockTransport(lambda _: next(responses))
+    seen = Policy(
+        retry=QUICK, result=lambda it: FailureKind.TRANSIENT if "html" in it.text else None
+    )
+    async with wire(library, transport, policy=seen, registry=registry) as client:
+        assert (await client.get("http://provider/")).json() == {}

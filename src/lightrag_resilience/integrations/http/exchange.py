@@ -12,6 +12,7 @@ from typing import Any
 
 from lightrag_resilience.calls.call_context import current_call, inside_guarded_call
 from lightrag_resilience.errors import AttemptTimeoutError, DeadlineExceededError
+from lightrag_resilience.failures.results import verdict_on
 from lightrag_resilience.limits.provider_limits import lower_limits_from_headers
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.telemetry.correlation import send_along
@@ -61,7 +62,7 @@ async def send(library: Any, transport: Any, guard: Guard, request: Any) -> Any:
         await exchange.close_failed()
         raise
     response = exchange.response
-    if stream is not None:
+    if stream is not response:
         response.stream = guarded_body(library, stream, exchange.source)
     return response
 
@@ -85,14 +86,21 @@ class _Exchange:
         self._request = request
 
     async def attempt(self, /, **_: Any) -> Any:
-        """The function that the guard calls: send the request once. Returns the body's chunks."""
+        """The function that the guard calls: send the request once. Returns the body's chunks.
+
+        A judge of results gets the response before its body is read.
+        """
         await self.close_failed()
         self.response = response = await self._send()
         if response.status_code >= _FIRST_ERROR:
             self.error = await self._read_error(response)
             raise self.error
         if response.is_closed:  # it has its whole body in memory, as from a MockTransport
-            return None
+            return response
+        judge = self._guard.policy.result
+        if judge is not None and (error := verdict_on(response, judge, self._guard.name)):
+            self.error = error
+            raise error
         self.source = Source(response)
         return self.source
 
