@@ -371,6 +371,11 @@ async def test_a_cached_answer_that_is_none_is_deleted_and_not_served(
     assert "Alderwick" not in caplog.text
 
 
+async def test_no_cached_extraction_is_a_page() -> None:
+    entry = {"return": HTML_PAGE, "original_prompt": "Of a website", "cache_type": "extract"}
+    assert await without_invalid_answers(Cache(key=entry))("key") is None
+
+
 async def test_a_cached_answer_that_cannot_be_deleted_is_not_served_either() -> None:
     cache = Cache(key={"return": HTML_PAGE})
     cache.fails = True

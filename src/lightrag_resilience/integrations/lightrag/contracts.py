@@ -481,10 +481,11 @@ def _problem_of_entry(entry: Any) -> str | None:
     if not isinstance(text, str):
         return None
 
-    def asks_for_page() -> bool:  # in the question, or in the instructions beside it
-        return bool(
-            _ASKS_FOR_PAGE.search(f"{entry.get('original_prompt')} {entry.get('queryparam')}")
-        )
+    def asks_for_page() -> bool:
+        if entry.get("cache_type") == "extract":  # the text to extract from may speak of pages
+            return False
+        question, instructions = entry.get("original_prompt"), entry.get("queryparam")
+        return bool(_ASKS_FOR_PAGE.search(f"{question} {instructions}"))
 
     if (reason := problem_of_text(text, asks_for_page)) is not None:
         return reason
