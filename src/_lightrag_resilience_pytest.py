@@ -7,76 +7,46 @@ fixtures pays nothing for them, and the package is imported under the measuremen
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:
-    from lightrag_resilience import Guards
-    from lightrag_resilience.testing import FastTime, Recorder, Simulator
 
 _MODES = ("fresh", "fast", "off")
 
 
-@pytest.fixture
-def resilience_fresh() -> Iterator[Guards]:
-    """Guards as in a new process: closed, nothing counted, variables not yet read."""
-    from lightrag_resilience import testing
+def _block(sentence: str, fixture: str, name: str = "", **options: Any) -> Any:
+    """A fixture that is a ``with`` block of the package around its test."""
 
-    with testing.resilience_fresh() as guards:
-        yield guards
+    def made() -> Iterator[Any]:
+        with _public(name or fixture)(**options) as entered:
+            yield entered
 
-
-@pytest.fixture
-def resilience_fast() -> Iterator[FastTime]:
-    """Fresh guards that wait for backoff, limits and recovery in no time; it can `advance`."""
-    from lightrag_resilience import testing
-
-    with testing.resilience_fast() as time:
-        yield time
+    made.__doc__ = sentence
+    return pytest.fixture(name=fixture)(made)
 
 
-@pytest.fixture
-def resilience_off() -> Iterator[None]:
-    """Guards that let calls through: no retry, breaker, limit or timeout."""
-    from lightrag_resilience import testing
+def _public(name: str) -> Any:
+    return getattr(import_module("lightrag_resilience.testing"), name)
 
-    with testing.resilience_off():
-        yield
+
+_fresh = _block("Guards as in a new process, in this test alone.", "resilience_fresh")
+_fast = _block("Fresh guards that wait in no time; it can `advance`.", "resilience_fast")
+_off = _block("Fresh guards that let calls through.", "resilience_off")
+_recorded = _block("Attempts, rejections, transitions and waits.", "recorded", "Recorder")
+_simulator = _block("A provider that fails on command.", "simulator", "Simulator", seed=1)
 
 
 @pytest.fixture
 def outage() -> Any:
     """Let the calls of a dependency fail as if it were down, in a ``with`` block."""
-    from lightrag_resilience import testing
-
-    return testing.outage
+    return _public("outage")
 
 
 @pytest.fixture
 def open_circuit() -> Any:
     """Let the calls of a dependency be rejected, in a ``with`` block."""
-    from lightrag_resilience import testing
-
-    return testing.open_circuit
-
-
-@pytest.fixture
-def recorded() -> Iterator[Recorder]:
-    """Attempts, waits, rejections and changes of state, as in ``recorded.attempts(name)``."""
-    from lightrag_resilience import testing
-
-    with testing.Recorder() as recorder:
-        yield recorder
-
-
-@pytest.fixture
-def simulator() -> Iterator[Simulator]:
-    """A provider of the OpenAI kind at ``simulator.base_url``, which fails on command."""
-    from lightrag_resilience import testing
-
-    with testing.Simulator(seed=1) as provider:
-        yield provider
+    return _public("open_circuit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -86,12 +56,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give every test the fixture that the configuration names."""
-    mode = config.getini("resilience")
-    if not mode:
-        return
-    if mode not in _MODES:
-        raise pytest.UsageError(f"resilience is {mode!r}, not one of {', '.join(_MODES)}")
-    config.pluginmanager.register(_EveryTest(f"resilience_{mode}"), "resilience of every test")
+    if mode := config.getini("resilience"):
+        if mode not in _MODES:
+            raise pytest.UsageError(f"resilience is {mode!r}, not one of {', '.join(_MODES)}")
+        config.pluginmanager.register(_EveryTest(f"resilience_{mode}"), "resilience of every test")
 
 
 class _EveryTest:

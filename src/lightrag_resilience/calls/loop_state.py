@@ -152,8 +152,7 @@ class LoopStates:
         """An admission controller for the calls of one loop."""
         if (previous := self._previous_controllers.get(loop_timers)) is not None:
             return previous.with_policy(self.policy, self._shared)
-        sleep = loop_timers.sleep
-        return AdmissionController(self._name, self.policy, self._clock, self._shared, sleep)
+        return AdmissionController(self._name, self.policy, self._clock, self._shared)
 
     @property
     def occupancy(self) -> Occupancy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,7 +9,7 @@ from lightrag_resilience.config.policies import LimitPolicy, Policy
 from lightrag_resilience.failures.classifier import Failure, FailureKind
 
 from .bulkhead import Bulkhead, Occupancy
-from .cooldown import Cooldown, Sleep
+from .cooldown import Cooldown
 from .priority_rate_limiter import BackgroundRateLimiter
 from .rate_limiter import LocalRateLimiter, RateLimiter
 from .token_usage import CountTokens, answer_tokens, estimate_tokens
@@ -64,7 +63,6 @@ class AdmissionController:
         policy: Its rate limits and its bulkhead.
         clock: Monotonic seconds.
         shared: The rate limiter of all workers, in place of one for this loop.
-        sleep: Waits so many seconds.
     """
 
     __slots__ = (
@@ -75,20 +73,13 @@ class AdmissionController:
         "_limit",
         "_name",
         "_policy",
-        "_sleep",
         "cooldown",
     )
 
     def __init__(
-        self,
-        name: str,
-        policy: Policy,
-        clock: Callable[[], float],
-        shared: RateLimiter | None,
-        sleep: Sleep = asyncio.sleep,
+        self, name: str, policy: Policy, clock: Callable[[], float], shared: RateLimiter | None
     ) -> None:
-        self.cooldown = Cooldown(name, clock, sleep)
-        self._sleep = sleep
+        self.cooldown = Cooldown(name, clock)
         self._name = name
         self._clock = clock
         self._is_limited = is_limited(policy)
@@ -97,7 +88,7 @@ class AdmissionController:
         self._limit: RateLimiter | None = None
         if policy.limit.rpm or policy.limit.tpm:
             self._limit = BackgroundRateLimiter(
-                name, shared or LocalRateLimiter(name, policy.limit), clock, sleep
+                name, shared or LocalRateLimiter(name, policy.limit), clock
             )
         has_bulkhead = policy.concurrency.max_concurrent is not None
         self._bulkhead = Bulkhead(name, policy.concurrency, clock) if has_bulkhead else None
@@ -108,7 +99,7 @@ class AdmissionController:
         It shares the parts that the change leaves as they are: calls admitted by the old one are
         still in flight there, and count.
         """
-        changed = AdmissionController(self._name, policy, self._clock, shared, self._sleep)
+        changed = AdmissionController(self._name, policy, self._clock, shared)
         changed.cooldown = self.cooldown
         if _kinds(policy.limit) == _kinds(self._policy) and self._limit is not None:
             # A provider may grant another limit with each answer: none may begin with a burst.
@@ -178,7 +169,8 @@ class AdmissionController:
     async def _wait_for_cooldown(self, call: _AdmittedCall, remaining: Callable[[], float]) -> bool:
         if self.cooldown.may_proceed(call):
             return False
-        return await self.cooldown.wait(call, min(self._policy.max_wait, remaining()))
+        longest = min(self._policy.max_wait, remaining())
+        return await self.cooldown.wait(call, longest, call.guard.sleep)
 
     def abandon(self, call: _AdmittedCall) -> None:
         """An admitted call is not sent after all."""

@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from lightrag_resilience.errors import RateLimitedError
 from lightrag_resilience.failures.classifier import Failure, FailureKind
 
-__all__ = ["Cooldown", "Sleep"]
+__all__ = ["Cooldown"]
 
-Sleep = Callable[[float], Awaitable[None]]
+Sleep = Callable[[float], Awaitable[object]]
 
 _LONG_AGO = -math.inf  # monotonic seconds
 _STAGGER_SHARE = 0.1  # of the wait, so that the canaries of all workers do not go at once
@@ -32,7 +32,6 @@ class Cooldown:
     Args:
         name: The dependency.
         clock: Monotonic seconds.
-        sleep: Waits so many of them.
 
     Attributes:
         until: Monotonic seconds until which no call goes; -inf without a pause.
@@ -45,14 +44,12 @@ class Cooldown:
         "_name",
         "_next_canary_at",
         "_queue_order",
-        "_sleep",
         "_throttled_at",
         "until",
     )
 
-    def __init__(self, name: str, clock: Callable[[], float], sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(self, name: str, clock: Callable[[], float]) -> None:
         self.until = _LONG_AGO
-        self._sleep = sleep
         self._name = name
         self._clock = clock
         self._canaries: dict[object, float] = {}  # calls, and when they were sent
@@ -74,8 +71,13 @@ class Cooldown:
         """Whether a call need not wait: there is no pause, or it is a canary."""
         return not self.is_on or call in self._canaries
 
-    async def wait(self, call: object, longest: float) -> bool:
+    async def wait(self, call: object, longest: float, sleep: Sleep = asyncio.sleep) -> bool:
         """Wait until the call may go, at most `longest` seconds. True if there was a wait.
+
+        Args:
+            call: The call.
+            longest: Seconds.
+            sleep: Waits so many seconds; if the clock shows fewer, the rest is waited for.
 
         Raises:
             RateLimitedError: It may not go that soon.
@@ -88,16 +90,19 @@ class Cooldown:
             self._queue_order, self._canary_done = asyncio.Lock(), asyncio.Event()
         try:
             async with asyncio.timeout(longest if longest < math.inf else None), self._queue_order:
-                await self._sleep_until_over(call, self._canary_done)
+                await self._sleep_until_over(call, self._canary_done, sleep)
         except TimeoutError:
             raise self._rejection(max(self.until - self._clock(), 0.0)) from None
         return True
 
-    async def _sleep_until_over(self, call: object, canary_done: asyncio.Event) -> None:
+    async def _sleep_until_over(
+        self, call: object, canary_done: asyncio.Event, sleep: Sleep
+    ) -> None:
         while self.is_on:
             if (remaining := self.until - self._clock()) > 0:
                 stagger = min(remaining * _STAGGER_SHARE, _LONGEST_STAGGER)
-                await self._sleep(remaining + random.uniform(0.0, stagger))  # noqa: S311
+                await sleep(remaining + random.uniform(0.0, stagger))  # noqa: S311
+                sleep = asyncio.sleep  # of a test, it may not move the clock
             elif not self._canaries or self._clock() >= self._next_canary_at:
                 self._canaries[call] = now = self._clock()
                 self._next_canary_at = now + _CANARY_TIMEOUT

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from lightrag_resilience.errors import RateLimitedError
 
-from .cooldown import Sleep
 from .priority import Priority, current_priority
 from .rate_limiter import RateLimiter
 
@@ -29,17 +28,9 @@ class BackgroundRateLimiter:
         name: The dependency.
         limit: The rate limiter in which turns are reserved.
         clock: Monotonic seconds.
-        sleep: Waits so many of them.
     """
 
-    def __init__(
-        self,
-        name: str,
-        limit: RateLimiter,
-        clock: Callable[[], float],
-        sleep: Sleep = asyncio.sleep,
-    ) -> None:
-        self._sleep = sleep
+    def __init__(self, name: str, limit: RateLimiter, clock: Callable[[], float]) -> None:
         self._name = name
         self._limit = limit
         self._clock = clock
@@ -84,4 +75,4 @@ class BackgroundRateLimiter:
                 wait = max((rejection.retry_after or 0.0) - _RESERVED_AHEAD, _SHORTEST_SLEEP)
                 if now >= starves_at or now + wait > end:
                     raise
-            await self._sleep(min(wait, max(starves_at - now, _SHORTEST_SLEEP)))
+            await asyncio.sleep(min(wait, max(starves_at - now, _SHORTEST_SLEEP)))

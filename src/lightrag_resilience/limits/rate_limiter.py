@@ -13,7 +13,7 @@ from lightrag_resilience.errors import RateLimitedError
 
 from .aiolimiter_compat import LeakyBucket
 
-__all__ = ["LocalRateLimiter", "RateLimiter", "SharedLimiter", "TokenRate"]
+__all__ = ["LocalRateLimiter", "RateLimiter", "SharedLimiter"]
 
 _MINUTE = 60.0  # seconds
 _RESOLUTION = 1e-6  # seconds; a shorter sleep may not move the clock
@@ -81,7 +81,7 @@ class LocalRateLimiter:
         self._name = name
         self._share = share
         self._max_wait = policy.max_wait
-        self._tokens = TokenRate(policy, share) if policy.tpm else None
+        self._tokens = _Tokens(policy, share) if policy.tpm else None
         if self._tokens is not None and owed[1] > -_MINUTE:
             self._tokens.owe(owed[1])
         self._bucket: LeakyBucket | None = None
@@ -154,7 +154,7 @@ class LocalRateLimiter:
             self._tokens.correct(reserved, used)
             self._settled.set()
 
-    async def _wait_for_tokens(self, tokens: int, budget: TokenRate, arrived: float) -> None:
+    async def _wait_for_tokens(self, tokens: int, budget: _Tokens, arrived: float) -> None:
         """Wait at the head of the queue; less if settled calls return tokens meanwhile."""
         loop = asyncio.get_running_loop()
         while (wait := budget.ready(tokens, arrived) - loop.time()) > _RESOLUTION:
@@ -189,7 +189,7 @@ def _bucket_size(policy: LimitPolicy, share: float) -> tuple[float, float]:
     return burst, burst * _MINUTE / ((policy.rpm or 0.0) * share)
 
 
-class TokenRate:
+class _Tokens:
     """Tokens by the generic cell rate algorithm; use above the limit delays later calls.
 
     Attributes:

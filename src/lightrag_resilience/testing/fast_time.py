@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 from lightrag_resilience.config.policies import LimitPolicy
 from lightrag_resilience.errors import RateLimitedError
-from lightrag_resilience.limits.rate_limiter import TokenRate
+from lightrag_resilience.limits.priority import Priority, current_priority
 
 __all__ = ["FastLimiter", "FastTime"]
+
+_MINUTE = 60.0  # seconds
+_LONG_AGO = -math.inf
 
 
 class FastTime:
@@ -44,9 +47,7 @@ class FastTime:
 
 
 class FastLimiter:
-    """The rate limits of one dependency: decisions of the local ones, and waits in no time.
-
-    In place of limits by the timers of an event loop. Requests go by the cell rate algorithm, too.
+    """The rate limits of one dependency, by the cell rate algorithm; waits take no time.
 
     Args:
         name: The dependency.
@@ -54,36 +55,22 @@ class FastLimiter:
         time: By which they wait.
     """
 
+    on_cooldown: Callable[[float], None] | None = None
+
     def __init__(self, name: str, policy: LimitPolicy, time: FastTime) -> None:
         self._name = name
         self._time = time
-        self.on_cooldown: Callable[[float], None] | None = None
-        self.policy = policy
-
-    @property
-    def policy(self) -> LimitPolicy:
-        """The limits; others begin with a whole burst."""
-        return self._policy
-
-    @policy.setter
-    def policy(self, policy: LimitPolicy) -> None:
-        self._policy = policy
-        burst = int(policy.request_burst)
-        as_tokens = replace(policy, tpm=policy.rpm, token_burst=burst)
-        self._requests = TokenRate(as_tokens, 1.0) if policy.rpm else None
-        self._tokens = TokenRate(policy, 1.0) if policy.tpm else None
+        self._paid_at = [_LONG_AGO, _LONG_AGO]  # monotonic seconds: of requests, of tokens
+        self.update_policy(policy)
 
     def update_policy(self, policy: LimitPolicy) -> None:
         """Apply other limits."""
         self.policy = policy
 
     def try_acquire(self, tokens: int) -> bool:
-        """Take a turn of so many tokens if one is due; False if a caller would have to wait."""
-        now = self._time.now()
-        if self._wait(tokens, now) > 0:
-            return False
-        self._reserve(tokens, now)
-        return True
+        """Leave it to `acquire`, which takes no time either."""
+        del tokens
+        return False
 
     async def acquire(self, tokens: int, longest: float) -> bool:
         """Wait for a turn of so many tokens, at most `longest` seconds. True if there was a wait.
@@ -91,34 +78,24 @@ class FastLimiter:
         Raises:
             RateLimitedError: The turn would come later than that, or than the policy allows.
         """
-        now = self._time.now()
-        wait = self._wait(tokens, now)
-        if wait > min(self._policy.max_wait, longest):
+        policy, now, wait, paid_at = self.policy, self._time.now(), 0.0, list(self._paid_at)
+        limits = (policy.rpm, policy.request_burst, 1), (policy.tpm, policy.tokens_at_once, tokens)
+        for index, (limit, burst, size) in enumerate(limits):
+            if limit:
+                begins = max(paid_at[index], now)
+                paid_at[index] = begins + min(size, limit) * _MINUTE / limit
+                wait = max(wait, paid_at[index] - now - burst * _MINUTE / limit)
+        if current_priority.get() is not Priority.INTERACTIVE:
+            longest = policy.max_wait  # a late reservation would only save time of queries
+        if wait > min(policy.max_wait, longest):
             raise RateLimitedError(self._name, wait, "in the time of a test")
-        self._reserve(tokens, now)
-        if wait > 0:
-            await self._time.sleep(wait)
+        self._paid_at = paid_at
+        await self._time.sleep(wait)
         return wait > 0
 
     def settle(self, reserved: int, used: int) -> None:
         """Correct the tokens reserved for a call to those it used."""
-        if self._tokens is not None:
-            self._tokens.correct(reserved, used)
+        self._paid_at[1] += (used - reserved) * _MINUTE / (self.policy.tpm or math.inf)
 
     def cool_down(self, seconds: float) -> None:
         """Do nothing: there is no other worker."""
-
-    def _wait(self, tokens: int, now: float) -> float:
-        requests, rate = self._requests, self._tokens
-        waits = [0.0]
-        if requests is not None:
-            waits.append(requests.ready(1, now) - now)
-        if rate is not None:
-            waits.append(rate.ready(tokens, now) - now)
-        return max(waits)
-
-    def _reserve(self, tokens: int, now: float) -> None:
-        if self._requests is not None:
-            self._requests.reserve(1, now)
-        if self._tokens is not None:
-            self._tokens.reserve(tokens, now)

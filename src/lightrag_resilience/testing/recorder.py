@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from lightrag_resilience.events import (
     AttemptFailed,
@@ -17,7 +17,7 @@ from lightrag_resilience.pipeline.registry import Guards, resolve_guards
 
 __all__ = ["Recorder"]
 
-E = TypeVar("E")
+_SHOWN = 20  # events of a recorder that an assertion shows
 
 
 class Recorder:
@@ -34,44 +34,34 @@ class Recorder:
 
     def __init__(self, registry: Guards | None = None) -> None:
         self.events: list[Event] = []
-        self._registry = registry
+        self._registry = resolve_guards(registry)
 
     def __enter__(self) -> Self:
-        events = resolve_guards(self._registry).events
-        self._unsubscribe = events.subscribe(self._record)
+        self._unsubscribe = self._registry.events.subscribe(self.events.append)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._unsubscribe()
 
     def __repr__(self) -> str:
-        """What was recorded: an assertion that fails shows it."""
-        return f"<Recorder of {', '.join(map(str, self.events[-20:])) or 'no events'}>"
-
-    def _record(self, event: Event) -> None:
-        self.events.append(event)
-
-    def of(self, dependency: str, *kinds: type[E]) -> list[E]:
-        """The events of one dependency that are of these kinds."""
-        found: list[Any] = self.events
-        return [
-            each
-            for each in found
-            if isinstance(each, kinds) and getattr(each, "dependency", None) == dependency
-        ]
+        return f"<Recorder of {', '.join(map(str, self.events[-_SHOWN:])) or 'no events'}>"
 
     def attempts(self, dependency: str) -> int:
         """How many attempts succeeded or failed; a stream's counts once it has ended."""
-        return len(self.of(dependency, CallSucceeded, AttemptFailed))
+        return len(self._of(dependency, CallSucceeded, AttemptFailed))
 
     def rejections(self, dependency: str) -> list[str]:
         """The names of the errors by which calls were rejected before they were sent."""
-        return [each.error for each in self.of(dependency, AttemptRejected)]
-
-    def waits(self, dependency: str) -> list[float]:
-        """Seconds before each further attempt."""
-        return [each.wait for each in self.of(dependency, RetryScheduled)]
+        return [each.error for each in self._of(dependency, AttemptRejected)]
 
     def transitions(self, dependency: str) -> list[str]:
         """The states into which the circuit has gone, such as ``["open", "half-open"]``."""
-        return [each.new for each in self.of(dependency, StateChanged)]
+        return [each.new for each in self._of(dependency, StateChanged)]
+
+    def waits(self, dependency: str) -> list[float]:
+        """Seconds before each further attempt."""
+        return [each.wait for each in self._of(dependency, RetryScheduled)]
+
+    def _of(self, dependency: str, *kinds: type) -> list[Any]:
+        found: list[Any] = [each for each in self.events if isinstance(each, kinds)]
+        return [each for each in found if each.dependency == dependency]

@@ -7,11 +7,10 @@ for functions that were decorated before. It works through the class of the guar
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
-from lightrag_resilience.breakers import Admission
 from lightrag_resilience.config.policies import (
     BreakerPolicy,
     Policy,
@@ -21,13 +20,10 @@ from lightrag_resilience.config.policies import (
 )
 from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.registry import Guards, resolve_guards
-from lightrag_resilience.timeouts.loop_timers import LoopTimersRegistry
 
 from .fast_time import FastLimiter, FastTime
 
 __all__ = ["open_circuit", "outage", "resilience_fast", "resilience_fresh", "resilience_off"]
-
-R = TypeVar("R")
 
 _OFF = Policy(
     breaker=BreakerPolicy(mode="disabled"),
@@ -55,25 +51,22 @@ def resilience_fast(registry: Guards | None = None) -> Iterator[FastTime]:
     The seconds of a wait pass at once for all guards. ``advance(60.0)`` of the result lets more
     pass, such as the break of an open circuit. Timeouts of attempts need their real time.
     """
-    with resilience_fresh(registry) as owner:
-        before, time = (owner.clock, owner.sleep), FastTime(owner.clock)
+    owner = resolve_guards(registry)
+    clock, sleep, time = owner.clock, owner.sleep, FastTime(owner.clock)
+    with _class_of_guards(owner, _FastGuard, time=time):
         owner.reset(clock=time.now, sleep=time.sleep)
-        timers = LoopTimersRegistry(time.now, time.sleep)
         try:
-            with _class_of_guards(owner, _FastGuard, time=time, timers=timers):
-                yield time
+            yield time
         finally:
-            owner.reset(clock=before[0], sleep=before[1])
+            owner.reset(clock=clock, sleep=sleep)
 
 
 @contextmanager
 def resilience_off(registry: Guards | None = None) -> Iterator[None]:
     """Guards that let calls through: no retry, breaker, limit, timeout or judge of results."""
-    with resilience_fresh(registry) as owner, _class_of_guards(owner, _OffGuard):
-        try:
-            yield
-        finally:
-            owner.reset()
+    owner = resolve_guards(registry)
+    with _class_of_guards(owner, _OffGuard), resilience_fresh(owner):
+        yield
 
 
 @contextmanager
@@ -141,10 +134,9 @@ def _class_of_guards(owner: Guards, cls: type[Guard], **attributes: Any) -> Iter
 class _FastGuard(Guard):
     __slots__ = ()
     time: ClassVar[FastTime]
-    timers: ClassVar[LoopTimersRegistry]
 
     def __init__(self, name: str, policy: Policy, **parts: Any) -> None:
-        parts |= {"limit": FastLimiter(name, policy.limit, self.time), "loop_timers": self.timers}
+        parts["limit"] = FastLimiter(name, policy.limit, self.time)
         super().__init__(name, policy, **parts)
 
     async def wait_for_recovery(self, seconds: float) -> None:
@@ -156,7 +148,7 @@ class _OffGuard(Guard):
 
     def __init__(self, name: str, policy: Policy, **parts: Any) -> None:
         super().__init__(name, _OFF, **parts)
-        self.update_policy(policy)
+        self.update_policy(policy)  # also of the breaker, which is made before
 
     def update_policy(self, policy: Policy, reason: str = "by hand") -> None:
         del policy
@@ -165,17 +157,9 @@ class _OffGuard(Guard):
     def cool_down(self, seconds: float) -> None:
         del seconds
 
-    async def run(
-        self,
-        function: Callable[..., Coroutine[Any, Any, R]],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        once: bool = False,
-        idempotent: bool | None = None,
-    ) -> R:
-        del once  # else the error has a note that there is no further attempt
-        return await super().run(function, args, kwargs, once=True, idempotent=idempotent)
+    async def run(self, function: Any, args: Any, kwargs: Any, **how: Any) -> Any:
+        how["once"] = True  # else the error has a note that there is no further attempt
+        return await super().run(function, args, kwargs, **how)
 
 
 class _DownGuard(Guard):
@@ -188,21 +172,10 @@ class _DownGuard(Guard):
         found = (fail for down, fail in self.failing.items() if name.startswith(f"{down}."))
         return next(found, None)
 
-    async def run(
-        self,
-        function: Callable[..., Coroutine[Any, Any, R]],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        once: bool = False,
-        idempotent: bool | None = None,
-    ) -> R:
-        called = self._fail or function
-        return await super().run(called, args, kwargs, once=once, idempotent=idempotent)
+    async def run(self, function: Any, args: Any, kwargs: Any, **how: Any) -> Any:
+        return await super().run(self._fail or function, args, kwargs, **how)
 
-    async def send_probe(
-        self, probe: Callable[[], Awaitable[object]], admission: Admission, seconds: float
-    ) -> Exception | None:
+    async def send_probe(self, probe: Any, admission: Any, seconds: float) -> Exception | None:
         return await super().send_probe(self._fail or probe, admission, seconds)
 
     async def __aenter__(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from threading import get_ident
 
 from lightrag_resilience.runtime.process_state import process
@@ -12,8 +12,6 @@ from .attempt_timer import Timed, Timer
 
 __all__ = ["LoopTimers", "LoopTimersRegistry"]
 
-Sleep = Callable[[float], Awaitable[None]]
-
 
 class LoopTimers:
     """An event loop with one timer for each timeout, shared by the calls of all guards.
@@ -21,19 +19,15 @@ class LoopTimers:
     Args:
         loop: The loop.
         clock: Monotonic seconds, by which `Timed.due` is set.
-        sleep: Waits so many of these seconds for capacity.
 
     Attributes:
         thread: The thread in which the loop ran last; None where it cannot run any more.
     """
 
-    __slots__ = ("_clock", "_timers", "loop", "sleep", "thread")
+    __slots__ = ("_clock", "_timers", "loop", "thread")
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], sleep: Sleep
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> None:
         self.loop = loop
-        self.sleep = sleep
         self.thread: int | None = None
         self._clock = clock
         self._timers: dict[float, Timer] = {}
@@ -55,14 +49,12 @@ class LoopTimersRegistry:
 
     Args:
         clock: Monotonic seconds, by which `Timed.due` is set.
-        sleep: Waits so many of these seconds for capacity.
     """
 
-    __slots__ = ("__weakref__", "_by_loop", "_clock", "_sleep")
+    __slots__ = ("__weakref__", "_by_loop", "_clock")
 
-    def __init__(self, clock: Callable[[], float], sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._sleep = sleep
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopTimers] = {}
 
     def for_loop(self, loop: asyncio.AbstractEventLoop) -> LoopTimers:
@@ -73,7 +65,7 @@ class LoopTimersRegistry:
             for other in list(self._by_loop):
                 if other.is_closed():
                     self._by_loop.pop(other, None)
-            timers = self._by_loop.setdefault(loop, LoopTimers(loop, self._clock, self._sleep))
+            timers = self._by_loop.setdefault(loop, LoopTimers(loop, self._clock))
         timers.thread = get_ident()
         return timers
 
