@@ -160,6 +160,23 @@ async def test_listeners_tracing_token_counts_and_probes_stay() -> None:
     assert not held.breaker.circuit.is_probed
 
 
+async def test_a_probe_of_the_circuit_before_ends() -> None:
+    owner = Guards(settings=load_settings({}), clock=asyncio.get_running_loop().time)
+    held = owner.get("llm")
+    held.set_probe(Scripted(down()))
+    await fail(lambda: held.call(Scripted(down())))
+    await asyncio.sleep(5)
+    assert probes_running()
+    owner.reset()
+    await asyncio.sleep(5)
+    assert (probes_running(), list(owner)) == ([], [])  # nor has it made the guard anew
+
+
+def probes_running() -> list[str]:
+    names = [task.get_name() for task in asyncio.all_tasks()]
+    return [name for name in names if name.startswith("recovery probe")]
+
+
 def test_the_gate_of_a_drain_opens(owner: Guards) -> None:
     owner.gate.close()
     owner.reset()

@@ -335,3 +335,10 @@ async def test_an_open_circuit_rejects_before_anything_is_sent_and_is_closed_aft
     assert recorded.transitions("llm.openai") == ["open", "closed"]
     assert "StateChanged(dependency='llm.openai', old='closed'" in repr(recorded)
     assert repr(Recorder()) == "<Recorder of no events>"
+
+
+async def test_the_first_block_after_a_reset_is_in_the_outage_too() -> None:
+    held = guard("llm.openai")
+    with resilience_fresh(), outage("llm.openai"), pytest.raises(ConnectionError):
+        async with held:
+            raise AssertionError
