@@ -17,7 +17,7 @@ from lightrag_resilience.config.settings import load_settings
 from support.paths import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-READERS_OWN = {"town", "my_app"}  # modules that the reader of a page writes
+READERS_OWN = {"town", "own", "my_app"}  # modules that the reader of a page writes
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
