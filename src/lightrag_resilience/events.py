@@ -21,6 +21,7 @@ __all__ = [
     "CallFailed",
     "CallSucceeded",
     "Counter",
+    "DocumentDegraded",
     "DocumentProcessed",
     "DocumentsCounted",
     "DrainEnded",
@@ -205,12 +206,22 @@ class RecoveryCompleted:
         resumed: Documents whose ingest was interrupted.
         requeued: Failed documents that are tried again.
         given_up: Failed documents that are not tried again.
+        parsed_anew: Degraded documents that are parsed again.
     """
 
     workspace: str
     resumed: int
     requeued: int
     given_up: int
+    parsed_anew: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentDegraded:
+    """LightRAG's own parser has read a document of a workspace, as `dependency` was down."""
+
+    workspace: str
+    dependency: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +306,7 @@ Event = (
     | DocumentsCounted
     | QueryCompleted
     | DocumentProcessed
+    | DocumentDegraded
     | DrainProgress
     | DrainEnded
     | WorkAbandoned

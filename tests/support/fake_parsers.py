@@ -35,6 +35,8 @@ class FakeParser:
         tasks: The name and text of each file that it was given, by task.
         is_busy: Whether it is still at work on all of them.
         is_forgetful: Whether it knows no task any more, whatever it is given.
+        heading: What the text of each result begins with.
+        text: What the text of each result is instead of the file's, if not empty.
         rejected: What it cannot parse, by the file's name.
     """
 
@@ -45,6 +47,7 @@ class FakeParser:
         self.uploads: Counter[str] = Counter()
         self.tasks: dict[str, tuple[str, str]] = {}
         self.is_busy = self.is_forgetful = False
+        self.heading = self.text = ""
         self.rejected: set[str] = set()
         self.reached = asyncio.Event()
         self._port = 0
@@ -146,7 +149,7 @@ class FakeParser:
         if self.fault == "refuses":
             raise web.HTTPUnprocessableEntity
         task = f"task-{len(self.tasks) + 1}-{self.uploads.total()}"
-        self.tasks[task] = file.filename, file.file.read().decode()
+        self.tasks[task] = file.filename, self.heading + (self.text or file.file.read().decode())
         return web.json_response({"task_id": task})
 
     async def _ask(self, request: web.Request) -> web.Response:

@@ -25,6 +25,7 @@ from lightrag_resilience import (
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import (
     CallSucceeded,
+    DocumentDegraded,
     DocumentsCounted,
     DrainEnded,
     DrainProgress,
@@ -225,7 +226,8 @@ def test_documents_recoveries_queries_and_drains_are_counted(
         DocumentsCounted("books", "failed", 4),
         DocumentsCounted("books", "failed", 3),
         RecoveryCompleted("books", 0, 2, 1),
-        RecoveryCompleted("books", 5, 0, 1),
+        RecoveryCompleted("books", 5, 0, 1, 3),
+        DocumentDegraded("books", "parser.mineru"),
         QueryCompleted("books", "degraded", 1.5),
         DrainProgress("draining", 9),
         WorkAbandoned("stream"),
@@ -238,6 +240,9 @@ def test_documents_recoveries_queries_and_drains_are_counted(
     assert one(PREFIX + "documents", {**of_books, "status": "failed"}) == 3
     assert one(recovered, {**of_books, "outcome": "resumed"}) == 5
     assert one(recovered, {**of_books, "outcome": "requeued"}) == 2
+    assert one(recovered, {**of_books, "outcome": "parsed_anew"}) == 3
+    of_mineru = {**of_books, "dependency": "parser.mineru"}
+    assert one(PREFIX + "degraded_documents_total", of_mineru) == 1
     assert one(PREFIX + "documents_given_up", of_books) == 1
     in_time = {"outcome": "degraded", "le": "2.0"}
     assert one(PREFIX + "query_duration_seconds_bucket", in_time) == 1

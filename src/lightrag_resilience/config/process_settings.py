@@ -107,6 +107,12 @@ class ProcessSettings:
         600.0,
         "Seconds that the ingest of a protected LightRAG waits for an unavailable dependency.",
     )
+    ingest_degraded_after: Wait | None = setting(
+        None,
+        "Seconds for which MinerU or Docling may be down before LightRAG's own parser reads its "
+        "documents, as far as it can. Recovery has them parsed anew when it is back. `none`: they "
+        "wait for it.",
+    )
     query__patience: Wait = setting(
         12.0,
         "Seconds that a query of a protected LightRAG waits for dependencies that have just become "

@@ -15,6 +15,7 @@ from lightrag_resilience.events import (
     CallAdmitted,
     CallFailed,
     CallSucceeded,
+    DocumentDegraded,
     DocumentProcessed,
     DocumentsCounted,
     DrainEnded,
@@ -91,6 +92,8 @@ def _recovered(event: RecoveryCompleted) -> Iterable[Measure]:
         yield "recovered_documents", (event.workspace, "resumed"), event.resumed
     if event.requeued:
         yield "recovered_documents", (event.workspace, "requeued"), event.requeued
+    if event.parsed_anew:
+        yield "recovered_documents", (event.workspace, "parsed_anew"), event.parsed_anew
     yield "documents_given_up", (event.workspace,), event.given_up
 
 
@@ -129,6 +132,9 @@ _OF: dict[type, Callable[[Any], Iterable[Measure]]] = {
     RecoveryCompleted: _recovered,
     RetryScheduled: _retried,
     StaleAnswerServed: _once("stale_answers"),
+    DocumentDegraded: lambda event: (
+        ("degraded_documents", (event.workspace, event.dependency), 1),
+    ),
     DocumentProcessed: lambda event: (("documents_processed", (event.workspace,), 1),),
     TokensUsed: lambda event: (
         ("tokens_used", (event.dependency, event.work, event.use), event.tokens),

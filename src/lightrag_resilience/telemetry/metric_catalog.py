@@ -180,8 +180,14 @@ METRICS = (
         "recovered_documents",
         "counter",
         (_W, "outcome"),
-        "Documents that recovery took on: resumed (interrupted while in process), or requeued "
-        "(failed before).",
+        "Documents that recovery took on: resumed (interrupted while in process), requeued "
+        "(failed before), or parsed_anew (degraded before).",
+    ),
+    Metric(
+        "degraded_documents",
+        "counter",
+        (_W, "dependency"),
+        "Documents that LightRAG's own parser has read because theirs was down.",
     ),
     Metric(
         "documents_given_up",

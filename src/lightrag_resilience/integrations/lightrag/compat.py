@@ -17,6 +17,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from lightrag.base import DocStatus
@@ -34,6 +35,7 @@ __all__ = [
     "EMBEDDING",
     "EXTERNAL_PARSERS",
     "FIELD_SEPARATOR",
+    "GRAPH_STARTED",
     "GUNICORN_CONFIG",
     "GUNICORN_MAIN",
     "HEALTH_DETAILS",
@@ -46,12 +48,14 @@ __all__ = [
     "LOAD_LOCK",
     "LOCK",
     "MARK_CANCELLED",
+    "MARK_DUPLICATE",
     "MODEL",
     "NEXT_STEP",
     "PARSER_CLIENTS",
     "PARSER_HTTP",
     "PARSER_SPECS",
     "PARSE_WORKER",
+    "PERSIST",
     "PRIVATE_NAMES",
     "PROCESS_DOCUMENT",
     "PURGE",
@@ -84,11 +88,14 @@ __all__ = [
     "is_fail_response",
     "is_truncated",
     "largest_download",
+    "local_parser",
     "pending_update",
+    "purge_stale",
     "registered_storages",
     "retire",
     "roles_of",
     "server_of",
+    "source_file",
     "storage_registry",
     "takes_tracker",
     "without_queue",
@@ -516,6 +523,55 @@ def largest_download() -> int | None:
     """Bytes of the largest result that LightRAG takes from a parser; None without a limit."""
     limit = find(*_LIMIT)
     return None if limit is None else cast("int | None", limit())
+
+
+PERSIST = "_persist_parsed_full_docs"
+"""The method by which a parser stores the text of a document."""
+MARK_DUPLICATE = "_mark_duplicate_after_parse"
+"""The method that makes a failed document of one whose text another has, and forgets its chunks."""
+GRAPH_STARTED = "_mark_graph_mutation_started"
+"""The method that is called before a document is added to the graph."""
+_PURGE_STALE = "_purge_stale_extraction_if_resuming"
+_LOCAL = ("legacy", "lightrag.parser.legacy.parser", "LegacyParser")
+_ARCHIVE = "__parsed__"
+
+
+def local_parser(path: str) -> Any:
+    """LightRAG's own parser for the plain text of a file; None if it reads none of that suffix."""
+    engine, module, cls = _LOCAL
+    suffix = Path(path).suffix.lower().lstrip(".")
+    if suffix not in importlib.import_module(_PARSERS).suffix_capabilities(engine):
+        return None
+    return getattr(importlib.import_module(module), cls)()
+
+
+def source_file(rag: Any, document: str, path: str, row: Mapping[str, Any]) -> Path | None:
+    """The file of a document that LightRAG will find again; None if there is none.
+
+    Where an older one of its name is archived, that one would be found once it is archived too.
+    """
+    context = importlib.import_module("lightrag.parser.base").ParseContext
+    found: Path = context(rag, document, path, row).source_path("")
+    if not found.is_file():
+        return None
+    is_archived = found.parent.name == _ARCHIVE
+    return found if is_archived or not (found.parent / _ARCHIVE / found.name).exists() else None
+
+
+async def purge_stale(rag: Any, status: Any, given: Mapping[str, Any]) -> None:
+    """Take what a document has stored before out of all storages, as its processing would.
+
+    Args:
+        rag: The LightRAG.
+        status: The document's row.
+        given: What LightRAG's pipeline knows of the document.
+    """
+    document = given["doc_id"]
+    same = {name: given[name] for name in ("file_path", "pipeline_status", "pipeline_status_lock")}
+    content = await rag.full_docs.get_by_id(document)
+    await getattr(rag, _PURGE_STALE)(
+        doc_id=document, status_doc=status, content_data=content, **same
+    )
 
 
 # ---------------------------------------------------------------------- the table

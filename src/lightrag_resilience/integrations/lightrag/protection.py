@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,10 @@ from lightrag_resilience.draining.gate import allow_during_drain
 from lightrag_resilience.errors import UnsupportedCallError
 from lightrag_resilience.integrations.lightrag.degradation.degradation import Degradation
 from lightrag_resilience.integrations.lightrag.degradation.levels import QueryComponent
+from lightrag_resilience.integrations.lightrag.parsing.degraded import (
+    DegradedDocuments,
+    Replacing,
+)
 from lightrag_resilience.integrations.lightrag.parsing.parsers import Parsers
 from lightrag_resilience.integrations.lightrag.recovery.anchors import RecoveryAnchors
 from lightrag_resilience.integrations.lightrag.recovery.recovery import Recovery
@@ -74,6 +79,8 @@ from .storages import guard_storage, guarding, is_embedded, release_storage
 
 __all__ = ["Protection"]
 
+_log = logging.getLogger("lightrag_resilience")
+_NO_ANEW = "to parse a document anew takes LightRAG 1.5.6 and RESILIENCE_RECOVERY"
 _SDKS = ("openai", "anthropic")
 _SDK_CHANGES = (
     (disable_sdk_retries, "its retries multiply those of a guard"),
@@ -117,6 +124,7 @@ class Protection:
         if registry.settings.degrade and self._coverage.is_guarded("queries.degraded"):
             stale_for = registry.settings.stale_answers
             self._degradation = Degradation(rag, self._components_of, stale_for)
+        self._degraded: DegradedDocuments | None = None
         self._background: list[Recovery | DocumentCounts] = []
         self._probes: dict[str, Callable[[], None]] = {}  # what ends each, by its guard
         self._lost_with: dict[str, frozenset[QueryComponent]] = {}
@@ -157,7 +165,8 @@ class Protection:
             for name, override in RecoveryAnchors(rag).method_overrides():
                 self._shadow(name, override)
         if "parser.plugins" in self._coverage and self._coverage.is_guarded("parser.plugins"):
-            parsers = Parsers(self._registry, self._need, self._set_probe)
+            self._degraded = self._degraded_documents()
+            parsers = Parsers(self._registry, self._need, self._set_probe, self._degraded)
             self._undo.callback(parsers.end)
             parsers.begin()
             self._shadow(PARSE_WORKER, parsers.working(getattr(rag, PARSE_WORKER)))
@@ -170,6 +179,19 @@ class Protection:
                     self._undo.callback(change(sys.modules[name]))
                 except UnsupportedCallError as error:
                     self._coverage.add(f"sdk.{name}", Cover.UNGUARDED, f"{loss}. {error}")
+
+    def _degraded_documents(self) -> DegradedDocuments | None:
+        """Degraded documents, if the settings want any and recovery can parse them anew."""
+        settings, seam = self._registry.settings, "parser.degraded"
+        after = settings.ingest_degraded_after
+        if after is None:
+            return None
+        if not (seam in self._coverage and self._coverage.is_guarded(seam) and settings.recovery):
+            _log.warning("RESILIENCE_INGEST_DEGRADED_AFTER has no effect: %s", _NO_ANEW)
+            return None
+        for name, override in Replacing(self._rag).method_overrides():
+            self._shadow(name, override)
+        return DegradedDocuments(self._rag, self._registry, after)
 
     def _guard_storages(self) -> None:
         for attribute, storage in _storages(self._rag):
@@ -236,7 +258,9 @@ class Protection:
             return
         self._background.append(DocumentCounts(self._rag, self._registry.events))
         if self._registry.settings.recovery and self._coverage.is_guarded("pipeline.recovery"):
-            self._background.append(Recovery(self._rag, self._registry, self._ingest_dependencies))
+            needed = self._ingest_dependencies
+            recovery = Recovery(self._rag, self._registry, needed, self._degraded)
+            self._background.append(recovery)
         for each in self._background:
             each.begin()
         for _, storage in _storages(self._rag):

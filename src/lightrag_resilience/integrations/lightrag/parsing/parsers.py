@@ -18,8 +18,10 @@ from typing import Any
 
 import httpx
 
+from lightrag_resilience.composition.wait_for_recovery import Patience
 from lightrag_resilience.config.endpoint_names import Endpoint
-from lightrag_resilience.failures.classifier import is_recognized
+from lightrag_resilience.errors import CallRejected, ShuttingDownError
+from lightrag_resilience.failures.classifier import FailureKind, classify, is_recognized
 from lightrag_resilience.integrations.lightrag.compat import (
     DOWNLOAD,
     EXTERNAL_PARSERS,
@@ -37,6 +39,7 @@ from lightrag_resilience.pipeline.guard import Guard
 from lightrag_resilience.pipeline.recovery_probe import Probe
 from lightrag_resilience.pipeline.registry import Guards
 
+from .degraded import DegradedDocuments
 from .requests import GuardedHttpx, Parse, health_probe
 
 __all__ = ["Parsers"]
@@ -51,6 +54,7 @@ class Parsers:
         registry: The guards.
         on_guard: Called with the guard of each parser that is used.
         set_probe: Sets what looks for the recovery of a parser.
+        degraded: Reads documents whose parser is down; None: they wait for it.
     """
 
     def __init__(
@@ -58,7 +62,9 @@ class Parsers:
         registry: Guards,
         on_guard: Callable[[Guard], None],
         set_probe: Callable[[Guard, Probe], None],
+        degraded: DegradedDocuments | None = None,
     ) -> None:
+        self.degraded = degraded
         self._registry = registry
         self._on_guard = on_guard
         self._set_probe = set_probe
@@ -95,6 +101,12 @@ class Parsers:
             self._on_guard(guard)
         return guard
 
+    def is_down(self, engine: str, error: Exception) -> bool:
+        """Whether an error of a document is the outage of its parser."""
+        if isinstance(error, ShuttingDownError) or self.guard_of(engine).breaker.outage is None:
+            return False
+        return isinstance(error, CallRejected) or classify(error).kind is not FailureKind.FATAL
+
     def parse_by(self, engine: str) -> Parse:
         """A document that a parser is given."""
         guard = self.guard_of(engine)
@@ -104,6 +116,8 @@ class Parsers:
             self._undo.callback(replace_methods([client], PARSER_HTTP, _guarded_httpx))
         work = current_work.get()
         patience = None if work is None else work.patience
+        if (max_outage := _max_outage.get()) is not None:
+            patience = Patience(self._registry.settings.ingest_patience, max_outage=max_outage)
         return Parse(guard, patience, functools.partial(self._probe_beside, guard))
 
     def _probe_beside(self, guard: Guard, upload: httpx.URL) -> None:
@@ -118,6 +132,8 @@ class Parsers:
 
 
 _current: ContextVar[Parsers | None] = ContextVar("lightrag_resilience_parsers", default=None)
+_max_outage: ContextVar[float | None] = ContextVar("lightrag_resilience_max_outage", default=None)
+"""Seconds for which the parser of a document may be down that need not wait longer for it."""
 
 
 def _guarded_httpx(_: Any) -> GuardedHttpx:
@@ -151,10 +167,11 @@ def _guarded_class(cls: type) -> type:
         name, method = DOWNLOAD, _into_empty(getattr(cls, DOWNLOAD))
     else:
         name, method = "parse", cls.parse  # type: ignore[attr-defined]
-    by_requests = cls.__module__.startswith(EXTERNAL_PARSERS)
-    guarded = (_by_requests if by_requests else _as_a_whole)(method)
     same = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (cls,), {name: guarded, **same})
+    if not cls.__module__.startswith(EXTERNAL_PARSERS):
+        return type(cls.__name__, (cls,), {name: _as_a_whole(method), **same})
+    parse = _degradable(cls.parse)  # type: ignore[attr-defined]
+    return type(cls.__name__, (cls,), {name: _by_requests(method), "parse": parse, **same})
 
 
 def _into_empty(download: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -181,6 +198,30 @@ def _by_requests(download: Callable[..., Awaitable[None]]) -> Callable[..., Any]
             await parse.run(functools.partial(download, self, *args, **kwargs))
 
     return guarded
+
+
+def _degradable(parse: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """A method of a parser that leaves to LightRAG's own one what need not wait longer for it."""
+
+    @functools.wraps(parse)
+    async def degradable(self: Any, context: Any) -> Any:
+        parsers = _current.get()
+        degraded = None if parsers is None else parsers.degraded
+        parser = None if degraded is None else degraded.parser_of(context)
+        if parsers is None or degraded is None or parser is None:
+            return await parse(self, context)
+        token = _max_outage.set(degraded.after)
+        try:
+            return await parse(self, context)
+        except Exception as error:
+            if not parsers.is_down(self.engine_name, error):
+                raise
+        finally:
+            _max_outage.reset(token)
+        result = await degraded.parse(context, self.engine_name, parser)
+        return await parse(self, context) if result is None else result
+
+    return degradable
 
 
 def _as_a_whole(method: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:

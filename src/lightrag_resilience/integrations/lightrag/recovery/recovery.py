@@ -11,7 +11,7 @@ import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 from lightrag.base import DocStatus
 
@@ -28,7 +28,7 @@ from .anchors import RecoveryAnchors
 from .failed_documents import RESUMABLE, FailureRecord, FailureRecords, is_failed, is_refused, plan
 from .interrupted_documents import in_words, left_documents
 
-__all__ = ["Recovery"]
+__all__ = ["Degraded", "Recovery"]
 
 _log = logging.getLogger("lightrag_resilience")
 
@@ -44,6 +44,18 @@ _on_run_started: ContextVar[Callable[[], None] | None] = ContextVar(
 """Called at the first status that a run writes: only then has LightRAG let this worker process."""
 
 
+class Degraded(Protocol):
+    """Documents that are to be parsed anew once their parser is back."""
+
+    def is_due(self, rows: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether one of these rows of the documents' status is such a document."""
+        ...
+
+    async def requeue(self) -> int:
+        """Make those pending whose parser is back; how many were."""
+        ...
+
+
 class Recovery:
     """Watches one LightRAG: runs at the start, when a breaker closes, and after failures.
 
@@ -51,10 +63,18 @@ class Recovery:
         rag: The LightRAG, whose storages are initialized by the time `begin` is called.
         registry: Its guards.
         dependencies: The names of those that ingest needs.
+        degraded: Its degraded documents, if it may have any.
     """
 
-    def __init__(self, rag: Any, registry: Guards, dependencies: Collection[str]) -> None:
+    def __init__(
+        self,
+        rag: Any,
+        registry: Guards,
+        dependencies: Collection[str],
+        degraded: Degraded | None = None,
+    ) -> None:
         self._rag = rag
+        self._degraded = degraded
         self._registry = registry
         self._dependencies = dependencies
         self._attempts = registry.settings.recovery_attempts
@@ -96,7 +116,7 @@ class Recovery:
                 data, current_work.get(), is_unavailable=is_unavailable
             )
             result = await upsert(data)
-            if has_failed:
+            if has_failed or (self._degraded is not None and self._degraded.is_due(data)):
                 self._wanted.set()
             return result
 
@@ -212,19 +232,20 @@ class Recovery:
         requeued = await self._requeue(chosen)
         if requeued:
             _log.info("Retrying %s that failed", counted(requeued, "document"))
-        left = min(max(await self._waiting() - requeued, 0), self._left_at_start)
-        is_mine = bool(requeued or left) and await self._process(left)
+        anew = await self._degraded.requeue() if self._degraded is not None else 0
+        left = min(max(await self._waiting() - requeued - anew, 0), self._left_at_start)
+        is_mine = bool(requeued or anew or left) and await self._process(left)
         # Another process may process them, and stop before their end.
         unfinished = min(await self._waiting(), left)
         self._left_at_start = sys.maxsize
         resumed = left - unfinished if is_mine else 0
-        if len(planned) > requeued or unfinished:
+        if len(planned) > requeued or unfinished or anew:
             self._wanted.set()
         is_repeated = requeued or self._wanted.is_set()
         has_recovered = not self._open and not is_well
         self._runs_in_row = self._runs_in_row + 1 if is_repeated and not has_recovered else 0
-        if requeued or resumed or given_up:
-            event = RecoveryCompleted(self._rag.workspace or "", resumed, requeued, given_up)
+        if requeued or resumed or given_up or anew:
+            event = RecoveryCompleted(self._rag.workspace or "", resumed, requeued, given_up, anew)
             self._registry.events.publish(event)
 
     async def _process(self, left: int) -> bool:
