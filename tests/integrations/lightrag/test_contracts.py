@@ -19,6 +19,7 @@ from lightrag.llm.openai import InvalidResponseError
 from lightrag_resilience import FailureKind, InvalidResultError
 from lightrag_resilience.failures.classifier import classify
 from lightrag_resilience.failures.kinds import TRANSIENT
+from lightrag_resilience.integrations.lightrag import contracts
 from lightrag_resilience.integrations.lightrag.compat import completion_mark
 from lightrag_resilience.integrations.lightrag.contracts import (
     Completion,
@@ -116,6 +117,14 @@ def test_an_answer_that_a_binding_cannot_read_is_told_by_what_it_is(body: str, r
     assert told is not None
     assert told.reason == reason
     assert completion().broken_by(ValueError("a bug")) is None
+
+
+def test_three_empty_texts_of_a_slow_model_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contracts, "_LONG", -1.0)
+    contract = completion()
+    kinds = [classify(broken(contract, "")).kind for _ in range(3)]
+    assert kinds == [FailureKind.TRANSIENT] * 2 + [FailureKind.FATAL]
+    assert contract.accepts_after(broken(contract, ""))
 
 
 async def test_the_openai_bindings_error_for_an_empty_text_is_one_of_an_empty_text() -> None:

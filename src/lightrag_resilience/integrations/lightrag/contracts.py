@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -59,6 +60,8 @@ _CUT = "with JSON that ends in the middle"
 _OF_READING = (AttributeError, TypeError, LookupError, ValueError)
 _OF_BINDINGS = frozenset({"InvalidResponseError", "ContentTypeError"})  # LightRAG's, aiohttp's
 _NO_JSON, _NO_RECORDS = "with a text instead of JSON", "with a text instead of an extraction"
+# Of a slow model so many empty texts in so many seconds are enough: its call has no time for more.
+_ENOUGH, _LONG = 3, 60.0
 _UNREADABLE = frozenset({_CUT, _NO_JSON, _NO_RECORDS})
 
 
@@ -190,17 +193,19 @@ class Completion(Contract):
 
     __slots__ = (
         "_accepted",
+        "_began",
         "_empty_answers",
+        "_empty_count",
         "_has_item",
         "_has_text",
         "_unreadable",
-        "_was_empty",
     )
 
     def __init__(self, *call: Any, empty: EmptyAnswers | None = None) -> None:
         super().__init__(*call)
         self._empty_answers = empty or EmptyAnswers()
-        self._was_empty = self._has_item = self._has_text = False
+        self._has_item = self._has_text = False
+        self._empty_count, self._began = 0, time.monotonic()
         self._unreadable: str | None = None
         self._accepted: str | None = None
 
@@ -249,9 +254,10 @@ class Completion(Contract):
         return True
 
     def _empty(self) -> Failure:
-        was_empty, self._was_empty = self._was_empty, True
+        was_empty, self._empty_count = self._empty_count > 0, self._empty_count + 1
         are_known = self._empty_answers.are_known
-        if self._accepted == _EMPTY or (was_empty and are_known):
+        is_slow = self._empty_count >= _ENOUGH and time.monotonic() > self._began + _LONG
+        if self._accepted == _EMPTY or (was_empty and are_known) or is_slow:
             return FATAL  # not requested again
         return LOCAL if was_empty or are_known else TRANSIENT
 

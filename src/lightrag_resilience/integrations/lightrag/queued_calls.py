@@ -130,7 +130,7 @@ class GuardedCalls:
             if (accepted := kept.accepted_after(error)) is not None:
                 return accepted
             if kept.accepts_after(error) and await self._is_answered():
-                return await self.guard.run(checked, args, kwargs, once=True)
+                return await self._within_times(checked, args, kwargs, once=True)
             halves = kept.halves() if is_too_large(root_cause(error)) else None
             if halves is None:
                 raise
@@ -155,6 +155,8 @@ class GuardedCalls:
         function: Callable[..., Coroutine[Any, Any, Any]],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        *,
+        once: bool = False,
     ) -> Any:
         """As `guard.run`, within the times of these calls where they are shorter than the guard's.
 
@@ -162,7 +164,7 @@ class GuardedCalls:
         """
         times, name = self.times(), self.guard.name
         if times == self.guard.policy.timeout:
-            return await self.guard.run(function, args, kwargs)
+            return await self.guard.run(function, args, kwargs, once=once)
         each, total = times.attempt, times.total
 
         async def attempt(*args: Any, **kwargs: Any) -> Any:
@@ -171,7 +173,7 @@ class GuardedCalls:
 
         vars(attempt).update(vars(function))  # the name of the model, for traces
         async with _at_most(total, lambda: DeadlineExceededError(name, None, f"after {total:g} s")):
-            return await self.guard.run(attempt, args, kwargs)
+            return await self.guard.run(attempt, args, kwargs, once=once)
 
 
 @contextlib.asynccontextmanager
