@@ -204,7 +204,7 @@ class RecoveryProbe:
                 task.get_loop().call_soon_threadsafe(task.cancel)
 
     async def _run(self) -> None:
-        guard = self._guard
+        guard, circuit = self._guard, self._circuit
         try:
             async with guard.gate.interruptible(guard.name):
                 await self._probe_while_open()
@@ -216,7 +216,7 @@ class RecoveryProbe:
             loop = asyncio.get_running_loop()
             loop.call_later(_RESTART_AFTER, self._attend, context=Context())
         finally:
-            self._circuit.probed_until = _LONG_AGO
+            circuit.probed_until = _LONG_AGO
 
     def _awaited_until(self, idle_until: float) -> float:
         """When to probe for callers that wait, and came before the last probe.
