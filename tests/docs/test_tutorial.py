@@ -82,6 +82,14 @@ def test_every_command_of_the_tutorial_is_run_by_some_test() -> None:
     assert all(line.startswith("lightrag-resilience ") for line in others)  # test_docs.py runs them
 
 
+def test_the_chinese_readme_has_the_errors_and_the_imports_of_the_english_one() -> None:
+    english, chinese = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh.md"))
+    for wanted in (r"^\| `(\w+)`", r"^from .*|^@.*?\)|^await \w+\(\w+\)"):
+        assert re.findall(wanted, english, re.MULTILINE) == re.findall(
+            wanted, chinese, re.MULTILINE
+        )
+
+
 def test_the_chinese_tutorial_has_the_same_programs_and_commands() -> None:
     assert [found.groups() for found in BLOCK.finditer(CHINESE)] == [
         found.groups() for found in BLOCK.finditer(TUTORIAL)
