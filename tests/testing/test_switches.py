@@ -50,6 +50,12 @@ class Throttled(Exception):  # noqa: N818
     __resilience_failure__ = Failure(FailureKind.THROTTLED, retry_after=HOUR)
 
 
+@pytest.fixture
+def still() -> Guards:
+    """Guards for which no time passes but that of waits."""
+    return Guards(settings=load_settings({}), clock=lambda: 0.0)
+
+
 # ---------------------------------------------------------------------- fresh
 
 
@@ -144,37 +150,37 @@ async def test_fast_a_deadline_holds_for_waits_that_take_no_time() -> None:
     assert "after the call's deadline" in str(caught.value.__notes__)
 
 
-async def test_fast_calls_that_wait_together_do_not_add_up_their_waits() -> None:
+async def test_fast_calls_that_wait_together_do_not_add_up_their_waits(still: Guards) -> None:
     policy = Policy.llm(retry=RetryPolicy(initial_backoff=30.0, jitter="none"), total_timeout=100.0)
-    with resilience_fast() as time:
-        began = time.now()
+    with resilience_fast(still) as time:
         steps = [Scripted(ConnectionError(), "answer") for _ in range(5)]
-        calls = [guard("llm.openai", policy).call(each) for each in steps]
+        calls = [still.get("llm.openai", policy).call(each) for each in steps]
         assert await asyncio.gather(*calls) == ["answer"] * 5
-        assert 30 <= time.now() - began < 60
+        assert time.now() == pytest.approx(30)
 
 
-async def test_fast_limits_let_calls_wait_in_no_time_and_reject_what_waits_too_long() -> None:
+async def test_fast_limits_let_calls_wait_in_no_time_and_reject_what_waits_too_long(
+    still: Guards,
+) -> None:
     policy = Policy.llm(limit=LimitPolicy(rpm=60.0, burst=1))
-    with resilience_fast() as time:
-        began, it = time.now(), guard("llm.openai", policy)
+    with resilience_fast(still) as time:
+        it = still.get("llm.openai", policy)
         for _ in range(20):
             await it.call(Scripted("answer"))
-        assert 18 <= time.now() - began < 30
+        assert time.now() == pytest.approx(19)
         calls = [it.call(Scripted("answer")) for _ in range(40)]
         ended = await asyncio.gather(*calls, return_exceptions=True)
-        assert 5 < sum(isinstance(each, RateLimitedError) for each in ended) < 15
+        assert sum(isinstance(each, RateLimitedError) for each in ended) == 10
         time.advance(HOUR)
         assert await it.call(Scripted("answer")) == "answer"
 
 
-async def test_fast_tokens_are_limited_too() -> None:
+async def test_fast_tokens_are_limited_too(still: Guards) -> None:
     policy = Policy.llm(limit=LimitPolicy(tpm=600.0, token_burst=100, answer_tokens=100))
-    with resilience_fast() as time:
-        began = time.now()
-        calls = [guard("llm.openai", policy).call(Scripted(0.01)) for _ in range(3)]
+    with resilience_fast(still) as time:
+        calls = [still.get("llm.openai", policy).call(Scripted(0.01)) for _ in range(3)]
         await asyncio.gather(*calls)
-        assert 20 <= time.now() - began < 50
+        assert time.now() == pytest.approx(20)
 
 
 async def test_fast_a_cool_down_of_the_provider_is_over_at_once_for_all() -> None:
