@@ -69,6 +69,15 @@ async def test_the_caller_gets_an_error_that_names_dependency_and_reason() -> No
     assert verdict(guard) == (3, 3)
 
 
+async def test_a_reason_is_shown_without_control_characters_and_not_endlessly() -> None:
+    kind = FailureKind.FATAL
+    guard = guard_on_loop(Policy(result=lambda _: Failure(kind, reason="with\x1b[31m" + "x" * 999)))
+    with pytest.raises(InvalidResultError) as raised:
+        await guard.call(Scripted("answer"))
+    assert "with[31mxxx" in str(raised.value)
+    assert len(str(raised.value)) < 230
+
+
 async def test_results_that_are_judged_failures_open_the_circuit() -> None:
     guard = guard_on_loop(
         Policy(
