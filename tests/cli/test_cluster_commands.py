@@ -420,7 +420,7 @@ def test_a_narrow_terminal_gives_its_width_to_the_reason() -> None:
     text = narrow.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert "after 5 failures in a row, the last" in text
     assert "9 of 9" in text
-    assert "next probe with the next call" in text
+    assert "next probe due" in text
     assert "Not well: llm.openai answers 401 to 9 of 9 calls: check its key" in text
     shown = wide.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert why in shown

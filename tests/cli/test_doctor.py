@@ -158,6 +158,8 @@ def test_the_default_setup_has_no_findings() -> None:
         ({}, {"GUNICORN_CMD_ARGS": "--workers 2 --graceful-timeout=20"}, Level.ERROR, "longer"),
         ({}, {"WORKERS": "4"}, Level.WARNING, "RESILIENCE_REDIS_URL"),
         ({}, {"WEB_CONCURRENCY": "2"}, Level.WARNING, "RESILIENCE_REDIS_URL"),
+        ({}, {"LLM_TIMEOUT": "abc"}, Level.WARNING, "set LLM_TIMEOUT to a number"),
+        ({}, {"RERANK_TIMEOUT": "30s"}, Level.WARNING, "set RERANK_TIMEOUT to a number"),
     ],
 )
 def test_conflicting_process_settings_are_found(
@@ -174,6 +176,7 @@ def test_conflicting_process_settings_are_found(
     [
         ({"SHUTDOWN_TIMEOUT": "8"}, {}),
         ({"SHUTDOWN_TIMEOUT": "28"}, {}),
+        ({}, {"LLM_TIMEOUT": "600", "EMBEDDING_TIMEOUT": ""}),
         ({"SHUTDOWN_TIMEOUT": "50"}, {"GUNICORN_CMD_ARGS": "--graceful-timeout 60"}),
         ({"REDIS_URL": "redis://redis"}, {"WORKERS": "4", "WEB_CONCURRENCY": "x"}),
         ({}, {"WORKERS": "1", "WEB_CONCURRENCY": "4"}),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightrag_resilience.config.process_environment import ProcessEnvironment
+from lightrag_resilience.config.policies import LIGHTRAG_TIMEOUTS
+from lightrag_resilience.config.process_environment import ProcessEnvironment, timeout_variable
 from lightrag_resilience.config.settings import Settings
 from lightrag_resilience.draining.supervisor import grace_period_of
 
@@ -26,6 +27,7 @@ def examine_process(settings: Settings, environment: ProcessEnvironment) -> list
     found = [
         *_shutdown(settings, environment),
         *_workers(settings, environment),
+        *_given_timeouts(environment),
     ]
     return [Finding(level, subject, problem, advice) for level, subject, problem, advice in found]
 
@@ -76,4 +78,18 @@ def _workers(settings: Settings, environment: ProcessEnvironment) -> _Found:
                 f"a limit holds {workers} times, and each finds an outage out by itself"
             ),
             "set RESILIENCE_REDIS_URL",
+        )
+
+
+def _given_timeouts(environment: ProcessEnvironment) -> _Found:
+    for family in environment.unread_timeouts:
+        name = timeout_variable(family)
+        yield (
+            Level.WARNING,
+            family,
+            (
+                f"{name} is no whole number of seconds, so LightRAG and its guards have the "
+                f"default of {LIGHTRAG_TIMEOUTS[family]:g} s"
+            ),
+            f"set {name} to a number, or remove it",
         )

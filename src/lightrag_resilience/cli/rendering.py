@@ -76,7 +76,7 @@ def _next_probe(it: Description) -> str:
     if it.now.state is State.HALF_OPEN and it.probes:
         return f"{it.probes} in flight"
     if it.now.state is State.HALF_OPEN or not it.now.remaining:
-        return "with the next call"
+        return "due"
     ends = "ends " if is_isolation(it.now.reason) else ""
     return f"{ends}in {as_words(it.now.remaining)}"
 

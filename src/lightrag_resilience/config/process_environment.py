@@ -66,12 +66,14 @@ class ProcessEnvironment:
         graceful_timeout: Seconds from the signal until Gunicorn kills a worker.
         multiprocess_folder: Where prometheus_client adds up the metrics of processes, or "".
         tokenizer_folder: Where tiktoken keeps its downloads; None if it keeps none.
+        unread_timeouts: Families whose timeout LightRAG cannot read, and has its own in its place.
     """
 
     workers: int = 1
     graceful_timeout: float = _GRACEFUL
     multiprocess_folder: str = ""
     tokenizer_folder: Path | None = None
+    unread_timeouts: tuple[str, ...] = ()
 
 
 def read_process_environment(environ: Mapping[str, str] | None = None) -> ProcessEnvironment:
@@ -85,7 +87,16 @@ def read_process_environment(environ: Mapping[str, str] | None = None) -> Proces
         graceful_timeout=float(graceful[-1]) if graceful else _GRACEFUL,
         multiprocess_folder=source.get(_FOLDER, ""),
         tokenizer_folder=_tokenizer_folder(source),
+        unread_timeouts=tuple(it for it in _TIMED if _is_unread(source.get(timeout_variable(it)))),
     )
+
+
+def _is_unread(value: str | None) -> bool:
+    try:
+        int(value or "0")
+    except ValueError:
+        return True
+    return False
 
 
 def lightrag_timeouts(environ: Mapping[str, str] | None = None) -> dict[str, float]:

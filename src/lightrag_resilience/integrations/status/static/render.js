@@ -85,11 +85,11 @@ function untilNext(row) {
   if (row.state === "closed") return () => "";
   if (row.condition === "probing") {
     if (row.probes) return () => "A probe is in flight.";
-    return () => "The next call is the probe.";
+    return () => "The next probe is due.";
   }
   if (row.retry_after === null) return () => "Until it is closed by hand.";
-  const what = row.condition === "isolated" ? "Ends" : "Next probe";
-  return (now) => (due - now > 0.5 ? `${what} in ${duration(due - now)}.` : `${what} with the next call.`);
+  const [what, over] = row.condition === "isolated" ? ["Ends", "Ends now."] : ["Next probe", "The next probe is due."];
+  return (now) => (due - now > 0.5 ? `${what} in ${duration(due - now)}.` : over);
 }
 
 // ---------------------------------------------------------------- the whole page
