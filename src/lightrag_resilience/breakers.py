@@ -37,8 +37,6 @@ __all__ = ["Admission", "Breaker", "Snapshot", "State"]
 
 _log = logging.getLogger("lightrag_resilience")
 
-_PUT_OFF = 1.0  # seconds after a break in which its probe comes, unless nothing is wanted
-
 
 class Breaker:
     """Admits calls of one dependency, and opens and closes by how they end. Thread-safe.
@@ -127,15 +125,6 @@ class Breaker:
             return None
         is_isolated = circuit.open_until == math.inf or is_isolation(circuit.reason)
         return math.inf if is_isolated else self._clock() - began
-
-    def is_looked_for_again(self, since: float) -> bool:
-        """Whether a background probe was put off until a caller came, at `since`.
-
-        That caller's probe comes at once, and it may find the dependency well for long.
-        """
-        circuit = self.circuit
-        is_open = circuit.is_probed and circuit.state is State.OPEN
-        return is_open and since > circuit.open_until + _PUT_OFF
 
     @property
     def is_awaited(self) -> bool:

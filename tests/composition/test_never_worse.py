@@ -175,31 +175,6 @@ def test_a_schedule_that_was_worse_once_is_worse_no_more(schedule: Schedule) -> 
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("latency", [0.02, 1.0])
-@pytest.mark.parametrize("patience", [12.0, 30.0, 60.0, 90.0, 600.0])
-def test_twenty_queries_at_once_make_ten_calls_at_most_however_long_they_wait(
-    patience: float, latency: float
-) -> None:
-    schedule = Schedule((Phase(2000, 1.0),), (Work(0.0, 2),) * 20, error_latency=latency)
-    for seed in range(4):
-        random.seed(seed)
-        lived = protected(schedule, patience)
-        ended = max(each.failed or 9999.0 for each in lived.works)
-        assert patience <= ended <= patience + 5.0 or 60.0 <= ended <= 66.0
-        assert sum(at <= ended + 4.0 for at in lived.calls) <= 10, lived.calls
-
-
-@pytest.mark.no_cover
-@pytest.mark.parametrize("comes", [35.0, 59.5, 62.0, 68.0, 75.0])
-def test_a_query_after_an_outage_that_no_probe_has_looked_at_is_answered(comes: float) -> None:
-    """20 queries at once, none after them, and the provider comes back unseen."""
-    works = (*(Work(0.0, 2),) * 20, Work(comes, 2))
-    *_, last = protected(Schedule((Phase(32.0, 1.0),), works)).works
-    assert last.answered is not None
-    assert last.answered <= comes + 3.0
-
-
-@pytest.mark.no_cover
 @pytest.mark.parametrize("fails_with", ["503", "hang"])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.8, 0.9])
 def test_in_a_brownout_more_is_answered_with_as_few_calls_for_each_answer(

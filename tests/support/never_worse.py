@@ -75,7 +75,6 @@ class Schedule:
         timeout: Seconds that LightRAG gives an attempt.
         probe_share: Of the time of an answer that the small one of a probe takes.
         seed: Of the draws in phases with a share.
-        error_latency: Seconds until an error comes.
     """
 
     phases: tuple[Phase, ...]
@@ -83,7 +82,6 @@ class Schedule:
     timeout: float = 240.0
     probe_share: float = 1.0
     seed: int = 0
-    error_latency: float = ERROR_LATENCY
 
     @property
     def slowest(self) -> float:
@@ -160,7 +158,7 @@ class Provider:
             if (ended := _current.get()) is not None:
                 ended.hung += 1
             await loop.create_future()
-        await asyncio.sleep(self._schedule.error_latency)
+        await asyncio.sleep(ERROR_LATENCY)
         if phase.fails_with == "refused":
             raise httpx.ConnectError("refused", request=_REQUEST)
         response = httpx.Response(int(phase.fails_with), request=_REQUEST)
@@ -212,7 +210,7 @@ def alone(schedule: Schedule) -> Lived:
     return _live(schedule, prepare)
 
 
-def protected(schedule: Schedule, patience: float = _SETTINGS.query__patience) -> Lived:
+def protected(schedule: Schedule) -> Lived:
     """A guard with its probe, by the defaults, and in front of the queue what makes work wait."""
 
     def prepare(provider: Provider) -> Callable[[Work], Call]:
@@ -230,7 +228,7 @@ def protected(schedule: Schedule, patience: float = _SETTINGS.query__patience) -
 
         def calls_of(work: Work) -> Call:
             of_query = Patience(
-                patience,
+                _SETTINGS.query__patience,
                 max_outage=_SETTINGS.query__max_outage,
                 waiting=waiting,
                 most_waiting=100,

@@ -46,8 +46,7 @@ class Patience:
 
     Args:
         seconds: How long; 0 waits for nothing.
-        max_outage: Seconds for which a circuit may have been open, to be waited for; longer where
-            probes were put off as no call came.
+        max_outage: Seconds for which a circuit may have been open, to be waited for.
         waiting: The number of calls that wait, by dependency.
         most_waiting: How many of them may wait for one dependency.
         repeats_single: Whether a call that failed is repeated where its policy makes one attempt.
@@ -105,16 +104,8 @@ class Patience:
             return None
         if outage is None:
             return hint if hint <= left else None
-        if outage > self._max_outage and not self._is_first_for_long(guard):
-            return None
         # The circuit may close sooner than its next probe by a call is due.
-        return min(hint, left)
-
-    def _is_first_for_long(self, guard: Guard) -> bool:
-        """Whether an outage is only old because no call came, and so no probe looked at it."""
-        came = -math.inf if self._ends is None else self._ends - self._seconds
-        is_cooling = guard.occupancy.cooldown_remaining > 0
-        return not is_cooling and guard.breaker.is_looked_for_again(came)
+        return min(hint, left) if outage <= self._max_outage else None
 
     def _backoff(self, policy: RetryPolicy, error: Exception) -> float | None:
         """Seconds after which another call may succeed; None if waiting would not help."""

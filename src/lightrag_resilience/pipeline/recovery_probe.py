@@ -287,10 +287,9 @@ class RecoveryProbe:
             self._opened_at = now
             self._guard.demanded_at = max(self._guard.demanded_at, now)
         idle = _IDLE_GROWTH * (now - self._guard.demanded_at)
-        # Callers that wait in a young outage have left soon after it. One that comes later waits
-        # for the probe that it makes due: `Breaker.is_looked_for_again`.
+        # A young outage may end unseen: callers wait in it. In an old one they would be rejected.
         young_until = self._opened_at + self._young_for
-        self._idle_until = min(now + idle, max(now, young_until) + _LONGEST_IDLE)
+        self._idle_until = min(now + idle, max(now + _LONGEST_IDLE, young_until))
         if circuit.reason.startswith(MET):  # the breaker's pause is the same each time
             self._due = max(self._due, now + circuit.breaks.length(self._opens))
 
