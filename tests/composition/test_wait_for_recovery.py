@@ -74,7 +74,7 @@ async def test_background_calls_are_held_back_in_a_brownout_and_others_are_not()
             is_background=is_background,
         )
 
-    await asyncio.gather(*(call(is_background=True) for _ in range(20)))
+    await asyncio.gather(*(call(is_background=True) for _ in range(200)))
     assert {event.error for event in shed if isinstance(event, AttemptRejected)} == {
         "CallShedError"
     }
@@ -239,6 +239,20 @@ async def test_an_old_outage_is_not_waited_for() -> None:
             guard, lambda: guard.call(Scripted("answer")), patience=patience
         )
     assert now() == 61.0
+
+
+@pytest.mark.parametrize("since", range(120, 135))  # between probes, and while one is put off
+async def test_the_first_query_in_an_old_outage_is_refused_at_once(since: int) -> None:
+    guard = quick(consecutive_failures=1)
+    guard.set_probe(Scripted(down()))
+    with pytest.raises(ConnectionRefusedError):
+        await guard.call(Scripted(down()))
+    await asyncio.sleep(since)
+    with pytest.raises(CircuitOpenError):
+        await retry_until_available(
+            guard, lambda: guard.call(Scripted("answer")), patience=Patience(8, max_outage=60)
+        )
+    assert now() == since
 
 
 async def test_an_isolated_dependency_is_not_waited_for_by_a_query() -> None:
