@@ -14,6 +14,8 @@ from typing import Any, Literal, Self
 import pytest
 from aiohttp import web
 
+from .ports import free_port
+
 Engine = Literal["mineru", "docling"]
 Fault = Literal["none", "dead", "hung", "500", "nonsense", "refuses"]
 _STATES = {
@@ -50,7 +52,7 @@ class FakeParser:
         self.heading = self.text = ""
         self.rejected: set[str] = set()
         self.reached = asyncio.Event()
-        self._port = 0
+        self._port = free_port()  # no connection takes it while the parser is dead
         self._goal = 0
         self._runner: web.AppRunner | None = None
 
@@ -121,7 +123,6 @@ class FakeParser:
         )
         await self._runner.setup()
         listener = socket.create_server(("127.0.0.1", self._port))
-        self._port = listener.getsockname()[1]
         await web.SockSite(self._runner, listener).start()
 
     @web.middleware
