@@ -14,6 +14,9 @@ import numpy as np
 from lightrag import LightRAG
 from lightrag.utils import EmbeddingFunc, Tokenizer
 
+from lightrag_resilience import Guards
+from lightrag_resilience.integrations.lightrag import protect, unprotect
+
 DIMENSIONS = 8
 EXTRACTED = """\
 entity<|#|>Ada<|#|>Person<|#|>Ada founded Alderwick.
@@ -105,3 +108,14 @@ async def lightrag_on(provider: Provider, **changes: Any) -> AsyncIterator[Any]:
             for queue in (*models.values(), rag.embedding_func.func, rag.rerank_model_func):
                 if hasattr(queue, "shutdown"):
                     await queue.shutdown()
+
+
+@contextlib.asynccontextmanager
+async def protected_on(guards: Guards, **changes: Any) -> AsyncIterator[Any]:
+    """A protected LightRAG. All those of a process share what replaces httpx for its clients."""
+    async with lightrag_on(Provider(), **changes) as rag:
+        await protect(rag, registry=guards)
+        try:
+            yield rag
+        finally:
+            await unprotect(rag)

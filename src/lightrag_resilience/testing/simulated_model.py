@@ -1,7 +1,8 @@
 """What a simulated model answers: plain rules in place of a model, so that answers can be checked.
 
 It does what LightRAG asks for: extracts entities and relations, finds keywords, merges
-descriptions, and answers questions with sentences of the given context.
+descriptions, and answers questions with sentences of the given context. It counts tokens by the
+rules of a byte-pair encoder, without its table.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import dropwhile, pairwise
 from typing import Any
 
-__all__ = ["complete", "embed", "relevance"]
+__all__ = ["complete", "count_message_tokens", "count_tokens", "embed", "relevance"]
 
 _NAME = re.compile(r"[A-Z][a-z'-]+(?: [A-Z][a-z'-]+)*")
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]?")
@@ -25,6 +26,19 @@ _LITTLE_WORDS = frozenset(
      "Then", "There", "They", "This", "To", "Under", "We", "What", "When", "Where", "Which", "Who",
      "Why", "With"}
 )  # fmt: skip
+# A text is split as by the tokenizers of GPT-4, and words into pieces of the length that is usual
+# for their script.
+_PIECE = re.compile(
+    r" ?[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\u3000-\u303f]"
+    r"| ?[A-Za-z]{1,9}"
+    r"| ?[^\W\d_A-Za-z\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]{1,3}"  # Cyrillic, Greek
+    r"|\d{1,3}"
+    r"| ?[^\w\s]{1,3}"
+    r"|\s+"
+    r"|.",
+    re.DOTALL,
+)
+_OF_MESSAGE = 3  # its role and its marks
 _JOINT, _END = "<|#|>", "<|COMPLETE|>"
 _NOTHING = "I do not know: the context says nothing about it."
 _QUOTED = 3  # sentences of the context in an answer
@@ -185,3 +199,16 @@ def relevance(query: str, document: str) -> float:
     """From 0 to 1: which share of the query's words the document holds."""
     wanted = set(_words(query))
     return len(wanted.intersection(_words(document))) / len(wanted) if wanted else 0.0
+
+
+def count_tokens(text: str) -> int:
+    """The tokens of a text."""
+    return sum(1 for _ in _PIECE.finditer(text))
+
+
+def count_message_tokens(messages: Sequence[dict[str, Any]]) -> int:
+    """The tokens of a conversation."""
+    texts = [message.get("content") or "" for message in messages]
+    return sum(
+        _OF_MESSAGE + count_tokens(text if isinstance(text, str) else str(text)) for text in texts
+    )

@@ -25,8 +25,7 @@ from lightrag_resilience.runtime.background_loop import BackgroundLoop
 
 from .faults import INVALID, Fault, Script
 from .invalid_answers import HTML_PAGE, spoiled
-from .simulated_model import complete, embed, relevance
-from .simulated_tokens import count_message_tokens, count_tokens
+from .simulated_model import complete, count_message_tokens, count_tokens, embed, relevance
 
 __all__ = ["SeenCall", "Simulator"]
 

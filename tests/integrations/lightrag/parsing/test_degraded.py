@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +17,11 @@ pytest.importorskip("lightrag.parser.registry", reason="LightRAG before 1.5.2 ha
 from lightrag_resilience import Guards
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.events import DocumentDegraded, Event, RecoveryCompleted
-from lightrag_resilience.integrations.lightrag import protect, unprotect
 from lightrag_resilience.integrations.lightrag.parsing.degraded import Replacing
 from support.fake_parsers import Engine, FakeParser
 from support.files_to_parse import pdf
 from support.killed_ingest import Processes
-from support.lightrag_rig import Provider, lightrag_on
+from support.lightrag_rig import protected_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 DOCUMENTS = 4
@@ -35,16 +33,6 @@ QUICK = {
     "RESILIENCE_RECOVERY_DELAY": "0.05",
     "RESILIENCE_INGEST_DEGRADED_AFTER": "0",
 }
-
-
-@contextlib.asynccontextmanager
-async def protected(guards: Guards, **options: Any) -> AsyncIterator[Any]:
-    async with lightrag_on(Provider(), **options) as rag:
-        await protect(rag, registry=guards)
-        try:
-            yield rag
-        finally:
-            await unprotect(rag)
 
 
 @pytest.fixture
@@ -112,7 +100,7 @@ async def test_documents_of_a_dead_parser_are_read_at_once_and_parsed_anew_after
     guards, seen = registry(), list[Event]()
     guards.events.subscribe(seen.append, DocumentDegraded, RecoveryCompleted)
     names = [f"{number}.{suffix}" for number in range(DOCUMENTS)]
-    async with FakeParser(engine) as parser, protected(guards) as rag:
+    async with FakeParser(engine) as parser, protected_on(guards) as rag:
         parser.heading = HEADING
         parser.configure(monkeypatch)
         await enqueue(rag, inputs, engine, *names)
@@ -150,7 +138,7 @@ async def test_a_document_is_not_degraded_for_single_failures_of_its_parser(
     inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guards = registry(RESILIENCE_PARSER__BREAKER__CONSECUTIVE_FAILURES="100")
-    async with FakeParser("mineru") as parser, protected(guards) as rag:
+    async with FakeParser("mineru") as parser, protected_on(guards) as rag:
         parser.configure(monkeypatch)
         await enqueue(rag, inputs, "mineru", "0.pdf")
         parser.fault = "500"
@@ -165,7 +153,7 @@ async def test_a_document_is_not_degraded_for_single_failures_of_its_parser(
 async def test_a_document_waits_that_lightrag_cannot_read_or_whose_file_it_would_not_find_again(
     name: str, inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with FakeParser("mineru") as parser, protected(registry()) as rag:
+    async with FakeParser("mineru") as parser, protected_on(registry()) as rag:
         parser.configure(monkeypatch)
         await enqueue(rag, inputs, "mineru", name)
         if name == "empty.pdf":
@@ -185,7 +173,7 @@ async def test_a_document_waits_that_lightrag_cannot_read_or_whose_file_it_would
 async def test_a_degraded_document_that_turns_out_to_be_a_duplicate_leaves_nothing(
     inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with FakeParser("docling") as parser, protected(registry()) as rag:
+    async with FakeParser("docling") as parser, protected_on(registry()) as rag:
         parser.configure(monkeypatch)
         parser.text = "The same text."
         await enqueue(rag, inputs, "docling", "first.md")
@@ -208,7 +196,7 @@ async def test_a_degraded_document_that_turns_out_to_be_a_duplicate_leaves_nothi
 async def test_a_degraded_document_whose_file_is_gone_stays_as_it_is(
     inputs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with FakeParser("mineru") as parser, protected(registry()) as rag:
+    async with FakeParser("mineru") as parser, protected_on(registry()) as rag:
         parser.configure(monkeypatch)
         await parser.die()
         await enqueue(rag, inputs, "mineru", "0.pdf", "1.pdf")
@@ -228,7 +216,7 @@ async def test_without_recovery_documents_wait_and_a_warning_says_so(
     inputs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     guards = registry(RESILIENCE_RECOVERY="false")
-    async with FakeParser("mineru") as parser, protected(guards) as rag:
+    async with FakeParser("mineru") as parser, protected_on(guards) as rag:
         assert "RESILIENCE_INGEST_DEGRADED_AFTER has no effect" in caplog.text
         parser.configure(monkeypatch)
         await parser.die()

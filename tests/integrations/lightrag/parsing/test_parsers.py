@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,11 +21,11 @@ from lightrag_resilience import Guards, ShuttingDownError
 from lightrag_resilience.config.settings import load_settings
 from lightrag_resilience.draining.gate import allow_during_drain
 from lightrag_resilience.events import Event, StateChanged
-from lightrag_resilience.integrations.lightrag import compat, protect, unprotect
+from lightrag_resilience.integrations.lightrag import compat, unprotect
 from lightrag_resilience.integrations.lightrag.parsing.requests import GuardedHttpx
 from lightrag_resilience.shutdown import Coordinator
 from support.fake_parsers import Engine, FakeParser, Fault
-from support.lightrag_rig import Provider, lightrag_on
+from support.lightrag_rig import Provider, lightrag_on, protected_on
 
 pytestmark = [pytest.mark.anyio, pytest.mark.lightrag]
 OUTAGE = float(os.environ.get("PARSER_OUTAGE", "1.5"))  # seconds; 20 once before a release
@@ -44,17 +42,6 @@ QUICK = {
 
 def registry(**variables: str) -> Guards:
     return Guards(settings=load_settings(QUICK | variables))
-
-
-@contextlib.asynccontextmanager
-async def protected_on(guards: Guards) -> AsyncIterator[Any]:
-    """A protected LightRAG. All those of a process share what replaces httpx for its clients."""
-    async with lightrag_on(Provider()) as rag:
-        await protect(rag, registry=guards)
-        try:
-            yield rag
-        finally:
-            await unprotect(rag)
 
 
 @pytest.fixture
